@@ -1,0 +1,156 @@
+"""`TorchAdapter`: what the core asks of PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rankfold.contracts import Trace
+from rankfold.errors import RankfoldError, Refused
+from rankfold.hookspecs import LayerRule
+from rankfold.ops import Array, Chain, Op
+from rankfold.registry import registry, resolve
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from rankfold_torch import layers, tracing, weights
+from rankfold_torch.refusals import Surroundings, check_layer, check_root, is_quantized
+
+_MATRIX_AXES = 2
+
+
+class TorchAdapter:
+    """Reads, builds and replaces layers of a `torch.nn.Module`.
+
+    An instance serves one call of plan, apply, compress or load, during which the model is
+    unchanged until it is replaced.
+    """
+
+    def __init__(self) -> None:
+        self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
+
+    def layers(self, model: nn.Module) -> Mapping[str, str]:
+        """Stock layers, and any other module that holds a matrix or a kernel of its own."""
+        check_root(model)
+        return {path: type(module).__name__ for path, module in self._found(model).items()}
+
+    def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
+        """The further paths of a module that stands in several places."""
+        module = model.get_submodule(path)
+        return tuple(
+            other
+            for other, found in model.named_modules(remove_duplicate=False)
+            if found is module and other != path
+        )
+
+    def read(self, model: nn.Module, path: str) -> Op:
+        """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        module = model.get_submodule(path)
+        rule = self._rule(module)
+        if rule is None:
+            check_layer(module)
+        self._surroundings(model).check(path, module)
+        return layers.read(module) if rule is None else _ruled(rule, rule.read, module)
+
+    def trace(self, model: nn.Module, inputs: Any) -> Trace:
+        """One forward pass in eval mode without gradients."""
+        return tracing.trace(model, self._found(model), inputs)
+
+    def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module:
+        """An `nn.Sequential` of stock layers."""
+        module = model.get_submodule(path)
+        rule = self._rule(module)
+        if rule is None or rule.build is None:
+            return layers.build(chain, module)
+        built: nn.Module = _ruled(rule, rule.build, chain, module)
+        return built
+
+    def run(self, module: nn.Module, x: Array) -> Array:
+        """The module's output, computed in float64."""
+        return layers.run(module, x)
+
+    def precision(self, model: nn.Module, path: str) -> float:
+        """Machine epsilon of the layer's dtype."""
+        dtype = next(model.get_submodule(path).parameters(recurse=False)).dtype
+        return torch.finfo(dtype).eps
+
+    def replace(
+        self, model: nn.Module, modules: Mapping[str, nn.Module], *, inplace: bool
+    ) -> nn.Module:
+        """Swaps layers by identity, so that shared modules stay shared.
+
+        The copy never copies the layers that are replaced.
+        """
+        new = {id(model.get_submodule(path)): module for path, module in modules.items()}
+        if not inplace:
+            try:
+                copied: nn.Module = copy.deepcopy(model, dict(new))
+            except Exception as error:
+                raise RankfoldError(
+                    f"the model cannot be copied ({error}); pass inplace=True to change it itself"
+                ) from error
+            return copied
+        if id(model) in new:
+            raise RankfoldError("a model that is a single layer cannot be replaced in place")
+        for owner in list(model.modules()):
+            _swap(vars(owner), new)
+        return model
+
+    def save_weights(self, model: nn.Module, file: Path) -> None:
+        """Every parameter and persistent buffer, tied ones once."""
+        weights.save_weights(model, file)
+
+    def load_weights(self, model: nn.Module, file: Path) -> None:
+        """Fills the model after checking names, shapes and dtypes."""
+        weights.load_weights(model, file)
+
+    def _found(self, model: nn.Module) -> dict[str, nn.Module]:
+        return {
+            path: module
+            for path, module in model.named_modules()
+            if isinstance(module, (*layers.KINDS, LazyModuleMixin))
+            or is_quantized(module)
+            or self._rule(module) is not None
+            or any(_is_matrix(p) for p in module._parameters.values())
+        }
+
+    @staticmethod
+    def _rule(module: nn.Module) -> LayerRule | None:
+        for rule in registry().rules:
+            name, _, cls = rule.layer.partition(":")
+            if rule.adapter != "torch" or name not in sys.modules:
+                continue
+            if type(module) is getattr(sys.modules[name], cls, None):
+                return rule
+        return None
+
+
+def _is_matrix(parameter: torch.Tensor | None) -> bool:
+    if parameter is None or nn.parameter.is_lazy(parameter):
+        return parameter is not None
+    return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
+
+
+def _ruled(rule: LayerRule, target: str, *arguments: Any) -> Any:
+    try:
+        function: Callable[..., Any] = resolve(target)
+        return function(*arguments)
+    except Refused:
+        raise
+    except Exception as error:  # a plugin's fault must not stop the rest
+        raise Refused(f"the layer rule {target!r} failed: {error!r}") from error
+
+
+def _swap(container: Any, new: Mapping[int, nn.Module]) -> None:
+    """Replaces modules by identity in a module's attributes, and in lists and dicts in them."""
+    items = container.items() if isinstance(container, dict) else enumerate(container)
+    for key, value in list(items):
+        if id(value) in new:
+            container[key] = new[id(value)]
+        elif isinstance(value, (dict, list)):
+            _swap(value, new)

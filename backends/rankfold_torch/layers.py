@@ -1,0 +1,239 @@
+"""From a stock PyTorch layer to an op, and from a chain of ops to an `nn.Sequential` of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rankfold.errors import Refused
+from rankfold.ops import (
+    Array,
+    Chain,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Geometry,
+    Linear,
+    Op,
+    channels,
+    geometry,
+)
+from torch import nn
+
+CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, type[nn.Module]] = {
+    1: nn.ConvTranspose1d,
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
+}
+KINDS: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Embedding,
+    *CONVS.values(),
+    *TRANSPOSED.values(),
+)
+_PADS: dict[str, dict[int, type[nn.Module]]] = {
+    "zeros": {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d},
+    "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
+    "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
+    "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
+}
+
+
+def to_numpy(tensor: torch.Tensor) -> Array:
+    """A float tensor as an array: shared memory for float32 and float64 on the CPU, else a copy.
+
+    bfloat16 and float16 come as float32, in which they are exact.
+    """
+    tensor = tensor.detach()
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: Array = tensor.cpu().numpy()
+    return array
+
+
+def read(module: nn.Module) -> Op:
+    """The op of a stock layer whose weights have been found to be ordinary tensors."""
+    weight = to_numpy(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
+    if isinstance(module, nn.Embedding):
+        return Embedding(weight)
+    bias = None if module.bias is None else to_numpy(module.bias)  # type: ignore[arg-type]
+    if isinstance(module, nn.Linear):
+        return Linear(weight, bias)
+    if isinstance(module, tuple(TRANSPOSED.values())):
+        return _read_transposed(module, weight, bias)
+    return _read_conv(module, weight, bias)
+
+
+def _read_conv(module: Any, weight: Array, bias: Array | None) -> Conv:
+    padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
+    return Conv(
+        weight,
+        bias,
+        stride=tuple(module.stride),
+        padding=padding,
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+        padding_mode=module.padding_mode,
+    )
+
+
+def _read_transposed(module: Any, weight: Array, bias: Array | None) -> ConvTranspose:
+    return ConvTranspose(
+        _swap_channels(weight, module.groups),
+        bias,
+        stride=tuple(module.stride),
+        padding=tuple(module.padding),
+        dilation=tuple(module.dilation),
+        groups=module.groups,
+        output_padding=tuple(module.output_padding),
+    )
+
+
+def build(chain: Chain, like: nn.Module) -> nn.Sequential:
+    """The chain as stock layers with the dtype, device, mode and so on of the layer replaced.
+
+    The constants that parents read from a layer (in_features, stride and the like) are set on the
+    `nn.Sequential` as plain attributes.
+
+    Raises:
+        Refused: PyTorch has no layer for a stage.
+    """
+    modules: list[nn.Module] = []
+    for stage in chain:
+        if isinstance(stage, Linear):
+            modules.append(_fill(nn.Linear, stage, like, *reversed(channels(stage))))
+        elif isinstance(stage, Embedding):
+            modules.append(_build_embedding(stage, like))
+        elif isinstance(stage, ConvTranspose):
+            modules.append(_build_transposed(stage, like))
+        else:
+            modules.extend(_build_conv(stage, like))
+    built = nn.Sequential(*modules)
+    for name in getattr(like, "__constants__", ()):
+        setattr(built, name, copy.copy(getattr(like, name)))
+    return built.train(like.training)
+
+
+def run(module: nn.Module, x: Array) -> Array:
+    """The output of a built module in float64, so that only the rounding of its weights shows."""
+    double = copy.deepcopy(module).double().eval()
+    device = next(double.parameters()).device
+    tensor = torch.from_numpy(np.ascontiguousarray(x)).to(device)
+    with torch.no_grad():
+        y: Array = double(tensor).cpu().numpy()
+    return y
+
+
+def _build_embedding(stage: Embedding, like: nn.Module) -> nn.Module:
+    rows, dim = stage.weight.shape
+    options = {}
+    if isinstance(like, nn.Embedding):
+        options = {
+            "padding_idx": like.padding_idx,
+            "scale_grad_by_freq": like.scale_grad_by_freq,
+            "sparse": like.sparse,
+        }
+    return _fill(nn.Embedding, stage, like, rows, dim, **options)
+
+
+def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
+    geo = geometry(stage)
+    padding: Any = _conv_padding(geo)
+    before: list[nn.Module] = []
+    if not isinstance(padding, str) and any(low != high for low, high in padding):
+        amounts = [side for pair in reversed(padding) for side in pair]
+        pad = _PADS[stage.padding_mode][geo.axes]
+        before = [
+            pad(tuple(amounts), 0.0) if stage.padding_mode == "zeros" else pad(tuple(amounts))
+        ]
+        padding = (0,) * geo.axes
+    elif not isinstance(padding, str):
+        padding = tuple(low for low, _ in padding)
+    layer = _fill(
+        CONVS[geo.axes],
+        stage,
+        like,
+        *reversed(channels(stage)),
+        geo.kernel,
+        stride=geo.stride,
+        padding=padding,
+        dilation=geo.dilation,
+        groups=stage.groups,
+        padding_mode=stage.padding_mode if any_padding(padding) else "zeros",
+    )
+    return [*before, layer]
+
+
+def any_padding(padding: str | tuple[int, ...]) -> bool:
+    """Whether a PyTorch padding argument pads at all."""
+    return isinstance(padding, str) or any(padding)
+
+
+def _conv_padding(geo: Geometry) -> Any:
+    """What PyTorch can take: "same", or pairs."""
+    if not isinstance(geo.padding, str):
+        return geo.padding
+    if any(s > 1 for s in geo.stride):
+        raise Refused(f"PyTorch has no padding {geo.padding!r} with stride {geo.stride}")
+    if geo.padding == "same":
+        return "same"
+    return geo.pads((1,) * geo.axes)  # at stride 1 it does not depend on the size
+
+
+def _build_transposed(stage: ConvTranspose, like: nn.Module) -> nn.Module:
+    geo = geometry(stage)
+    pads = geo.pads((1,) * geo.axes)
+    if any(low != high for low, high in pads):
+        raise Refused(f"PyTorch has no transposed convolution with padding {pads}")
+    return _fill(
+        TRANSPOSED[geo.axes],
+        stage,
+        like,
+        *reversed(channels(stage)),
+        geo.kernel,
+        stride=geo.stride,
+        padding=tuple(low for low, _ in pads),
+        output_padding=geo.output_padding,
+        groups=stage.groups,
+        dilation=geo.dilation,
+    )
+
+
+def _fill(
+    make: Callable[..., nn.Module], stage: Op, like: nn.Module, *args: Any, **options: Any
+) -> nn.Module:
+    """Makes a layer without initialising it and assigns the weights of a stage."""
+    old = like.weight
+    assert isinstance(old, torch.Tensor)
+    if not isinstance(stage, Embedding):
+        options["bias"] = stage.bias is not None
+    module = make(*args, device="meta", **options)
+    weight = stage.weight
+    if isinstance(stage, ConvTranspose):
+        weight = _swap_channels(weight, stage.groups)
+    tensor = _like(weight, old)
+    if tensor.ndim in (4, 5) and not old.is_contiguous():
+        layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
+        if old.is_contiguous(memory_format=layout):
+            tensor = tensor.contiguous(memory_format=layout)
+    module.weight = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    if stage.bias is not None:
+        bias = like.bias
+        assert isinstance(bias, torch.Tensor)
+        module.bias = nn.Parameter(_like(stage.bias, bias), requires_grad=bias.requires_grad)
+    return module
+
+
+def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:
+    # always a copy: the built model shares no memory with the original or with a template
+    return torch.from_numpy(np.array(array)).to(device=tensor.device, dtype=tensor.dtype)
+
+
+def _swap_channels(weight: Array, groups: int) -> Array:
+    """Between (in, out/groups, *kernel) and (out, in/groups, *kernel); its own inverse."""
+    split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+    return split.swapaxes(1, 2).reshape(-1, weight.shape[0] // groups, *weight.shape[2:])

@@ -1,0 +1,170 @@
+"""Why a PyTorch layer must be left alone: what it is itself, and what surrounds it.
+
+A layer is replaced only if nothing but its own `forward` uses its weight. Whatever says otherwise
+(computed weights, hooks, ties, owners that reach into the layer, wrappers) is a reason.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import torch
+from rankfold.errors import RankfoldError, Refused
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from rankfold_torch.layers import KINDS
+from rankfold_torch.sources import reads_of
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_QUANTIZED = ("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+_WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's own quantized or quantization-aware layers."""
+    return type(module).__module__.startswith(_QUANTIZED)
+
+
+def check_root(model: nn.Module) -> None:
+    """Refuses wrappers, which are to be put around the compressed model instead.
+
+    Raises:
+        RankfoldError: naming the wrapper and what to compress.
+    """
+    name = type(model).__name__
+    if name == "OptimizedModule":
+        raise RankfoldError(
+            "the model is a torch.compile wrapper: compress model._orig_mod, then compile the "
+            "result"
+        )
+    if name in _WRAPPERS:
+        raise RankfoldError(
+            f"the model is a {name} wrapper: compress model.module, then wrap the result"
+        )
+    if name == "FullyShardedDataParallel":
+        raise RankfoldError(
+            "the model is sharded by FullyShardedDataParallel: compress it before sharding"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise RankfoldError(
+            "the model is a ScriptModule, whose layers cannot be replaced: compress the eager "
+            "model, then script or trace the result"
+        )
+
+
+def check_layer(module: nn.Module) -> None:
+    """Refuses a layer for what it is itself.
+
+    Raises:
+        Refused: and why.
+    """
+    name = type(module).__name__
+    if is_quantized(module):
+        raise Refused("quantized: compress the float model, then quantize the result")
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        raise Refused("lazy: run the model once on example inputs first")
+    if isinstance(module, nn.RNNBase):
+        raise Refused("recurrent weights are not decomposed")
+    if isinstance(module, nn.MultiheadAttention):
+        raise Refused("owned by nn.MultiheadAttention, which reads it itself")
+    stock = next((kind for kind in KINDS if isinstance(module, kind)), None)
+    if stock is None:
+        raise Refused(f"no rule reads a {name}; a layer rule can teach it")
+    if inspect.getattr_static(module, "forward") is not stock.forward:
+        raise Refused(f"{name} has a forward of its own; a layer rule can teach it")
+    _check_weight(module)
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        raise Refused("it has hooks, which would be lost; remove them to have it compressed")
+    extra = set(module._parameters) | set(module._buffers) | set(module._modules)
+    if extra - {"weight", "bias"}:
+        raise Refused(f"{name} holds {sorted(extra - {'weight', 'bias'})} besides weight and bias")
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        raise Refused("max_norm renormalises the rows of the table as they are read")
+
+
+def _check_weight(module: nn.Module) -> None:
+    if parametrize.is_parametrized(module):
+        raise Refused(
+            "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
+        )
+    buffers = dict(module.named_buffers(recurse=False))
+    if "weight_mask" in buffers or "bias_mask" in buffers:
+        raise Refused("masked by pruning: torch.nn.utils.prune.remove makes it plain")
+    if "weight" not in module._parameters:
+        names = sorted(module._parameters)
+        raise Refused(f"its weight is computed from {names} (weight_norm, spectral_norm or alike)")
+    for part, tensor in module._parameters.items():
+        if tensor is None:
+            continue
+        if type(tensor.data) is not torch.Tensor or tensor.layout is not torch.strided:
+            raise Refused(f"its {part} is a {type(tensor.data).__name__}, not a plain dense tensor")
+        if tensor.device.type == "meta":
+            raise Refused(f"its {part} is on the meta device: it has no values; see to_empty()")
+        if tensor.dtype not in _FLOATS:
+            raise Refused(f"its {part} is {tensor.dtype}; a float dtype is needed")
+    dtypes = {t.dtype for t in module._parameters.values() if t is not None}
+    if len(dtypes) > 1:
+        raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
+
+
+class Surroundings:
+    """What a model's modules do to each other, gathered once.
+
+    Args:
+        model: the model; it must not change while this is in use.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._reads = reads_of(model)
+        self._holders: dict[int, list[tuple[nn.Module, str]]] = {}
+        for path, module in model.named_modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    holder = (module, f"{path}.{name}".lstrip("."))
+                    self._holders.setdefault(_memory(tensor), []).append(holder)
+
+    def check(self, path: str, module: nn.Module) -> None:
+        """Refuses a layer for what surrounds it in the model.
+
+        Raises:
+            Refused: and why.
+        """
+        for owner_path, owner in _owners(self._model, path):
+            if isinstance(owner, nn.MultiheadAttention):
+                raise Refused("owned by nn.MultiheadAttention, which reads its weight itself")
+            if isinstance(owner, torch.jit.ScriptModule):
+                raise Refused(f"inside the ScriptModule {owner_path!r}")
+            name = type(owner).__name__
+            if name in (*_WRAPPERS, "FullyShardedDataParallel"):
+                raise Refused(f"inside the {name} wrapper {owner_path!r}")
+            if parametrize.is_parametrized(owner) or name == "ParametrizationList":
+                raise Refused(f"inside the parametrized module {owner_path!r}")
+        for part, tensor in module._parameters.items():
+            if tensor is None:
+                continue
+            for other, where in self._holders[_memory(tensor)]:
+                if other is not module:
+                    raise Refused(f"tied: its {part} is also {where!r}")
+        if id(module) in self._reads:
+            raise Refused(self._reads[id(module)])
+
+
+def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+    parts = path.split(".") if path else []
+    owner = model
+    for depth, part in enumerate(parts):
+        yield ".".join(parts[:depth]), owner
+        owner = owner._modules[part]  # type: ignore[assignment]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Equal for tensors that share memory."""
+    plain = type(tensor.data) is torch.Tensor and tensor.layout is torch.strided
+    if nn.parameter.is_lazy(tensor) or not plain or tensor.device.type == "meta":
+        return id(tensor)
+    return tensor.untyped_storage().data_ptr() or id(tensor)

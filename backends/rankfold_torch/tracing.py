@@ -1,0 +1,142 @@
+"""One forward pass that records the extents of every layer's inputs and who reads its weight."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from rankfold.contracts import Trace
+from rankfold.errors import RankfoldError
+from rankfold.ops import Extent
+from torch import nn
+
+from rankfold_torch.layers import CONVS, TRANSPOSED
+
+
+def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
+    """Runs the model once in eval mode, without gradients, and leaves it as it was.
+
+    Args:
+        model: the model.
+        layers: the layers to watch, by path.
+        inputs: a tensor, a tuple or list (positional) or a mapping (keyword arguments).
+
+    Raises:
+        RankfoldError: the model fails on the inputs.
+    """
+    extents: dict[str, list[Extent]] = {path: [] for path in layers}
+    watch = _Watch({id(module): path for path, module in layers.items()})
+    with ExitStack() as stack:
+        stack.enter_context(_unchanged(model))
+        stack.enter_context(torch.no_grad())
+        for path, module in layers.items():
+            before = functools.partial(_enter, watch, path)
+            after = functools.partial(_leave, watch, extents[path])
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+            handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
+            stack.callback(handle.remove)
+        stack.enter_context(watch.reading())
+        try:
+            if isinstance(inputs, Mapping):
+                model(**inputs)
+            elif isinstance(inputs, (tuple, list)):
+                model(*inputs)
+            else:
+                model(inputs)
+        except Exception as error:
+            raise RankfoldError(
+                f"inputs: the model fails on them with {type(error).__name__}: {error}"
+            ) from error
+    return Trace(
+        {path: tuple(found) for path, found in extents.items()},
+        {path: tuple(sorted(found)) for path, found in watch.reads.items()},
+    )
+
+
+class _Watch:
+    """Records reads of a layer's weight or bias while the layer is not running."""
+
+    def __init__(self, paths: Mapping[int, str]) -> None:
+        self.paths = paths
+        self.reads: dict[str, set[str]] = {}
+        self.running = 0
+
+    def note(self, path: str, what: str) -> None:
+        self.reads.setdefault(path, set()).add(what)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Watches attribute look-ups of modules; parameters are found by `__getattr__`."""
+        original = nn.Module.__getattr__
+
+        def watched(module: nn.Module, name: str) -> Any:
+            value = original(module, name)
+            if not self.running and name in ("weight", "bias") and id(module) in self.paths:
+                self.note(self.paths[id(module)], name)
+            return value
+
+        nn.Module.__getattr__ = watched  # type: ignore[method-assign]  # restored below
+        try:
+            yield
+        finally:
+            nn.Module.__getattr__ = original  # type: ignore[method-assign]
+
+
+def _enter(
+    watch: _Watch, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    if len(args) + len(kwargs) > 1 or set(kwargs) - {"input"}:
+        watch.note(path, "input together with further arguments")
+    watch.running += 1
+
+
+def _leave(
+    watch: _Watch,
+    extents: list[Extent],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> None:
+    watch.running -= 1
+    x = args[0] if args else kwargs.get("input")
+    if isinstance(x, torch.Tensor):
+        extents.append(_extent(module, x))
+
+
+def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
+    if isinstance(module, nn.Embedding):
+        return tuple(x.shape)
+    for axes in CONVS:
+        if isinstance(module, (CONVS[axes], TRANSPOSED[axes])):
+            batch = x.shape[0] if x.ndim == axes + 2 else 1
+            return (batch, *x.shape[-axes:])
+    return tuple(x.shape[:-1])
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; modes, buffers and random states are as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (b, b.detach().clone(), b._version)
+        for b in model.buffers()
+        if b.device.type != "meta" and not b.is_inference()
+    ]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        for module, _ in modes:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            with torch.no_grad():
+                for buffer, saved, version in buffers:
+                    if buffer._version != version and buffer.shape == saved.shape:
+                        buffer.copy_(saved)

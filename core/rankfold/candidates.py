@@ -1,0 +1,278 @@
+"""What one layer offers a policy: candidates of every allowed method, with cost and error.
+
+A `Layer` reads its op, computes its spectrum and decomposes only on demand, remembers what it has
+computed, and forgets it on `release`, so that planning a model holds one layer at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankfold.contracts import Choice, Decomposition, Mode, Placement, Ranks
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, as_chain, geometry, macs, params
+from rankfold.spectrum import Spectrum
+
+_NOMINAL_OUTPUT = 32
+_BISECTIONS = 24
+_TIE = 1e-6
+
+
+@dataclass(frozen=True, order=False)
+class Cost:
+    """Parameters, and multiply-accumulates in one forward pass on the example inputs."""
+
+    params: int
+    macs: int
+
+    def within(self, other: Cost) -> bool:
+        """Whether neither is above the other's."""
+        return self.params <= other.params and self.macs <= other.macs
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to decompose a layer: its chain, what it costs and the error of the weight."""
+
+    method: str
+    ranks: Ranks
+    chain: Chain
+    cost: Cost
+    error: float
+
+
+class Layer:
+    """One layer of a model, as a policy sees it.
+
+    Args:
+        paths: the layer's path in the model, then its further paths where it is shared.
+        read: gives the op; called again after `release`.
+        methods: the allowed decompositions by name, in order of preference.
+        extents: the extent of the layer's input at each call in one forward pass; None where no
+            example inputs were given.
+        placement: how the scale is spread over a chain.
+        seed: of the run; every layer derives a generator of its own from it.
+
+    Attributes:
+        path: the layer's path in the model.
+        paths: that path and its further ones.
+        methods: those of the allowed decompositions that apply, by name.
+        refusals: for those that do not apply, why.
+    """
+
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        read: Callable[[], Op],
+        methods: Mapping[str, Decomposition],
+        extents: Sequence[Extent] | None,
+        placement: Placement,
+        seed: int,
+    ) -> None:
+        self.path = paths[0]
+        self.paths = paths
+        self._read = read
+        self._placement: Placement = placement
+        self._seed = seed
+        self._op: Op | None = None
+        self._spectrum: Spectrum | None = None
+        self._candidates: dict[tuple[str, Ranks], Candidate] = {}
+        self.traced = extents is not None
+        self._extents = extents
+        self.methods: dict[str, Decomposition] = {}
+        self.refusals: dict[str, str] = {}
+        for name, method in methods.items():
+            try:
+                reason = method.refuse(self.op)
+            except Exception as error:
+                reason = f"the plugin raised {error!r}"
+            if reason is None:
+                self.methods[name] = method
+            else:
+                self.refusals[name] = reason
+
+    @property
+    def op(self) -> Op:
+        """The layer as an op."""
+        if self._op is None:
+            self._op = self._read()
+        return self._op
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """The eigenpairs of the layer's mode Grams."""
+        if self._spectrum is None:
+            self._spectrum = Spectrum(self.op)
+        return self._spectrum
+
+    def release(self) -> None:
+        """Forgets the op, the spectrum and all candidates."""
+        self._op = self._spectrum = None
+        self._candidates.clear()
+
+    def cost(self, ops: Op | Chain) -> Cost:
+        """What the layer or a chain in its place costs.
+
+        Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
+        along every axis: good for comparing chains of one layer, not layers.
+        """
+        extents = self._extents
+        if extents is None:
+            extents = (_nominal_extent(self.op),)
+        chain = as_chain(ops)
+        return Cost(params(chain), sum(macs(chain, extent) for extent in extents))
+
+    def grew(self, cost: Cost) -> str | None:
+        """Why a chain of that cost is no gain; None where it is one.
+
+        A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
+        MACs, so an `Embedding` is judged by its parameters.
+        """
+        before = self.cost(self.op)
+        if cost.params >= before.params:
+            return f"grew: parameters {before.params} → {cost.params}"
+        if before.macs and cost.macs > before.macs:
+            where = "" if self.traced else " for a nominal input; give inputs= for the real ones"
+            return f"grew: MACs {before.macs} → {cost.macs}{where}"
+        return None
+
+    def candidate(self, method: str, ranks: Ranks) -> Candidate:
+        """The chain of a method at given ranks.
+
+        Raises:
+            RankfoldError: a rank is out of range; the message names the layer.
+            Refused: the decomposition failed or gave values that are not finite.
+        """
+        key = (method, ranks)
+        if key not in self._candidates:
+            self._candidates[key] = self._decompose(method, ranks)
+        return self._candidates[key]
+
+    def template_cost(self, method: str, ranks: Ranks) -> Cost:
+        """The cost of a method at given ranks, without decomposing.
+
+        Raises:
+            RankfoldError: a rank is out of range; the message names the layer.
+        """
+        try:
+            return self.cost(self.methods[method].template(self.op, ranks))
+        except RankfoldError as error:
+            raise RankfoldError(f"layer {self.path!r}: {error}") from None
+
+    def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
+        """The largest ranks in the proportions of `base` whose cost is within a limit."""
+        most = self.methods[method].max_ranks(self.op)
+
+        def scaled(factor: float) -> Ranks:
+            return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
+
+        if not self.template_cost(method, scaled(0.0)).within(limit):
+            return None
+        low, high = 0.0, max(m / b for m, b in zip(most, base, strict=True))
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if self.template_cost(method, scaled(middle)).within(limit):
+                low = middle
+            else:
+                high = middle
+        return scaled(low)
+
+    def _decompose(self, name: str, ranks: Ranks) -> Candidate:
+        self.template_cost(name, ranks)
+        rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
+        method = self.methods[name]
+        spectrum = self.spectrum
+        try:
+            factored = method.decompose(
+                self.op, ranks, spectrum=spectrum, placement=self._placement, rng=rng
+            )
+        except Exception as error:
+            raise Refused(f"{name} failed: {error!r}") from error
+        if not math.isfinite(factored.error) or not all(
+            np.isfinite(stage.weight).all() for stage in factored.chain
+        ):
+            raise Refused(f"{name} gave values that are not finite")
+        return Candidate(name, ranks, factored.chain, self.cost(factored.chain), factored.error)
+
+
+def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: str) -> Choice:
+    """The method of least error at equal cost, for a policy that ranks one matrix at a time.
+
+    The first allowed method whose ranks make the layer cheaper sets the cost. Every other method
+    gets the largest ranks within that cost, in parameters and in MACs, and the least error wins.
+
+    Args:
+        layer: the layer.
+        rank_of: the rank the policy gives a mode; 0 for no structure.
+        nothing_found: the reason to give where a rank is 0.
+    """
+    reasons = dict(layer.refusals)
+    wanted: dict[str, Ranks] = {}
+    anchor: Candidate | None = None
+    best: Candidate | None = None
+    for name, method in layer.methods.items():
+        try:
+            mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
+            if min(mode_ranks) < 1:
+                reasons[name] = nothing_found
+                continue
+            wanted[name] = method.ranks(mode_ranks)
+            if anchor is not None:
+                continue
+            grew = layer.grew(layer.template_cost(name, wanted[name]))
+            if grew is not None:
+                reasons[name] = grew
+                continue
+            anchor = best = layer.candidate(name, wanted[name])
+        except Refused as refused:
+            reasons[name] = refused.reason
+    if anchor is None or best is None:
+        return Choice(None, reason=_summary(layer, reasons))
+    for name, method in layer.methods.items():
+        if name == anchor.method:
+            continue
+        base = wanted.get(name, method.max_ranks(layer.op))
+        ranks = layer.largest_within(name, anchor.cost, base)
+        if ranks is None:
+            continue
+        try:
+            other = layer.candidate(name, ranks)
+        except Refused:
+            continue
+        if other.error < best.error * (1.0 - _TIE):
+            best = other
+    return Choice(best.method, best.ranks)
+
+
+def _summary(layer: Layer, reasons: Mapping[str, str]) -> str:
+    op = layer.op
+    tried = {name: reason for name, reason in reasons.items() if name in layer.methods}
+    if isinstance(op, Conv) and op.groups > 1 and op.weight.shape[1] == 1:
+        tried = {name: reason for name, reason in tried.items() if name == "spatial_svd"}
+        detail = f" (spatial_svd {tried['spatial_svd']})" if tried else ""
+        return f"depthwise{detail}"
+    chosen = tried or dict(reasons)
+    if len(set(chosen.values())) == 1:
+        return next(iter(chosen.values()))
+    return "; ".join(
+        reason if reason.startswith(name) else f"{name}: {reason}"
+        for name, reason in chosen.items()
+    )
+
+
+def _nominal_extent(op: Op) -> Extent:
+    if not isinstance(op, (Conv, ConvTranspose)):
+        return (1,)
+    geo = geometry(op)
+    if isinstance(op, ConvTranspose):
+        return (1, *(_NOMINAL_OUTPUT + 2 * max(p) for p in geo.pads((1,) * geo.axes)))
+    reach = (d * (k - 1) + 1 for d, k in zip(geo.dilation, geo.kernel, strict=True))
+    return (
+        1,
+        *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, reach, strict=True)),
+    )

@@ -1,0 +1,191 @@
+"""Saving a compressed model as a folder and loading it into a fresh model.
+
+The folder holds `plan.json` (the plan and the hash of the weights) and `weights.safetensors`. It is
+written under a temporary name and renamed, so there is never half of it. Loading rebuilds the
+structure from the plan, without any decomposition, and runs nothing that the folder holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rankfold.errors import RankfoldError, Refused
+from rankfold.plan import Plan, validate
+from rankfold.registry import registry
+
+if TYPE_CHECKING:
+    from rankfold.contracts import Adapter
+    from rankfold.pipeline import Compressed
+
+PLAN = "plan.json"
+WEIGHTS = "weights.safetensors"
+VERSION = 1
+_MAX_PLAN_BYTES = 256 * 2**20
+
+
+class _Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    rankfold: int
+    weights_sha256: str
+    plan: Plan
+
+
+def save(compressed: Compressed, folder: Path) -> None:
+    """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
+
+    Args:
+        compressed: the model and its plan.
+        folder: made if need be, parents included.
+
+    Raises:
+        RankfoldError: the folder cannot be written or holds other files; nothing is left behind.
+    """
+    adapter = registry().adapter(compressed.model)
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
+    _check_replaceable(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
+    try:
+        fresh = scratch / "new"
+        fresh.mkdir()
+        adapter.save_weights(compressed.model, fresh / WEIGHTS)
+        saved = _Saved(
+            rankfold=VERSION, weights_sha256=_sha256(fresh / WEIGHTS), plan=compressed.plan
+        )
+        (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+        for part in (fresh / WEIGHTS, fresh / PLAN, fresh):
+            _sync(part)
+        if folder.exists():
+            folder.rename(scratch / "old")
+        fresh.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        if (scratch / "old").exists() and not folder.exists():
+            (scratch / "old").rename(folder)
+        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load(model: Any, folder: str | PathLike[str]) -> Any:
+    """A compressed copy of a fresh model, with the structure and the weights that were saved.
+
+    Args:
+        model: a model of the architecture that was compressed; its weights do not matter and it is
+            not modified.
+        folder: what `Compressed.save` wrote.
+
+    Returns:
+        The model; its outputs are bit for bit those of the saved one.
+
+    Raises:
+        RankfoldError: the folder is incomplete, damaged or of another version, or does not fit
+            the model.
+    """
+    folder = Path(folder)
+    saved = _read_plan(folder)
+    weights = folder / WEIGHTS
+    _check_file(weights)
+    if _sha256(weights) != saved.weights_sha256:
+        raise RankfoldError(
+            f"{str(weights)!r} is not the file that {PLAN} was written with: it is damaged or was "
+            "exchanged; save the model anew"
+        )
+    adapter = registry().adapter(model)
+    modules = _modules(adapter, model, saved.plan)
+    small = adapter.replace(model, modules, inplace=False)
+    adapter.load_weights(small, weights)
+    return small
+
+
+def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:
+    from rankfold.pipeline import check_planned, check_same
+
+    check_planned(plan.layers, adapter.layers(model))
+    names = {layer.method for layer in plan.replaced if layer.method is not None}
+    methods = registry().methods(sorted(names)) if names else {}
+    modules: dict[str, Any] = {}
+    for layer in plan.replaced:
+        assert layer.method is not None
+        method = methods[layer.method]
+        try:
+            op = adapter.read(model, layer.path)
+            check_same(layer, op)
+            reason = method.refuse(op)
+            if reason is not None:
+                raise Refused(reason)
+            modules[layer.path] = adapter.build(model, layer.path, method.template(op, layer.ranks))
+        except Refused as refused:
+            raise RankfoldError(
+                f"layer {layer.path!r} of this model cannot be replaced as the plan says: "
+                f"{refused.reason}"
+            ) from None
+    return modules
+
+
+def _read_plan(folder: Path) -> _Saved:
+    file = folder / PLAN
+    _check_file(file)
+    if file.stat().st_size > _MAX_PLAN_BYTES:
+        raise RankfoldError(f"{str(file)!r} is larger than any plan; it is not one of rankfold's")
+    try:
+        saved = msgspec.json.decode(file.read_bytes(), type=_Saved)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RankfoldError(f"{str(file)!r} is damaged or not a rankfold plan: {error}") from None
+    if saved.rankfold != VERSION:
+        raise RankfoldError(
+            f"{str(file)!r} has version {saved.rankfold}; this rankfold reads version {VERSION}"
+        )
+    try:
+        validate(saved.plan)
+    except RankfoldError as error:
+        raise RankfoldError(f"{str(file)!r}: {error}") from None
+    return saved
+
+
+def _check_file(file: Path) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise RankfoldError(
+            f"{str(file)!r} is missing or not a plain file; give the folder that save() wrote"
+        )
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        if folder.is_symlink():
+            raise RankfoldError(f"{str(folder)!r} is a broken link; name a folder")
+        return
+    if not folder.is_dir():
+        raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
+    try:
+        foreign = sorted({entry.name for entry in folder.iterdir()} - {PLAN, WEIGHTS})
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
+    if foreign:
+        raise RankfoldError(
+            f"{str(folder)!r} holds {foreign[0]!r} and would be replaced as a whole; name an empty "
+            "or new folder"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,175 @@
+"""What a plugin implements: a decomposition, a rank policy or a framework adapter.
+
+These are structural types: nothing is inherited. `hookspecs` says how the implementations are
+registered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+
+import numpy as np
+
+from rankfold.ops import Array, Chain, Extent, Op
+from rankfold.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from rankfold.candidates import Layer
+
+Ranks: TypeAlias = tuple[int, ...]
+Placement: TypeAlias = Literal["balanced", "classical"]
+
+
+@dataclass(frozen=True, eq=False)
+class Mode:
+    """One matrix of a layer whose rank a policy chooses.
+
+    Attributes:
+        values: (groups, n), the squared singular values of the weight over `scale`, descending,
+            where n is the smaller side of the matrix.
+        sides: the (rows, columns) of the matrix of one group.
+        channels: the channel count that a rank given as a share refers to.
+        scale: what the weight was divided by.
+    """
+
+    values: Array
+    sides: tuple[int, int]
+    channels: int
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """A decomposed layer: its chain, and the relative error ‖W − Ŵ‖ / ‖W‖ of the weight."""
+
+    chain: Chain
+    error: float
+
+
+class Decomposition(Protocol):
+    """One way to turn an op into a chain of ops."""
+
+    @property
+    def name(self) -> str:
+        """The word used in `methods=` and in plans."""
+
+    def refuse(self, op: Op) -> str | None:
+        """Why this method does not apply to the op; None where it does."""
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """The ranks at which the chain is exact; the length is the number of ranks."""
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """The matrices whose ranks a policy chooses."""
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """The ranks of the method from one rank per mode."""
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """The chain with all-zero weights that take no memory: its shapes, geometry and biases."""
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """The chain, in the dtype of the op's weight, shaped like the template."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a policy wants done to one layer: a method with ranks, or None and a reason."""
+
+    method: str | None
+    ranks: Ranks = ()
+    reason: str = ""
+
+
+class Policy(Protocol):
+    """Chooses a method and ranks for each layer.
+
+    Attributes:
+        name: the word for it on the command line.
+    """
+
+    name: ClassVar[str]
+
+    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer, in their order; lazily where layers do not depend on each other."""
+
+    @classmethod
+    def from_text(cls, argument: str) -> Self:
+        """The policy from what stands behind the colon on the command line; "" for nothing."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass shows.
+
+    Attributes:
+        extents: for each layer path, the extent of its input at each call.
+        reads: for each layer path, what other modules read from it besides calling it.
+    """
+
+    extents: Mapping[str, tuple[Extent, ...]]
+    reads: Mapping[str, tuple[str, ...]]
+
+
+class Adapter(Protocol):
+    """Reads layers of one framework into ops and builds layers of that framework from ops.
+
+    A model and a module are whatever the framework calls so; paths are the framework's own names.
+    """
+
+    def layers(self, model: Any) -> Mapping[str, str]:
+        """Every layer with weights that could be decomposed, in order: path to class name."""
+
+    def aliases(self, model: Any, path: str) -> tuple[str, ...]:
+        """The further paths under which a shared layer is found."""
+
+    def read(self, model: Any, path: str) -> Op:
+        """The layer as an op.
+
+        Raises:
+            Refused: the layer must be left alone, and why.
+        """
+
+    def trace(self, model: Any, inputs: Any) -> Trace:
+        """Runs the model once on example inputs, leaving it as it was.
+
+        Raises:
+            RankfoldError: the model fails on these inputs.
+        """
+
+    def build(self, model: Any, path: str, chain: Chain) -> Any:
+        """A native module for the chain with everything else (dtype, device, mode) as the layer's.
+
+        Raises:
+            Refused: the framework cannot express the chain.
+        """
+
+    def run(self, module: Any, x: Array) -> Array:
+        """The output of a module that `build` gave, in float64, for a check against its op."""
+
+    def precision(self, model: Any, path: str) -> float:
+        """The machine epsilon of the layer's own dtype."""
+
+    def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
+        """The model with these modules in place of the layers: a copy, unless inplace."""
+
+    def save_weights(self, model: Any, file: Path) -> None:
+        """Writes every parameter and buffer to a safetensors file."""
+
+    def load_weights(self, model: Any, file: Path) -> None:
+        """Fills the model from such a file, after checking every name, shape and dtype.
+
+        Raises:
+            RankfoldError: file and model do not fit; the model is then unchanged.
+        """

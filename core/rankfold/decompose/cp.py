@@ -1,0 +1,261 @@
+"""CP (canonical polyadic) decomposition: pointwise, depthwise stages, pointwise.
+
+"cp" fits a tensor (out, in, kh, kw): pointwise, vertical depthwise, horizontal depthwise, pointwise
+(Lebedev et al., arXiv 1412.6553), with one depthwise stage per spatial axis in 1-d and 3-d. An axis
+along which nothing happens (kernel 1, stride 1, no padding) needs no stage. "cp3" fits
+(out, in, kh · kw): pointwise, one k×k depthwise stage, pointwise. Each axis's stage takes that
+axis's kernel, stride, padding and dilation, and none elsewhere. How the factors are found is in
+`als`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose import als
+from rankfold.decompose.direct import decompose
+from rankfold.decompose.stages import along, blank, cast, check_ranks, pointwise, trivial
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from tensorly.cp_tensor import CPTensor
+
+RANKFOLD_API = (1, 0)
+
+
+@dataclass(frozen=True)
+class CP:
+    """Pointwise, depthwise stages, pointwise; ranks are (rank,), per group.
+
+    Attributes:
+        name: "cp" or "cp3".
+        separable: whether every spatial axis is a mode of its own.
+        error_bound: where given, error-preserving correction lowers the norms of the rank-1 terms
+            as far as this relative error allows.
+    """
+
+    name: str
+    separable: bool
+    error_bound: float | None = None
+
+    def refuse(self, op: Op) -> str | None:
+        """Refuses what is not a convolution."""
+        if not isinstance(op, (Conv, ConvTranspose)):
+            return f"{self.name} applies to convolutions, not to {type(op).__name__}; use svd"
+        return None
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """A rank at which every kernel of that shape has an exact model."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        return (als.full_rank(self._shape(op)),)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """The output and the input unfolding."""
+        _, out, into, positions = spectrum.tensor.shape
+        return (
+            Mode(
+                spectrum.output.values[:, : into * positions],
+                (out, into * positions),
+                out,
+                spectrum.scale,
+            ),
+            Mode(
+                spectrum.input.values[:, : out * positions],
+                (into, out * positions),
+                into,
+                spectrum.scale,
+            ),
+        )
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """The larger of the two: the number of rank-1 terms both modes need."""
+        return (max(mode_ranks),)
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """Shapes of all stages."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        limit = "rank-1 terms, with which the model is exact"
+        (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
+        shape = self._shape(op)
+        factors = [blank(op.groups, size, rank) for size in shape]
+        return self._chain(op, factors)
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """Ridge-regularised alternating least squares, group by group."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        shape = self._shape(op)
+        lost = 0.0
+        stacks: list[list[Array]] = [[] for _ in shape]
+        for group in spectrum.tensor:
+            energy = float(np.vdot(group, group))
+            fitted = self._fit(group.reshape(shape), ranks[0], energy)
+            lost += fitted.error**2 * energy
+            for stack, factor in zip(stacks, fitted.factors, strict=True):
+                stack.append(factor)
+        factors = _place([np.stack(s) for s in stacks], spectrum.scale, placement)
+        chain = cast(self._chain(op, factors), op)
+        return Factored(chain, math.sqrt(lost / spectrum.energy))
+
+    def _fit(self, tensor: Array, rank: int, energy: float) -> als.Fit:
+        if energy == 0.0:
+            return als.Fit(tuple(np.zeros((size, rank)) for size in tensor.shape), 0.0)
+        fitted = als.fit(tensor, rank)
+        if self.error_bound is None:
+            return fitted
+        if fitted.error > self.error_bound:
+            raise RankfoldError(
+                f"{self.name}: rank {rank} reaches a relative error of {fitted.error:.3g}, above "
+                f"the error_bound {self.error_bound}; use a higher rank or a larger bound"
+            )
+        return als.correct(tensor, fitted, self.error_bound)
+
+    def _shape(self, op: Convolution) -> tuple[int, ...]:
+        """The sizes of the modes of one group: out, in, then those of the depthwise stages."""
+        out, into, *kernel = op.weight.shape
+        if not self.separable:
+            return out // op.groups, into, math.prod(kernel)
+        live = (k for axis, k in enumerate(kernel) if not trivial(op, axis))
+        return (out // op.groups, into, *live)
+
+    def _chain(self, op: Convolution, factors: list[Array]) -> Chain:
+        left, right, *depthwise = factors
+        groups, _, rank = left.shape
+        kernel = op.weight.shape[2:]
+        if self.separable:
+            axes: list[tuple[int, ...]] = [
+                (axis,) for axis in range(len(kernel)) if not trivial(op, axis)
+            ]
+        else:
+            axes = [tuple(range(len(kernel)))]
+        stages: list[Op] = [pointwise(op, right.swapaxes(1, 2))]
+        for own, factor in zip(axes, depthwise, strict=True):
+            lengths = [k if axis in own else 1 for axis, k in enumerate(kernel)]
+            weight = factor.swapaxes(1, 2).reshape(groups * rank, 1, *lengths)
+            stages.append(along(op, own, weight, groups * rank))
+        return (*stages, pointwise(op, left, op.bias))
+
+
+CP4 = CP("cp", separable=True)
+CP3 = CP("cp3", separable=False)
+
+
+def cp(
+    op: Op,
+    rank: int,
+    *,
+    placement: Placement = "balanced",
+    error_bound: float | None = None,
+) -> Chain:
+    """CP of a `Conv` or a `ConvTranspose` with one depthwise stage per spatial axis.
+
+    Args:
+        op: weight (out, in/groups, *kernel).
+        rank: 1 to out·in·kh·kw / max(out, in, kh, kw), where the model is exact; per group.
+        placement: "balanced" spreads the norm of each rank-1 term evenly over the stages,
+            "classical" normalises all but the first stage.
+        error_bound: a relative error ‖W − Ŵ‖ / ‖W‖ up to which the norms of the rank-1 terms are
+            lowered (error-preserving correction, Phan et al., arXiv 2008.05441).
+
+    Returns:
+        (pointwise, one depthwise stage per axis, pointwise with the bias).
+
+    Raises:
+        RankfoldError: the op does not fit, the rank is out of range, the bound is not reached at
+            this rank, or the weight is empty, all zero or not finite.
+    """
+    return decompose(_bounded(CP4, error_bound), op, (rank,), placement)
+
+
+def cp3(
+    op: Op,
+    rank: int,
+    *,
+    placement: Placement = "balanced",
+    error_bound: float | None = None,
+) -> Chain:
+    """CP of a `Conv` or a `ConvTranspose` with a single k×k depthwise stage.
+
+    Args:
+        op: weight (out, in/groups, *kernel).
+        rank: 1 to out·in·kh·kw / max(out, in, kh·kw), where the model is exact; per group.
+        placement: as for `cp`.
+        error_bound: as for `cp`.
+
+    Returns:
+        (pointwise, k×k depthwise, pointwise with the bias).
+
+    Raises:
+        RankfoldError: as for `cp`.
+    """
+    return decompose(_bounded(CP3, error_bound), op, (rank,), placement)
+
+
+def parafac(tensor: Array, rank: int) -> CPTensor:
+    """CP model of a bare tensor by the same fit.
+
+    Args:
+        tensor: (out, in, ...), at least two axes, finite and not all zero.
+        rank: 1 to the product of all sizes but the largest.
+
+    Returns:
+        TensorLy's `CPTensor` with unit weights and balanced factors, in float64.
+
+    Raises:
+        RankfoldError: the tensor or the rank does not fit.
+    """
+    from tensorly.cp_tensor import CPTensor
+
+    tensor = np.asarray(tensor, dtype=np.float64)
+    if tensor.ndim < 2 or tensor.size == 0 or not np.isfinite(tensor).all() or not tensor.any():
+        raise RankfoldError(
+            f"a tensor of shape {tensor.shape}; it must have two axes or more, be finite and not "
+            "all zero"
+        )
+    most = als.full_rank(tensor.shape)
+    if not 1 <= rank <= most:
+        raise RankfoldError(f"rank {rank}; use 1 to {most} for a tensor of shape {tensor.shape}")
+    scale = float(np.abs(tensor).max())
+    factors = als.fit(tensor / scale, rank).factors
+    share = scale ** (1 / len(factors))
+    return CPTensor((np.ones(rank), [factor * share for factor in factors]))
+
+
+def _bounded(method: CP, error_bound: float | None) -> CP:
+    if error_bound is not None and not 0.0 < error_bound < 1.0:
+        raise RankfoldError(f"{method.name}: error_bound {error_bound}; use one between 0 and 1")
+    return CP(method.name, method.separable, error_bound)
+
+
+def _place(factors: list[Array], scale: float, placement: Placement) -> list[Array]:
+    """Scales balanced factors (groups, size, rank); that of the input channels is applied first."""
+    if placement == "balanced":
+        share = scale ** (1 / len(factors))
+        return [factor * share for factor in factors]
+    norms = [np.linalg.norm(factor, axis=1, keepdims=True) for factor in factors]
+    total = np.prod(norms, axis=0) * scale
+    placed = [f / np.where(n > 0.0, n, 1.0) for f, n in zip(factors, norms, strict=True)]
+    placed[1] = placed[1] * total
+    return placed
+
+
+@hookimpl
+def rankfold_decompositions() -> Iterable[Decomposition]:
+    """Registers "cp" and "cp3"."""
+    return CP4, CP3

@@ -1,0 +1,31 @@
+"""Calling a decomposition on a single op, outside of any model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rankfold.contracts import Decomposition, Placement, Ranks
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Chain, Op
+from rankfold.spectrum import Spectrum
+
+
+def decompose(method: Decomposition, op: Op, ranks: Ranks, placement: Placement) -> Chain:
+    """The chain of one op.
+
+    Raises:
+        RankfoldError: the method does not apply, a rank is out of range, or the weight is empty,
+            all zero or not finite.
+    """
+    reason = method.refuse(op)
+    if reason is not None:
+        raise RankfoldError(f"{method.name}: {reason}")
+    if placement not in ("balanced", "classical"):
+        raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
+    method.template(op, ranks)
+    try:
+        spectrum = Spectrum(op)
+    except Refused as refused:
+        raise RankfoldError(f"{method.name}: {refused.reason}") from None
+    rng = np.random.default_rng(0)
+    return method.decompose(op, ranks, spectrum=spectrum, placement=placement, rng=rng).chain

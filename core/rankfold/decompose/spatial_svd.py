@@ -1,0 +1,125 @@
+"""Spatial SVD: a 2-d convolution becomes a vertical one to r channels, then a horizontal one.
+
+The matrix is (out · kw, in · kh) (Jaderberg et al., arXiv 1405.3866). Each stage takes the kernel,
+stride, padding and dilation of its own axis; the bias goes to the last. Of all methods this is the
+only one that can pay on a depthwise convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.direct import decompose
+from rankfold.decompose.stages import along, blank, cast, check_ranks, place_scale
+from rankfold.hookspecs import hookimpl
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.spectrum import Spectrum
+
+RANKFOLD_API = (1, 0)
+
+
+class SpatialSVD:
+    """Two stages, kh×1 then 1×kw; ranks are (rank,), per group."""
+
+    name = "spatial_svd"
+
+    def refuse(self, op: Op) -> str | None:
+        """Refuses what is not a 2-d convolution."""
+        if not isinstance(op, (Conv, ConvTranspose)):
+            return f"spatial_svd applies to convolutions, not to {type(op).__name__}; use svd"
+        if op.weight.ndim != 4:
+            return f"spatial_svd needs a 2-d kernel, not {op.weight.ndim - 2}-d; use tucker2"
+        return None
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """The smaller side of the matrix of one group."""
+        return (min(self._sides(op)),)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """The matrix (out · kw, in · kh)."""
+        rows, columns = self._sides(op)
+        eigen = spectrum.spatial_rows if rows <= columns else spectrum.spatial_columns
+        channels = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
+        return (Mode(eigen.values, (rows, columns), channels, spectrum.scale),)
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """The rank of the matrix."""
+        return mode_ranks
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """Shapes of (vertical, horizontal)."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        limit = "rows (out·kw) or columns (in·kh) of a group"
+        (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
+        rows, columns = self._sides(op)
+        return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """Projects the matrix on the leading singular vectors of its smaller side."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        matrix = spectrum.spatial_unfolding
+        rows, columns = self._sides(op)
+        if rows <= columns:
+            left = spectrum.spatial_rows.leading(ranks[0])
+            right = np.matmul(left.swapaxes(1, 2), matrix)
+            kept = float(np.vdot(right, right))
+        else:
+            vectors = spectrum.spatial_columns.leading(ranks[0])
+            left = np.matmul(matrix, vectors)
+            right = vectors.swapaxes(1, 2)
+            kept = float(np.vdot(left, left))
+        right, left = place_scale(right, left, spectrum.scale, placement)
+        return Factored(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
+
+    @staticmethod
+    def _sides(op: Op) -> tuple[int, int]:
+        out, into, kh, kw = op.weight.shape
+        return out // op.groups * kw, into * kh
+
+    @staticmethod
+    def _chain(op: Convolution, right: Array, left: Array) -> Chain:
+        groups, rank = right.shape[:2]
+        out, into, kh, kw = op.weight.shape
+        vertical = right.reshape(groups * rank, into, kh, 1)
+        horizontal = left.reshape(groups, out // groups, kw, rank).swapaxes(2, 3)
+        horizontal = horizontal.reshape(out, rank, 1, kw)
+        return along(op, (0,), vertical, groups), along(op, (1,), horizontal, groups, op.bias)
+
+
+SPATIAL_SVD = SpatialSVD()
+
+
+def spatial_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
+    """Spatial SVD of a 2-d `Conv` or `ConvTranspose`.
+
+    Args:
+        op: weight (out, in/groups, kh, kw).
+        rank: 1 to min(out/groups · kw, in/groups · kh), per group.
+        placement: "balanced" splits the singular values evenly, "classical" puts them into the
+            first stage.
+
+    Returns:
+        (kh×1 stage, 1×kw stage with the bias), both of the class of `op`.
+
+    Raises:
+        RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
+            zero or not finite.
+    """
+    return decompose(SPATIAL_SVD, op, (rank,), placement)
+
+
+@hookimpl
+def rankfold_decompositions() -> Iterable[Decomposition]:
+    """Registers "spatial_svd"."""
+    return (SPATIAL_SVD,)

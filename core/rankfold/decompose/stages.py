@@ -1,0 +1,127 @@
+"""The stage ops that chains are made of, and how the scale is spread over them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from rankfold.contracts import Placement, Ranks
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, geometry
+
+
+def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:
+    """A 1×1 convolution with the groups of `op`.
+
+    Args:
+        op: the layer that is decomposed.
+        weight: (groups, out/groups, in/groups).
+        bias: (out,) or None.
+    """
+    groups, out, into = weight.shape
+    kernel = (1,) * (op.weight.ndim - 2)
+    return Conv(weight=weight.reshape(groups * out, into, *kernel), bias=bias, groups=groups)
+
+
+def along(
+    op: Convolution, axes: tuple[int, ...], weight: Array, groups: int, bias: Array | None = None
+) -> Convolution:
+    """A convolution of the class of `op` with its geometry along some axes and none elsewhere.
+
+    Args:
+        op: the layer that is decomposed.
+        axes: the spatial axes whose kernel, stride, padding and dilation this stage takes.
+        weight: (out, in/groups, *kernel), with kernel 1 along the other axes.
+        groups: of this stage.
+        bias: (out,) or None.
+    """
+    geo = geometry(op)
+    every = range(geo.axes)
+    padding = geo.padding
+    if not isinstance(padding, str):
+        padding = tuple(padding[a] if a in axes else (0, 0) for a in every)
+    stage = replace(
+        op,
+        weight=weight,
+        bias=bias,
+        groups=groups,
+        stride=tuple(geo.stride[a] if a in axes else 1 for a in every),
+        dilation=tuple(geo.dilation[a] if a in axes else 1 for a in every),
+        padding=padding,
+    )
+    if isinstance(stage, ConvTranspose):
+        extra = tuple(geo.output_padding[a] if a in axes else 0 for a in every)
+        stage = replace(stage, output_padding=extra)
+    return stage
+
+
+def trivial(op: Convolution, axis: int) -> bool:
+    """Whether nothing happens along an axis: kernel 1, stride 1, no padding."""
+    geo = geometry(op)
+    unpadded = isinstance(geo.padding, str) or geo.padding[axis] == (0, 0)
+    return (
+        geo.kernel[axis] == 1
+        and geo.stride[axis] == 1
+        and unpadded
+        and geo.output_padding[axis] == 0
+    )
+
+
+def blank(*shape: int) -> Array:
+    """An all-zero array of any shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype=np.float32), shape)
+
+
+def cast(chain: Chain, op: Op) -> Chain:
+    """The chain with its weights in the dtype of the layer it replaces."""
+    dtype = op.weight.dtype
+    return tuple(
+        replace(s, weight=np.ascontiguousarray(s.weight.astype(dtype, copy=False))) for s in chain
+    )
+
+
+def place_scale(
+    applied_first: Array, applied_last: Array, scale: float, placement: Placement
+) -> tuple[Array, Array]:
+    """Spreads the singular values and the weight's scale over the two factors of a matrix.
+
+    Args:
+        applied_first: (groups, r, n), the factor that meets the input.
+        applied_last: (groups, m, r).
+        scale: multiplies the product.
+        placement: "balanced" gives both factors of each component the same norm; "classical"
+            leaves the last factor orthonormal and puts everything into the first.
+    """
+    first = np.linalg.norm(applied_first, axis=2)
+    last = np.linalg.norm(applied_last, axis=1)
+    product = first * last * scale
+    first_target, last_target = (
+        (np.sqrt(product), np.sqrt(product))
+        if placement == "balanced"
+        else (product, np.ones_like(product))
+    )
+    alive = product > 0.0
+    first_by = np.where(alive, first_target / np.where(alive, first, 1.0), 0.0)
+    last_by = np.where(alive, last_target / np.where(alive, last, 1.0), 0.0)
+    return applied_first * first_by[:, :, None], applied_last * last_by[:, None, :]
+
+
+def check_ranks(name: str, op: Op, ranks: Ranks, maximum: Ranks, labels: tuple[str, ...]) -> Ranks:
+    """The ranks as ints, each between 1 and its maximum.
+
+    Raises:
+        RankfoldError: naming the rank, its maximum and what limits it.
+    """
+    if len(ranks) != len(maximum):
+        raise RankfoldError(
+            f"{name}: {len(ranks)} ranks {ranks}; {type(op).__name__} takes {len(maximum)}"
+        )
+    for rank, most, label in zip(ranks, maximum, labels, strict=True):
+        if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+            raise RankfoldError(f"{name}: rank {rank!r} is not an int")
+        if rank < 1:
+            raise RankfoldError(f"{name}: rank {rank}; use at least 1")
+        if rank > most:
+            raise RankfoldError(f"{name}: rank {rank} exceeds {most} {label}; use at most {most}")
+    return tuple(int(rank) for rank in ranks)

@@ -1,0 +1,128 @@
+"""Truncated singular value decomposition: a layer that is a matrix becomes two.
+
+W (out, in) ≈ A B with A (out, r) and B (r, in): the best approximation of that rank (Eckart and
+Young, Psychometrika 1, 1936). It applies to `Linear`, to `Embedding` (a smaller table and a Linear
+behind it) and to convolutions whose kernel is 1 everywhere; the bias goes to the last layer, and
+the geometry of a convolution stays on the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.direct import decompose
+from rankfold.decompose.stages import along, blank, cast, check_ranks, place_scale, pointwise
+from rankfold.hookspecs import hookimpl
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op
+from rankfold.spectrum import Spectrum
+
+RANKFOLD_API = (1, 0)
+
+
+class TruncatedSVD:
+    """Two layers from the matrix of one; ranks are (rank,), per group."""
+
+    name = "svd"
+
+    def refuse(self, op: Op) -> str | None:
+        """Refuses transposed convolutions and kernels longer than 1."""
+        if isinstance(op, ConvTranspose):
+            return "svd does not apply to a ConvTranspose; use channel_svd"
+        if isinstance(op, Conv) and max(op.weight.shape[2:]) > 1:
+            return "svd needs a kernel of 1 along every axis; use channel_svd"
+        return None
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """The smaller side of the matrix of one group."""
+        return (min(op.weight.shape[0] // op.groups, op.weight.shape[1]),)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """The matrix itself."""
+        sides = (op.weight.shape[0] // op.groups, op.weight.shape[1])
+        values = (spectrum.output if sides[0] <= sides[1] else spectrum.input).values
+        return (Mode(values, sides, min(sides), spectrum.scale),)
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """The rank of the matrix."""
+        return mode_ranks
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """Shapes of (first, last)."""
+        limit = "input or output channels of a group"
+        (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
+        out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
+        return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """Projects the matrix on the leading singular vectors of its smaller side."""
+        (rank,) = ranks
+        matrix = spectrum.matrix
+        if matrix.shape[1] <= matrix.shape[2]:
+            left = spectrum.output.leading(rank)
+            right = np.matmul(left.swapaxes(1, 2), matrix)
+            kept = float(np.vdot(right, right))
+        else:
+            vectors = spectrum.input.leading(rank)
+            left = np.matmul(matrix, vectors)
+            right = vectors.swapaxes(1, 2)
+            kept = float(np.vdot(left, left))
+        if isinstance(op, Embedding):  # the table is applied first
+            last, first = place_scale(
+                left.swapaxes(1, 2), right.swapaxes(1, 2), spectrum.scale, placement
+            )
+            right, left = first.swapaxes(1, 2), last.swapaxes(1, 2)
+        else:
+            right, left = place_scale(right, left, spectrum.scale, placement)
+        chain = cast(self._chain(op, right, left), op)
+        return Factored(chain, spectrum.relative_error(kept))
+
+    @staticmethod
+    def _chain(op: Op, right: Array, left: Array) -> Chain:
+        if isinstance(op, Embedding):
+            return Embedding(left[0]), Linear(right[0].T)
+        if isinstance(op, Linear):
+            return Linear(right[0]), Linear(left[0], op.bias)
+        assert isinstance(op, Conv)
+        kernel = op.weight.shape[2:]
+        weight = right.reshape(-1, op.weight.shape[1], *kernel)
+        first = along(op, tuple(range(len(kernel))), weight, op.groups)
+        return first, pointwise(op, left, op.bias)
+
+
+SVD = TruncatedSVD()
+
+
+def truncated_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
+    """Truncated SVD of a `Linear`, an `Embedding` or a `Conv` with kernel 1.
+
+    Args:
+        op: weight (out, in), (num_embeddings, embedding_dim) or (out, in/groups, 1, ...).
+        rank: 1 to the smaller side of the matrix; of each group for a grouped convolution.
+        placement: "balanced" splits the singular values evenly, "classical" puts them into the
+            first layer.
+
+    Returns:
+        (Linear, Linear), (Embedding, Linear) or (Conv, Conv); only the last has the bias.
+
+    Raises:
+        RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
+            zero or not finite.
+    """
+    return decompose(SVD, op, (rank,), placement)
+
+
+@hookimpl
+def rankfold_decompositions() -> Iterable[Decomposition]:
+    """Registers "svd"."""
+    return (SVD,)

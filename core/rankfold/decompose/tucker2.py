@@ -1,0 +1,195 @@
+"""Tucker-2: a convolution becomes pointwise, core convolution, pointwise.
+
+W ≈ core ×_out U ×_in V with orthonormal U (out, r_out) and V (in, r_in) (Kim et al., arXiv
+1511.06530). The factors start as leading singular vectors of the two channel unfoldings (HOSVD)
+and are improved by sweeps of higher-order orthogonal iteration (HOOI: De Lathauwer, De Moor and
+Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000). Stride, padding, dilation and groups stay on the
+core; the bias goes to the last stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rankfold import linalg
+from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.direct import decompose
+from rankfold.decompose.stages import along, blank, cast, check_ranks, pointwise
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.spectrum import Spectrum
+
+if TYPE_CHECKING:
+    from tensorly.tucker_tensor import TuckerTensor
+
+RANKFOLD_API = (1, 0)
+SWEEPS = 2
+
+
+class Tucker2:
+    """Three stages; ranks are (output rank, input rank), per group."""
+
+    name = "tucker2"
+
+    def refuse(self, op: Op) -> str | None:
+        """Refuses what is not a convolution."""
+        if not isinstance(op, (Conv, ConvTranspose)):
+            return f"tucker2 applies to convolutions, not to {type(op).__name__}; use svd"
+        return None
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """The channels of a group, or the other side of the unfolding where that is smaller."""
+        out, into, positions = self._sizes(op)
+        return min(out, into * positions), min(into, out * positions)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """The output and the input unfolding."""
+        out, into, positions = self._sizes(op)
+        most_out, most_in = self.max_ranks(op)
+        return (
+            Mode(
+                spectrum.output.values[:, :most_out],
+                (out, into * positions),
+                out,
+                spectrum.scale,
+            ),
+            Mode(
+                spectrum.input.values[:, :most_in],
+                (into, out * positions),
+                into,
+                spectrum.scale,
+            ),
+        )
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """(output rank, input rank)."""
+        return mode_ranks
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """Shapes of (pointwise, core, pointwise)."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        limits = ("output channels of a group", "input channels of a group")
+        if op.groups == 1:
+            limits = ("output channels", "input channels")
+        r_out, r_in = check_ranks(self.name, op, ranks, self.max_ranks(op), limits)
+        out, into, _ = self._sizes(op)
+        core = blank(op.groups * r_out, r_in, *op.weight.shape[2:])
+        return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """HOSVD from the shared eigenpairs, then HOOI; the error is that of the projection."""
+        assert isinstance(op, (Conv, ConvTranspose))
+        r_out, r_in = ranks
+        core, left, right = _hooi(
+            spectrum.tensor, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
+        )
+        error = spectrum.relative_error(float(np.vdot(core, core)))
+        factors = [right.swapaxes(1, 2), core, left]
+        if placement == "classical":
+            factors[1] = core * spectrum.scale
+        else:
+            norms = np.array([np.linalg.norm(factor) for factor in factors])
+            target = np.exp(np.mean(np.log(norms))) * spectrum.scale ** (1 / 3)
+            factors = [
+                factor * (target / norm) for factor, norm in zip(factors, norms, strict=True)
+            ]
+        first, core, last = factors
+        core = core.reshape(-1, r_in, *op.weight.shape[2:])
+        return Factored(cast(self._chain(op, first, core, last), op), error)
+
+    @staticmethod
+    def _sizes(op: Op) -> tuple[int, int, int]:
+        out, into = op.weight.shape[:2]
+        return out // op.groups, into, op.weight[0, 0].size
+
+    @staticmethod
+    def _chain(op: Convolution, first: Array, core: Array, last: Array) -> Chain:
+        every = tuple(range(op.weight.ndim - 2))
+        return (
+            pointwise(op, first),
+            along(op, every, core, op.groups),
+            pointwise(op, last, op.bias),
+        )
+
+
+TUCKER2 = Tucker2()
+
+
+def tucker2(op: Op, ranks: tuple[int, int], *, placement: Placement = "balanced") -> Chain:
+    """Tucker-2 of a `Conv` or a `ConvTranspose`.
+
+    Args:
+        op: weight (out, in/groups, *kernel).
+        ranks: (output rank, input rank), per group: at most out/groups and in/groups.
+        placement: "balanced" gives the stages equal norms, "classical" keeps the pointwise ones
+            orthonormal.
+
+    Returns:
+        (pointwise `Conv`, core of the class of `op`, pointwise `Conv` with the bias).
+
+    Raises:
+        RankfoldError: the op does not fit, a rank is out of range, or the weight is empty, all
+            zero or not finite.
+    """
+    return decompose(TUCKER2, op, tuple(ranks), placement)
+
+
+def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
+    """Tucker-2 of a bare tensor along its first two axes.
+
+    Args:
+        tensor: (out, in, *kernel), finite and not all zero.
+        ranks: (output rank, input rank).
+
+    Returns:
+        TensorLy's `TuckerTensor` with the core (r_out, r_in, *kernel) and the factors (out, r_out)
+        and (in, r_in), in float64. TensorLy counts them as modes 0 and 1.
+
+    Raises:
+        RankfoldError: a rank is out of range, or the tensor is empty, all zero or not finite.
+    """
+    from tensorly.tucker_tensor import TuckerTensor
+
+    op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
+    if tensor.ndim < 3:
+        raise RankfoldError(f"a tensor of shape {tensor.shape}; the layout is (out, in, *kernel)")
+    first, core, last = decompose(TUCKER2, op, tuple(ranks), "classical")
+    shape = (*core.weight.shape[:2], *tensor.shape[2:])
+    factors = [last.weight[:, :, 0], first.weight[:, :, 0].T]
+    kernel = [np.eye(size) for size in tensor.shape[2:]]
+    return TuckerTensor((core.weight.reshape(shape), [*factors, *kernel]))
+
+
+def _hooi(tensor: Array, left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Improved (core, left, right) for (groups, out, in, positions); all factors orthonormal."""
+    groups, out, into, positions = tensor.shape
+    by_input = tensor.swapaxes(2, 3)  # (groups, out, positions, in)
+    by_output = tensor.transpose(0, 2, 3, 1)  # (groups, in, positions, out)
+    fixed = left.shape[2] == out or right.shape[2] == into
+    for _ in range(0 if fixed else SWEEPS):
+        projected = np.matmul(by_input, right[:, None]).reshape(groups, out, -1)
+        left = linalg.leading(projected, left.shape[2])
+        projected = np.matmul(by_output, left[:, None]).reshape(groups, into, -1)
+        right = linalg.leading(projected, right.shape[2])
+    half = np.matmul(by_input, right[:, None])  # (groups, out, positions, r_in)
+    core = np.matmul(left.swapaxes(1, 2), half.reshape(groups, out, -1))
+    core = core.reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
+    return core, left, right
+
+
+@hookimpl
+def rankfold_decompositions() -> Iterable[Decomposition]:
+    """Registers "tucker2"."""
+    return (TUCKER2,)

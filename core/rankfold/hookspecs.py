@@ -1,0 +1,84 @@
+"""The plugin contract: what a plugin may declare, and the version of that contract.
+
+A plugin is an entry point of the group `rankfold` that names a *declaration module*: functions
+marked with `hookimpl`, a module constant `RANKFOLD_API`, and no import of a framework. The
+built-in decompositions, policies and adapters are declared in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pluggy
+
+from rankfold.contracts import Decomposition, Policy
+from rankfold.plan import LayerPlan
+
+PROJECT = "rankfold"
+API = (1, 0)
+"""Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
+major and a minor not above ours is accepted."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Declares a framework adapter without importing the framework.
+
+    Attributes:
+        name: the adapter's name, as in layer rules.
+        model_types: "module:Class" of the model classes it handles. They are looked up only in
+            modules that are already imported: a model of a framework cannot exist otherwise.
+        target: "module:Class" of the adapter, imported when a model is recognised and called
+            without arguments.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Teaches an adapter one more layer class.
+
+    Attributes:
+        adapter: name of the adapter.
+        layer: "module:Class" of the layer class; matched exactly, subclasses are not.
+        read: "module:function" from a layer to the op it stands for.
+        build: "module:function" from (chain, layer) to the module that replaces it; None for the
+            adapter's own.
+    """
+
+    adapter: str
+    layer: str
+    read: str
+    build: str | None = None
+
+
+@hookspec
+def rankfold_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]  # a specification
+    """Frameworks: how to recognise their models and where their adapter is."""
+
+
+@hookspec
+def rankfold_decompositions() -> Iterable[Decomposition]:  # type: ignore[empty-body]
+    """Decompositions, each usable by its name in `methods=`."""
+
+
+@hookspec
+def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]
+    """Rank policies, each usable by its name on the command line."""
+
+
+@hookspec
+def rankfold_layer_rules() -> Iterable[LayerRule]:  # type: ignore[empty-body]
+    """Layer classes that an adapter does not know by itself."""
+
+
+@hookspec
+def rankfold_layer_done(report: LayerPlan) -> None:
+    """Called after each layer of a model was decomposed or left alone, with what was done."""

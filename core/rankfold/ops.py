@@ -1,0 +1,394 @@
+"""The vocabulary: layers as frozen dataclasses of NumPy arrays and geometry, and their costs.
+
+A decomposition turns one op into a chain of ops of this same closed set, so everything that
+looks at layers (costs, reference, adapters, decompositions) is written once over four classes.
+
+Weights of `Linear`, `Conv` and `ConvTranspose` are laid out (out, in/groups, *kernel), transposed
+convolutions included; an `Embedding` is (num_embeddings, embedding_dim).
+
+The *extent* of an op's input is its shape without the channel axis: the leading axes for a
+`Linear`, the shape of the indices for an `Embedding`, (batch, *spatial) for a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from rankfold.errors import RankfoldError
+
+Array: TypeAlias = npt.NDArray[Any]
+Extent: TypeAlias = tuple[int, ...]
+Pairs: TypeAlias = tuple[tuple[int, int], ...]
+Padding: TypeAlias = Pairs | Literal["same", "same_lower"]
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+_MAX_SPATIAL_AXES = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """Fully connected layer y = x Wᵀ + b on the last axis.
+
+    Args:
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Raises:
+        RankfoldError: a shape does not fit.
+    """
+
+    weight: Array
+    bias: Array | None = None
+
+    def __post_init__(self) -> None:
+        _check_arrays(self, ndim=(2,))
+
+    @property
+    def groups(self) -> int:
+        """Always 1: a Linear has no groups."""
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Table look-up: index i gives row i of the weight.
+
+    Args:
+        weight: (num_embeddings, embedding_dim).
+
+    Raises:
+        RankfoldError: the weight is not a matrix of floating-point numbers.
+    """
+
+    weight: Array
+
+    def __post_init__(self) -> None:
+        _check_arrays(self, ndim=(2,))
+
+    @property
+    def bias(self) -> None:
+        """Always None: a table has no bias."""
+        return
+
+    @property
+    def groups(self) -> int:
+        """Always 1: a table has no groups."""
+        return 1
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """Convolution (cross-correlation) in 1 to 3 spatial dimensions.
+
+    Args:
+        weight: (out, in/groups, *kernel).
+        bias: (out,) or None.
+        stride: an int or one int per spatial axis; at least 1.
+        padding: an int, one int or one (low, high) pair per axis, "valid" (none), "same"
+            (output size ceil(size/stride), the odd element at the high end) or "same_lower"
+            (the odd element at the low end).
+        dilation: an int or one int per axis; at least 1.
+        groups: the number of groups; divides both channel counts.
+        padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+
+    Raises:
+        RankfoldError: a shape or a value does not fit.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    stride: int | Sequence[int] = 1
+    padding: int | str | Sequence[int] | Sequence[Sequence[int]] = 0
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        _check_arrays(self, ndim=(3, 4, 5))
+        axes = self.weight.ndim - 2
+        _set(self, "stride", _per_axis(self, "stride", axes, minimum=1))
+        _set(self, "dilation", _per_axis(self, "dilation", axes, minimum=1))
+        _set(self, "padding", _padding(self, axes))
+        if self.padding_mode not in _PADDING_MODES:
+            raise RankfoldError(
+                f"Conv: padding_mode {self.padding_mode!r} is unknown; use one of {_PADDING_MODES}"
+            )
+        _check_groups(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ConvTranspose:
+    """Transposed convolution (the adjoint of a strided `Conv`) in 1 to 3 spatial dimensions.
+
+    Its output has (size − 1)·stride + dilation·(kernel − 1) + 1 − low − high + output_padding
+    elements along each axis.
+
+    Args:
+        weight: (out, in/groups, *kernel), the layout of `Conv`.
+        bias: (out,) or None.
+        stride: an int or one int per spatial axis; at least 1.
+        padding: an int, one int or one (low, high) pair per axis, or "valid": what is cut off the
+            full output.
+        dilation: an int or one int per axis; at least 1.
+        groups: the number of groups; divides both channel counts.
+        output_padding: an int or one int per axis: elements appended at the high end.
+
+    Raises:
+        RankfoldError: a shape or a value does not fit.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    stride: int | Sequence[int] = 1
+    padding: int | str | Sequence[int] | Sequence[Sequence[int]] = 0
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+    output_padding: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        _check_arrays(self, ndim=(3, 4, 5))
+        axes = self.weight.ndim - 2
+        _set(self, "stride", _per_axis(self, "stride", axes, minimum=1))
+        _set(self, "dilation", _per_axis(self, "dilation", axes, minimum=1))
+        _set(self, "output_padding", _per_axis(self, "output_padding", axes, minimum=0))
+        if isinstance(self.padding, str) and self.padding != "valid":
+            raise RankfoldError(
+                f"ConvTranspose: padding {self.padding!r} is not defined; give (low, high) pairs"
+            )
+        _set(self, "padding", _padding(self, axes))
+        _check_groups(self)
+
+
+Op: TypeAlias = Linear | Conv | ConvTranspose | Embedding
+Chain: TypeAlias = tuple[Op, ...]
+Convolution: TypeAlias = Conv | ConvTranspose
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of a convolution in its one canonical form: a value per spatial axis."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: Padding
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
+
+    @property
+    def axes(self) -> int:
+        """The number of spatial axes, 1 to 3."""
+        return len(self.kernel)
+
+    def pads(self, spatial: Sequence[int]) -> Pairs:
+        """The (low, high) padding of each axis for an input of that spatial size."""
+        if not isinstance(self.padding, str):
+            return self.padding
+        pairs = []
+        for size, k, s, d in zip(spatial, self.kernel, self.stride, self.dilation, strict=True):
+            total = max((math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size, 0)
+            low = total // 2 if self.padding == "same" else total - total // 2
+            pairs.append((low, total - low))
+        return tuple(pairs)
+
+
+def geometry(op: Convolution) -> Geometry:
+    """The geometry of a convolution, typed: ops take ints as a convenience, this never has any."""
+    return Geometry(
+        kernel=op.weight.shape[2:],
+        stride=op.stride,  # type: ignore[arg-type]  # __post_init__ made it a tuple of int
+        padding=op.padding,  # type: ignore[arg-type]  # and this pairs or a known string
+        dilation=op.dilation,  # type: ignore[arg-type]
+        output_padding=(
+            op.output_padding  # type: ignore[arg-type]
+            if isinstance(op, ConvTranspose)
+            else (0,) * (op.weight.ndim - 2)
+        ),
+    )
+
+
+def channels(op: Op) -> tuple[int, int]:
+    """The numbers of (output, input) channels; of an `Embedding`, (embedding_dim, table rows)."""
+    if isinstance(op, Embedding):
+        return op.weight.shape[1], op.weight.shape[0]
+    return op.weight.shape[0], op.weight.shape[1] * op.groups
+
+
+def as_chain(ops: Op | Iterable[Op]) -> Chain:
+    """One op or several, as a chain."""
+    return (ops,) if isinstance(ops, (Linear, Conv, ConvTranspose, Embedding)) else tuple(ops)
+
+
+def params(ops: Op | Iterable[Op]) -> int:
+    """The number of parameters (weights and biases) of an op or a chain."""
+    return sum(op.weight.size + (0 if op.bias is None else op.bias.size) for op in as_chain(ops))
+
+
+def output_extent(op: Op, extent: Extent) -> Extent:
+    """The extent of an op's output for an input of that extent.
+
+    Raises:
+        RankfoldError: the input has the wrong number of axes or is smaller than the kernel.
+    """
+    if isinstance(op, (Linear, Embedding)):
+        return extent
+    geo = geometry(op)
+    if len(extent) != geo.axes + 1:
+        raise RankfoldError(
+            f"{type(op).__name__}: extent {extent} needs (batch, *spatial) with {geo.axes} "
+            "spatial axes"
+        )
+    sizes = []
+    pads = geo.pads(extent[1:])
+    for axis, (size, (low, high)) in enumerate(zip(extent[1:], pads, strict=True)):
+        reach = geo.dilation[axis] * (geo.kernel[axis] - 1) + 1
+        if isinstance(op, Conv):
+            out = (size + low + high - reach) // geo.stride[axis] + 1
+        else:
+            full = (size - 1) * geo.stride[axis] + reach
+            out = full - low - high + geo.output_padding[axis]
+        if out < 1:
+            raise RankfoldError(
+                f"{type(op).__name__}: an input of size {size} along spatial axis {axis} leaves "
+                f"no output for kernel {geo.kernel[axis]}, dilation {geo.dilation[axis]} and "
+                f"padding {(low, high)}"
+            )
+        sizes.append(out)
+    return (extent[0], *sizes)
+
+
+def macs(ops: Op | Iterable[Op], extent: Extent) -> int:
+    """Multiply-accumulate operations of an op or a chain for one input of that extent.
+
+    Biases and table look-ups cost none. Border positions count in full.
+    """
+    total = 0
+    for op in as_chain(ops):
+        out = output_extent(op, extent)
+        if isinstance(op, (Linear, Conv)):
+            total += math.prod(out) * op.weight.size
+        elif isinstance(op, ConvTranspose):
+            total += math.prod(extent) * op.weight.size
+        extent = out
+    return total
+
+
+def describe(op: Op) -> str:
+    """A short text for tables: class, channels, kernel and whatever differs from the default."""
+    out, into = channels(op)
+    if isinstance(op, Embedding):
+        return f"Embedding {into}×{out}"
+    text = f"{type(op).__name__} {into}→{out}"
+    if isinstance(op, Linear):
+        return text
+    geo = geometry(op)
+    text += " " + "×".join(map(str, geo.kernel))
+    if set(geo.stride) != {1}:
+        text += " stride " + "×".join(map(str, geo.stride))
+    if set(geo.dilation) != {1}:
+        text += " dilation " + "×".join(map(str, geo.dilation))
+    if op.groups > 1:
+        text += f" groups {op.groups}"
+    return text
+
+
+def grouped(op: Op) -> Array:
+    """The weight as (groups, out/groups, in/groups, *kernel); an `Embedding` as (1, rows, dim)."""
+    weight = op.weight
+    return weight.reshape(op.groups, weight.shape[0] // op.groups, *weight.shape[1:])
+
+
+def with_weight(op: Op, weight: Array) -> Op:
+    """The same layer with another weight of the same shape."""
+    if weight.shape != op.weight.shape:
+        raise RankfoldError(
+            f"{type(op).__name__}: weight of shape {weight.shape} in place of {op.weight.shape}"
+        )
+    return replace(op, weight=weight)
+
+
+def _set(op: Op, name: str, value: object) -> None:
+    object.__setattr__(op, name, value)
+
+
+def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
+    name = type(op).__name__
+    weight = op.weight
+    if not isinstance(weight, np.ndarray) or weight.dtype.kind != "f":
+        kind = weight.dtype if isinstance(weight, np.ndarray) else type(weight).__name__
+        raise RankfoldError(f"{name}: the weight is {kind}; give a NumPy array of a float dtype")
+    if weight.ndim not in ndim:
+        layout = {
+            Linear: "(out, in)",
+            Embedding: "(num_embeddings, embedding_dim)",
+        }.get(type(op), f"(out, in/groups, *kernel) with 1 to {_MAX_SPATIAL_AXES} kernel axes")
+        raise RankfoldError(f"{name}: weight of shape {weight.shape}; the layout is {layout}")
+    bias = op.bias
+    if bias is not None and (
+        not isinstance(bias, np.ndarray) or bias.shape != weight.shape[:1] or bias.dtype.kind != "f"
+    ):
+        shape = bias.shape if isinstance(bias, np.ndarray) else type(bias).__name__
+        raise RankfoldError(f"{name}: bias is {shape}; a float array of {weight.shape[:1]} fits")
+
+
+def _check_groups(op: Convolution) -> None:
+    if isinstance(op.groups, bool) or not isinstance(op.groups, int) or op.groups < 1:
+        raise RankfoldError(f"{type(op).__name__}: groups is {op.groups!r}; use an int from 1 on")
+    if op.weight.shape[0] % op.groups:
+        raise RankfoldError(
+            f"{type(op).__name__}: {op.groups} groups do not divide {op.weight.shape[0]} outputs"
+        )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _per_axis(op: Convolution, name: str, axes: int, minimum: int) -> tuple[int, ...]:
+    value = getattr(op, name)
+    values = (value,) * axes if _is_int(value) else value
+    if (
+        isinstance(values, str)
+        or not isinstance(values, Sequence)
+        or len(values) != axes
+        or not all(_is_int(v) and v >= minimum for v in values)
+    ):
+        raise RankfoldError(
+            f"{type(op).__name__}: {name} {value!r}; use an int or {axes} ints from {minimum} on"
+        )
+    return tuple(int(v) for v in values)
+
+
+def _padding(op: Convolution, axes: int) -> Padding:
+    value = op.padding
+    if isinstance(value, str):
+        if value == "valid":
+            return ((0, 0),) * axes
+        if value == "same":
+            return "same"
+        if value == "same_lower":
+            return "same_lower"
+    elif _is_int(value):
+        return ((int(value), int(value)),) * axes  # type: ignore[arg-type]  # an int, just tested
+    elif isinstance(value, Sequence) and len(value) == axes:
+        pairs = [_pair(item) for item in value]
+        known = tuple(pair for pair in pairs if pair is not None)
+        if len(known) == axes:
+            return known
+    raise RankfoldError(
+        f"{type(op).__name__}: padding {value!r}; use an int, {axes} ints or (low, high) pairs "
+        "from 0 on, 'valid', 'same' or 'same_lower'"
+    )
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    pair = (value, value) if _is_int(value) else value
+    if isinstance(pair, Sequence) and len(pair) == 2 and all(_is_int(v) and v >= 0 for v in pair):
+        return int(pair[0]), int(pair[1])
+    return None

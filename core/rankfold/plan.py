@@ -1,0 +1,129 @@
+"""`Plan`: what will be done to each layer of a model, and why; JSON both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from rankfold.contracts import Placement
+from rankfold.errors import RankfoldError
+
+VERSION = 1
+
+
+class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What will be done to one layer.
+
+    Attributes:
+        path: the layer's path in the model.
+        method: the decomposition's name; None where the layer is left alone.
+        ranks: the ranks of the method, per group of a grouped convolution.
+        reason: why the layer is left alone, or a remark on what is done.
+        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
+        params: parameters (before, after); None where the layer could not be read.
+        macs: multiply-accumulates of one forward pass on the example inputs (before, after); None
+            where no inputs were given.
+        op: what the layer is, for the table and to recognise the layer.
+    """
+
+    path: str
+    method: str | None = None
+    ranks: tuple[int, ...] = ()
+    reason: str = ""
+    error: float | None = None
+    params: tuple[int, int] | None = None
+    macs: tuple[int, int] | None = None
+    op: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What will be done to a model.
+
+    Attributes:
+        layers: one `LayerPlan` for every layer with weights, in the model's order.
+        policy: the policy that chose, for the record.
+        seed: of the run.
+        placement: how the scale is spread over the stages of a chain.
+        version: of this format.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    policy: str = ""
+    seed: int = 0
+    placement: Placement = "balanced"
+    version: int = VERSION
+
+    def __getitem__(self, path: str) -> LayerPlan:
+        """The plan of the layer at a path."""
+        for layer in self.layers:
+            if layer.path == path:
+                return layer
+        raise KeyError(path)
+
+    @property
+    def replaced(self) -> tuple[LayerPlan, ...]:
+        """The layers that will be decomposed."""
+        return tuple(layer for layer in self.layers if layer.method is not None)
+
+    @property
+    def params(self) -> tuple[int, int]:
+        """Parameters (before, after) of all layers that could be read."""
+        return _total(layer.params for layer in self.layers)
+
+    @property
+    def macs(self) -> tuple[int, int] | None:
+        """Multiply-accumulates (before, after) of these layers; None without example inputs."""
+        if all(layer.macs is None for layer in self.layers):
+            return None
+        return _total(layer.macs for layer in self.layers)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The plan from JSON text.
+
+        Raises:
+            RankfoldError: not JSON, of another version, or not a plan; the message says where.
+        """
+        try:
+            plan = msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RankfoldError(f"not a rankfold plan: {error}") from None
+        validate(plan)
+        return plan
+
+    def __str__(self) -> str:
+        from rankfold.report.table import plan_text
+
+        return plan_text(self)
+
+
+def validate(plan: Plan) -> None:
+    """Checks what the types alone do not say.
+
+    Raises:
+        RankfoldError: another version, a layer twice, a method without ranks or the reverse.
+    """
+    if plan.version != VERSION:
+        raise RankfoldError(
+            f"the plan has version {plan.version}; this rankfold reads version {VERSION}"
+        )
+    seen: set[str] = set()
+    for layer in plan.layers:
+        if layer.path in seen:
+            raise RankfoldError(f"layer {layer.path!r} stands twice in the plan")
+        seen.add(layer.path)
+        if (layer.method is None) != (not layer.ranks):
+            raise RankfoldError(
+                f"layer {layer.path!r}: method {layer.method!r} with ranks {layer.ranks}; a "
+                "method needs ranks and ranks need a method"
+            )
+
+
+def _total(pairs: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
+    known = [pair for pair in pairs if pair is not None]
+    return sum(before for before, _ in known), sum(after for _, after in known)

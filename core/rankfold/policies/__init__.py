@@ -1,0 +1,1 @@
+"""Rank policies: one a file, each choosing a method and ranks for every layer."""

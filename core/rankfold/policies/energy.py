@@ -1,0 +1,64 @@
+"""`Energy`: the least rank that keeps a share of the squared Frobenius norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+
+from rankfold.candidates import Layer, least_error
+from rankfold.contracts import Choice, Mode, Policy
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.ops import Array
+from rankfold.policies.arguments import fraction
+
+RANKFOLD_API = (1, 0)
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Keeps, in each unfolding, the leading components that hold a share of its energy.
+
+    Args:
+        share: of the squared Frobenius norm, above 0 and up to 1. Kept in every mode of a layer
+            separately: of a Tucker-2 with two modes at least 2·share − 1 is kept.
+
+    Raises:
+        RankfoldError: the share is out of range.
+    """
+
+    share: float
+    name: ClassVar[str] = "energy"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise RankfoldError(f"Energy: share {self.share}; use one above 0 and up to 1")
+
+    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer, layer by layer."""
+        for layer in layers:
+            yield least_error(layer, self._rank, nothing_found="rank 0: no energy")
+
+    def _rank(self, mode: Mode) -> int:
+        return energy_rank(mode.values.sum(axis=0), self.share)
+
+    @classmethod
+    def from_text(cls, argument: str) -> Self:
+        """`energy:SHARE`."""
+        return cls(fraction("energy", argument))
+
+
+def energy_rank(squares: Array, share: float) -> int:
+    """The least rank whose squared singular values (descending) hold a share of their sum."""
+    held = np.cumsum(squares)
+    enough = held >= share * held[-1] * (1.0 - 1e-12)
+    return int(np.argmax(enough)) + 1
+
+
+@hookimpl
+def rankfold_policies() -> Iterable[type[Policy]]:
+    """Registers "energy"."""
+    return (Energy,)

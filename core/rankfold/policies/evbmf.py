@@ -1,0 +1,155 @@
+"""Empirical variational Bayesian matrix factorisation: the rank of a noisy matrix.
+
+The global analytic solution of Nakajima, Sugiyama, Babacan and Tomioka (JMLR 14, 2013), from the
+squared singular values alone. With L ≤ M, α = L/M and x = γ²/(Mσ²), a component is kept where
+x > x̄ = (1 + τ*)(1 + α/τ*), τ* being the root of Φ(τ) + Φ(τ/α) = 0 with Φ(z) = log(1+z)/z − ½. An
+unknown noise variance σ² is the global minimiser of the free energy
+
+    Ω(σ²) = Σ γ²/(Mσ²) + L log σ² + Σ_{x>x̄} [log(1+τ(x)) + α log(1+τ(x)/α) − τ(x)].
+
+Ω has many local minima, so it is evaluated on a grid of log σ² (uniform points and the places where
+a component enters) and refined in the best cells.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array
+
+_CLAMP = 1e-13
+_GRID = 128
+_CELLS = 6
+
+
+@dataclass(frozen=True, eq=False)
+class EVBMF:
+    """What EVBMF finds in an (L, M) matrix.
+
+    Attributes:
+        rank: the number of components above the noise; 0 where no structure is found.
+        sigma2: the noise variance of a matrix entry.
+        singular_values: (rank,), shrunk to the posterior means, descending.
+    """
+
+    rank: int
+    sigma2: float
+    singular_values: Array
+
+
+def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
+    """EVBMF of any finite matrix, wide or tall, at any scale.
+
+    Args:
+        matrix: (L, M) or (M, L).
+        sigma2: the noise variance of an entry, where it is known.
+
+    Raises:
+        RankfoldError: not a matrix, empty, or not finite; sigma2 not positive.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise RankfoldError(f"evbmf: shape {matrix.shape}; give a matrix with elements")
+    if not np.isfinite(matrix).all():
+        raise RankfoldError("evbmf: the matrix has NaN or infinite values")
+    scale = float(np.abs(matrix).max())
+    if scale == 0.0:
+        return EVBMF(0, 0.0, np.empty(0))
+    if sigma2 is not None and not (sigma2 > 0.0 and math.isfinite(sigma2)):
+        raise RankfoldError(f"evbmf: sigma2 {sigma2}; a noise variance is positive and finite")
+    short, long = sorted(matrix.shape)
+    known = None if sigma2 is None else sigma2 / scale / scale
+    squares = np.linalg.svd(matrix / scale, compute_uv=False) ** 2
+    found = from_squares(squares, (short, long), known)
+    return EVBMF(found.rank, found.sigma2 * scale * scale, found.singular_values * scale)
+
+
+def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = None) -> EVBMF:
+    """EVBMF from squared singular values.
+
+    Args:
+        squares: all min(sides) of them, descending and not negative.
+        sides: the (rows, columns) of the matrix, in any order.
+        sigma2: the noise variance of an entry, where it is known.
+    """
+    short, long = sorted(sides)
+    alpha = short / long
+    mean_square = float(squares.sum()) / (short * long)
+    if mean_square <= 0.0:
+        return EVBMF(0, 0.0, np.empty(0))
+    unit = np.maximum(squares / mean_square, _CLAMP * squares[0] / mean_square)
+    threshold = detection_threshold(alpha)
+    noise = _global_minimum(unit, long, alpha) if sigma2 is None else sigma2 / mean_square
+    x = unit / (long * noise)
+    rank = int(np.count_nonzero(x > threshold))
+    kept = x[:rank]
+    spread = 1.0 - (1.0 + alpha) / kept
+    shrink = 0.5 * (spread + np.sqrt(np.maximum(spread**2 - 4.0 * alpha / kept**2, 0.0)))
+    return EVBMF(rank, noise * mean_square, np.sqrt(squares[:rank]) * shrink)
+
+
+@lru_cache(maxsize=1024)
+def detection_threshold(alpha: float) -> float:
+    """x̄ for a matrix of aspect ratio alpha = L/M in (0, 1]; nothing below it is kept."""
+    from scipy.optimize import brentq
+
+    def phi(z: float) -> float:
+        return math.log1p(z) / z - 0.5
+
+    root = brentq(lambda tau: phi(tau) + phi(tau / alpha), 1e-12, 10.0, xtol=1e-14, rtol=1e-14)
+    return float((1.0 + root) * (1.0 + alpha / root))
+
+
+def free_energy(log_noise: Array, unit: Array, long: int, alpha: float) -> Array:
+    """Ω at each of several log σ², up to a constant.
+
+    Args:
+        log_noise: (n,).
+        unit: squared singular values (L,), descending, of a matrix of unit mean square.
+        long: M.
+        alpha: L/M.
+    """
+    threshold = detection_threshold(alpha)
+    omega = float(unit.sum()) / (long * np.exp(log_noise)) + len(unit) * log_noise
+    most = int(np.count_nonzero(unit > threshold * long * math.exp(float(np.min(log_noise)))))
+    x = unit[:most] / (long * np.exp(log_noise)[:, None])
+    spread = np.maximum(x - (1.0 + alpha), 0.0)
+    tau = 0.5 * (spread + np.sqrt(np.maximum(spread**2 - 4.0 * alpha, 0.0)))
+    gain = np.log1p(tau) + alpha * np.log1p(tau / alpha) - tau
+    total: Array = omega + np.where(x > threshold, gain, 0.0).sum(axis=1)
+    return total
+
+
+def _global_minimum(unit: Array, long: int, alpha: float) -> float:
+    """The σ² in units of the mean square that minimises Ω between its bounds."""
+    from scipy.optimize import minimize_scalar
+
+    short = len(unit)
+    threshold = detection_threshold(alpha)
+    most = min(math.ceil(short / (1.0 + alpha)) - 1, short - 1)
+    lower = max(float(unit[most]) / (long * threshold), float(unit[most:].mean()) / long)
+    low, high = math.log(lower), 0.0
+    if not low < high:
+        return 1.0
+    entries = np.log(unit[: most + 1] / (long * threshold))
+    entries = entries[(entries > low) & (entries < high)]
+    stride = max(1, len(entries) // _GRID)
+    grid = np.unique(np.concatenate([np.linspace(low, high, _GRID), entries[::stride]]))
+    values = free_energy(grid, unit, long, alpha)
+    best, at = min(zip(values, grid, strict=True))
+    for cell in np.argsort(values, kind="stable")[:_CELLS]:
+        bounds = (grid[max(cell - 1, 0)], grid[min(cell + 1, len(grid) - 1)])
+        refined = minimize_scalar(
+            lambda z: float(free_energy(np.array([z]), unit, long, alpha)[0]),
+            bounds=bounds,
+            method="bounded",
+            options={"xatol": 1e-10},
+        )
+        if refined.fun < best:
+            best, at = refined.fun, refined.x
+    return math.exp(at)

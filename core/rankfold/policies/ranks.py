@@ -1,0 +1,118 @@
+"""`Ranks`: given ranks, obeyed to the letter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, TypeAlias
+
+from rankfold.candidates import Layer
+from rankfold.contracts import Choice, Decomposition, Policy
+from rankfold.contracts import Ranks as MethodRanks
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.patterns import check_patterns, matches
+
+RANKFOLD_API = (1, 0)
+
+Given: TypeAlias = int | tuple[int, ...] | Literal["full"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The same ranks for every layer, or ranks by glob pattern on the layer's path.
+
+    Each layer gets the first allowed method that takes that many ranks, even where the layer grows;
+    the plan then says so. The first pattern that matches counts; a layer that none matches is left
+    alone.
+
+    Args:
+        ranks: an int (used for every rank of the method), a tuple of ints (for methods with that
+            many ranks), "full" (the ranks at which the chain is exact), or a mapping from pattern
+            to any of these.
+
+    Raises:
+        RankfoldError: a rank below 1 or of another type. While planning: a pattern that matches no
+            layer, or a rank beyond the maximum of a layer that a pattern names (a layer that
+            cannot have the rank given for all is left alone, with that reason).
+    """
+
+    ranks: Given | Mapping[str, Given]
+    name: ClassVar[str] = "ranks"
+
+    def __post_init__(self) -> None:
+        given = self.ranks.values() if isinstance(self.ranks, Mapping) else (self.ranks,)
+        for value in given:
+            _check(value)
+
+    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer, layer by layer."""
+        if isinstance(self.ranks, Mapping):
+            check_patterns("Ranks", self.ranks, [layer.paths for layer in layers])
+        for layer in layers:
+            yield self._choose(layer)
+
+    def _choose(self, layer: Layer) -> Choice:
+        given: Given | None
+        if isinstance(self.ranks, Mapping):
+            fitting = (v for p, v in self.ranks.items() if matches(p, layer.paths))
+            given = next(fitting, None)
+        else:
+            given = self.ranks
+        if given is None:
+            return Choice(None, reason="no pattern of Ranks matches it")
+        for name, method in layer.methods.items():
+            ranks = _ranks_of(method, layer, given)
+            if ranks is None:
+                continue
+            try:
+                cost = layer.template_cost(name, ranks)
+            except RankfoldError as error:
+                if isinstance(self.ranks, Mapping):
+                    raise
+                return Choice(None, reason=str(error).removeprefix(f"layer {layer.path!r}: "))
+            return Choice(name, ranks, layer.grew(cost) or "")
+        if layer.methods:
+            return Choice(None, reason=f"no allowed method takes the ranks {given}")
+        return Choice(None, reason="; ".join(layer.refusals.values()))
+
+    @classmethod
+    def from_text(cls, argument: str) -> Self:
+        """`ranks:full`, `ranks:16` or `ranks:16,24`."""
+        if argument == "full":
+            return cls("full")
+        try:
+            ranks = tuple(int(part) for part in argument.split(","))
+        except ValueError:
+            raise RankfoldError(
+                f"policy ranks: {argument!r}; write ranks:16, ranks:16,24 or ranks:full"
+            ) from None
+        return cls(ranks[0] if len(ranks) == 1 else ranks)
+
+
+def _check(value: object) -> None:
+    if value == "full":
+        return
+    ranks = value if isinstance(value, tuple) else (value,)
+    for rank in ranks:
+        if isinstance(rank, bool) or not isinstance(rank, int):
+            raise RankfoldError(f"Ranks: {value!r}; use an int, a tuple of ints or 'full'")
+        if rank < 1:
+            raise RankfoldError(f"Ranks: rank {rank}; use at least 1")
+    if not ranks:
+        raise RankfoldError("Ranks: an empty tuple; give at least one rank")
+
+
+def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> MethodRanks | None:
+    most = method.max_ranks(layer.op)
+    if given == "full":
+        return most
+    if isinstance(given, tuple):
+        return given if len(given) == len(most) else None
+    return (int(given),) * len(most)
+
+
+@hookimpl
+def rankfold_policies() -> Iterable[type[Policy]]:
+    """Registers "ranks"."""
+    return (Ranks,)

@@ -1,0 +1,58 @@
+"""`Ratio`: a fixed share of the channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from rankfold.candidates import Layer, least_error
+from rankfold.contracts import Choice, Mode, Policy
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.policies.arguments import fraction
+
+RANKFOLD_API = (1, 0)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Takes the same share of each channel count, rounded down, at least 1.
+
+    Tucker-2 takes it of the output and of the input channels, CP of the larger of the two, a
+    matrix of its smaller side.
+
+    Args:
+        share: above 0 and up to 1.
+
+    Raises:
+        RankfoldError: the share is out of range.
+    """
+
+    share: float
+    name: ClassVar[str] = "ratio"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0:
+            raise RankfoldError(f"Ratio: share {self.share}; use one above 0 and up to 1")
+
+    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer, layer by layer."""
+        for layer in layers:
+            yield least_error(layer, self._rank, nothing_found="rank 0")
+
+    def _rank(self, mode: Mode) -> int:
+        rank = max(1, math.floor(self.share * mode.channels + 1e-9))
+        return min(rank, *mode.sides)
+
+    @classmethod
+    def from_text(cls, argument: str) -> Self:
+        """`ratio:SHARE`, as 0.33 or 1/3."""
+        return cls(fraction("ratio", argument))
+
+
+@hookimpl
+def rankfold_policies() -> Iterable[type[Policy]]:
+    """Registers "ratio"."""
+    return (Ratio,)

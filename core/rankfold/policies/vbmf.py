@@ -1,0 +1,69 @@
+"""`VBMF`: ranks from empirical variational Bayesian matrix factorisation of the unfoldings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from rankfold.candidates import Layer, least_error
+from rankfold.contracts import Choice, Mode, Policy
+from rankfold.errors import RankfoldError
+from rankfold.hookspecs import hookimpl
+from rankfold.policies.arguments import fraction
+from rankfold.policies.evbmf import from_squares
+
+RANKFOLD_API = (1, 0)
+
+
+@dataclass(frozen=True)
+class VBMF:
+    """Keeps the components of each unfolding that stand out of its noise.
+
+    Where the true rank is a large share of the channels EVBMF finds nothing and the layer is left
+    alone: that is the method. `Energy` serves there. The groups of a grouped convolution get the
+    largest of their ranks.
+
+    Args:
+        weaken: how far to go from the EVBMF rank R_vbmf (0.0) towards the full rank R (1.0), as
+            R_vbmf + weaken·(R − R_vbmf).
+        sigma2: the noise variance of a weight, where it is known; None estimates it.
+
+    Raises:
+        RankfoldError: an argument is out of range.
+    """
+
+    weaken: float = 0.0
+    sigma2: float | None = None
+    name: ClassVar[str] = "vbmf"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weaken <= 1.0:
+            raise RankfoldError(f"VBMF: weaken {self.weaken}; use one from 0 to 1")
+        if self.sigma2 is not None and not 0.0 < self.sigma2 < float("inf"):
+            raise RankfoldError(f"VBMF: sigma2 {self.sigma2}; a noise variance is positive")
+
+    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer, layer by layer."""
+        for layer in layers:
+            yield least_error(
+                layer, self._rank, nothing_found="rank 0: EVBMF found no structure above the noise"
+            )
+
+    def _rank(self, mode: Mode) -> int:
+        known = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale
+        found = max(from_squares(group, mode.sides, known).rank for group in mode.values)
+        if found == 0:
+            return 0
+        return found + round(self.weaken * (min(mode.sides) - found))
+
+    @classmethod
+    def from_text(cls, argument: str) -> Self:
+        """`vbmf` or `vbmf:WEAKEN`."""
+        return cls(fraction("vbmf", argument, default=0.0))
+
+
+@hookimpl
+def rankfold_policies() -> Iterable[type[Policy]]:
+    """Registers "vbmf"."""
+    return (VBMF,)

@@ -1,0 +1,75 @@
+"""A plan as a table."""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rankfold.plan import LayerPlan, Plan
+
+_MIN_WIDTH = 100
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as text, as wide as the terminal and at least 100 columns."""
+    width = max(_MIN_WIDTH, shutil.get_terminal_size((120, 24)).columns)
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console.print(plan_table(plan))
+    console.print(Text(totals(plan)))
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
+
+
+def plan_table(plan: Plan) -> Table:
+    """A rich table: layer, op, method, ranks, params, MACs, error, reason."""
+    table = Table(title=f"Plan by {plan.policy}" if plan.policy else None, title_justify="left")
+    traced = plan.macs is not None
+    for name in ("layer", "op", "method"):
+        table.add_column(name, overflow="fold")
+    for name in ("ranks", "params", *(("MACs",) if traced else ()), "error"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("reason", overflow="fold")
+    for layer in plan.layers:
+        table.add_row(*(Text(cell) for cell in _cells(layer, traced)))
+    return table
+
+
+def totals(plan: Plan) -> str:
+    """One line: how many layers are replaced, and the parameters and MACs before and after."""
+    replaced = len(plan.replaced)
+    text = f"{replaced} of {len(plan.layers)} layers replaced; params {change(plan.params)}"
+    if plan.macs is not None:
+        text += f"; MACs {change(plan.macs)}"
+    return text
+
+
+def change(pair: tuple[int, int]) -> str:
+    """Before and after, and the share that is left."""
+    before, after = pair
+    if before == after:
+        return count(before)
+    share = f" ({after / before:.1%})" if before else ""
+    return f"{count(before)} → {count(after)}{share}"
+
+
+def count(number: float) -> str:
+    """A count with three digits and a unit: 1.23M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _cells(layer: LayerPlan, traced: bool) -> list[str]:
+    cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
+    cells.append(", ".join(map(str, layer.ranks)))
+    cells.append("" if layer.params is None else change(layer.params))
+    if traced:
+        cells.append("" if layer.macs is None else change(layer.macs))
+    cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
+    cells.append(layer.reason)
+    return cells

@@ -1,0 +1,104 @@
+"""Per layer: the eigenpairs of its mode Grams, each computed at most once.
+
+Rank selection, candidate errors and the first factors of every decomposition read the same
+eigenpairs, so the expensive part of a layer is done once. The weight is divided by its largest
+magnitude first, so that squares neither overflow nor vanish at any scale of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+
+from rankfold.errors import Refused
+from rankfold.linalg import Eigen, eigh, gram
+from rankfold.ops import Array, Op, grouped
+
+
+class Spectrum:
+    """The scaled weight of one op, its unfoldings and the eigenpairs of their Grams.
+
+    Args:
+        op: the layer.
+
+    Raises:
+        Refused: the weight is empty, all zero, or holds NaN or infinite values.
+
+    Attributes:
+        scale: the largest magnitude of the weight.
+        tensor: (groups, out/groups, in/groups, positions) float64, the weight over `scale`, where
+            positions is the product of the kernel sizes.
+        energy: the squared Frobenius norm of `tensor`.
+    """
+
+    def __init__(self, op: Op) -> None:
+        weight = op.weight
+        self.scale = magnitude(weight)
+        self.kernel: tuple[int, ...] = weight.shape[2:]
+        scaled = grouped(op).astype(np.float64)
+        scaled /= self.scale
+        self.tensor: Array = scaled.reshape(*scaled.shape[:3], -1)
+        self.energy = float(np.vdot(self.tensor, self.tensor))
+
+    @property
+    def matrix(self) -> Array:
+        """The unfolding (groups, out/groups, in/groups · positions)."""
+        groups, out = self.tensor.shape[:2]
+        return self.tensor.reshape(groups, out, -1)
+
+    @property
+    def input_unfolding(self) -> Array:
+        """The unfolding (groups, in/groups, out/groups · positions)."""
+        groups, _, into, _ = self.tensor.shape
+        return self.tensor.swapaxes(1, 2).reshape(groups, into, -1)
+
+    @property
+    def spatial_unfolding(self) -> Array:
+        """The matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
+        groups, out, into, _ = self.tensor.shape
+        kh, kw = self.kernel
+        split = self.tensor.reshape(groups, out, into, kh, kw)
+        return split.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
+
+    @cached_property
+    def output(self) -> Eigen:
+        """Eigenpairs of the output channel Grams, of order out/groups."""
+        return eigh(gram(self.matrix))
+
+    @cached_property
+    def input(self) -> Eigen:
+        """Eigenpairs of the input channel Grams, of order in/groups."""
+        return eigh(gram(self.input_unfolding))
+
+    @cached_property
+    def spatial_rows(self) -> Eigen:
+        """Eigenpairs of the Grams of the rows of `spatial_unfolding`, of order out/groups · kw."""
+        return eigh(gram(self.spatial_unfolding))
+
+    @cached_property
+    def spatial_columns(self) -> Eigen:
+        """Eigenpairs of the Grams of its columns, of order in/groups · kh."""
+        return eigh(gram(self.spatial_unfolding.swapaxes(-1, -2)))
+
+    def relative_error(self, kept: float) -> float:
+        """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
+        return math.sqrt(max(0.0, 1.0 - kept / self.energy))
+
+
+def magnitude(weight: Array) -> float:
+    """The largest magnitude of a weight that can be decomposed.
+
+    Raises:
+        Refused: the weight is empty, all zero, or holds NaN or infinite values.
+    """
+    if weight.size == 0:
+        raise Refused(f"the weight of shape {weight.shape} is empty")
+    largest = max(float(weight.max()), -float(weight.min()))
+    if not math.isfinite(largest):
+        bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
+        raise Refused(f"the weight has {bad} NaN or infinite values of {weight.size}")
+    if largest == 0.0:
+        raise Refused("the weight is all zero")
+    return largest

@@ -1,0 +1,82 @@
+"""The last check before a module reaches the user: does it compute what its op computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, geometry
+from rankfold.reference import forward, reconstruct
+
+_ROWS = 4
+_SLACK = 32.0
+
+
+def check_chain(
+    op: Op,
+    chain: Chain,
+    error: float,
+    run: Callable[[Array], Array],
+    epsilon: float,
+    rng: np.random.Generator,
+) -> None:
+    """Compares a built module with the op it replaces, on small random inputs.
+
+    Two things must hold: the weight the chain stands for is as close to the op's as was announced,
+    and the module's output is that of the op with this weight in its place, geometry included.
+
+    Args:
+        op: the layer.
+        chain: the ops the module was built from.
+        error: the announced ‖W − Ŵ‖ / ‖W‖.
+        run: from an input to the output of the module.
+        epsilon: machine epsilon of the module's dtype.
+        rng: draws the input.
+
+    Raises:
+        Refused: one of the two does not hold.
+    """
+    try:
+        dense = reconstruct(op, chain)
+    except RankfoldError as fault:
+        raise Refused(f"the chain does not fit the layer: {fault}") from None
+    weight = op.weight.astype(np.float64)
+    scale = max(float(np.abs(weight).max()), float(np.abs(dense).max()))
+    measured = float(np.linalg.norm((weight - dense) / scale) / np.linalg.norm(weight / scale))
+    tolerance = _SLACK * epsilon
+    if not measured <= error * 1.01 + tolerance:
+        raise Refused(f"the chain has a weight error of {measured:.3g}, not {error:.3g}")
+    x = _probe(op, rng)
+    expected = forward(replace(op, weight=dense), x)
+    got = run(x)
+    if got.shape != expected.shape:
+        raise Refused(f"the built module gives shape {got.shape} in place of {expected.shape}")
+    size = float(np.linalg.norm(expected))
+    bias = 0.0 if op.bias is None else float(np.linalg.norm(op.bias))
+    off = float(np.linalg.norm(got - expected))
+    if not off <= tolerance * len(chain) * (size + bias) + np.finfo(np.float32).tiny:
+        raise Refused(
+            f"the built module is off by {off / max(size, np.finfo(float).tiny):.3g} of its output"
+        )
+
+
+def _probe(op: Op, rng: np.random.Generator) -> Array:
+    if isinstance(op, Embedding):
+        return rng.integers(0, len(op.weight), size=_ROWS)
+    if isinstance(op, Linear):
+        return rng.standard_normal((_ROWS, op.weight.shape[1]))
+    spatial = _smallest(op)
+    return rng.standard_normal((1, op.weight.shape[1] * op.groups, *spatial))
+
+
+def _smallest(op: Conv | ConvTranspose) -> tuple[int, ...]:
+    """A spatial size that no padding mode refuses and that gives at least two outputs an axis."""
+    geo = geometry(op)
+    widest = [max(pair) for pair in geo.pads((1,) * geo.axes)]
+    reach = [d * (k - 1) + 1 for d, k in zip(geo.dilation, geo.kernel, strict=True)]
+    if isinstance(op, ConvTranspose):
+        return tuple(2 + 2 * -(-p // s) for p, s in zip(widest, geo.stride, strict=True))
+    return tuple(max(r, p + 1) + s for r, p, s in zip(reach, widest, geo.stride, strict=True))
