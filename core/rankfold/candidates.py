@@ -6,6 +6,7 @@ computed, and forgets it on `release`, so that planning a model holds one layer 
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -110,6 +111,12 @@ class Layer:
             self._spectrum = Spectrum(self.op)
         return self._spectrum
 
+    def only(self, method: str) -> Layer:
+        """The same layer with one allowed method, sharing what has been computed so far."""
+        view = copy.copy(self)
+        view.methods = {name: self.methods[name] for name in self.methods if name == method}
+        return view
+
     def release(self) -> None:
         """Forgets the op, the spectrum and all candidates."""
         self._op = self._spectrum = None
@@ -213,39 +220,50 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     """
     reasons = dict(layer.refusals)
     wanted: dict[str, Ranks] = {}
-    anchor: Candidate | None = None
-    best: Candidate | None = None
     for name, method in layer.methods.items():
         try:
             mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
-            if min(mode_ranks) < 1:
-                reasons[name] = nothing_found
-                continue
-            wanted[name] = method.ranks(mode_ranks)
-            if anchor is not None:
-                continue
-            grew = layer.grew(layer.template_cost(name, wanted[name]))
-            if grew is not None:
-                reasons[name] = grew
-                continue
-            anchor = best = layer.candidate(name, wanted[name])
         except Refused as refused:
-            reasons[name] = refused.reason
-    if anchor is None or best is None:
+            return Choice(None, reason=refused.reason)
+        if min(mode_ranks) < 1:
+            reasons[name] = nothing_found
+        else:
+            wanted[name] = method.ranks(mode_ranks)
+    limit: Cost | None = None
+    contenders: dict[str, Ranks] = {}
+    for name, ranks in wanted.items():
+        cost = layer.template_cost(name, ranks)
+        grew = layer.grew(cost)
+        if grew is None:
+            limit, contenders = cost, {name: ranks}
+            break
+        reasons[name] = grew
+    if limit is None:
         return Choice(None, reason=_summary(layer, reasons))
     for name, method in layer.methods.items():
-        if name == anchor.method:
-            continue
-        base = wanted.get(name, method.max_ranks(layer.op))
-        ranks = layer.largest_within(name, anchor.cost, base)
-        if ranks is None:
-            continue
+        if name not in contenders:
+            base = wanted.get(name, method.max_ranks(layer.op))
+            within = layer.largest_within(name, limit, base)
+            if within is not None:
+                contenders[name] = within
+    if len(contenders) == 1:
+        return Choice(*contenders.popitem())
+    return _least(layer, contenders, reasons)
+
+
+def _least(layer: Layer, contenders: Mapping[str, Ranks], reasons: dict[str, str]) -> Choice:
+    """The contender of least error; the first one where the difference is rounding."""
+    best: Candidate | None = None
+    for name, ranks in contenders.items():
         try:
-            other = layer.candidate(name, ranks)
-        except Refused:
+            candidate = layer.candidate(name, ranks)
+        except Refused as refused:
+            reasons[name] = refused.reason
             continue
-        if other.error < best.error * (1.0 - _TIE):
-            best = other
+        if best is None or candidate.error < best.error * (1.0 - _TIE):
+            best = candidate
+    if best is None:
+        return Choice(None, reason=_summary(layer, reasons))
     return Choice(best.method, best.ranks)
 
 

@@ -49,7 +49,7 @@ def save(compressed: Compressed, folder: Path) -> None:
     """
     adapter = registry().adapter(compressed.model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
-    _check_replaceable(folder)
+    check_replaceable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -160,7 +160,12 @@ def _check_file(file: Path) -> None:
         )
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
+    """Sees to it that a folder is new, empty or an earlier save.
+
+    Raises:
+        RankfoldError: it is something else.
+    """
     if not folder.exists():
         if folder.is_symlink():
             raise RankfoldError(f"{str(folder)!r} is a broken link; name a folder")

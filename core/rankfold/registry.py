@@ -47,6 +47,7 @@ class Registry:
 
     Attributes:
         plugins: name of each plugin in use, to the distribution it comes from.
+        declared: name of each plugin in use, to what it declares, in words.
         decompositions: by name.
         policies: by name.
         adapters: by name.
@@ -56,6 +57,7 @@ class Registry:
 
     strict: bool = False
     plugins: dict[str, str] = field(default_factory=dict)
+    declared: dict[str, list[str]] = field(default_factory=dict)
     decompositions: dict[str, Decomposition] = field(default_factory=dict)
     policies: dict[str, type[Policy]] = field(default_factory=dict)
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
@@ -176,6 +178,12 @@ class Registry:
         self.policies.update({policy.name: policy for policy in policies})
         self.adapters.update({spec.name: spec for spec in adapters})
         self.rules.extend(rules)
+        self.declared[name] = [
+            *(f"decomposition {method.name}" for method in decompositions),
+            *(f"policy {policy.name}" for policy in policies),
+            *(f"adapter {spec.name}" for spec in adapters),
+            *(f"layer rule {rule.layer}" for rule in rules),
+        ]
 
     def _record(self, plugin: str, stage: str, error: BaseException) -> None:
         if self.strict:

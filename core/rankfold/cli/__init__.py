@@ -1,1 +1,34 @@
-def main() -> None: ...
+"""The command line: `rankfold demo`, `inspect`, `compress` and `plugins`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from rankfold.errors import RankfoldError
+
+
+def main() -> None:
+    """Runs the command line; an error is one line on standard error and exit code 2."""
+    from rankfold.cli.app import app
+
+    try:
+        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+    except RankfoldError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:  # the outermost boundary: a user never meets a traceback
+        usage: Callable[[], str] | None = getattr(error, "format_message", None)
+        if usage is not None:
+            _fail(f"{usage()} (see --help)")
+        if os.environ.get("RANKFOLD_DEBUG"):
+            raise
+        _fail(f"{type(error).__name__}: {error} (RANKFOLD_DEBUG=1 shows where)")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    print(f"rankfold: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

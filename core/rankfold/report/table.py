@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +10,18 @@ from rich.text import Text
 
 from rankfold.plan import LayerPlan, Plan
 
-_MIN_WIDTH = 100
+_WIDTH = 120
+
+
+def wide_console() -> Console:
+    """Standard output, as wide as the terminal and at least 120 columns elsewhere."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(_WIDTH, console.width))
 
 
 def plan_text(plan: Plan) -> str:
-    """The plan as text, as wide as the terminal and at least 100 columns."""
-    width = max(_MIN_WIDTH, shutil.get_terminal_size((120, 24)).columns)
+    """The plan as text, as wide as the terminal."""
+    width = wide_console().width
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     console.print(plan_table(plan))
     console.print(Text(totals(plan)))

@@ -1,0 +1,52 @@
+"""Reading policies and factories from the command line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from rankfold.contracts import Policy
+from rankfold.errors import RankfoldError
+from rankfold.registry import registry
+
+
+def read_policy(text: str) -> Policy:
+    """A policy from "name" or "name:argument".
+
+    Raises:
+        RankfoldError: an unknown name or a bad argument.
+    """
+    name, _, argument = text.partition(":")
+    policies = registry().policies
+    if name not in policies:
+        known = ", ".join(sorted(policies)) or "none (no plugin is installed)"
+        raise RankfoldError(f"policy {name!r} is unknown; use one of {known}")
+    return policies[name].from_text(argument)
+
+
+def make_model(target: str) -> Any:
+    """Calls "package.module:factory"; the current folder can be imported from.
+
+    Raises:
+        RankfoldError: it cannot be imported or raises.
+    """
+    module, colon, name = target.partition(":")
+    if not (module and colon and name):
+        raise RankfoldError(f"factory {target!r}; write package.module:factory")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the user's module raises on import
+        raise RankfoldError(
+            f"factory {target!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        return factory()
+    except Exception as error:  # whatever the user's factory raises
+        raise RankfoldError(
+            f"factory {target!r} failed: {type(error).__name__}: {error}"
+        ) from error

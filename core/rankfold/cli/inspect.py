@@ -1,0 +1,88 @@
+"""`rankfold inspect`: what could be saved in a checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from rankfold.candidates import Layer
+from rankfold.cli.arguments import read_policy
+from rankfold.contracts import Decomposition, Policy
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Op
+from rankfold.pipeline import METHODS
+from rankfold.policies.energy import energy_rank
+from rankfold.policies.evbmf import from_squares
+from rankfold.progress import progress
+from rankfold.registry import registry
+from rankfold.report.table import wide_console
+from rankfold.tensors import open_tensors
+
+_SHARE = 0.9
+
+
+def run(checkpoint: Path, policy: str) -> None:
+    """Prints a table of all matrices and kernels of a safetensors file.
+
+    Raises:
+        RankfoldError: the file or the policy cannot be read.
+    """
+    chosen = read_policy(policy)
+    names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
+    methods = registry().methods(names)
+    table = Table(title=f"{checkpoint.name}: parameters left by {policy}", title_justify="left")
+    for column in ("tensor", "shape"):
+        table.add_column(column, overflow="fold")
+    for column in ("EVBMF", f"energy {_SHARE:.0%}", *methods):
+        table.add_column(column, justify="right")
+    skipped = 0
+    with open_tensors(checkpoint) as tensors:
+        found = tensors.names()
+        with progress("inspecting", len(found)) as advance:
+            for name in found:
+                advance(name)
+                op = tensors.layer(name)
+                if op is None:
+                    skipped += 1
+                    continue
+                shape = "×".join(map(str, op.weight.shape))
+                cells = (name, shape, *_cells(name, op, methods, chosen))
+                table.add_row(*(Text(cell) for cell in cells))
+    console = wide_console()
+    console.print(table)
+    console.print(
+        f"{len(found) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
+        "Ranks of a kernel are (output, input).",
+        highlight=False,
+    )
+
+
+def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> list[str]:
+    try:
+        layer = Layer((name,), lambda: op, methods, None, "balanced", 0)
+        anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]
+        modes = anchor.modes(op, layer.spectrum)
+    except Refused as refused:
+        return [refused.reason]
+    evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in modes]
+    energy = [energy_rank(m.values.sum(axis=0), _SHARE) for m in modes]
+    savings = [_saving(layer.only(method), policy) for method in methods]
+    return [", ".join(map(str, evbmf)), ", ".join(map(str, energy)), *savings]
+
+
+def _saving(layer: Layer, policy: Policy) -> str:
+    """The ranks one method gets and the share of parameters left; why not, in a word."""
+    if not layer.methods:
+        return "–"
+    try:
+        choice = next(policy.allocate([layer]))
+    except RankfoldError as error:
+        return str(error)
+    if choice.method is None:
+        return choice.reason.split(":")[0]
+    cost = layer.template_cost(choice.method, choice.ranks)
+    ranks = ", ".join(map(str, choice.ranks))
+    return f"{ranks} ({cost.params / layer.op.weight.size:.0%})"

@@ -1,0 +1,27 @@
+"""`rankfold plugins`: what is installed, and what is wrong with it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from rankfold.hookspecs import API
+from rankfold.registry import registry
+from rankfold.report.table import wide_console
+
+
+def run() -> None:
+    """Prints the plugins in use, what they declare, and every problem."""
+    found = registry()
+    console = wide_console()
+    table = Table(title=f"Plugins (API {API[0]}.{API[1]})", title_justify="left")
+    for column in ("plugin", "distribution", "declares"):
+        table.add_column(column, overflow="fold")
+    for name in found.plugins:
+        cells = (name, found.plugins[name], ", ".join(found.declared[name]))
+        table.add_row(*(Text(cell) for cell in cells))
+    console.print(table)
+    for problem in found.problems:
+        console.print(Text(str(problem)), style="bold red", soft_wrap=True)
+    if not found.problems:
+        console.print("No problems.")
