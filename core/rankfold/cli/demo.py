@@ -1,0 +1,255 @@
+"""`rankfold demo`: train, compress, fine-tune, and show what happened.
+
+The data are scikit-learn's 1797 handwritten digits, 8×8 pixels. Every figure shown is measured in
+the run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from rich.table import Table
+
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array
+from rankfold.pipeline import Compressed, compress
+from rankfold.plan import Plan
+from rankfold.policies.vbmf import VBMF
+from rankfold.progress import progress
+from rankfold.registry import resolve
+from rankfold.report.table import count, wide_console
+
+BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo"}
+RECIPES = {"SVD + Tucker-2": ("svd", "tucker2"), "SVD + CP": ("svd", "cp")}
+STAGES = ("before", "compressed", "fine-tuned")
+PICTURE = "demo.png"
+_TRAIN_RATE, _TUNE_RATE = 3e-3, 1e-3
+_TEST_SHARE = 0.25
+
+
+class DemoNetwork(Protocol):
+    """What a backend gives the demo; see `rankfold_torch.demo`.
+
+    Attributes:
+        head: path of the last layer. It is left alone: it is tiny, and its rank would bound the
+            number of digits that can be told apart.
+    """
+
+    head: str
+
+    def network(self) -> Any:
+        """An untrained network."""
+
+    def train(
+        self,
+        model: Any,
+        images: Array,
+        labels: Array,
+        *,
+        epochs: int,
+        learning_rate: float,
+        advance: Callable[[], None],
+    ) -> None:
+        """Trains in place."""
+
+    def accuracy(self, model: Any, images: Array, labels: Array) -> float:
+        """The share of images classified right."""
+
+    def inputs(self, images: Array) -> Any:
+        """Example inputs of one forward pass."""
+
+    def latencies(self, models: list[Any], images: Array) -> list[float]:
+        """Median seconds of one forward pass of each model."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network of the table.
+
+    Attributes:
+        name: what was done to it.
+        accuracies: test accuracy before compression, after it, and after fine-tuning; of the
+            original only the first.
+        params: parameters of its layers.
+        macs: multiply-accumulates for one image.
+        seconds: median time of one forward pass over the test images.
+    """
+
+    name: str
+    accuracies: tuple[float, ...]
+    params: int
+    macs: int
+    seconds: float
+
+
+def run(output: Path, backend: str, epochs: int, seed: int) -> None:
+    """Runs the demo and writes its picture.
+
+    Raises:
+        RankfoldError: the backend is unknown, a package is missing, or the folder is not writable.
+    """
+    console = wide_console()
+    network, (train_x, train_y, test_x, test_y) = _prepare(output, backend, seed)
+    console.print(
+        f"{len(train_y)} digits to train on, {len(test_y)} to test on; rankfold in {backend}"
+    )
+    started = time.perf_counter()
+    model = network.network()
+    _train(network, model, train_x, train_y, epochs, _TRAIN_RATE, "training")
+    original = network.accuracy(model, test_x, test_y)
+    console.print(
+        f"trained for {epochs} epochs in {time.perf_counter() - started:.0f} s: "
+        f"accuracy {original:.2%}\n"
+    )
+    smaller: dict[str, Compressed] = {}
+    untuned: dict[str, float] = {}
+    for name, methods in RECIPES.items():
+        small = compress(
+            model,
+            VBMF(),
+            inputs=network.inputs(test_x),
+            methods=methods,
+            exclude=network.head,
+            seed=seed,
+        )
+        smaller[name] = small
+        untuned[name] = network.accuracy(small.model, test_x, test_y)
+        console.print(f"{name} at EVBMF ranks")
+        console.print(small.report(), highlight=False, markup=False)
+        tune = max(1, epochs // 3)
+        _train(network, small.model, train_x, train_y, tune, _TUNE_RATE, f"fine-tuning {name}")
+        console.print(f"fine-tuned for {tune} epochs\n")
+    seconds = network.latencies([model, *(s.model for s in smaller.values())], test_x)
+    plan = next(iter(smaller.values())).plan
+    rows = [Row("original", (original,), *_size(plan, 0), seconds[0])]
+    for (name, small), measured in zip(smaller.items(), seconds[1:], strict=True):
+        accuracies = (
+            original,
+            untuned[name],
+            network.accuracy(small.model, test_x, test_y),
+        )
+        rows.append(Row(name, accuracies, *_size(small.plan, 1), measured))
+    console.print(_table(rows, len(test_y)))
+    picture = output / PICTURE
+    _draw(rows, picture)
+    console.print(
+        f"{time.perf_counter() - started:.0f} s in all; picture: {picture}", soft_wrap=True
+    )
+
+
+def _prepare(
+    output: Path, backend: str, seed: int
+) -> tuple[DemoNetwork, tuple[Array, Array, Array, Array]]:
+    if backend not in BACKENDS:
+        raise RankfoldError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    try:
+        import matplotlib as _  # noqa: F401 - found missing before the training, not after
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        network: DemoNetwork = resolve(BACKENDS[backend])(seed)
+    except ImportError as error:
+        raise RankfoldError(
+            f"the demo needs {error.name or error}: pip install 'rankfold[demo]'"
+        ) from error
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {str(output)!r}: {error}") from None
+    if not os.access(output, os.W_OK):
+        raise RankfoldError(f"cannot write to {str(output)!r}: name another folder with -o")
+    digits = load_digits()
+    images = (digits.images[:, None] / 16.0).astype(np.float32)
+    train_x, test_x, train_y, test_y = train_test_split(
+        images, digits.target, test_size=_TEST_SHARE, stratify=digits.target, random_state=0
+    )
+    return network, (train_x, train_y, test_x, test_y)
+
+
+def _train(
+    network: DemoNetwork,
+    model: Any,
+    images: Array,
+    labels: Array,
+    epochs: int,
+    rate: float,
+    what: str,
+) -> None:
+    with progress(what, epochs) as advance:
+        advance("")
+        network.train(
+            model,
+            images,
+            labels,
+            epochs=epochs,
+            learning_rate=rate,
+            advance=lambda: advance(""),
+        )
+
+
+def _size(plan: Plan, which: int) -> tuple[int, int]:
+    assert plan.macs is not None
+    return plan.params[which], plan.macs[which]
+
+
+def _table(rows: list[Row], tested: int) -> Table:
+    table = Table(title=f"Accuracy and latency on {tested} test images", title_justify="left")
+    table.add_column("network")
+    for column in (
+        *STAGES,
+        "params",
+        "MACs",
+        "latency (ms)",
+        "speed-up",
+    ):
+        table.add_column(column, justify="right")
+    first = rows[0]
+    for row in rows:
+        table.add_row(
+            row.name,
+            *(f"{accuracy:.2%}" for accuracy in row.accuracies),
+            *("–" for _ in STAGES[len(row.accuracies) :]),
+            f"{count(row.params)} ({row.params / first.params:.1%})",
+            f"{count(row.macs)} ({row.macs / first.macs:.1%})",
+            f"{row.seconds * 1e3:.2f}",
+            f"{first.seconds / row.seconds:.2f}×",
+        )
+    return table
+
+
+def _draw(rows: list[Row], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    place = np.arange(len(rows))
+    for stage, label in enumerate(STAGES):
+        at = [p for p, row in zip(place, rows, strict=True) if stage < len(row.accuracies)]
+        values = [100 * row.accuracies[stage] for row in rows if stage < len(row.accuracies)]
+        bars = left.bar(np.array(at) + 0.27 * (stage - 1), values, 0.27, label=label)
+        left.bar_label(bars, fmt="%.1f", fontsize=8)
+    left.set_ylabel("test accuracy (%)")
+    left.set_ylim(0, 105)
+    left.set_xticks(place, [row.name for row in rows])
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    first = rows[0]
+    for offset, label, shares in (
+        (-0.27, "parameters", [row.params / first.params for row in rows]),
+        (0.0, "MACs", [row.macs / first.macs for row in rows]),
+        (0.27, "latency", [row.seconds / first.seconds for row in rows]),
+    ):
+        bars = right.bar(place + offset, [100 * s for s in shares], 0.27, label=label)
+        right.bar_label(bars, fmt="%.0f", fontsize=8)
+    right.set_ylabel("share of the original (%)")
+    right.set_xticks(place, [row.name for row in rows])
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    try:
+        figure.savefig(file, dpi=120)
+    except OSError as error:
+        raise RankfoldError(f"cannot write {str(file)!r}: {error}") from None
