@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.hookspecs import LayerRule
 from rankfold.ops import Array, Chain, Op
 from rankfold.registry import registry, resolve
-from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
-
 from rankfold_torch import layers, tracing, weights
 from rankfold_torch.refusals import Surroundings, check_layer, check_root, is_quantized
 

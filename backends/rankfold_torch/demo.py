@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from rankfold.ops import Array
 from torch import nn
 from torch.nn import functional
+
+from rankfold.ops import Array
 
 _BATCH = 64
 _LATENCY_ROUNDS = 30

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
 from rankfold.errors import Refused
 from rankfold.ops import (
     Array,
@@ -21,7 +23,6 @@ from rankfold.ops import (
     channels,
     geometry,
 )
-from torch import nn
 
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {

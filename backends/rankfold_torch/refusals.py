@@ -10,11 +10,11 @@ import inspect
 from collections.abc import Iterator
 
 import torch
-from rankfold.errors import RankfoldError, Refused
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from rankfold.errors import RankfoldError, Refused
 from rankfold_torch.layers import KINDS
 from rankfold_torch.sources import reads_of
 

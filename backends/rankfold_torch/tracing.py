@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.ops import Extent
-from torch import nn
-
 from rankfold_torch.layers import CONVS, TRANSPOSED
 
 

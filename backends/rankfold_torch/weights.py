@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from rankfold.errors import RankfoldError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from rankfold.errors import RankfoldError
 
 _SHOWN = 5
 

@@ -1,0 +1,79 @@
+"""The code of the documentation runs, and it names every hook."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rankfold import hookspecs
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+def test_the_code_of_a_page_runs(page: Path) -> None:
+    namespace: dict[str, object] = {}
+    for block in blocks(page):
+        exec(compile(block, str(page), "exec"), namespace)
+    assert "rf" in namespace
+
+
+def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return _Net()
+
+    namespace: dict[str, object] = {
+        "model": make(),
+        "MyModel": make,
+        "x": torch.randn(1, 3, 12, 12),
+        "fine_tune": lambda model: None,
+        "w": torch.randn(64, 48, 3, 3).numpy(),
+        "w2": torch.randn(40, 30).numpy(),
+        "b": torch.randn(40).numpy(),
+        "matrix": torch.randn(20, 30).numpy(),
+    }
+    for block in blocks(ROOT / "README.md"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert (tmp_path / "out" / "plan.json").is_file()
+
+
+class _Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(nn.Conv2d(3, 32, 3))
+        self.stage2 = nn.Conv2d(32, 64, 3)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stage2(self.stage1(x)).mean((2, 3)))
+
+
+def hooks() -> list[str]:
+    return [
+        name
+        for name, value in vars(hookspecs).items()
+        if inspect.isfunction(value) and name.startswith("rankfold_")
+    ]
+
+
+@pytest.mark.parametrize("hook", hooks())
+def test_every_hook_is_documented_with_its_arguments(hook: str) -> None:
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    assert f"`{hook}({arguments})`" in (ROOT / "docs" / "plugins.md").read_text()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=str)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
