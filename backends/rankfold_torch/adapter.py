@@ -39,6 +39,10 @@ class TorchAdapter:
         check_root(model)
         return {path: type(module).__name__ for path, module in self._found(model).items()}
 
+    def size(self, model: nn.Module) -> int:
+        """The number of parameters, shared ones counted once."""
+        return sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
+
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """The further paths of a module that stands in several places."""
         module = model.get_submodule(path)
@@ -88,8 +92,9 @@ class TorchAdapter:
         """
         new = {id(model.get_submodule(path)): module for path, module in modules.items()}
         if not inplace:
+            memo: dict[int, Any] = {**new, **_computed(model)}
             try:
-                copied: nn.Module = copy.deepcopy(model, dict(new))
+                copied: nn.Module = copy.deepcopy(model, memo)
             except Exception as error:
                 raise RankfoldError(
                     f"the model cannot be copied ({error}); pass inplace=True to change it itself"
@@ -134,6 +139,16 @@ def _is_matrix(parameter: torch.Tensor | None) -> bool:
     if parameter is None or nn.parameter.is_lazy(parameter):
         return parameter is not None
     return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
+
+
+def _computed(model: nn.Module) -> dict[int, torch.Tensor]:
+    """Copies of tensors with a history, which cannot be deep-copied; forward makes them anew."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
 
 
 def _ruled(rule: LayerRule, target: str, *arguments: Any) -> Any:

@@ -53,7 +53,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             ) from error
     return Trace(
         {path: tuple(found) for path, found in extents.items()},
-        {path: tuple(sorted(found)) for path, found in watch.reads.items()},
+        watch.refusals,
     )
 
 
@@ -62,11 +62,8 @@ class _Watch:
 
     def __init__(self, paths: Mapping[int, str]) -> None:
         self.paths = paths
-        self.reads: dict[str, set[str]] = {}
+        self.refusals: dict[str, str] = {}
         self.running = 0
-
-    def note(self, path: str, what: str) -> None:
-        self.reads.setdefault(path, set()).add(what)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -76,7 +73,8 @@ class _Watch:
         def watched(module: nn.Module, name: str) -> Any:
             value = original(module, name)
             if not self.running and name in ("weight", "bias") and id(module) in self.paths:
-                self.note(self.paths[id(module)], name)
+                reason = f"its {name} is read from outside the layer"
+                self.refusals.setdefault(self.paths[id(module)], reason)
             return value
 
         nn.Module.__getattr__ = watched  # type: ignore[method-assign]  # restored below
@@ -90,7 +88,7 @@ def _enter(
     watch: _Watch, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     if len(args) + len(kwargs) > 1 or set(kwargs) - {"input"}:
-        watch.note(path, "input together with further arguments")
+        watch.refusals.setdefault(path, "it is called with more than its input")
     watch.running += 1
 
 

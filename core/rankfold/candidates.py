@@ -87,9 +87,10 @@ class Layer:
         self._extents = extents
         self.methods: dict[str, Decomposition] = {}
         self.refusals: dict[str, str] = {}
+        op = self.op
         for name, method in methods.items():
             try:
-                reason = method.refuse(self.op)
+                reason = method.refuse(op)
             except Exception as error:
                 reason = f"the plugin raised {error!r}"
             if reason is None:

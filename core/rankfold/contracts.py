@@ -115,11 +115,11 @@ class Trace:
 
     Attributes:
         extents: for each layer path, the extent of its input at each call.
-        reads: for each layer path, what other modules read from it besides calling it.
+        refusals: for some layer paths, why what was seen forbids replacing the layer.
     """
 
     extents: Mapping[str, tuple[Extent, ...]]
-    reads: Mapping[str, tuple[str, ...]]
+    refusals: Mapping[str, str]
 
 
 class Adapter(Protocol):
@@ -130,6 +130,9 @@ class Adapter(Protocol):
 
     def layers(self, model: Any) -> Mapping[str, str]:
         """Every layer with weights that could be decomposed, in order: path to class name."""
+
+    def size(self, model: Any) -> int:
+        """The number of parameters of the model, shared and tied ones counted once."""
 
     def aliases(self, model: Any, path: str) -> tuple[str, ...]:
         """The further paths under which a shared layer is found."""

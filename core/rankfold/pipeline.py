@@ -87,8 +87,9 @@ def plan(
             a rank is out of range, or the model fails on the inputs.
     """
     adapter = registry().adapter(model)
+    size = adapter.size(model)
     request = _Request(
-        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed
+        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed, size
     )
     decided = [decision.layer for decision in request.decisions()]
     return request.plan_of(decided)
@@ -125,8 +126,9 @@ def compress(
         RankfoldError: as for `plan`.
     """
     adapter = registry().adapter(model)
+    size = adapter.size(model)
     request = _Request(
-        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed
+        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed, size
     )
     modules: dict[str, Any] = {}
     decided = [_built(adapter, model, seed, d, modules) for d in request.decisions()]
@@ -176,7 +178,7 @@ def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) 
                 )
                 decision = _decide(layer, choice)
             except Refused as refused:
-                decided.append(_left(path, kind, refused.reason))
+                decided.append(LayerPlan(path=path, op=kind, reason=refused.reason))
                 continue
             if trace is None:
                 decision = decision.with_macs(given.macs)
@@ -236,6 +238,7 @@ class _Request:
     overrides: Mapping[str, Policy] | None
     placement: Placement
     seed: int
+    size: int
 
     def __post_init__(self) -> None:
         if self.placement not in ("balanced", "classical"):
@@ -249,6 +252,7 @@ class _Request:
         return Plan(
             layers=tuple(decided),
             policy=repr(self.policy),
+            size=self.size,
             seed=self.seed,
             placement=self.placement,
         )
@@ -264,14 +268,18 @@ class _Request:
             done: dict[str, _Decision] = {}
             groups: dict[int, tuple[Policy, list[Layer]]] = {}
             for path, kind in kinds.items():
-                try:
-                    layer = self._layer(paths[path], methods, trace)
-                except Refused as refused:
-                    done[path] = _Decision(_left(path, kind, refused.reason))
-                    registry().layer_done(done[path].layer)
-                else:
+                layer, reason = self._layer(paths[path], methods, trace)
+                if layer is not None and not reason:
                     policy = self._policy(paths[path])
                     groups.setdefault(id(policy), (policy, []))[1].append(layer)
+                    continue
+                left = LayerPlan(path=path, op=kind, reason=reason)
+                decision = _Decision(left)
+                if layer is not None:
+                    decision = _decide(layer, Choice(None, reason=reason))
+                    layer.release()
+                done[path] = decision
+                registry().layer_done(done[path].layer)
             # layer by layer in the model's order where one policy rules, else policy by policy
             pending = iter(kinds)
             for policy, layers in groups.values():
@@ -295,19 +303,29 @@ class _Request:
 
     def _layer(
         self, paths: tuple[str, ...], methods: Mapping[str, Decomposition], trace: Trace | None
-    ) -> Layer:
+    ) -> tuple[Layer | None, str]:
+        """A layer, or None where it cannot be read, and why it is left alone, if it is."""
+        read = partial(_read, self.adapter, self.model, paths[0], trace)
+        extents = _extents(trace, paths[0])
+        try:
+            layer = Layer(paths, read, methods, extents, self.placement, self.seed)
+        except Refused as refused:
+            return None, self._deselected(paths) or refused.reason
+        try:
+            magnitude(layer.op.weight)
+        except Refused as refused:
+            return layer, self._deselected(paths) or refused.reason
+        layer.release()
+        return layer, self._deselected(paths)
+
+    def _deselected(self, paths: tuple[str, ...]) -> str:
         for pattern in _listed(self.exclude):
             if matches(pattern, paths):
-                raise Refused(f"excluded by {pattern!r}")
+                return f"excluded by {pattern!r}"
         include = None if self.include is None else _listed(self.include)
         if include is not None and not any(matches(pattern, paths) for pattern in include):
-            raise Refused("not included")
-        read = partial(_read, self.adapter, self.model, paths[0], trace)
-        magnitude(read().weight)
-        extents = _extents(trace, paths[0])
-        layer = Layer(paths, read, methods, extents, self.placement, self.seed)
-        layer.release()
-        return layer
+            return "not included"
+        return ""
 
 
 def _ready(
@@ -396,15 +414,11 @@ def _undone(done: LayerPlan, reason: str) -> LayerPlan:
     )
 
 
-def _left(path: str, kind: str, reason: str) -> LayerPlan:
-    return LayerPlan(path=path, op=kind, reason=reason)
-
-
 def _read(adapter: Adapter, model: Any, path: str, trace: Trace | None) -> Op:
-    reads = () if trace is None else trace.reads.get(path, ())
-    if reads:
-        raise Refused(f"its {', '.join(reads)} is read from outside the layer")
-    return adapter.read(model, path)
+    op = adapter.read(model, path)
+    if trace is not None and path in trace.refusals:
+        raise Refused(trace.refusals[path])
+    return op
 
 
 def _extents(trace: Trace | None, path: str) -> tuple[Extent, ...] | None:

@@ -43,6 +43,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Attributes:
         layers: one `LayerPlan` for every layer with weights, in the model's order.
         policy: the policy that chose, for the record.
+        size: parameters of the whole model before, shared and tied ones counted once; 0 where that
+            is not known.
         seed: of the run.
         placement: how the scale is spread over the stages of a chain.
         version: of this format.
@@ -50,6 +52,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     layers: tuple[LayerPlan, ...]
     policy: str = ""
+    size: int = 0
     seed: int = 0
     placement: Placement = "balanced"
     version: int = VERSION

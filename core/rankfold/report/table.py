@@ -44,11 +44,13 @@ def plan_table(plan: Plan) -> Table:
 
 
 def totals(plan: Plan) -> str:
-    """One line: how many layers are replaced, and the parameters and MACs before and after."""
+    """One line: how many layers are replaced, parameters and MACs before and after."""
     replaced = len(plan.replaced)
-    text = f"{replaced} of {len(plan.layers)} layers replaced; params {change(plan.params)}"
+    before, after = plan.params
+    model = change((plan.size, plan.size - before + after)) if plan.size else change(plan.params)
+    text = f"{replaced} of {len(plan.layers)} layers replaced; parameters of the model {model}"
     if plan.macs is not None:
-        text += f"; MACs {change(plan.macs)}"
+        text += f"; MACs of its layers {change(plan.macs)}"
     return text
 
 
