@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from rankfold.errors import Refused
+from rankfold.geometry import Geometry
 from rankfold.ops import (
     Array,
     Chain,
     Conv,
     ConvTranspose,
     Embedding,
-    Geometry,
     Linear,
     Op,
     channels,

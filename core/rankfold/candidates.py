@@ -290,8 +290,7 @@ def _nominal_extent(op: Op) -> Extent:
     geo = geometry(op)
     if isinstance(op, ConvTranspose):
         return (1, *(_NOMINAL_OUTPUT + 2 * max(p) for p in geo.pads((1,) * geo.axes)))
-    reach = (d * (k - 1) + 1 for d, k in zip(geo.dilation, geo.kernel, strict=True))
     return (
         1,
-        *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, reach, strict=True)),
+        *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, geo.reach, strict=True)),
     )

@@ -15,18 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
+from rankfold.geometry import Geometry, padding, per_axis
 
 Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
-Pairs: TypeAlias = tuple[tuple[int, int], ...]
-Padding: TypeAlias = Pairs | Literal["same", "same_lower"]
-PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _MAX_SPATIAL_AXES = 3
@@ -112,10 +110,10 @@ class Conv:
 
     def __post_init__(self) -> None:
         _check_arrays(self, ndim=(3, 4, 5))
-        axes = self.weight.ndim - 2
-        _set(self, "stride", _per_axis(self, "stride", axes, minimum=1))
-        _set(self, "dilation", _per_axis(self, "dilation", axes, minimum=1))
-        _set(self, "padding", _padding(self, axes))
+        name, axes = type(self).__name__, self.weight.ndim - 2
+        _set(self, "stride", per_axis(name, "stride", self.stride, axes, minimum=1))
+        _set(self, "dilation", per_axis(name, "dilation", self.dilation, axes, minimum=1))
+        _set(self, "padding", padding(name, self.padding, axes))
         if self.padding_mode not in _PADDING_MODES:
             raise RankfoldError(
                 f"Conv: padding_mode {self.padding_mode!r} is unknown; use one of {_PADDING_MODES}"
@@ -154,48 +152,22 @@ class ConvTranspose:
 
     def __post_init__(self) -> None:
         _check_arrays(self, ndim=(3, 4, 5))
-        axes = self.weight.ndim - 2
-        _set(self, "stride", _per_axis(self, "stride", axes, minimum=1))
-        _set(self, "dilation", _per_axis(self, "dilation", axes, minimum=1))
-        _set(self, "output_padding", _per_axis(self, "output_padding", axes, minimum=0))
+        name, axes = type(self).__name__, self.weight.ndim - 2
+        _set(self, "stride", per_axis(name, "stride", self.stride, axes, minimum=1))
+        _set(self, "dilation", per_axis(name, "dilation", self.dilation, axes, minimum=1))
+        extra = per_axis(name, "output_padding", self.output_padding, axes, minimum=0)
+        _set(self, "output_padding", extra)
         if isinstance(self.padding, str) and self.padding != "valid":
             raise RankfoldError(
                 f"ConvTranspose: padding {self.padding!r} is not defined; give (low, high) pairs"
             )
-        _set(self, "padding", _padding(self, axes))
+        _set(self, "padding", padding(name, self.padding, axes))
         _check_groups(self)
 
 
 Op: TypeAlias = Linear | Conv | ConvTranspose | Embedding
 Chain: TypeAlias = tuple[Op, ...]
 Convolution: TypeAlias = Conv | ConvTranspose
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """The geometry of a convolution in its one canonical form: a value per spatial axis."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: Padding
-    dilation: tuple[int, ...]
-    output_padding: tuple[int, ...]
-
-    @property
-    def axes(self) -> int:
-        """The number of spatial axes, 1 to 3."""
-        return len(self.kernel)
-
-    def pads(self, spatial: Sequence[int]) -> Pairs:
-        """The (low, high) padding of each axis for an input of that spatial size."""
-        if not isinstance(self.padding, str):
-            return self.padding
-        pairs = []
-        for size, k, s, d in zip(spatial, self.kernel, self.stride, self.dilation, strict=True):
-            total = max((math.ceil(size / s) - 1) * s + d * (k - 1) + 1 - size, 0)
-            low = total // 2 if self.padding == "same" else total - total // 2
-            pairs.append((low, total - low))
-        return tuple(pairs)
 
 
 def geometry(op: Convolution) -> Geometry:
@@ -247,7 +219,7 @@ def output_extent(op: Op, extent: Extent) -> Extent:
     sizes = []
     pads = geo.pads(extent[1:])
     for axis, (size, (low, high)) in enumerate(zip(extent[1:], pads, strict=True)):
-        reach = geo.dilation[axis] * (geo.kernel[axis] - 1) + 1
+        reach = geo.reach[axis]
         if isinstance(op, Conv):
             out = (size + low + high - reach) // geo.stride[axis] + 1
         else:
@@ -344,51 +316,3 @@ def _check_groups(op: Convolution) -> None:
         raise RankfoldError(
             f"{type(op).__name__}: {op.groups} groups do not divide {op.weight.shape[0]} outputs"
         )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _per_axis(op: Convolution, name: str, axes: int, minimum: int) -> tuple[int, ...]:
-    value = getattr(op, name)
-    values = (value,) * axes if _is_int(value) else value
-    if (
-        isinstance(values, str)
-        or not isinstance(values, Sequence)
-        or len(values) != axes
-        or not all(_is_int(v) and v >= minimum for v in values)
-    ):
-        raise RankfoldError(
-            f"{type(op).__name__}: {name} {value!r}; use an int or {axes} ints from {minimum} on"
-        )
-    return tuple(int(v) for v in values)
-
-
-def _padding(op: Convolution, axes: int) -> Padding:
-    value = op.padding
-    if isinstance(value, str):
-        if value == "valid":
-            return ((0, 0),) * axes
-        if value == "same":
-            return "same"
-        if value == "same_lower":
-            return "same_lower"
-    elif _is_int(value):
-        return ((int(value), int(value)),) * axes  # type: ignore[arg-type]  # an int, just tested
-    elif isinstance(value, Sequence) and len(value) == axes:
-        pairs = [_pair(item) for item in value]
-        known = tuple(pair for pair in pairs if pair is not None)
-        if len(known) == axes:
-            return known
-    raise RankfoldError(
-        f"{type(op).__name__}: padding {value!r}; use an int, {axes} ints or (low, high) pairs "
-        "from 0 on, 'valid', 'same' or 'same_lower'"
-    )
-
-
-def _pair(value: object) -> tuple[int, int] | None:
-    pair = (value, value) if _is_int(value) else value
-    if isinstance(pair, Sequence) and len(pair) == 2 and all(_is_int(v) and v >= 0 for v in pair):
-        return int(pair[0]), int(pair[1])
-    return None

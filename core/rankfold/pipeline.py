@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -14,14 +14,14 @@ import numpy as np
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Adapter, Choice, Decomposition, Placement, Policy, Trace
+from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Chain, Extent, Op, describe
-from rankfold.patterns import check_patterns, matches
+from rankfold.ops import Extent, Op, describe
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import Advance, progress
 from rankfold.registry import registry
+from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
-from rankfold.verify import check_chain
 
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
@@ -86,13 +86,9 @@ def plan(
         RankfoldError: no adapter knows the model, a method is unknown, a pattern matches no layer,
             a rank is out of range, or the model fails on the inputs.
     """
-    adapter = registry().adapter(model)
-    size = adapter.size(model)
-    request = _Request(
-        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed, size
-    )
-    decided = [decision.layer for decision in request.decisions()]
-    return request.plan_of(decided)
+    selection = Selection(policy, include, exclude, overrides)
+    run = _Run(registry().adapter(model), model, inputs, methods, placement, seed)
+    return run.plan_of([decision.layer for decision in run.decisions(selection)], policy)
 
 
 def compress(
@@ -125,15 +121,12 @@ def compress(
     Raises:
         RankfoldError: as for `plan`.
     """
-    adapter = registry().adapter(model)
-    size = adapter.size(model)
-    request = _Request(
-        adapter, model, policy, inputs, methods, include, exclude, overrides, placement, seed, size
-    )
+    selection = Selection(policy, include, exclude, overrides)
+    run = _Run(registry().adapter(model), model, inputs, methods, placement, seed)
     modules: dict[str, Any] = {}
-    decided = [_built(adapter, model, seed, d, modules) for d in request.decisions()]
-    small = adapter.replace(model, modules, inplace=inplace)
-    return Compressed(small, request.plan_of(decided))
+    decided = [run.built(decision, modules) for decision in run.decisions(selection)]
+    small = run.adapter.replace(model, modules, inplace=inplace)
+    return Compressed(small, run.plan_of(decided, policy))
 
 
 def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) -> Compressed:
@@ -153,38 +146,34 @@ def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) 
         RankfoldError: the plan names a layer that the model does not have or that has another
             shape, an unknown method, or a rank out of range; the model is then unchanged.
     """
-    adapter = registry().adapter(model)
-    layers = adapter.layers(model)
+    names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
+    methods = names or None
+    run = _Run(registry().adapter(model), model, inputs, methods, plan.placement, plan.seed)
+    check_planned(plan.layers, run.kinds)
     wanted = {layer.path: layer for layer in plan.layers}
-    check_planned(wanted.values(), layers)
-    names = {layer.method for layer in plan.replaced if layer.method is not None}
-    known = registry().methods(sorted(names)) if names else {}
-    trace = None if inputs is None else adapter.trace(model, inputs)
     modules: dict[str, Any] = {}
     decided: list[LayerPlan] = []
-    with progress("decomposing", len(layers)) as advance:
-        for path, kind in layers.items():
+    with progress("decomposing", len(run.kinds)) as advance:
+        for path, kind in run.kinds.items():
             advance(path)
             given = wanted.get(path, LayerPlan(path=path, op=kind, reason="not in the plan"))
             if given.method is None:
                 decided.append(given)
                 continue
-            read = partial(_read, adapter, model, path, trace)
-            choice = Choice(given.method, given.ranks, given.reason)
             try:
-                check_same(given, read())
-                layer = Layer(
-                    (path,), read, known, _extents(trace, path), plan.placement, plan.seed
-                )
-                decision = _decide(layer, choice)
+                layer = run.layer((path,))
+                check_same(given, layer.op)
+                decision = decide(layer, Choice(given.method, given.ranks, given.reason))
             except Refused as refused:
                 decided.append(LayerPlan(path=path, op=kind, reason=refused.reason))
                 continue
-            if trace is None:
-                decision = decision.with_macs(given.macs)
-            decided.append(_built(adapter, model, plan.seed, decision, modules))
-    small = adapter.replace(model, modules, inplace=inplace)
-    return Compressed(small, msgspec.structs.replace(plan, layers=tuple(decided)))
+            done = run.built(decision, modules)
+            if inputs is None and done.method is not None:
+                done = msgspec.structs.replace(done, macs=given.macs)
+            decided.append(done)
+    small = run.adapter.replace(model, modules, inplace=inplace)
+    applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
+    return Compressed(small, applied)
 
 
 def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str]) -> None:
@@ -212,218 +201,124 @@ def check_same(planned: LayerPlan, op: Op) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Decision:
-    """What is done to one layer, with the chain where it is decomposed."""
+class _Run:
+    """One walk over the layers of a model.
 
-    layer: LayerPlan
-    op: Op | None = None
-    chain: Chain | None = None
+    Args:
+        adapter: the model's adapter.
+        model: the model.
+        inputs: example inputs or None.
+        methods: names of the allowed decompositions; None for the default ones.
+        placement: how the scale is spread over a chain.
+        seed: of all randomness.
 
-    def with_macs(self, pair: tuple[int, int] | None) -> _Decision:
-        return _Decision(msgspec.structs.replace(self.layer, macs=pair), self.op, self.chain)
+    Raises:
+        RankfoldError: an unknown placement or method, or the model fails on the inputs.
 
+    Attributes:
+        adapter: the model's adapter.
+        kinds: the class name of each layer by path, in the model's order.
+        size: parameters of the model.
+    """
 
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """The arguments of `plan` and `compress`, checked, and the walk over the layers."""
+    def __init__(
+        self,
+        adapter: Adapter,
+        model: Any,
+        inputs: Any,
+        methods: str | Sequence[str] | None,
+        placement: Placement,
+        seed: int,
+    ) -> None:
+        if placement not in ("balanced", "classical"):
+            raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
+        names = METHODS if methods is None else listed(methods)
+        self.adapter = adapter
+        self._model = model
+        self.kinds = adapter.layers(model)
+        self.size = adapter.size(model)
+        self._methods: dict[str, Decomposition] = registry().methods(names)
+        self._placement: Placement = placement
+        self._seed = seed
+        self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
 
-    adapter: Adapter
-    model: Any
-    policy: Policy
-    inputs: Any
-    methods: Sequence[str] | None
-    include: str | Sequence[str] | None
-    exclude: str | Sequence[str]
-    overrides: Mapping[str, Policy] | None
-    placement: Placement
-    seed: int
-    size: int
+    def layer(self, paths: tuple[str, ...]) -> Layer:
+        """The layer at a path.
 
-    def __post_init__(self) -> None:
-        if self.placement not in ("balanced", "classical"):
-            raise RankfoldError(f"placement {self.placement!r}; use 'balanced' or 'classical'")
-        policies = [self.policy, *(self.overrides or {}).values()]
-        for policy in policies:
-            if isinstance(policy, type) or not callable(getattr(policy, "allocate", None)):
-                raise RankfoldError(f"policy {policy!r}; use for example rankfold.VBMF()")
+        Raises:
+            Refused: the adapter or the trace forbids to replace it.
+        """
+        extents: tuple[Extent, ...] | None = None
+        if self._trace is not None:
+            extents = self._trace.extents.get(paths[0], ())
+        read = partial(self._read, paths[0])
+        return Layer(paths, read, self._methods, extents, self._placement, self._seed)
 
-    def plan_of(self, decided: Sequence[LayerPlan]) -> Plan:
+    def decisions(self, selection: Selection) -> Iterator[Decision]:
+        """One decision per layer: first on those that no policy sees, then policy by policy."""
+        paths = {path: (path, *self.adapter.aliases(self._model, path)) for path in self.kinds}
+        selection.check(list(paths.values()))
+        seen: dict[int, tuple[Policy, list[Layer]]] = {}
+        with progress("planning", len(self.kinds)) as advance:
+            for path, kind in self.kinds.items():
+                reason = selection.left_out(paths[path])
+                try:
+                    layer = self.layer(paths[path])
+                except Refused as refused:
+                    left = LayerPlan(path=path, op=kind, reason=reason or refused.reason)
+                    yield self._observed(Decision(left), advance)
+                    continue
+                reason = reason or _unfit(layer.op)
+                if reason:
+                    yield self._observed(decide(layer, Choice(None, reason=reason)), advance)
+                else:
+                    policy = selection.policy_of(paths[path])
+                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
+                layer.release()
+            for policy, layers in seen.values():
+                choices = policy.allocate(layers)
+                for layer in layers:
+                    choice = next(choices, None)
+                    if choice is None:
+                        raise RankfoldError(f"policy {policy!r} has no choice for {layer.path!r}")
+                    yield self._observed(decide(layer, choice), advance)
+                    layer.release()
+
+    def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:
+        """Builds and checks the module of a decision, into `modules`; the plan says if it fails."""
+        rng = np.random.default_rng(self._seed)
+        done, module = build(self.adapter, self._model, decision, rng)
+        if module is not None:
+            modules[done.path] = module
+        return done
+
+    def plan_of(self, decided: Iterable[LayerPlan], policy: Policy) -> Plan:
+        """The plan, in the model's order."""
+        done = {layer.path: layer for layer in decided}
         return Plan(
-            layers=tuple(decided),
-            policy=repr(self.policy),
+            layers=tuple(done[path] for path in self.kinds),
+            policy=repr(policy),
             size=self.size,
-            seed=self.seed,
-            placement=self.placement,
+            seed=self._seed,
+            placement=self._placement,
         )
 
-    def decisions(self) -> Iterator[_Decision]:
-        """One decision per layer, in the model's order."""
-        methods = registry().methods(_listed(self.methods or METHODS))
-        kinds = self.adapter.layers(self.model)
-        paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in kinds}
-        self._check_patterns(list(paths.values()))
-        trace = None if self.inputs is None else self.adapter.trace(self.model, self.inputs)
-        with progress("planning", len(kinds)) as advance:
-            done: dict[str, _Decision] = {}
-            groups: dict[int, tuple[Policy, list[Layer]]] = {}
-            for path, kind in kinds.items():
-                layer, reason = self._layer(paths[path], methods, trace)
-                if layer is not None and not reason:
-                    policy = self._policy(paths[path])
-                    groups.setdefault(id(policy), (policy, []))[1].append(layer)
-                    continue
-                left = LayerPlan(path=path, op=kind, reason=reason)
-                decision = _Decision(left)
-                if layer is not None:
-                    decision = _decide(layer, Choice(None, reason=reason))
-                    layer.release()
-                done[path] = decision
-                registry().layer_done(done[path].layer)
-            # layer by layer in the model's order where one policy rules, else policy by policy
-            pending = iter(kinds)
-            for policy, layers in groups.values():
-                for decision in _allocated(policy, layers, advance):
-                    done[decision.layer.path] = decision
-                    if len(groups) == 1:
-                        yield from _ready(pending, done, up_to=decision.layer.path)
-            yield from _ready(pending, done, up_to=None)
+    def _read(self, path: str) -> Op:
+        op = self.adapter.read(self._model, path)
+        if self._trace is not None and path in self._trace.refusals:
+            raise Refused(self._trace.refusals[path])
+        return op
 
-    def _check_patterns(self, paths: Sequence[Sequence[str]]) -> None:
-        if self.include is not None:
-            check_patterns("include", _listed(self.include), paths)
-        check_patterns("exclude", _listed(self.exclude), paths)
-        check_patterns("overrides", self.overrides or (), paths)
-
-    def _policy(self, paths: tuple[str, ...]) -> Policy:
-        for pattern, policy in (self.overrides or {}).items():
-            if matches(pattern, paths):
-                return policy
-        return self.policy
-
-    def _layer(
-        self, paths: tuple[str, ...], methods: Mapping[str, Decomposition], trace: Trace | None
-    ) -> tuple[Layer | None, str]:
-        """A layer, or None where it cannot be read, and why it is left alone, if it is."""
-        read = partial(_read, self.adapter, self.model, paths[0], trace)
-        extents = _extents(trace, paths[0])
-        try:
-            layer = Layer(paths, read, methods, extents, self.placement, self.seed)
-        except Refused as refused:
-            return None, self._deselected(paths) or refused.reason
-        try:
-            magnitude(layer.op.weight)
-        except Refused as refused:
-            return layer, self._deselected(paths) or refused.reason
-        layer.release()
-        return layer, self._deselected(paths)
-
-    def _deselected(self, paths: tuple[str, ...]) -> str:
-        for pattern in _listed(self.exclude):
-            if matches(pattern, paths):
-                return f"excluded by {pattern!r}"
-        include = None if self.include is None else _listed(self.include)
-        if include is not None and not any(matches(pattern, paths) for pattern in include):
-            return "not included"
-        return ""
-
-
-def _ready(
-    pending: Iterator[str], done: dict[str, _Decision], up_to: str | None
-) -> Iterator[_Decision]:
-    for path in pending:
-        yield done.pop(path)
-        if path == up_to:
-            return
-
-
-def _allocated(policy: Policy, layers: Sequence[Layer], advance: Advance) -> Iterator[_Decision]:
-    choices = policy.allocate(layers)
-    for layer in layers:
-        advance(layer.path)
-        try:
-            choice = next(choices)
-        except StopIteration:
-            raise RankfoldError(
-                f"policy {policy!r} made no choice for layer {layer.path!r}"
-            ) from None
-        decision = _decide(layer, choice)
+    @staticmethod
+    def _observed(decision: Decision, advance: Advance) -> Decision:
+        advance(decision.layer.path)
         registry().layer_done(decision.layer)
-        layer.release()
-        yield decision
+        return decision
 
 
-def _decide(layer: Layer, choice: Choice) -> _Decision:
-    op = layer.op
-    before = layer.cost(op)
-    after, error, chain, method, reason = before, None, None, choice.method, choice.reason
-    if method is not None and method not in layer.methods:
-        reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
-        method = None
-    if method is not None:
-        try:
-            candidate = layer.candidate(method, choice.ranks)
-        except Refused as refused:
-            method, reason = None, refused.reason
-        else:
-            after, error, chain = candidate.cost, candidate.error, candidate.chain
-    decided = LayerPlan(
-        path=layer.path,
-        method=method,
-        ranks=choice.ranks if method is not None else (),
-        reason=reason,
-        error=error,
-        params=(before.params, after.params),
-        macs=(before.macs, after.macs) if layer.traced else None,
-        op=describe(op),
-    )
-    return _Decision(decided, op if chain is not None else None, chain)
-
-
-def _built(
-    adapter: Adapter, model: Any, seed: int, decision: _Decision, modules: dict[str, Any]
-) -> LayerPlan:
-    """Builds and checks the module of a decision; the layer stays where that fails."""
-    done, op, chain = decision.layer, decision.op, decision.chain
-    if op is None or chain is None:
-        return done
+def _unfit(op: Op) -> str:
     try:
-        module = adapter.build(model, done.path, chain)
-        epsilon = max(adapter.precision(model, done.path), float(np.finfo(op.weight.dtype).eps))
-        run: Callable[[Any], Any] = partial(adapter.run, module)
-        rng = np.random.default_rng(seed)
-        assert done.error is not None
-        check_chain(op, chain, done.error, run, epsilon, rng)
+        magnitude(op.weight)
     except Refused as refused:
-        return _undone(done, refused.reason)
-    except Exception as error:  # an adapter's or a layer rule's fault must not stop the rest
-        return _undone(done, f"building the replacement failed: {error!r}")
-    modules[done.path] = module
-    return done
-
-
-def _undone(done: LayerPlan, reason: str) -> LayerPlan:
-    return msgspec.structs.replace(
-        done,
-        method=None,
-        ranks=(),
-        reason=reason,
-        error=None,
-        params=None if done.params is None else (done.params[0], done.params[0]),
-        macs=None if done.macs is None else (done.macs[0], done.macs[0]),
-    )
-
-
-def _read(adapter: Adapter, model: Any, path: str, trace: Trace | None) -> Op:
-    op = adapter.read(model, path)
-    if trace is not None and path in trace.refusals:
-        raise Refused(trace.refusals[path])
-    return op
-
-
-def _extents(trace: Trace | None, path: str) -> tuple[Extent, ...] | None:
-    return None if trace is None else trace.extents.get(path, ())
-
-
-def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+        return refused.reason
+    return ""

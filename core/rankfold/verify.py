@@ -87,7 +87,6 @@ def _smallest(op: Conv | ConvTranspose) -> tuple[int, ...]:
     """A spatial size that no padding mode refuses and that gives at least two outputs an axis."""
     geo = geometry(op)
     widest = [max(pair) for pair in geo.pads((1,) * geo.axes)]
-    reach = [d * (k - 1) + 1 for d, k in zip(geo.dilation, geo.kernel, strict=True)]
     if isinstance(op, ConvTranspose):
         return tuple(2 + 2 * -(-p // s) for p, s in zip(widest, geo.stride, strict=True))
-    return tuple(max(r, p + 1) + s for r, p, s in zip(reach, widest, geo.stride, strict=True))
+    return tuple(max(r, p + 1) + s for r, p, s in zip(geo.reach, widest, geo.stride, strict=True))

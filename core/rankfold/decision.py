@@ -1,0 +1,88 @@
+"""From a policy's choice for one layer to a decomposed, built and checked replacement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rankfold.candidates import Layer
+from rankfold.contracts import Adapter, Choice
+from rankfold.errors import Refused
+from rankfold.ops import Chain, Op, describe
+from rankfold.plan import LayerPlan
+from rankfold.verify import check_chain
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What is done to one layer, with op and chain where it is decomposed."""
+
+    layer: LayerPlan
+    op: Op | None = None
+    chain: Chain | None = None
+
+
+def decide(layer: Layer, choice: Choice) -> Decision:
+    """Carries out a choice as far as the core can: the chain, its cost and its error.
+
+    Raises:
+        RankfoldError: a rank is out of range; the message names the layer.
+    """
+    op = layer.op
+    before = layer.cost(op)
+    after, error, chain, method, reason = before, None, None, choice.method, choice.reason
+    if method is not None and method not in layer.methods:
+        reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
+        method = None
+    if method is not None:
+        try:
+            candidate = layer.candidate(method, choice.ranks)
+        except Refused as refused:
+            method, reason = None, refused.reason
+        else:
+            after, error, chain = candidate.cost, candidate.error, candidate.chain
+    decided = LayerPlan(
+        path=layer.path,
+        method=method,
+        ranks=choice.ranks if method is not None else (),
+        reason=reason,
+        error=error,
+        params=(before.params, after.params),
+        macs=(before.macs, after.macs) if layer.traced else None,
+        op=describe(op),
+    )
+    return Decision(decided, op if chain is not None else None, chain)
+
+
+def build(
+    adapter: Adapter, model: Any, decision: Decision, rng: np.random.Generator
+) -> tuple[LayerPlan, Any]:
+    """The checked native module of a decision, or None and the reason why the layer stays."""
+    done, op, chain = decision.layer, decision.op, decision.chain
+    if op is None or chain is None or done.error is None:
+        return done, None
+    try:
+        module = adapter.build(model, done.path, chain)
+        epsilon = max(adapter.precision(model, done.path), float(np.finfo(op.weight.dtype).eps))
+        check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
+    except Refused as refused:
+        return _undone(done, refused.reason), None
+    except Exception as error:  # an adapter's or a layer rule's fault must not stop the rest
+        return _undone(done, f"building the replacement failed: {error!r}"), None
+    return done, module
+
+
+def _undone(done: LayerPlan, reason: str) -> LayerPlan:
+    return msgspec.structs.replace(
+        done,
+        method=None,
+        ranks=(),
+        reason=reason,
+        error=None,
+        params=None if done.params is None else (done.params[0], done.params[0]),
+        macs=None if done.macs is None else (done.macs[0], done.macs[0]),
+    )

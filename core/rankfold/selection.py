@@ -1,0 +1,66 @@
+"""Which layers of a model are considered, and by which policy: include, exclude, overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rankfold.contracts import Policy
+from rankfold.errors import RankfoldError
+from rankfold.patterns import check_patterns, matches
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Glob patterns on layer paths.
+
+    Args:
+        policy: for every layer without an override.
+        include: patterns of the layers to consider; None for all.
+        exclude: patterns of layers to leave alone.
+        overrides: policies by pattern; the first match counts.
+
+    Raises:
+        RankfoldError: something that is no policy is given as one.
+    """
+
+    policy: Policy
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] = ()
+    overrides: Mapping[str, Policy] | None = None
+
+    def __post_init__(self) -> None:
+        for policy in (self.policy, *(self.overrides or {}).values()):
+            if isinstance(policy, type) or not callable(getattr(policy, "allocate", None)):
+                raise RankfoldError(f"policy {policy!r}; use for example rankfold.VBMF()")
+
+    def check(self, layers: Sequence[Sequence[str]]) -> None:
+        """Sees to it that every pattern matches a layer, given the paths of each.
+
+        Raises:
+            RankfoldError: naming the pattern and some of the layers there are.
+        """
+        check_patterns("include", listed(self.include or ()), layers)
+        check_patterns("exclude", listed(self.exclude), layers)
+        check_patterns("overrides", self.overrides or (), layers)
+
+    def left_out(self, paths: Sequence[str]) -> str:
+        """Why a layer is not considered; "" where it is."""
+        for pattern in listed(self.exclude):
+            if matches(pattern, paths):
+                return f"excluded by {pattern!r}"
+        if self.include is not None and not any(matches(p, paths) for p in listed(self.include)):
+            return "not included"
+        return ""
+
+    def policy_of(self, paths: Sequence[str]) -> Policy:
+        """The policy that decides on a layer."""
+        for pattern, policy in (self.overrides or {}).items():
+            if matches(pattern, paths):
+                return policy
+        return self.policy
+
+
+def listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)
