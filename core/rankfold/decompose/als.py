@@ -221,7 +221,8 @@ def _from_slices(tensor: Array, rank: int) -> Fit:
     factors: list[Array] = [np.empty(0)] * tensor.ndim
     factors[rows] = left[which, :, column].T
     factors[columns] = right[which, :, column].T
-    places = np.unravel_index(which, [tensor.shape[mode] for mode in rest])
+    sizes = [tensor.shape[mode] for mode in rest]
+    places = np.unravel_index(which, sizes) if rest else ()
     for mode, place in zip(rest, places, strict=True):
         factors[mode] = np.eye(tensor.shape[mode])[:, place]
     left_out = max(energy - float(strengths.ravel()[chosen].sum()), 0.0)
