@@ -19,7 +19,14 @@ from rankfold.hookspecs import LayerRule
 from rankfold.ops import Array, Chain, Op
 from rankfold.registry import registry, resolve
 from rankfold_torch import layers, tracing, weights
-from rankfold_torch.refusals import Surroundings, check_layer, check_root, is_quantized
+from rankfold_torch.refusals import (
+    Surroundings,
+    check_class,
+    check_parts,
+    check_root,
+    check_state,
+    is_quantized,
+)
 
 _MATRIX_AXES = 2
 
@@ -57,7 +64,10 @@ class TorchAdapter:
         module = model.get_submodule(path)
         rule = self._rule(module)
         if rule is None:
-            check_layer(module)
+            check_class(module)
+        check_state(module)
+        if rule is None:
+            check_parts(module)
         self._surroundings(model).check(path, module)
         return layers.read(module) if rule is None else _ruled(rule, rule.read, module)
 

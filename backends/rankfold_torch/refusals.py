@@ -56,8 +56,8 @@ def check_root(model: nn.Module) -> None:
         )
 
 
-def check_layer(module: nn.Module) -> None:
-    """Refuses a layer for what it is itself.
+def check_class(module: nn.Module) -> None:
+    """Refuses a layer that is none of the stock layers, or computes something else.
 
     Raises:
         Refused: and why.
@@ -76,17 +76,14 @@ def check_layer(module: nn.Module) -> None:
         raise Refused(f"no rule reads a {name}; a layer rule can teach it")
     if inspect.getattr_static(module, "forward") is not stock.forward:
         raise Refused(f"{name} has a forward of its own; a layer rule can teach it")
-    _check_weight(module)
-    if any(getattr(module, hooks) for hooks in _HOOKS):
-        raise Refused("it has hooks, which would be lost; remove them to have it compressed")
-    extra = set(module._parameters) | set(module._buffers) | set(module._modules)
-    if extra - {"weight", "bias"}:
-        raise Refused(f"{name} holds {sorted(extra - {'weight', 'bias'})} besides weight and bias")
-    if isinstance(module, nn.Embedding) and module.max_norm is not None:
-        raise Refused("max_norm renormalises the rows of the table as they are read")
 
 
-def _check_weight(module: nn.Module) -> None:
+def check_state(module: nn.Module) -> None:
+    """Refuses a layer for how its weights are held, whatever its class.
+
+    Raises:
+        Refused: and why.
+    """
     if parametrize.is_parametrized(module):
         raise Refused(
             "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
@@ -94,7 +91,7 @@ def _check_weight(module: nn.Module) -> None:
     buffers = dict(module.named_buffers(recurse=False))
     if "weight_mask" in buffers or "bias_mask" in buffers:
         raise Refused("masked by pruning: torch.nn.utils.prune.remove makes it plain")
-    if "weight" not in module._parameters:
+    if "weight" not in module._parameters and module._parameters:
         names = sorted(module._parameters)
         raise Refused(f"its weight is computed from {names} (weight_norm, spectral_norm or alike)")
     for part, tensor in module._parameters.items():
@@ -109,6 +106,21 @@ def _check_weight(module: nn.Module) -> None:
     dtypes = {t.dtype for t in module._parameters.values() if t is not None}
     if len(dtypes) > 1:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
+    if any(getattr(module, hooks) for hooks in _HOOKS):
+        raise Refused("it has hooks, which would be lost; remove them to have it compressed")
+
+
+def check_parts(module: nn.Module) -> None:
+    """Refuses a stock layer that holds or does more than weight and bias say.
+
+    Raises:
+        Refused: and why.
+    """
+    extra = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    if extra:
+        raise Refused(f"it holds {', '.join(sorted(extra))} besides weight and bias")
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        raise Refused("max_norm renormalises the rows of the table as they are read")
 
 
 class Surroundings:

@@ -149,6 +149,13 @@ class Layer:
             return f"grew: MACs {before.macs} → {cost.macs}{where}"
         return None
 
+    def remark(self, cost: Cost) -> str:
+        """What to know of a chain that is no loss: the MACs that a look-up did not have."""
+        if self.cost(self.op).macs == 0 and cost.macs:
+            added = f"adds {cost.macs} MACs" if self.traced else "adds MACs"
+            return f"{added}: a table look-up has none"
+        return ""
+
     def candidate(self, method: str, ranks: Ranks) -> Candidate:
         """The chain of a method at given ranks.
 

@@ -45,6 +45,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             method, reason = None, refused.reason
         else:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
+            reason = reason or layer.remark(after)
     decided = LayerPlan(
         path=layer.path,
         method=method,

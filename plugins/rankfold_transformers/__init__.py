@@ -1,0 +1,19 @@
+"""Layer rules for Hugging Face transformers: a plugin that uses the public plugin API alone."""
+
+from collections.abc import Iterable
+
+from rankfold.hookspecs import LayerRule, hookimpl
+
+RANKFOLD_API = (1, 0)
+
+
+@hookimpl
+def rankfold_layer_rules() -> Iterable[LayerRule]:
+    """Teaches the PyTorch adapter GPT-2's `Conv1D`."""
+    return (
+        LayerRule(
+            adapter="torch",
+            layer="transformers.pytorch_utils:Conv1D",
+            read="rankfold_transformers.conv1d:read",
+        ),
+    )
