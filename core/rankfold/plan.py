@@ -75,6 +75,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return _total(layer.params for layer in self.layers)
 
     @property
+    def model_params(self) -> tuple[int, int]:
+        """Parameters (before, after) of the whole model, those of its layers where not known."""
+        before, after = self.params
+        whole = self.size or before
+        return whole, whole - before + after
+
+    @property
     def macs(self) -> tuple[int, int] | None:
         """Multiply-accumulates (before, after) of these layers; None without example inputs."""
         if all(layer.macs is None for layer in self.layers):

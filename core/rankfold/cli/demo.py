@@ -76,8 +76,8 @@ class Row:
         name: what was done to it.
         accuracies: test accuracy before compression, after it, and after fine-tuning; of the
             original only the first.
-        params: parameters of its layers.
-        macs: multiply-accumulates for one image.
+        params: parameters.
+        macs: multiply-accumulates of its layers for one image.
         seconds: median time of one forward pass over the test images.
     """
 
@@ -195,7 +195,7 @@ def _train(
 
 def _size(plan: Plan, which: int) -> tuple[int, int]:
     assert plan.macs is not None
-    return plan.params[which], plan.macs[which]
+    return plan.model_params[which], plan.macs[which]
 
 
 def _table(rows: list[Row], tested: int) -> Table:

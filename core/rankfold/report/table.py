@@ -46,9 +46,8 @@ def plan_table(plan: Plan) -> Table:
 def totals(plan: Plan) -> str:
     """One line: how many layers are replaced, parameters and MACs before and after."""
     replaced = len(plan.replaced)
-    before, after = plan.params
-    model = change((plan.size, plan.size - before + after)) if plan.size else change(plan.params)
-    text = f"{replaced} of {len(plan.layers)} layers replaced; parameters of the model {model}"
+    text = f"{replaced} of {len(plan.layers)} layers replaced"
+    text += f"; parameters of the model {change(plan.model_params)}"
     if plan.macs is not None:
         text += f"; MACs of its layers {change(plan.macs)}"
     return text

@@ -1,0 +1,135 @@
+"""The command line, run as a user runs it: in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import rankfold as rf
+
+FACTORY = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 17, 3), nn.ReLU(), nn.Conv2d(17, 13, 3), nn.Flatten(),
+                         nn.Linear(13 * 4, 11))
+
+def broken():
+    raise KeyError("no such thing")
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rankfold.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def network() -> nn.Module:
+    namespace: dict[str, object] = {}
+    exec(FACTORY, namespace)
+    torch.manual_seed(0)
+    return namespace["make"]()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "mymodels.py").write_text(FACTORY)
+    save_file(network().state_dict(), tmp_path / "w.safetensors")
+    torch.save(network().state_dict(), tmp_path / "w.pt")
+    halves = {"half": torch.randn(19, 23).bfloat16(), "kernel": torch.randn(7, 5, 3, 2).half()}
+    save_file({**halves, "steps": torch.arange(3)}, tmp_path / "half.safetensors")
+    (tmp_path / "text.safetensors").write_text("this is not a checkpoint")
+    cut = (tmp_path / "w.safetensors").read_bytes()[:-100]
+    (tmp_path / "cut.safetensors").write_bytes(cut)
+    return tmp_path
+
+
+@pytest.mark.parametrize("weights", ["w.safetensors", "w.pt"])
+def test_compress_writes_a_folder_that_loads(folder: Path, weights: str) -> None:
+    arguments = ("compress", "mymodels:make", "--weights", weights, "-o", "out")
+    done = run(*arguments, "--policy", "ratio:1/3", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "layers replaced" in done.stdout
+    expected = rf.compress(network(), rf.Ratio(1 / 3)).model
+    loaded = rf.load(network(), folder / "out")
+    x = torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), expected(x))
+
+
+def test_compress_takes_patterns_and_methods(folder: Path) -> None:
+    arguments = ("compress", "mymodels:make", "--weights", "w.safetensors", "-o", "out")
+    options = ("--policy", "energy:0.5", "--methods", "svd,cp", "--exclude", "0")
+    assert run(*arguments, *options, cwd=folder).returncode == 0
+    saved = (folder / "out" / "plan.json").read_text()
+    assert "excluded by '0'" in saved
+    assert '"cp"' in saved
+
+
+def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
+    done = run("inspect", "half.safetensors", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for word in ("half", "19×23", "kernel", "7×5×3×2", "tucker2", "cp3", "EVBMF"):
+        assert word in done.stdout
+    assert "2 tensors; 1 others" in done.stdout
+
+
+def test_plugins_lists_what_is_installed(folder: Path) -> None:
+    done = run("plugins", cwd=folder)
+    assert done.returncode == 0
+    for word in ("adapter torch", "decomposition tucker2", "policy vbmf", "No problems."):
+        assert word in done.stdout
+
+
+COMPRESS = ("compress", "mymodels:make", "--weights", "w.safetensors", "-o", "out")
+BAD = {
+    "unknown command": (("squash",), "No such command"),
+    "missing argument": (("compress",), "Missing argument"),
+    "missing file": (("inspect", "nowhere.safetensors"), "nowhere.safetensors"),
+    "no checkpoint": (("inspect", "text.safetensors"), "cannot be read"),
+    "truncated checkpoint": (("inspect", "cut.safetensors"), "cannot be read"),
+    "unknown policy": ((*COMPRESS, "--policy", "magic"), "'magic' is unknown"),
+    "policy out of range": ((*COMPRESS, "--policy", "energy:1.5"), "share 1.5"),
+    "policy that is no number": ((*COMPRESS, "--policy", "energy:much"), "'much'"),
+    "unknown method": ((*COMPRESS, "--methods", "svd,magic"), "'magic' is unknown"),
+    "pattern without a layer": ((*COMPRESS, "--include", "head"), "'head' matches no layer"),
+    "rank too high": ((*COMPRESS, "--policy", "ranks:0"), "rank 0"),
+    "factory without colon": (("compress", "mymodels", *COMPRESS[2:]), "package.module:factory"),
+    "factory of no module": (("compress", "no.such:make", *COMPRESS[2:]), "cannot be imported"),
+    "factory that is missing": (("compress", "mymodels:nope", *COMPRESS[2:]), "cannot be imported"),
+    "factory that raises": (("compress", "mymodels:broken", *COMPRESS[2:]), "no such thing"),
+    "factory of no model": (("compress", "builtins:object", *COMPRESS[2:]), "no adapter"),
+    "weights missing": ((*COMPRESS[:3], "none.pt", "-o", "out"), "'none.pt'"),
+    "weights of another": ((*COMPRESS[:3], "half.safetensors", "-o", "out"), "does not fit"),
+    "weights truncated": ((*COMPRESS[:3], "cut.safetensors", "-o", "out"), "cannot be read"),
+    "output is a file": ((*COMPRESS[:4], "-o", "w.pt"), "is a file"),
+    "output below a file": ((*COMPRESS[:4], "-o", "w.pt/out"), "cannot write"),
+    "output holds other files": ((*COMPRESS[:4], "-o", "."), "holds"),
+    "demo without such a backend": (("demo", "--backend", "abacus"), "'abacus'"),
+    "demo into a file": (("demo", "-o", "w.pt"), "cannot write"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_an_error_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
+    arguments, message = BAD[name]
+    before = sorted(folder.iterdir())
+    done = run(*arguments, cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rankfold: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert [p for p in sorted(folder.iterdir()) if p.name != "__pycache__"] == before
+
+
+def test_the_demo_shows_a_table_and_writes_a_picture(folder: Path) -> None:
+    done = run("demo", "--epochs", "1", "-o", "shown", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up"):
+        assert word in done.stdout
+    assert (folder / "shown" / "demo.png").read_bytes().startswith(b"\x89PNG")
