@@ -25,10 +25,9 @@ from rankfold import linalg
 from rankfold.ops import Array
 
 RIDGE = 1e-3
-SWEEPS = 60
-FULL_SWEEPS = 3
 CORRECTION_SWEEPS = 10
 _TOLERANCE = 1e-5
+_CHEAP = 20_000_000  # multiplications of a sweep
 _MOMENTUM = (0.5, 0.98)
 
 
@@ -45,12 +44,13 @@ def full_rank(shape: tuple[int, ...]) -> int:
     return math.prod(shape) // max(shape)
 
 
-def fit(tensor: Array, rank: int) -> Fit:
+def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     """CP model of a tensor (out, in, *kernel), finite for every finite tensor.
 
     Args:
         tensor: float64, at least two modes, not all zero.
         rank: 1 to `full_rank(tensor.shape)`; at the latter the model is exact.
+        rng: draws the further starts that small tensors get.
     """
     sliced = _from_slices(tensor, rank)
     if rank >= full_rank(tensor.shape) or tensor.ndim == 2:
@@ -63,7 +63,13 @@ def fit(tensor: Array, rank: int) -> Fit:
     for mode, basis in enumerate(bases):
         if basis is not None:
             core = _multiply(core, basis.T, mode)
-    small = _als(core, _from_slices(core, rank).factors, SWEEPS, RIDGE)
+    effort = _Effort.of(core, rank)
+    starts = [_from_slices(core, rank).factors]
+    for _ in range(effort.starts - 1):
+        starts.append(tuple(rng.standard_normal((size, rank)) for size in core.shape))
+    tried = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
+    best = min(tried, key=lambda candidate: candidate.error)
+    small = _als(core, best.factors, effort.sweeps, RIDGE)
     factors = list(small.factors)
     for mode, basis in enumerate(bases):
         if basis is not None:
@@ -71,9 +77,29 @@ def fit(tensor: Array, rank: int) -> Fit:
     if all(basis is None for basis in bases):
         fitted = small
     else:
-        fitted = _als(tensor, tuple(factors), FULL_SWEEPS, RIDGE)
+        fitted = _als(tensor, tuple(factors), _Effort.of(tensor, rank).last_sweeps, RIDGE)
     best = min(fitted, sliced, key=lambda candidate: candidate.error)
     return Fit(balance(best.factors), best.error)
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap."""
+
+    starts: int
+    trial_sweeps: int
+    sweeps: int
+    last_sweeps: int
+
+    @staticmethod
+    def of(tensor: Array, rank: int) -> _Effort:
+        work = 4 * tensor.size * rank
+        return _Effort(
+            starts=5 if work < _CHEAP else 2 if work < 10 * _CHEAP else 1,
+            trial_sweeps=20,
+            sweeps=max(40, min(200, 40 * _CHEAP // work)),
+            last_sweeps=max(3, min(40, 10 * _CHEAP // work)),
+        )
 
 
 def correct(tensor: Array, start: Fit, error_bound: float) -> Fit:

@@ -105,7 +105,7 @@ class CP:
         stacks: list[list[Array]] = [[] for _ in shape]
         for group in spectrum.tensor:
             energy = float(np.vdot(group, group))
-            fitted = self._fit(group.reshape(shape), ranks[0], energy)
+            fitted = self._fit(group.reshape(shape), ranks[0], energy, rng)
             lost += fitted.error**2 * energy
             for stack, factor in zip(stacks, fitted.factors, strict=True):
                 stack.append(factor)
@@ -113,10 +113,10 @@ class CP:
         chain = cast(self._chain(op, factors), op)
         return Factored(chain, math.sqrt(lost / spectrum.energy))
 
-    def _fit(self, tensor: Array, rank: int, energy: float) -> als.Fit:
+    def _fit(self, tensor: Array, rank: int, energy: float, rng: np.random.Generator) -> als.Fit:
         if energy == 0.0:
             return als.Fit(tuple(np.zeros((size, rank)) for size in tensor.shape), 0.0)
-        fitted = als.fit(tensor, rank)
+        fitted = als.fit(tensor, rank, rng)
         if self.error_bound is None:
             return fitted
         if fitted.error > self.error_bound:
@@ -232,7 +232,7 @@ def parafac(tensor: Array, rank: int) -> CPTensor:
     if not 1 <= rank <= most:
         raise RankfoldError(f"rank {rank}; use 1 to {most} for a tensor of shape {tensor.shape}")
     scale = float(np.abs(tensor).max())
-    factors = als.fit(tensor / scale, rank).factors
+    factors = als.fit(tensor / scale, rank, np.random.default_rng(0)).factors
     share = scale ** (1 / len(factors))
     return CPTensor((np.ones(rank), [factor * share for factor in factors]))
 

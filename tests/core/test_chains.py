@@ -1,0 +1,404 @@
+"""Every decomposition of every op at every geometry, against the NumPy reference.
+
+All sizes of a case are distinct, so that a transposition cannot pass.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorly as tl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensorly.decomposition import parafac, partial_tucker
+
+import rankfold as rf
+from rankfold.contracts import Decomposition
+from rankfold.decompose import als
+from rankfold.decompose.cp import parafac as own_parafac
+from rankfold.decompose.tucker2 import partial_tucker2
+from rankfold.ops import Op, channels, output_extent, params
+from rankfold.reference import forward, reconstruct
+from rankfold.registry import registry
+from rankfold.spectrum import Spectrum
+
+METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")
+
+
+def method(name: str) -> Decomposition:
+    return registry().methods([name])[name]
+
+
+def spectral(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """A weight with decaying spectra along its first two modes."""
+    weight = rng.standard_normal(shape)
+    for mode in (0, 1):
+        decay = (1.0 + np.arange(shape[mode])) ** -0.8
+        mixing = np.linalg.qr(rng.standard_normal((shape[mode], shape[mode])))[0] * decay
+        weight = np.moveaxis(np.tensordot(mixing, weight, axes=(1, mode)), 0, mode)
+    return weight
+
+
+def ops() -> dict[str, Callable[[np.random.Generator], Op]]:
+    def conv(*shape: int, bias: bool = True, **geometry: object):
+        def make(rng: np.random.Generator) -> Op:
+            values = rng.standard_normal(shape[0]) if bias else None
+            return rf.Conv(spectral(rng, *shape), values, **geometry)
+
+        return make
+
+    def transposed(*shape: int, bias: bool = True, **geometry: object):
+        def make(rng: np.random.Generator) -> Op:
+            values = rng.standard_normal(shape[0]) if bias else None
+            return rf.ConvTranspose(spectral(rng, *shape), values, **geometry)
+
+        return make
+
+    return {
+        "linear wide": lambda rng: rf.Linear(spectral(rng, 7, 11), rng.standard_normal(7)),
+        "linear tall": lambda rng: rf.Linear(spectral(rng, 13, 5)),
+        "embedding tall": lambda rng: rf.Embedding(spectral(rng, 17, 6)),
+        "embedding wide": lambda rng: rf.Embedding(spectral(rng, 6, 17)),
+        "conv 1×1 strided": conv(11, 7, 1, 1, stride=(2, 3), padding=((1, 0), (0, 2))),
+        "conv 1-d": conv(11, 7, 5, stride=2, padding=3, dilation=2),
+        "conv 2-d": conv(11, 7, 5, 3, stride=(2, 3), padding=((2, 1), (0, 3)), dilation=(1, 2)),
+        "conv 2-d even": conv(11, 7, 4, 2, padding=1, bias=False),
+        "conv 3-d": conv(7, 5, 3, 2, 1, stride=(1, 2, 1), padding=(1, 0, 2)),
+        "conv same": conv(11, 7, 5, 4, padding="same", stride=(2, 1)),
+        "conv same lower": conv(11, 7, 4, 2, padding="same_lower"),
+        "conv reflect": conv(11, 7, 3, 5, padding=(1, 2), padding_mode="reflect"),
+        "conv replicate": conv(11, 7, 3, 5, padding=(1, 2), padding_mode="replicate", stride=2),
+        "conv circular": conv(11, 7, 3, 5, padding="same", padding_mode="circular"),
+        "conv grouped": conv(15, 4, 3, 5, groups=3, padding=1, stride=2),
+        "conv depthwise": conv(14, 1, 5, 3, groups=7, padding=1),
+        "conv 1×k": conv(11, 7, 1, 5, padding=(0, 2)),
+        "conv tall": conv(31, 3, 3, 2),
+        "transposed 1-d": transposed(11, 7, 5, stride=3, padding=2, output_padding=1),
+        "transposed 2-d": transposed(
+            11, 7, 4, 3, stride=(2, 3), padding=(1, 0), output_padding=(1, 2), dilation=(2, 1)
+        ),
+        "transposed grouped": transposed(15, 4, 3, 2, groups=3, stride=2, bias=False),
+        "transposed 3-d": transposed(5, 7, 2, 3, 1, stride=2),
+    }
+
+
+OPS = ops()
+CASES = [
+    (op, name)
+    for op in OPS
+    for name in METHODS
+    if method(name).refuse(OPS[op](np.random.default_rng(0))) is None
+]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def probe(op: Op, rng: np.random.Generator) -> np.ndarray:
+    if isinstance(op, rf.Embedding):
+        return rng.integers(0, len(op.weight), (3, 4))
+    if isinstance(op, rf.Linear):
+        return rng.standard_normal((3, 2, channels(op)[1]))
+    spatial = (13, 17, 11)[: op.weight.ndim - 2]
+    return rng.standard_normal((2, channels(op)[1], *spatial))
+
+
+def factored(op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced"):
+    return method(name).decompose(
+        op, ranks, spectrum=Spectrum(op), placement=placement, rng=np.random.default_rng(0)
+    )
+
+
+def reduced(op: Op, name: str) -> tuple[int, ...]:
+    return tuple(max(1, most // 2) for most in method(name).max_ranks(op))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_full_rank_reproduces_the_layer(case: str, name: str, rng: np.random.Generator) -> None:
+    op = OPS[case](rng)
+    chain = factored(op, name, method(name).max_ranks(op)).chain
+    x = probe(op, rng)
+    assert distance(forward(chain, x), forward(op, x)) < 1e-12
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_reduced_rank_is_the_layer_with_the_reconstructed_weight(
+    case: str, name: str, rng: np.random.Generator
+) -> None:
+    op = OPS[case](rng)
+    chain = factored(op, name, reduced(op, name)).chain
+    x = probe(op, rng)
+    expected = forward(replace(op, weight=reconstruct(op, chain)), x)
+    assert distance(forward(chain, x), expected) < 1e-12
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_the_announced_error_is_the_measured_one(
+    case: str, name: str, rng: np.random.Generator
+) -> None:
+    op = OPS[case](rng)
+    found = factored(op, name, reduced(op, name))
+    assert found.error == pytest.approx(distance(reconstruct(op, found.chain), op.weight), abs=1e-7)
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_the_template_has_the_shapes_of_the_chain(
+    case: str, name: str, rng: np.random.Generator
+) -> None:
+    op = OPS[case](rng)
+    ranks = reduced(op, name)
+    template, chain = method(name).template(op, ranks), factored(op, name, ranks).chain
+    assert [s.weight.shape for s in template] == [s.weight.shape for s in chain]
+    assert params(template) == params(chain)
+    extent = (2, 13, 17, 11)[: max(1, op.weight.ndim - 1)]
+    for stage, built in zip(template, chain, strict=True):
+        assert output_extent(stage, extent) == output_extent(built, extent)
+        extent = output_extent(stage, extent)
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_only_the_last_stage_has_the_bias(case: str, name: str, rng: np.random.Generator) -> None:
+    op = OPS[case](rng)
+    *before, last = factored(op, name, reduced(op, name)).chain
+    assert all(stage.bias is None for stage in before)
+    assert last.bias is op.bias
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_balanced_stages_have_equal_norms(case: str, name: str, rng: np.random.Generator) -> None:
+    op = OPS[case](rng)
+    norms = [np.linalg.norm(s.weight) for s in factored(op, name, reduced(op, name)).chain]
+    assert max(norms) == pytest.approx(min(norms), rel=1e-9)
+
+
+@pytest.mark.parametrize(("case", "name"), CASES)
+def test_placements_stand_for_the_same_weight(
+    case: str, name: str, rng: np.random.Generator
+) -> None:
+    op = OPS[case](rng)
+    ranks = reduced(op, name)
+    balanced, classical = (
+        reconstruct(op, factored(op, name, ranks, placement).chain)
+        for placement in ("balanced", "classical")
+    )
+    assert distance(classical, balanced) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_chain_has_the_dtype_of_the_weight(
+    name: str, dtype: type, rng: np.random.Generator
+) -> None:
+    kernel = (1, 1) if name == "svd" else (3, 2)
+    op = rf.Conv(spectral(rng, 11, 7, *kernel).astype(dtype))
+    assert {stage.weight.dtype for stage in factored(op, name, reduced(op, name)).chain} == {
+        np.dtype(dtype)
+    }
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_error_does_not_depend_on_the_scale(
+    name: str, scale: float, rng: np.random.Generator
+) -> None:
+    kernel = (1, 1) if name == "svd" else (3, 2)
+    op = rf.Conv(spectral(rng, 11, 7, *kernel))
+    scaled = rf.Conv(op.weight * scale)
+    ranks = reduced(op, name)
+    found = factored(scaled, name, ranks)
+    assert found.error == pytest.approx(factored(op, name, ranks).error, rel=1e-6)
+    assert distance(reconstruct(scaled, found.chain), scaled.weight) == pytest.approx(
+        found.error, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_error_falls_with_the_rank(name: str, rng: np.random.Generator) -> None:
+    kernel = (1, 1) if name == "svd" else (3, 2)
+    op = rf.Conv(spectral(rng, 13, 11, *kernel))
+    most = method(name).max_ranks(op)
+    errors = [
+        factored(op, name, tuple(max(1, m * step // 8) for m in most)).error for step in range(1, 9)
+    ]
+    ridge = 2e-3 if name in ("cp", "cp3") else 1e-7
+    assert all(b <= a * 1.001 + ridge for a, b in itertools.pairwise(errors))
+    assert errors[-1] < 1e-7
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("damage", ["zero rows", "duplicate rows", "rank one", "zero group"])
+def test_degenerate_weights_stay_finite_and_accurate(
+    name: str, damage: str, rng: np.random.Generator
+) -> None:
+    kernel = (1, 1) if name == "svd" else (3, 2)
+    weight = spectral(rng, 12, 7, *kernel)
+    if damage == "zero rows":
+        weight[3:8] = 0.0
+    elif damage == "duplicate rows":
+        weight[1:6] = weight[0]
+    elif damage == "rank one":
+        weight[:] = weight[:1]
+    else:
+        weight[6:] = 0.0
+    op = rf.Conv(weight, groups=2)
+    for ranks in (reduced(op, name), method(name).max_ranks(op)):
+        found = factored(op, name, ranks)
+        assert all(np.isfinite(stage.weight).all() for stage in found.chain)
+        measured = distance(reconstruct(op, found.chain), weight)
+        assert measured == pytest.approx(found.error, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_decomposition_is_deterministic(name: str, rng: np.random.Generator) -> None:
+    kernel = (1, 1) if name == "svd" else (3, 2)
+    op = rf.Conv(spectral(rng, 11, 7, *kernel))
+    once, again = (factored(op, name, reduced(op, name)).chain for _ in range(2))
+    assert all(np.array_equal(a.weight, b.weight) for a, b in zip(once, again, strict=True))
+
+
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_random_geometry_is_exact_at_full_rank_and_consistent_below(data: st.DataObject) -> None:
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    axes = draw(st.integers(1, 3))
+    several = st.lists(st.integers(1, 3), min_size=axes, max_size=axes)
+    groups = draw(st.integers(1, 3))
+    shape = (groups * draw(st.integers(1, 5)), draw(st.integers(1, 5)), *draw(several))
+    pairs = st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=axes, max_size=axes)
+    common = {"stride": draw(several), "dilation": draw(several), "groups": groups}
+    bias = rng.standard_normal(shape[0]) if draw(st.booleans()) else None
+    if draw(st.booleans()):
+        string = st.sampled_from(["same", "same_lower", "valid"])
+        mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+        padding = draw(pairs | string)
+        op = rf.Conv(rng.standard_normal(shape), bias, **common, padding=padding, padding_mode=mode)
+    else:
+        extra = draw(st.lists(st.integers(0, 1), min_size=axes, max_size=axes))
+        op = rf.ConvTranspose(rng.standard_normal(shape), bias, **common, output_padding=extra)
+    name = draw(st.sampled_from([m for m in METHODS if method(m).refuse(op) is None]))
+    x = rng.standard_normal((1, channels(op)[1], *(11, 9, 10)[:axes]))
+    chain = factored(op, name, method(name).max_ranks(op)).chain
+    np.testing.assert_allclose(forward(chain, x), forward(op, x), atol=1e-9)
+    ranks = tuple(draw(st.integers(1, most)) for most in method(name).max_ranks(op))
+    chain = factored(op, name, ranks).chain
+    dense = replace(op, weight=reconstruct(op, chain))
+    np.testing.assert_allclose(forward(chain, x), forward(dense, x), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(23, 41), (41, 23), (29, 30)])
+def test_truncated_svd_is_the_best_approximation(
+    shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    op = rf.Linear(spectral(rng, *shape))
+    singular = np.linalg.svd(op.weight, compute_uv=False)
+    for rank in (1, 5, 17):
+        best = np.linalg.norm(singular[rank:]) / np.linalg.norm(singular)
+        assert factored(op, "svd", (rank,)).error == pytest.approx(best, rel=1e-9)
+
+
+@pytest.mark.parametrize("ranks", [(2, 3), (7, 5), (12, 9)])
+def test_tucker2_is_no_worse_than_tensorly(
+    ranks: tuple[int, int], rng: np.random.Generator
+) -> None:
+    weight = spectral(rng, 19, 13, 3, 3)
+    (core, factors), _ = partial_tucker(weight, rank=list(ranks), modes=[0, 1], init="svd")
+    theirs = distance(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), weight)
+    assert factored(rf.Conv(weight), "tucker2", ranks).error <= theirs * 1.002
+    assert distance(partial_tucker2(weight, ranks).to_tensor(), weight) <= theirs * 1.002
+
+
+@pytest.mark.parametrize("rank", [3, 11, 29, 60])
+@pytest.mark.parametrize("flat", [False, True], ids=["4-way", "3-way"])
+def test_cp_is_no_worse_than_tensorly(flat: bool, rank: int, rng: np.random.Generator) -> None:
+    weight = spectral(rng, 19, 13, 3, 3)
+    tensor = weight.reshape(19, 13, 9) if flat else weight
+    theirs = distance(
+        tl.cp_to_tensor(
+            parafac(tensor.copy(), rank, n_iter_max=40, init="random", random_state=0, tol=0)
+        ),
+        tensor,
+    )
+    assert factored(rf.Conv(weight), "cp3" if flat else "cp", (rank,)).error <= theirs * 1.01
+    assert distance(tl.cp_to_tensor(own_parafac(tensor, rank)), tensor) <= theirs * 1.01
+
+
+def test_cp_of_a_border_rank_tensor_stays_bounded() -> None:
+    a, b = np.eye(3)[0], np.eye(3)[1]
+    tensor = sum(
+        np.einsum("i,j,k->ijk", *(b if mode == one else a for mode in range(3))) for one in range(3)
+    )
+    found = als.fit(tensor, 2, np.random.default_rng(0))
+    assert all(np.isfinite(f).all() for f in found.factors)
+    assert als.sum_of_squares(found.factors) < 1e3 * np.vdot(tensor, tensor)
+
+
+def test_error_preserving_correction_lowers_the_norms_within_the_bound(
+    rng: np.random.Generator,
+) -> None:
+    tensor = spectral(rng, 19, 13, 3, 3)
+    start = als.fit(tensor, 17, rng)
+    bound = start.error * 1.05
+    corrected = als.correct(tensor, start, bound)
+    assert als.sum_of_squares(corrected.factors) < 0.95 * als.sum_of_squares(start.factors)
+    measured = distance(tl.cp_to_tensor((None, list(corrected.factors))), tensor)
+    assert measured == pytest.approx(corrected.error, rel=1e-6)
+    assert measured <= bound * (1 + 1e-6)
+
+
+def test_an_error_bound_that_a_rank_does_not_reach_is_an_error(rng: np.random.Generator) -> None:
+    op = rf.Conv(spectral(rng, 19, 13, 3, 3))
+    with pytest.raises(rf.RankfoldError, match=r"above the error_bound 0.01; use a higher rank"):
+        rf.cp(op, 5, error_bound=0.01)
+
+
+def test_sensitivity_is_the_mean_squared_change_under_noise(rng: np.random.Generator) -> None:
+    factors = als.fit(spectral(rng, 11, 7, 3, 2), 5, rng).factors
+    clean = tl.cp_to_tensor((None, list(factors)))
+    sigma = 1e-5
+    changes = [
+        np.linalg.norm(
+            tl.cp_to_tensor((None, [f + sigma * rng.standard_normal(f.shape) for f in factors]))
+            - clean
+        )
+        ** 2
+        for _ in range(400)
+    ]
+    assert np.mean(changes) / sigma**2 == pytest.approx(als.sensitivity(factors), rel=0.1)
+
+
+BAD = {
+    "nan": (lambda: rf.truncated_svd(rf.Linear(np.full((5, 7), np.nan)), 2), "35 NaN or infinite"),
+    "infinite": (lambda: rf.tucker2(rf.Conv(np.full((5, 7, 3), np.inf)), (2, 2)), "infinite"),
+    "zero": (lambda: rf.cp(rf.Conv(np.zeros((5, 7, 3))), 2), "all zero"),
+    "empty": (lambda: rf.truncated_svd(rf.Linear(np.zeros((0, 7))), 1), "rank 1 exceeds 0"),
+    "rank 0": (lambda: rf.truncated_svd(rf.Linear(np.ones((5, 7))), 0), "rank 0; use at least 1"),
+    "rank beyond": (
+        lambda: rf.tucker2(rf.Conv(np.ones((50, 64, 3, 3))), (5, 70)),
+        "rank 70 exceeds 64 input channels; use at most 64",
+    ),
+    "one rank of two": (lambda: rf.tucker2(rf.Conv(np.ones((5, 7, 3))), (2,)), "takes 2"),
+    "float rank": (lambda: rf.cp(rf.Conv(np.ones((5, 7, 3))), 2.5), "2.5 is not an int"),
+    "placement": (
+        lambda: rf.truncated_svd(rf.Linear(np.ones((5, 7))), 2, placement="left"),
+        "placement 'left'",
+    ),
+    "kernel for svd": (lambda: rf.truncated_svd(rf.Conv(np.ones((5, 7, 3))), 2), "kernel of 1"),
+    "linear for tucker2": (lambda: rf.tucker2(rf.Linear(np.ones((5, 7))), (2, 2)), "use svd"),
+    "1-d for spatial": (lambda: rf.spatial_svd(rf.Conv(np.ones((5, 7, 3))), 2), "2-d kernel"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_clear_error(name: str) -> None:
+    call, message = BAD[name]
+    with pytest.raises(rf.RankfoldError, match=message):
+        call()
