@@ -1,0 +1,197 @@
+"""EVBMF against an independent global minimiser, and its laws."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import fsolve, minimize_scalar
+
+import rankfold as rf
+
+
+def noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape)
+
+
+def planted(rng: np.random.Generator, shape: tuple[int, int], rank: int, signal: float):
+    """Unit noise and `rank` orthogonal components of singular value signal·(√L + √M)."""
+    left = np.linalg.qr(noise(rng, shape[0], rank))[0]
+    right = np.linalg.qr(noise(rng, shape[1], rank))[0]
+    strength = signal * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
+    return noise(rng, *shape) + strength * left @ right.T
+
+
+class Published:
+    """The formulas of Nakajima et al. (JMLR 14, 2013), Theorem 2 and Corollary 1, one by one."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.short, self.long = sorted(matrix.shape)
+        self.alpha = self.short / self.long
+        self.squares = np.linalg.svd(matrix, compute_uv=False) ** 2
+
+        def phi(z: float) -> float:
+            return math.log(z + 1) / z - 0.5
+
+        start = 2.5 * math.sqrt(self.alpha)
+        (tau,) = fsolve(
+            lambda t: phi(float(t[0])) + phi(float(t[0]) / self.alpha), start, xtol=1e-12
+        )
+        self.threshold = (1 + tau) * (1 + self.alpha / tau)
+
+    def objective(self, variance: float) -> float:
+        total = 0.0
+        for x in self.squares / (self.long * variance):
+            total += x - math.log(x)
+            if x > self.threshold:
+                half = x - (1 + self.alpha)
+                tau = 0.5 * (half + math.sqrt(half**2 - 4 * self.alpha))
+                total += math.log(tau + 1) + self.alpha * math.log(tau / self.alpha + 1) - tau
+        return total
+
+    def minimum(self) -> tuple[float, int]:
+        """The best of many local searches between the bounds of the noise variance."""
+        upper = self.squares.sum() / (self.short * self.long)
+        most = min(math.ceil(self.short / (1 + self.alpha)) - 1, self.short - 1)
+        lower = max(
+            self.squares[most] / (self.long * self.threshold),
+            self.squares[most:].mean() / self.long,
+        )
+        if lower >= upper:
+            return upper, int((self.squares / (self.long * upper) > self.threshold).sum())
+        edges = np.geomspace(lower, upper, 400)
+        best = min(edges, key=self.objective)
+        for low, high in itertools.pairwise(edges):
+            if self.objective(math.sqrt(low * high)) < self.objective(best) + 1.0:
+                options = {"xatol": 1e-12 * high}
+                found = minimize_scalar(
+                    self.objective, bounds=(low, high), method="bounded", options=options
+                )
+                best = min(best, float(found.x), key=self.objective)
+        return best, int((self.squares / (self.long * best) > self.threshold).sum())
+
+
+SHAPES = [(5, 40), (17, 17), (31, 64), (29, 260), (40, 45)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", ["noise", "planted", "power law", "steps"])
+def test_it_finds_the_global_minimum(shape: tuple[int, int], kind: str) -> None:
+    rng = np.random.default_rng(sum(shape))
+    matrix = noise(rng, *shape)
+    if kind == "planted":
+        matrix = planted(rng, shape, max(1, shape[0] // 6), 1.5)
+    elif kind == "power law":
+        matrix *= (1.0 + np.arange(shape[0]))[:, None] ** -1.1
+    elif kind == "steps":
+        matrix *= np.repeat([9.0, 3.0, 1.0], [2, 2, shape[0] - 4])[:, None]
+    reference = Published(matrix)
+    variance, rank = reference.minimum()
+    found = rf.evbmf(matrix)
+    assert reference.objective(found.sigma2) <= reference.objective(variance) + 1e-6
+    assert found.rank == rank
+
+
+@given(seed=st.integers(0, 2**32 - 1), short=st.integers(2, 14), extra=st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_it_finds_the_global_minimum_of_random_spectra(seed: int, short: int, extra: int) -> None:
+    rng = np.random.default_rng(seed)
+    decay = rng.uniform(0.0, 3.0)
+    matrix = noise(rng, short, short + extra) * (1.0 + np.arange(short))[:, None] ** -decay
+    reference = Published(matrix)
+    variance, _ = reference.minimum()
+    found = rf.evbmf(matrix)
+    assert reference.objective(found.sigma2) <= reference.objective(variance) + 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-150, 1e-6, 1e-3, 1e3, 1e6, 1e150])
+def test_the_rank_does_not_depend_on_scale_or_orientation(scale: float) -> None:
+    rng = np.random.default_rng(1)
+    matrix = planted(rng, (31, 140), 5, 1.5)
+    plain, scaled, turned = (rf.evbmf(m) for m in (matrix, scale * matrix, scale * matrix.T))
+    assert plain.rank == scaled.rank == turned.rank == 5
+    assert turned.sigma2 == pytest.approx(scaled.sigma2, rel=1e-6)
+    np.testing.assert_allclose(scaled.singular_values, scale * plain.singular_values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_noise_has_rank_0(shape: tuple[int, int]) -> None:
+    for seed in range(5):
+        assert rf.evbmf(noise(np.random.default_rng(seed), *shape)).rank == 0
+
+
+def test_orthogonal_matrices_and_the_identity_have_rank_0() -> None:
+    rng = np.random.default_rng(0)
+    assert rf.evbmf(np.eye(23)).rank == 0
+    assert rf.evbmf(np.linalg.qr(noise(rng, 23, 23))[0]).rank == 0
+    assert rf.evbmf(np.linalg.qr(noise(rng, 90, 23))[0]).rank == 0
+
+
+@pytest.mark.parametrize("share", [16, 8, 4])
+@pytest.mark.parametrize("shape", [(64, 576), (200, 50 * 9)])
+def test_a_planted_rank_in_a_flat_matrix_is_recovered(shape: tuple[int, int], share: int) -> None:
+    flat = min(shape) / max(shape) < 0.2
+    rank = min(shape) // share
+    signal = 1.1 if flat else {16: 1.1, 8: 1.2, 4: 1.6}[share]
+    for seed in range(3):
+        matrix = planted(np.random.default_rng(seed), shape, rank, signal)
+        assert rf.evbmf(matrix).rank == rank
+
+
+@pytest.mark.parametrize("rank", [1, 4, 11])
+def test_an_exactly_low_rank_matrix_has_that_rank(rank: int) -> None:
+    rng = np.random.default_rng(0)
+    matrix = noise(rng, 37, rank) @ noise(rng, rank, 90)
+    found = rf.evbmf(matrix)
+    assert found.rank == rank
+    assert found.sigma2 < 1e-10
+
+
+def test_a_rank_that_is_a_large_share_of_a_square_matrix_is_underestimated() -> None:
+    rng = np.random.default_rng(0)
+    matrix = noise(rng, 40, 30) @ noise(rng, 30, 40) + 0.1 * noise(rng, 40, 40)
+    assert rf.evbmf(matrix).rank < 10
+
+
+def test_the_noise_variance_is_estimated() -> None:
+    matrix = 0.3 * planted(np.random.default_rng(0), (64, 640), 6, 2.0)
+    assert rf.evbmf(matrix).sigma2 == pytest.approx(0.09, rel=0.03)
+
+
+def test_a_known_noise_variance_sets_the_threshold() -> None:
+    matrix = planted(np.random.default_rng(0), (31, 140), 5, 1.5)
+    assert rf.evbmf(matrix, sigma2=1.0).rank == 5
+    assert rf.evbmf(matrix, sigma2=1e3).rank == 0
+    assert rf.evbmf(matrix, sigma2=1e-6).rank == 31
+    assert rf.evbmf(1e6 * matrix, sigma2=1e12).rank == 5
+
+
+def test_singular_values_are_shrunk_towards_the_signal() -> None:
+    shape, strength = (64, 640), 2.0 * (math.sqrt(64) + math.sqrt(640))
+    matrix = planted(np.random.default_rng(0), shape, 1, 2.0)
+    observed = np.linalg.svd(matrix, compute_uv=False)[0]
+    (shrunk,) = rf.evbmf(matrix).singular_values
+    assert abs(shrunk - strength) < abs(observed - strength)
+
+
+def test_small_and_zero_matrices_have_rank_0() -> None:
+    assert rf.evbmf(np.ones((1, 1))).rank == 0
+    assert rf.evbmf(np.zeros((5, 7))).rank == 0
+    assert rf.evbmf(np.zeros((5, 7))).sigma2 == 0.0
+
+
+@pytest.mark.parametrize(
+    ("matrix", "sigma2", "message"),
+    [
+        (np.full((3, 4), np.nan), None, "NaN or infinite"),
+        (np.zeros((0, 4)), None, "give a matrix"),
+        (np.zeros((2, 3, 4)), None, "give a matrix"),
+        (np.ones((2, 3)), 0.0, "sigma2 0.0"),
+        (np.ones((2, 3)), float("nan"), "sigma2 nan"),
+    ],
+)
+def test_bad_input_is_an_error(matrix: np.ndarray, sigma2: float | None, message: str) -> None:
+    with pytest.raises(rf.RankfoldError, match=message):
+        rf.evbmf(matrix, sigma2=sigma2)

@@ -1,0 +1,228 @@
+"""Plugins: broken ones are reported and harm nobody, and the built-ins are plugins."""
+
+import importlib.metadata
+import subprocess
+import sys
+import tomllib
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+import rankfold as rf
+from rankfold.decompose.svd import SVD
+from rankfold.hookspecs import AdapterSpec, LayerRule, hookimpl
+from rankfold.plan import LayerPlan
+from rankfold.registry import Registry, registry
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+class Named:
+    """A decomposition in everything but its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, part: str) -> object:
+        return getattr(SVD, part)
+
+
+def declaring(**hooks: object) -> dict[str, object]:
+    return {"RANKFOLD_API": (1, 0), **{name: hookimpl(hook) for name, hook in hooks.items()}}
+
+
+def raising() -> None:
+    raise RuntimeError("broken on purpose")
+
+
+def unknown_argument(colour: object) -> tuple[()]:
+    return ()
+
+
+BROKEN = {
+    "no_api": ({}, "api"),
+    "api_too_new": ({"RANKFOLD_API": (1, 9)}, "api"),
+    "api_of_another_major": ({"RANKFOLD_API": (2, 0)}, "api"),
+    "api_that_is_text": ({"RANKFOLD_API": "1.0"}, "api"),
+    "unknown_argument": (declaring(rankfold_adapters=unknown_argument), "register"),
+    "unknown_hook": (declaring(rankfold_colours=lambda: ()), "check"),
+    "unmarked_hook": ({"RANKFOLD_API": (1, 0), "rankfold_policies": lambda: ()}, "check"),
+    "raises": (declaring(rankfold_decompositions=raising), "declare"),
+    "garbage": (declaring(rankfold_decompositions=lambda: [1, 2]), "declare"),
+    "no_iterable": (declaring(rankfold_policies=lambda: 5), "declare"),
+    "no_adapter_spec": (declaring(rankfold_adapters=lambda: ["torch"]), "declare"),
+    "no_rule": (declaring(rankfold_layer_rules=lambda: [None]), "declare"),
+    "taken_name": (declaring(rankfold_decompositions=lambda: [Named("svd")]), "declare"),
+    "no_name": (declaring(rankfold_decompositions=lambda: [Named("")]), "declare"),
+}
+
+
+def entry(monkeypatch: pytest.MonkeyPatch, name: str, content: dict[str, object]) -> EntryPoint:
+    module = types.ModuleType(f"plugin_{name}")
+    vars(module).update(content)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return EntryPoint(name, module.__name__, "rankfold")
+
+
+def installed() -> list[EntryPoint]:
+    return list(importlib.metadata.entry_points(group="rankfold"))
+
+
+def test_broken_plugins_side_by_side_are_each_reported_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "plugin_exits.py").write_text("raise SystemExit('gone')")
+    (tmp_path / "plugin_syntax.py").write_text("def (")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [entry(monkeypatch, name, content) for name, (content, _) in BROKEN.items()]
+    points += [EntryPoint(n, f"plugin_{n}", "rankfold") for n in ("exits", "syntax", "missing")]
+    points.append(EntryPoint("svd", "plugin_raises", "rankfold"))
+    good = entry(monkeypatch, "good", declaring(rankfold_decompositions=lambda: [Named("thirds")]))
+    found = Registry()
+    found.load([*points, good, *installed()])
+    stages = {problem.plugin: problem.stage for problem in found.problems}
+    expected = {name: stage for name, (_, stage) in BROKEN.items()}
+    imports = dict.fromkeys(("exits", "syntax", "missing"), "import")
+    assert stages == {**expected, **imports, "svd": "register"}
+    assert len(found.problems) == len(stages)
+    assert "good" in found.plugins
+    assert {"thirds", "svd", "tucker2", "cp"} <= set(found.decompositions)
+    assert set(registry().policies) == set(found.policies)
+
+
+def test_a_broken_plugin_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves = declaring(
+        rankfold_decompositions=lambda: [Named("fine")], rankfold_policies=lambda: [object]
+    )
+    found = Registry()
+    found.load([entry(monkeypatch, "halves", halves)])
+    assert found.decompositions == {}
+    assert found.plugins == {}
+
+
+def test_the_built_ins_win_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = entry(monkeypatch, "aaa", declaring(rankfold_decompositions=lambda: [Named("svd")]))
+    found = Registry()
+    found.load([first, *installed()])
+    assert found.decompositions["svd"] is SVD
+    assert [problem.plugin for problem in found.problems] == ["aaa"]
+
+
+def test_strict_raises_at_the_first_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(rf.RankfoldError, match=r"plugin 'raises' failed at declare.*on purpose"):
+        Registry(strict=True).load([entry(monkeypatch, "raises", BROKEN["raises"][0])])
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    registry.cache_clear()
+    yield monkeypatch
+    registry.cache_clear()
+
+
+def test_plugins_are_left_out_by_the_environment(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("RANKFOLD_DISABLE_PLUGINS", "cp, vbmf")
+    assert not {"cp", "cp3"} & set(registry().decompositions)
+    assert "vbmf" not in registry().policies
+    assert "svd" in registry().decompositions
+
+
+def test_strictness_is_asked_for_by_the_environment(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("RANKFOLD_STRICT_PLUGINS", "1")
+    assert registry().strict
+    registry.cache_clear()
+    fresh.setenv("RANKFOLD_STRICT_PLUGINS", "0")
+    assert not registry().strict
+
+
+def test_an_observer_hears_of_layers_and_a_raising_one_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heard: list[str] = []
+
+    def listen(report: LayerPlan) -> None:
+        heard.append(report.path)
+
+    def fail(report: LayerPlan) -> None:
+        raise RuntimeError("deaf")
+
+    found = Registry()
+    found.load(
+        [
+            entry(monkeypatch, "a_fails", declaring(rankfold_layer_done=fail)),
+            entry(monkeypatch, "b_listens", declaring(rankfold_layer_done=listen)),
+        ]
+    )
+    found.layer_done(LayerPlan(path="fc"))
+    assert heard == ["fc"]
+    assert [(p.plugin, p.stage) for p in found.problems] == [("a_fails", "layer_done")]
+
+
+def test_no_adapter_names_the_problems_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Registry()
+    found.load([entry(monkeypatch, "raises", BROKEN["raises"][0])])
+    with pytest.raises(rf.RankfoldError, match=r"builtins\.int.*'raises' failed at declare"):
+        found.adapter(5)
+
+
+def test_an_adapter_that_cannot_be_imported_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = AdapterSpec("numbers", ("builtins:int",), "no.such.module:Adapter")
+    found = Registry()
+    found.load([entry(monkeypatch, "numbers", declaring(rankfold_adapters=lambda: [spec]))])
+    with pytest.raises(rf.RankfoldError, match="no adapter"):
+        found.adapter(5)
+    assert [(p.plugin, p.stage) for p in found.problems] == [("numbers", "adapter")]
+
+
+def test_layer_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = LayerRule("torch", "a:B", "c:d")
+    found = Registry()
+    found.load([entry(monkeypatch, "rules", declaring(rankfold_layer_rules=lambda: [rule]))])
+    assert found.rules == [rule]
+
+
+@pytest.mark.parametrize("names", [["svd", "magic"], ["SVD"], []])
+def test_unknown_methods_are_an_error_that_lists_the_known(names: list[str]) -> None:
+    with pytest.raises(rf.RankfoldError, match="methods: "):
+        registry().methods(names)
+
+
+def test_every_built_in_is_declared_by_an_entry_point() -> None:
+    declared = PYPROJECT["project"]["entry-points"]["rankfold"]
+    for folder, hook in (
+        ("decompose", "rankfold_decompositions"),
+        ("policies", "rankfold_policies"),
+    ):
+        for file in (ROOT / "core" / "rankfold" / folder).glob("*.py"):
+            if f"def {hook}" in file.read_text():
+                assert declared[file.stem] == f"rankfold.{folder}.{file.stem}"
+
+
+def test_packages_are_what_the_folders_hold() -> None:
+    named = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    parents = PYPROJECT["tool"]["hatch"]["build"]["dev-mode-dirs"]
+    held = [
+        f"{parent}/{child.name}"
+        for parent in parents
+        for child in (ROOT / parent).iterdir()
+        if child.is_dir() and child.name != "__pycache__"
+    ]
+    assert sorted(held) == sorted(named)
+    assert all((ROOT / package / "py.typed").is_file() for package in named)
+
+
+FRAMEWORKS = ("torch", "jax", "flax", "onnx", "tensorly", "scipy")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import rankfold", "from rankfold.registry import registry; assert registry().adapters"],
+)
+def test_no_framework_is_loaded(code: str) -> None:
+    check = f"import sys; bad = set({FRAMEWORKS!r}) & set(sys.modules); assert not bad, bad"
+    command = [sys.executable, "-W", "error", "-c", f"{code}; {check}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
