@@ -112,8 +112,9 @@ class TorchAdapter:
             return copied
         if id(model) in new:
             raise RankfoldError("a model that is a single layer cannot be replaced in place")
+        seen: set[int] = set()
         for owner in list(model.modules()):
-            _swap(vars(owner), new)
+            _swapped(vars(owner), new, seen)
         return model
 
     def save_weights(self, model: nn.Module, file: Path) -> None:
@@ -136,6 +137,8 @@ class TorchAdapter:
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
+        if type(module) in layers.KINDS:
+            return None
         for rule in registry().rules:
             name, _, cls = rule.layer.partition(":")
             if rule.adapter != "torch" or name not in sys.modules:
@@ -171,11 +174,25 @@ def _ruled(rule: LayerRule, target: str, *arguments: Any) -> Any:
         raise Refused(f"the layer rule {target!r} failed: {error!r}") from error
 
 
-def _swap(container: Any, new: Mapping[int, nn.Module]) -> None:
-    """Replaces modules by identity in a module's attributes, and in lists and dicts in them."""
-    items = container.items() if isinstance(container, dict) else enumerate(container)
-    for key, value in list(items):
-        if id(value) in new:
-            container[key] = new[id(value)]
-        elif isinstance(value, (dict, list)):
-            _swap(value, new)
+def _swapped(value: Any, new: Mapping[int, nn.Module], seen: set[int]) -> Any:
+    """A value with modules replaced by identity, in dicts, lists, tuples and sets within it too.
+
+    Dicts and lists are changed in place; a tuple or a set that holds such a module is made anew.
+    """
+    if id(value) in new:
+        return new[id(value)]
+    if id(value) in seen or not isinstance(value, (dict, list, tuple, set)):
+        return value
+    seen.add(id(value))
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in list(items):
+            changed = _swapped(item, new, seen)
+            if changed is not item:
+                value[key] = changed
+        return value
+    changed_items = [_swapped(item, new, seen) for item in value]
+    if all(a is b for a, b in zip(changed_items, value, strict=True)):
+        return value
+    named = hasattr(value, "_fields")
+    return type(value)(*changed_items) if named else type(value)(changed_items)

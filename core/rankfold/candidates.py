@@ -11,14 +11,17 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
-from rankfold.contracts import Choice, Decomposition, Mode, Placement, Ranks
+from rankfold.contracts import Choice, Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, as_chain, geometry, macs, params
 from rankfold.spectrum import Spectrum
 
+T = TypeVar("T")
 _NOMINAL_OUTPUT = 32
 _BISECTIONS = 24
 _TIE = 1e-6
@@ -45,6 +48,60 @@ class Candidate:
     chain: Chain
     cost: Cost
     error: float
+
+
+class Guarded:
+    """A decomposition whose faults cost a layer its decomposition, and nothing else.
+
+    Args:
+        method: the decomposition; whatever its methods raise becomes a refusal, except for an
+            error about the arguments they were given.
+    """
+
+    def __init__(self, method: Decomposition) -> None:
+        self._method = method
+        self.name = method.name
+
+    def refuse(self, op: Op) -> str | None:
+        """As `Decomposition.refuse`."""
+        return self._call(self._method.refuse, op)
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """As `Decomposition.max_ranks`."""
+        return self._call(self._method.max_ranks, op)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """As `Decomposition.modes`."""
+        return self._call(self._method.modes, op, spectrum)
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """As `Decomposition.ranks`."""
+        return self._call(self._method.ranks, mode_ranks)
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """As `Decomposition.template`."""
+        return self._call(self._method.template, op, ranks)
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """As `Decomposition.decompose`."""
+        call = partial(self._method.decompose, spectrum=spectrum, placement=placement, rng=rng)
+        return self._call(call, op, ranks)
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except (RankfoldError, Refused):
+            raise
+        except Exception as error:  # a plugin's fault must not stop the rest
+            raise Refused(f"{self.name} failed: {error!r}") from error
 
 
 class Layer:
@@ -161,7 +218,7 @@ class Layer:
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
-            Refused: the decomposition failed or gave values that are not finite.
+            Refused: the method failed or gave values that are not finite.
         """
         key = (method, ranks)
         if key not in self._candidates:
@@ -173,6 +230,7 @@ class Layer:
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
+            Refused: the method failed.
         """
         try:
             return self.cost(self.methods[method].template(self.op, ranks))
@@ -202,12 +260,9 @@ class Layer:
         rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
         method = self.methods[name]
         spectrum = self.spectrum
-        try:
-            factored = method.decompose(
-                self.op, ranks, spectrum=spectrum, placement=self._placement, rng=rng
-            )
-        except Exception as error:
-            raise Refused(f"{name} failed: {error!r}") from error
+        factored = method.decompose(
+            self.op, ranks, spectrum=spectrum, placement=self._placement, rng=rng
+        )
         if not math.isfinite(factored.error) or not all(
             np.isfinite(stage.weight).all() for stage in factored.chain
         ):
@@ -228,32 +283,37 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     """
     reasons = dict(layer.refusals)
     wanted: dict[str, Ranks] = {}
+    limit: Cost | None = None
+    contenders: dict[str, Ranks] = {}
     for name, method in layer.methods.items():
         try:
             mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
-        except Refused as refused:
-            return Choice(None, reason=refused.reason)
-        if min(mode_ranks) < 1:
-            reasons[name] = nothing_found
-        else:
+            if min(mode_ranks) < 1:
+                reasons[name] = nothing_found
+                continue
             wanted[name] = method.ranks(mode_ranks)
-    limit: Cost | None = None
-    contenders: dict[str, Ranks] = {}
-    for name, ranks in wanted.items():
-        cost = layer.template_cost(name, ranks)
+            cost = layer.template_cost(name, wanted[name])
+        except Refused as refused:
+            reasons[name] = refused.reason
+            continue
         grew = layer.grew(cost)
-        if grew is None:
-            limit, contenders = cost, {name: ranks}
-            break
-        reasons[name] = grew
+        if grew is not None:
+            reasons[name] = grew
+        elif limit is None:
+            limit, contenders = cost, {name: wanted[name]}
     if limit is None:
         return Choice(None, reason=_summary(layer, reasons))
     for name, method in layer.methods.items():
-        if name not in contenders:
+        if name in contenders:
+            continue
+        try:
             base = wanted.get(name, method.max_ranks(layer.op))
             within = layer.largest_within(name, limit, base)
-            if within is not None:
-                contenders[name] = within
+        except Refused as refused:
+            reasons[name] = refused.reason
+            continue
+        if within is not None:
+            contenders[name] = within
     if len(contenders) == 1:
         return Choice(*contenders.popitem())
     return _least(layer, contenders, reasons)

@@ -47,7 +47,8 @@ class LayerRule:
 
     Attributes:
         adapter: name of the adapter.
-        layer: "module:Class" of the layer class; matched exactly, subclasses are not.
+        layer: "module:Class" of the layer class; matched exactly, subclasses are not. The
+            framework's stock layers are the adapter's own.
         read: "module:function" from a layer to the op it stands for.
         build: "module:function" from (chain, layer) to the module that replaces it; None for the
             adapter's own.

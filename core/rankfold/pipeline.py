@@ -213,7 +213,7 @@ class _Run:
         seed: of all randomness.
 
     Raises:
-        RankfoldError: an unknown placement or method, or the model fails on the inputs.
+        RankfoldError: an unknown placement, method or seed, or the model fails on the inputs.
 
     Attributes:
         adapter: the model's adapter.
@@ -232,6 +232,8 @@ class _Run:
     ) -> None:
         if placement not in ("balanced", "classical"):
             raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise RankfoldError(f"seed {seed!r}; use an int from 0 on")
         names = METHODS if methods is None else listed(methods)
         self.adapter = adapter
         self._model = model

@@ -171,6 +171,12 @@ class Registry:
                     raise TypeError(f"policy {policy!r} has no method {part!r}")
         _check_type(adapters, AdapterSpec)
         _check_type(rules, LayerRule)
+        for spec in adapters:
+            _check_targets(spec, (*spec.model_types, spec.target))
+        for rule in rules:
+            _check_targets(
+                rule, (rule.layer, rule.read, *(() if rule.build is None else (rule.build,)))
+            )
         _check_new("decomposition", decompositions, self.decompositions)
         _check_new("policy", policies, self.policies)
         _check_new("adapter", adapters, self.adapters)
@@ -243,6 +249,12 @@ def _check_type(items: Iterable[object], cls: type) -> None:
     for item in items:
         if not isinstance(item, cls):
             raise TypeError(f"{item!r} is not a {cls.__name__}")
+
+
+def _check_targets(item: object, targets: Iterable[object]) -> None:
+    for target in targets:
+        if not (isinstance(target, str) and all(target.partition(":"))):
+            raise TypeError(f"{item!r}: {target!r} is not of the form 'module:name'")
 
 
 def _check_new(what: str, items: Iterable[Any], known: Iterable[str]) -> None:

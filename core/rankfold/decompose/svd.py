@@ -72,6 +72,7 @@ class TruncatedSVD:
             left = spectrum.output.leading(rank)
             right = np.matmul(left.swapaxes(1, 2), matrix)
             kept = float(np.vdot(right, right))
+            left = np.where(matrix.any(axis=2, keepdims=True), left, 0.0)  # of rounding
         else:
             vectors = spectrum.input.leading(rank)
             left = np.matmul(matrix, vectors)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self, TypeAlias
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Decomposition, Policy
 from rankfold.contracts import Ranks as MethodRanks
-from rankfold.errors import RankfoldError
+from rankfold.errors import RankfoldError, Refused
 from rankfold.hookspecs import hookimpl
 from rankfold.patterns import check_patterns, matches
 
@@ -61,20 +61,23 @@ class Ranks:
             given = self.ranks
         if given is None:
             return Choice(None, reason="no pattern of Ranks matches it")
+        refusals = list(layer.refusals.values())
         for name, method in layer.methods.items():
-            ranks = _ranks_of(method, layer, given)
-            if ranks is None:
-                continue
             try:
+                ranks = _ranks_of(method, layer, given)
+                if ranks is None:
+                    refusals.append(f"{name} does not take the ranks {given}")
+                    continue
                 cost = layer.template_cost(name, ranks)
+            except Refused as refused:
+                refusals.append(refused.reason)
+                continue
             except RankfoldError as error:
                 if isinstance(self.ranks, Mapping):
                     raise
                 return Choice(None, reason=str(error).removeprefix(f"layer {layer.path!r}: "))
             return Choice(name, ranks, layer.grew(cost) or "")
-        if layer.methods:
-            return Choice(None, reason=f"no allowed method takes the ranks {given}")
-        return Choice(None, reason="; ".join(layer.refusals.values()))
+        return Choice(None, reason="; ".join(refusals))
 
     @classmethod
     def from_text(cls, argument: str) -> Self:
