@@ -120,11 +120,13 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; modes, buffers and random states are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (b, b.detach().clone(), b._version)
-        for b in model.buffers()
-        if b.device.type != "meta" and not b.is_inference()
-    ]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = {
+        buffer: buffer.detach().clone()
+        for _, held in buffers
+        for buffer in held.values()
+        if buffer is not None and buffer.device.type != "meta"
+    }
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)):
         for module, _ in modes:
@@ -134,7 +136,12 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes:
                 module.training = mode
+            for module, held in buffers:
+                module._buffers.clear()
+                module._buffers.update(held)
             with torch.no_grad():
-                for buffer, saved, version in buffers:
-                    if buffer._version != version and buffer.shape == saved.shape:
-                        buffer.copy_(saved)
+                for buffer, value in values.items():
+                    if buffer.shape != value.shape:
+                        buffer.data = value
+                    elif not torch.equal(buffer, value):
+                        buffer.copy_(value)

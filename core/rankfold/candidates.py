@@ -93,7 +93,10 @@ class Guarded:
     ) -> Factored:
         """As `Decomposition.decompose`."""
         call = partial(self._method.decompose, spectrum=spectrum, placement=placement, rng=rng)
-        return self._call(call, op, ranks)
+        factored = self._call(call, op, ranks)
+        if not isinstance(factored, Factored):
+            raise Refused(f"{self.name} failed: it gave {type(factored).__name__}, not Factored")
+        return factored
 
     def _call(self, function: Callable[..., T], *arguments: Any) -> T:
         try:
@@ -146,14 +149,15 @@ class Layer:
         self.refusals: dict[str, str] = {}
         op = self.op
         for name, method in methods.items():
+            guarded = Guarded(method)
             try:
-                reason = method.refuse(op)
-            except Exception as error:
-                reason = f"the plugin raised {error!r}"
+                reason = guarded.refuse(op)
+            except Refused as refused:
+                reason = refused.reason
             if reason is None:
-                self.methods[name] = method
+                self.methods[name] = guarded
             else:
-                self.refusals[name] = reason
+                self.refusals[name] = str(reason)
 
     @property
     def op(self) -> Op:
