@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.hookspecs import LayerRule
-from rankfold.ops import Array, Chain, Op
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op
 from rankfold.registry import registry, resolve
 from rankfold_torch import layers, tracing, weights
 from rankfold_torch.refusals import (
@@ -69,7 +69,12 @@ class TorchAdapter:
         if rule is None:
             check_parts(module)
         self._surroundings(model).check(path, module)
-        return layers.read(module) if rule is None else _ruled(rule, rule.read, module)
+        if rule is None:
+            return layers.read(module)
+        op = _ruled(rule.read, module)
+        if isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):
+            return op
+        raise Refused(f"the layer rule {rule.read!r} gave {type(op).__name__}, not an op")
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
@@ -81,7 +86,7 @@ class TorchAdapter:
         rule = self._rule(module)
         if rule is None or rule.build is None:
             return layers.build(chain, module)
-        built: nn.Module = _ruled(rule, rule.build, chain, module)
+        built: nn.Module = _ruled(rule.build, chain, module)
         return built
 
     def run(self, module: nn.Module, x: Array) -> Array:
@@ -164,7 +169,7 @@ def _computed(model: nn.Module) -> dict[int, torch.Tensor]:
     }
 
 
-def _ruled(rule: LayerRule, target: str, *arguments: Any) -> Any:
+def _ruled(target: str, *arguments: Any) -> Any:
     try:
         function: Callable[..., Any] = resolve(target)
         return function(*arguments)

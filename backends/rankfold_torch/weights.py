@@ -19,9 +19,20 @@ def save_weights(model: nn.Module, file: Path) -> None:
 
     Raises:
         RankfoldError: the state holds something other than dense tensors.
+        OSError: the file cannot be written.
     """
     kept, _ = _distinct(model)
-    save_file({name: t.detach().contiguous() for name, t in kept.items()}, file)
+    taken: set[int] = set()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in kept.items():
+        dense = tensor.detach().contiguous()
+        memory = dense.untyped_storage().data_ptr()
+        tensors[name] = dense.clone() if memory in taken else dense
+        taken.add(memory)
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def load_weights(model: nn.Module, file: Path) -> None:
@@ -64,7 +75,12 @@ def load_weights(model: nn.Module, file: Path) -> None:
             )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            state[name].copy_(tensor)
+            own = state[name]
+            if all(step or size < 2 for step, size in zip(own.stride(), own.shape, strict=True)):
+                own.copy_(tensor)
+            else:  # an expanded tensor has no memory of its own to copy into
+                owner, _, part = name.rpartition(".")
+                getattr(model.get_submodule(owner), part).data = tensor.to(own.device)
 
 
 def _unpickled(file: Path) -> dict[str, torch.Tensor]:

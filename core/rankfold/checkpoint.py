@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,11 @@ def save(compressed: Compressed, folder: Path) -> None:
     adapter = registry().adapter(compressed.model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
     check_replaceable(folder)
+    made = [parent for parent in folder.parents if not parent.exists()]
+    scratch: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
-    try:
         fresh = scratch / "new"
         fresh.mkdir()
         adapter.save_weights(compressed.model, fresh / WEIGHTS)
@@ -63,6 +63,7 @@ def save(compressed: Compressed, folder: Path) -> None:
             rankfold=VERSION, weights_sha256=_sha256(fresh / WEIGHTS), plan=compressed.plan
         )
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+        (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
         for part in (fresh / WEIGHTS, fresh / PLAN, fresh):
             _sync(part)
         if folder.exists():
@@ -70,11 +71,15 @@ def save(compressed: Compressed, folder: Path) -> None:
         fresh.rename(folder)
         _sync(folder.parent)
     except OSError as error:
-        if (scratch / "old").exists() and not folder.exists():
-            (scratch / "old").rename(folder)
         raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch is not None:
+            if (scratch / "old").exists() and not folder.exists():
+                (scratch / "old").rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+        for parent in made if not folder.exists() else ():
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def load(model: Any, folder: str | PathLike[str]) -> Any:
@@ -125,10 +130,9 @@ def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:
             if reason is not None:
                 raise Refused(reason)
             modules[layer.path] = adapter.build(model, layer.path, method.template(op, layer.ranks))
-        except Refused as refused:
+        except (Refused, RankfoldError) as refused:
             raise RankfoldError(
-                f"layer {layer.path!r} of this model cannot be replaced as the plan says: "
-                f"{refused.reason}"
+                f"layer {layer.path!r} of this model cannot be replaced as the plan says: {refused}"
             ) from None
     return modules
 

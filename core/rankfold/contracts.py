@@ -168,7 +168,12 @@ class Adapter(Protocol):
         """The model with these modules in place of the layers: a copy, unless inplace."""
 
     def save_weights(self, model: Any, file: Path) -> None:
-        """Writes every parameter and buffer to a safetensors file."""
+        """Writes every parameter and buffer to a safetensors file.
+
+        Raises:
+            RankfoldError: the state cannot be stored in such a file.
+            OSError: the file cannot be written.
+        """
 
     def load_weights(self, model: Any, file: Path) -> None:
         """Fills the model from such a file, after checking every name, shape and dtype.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,10 @@ class Decision:
     layer: LayerPlan
     op: Op | None = None
     chain: Chain | None = None
+
+    def with_macs(self, pair: tuple[int, int] | None) -> Decision:
+        """The same decision with another count of MACs (before, after)."""
+        return replace(self, layer=msgspec.structs.replace(self.layer, macs=pair))
 
 
 def decide(layer: Layer, choice: Choice) -> Decision:

@@ -82,4 +82,4 @@ def rankfold_layer_rules() -> Iterable[LayerRule]:  # type: ignore[empty-body]
 
 @hookspec
 def rankfold_layer_done(report: LayerPlan) -> None:
-    """Called after each layer of a model was decomposed or left alone, with what was done."""
+    """Called by compress and apply after each layer, with what was done to it and why."""

@@ -18,7 +18,7 @@ from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Extent, Op, describe
 from rankfold.plan import LayerPlan, Plan
-from rankfold.progress import Advance, progress
+from rankfold.progress import progress
 from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
@@ -157,20 +157,18 @@ def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) 
         for path, kind in run.kinds.items():
             advance(path)
             given = wanted.get(path, LayerPlan(path=path, op=kind, reason="not in the plan"))
-            if given.method is None:
-                decided.append(given)
-                continue
-            try:
-                layer = run.layer((path,))
-                check_same(given, layer.op)
-                decision = decide(layer, Choice(given.method, given.ranks, given.reason))
-            except Refused as refused:
-                decided.append(LayerPlan(path=path, op=kind, reason=refused.reason))
-                continue
-            done = run.built(decision, modules)
-            if inputs is None and done.method is not None:
-                done = msgspec.structs.replace(done, macs=given.macs)
-            decided.append(done)
+            decision = Decision(given)
+            if given.method is not None:
+                try:
+                    layer = run.layer((path,))
+                    check_same(given, layer.op)
+                    decision = decide(layer, Choice(given.method, given.ranks, given.reason))
+                except Refused as refused:
+                    decision = Decision(LayerPlan(path=path, op=kind, reason=refused.reason))
+                else:
+                    if inputs is None:
+                        decision = decision.with_macs(given.macs)
+            decided.append(run.built(decision, modules))
     small = run.adapter.replace(model, modules, inplace=inplace)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
     return Compressed(small, applied)
@@ -268,11 +266,13 @@ class _Run:
                     layer = self.layer(paths[path])
                 except Refused as refused:
                     left = LayerPlan(path=path, op=kind, reason=reason or refused.reason)
-                    yield self._observed(Decision(left), advance)
+                    advance(path)
+                    yield Decision(left)
                     continue
                 reason = reason or _unfit(layer.op)
                 if reason:
-                    yield self._observed(decide(layer, Choice(None, reason=reason)), advance)
+                    advance(path)
+                    yield decide(layer, Choice(None, reason=reason))
                 else:
                     policy = selection.policy_of(paths[path])
                     seen.setdefault(id(policy), (policy, []))[1].append(layer)
@@ -283,7 +283,8 @@ class _Run:
                     choice = next(choices, None)
                     if choice is None:
                         raise RankfoldError(f"policy {policy!r} has no choice for {layer.path!r}")
-                    yield self._observed(decide(layer, choice), advance)
+                    advance(layer.path)
+                    yield decide(layer, choice)
                     layer.release()
 
     def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:
@@ -292,6 +293,7 @@ class _Run:
         done, module = build(self.adapter, self._model, decision, rng)
         if module is not None:
             modules[done.path] = module
+        registry().layer_done(done)
         return done
 
     def plan_of(self, decided: Iterable[LayerPlan], policy: Policy) -> Plan:
@@ -311,16 +313,13 @@ class _Run:
             raise Refused(self._trace.refusals[path])
         return op
 
-    @staticmethod
-    def _observed(decision: Decision, advance: Advance) -> Decision:
-        advance(decision.layer.path)
-        registry().layer_done(decision.layer)
-        return decision
-
 
 def _unfit(op: Op) -> str:
     try:
         magnitude(op.weight)
     except Refused as refused:
         return refused.reason
+    if op.bias is not None and not np.isfinite(op.bias).all():
+        bad = op.bias.size - int(np.count_nonzero(np.isfinite(op.bias)))
+        return f"the bias has {bad} NaN or infinite values of {op.bias.size}"
     return ""

@@ -13,7 +13,9 @@ from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, O
 from rankfold.reference import forward, reconstruct
 
 _ROWS = 4
-_SLACK = 32.0
+_SLACK = 4.0
+_ACCURACY = 1e-10
+_GRAM_ACCURACY = 1e-6
 
 
 def check_chain(
@@ -45,8 +47,7 @@ def check_chain(
     except RankfoldError as fault:
         raise Refused(f"the chain does not fit the layer: {fault}") from None
     measured = relative_distance(op.weight, dense)
-    tolerance = _SLACK * epsilon
-    if not measured <= error * 1.01 + tolerance:
+    if not measured <= error * 1.01 + _GRAM_ACCURACY:
         raise Refused(f"the chain has a weight error of {measured:.3g}, not {error:.3g}")
     x = _probe(op, rng)
     expected = forward(replace(op, weight=dense), x)
@@ -54,12 +55,25 @@ def check_chain(
     if got.shape != expected.shape:
         raise Refused(f"the built module gives shape {got.shape} in place of {expected.shape}")
     size = float(np.linalg.norm(expected))
-    bias = 0.0 if op.bias is None else float(np.linalg.norm(op.bias))
+    rounding = float(np.linalg.norm(forward(_rounded(chain, epsilon, rng), x) - expected))
     off = float(np.linalg.norm(got - expected))
-    if not off <= tolerance * len(chain) * (size + bias) + np.finfo(np.float32).tiny:
+    tolerance = _SLACK * rounding + (epsilon + _ACCURACY) * size + np.finfo(np.float32).tiny
+    if not off <= tolerance:
         raise Refused(
             f"the built module is off by {off / max(size, np.finfo(float).tiny):.3g} of its output"
         )
+
+
+def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
+    """The chain with errors of the size of rounding: what storing it in that precision costs."""
+    return tuple(
+        replace(
+            stage,
+            weight=stage.weight.astype(np.float64)
+            * (1.0 + epsilon * rng.uniform(-0.5, 0.5, stage.weight.shape)),
+        )
+        for stage in chain
+    )
 
 
 def relative_distance(weight: Array, other: Array) -> float:
