@@ -97,8 +97,8 @@ def _read_transposed(module: Any, weight: Array, bias: Array | None) -> ConvTran
 def build(chain: Chain, like: nn.Module) -> nn.Sequential:
     """The chain as stock layers with the dtype, device, mode and so on of the layer replaced.
 
-    The constants that parents read from a layer (in_features, stride and the like) are set on the
-    `nn.Sequential` as plain attributes.
+    What parents read from a layer besides its weights (in_features, stride and the like) is set on
+    the `nn.Sequential` as plain attributes.
 
     Raises:
         Refused: PyTorch has no layer for a stage.
@@ -114,9 +114,15 @@ def build(chain: Chain, like: nn.Module) -> nn.Sequential:
         else:
             modules.extend(_build_conv(stage, like))
     built = nn.Sequential(*modules)
-    for name in getattr(like, "__constants__", ()):
-        setattr(built, name, copy.copy(getattr(like, name)))
+    for name, value in carried(like).items():
+        setattr(built, name, copy.deepcopy(value))
     return built.train(like.training)
+
+
+def carried(layer: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a layer that its replacement gets: sizes, geometry, additions."""
+    plain = vars(nn.Module())
+    return {name: value for name, value in vars(layer).items() if name not in plain}
 
 
 def run(module: nn.Module, x: Array) -> Array:

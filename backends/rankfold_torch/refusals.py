@@ -21,6 +21,7 @@ from rankfold_torch.sources import reads_of
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _QUANTIZED = ("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+_COMPUTING = ("forward", "__call__", "_call_impl", "_conv_forward", "_output_padding")
 _WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
 
 
@@ -74,7 +75,10 @@ def check_class(module: nn.Module) -> None:
     stock = next((kind for kind in KINDS if isinstance(module, kind)), None)
     if stock is None:
         raise Refused(f"no rule reads a {name}; a layer rule can teach it")
-    if inspect.getattr_static(module, "forward") is not stock.forward:
+    if any(
+        inspect.getattr_static(module, part, None) is not inspect.getattr_static(stock, part, None)
+        for part in _COMPUTING
+    ):
         raise Refused(f"{name} has a forward of its own; a layer rule can teach it")
 
 
@@ -133,12 +137,12 @@ class Surroundings:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._reads = reads_of(model)
-        self._holders: dict[int, list[tuple[nn.Module, str]]] = {}
+        self._holders: dict[int, list[tuple[nn.Module, str, torch.Tensor]]] = {}
         for path, module in model.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
-                    holder = (module, f"{path}.{name}".lstrip("."))
-                    self._holders.setdefault(_memory(tensor), []).append(holder)
+                    holder = (module, f"{path}.{name}".lstrip("."), tensor)
+                    self._holders.setdefault(_storage(tensor), []).append(holder)
 
     def check(self, path: str, module: nn.Module) -> None:
         """Refuses a layer for what surrounds it in the model.
@@ -159,8 +163,8 @@ class Surroundings:
         for part, tensor in module._parameters.items():
             if tensor is None:
                 continue
-            for other, where in self._holders[_memory(tensor)]:
-                if other is not module:
+            for other, where, held in self._holders[_storage(tensor)]:
+                if other is not module and _overlap(held, tensor):
                     raise Refused(f"tied: its {part} is also {where!r}")
         if id(module) in self._reads:
             raise Refused(self._reads[id(module)])
@@ -174,9 +178,30 @@ def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         owner = owner._modules[part]  # type: ignore[assignment]
 
 
-def _memory(tensor: torch.Tensor) -> int:
-    """Equal for tensors that share memory."""
-    plain = type(tensor.data) is torch.Tensor and tensor.layout is torch.strided
-    if nn.parameter.is_lazy(tensor) or not plain or tensor.device.type == "meta":
+def _storage(tensor: torch.Tensor) -> int:
+    """Equal for tensors that lie in the same storage."""
+    if not _is_plain(tensor):
         return id(tensor)
     return tensor.untyped_storage().data_ptr() or id(tensor)
+
+
+def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of one storage share memory."""
+    if a is b or not (_is_plain(a) and _is_plain(b)):
+        return a is b
+    (a_start, a_end), (b_start, b_end) = _span(a), _span(b)
+    return a_start < b_end and b_start < a_end
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    if nn.parameter.is_lazy(tensor) or tensor.device.type == "meta":
+        return False
+    return type(tensor.data) is torch.Tensor and tensor.layout is torch.strided
+
+
+def _span(tensor: torch.Tensor) -> tuple[int, int]:
+    first = int(tensor.storage_offset())
+    last = first + sum(
+        (int(n) - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return first * tensor.element_size(), (last + 1) * tensor.element_size()

@@ -1,9 +1,11 @@
 """Who reaches into a layer besides calling it: read off the source of the modules' methods.
 
 Replacing `self.proj` breaks a parent whose forward reads `self.proj.weight`. Every method that
-`forward` reaches through calls on `self` is parsed once per class, and each attribute path rooted
-at `self` that leads to a layer and on to something a replacement does not have is reported. What
-cannot be seen this way (a read in a helper function, say) shows when the model is traced.
+`forward` reaches through calls on `self` is parsed once per class; local names, loops and
+comprehensions over children are followed. Each attribute path rooted at `self` that leads to a
+layer and on to something its replacement does not have is reported, and so is asking for the class
+of a layer or calling it with more than its input. What cannot be seen this way (a read in a helper
+function, say) shows when the model is traced.
 """
 
 from __future__ import annotations
@@ -12,27 +14,49 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_PARTS = frozenset({"weight", "bias", "_parameters", "_buffers", "reset_parameters"})
+from rankfold_torch.layers import carried
+
 _KEYWORD = "input"
-Reads = dict[int, str]
+_CHILDREN = frozenset({"children", "modules", "named_children", "named_modules"})
+_SEQUENTIAL = frozenset(dir(nn.Sequential()))
+
 Route = tuple[str, ...]
-Use = tuple[Route, str]
-
-_known: WeakKeyDictionary[type, tuple[Use, ...]] = WeakKeyDictionary()
+Names = dict[str, set[Route]]
 
 
-def reads_of(model: nn.Module) -> Reads:
-    """By id of a module in the model, what is read from it besides calling it, as reasons."""
-    found: Reads = {}
+@dataclass(frozen=True)
+class _Use:
+    """A use of what a route from `self` leads to: an attribute of it, or a remark."""
+
+    route: Route
+    attribute: str = ""
+    remark: str = ""
+
+
+_known: WeakKeyDictionary[type, tuple[_Use, ...]] = WeakKeyDictionary()
+
+
+def reads_of(model: nn.Module) -> dict[int, str]:
+    """By id of a module in the model, why a replacement would not do for its parents."""
+    found: dict[int, str] = {}
     for module in model.modules():
-        for route, what in _uses(type(module)):
-            for reached in _follow(module, route):
+        for use in _uses(type(module)):
+            for reached in _follow(module, use.route):
+                if use.attribute and _readable(reached, use.attribute):
+                    continue
+                what = use.remark or f"its {use.attribute} is read"
                 found.setdefault(id(reached), f"{what} by {type(module).__name__}.forward")
     return found
+
+
+def _readable(module: nn.Module, attribute: str) -> bool:
+    """Whether the replacement of a layer has the attribute, too."""
+    return attribute in _SEQUENTIAL or attribute in carried(module)
 
 
 def _follow(module: nn.Module, route: Route) -> Iterator[nn.Module]:
@@ -47,78 +71,108 @@ def _follow(module: nn.Module, route: Route) -> Iterator[nn.Module]:
             yield from _follow(child, tuple(rest))
 
 
-def _uses(cls: type) -> tuple[Use, ...]:
+def _uses(cls: type) -> tuple[_Use, ...]:
     if cls not in _known:
         _known[cls] = tuple(dict.fromkeys(_parsed(cls)))
     return _known[cls]
 
 
-def _parsed(cls: type) -> list[Use]:
+def _parsed(cls: type) -> list[_Use]:
     """The uses of children in `forward` and in every method it calls on self."""
     pending, seen = ["forward"], {"forward"}
-    uses: list[Use] = []
+    uses: list[_Use] = []
     while pending:
-        function = _method(cls, pending.pop())
-        if function is None or not function.args.args:
-            continue
-        own = function.args.args[0].arg
-        names = _aliases(function, own)
-        for node in ast.walk(function):
-            uses.extend(_use(node, names))
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                name = node.attr
-                if node.value.id == own and name not in seen and hasattr(cls, name):
-                    seen.add(name)
-                    pending.append(name)
+        for function in _definitions(cls, pending.pop()):
+            if not function.args.args:
+                continue
+            own = function.args.args[0].arg
+            names = _names(function, own)
+            for node in ast.walk(function):
+                uses.extend(_uses_in(node, names))
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    name = node.attr
+                    if node.value.id == own and name not in seen and hasattr(cls, name):
+                        seen.add(name)
+                        pending.append(name)
     return uses
 
 
-def _method(cls: type, name: str) -> ast.FunctionDef | None:
-    method = inspect.getattr_static(cls, name, None)
+def _definitions(cls: type, name: str) -> Iterator[ast.FunctionDef]:
+    """The method of a class, and those of its bases as far as `super` leads."""
+    for base in cls.__mro__:
+        if base is nn.Module:
+            return
+        if name not in vars(base):
+            continue
+        function = _tree(vars(base)[name])
+        if function is None:
+            return
+        yield function
+        calls = (node for node in ast.walk(function) if isinstance(node, ast.Name))
+        if not any(node.id == "super" for node in calls):
+            return
+
+
+def _tree(method: object) -> ast.FunctionDef | None:
     if isinstance(method, (staticmethod, classmethod)):
         method = method.__func__
     if isinstance(method, property):
         method = method.fget
-    method = inspect.unwrap(method) if callable(method) else None
-    if method is None or getattr(nn.Module, name, None) is method:
+    if not callable(method):
         return None
     try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(method))).body
+        body = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method)))).body
     except (OSError, TypeError, SyntaxError):
         return None
     return body[0] if body and isinstance(body[0], ast.FunctionDef) else None
 
 
-def _aliases(function: ast.FunctionDef, own: str) -> dict[str, Route]:
-    """What local names stand for: `self`, plain assignments from it and loops over its children."""
-    names: dict[str, Route] = {own: ()}
+def _names(function: ast.FunctionDef, own: str) -> Names:
+    """What local names stand for: `self`, assignments from it and loops over its children."""
+    names: Names = {own: {()}}
     for node in ast.walk(function):
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            target, route = node.targets[0], _route(node.value, names)
-        elif isinstance(node, ast.For):
-            target, route = node.target, _route(node.iter, names)
-            route = None if route is None else (*route, "*")
+            target, routes = node.targets[0], _routes(node.value, names)
+        elif isinstance(node, ast.NamedExpr):
+            target, routes = node.target, _routes(node.value, names)
+        elif isinstance(node, (ast.For, ast.comprehension)):
+            target, routes = node.target, _iterated(node.iter, names)
         else:
             continue
-        if isinstance(target, ast.Name) and target.id != own and route:
-            names[target.id] = route
+        for name in ast.walk(target):
+            if isinstance(name, ast.Name) and name.id != own:
+                names.setdefault(name.id, set()).update(routes - {()})
     return names
 
 
-def _use(node: ast.AST, names: dict[str, Route]) -> Iterator[Use]:
-    if isinstance(node, ast.Attribute) and node.attr in _PARTS:
-        route = _route(node.value, names)
-        if route:
-            yield route, f"its {node.attr} is read"
-    if isinstance(node, ast.Call):
-        route = _route(node.func, names)
-        plain = len(node.args) <= 1 and all(k.arg == _KEYWORD for k in node.keywords)
-        if route and not plain:
-            yield route, "it is called with more than its input"
+def _iterated(iterable: ast.AST, names: Names) -> set[Route]:
+    """The routes to the items of whatever a loop goes over: zip, enumerate, values() and so on."""
+    found: set[Route] = set()
+    for node in ast.walk(iterable):
+        for route in _routes(node, names):
+            if route and route[-1] in _CHILDREN:
+                found.add((*route[:-1], "*"))
+            elif route:
+                found.add((*route, "*"))
+    return found
 
 
-def _route(node: ast.AST, names: dict[str, Route]) -> Route | None:
-    """The names from `self` to a node: ("a", "*", "b") for self.a[0].b; None for anything else."""
+def _uses_in(node: ast.AST, names: Names) -> Iterator[_Use]:
+    if isinstance(node, ast.Attribute):
+        for route in _routes(node.value, names) - {()}:
+            yield _Use(route, attribute=node.attr)
+    if not isinstance(node, ast.Call):
+        return
+    if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "type") and node.args:
+        for route in _routes(node.args[0], names) - {()}:
+            yield _Use(route, remark="its class is asked for")
+    plain = len(node.args) <= 1 and all(k.arg == _KEYWORD for k in node.keywords)
+    for route in set() if plain else _routes(node.func, names) - {()}:
+        yield _Use(route, remark="it is called with more than its input")
+
+
+def _routes(node: ast.AST, names: Names) -> set[Route]:
+    """The names from `self` to a node: ("a", "*", "b") for self.a[0].b; none for anything else."""
     route: list[str] = []
     while not isinstance(node, ast.Name):
         if isinstance(node, ast.Attribute):
@@ -126,7 +180,6 @@ def _route(node: ast.AST, names: dict[str, Route]) -> Route | None:
         elif isinstance(node, ast.Subscript):
             route.append("*")
         else:
-            return None
+            return set()
         node = node.value
-    start = names.get(node.id)
-    return None if start is None else (*start, *reversed(route))
+    return {(*start, *reversed(route)) for start in names.get(node.id, ())}

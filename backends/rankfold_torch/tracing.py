@@ -33,6 +33,8 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         stack.enter_context(_unchanged(model))
         stack.enter_context(torch.no_grad())
         for path, module in layers.items():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             before = functools.partial(_enter, watch, path)
             after = functools.partial(_leave, watch, extents[path])
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
@@ -58,12 +60,12 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
 
 
 class _Watch:
-    """Records reads of a layer's weight or bias while the layer is not running."""
+    """Records reads of a layer's weight or bias by anything but the layer itself."""
 
     def __init__(self, paths: Mapping[int, str]) -> None:
         self.paths = paths
         self.refusals: dict[str, str] = {}
-        self.running = 0
+        self.running: list[nn.Module] = []
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -72,7 +74,8 @@ class _Watch:
 
         def watched(module: nn.Module, name: str) -> Any:
             value = original(module, name)
-            if not self.running and name in ("weight", "bias") and id(module) in self.paths:
+            own = bool(self.running) and self.running[-1] is module
+            if not own and name in ("weight", "bias") and id(module) in self.paths:
                 reason = f"its {name} is read from outside the layer"
                 self.refusals.setdefault(self.paths[id(module)], reason)
             return value
@@ -89,7 +92,7 @@ def _enter(
 ) -> None:
     if len(args) + len(kwargs) > 1 or set(kwargs) - {"input"}:
         watch.refusals.setdefault(path, "it is called with more than its input")
-    watch.running += 1
+    watch.running.append(module)
 
 
 def _leave(
@@ -100,7 +103,8 @@ def _leave(
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
-    watch.running -= 1
+    if watch.running and watch.running[-1] is module:
+        watch.running.pop()
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, torch.Tensor):
         extents.append(_extent(module, x))
@@ -120,7 +124,11 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; modes, buffers and random states are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [
+        (module, dict(module._buffers))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
     values = {
         buffer: buffer.detach().clone()
         for _, held in buffers

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rich.style  # noqa: F401 - draws from `random` when first imported
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 HOOKS = (
@@ -25,7 +27,8 @@ HOOKS = (
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with threadpool_limits(1):
+        yield
     torch.set_num_threads(before)
 
 
@@ -37,7 +40,8 @@ def _seeded() -> None:
 
 
 def raw(tensor: torch.Tensor) -> bytes:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
+    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    plain = dense.cpu().contiguous().reshape(-1)
     return plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b""
 
 
@@ -86,6 +90,7 @@ def distance() -> Callable[[torch.Tensor, torch.Tensor], float]:
 
     def relative(a: torch.Tensor, b: torch.Tensor) -> float:
         assert a.shape == b.shape
+        a, b = a.detach(), b.detach()
         size = float(b.double().norm())
         apart = float((a.double() - b.double()).norm())
         return apart / size if size else apart

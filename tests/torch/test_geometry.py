@@ -185,9 +185,7 @@ def test_reduced_rank_is_the_original_class_with_the_reconstructed_kernel(
 @pytest.mark.parametrize("method", METHODS)
 @drawn
 @given(data=st.data())
-def test_the_announced_error_is_that_of_the_built_weights(
-    method: str, data: st.DataObject
-) -> None:
+def test_the_announced_error_is_that_of_the_built_weights(method: str, data: st.DataObject) -> None:
     layer = data.draw(layers(method).filter(lambda layer: applies(method, layer)))
     small = rf.compress(nn.Sequential(layer.double()), rf.Ranks(2), methods=[method])
     built = dense(layer, small.model[0])
