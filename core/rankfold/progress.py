@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -17,10 +18,12 @@ class Advance(Protocol):
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
     """A bar over a number of items, on standard error; nothing where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True)
     columns = (
         TextColumn(what),
         BarColumn(),
@@ -28,9 +31,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         started = 0
 
@@ -40,3 +41,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             started += 1
 
         yield advance
+
+
+def _silent(item: str) -> None:
+    """Shows nothing."""
