@@ -11,20 +11,17 @@ import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
 
 import numpy as np
 
-from rankfold.contracts import Choice, Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.contracts import Decomposition, Placement, Ranks
 from rankfold.errors import RankfoldError, Refused
+from rankfold.guarded import Guarded
 from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, as_chain, geometry, macs, params
 from rankfold.spectrum import Spectrum
 
-T = TypeVar("T")
 _NOMINAL_OUTPUT = 32
 _BISECTIONS = 24
-_TIE = 1e-6
 
 
 @dataclass(frozen=True, order=False)
@@ -48,63 +45,6 @@ class Candidate:
     chain: Chain
     cost: Cost
     error: float
-
-
-class Guarded:
-    """A decomposition whose faults cost a layer its decomposition, and nothing else.
-
-    Args:
-        method: the decomposition; whatever its methods raise becomes a refusal, except for an
-            error about the arguments they were given.
-    """
-
-    def __init__(self, method: Decomposition) -> None:
-        self._method = method
-        self.name = method.name
-
-    def refuse(self, op: Op) -> str | None:
-        """As `Decomposition.refuse`."""
-        return self._call(self._method.refuse, op)
-
-    def max_ranks(self, op: Op) -> Ranks:
-        """As `Decomposition.max_ranks`."""
-        return self._call(self._method.max_ranks, op)
-
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
-        """As `Decomposition.modes`."""
-        return self._call(self._method.modes, op, spectrum)
-
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
-        """As `Decomposition.ranks`."""
-        return self._call(self._method.ranks, mode_ranks)
-
-    def template(self, op: Op, ranks: Ranks) -> Chain:
-        """As `Decomposition.template`."""
-        return self._call(self._method.template, op, ranks)
-
-    def decompose(
-        self,
-        op: Op,
-        ranks: Ranks,
-        *,
-        spectrum: Spectrum,
-        placement: Placement,
-        rng: np.random.Generator,
-    ) -> Factored:
-        """As `Decomposition.decompose`."""
-        call = partial(self._method.decompose, spectrum=spectrum, placement=placement, rng=rng)
-        factored = self._call(call, op, ranks)
-        if not isinstance(factored, Factored):
-            raise Refused(f"{self.name} failed: it gave {type(factored).__name__}, not Factored")
-        return factored
-
-    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        try:
-            return function(*arguments)
-        except (RankfoldError, Refused):
-            raise
-        except Exception as error:  # a plugin's fault must not stop the rest
-            raise Refused(f"{self.name} failed: {error!r}") from error
 
 
 class Layer:
@@ -272,87 +212,6 @@ class Layer:
         ):
             raise Refused(f"{name} gave values that are not finite")
         return Candidate(name, ranks, factored.chain, self.cost(factored.chain), factored.error)
-
-
-def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: str) -> Choice:
-    """The method of least error at equal cost, for a policy that ranks one matrix at a time.
-
-    The first allowed method whose ranks make the layer cheaper sets the cost. Every other method
-    gets the largest ranks within that cost, in parameters and in MACs, and the least error wins.
-
-    Args:
-        layer: the layer.
-        rank_of: the rank the policy gives a mode; 0 for no structure.
-        nothing_found: the reason to give where a rank is 0.
-    """
-    reasons = dict(layer.refusals)
-    wanted: dict[str, Ranks] = {}
-    limit: Cost | None = None
-    contenders: dict[str, Ranks] = {}
-    for name, method in layer.methods.items():
-        try:
-            mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
-            if min(mode_ranks) < 1:
-                reasons[name] = nothing_found
-                continue
-            wanted[name] = method.ranks(mode_ranks)
-            cost = layer.template_cost(name, wanted[name])
-        except Refused as refused:
-            reasons[name] = refused.reason
-            continue
-        grew = layer.grew(cost)
-        if grew is not None:
-            reasons[name] = grew
-        elif limit is None:
-            limit, contenders = cost, {name: wanted[name]}
-    if limit is None:
-        return Choice(None, reason=_summary(layer, reasons))
-    for name, method in layer.methods.items():
-        if name in contenders:
-            continue
-        try:
-            base = wanted.get(name, method.max_ranks(layer.op))
-            within = layer.largest_within(name, limit, base)
-        except Refused as refused:
-            reasons[name] = refused.reason
-            continue
-        if within is not None:
-            contenders[name] = within
-    if len(contenders) == 1:
-        return Choice(*contenders.popitem())
-    return _least(layer, contenders, reasons)
-
-
-def _least(layer: Layer, contenders: Mapping[str, Ranks], reasons: dict[str, str]) -> Choice:
-    """The contender of least error; the first one where the difference is rounding."""
-    best: Candidate | None = None
-    for name, ranks in contenders.items():
-        try:
-            candidate = layer.candidate(name, ranks)
-        except Refused as refused:
-            reasons[name] = refused.reason
-            continue
-        if best is None or candidate.error < best.error * (1.0 - _TIE):
-            best = candidate
-    if best is None:
-        return Choice(None, reason=_summary(layer, reasons))
-    return Choice(best.method, best.ranks)
-
-
-def _summary(layer: Layer, reasons: Mapping[str, str]) -> str:
-    op = layer.op
-    tried = {name: reason for name, reason in reasons.items() if name in layer.methods}
-    if isinstance(op, Conv) and op.groups > 1 and op.weight.shape[1] == 1:
-        tried = {name: reason for name, reason in tried.items() if name == "spatial_svd"}
-        detail = f" (spatial_svd {tried['spatial_svd']})" if tried else ""
-        return f"depthwise{detail}"
-    chosen = tried or dict(reasons)
-    if len(set(chosen.values())) == 1:
-        return next(iter(chosen.values()))
-    return "; ".join(
-        reason if reason.startswith(name) else f"{name}: {reason}"
-        for name, reason in chosen.items()
-    )
 
 
 def _nominal_extent(op: Op) -> Extent:

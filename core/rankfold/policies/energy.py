@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from rankfold.candidates import Layer, least_error
+from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Policy
+from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-from rankfold.candidates import Layer, least_error
+from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Policy
+from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction

@@ -1,0 +1,73 @@
+"""A decomposition of a plugin, called so that its faults stay with the layer they happen on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Chain, Op
+from rankfold.spectrum import Spectrum
+
+T = TypeVar("T")
+
+
+class Guarded:
+    """A decomposition whose faults cost a layer its decomposition, and nothing else.
+
+    Args:
+        method: the decomposition; whatever its methods raise becomes a refusal, except for an
+            error about the arguments they were given.
+    """
+
+    def __init__(self, method: Decomposition) -> None:
+        self._method = method
+        self.name = method.name
+
+    def refuse(self, op: Op) -> str | None:
+        """As `Decomposition.refuse`."""
+        return self._call(self._method.refuse, op)
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """As `Decomposition.max_ranks`."""
+        return self._call(self._method.max_ranks, op)
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """As `Decomposition.modes`."""
+        return self._call(self._method.modes, op, spectrum)
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """As `Decomposition.ranks`."""
+        return self._call(self._method.ranks, mode_ranks)
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """As `Decomposition.template`."""
+        return self._call(self._method.template, op, ranks)
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """As `Decomposition.decompose`."""
+        call = partial(self._method.decompose, spectrum=spectrum, placement=placement, rng=rng)
+        factored = self._call(call, op, ranks)
+        if not isinstance(factored, Factored):
+            raise Refused(f"{self.name} failed: it gave {type(factored).__name__}, not Factored")
+        return factored
+
+    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except (RankfoldError, Refused):
+            raise
+        except Exception as error:  # a plugin's fault must not stop the rest
+            raise Refused(f"{self.name} failed: {error!r}") from error
