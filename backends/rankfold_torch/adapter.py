@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -107,6 +108,7 @@ class TorchAdapter:
         """
         new = {id(model.get_submodule(path)): module for path, module in modules.items()}
         if not inplace:
+            _check_closures(model)
             memo: dict[int, Any] = {**new, **_computed(model)}
             try:
                 copied: nn.Module = copy.deepcopy(model, memo)
@@ -157,6 +159,22 @@ def _is_matrix(parameter: torch.Tensor | None) -> bool:
     if parameter is None or nn.parameter.is_lazy(parameter):
         return parameter is not None
     return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
+
+
+def _check_closures(model: nn.Module) -> None:
+    """Refuses to copy functions that hold a module of the model by closure: they would keep it."""
+    own = {id(module) for module in model.modules()}
+    for path, owner in model.named_modules():
+        for name, value in vars(owner).items():
+            if not inspect.isfunction(value):
+                continue
+            for held in inspect.getclosurevars(value).nonlocals.values():
+                if id(held) in own:
+                    where = f"{path}.{name}".lstrip(".")
+                    raise RankfoldError(
+                        f"the function {where!r} of the model holds one of its modules by closure, "
+                        "which a copy would go on calling; pass inplace=True"
+                    )
 
 
 def _computed(model: nn.Module) -> dict[int, torch.Tensor]:

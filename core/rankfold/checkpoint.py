@@ -170,9 +170,9 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         RankfoldError: it is something else.
     """
+    if folder.is_symlink():
+        raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")
     if not folder.exists():
-        if folder.is_symlink():
-            raise RankfoldError(f"{str(folder)!r} is a broken link; name a folder")
         return
     if not folder.is_dir():
         raise RankfoldError(f"{str(folder)!r} is a file; name a folder")

@@ -230,8 +230,8 @@ class _Run:
     ) -> None:
         if placement not in ("balanced", "classical"):
             raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise RankfoldError(f"seed {seed!r}; use an int from 0 on")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+            raise RankfoldError(f"seed {seed!r}; use an int from 0 to 2**63 - 1")
         names = METHODS if methods is None else listed(methods)
         self.adapter = adapter
         self._model = model
@@ -281,8 +281,11 @@ class _Run:
                 choices = policy.allocate(layers)
                 for layer in layers:
                     choice = next(choices, None)
-                    if choice is None:
-                        raise RankfoldError(f"policy {policy!r} has no choice for {layer.path!r}")
+                    if not isinstance(choice, Choice):
+                        raise RankfoldError(
+                            f"layer {layer.path!r}: policy {policy!r} gave {choice!r} for it; a "
+                            "policy yields one rankfold.Choice per layer"
+                        )
                     advance(layer.path)
                     yield decide(layer, choice)
                     layer.release()
