@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,7 @@ KINDS: tuple[type[nn.Module], ...] = (
     *CONVS.values(),
     *TRANSPOSED.values(),
 )
+_CARRIED = (bool, int, float, str, tuple, torch.dtype, type(None))
 _PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
@@ -115,14 +117,18 @@ def build(chain: Chain, like: nn.Module) -> nn.Sequential:
             modules.extend(_build_conv(stage, like))
     built = nn.Sequential(*modules)
     for name, value in carried(like).items():
-        setattr(built, name, copy.deepcopy(value))
+        setattr(built, name, value)
     return built.train(like.training)
 
 
 def carried(layer: nn.Module) -> dict[str, Any]:
     """The plain attributes of a layer that its replacement gets: sizes, geometry, additions."""
     plain = vars(nn.Module())
-    return {name: value for name, value in vars(layer).items() if name not in plain}
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name not in plain and isinstance(value, _CARRIED)
+    }
 
 
 def run(module: nn.Module, x: Array) -> Array:
@@ -130,7 +136,8 @@ def run(module: nn.Module, x: Array) -> Array:
     double = copy.deepcopy(module).double().eval()
     device = next(double.parameters()).device
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(device)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the user is warned when the model runs, not here
         y: Array = double(tensor).cpu().numpy()
     return y
 

@@ -18,7 +18,17 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold_torch.layers import KINDS
 from rankfold_torch.sources import reads_of
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _QUANTIZED = ("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
 _COMPUTING = ("forward", "__call__", "_call_impl", "_conv_forward", "_output_padding")
@@ -110,7 +120,10 @@ def check_state(module: nn.Module) -> None:
     dtypes = {t.dtype for t in module._parameters.values() if t is not None}
     if len(dtypes) > 1:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
-    if any(getattr(module, hooks) for hooks in _HOOKS):
+    tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
+    if any(getattr(module, hooks, None) for hooks in _HOOKS) or any(
+        getattr(tensor, hooks, None) for tensor in tensors for hooks in _GRADIENT_HOOKS
+    ):
         raise Refused("it has hooks, which would be lost; remove them to have it compressed")
 
 

@@ -171,14 +171,21 @@ def _uses_in(node: ast.AST, names: Names) -> Iterator[_Use]:
         yield _Use(route, remark="it is called with more than its input")
 
 
+def _index(node: ast.AST) -> str:
+    """The child that an index stands for: its name where that is written out, else any."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, str)):
+        return str(node.value)
+    return "*"
+
+
 def _routes(node: ast.AST, names: Names) -> set[Route]:
-    """The names from `self` to a node: ("a", "*", "b") for self.a[0].b; none for anything else."""
+    """The names from `self` to a node: ("a", "0", "b") for self.a[0].b; none for anything else."""
     route: list[str] = []
     while not isinstance(node, ast.Name):
         if isinstance(node, ast.Attribute):
             route.append(node.attr)
         elif isinstance(node, ast.Subscript):
-            route.append("*")
+            route.append(_index(node.slice))
         else:
             return set()
         node = node.value

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rich.style  # noqa: F401 - draws from `random` when first imported
 import torch
 from threadpoolctl import threadpool_limits
 from torch import nn

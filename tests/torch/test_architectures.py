@@ -563,6 +563,7 @@ def made(name: str) -> Made:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
+            nn.init.ones_(module.weight)
     run(model.train(), inputs)
     return model.eval(), inputs
 

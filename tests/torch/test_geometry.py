@@ -307,7 +307,7 @@ def test_the_padding_row_of_an_embedding_stays_zero(rows: int, rank: Any) -> Non
 
 def test_the_padding_row_of_an_embedding_gets_no_gradient() -> None:
     small = rf.compress(nn.Embedding(17, 11, padding_idx=3), rf.Ranks(2)).model
-    small(torch.tensor([[1, 3, 5]])).square().sum().backward()
+    small(torch.tensor([[1, 3, 5]])).sum().backward()
     gradient = small[0].weight.grad
     assert not gradient[3].any()
     assert gradient[1].any()

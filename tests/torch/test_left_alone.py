@@ -104,6 +104,21 @@ class BareMatrix(nn.Module):
         return x @ self.table
 
 
+class ReadsTheFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(24, 20), nn.Linear(20, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x.to(self.net[0].weight.dtype))
+
+
+def with_gradient_hook() -> nn.Module:
+    layer = linear()
+    layer.weight.register_hook(lambda gradient: gradient)
+    return layer
+
+
 def linear() -> nn.Linear:
     return nn.Linear(24, 20)
 
@@ -152,6 +167,8 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "forward hook": (lambda: hooked("register_forward_hook"), "", "it has hooks"),
     "pre-hook": (lambda: hooked("register_forward_pre_hook"), "", "it has hooks"),
     "backward hook": (lambda: hooked("register_full_backward_hook"), "", "it has hooks"),
+    "gradient hook": (with_gradient_hook, "", "it has hooks"),
+    "read by index": (ReadsTheFirst, "net.0", "its weight is read by ReadsTheFirst.forward"),
     "own forward": (lambda: LoRA(24, 20), "", "LoRA has a forward of its own"),
     "further state": (lambda: WithScale(24, 20), "", "it holds scale besides"),
     "max_norm": (lambda: nn.Embedding(50, 16, max_norm=1.0), "", "max_norm renormalises"),
@@ -228,6 +245,23 @@ def test_an_encoder_layer_goes_on_working(training: bool) -> None:
     small = rf.compress(model, rf.Ranks("full"))
     assert small.plan["1"].method == "svd"
     torch.testing.assert_close(small.model(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_read_by_index_concerns_that_child_alone() -> None:
+    assert rf.plan(ReadsTheFirst(), rf.Ratio(0.3))["net.1"].method == "svd"
+
+
+def test_a_function_that_holds_a_module_by_closure_cannot_be_copied() -> None:
+    model = nn.Sequential(linear())
+    model.again = lambda x: model[0](x)
+    with pytest.raises(rf.RankfoldError, match=r"'again' .* by closure.* pass inplace=True"):
+        rf.compress(model, rf.Ratio(0.5))
+    assert rf.compress(model, rf.Ratio(0.5), inplace=True).model is model
+
+
+def test_warnings_of_the_framework_do_not_keep_a_layer_from_being_replaced() -> None:
+    layer = nn.Conv2d(7, 11, 4, padding="same")
+    assert rf.compress(layer, rf.Ranks(3), methods=["tucker2"]).plan[""].method == "tucker2"
 
 
 def test_a_subclass_without_a_forward_of_its_own_is_replaced() -> None:

@@ -25,6 +25,8 @@ from rankfold.ops import Array
 _CLAMP = 1e-13
 _GRID = 128
 _CELLS = 6
+_POINTS = 17
+_ROUNDS = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +129,6 @@ def free_energy(log_noise: Array, unit: Array, long: int, alpha: float) -> Array
 
 def _global_minimum(unit: Array, long: int, alpha: float) -> float:
     """The σ² in units of the mean square that minimises Ω between its bounds."""
-    from scipy.optimize import minimize_scalar
-
     short = len(unit)
     threshold = detection_threshold(alpha)
     most = min(math.ceil(short / (1.0 + alpha)) - 1, short - 1)
@@ -141,15 +141,19 @@ def _global_minimum(unit: Array, long: int, alpha: float) -> float:
     stride = max(1, len(entries) // _GRID)
     grid = np.unique(np.concatenate([np.linspace(low, high, _GRID), entries[::stride]]))
     values = free_energy(grid, unit, long, alpha)
-    best, at = min(zip(values, grid, strict=True))
-    for cell in np.argsort(values, kind="stable")[:_CELLS]:
-        bounds = (grid[max(cell - 1, 0)], grid[min(cell + 1, len(grid) - 1)])
-        refined = minimize_scalar(
-            lambda z: float(free_energy(np.array([z]), unit, long, alpha)[0]),
-            bounds=bounds,
-            method="bounded",
-            options={"xatol": 1e-10},
-        )
-        if refined.fun < best:
-            best, at = refined.fun, refined.x
-    return math.exp(at)
+    first = int(np.argmin(values))
+    best, at_best = float(values[first]), float(grid[first])
+    cells = np.argsort(values, kind="stable")[:_CELLS]
+    low_ends = grid[np.maximum(cells - 1, 0)]
+    high_ends = grid[np.minimum(cells + 1, len(grid) - 1)]
+    for _ in range(_ROUNDS):  # all cells are narrowed at once
+        points = np.linspace(low_ends, high_ends, _POINTS, axis=1)
+        values = free_energy(points.ravel(), unit, long, alpha).reshape(points.shape)
+        inner = np.argmin(values, axis=1)
+        rows = np.arange(len(cells))
+        cell = int(np.argmin(values[rows, inner]))
+        if values[cell, inner[cell]] < best:
+            best, at_best = float(values[cell, inner[cell]]), float(points[cell, inner[cell]])
+        low_ends = points[rows, np.maximum(inner - 1, 0)]
+        high_ends = points[rows, np.minimum(inner + 1, _POINTS - 1)]
+    return math.exp(at_best)
