@@ -112,7 +112,7 @@ class TorchAdapter:
             memo: dict[int, Any] = {**new, **_computed(model)}
             try:
                 copied: nn.Module = copy.deepcopy(model, memo)
-            except Exception as error:
+            except Exception as error:  # whatever the copied attributes raise
                 raise RankfoldError(
                     f"the model cannot be copied ({error}); pass inplace=True to change it itself"
                 ) from error

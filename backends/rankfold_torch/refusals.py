@@ -188,7 +188,7 @@ def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     owner = model
     for depth, part in enumerate(parts):
         yield ".".join(parts[:depth]), owner
-        owner = owner._modules[part]  # type: ignore[assignment]
+        owner = owner._modules[part]  # type: ignore[assignment]  # a path has no None
 
 
 def _storage(tensor: torch.Tensor) -> int:

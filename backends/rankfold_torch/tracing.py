@@ -49,7 +49,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
                 model(*inputs)
             else:
                 model(inputs)
-        except Exception as error:
+        except Exception as error:  # whatever the model raises on these inputs
             raise RankfoldError(
                 f"inputs: the model fails on them with {type(error).__name__}: {error}"
             ) from error

@@ -66,17 +66,17 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]  #
 
 
 @hookspec
-def rankfold_decompositions() -> Iterable[Decomposition]:  # type: ignore[empty-body]
+def rankfold_decompositions() -> Iterable[Decomposition]:  # type: ignore[empty-body]  # same
     """Decompositions, each usable by its name in `methods=`."""
 
 
 @hookspec
-def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]
+def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]  # same
     """Rank policies, each usable by its name on the command line."""
 
 
 @hookspec
-def rankfold_layer_rules() -> Iterable[LayerRule]:  # type: ignore[empty-body]
+def rankfold_layer_rules() -> Iterable[LayerRule]:  # type: ignore[empty-body]  # same
     """Layer classes that an adapter does not know by itself."""
 
 
