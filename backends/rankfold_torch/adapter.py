@@ -79,6 +79,7 @@ class TorchAdapter:
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
+        check_root(model)
         return tracing.trace(model, self._found(model), inputs)
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module:

@@ -108,6 +108,8 @@ def build(chain: Chain, like: nn.Module) -> nn.Sequential:
     modules: list[nn.Module] = []
     for stage in chain:
         if isinstance(stage, Linear):
+            if stage.groups > 1:
+                raise Refused("PyTorch has no grouped Linear")
             modules.append(_fill(nn.Linear, stage, like, *reversed(channels(stage))))
         elif isinstance(stage, Embedding):
             modules.append(_build_embedding(stage, like))

@@ -82,13 +82,15 @@ def save(compressed: Compressed, folder: Path) -> None:
                 parent.rmdir()
 
 
-def load(model: Any, folder: str | PathLike[str]) -> Any:
+def load(model: Any, folder: str | PathLike[str], *, inputs: Any = None) -> Any:
     """A compressed copy of a fresh model, with the structure and the weights that were saved.
 
     Args:
         model: a model of the architecture that was compressed; its weights do not matter and it is
             not modified.
         folder: what `Compressed.save` wrote.
+        inputs: example inputs of one forward pass, for a framework whose models show their layers
+            only when they are called (Flax Linen). Shapes are enough.
 
     Returns:
         The model; its outputs are bit for bit those of the saved one.
@@ -107,6 +109,8 @@ def load(model: Any, folder: str | PathLike[str]) -> Any:
             "exchanged; save the model anew"
         )
     adapter = registry().adapter(model)
+    if inputs is not None:
+        adapter.trace(model, inputs)
     modules = _modules(adapter, model, saved.plan)
     small = adapter.replace(model, modules, inplace=False)
     adapter.load_weights(small, weights)

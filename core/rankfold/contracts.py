@@ -125,11 +125,19 @@ class Trace:
 class Adapter(Protocol):
     """Reads layers of one framework into ops and builds layers of that framework from ops.
 
-    A model and a module are whatever the framework calls so; paths are the framework's own names.
+    A model and a module are whatever the framework calls so; paths are the framework's own names,
+    joined by dots. An instance serves one call of plan, apply, compress or load. Where example
+    inputs are given `trace` is called before anything else, so that an adapter can keep what it
+    learns there.
     """
 
     def layers(self, model: Any) -> Mapping[str, str]:
-        """Every layer with weights that could be decomposed, in order: path to class name."""
+        """Every layer with weights that could be decomposed, in order: path to class name.
+
+        Raises:
+            RankfoldError: the model as a whole cannot be compressed, or shows its layers only when
+                it is called and `trace` was not.
+        """
 
     def size(self, model: Any) -> int:
         """The number of parameters of the model, shared and tied ones counted once."""

@@ -34,24 +34,25 @@ _MAX_SPATIAL_AXES = 3
 class Linear:
     """Fully connected layer y = x Wᵀ + b on the last axis.
 
+    With groups W is block diagonal, as in a grouped convolution with a kernel of 1. That is also
+    how a stack of layers of one shape is written, each on an input of its own.
+
     Args:
-        weight: (out, in).
+        weight: (out, in/groups).
         bias: (out,) or None.
+        groups: the number of groups; divides both channel counts.
 
     Raises:
-        RankfoldError: a shape does not fit.
+        RankfoldError: a shape or a value does not fit.
     """
 
     weight: Array
     bias: Array | None = None
+    groups: int = 1
 
     def __post_init__(self) -> None:
         _check_arrays(self, ndim=(2,))
-
-    @property
-    def groups(self) -> int:
-        """Always 1: a Linear has no groups."""
-        return 1
+        _check_groups(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +259,7 @@ def describe(op: Op) -> str:
         return f"Embedding {into}×{out}"
     text = f"{type(op).__name__} {into}→{out}"
     if isinstance(op, Linear):
-        return text
+        return f"{text} groups {op.groups}" if op.groups > 1 else text
     geo = geometry(op)
     text += " " + "×".join(map(str, geo.kernel))
     if set(geo.stride) != {1}:
@@ -297,7 +298,7 @@ def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
         raise RankfoldError(f"{name}: the weight is {kind}; give a NumPy array of a float dtype")
     if weight.ndim not in ndim:
         layout = {
-            Linear: "(out, in)",
+            Linear: "(out, in/groups)",
             Embedding: "(num_embeddings, embedding_dim)",
         }.get(type(op), f"(out, in/groups, *kernel) with 1 to {_MAX_SPATIAL_AXES} kernel axes")
         raise RankfoldError(f"{name}: weight of shape {weight.shape}; the layout is {layout}")
@@ -309,7 +310,7 @@ def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
         raise RankfoldError(f"{name}: bias is {shape}; a float array of {weight.shape[:1]} fits")
 
 
-def _check_groups(op: Convolution) -> None:
+def _check_groups(op: Linear | Convolution) -> None:
     if isinstance(op.groups, bool) or not isinstance(op.groups, int) or op.groups < 1:
         raise RankfoldError(f"{type(op).__name__}: groups is {op.groups!r}; use an int from 1 on")
     if op.weight.shape[0] % op.groups:

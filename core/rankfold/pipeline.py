@@ -235,12 +235,12 @@ class _Run:
         names = METHODS if methods is None else listed(methods)
         self.adapter = adapter
         self._model = model
+        self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
         self.kinds = adapter.layers(model)
         self.size = adapter.size(model)
         self._methods: dict[str, Decomposition] = registry().methods(names)
         self._placement: Placement = placement
         self._seed = seed
-        self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
 
     def layer(self, paths: tuple[str, ...]) -> Layer:
         """The layer at a path.

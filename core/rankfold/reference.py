@@ -49,7 +49,7 @@ def forward(ops: Op | Iterable[Op], x: Array) -> Array:
         else:
             x = np.asarray(x, dtype=np.float64)
             if isinstance(op, Linear):
-                x = x @ np.asarray(op.weight, dtype=np.float64).T
+                x = _linear(op, x)
             elif isinstance(op, Conv):
                 x = _conv(op, x)
             else:
@@ -58,6 +58,12 @@ def forward(ops: Op | Iterable[Op], x: Array) -> Array:
                 shape = (-1,) if isinstance(op, Linear) else (-1,) + (1,) * (x.ndim - 2)
                 x = x + np.asarray(op.bias, dtype=np.float64).reshape(shape)
     return x
+
+
+def _linear(op: Linear, x: Array) -> Array:
+    rows = x.reshape(-1, op.groups, op.weight.shape[1]).swapaxes(0, 1)
+    y: Array = np.matmul(rows, grouped(op).astype(np.float64).swapaxes(1, 2))
+    return y.swapaxes(0, 1).reshape(*x.shape[:-1], len(op.weight))
 
 
 def _conv(op: Conv, x: Array) -> Array:

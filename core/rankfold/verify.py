@@ -92,7 +92,7 @@ def _probe(op: Op, rng: np.random.Generator) -> Array:
     if isinstance(op, Embedding):
         return rng.integers(0, len(op.weight), size=_ROWS)
     if isinstance(op, Linear):
-        return rng.standard_normal((_ROWS, op.weight.shape[1]))
+        return rng.standard_normal((_ROWS, op.weight.shape[1] * op.groups))
     spatial = _smallest(op)
     return rng.standard_normal((1, op.weight.shape[1] * op.groups, *spatial))
 

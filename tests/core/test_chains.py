@@ -59,6 +59,10 @@ def ops() -> dict[str, Callable[[np.random.Generator], Op]]:
     return {
         "linear wide": lambda rng: rf.Linear(spectral(rng, 7, 11), rng.standard_normal(7)),
         "linear tall": lambda rng: rf.Linear(spectral(rng, 13, 5)),
+        "linear grouped": lambda rng: rf.Linear(
+            spectral(rng, 15, 7), rng.standard_normal(15), groups=3
+        ),
+        "linear grouped tall": lambda rng: rf.Linear(spectral(rng, 22, 5), groups=2),
         "embedding tall": lambda rng: rf.Embedding(spectral(rng, 17, 6)),
         "embedding wide": lambda rng: rf.Embedding(spectral(rng, 6, 17)),
         "conv 1×1 strided": conv(11, 7, 1, 1, stride=(2, 3), padding=((1, 0), (0, 2))),

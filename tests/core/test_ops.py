@@ -21,7 +21,8 @@ def ones(*shape: int) -> np.ndarray:
 BAD = {
     "text": (lambda: rf.Linear("weights"), "the weight is str"),
     "integers": (lambda: rf.Linear(np.ones((3, 4), int)), "the weight is int64"),
-    "axes of a matrix": (lambda: rf.Linear(ones(3)), r"the layout is \(out, in\)"),
+    "axes of a matrix": (lambda: rf.Linear(ones(3)), r"the layout is \(out, in/groups\)"),
+    "groups of a matrix": (lambda: rf.Linear(ones(3, 4), groups=2), "2 groups do not divide 3"),
     "axes of a kernel": (lambda: rf.Conv(ones(3, 4)), r"\(out, in/groups, \*kernel\)"),
     "too many axes": (lambda: rf.Conv(ones(3, 4, 1, 1, 1, 1)), "1 to 3 kernel axes"),
     "bias": (lambda: rf.Linear(ones(3, 4), ones(4)), "bias is"),

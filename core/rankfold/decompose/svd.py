@@ -93,12 +93,13 @@ class TruncatedSVD:
         if isinstance(op, Embedding):
             return Embedding(left[0]), Linear(right[0].T)
         if isinstance(op, Linear):
-            return Linear(right[0]), Linear(left[0], op.bias)
+            first = Linear(right.reshape(-1, right.shape[2]), groups=op.groups)
+            return first, Linear(left.reshape(-1, left.shape[2]), op.bias, op.groups)
         assert isinstance(op, Conv)
         kernel = op.weight.shape[2:]
         weight = right.reshape(-1, op.weight.shape[1], *kernel)
-        first = along(op, tuple(range(len(kernel))), weight, op.groups)
-        return first, pointwise(op, left, op.bias)
+        conv = along(op, tuple(range(len(kernel))), weight, op.groups)
+        return conv, pointwise(op, left, op.bias)
 
 
 SVD = TruncatedSVD()
@@ -108,7 +109,7 @@ def truncated_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Ch
     """Truncated SVD of a `Linear`, an `Embedding` or a `Conv` with kernel 1.
 
     Args:
-        op: weight (out, in), (num_embeddings, embedding_dim) or (out, in/groups, 1, ...).
+        op: weight (out, in/groups), (num_embeddings, embedding_dim) or (out, in/groups, 1, ...).
         rank: 1 to the smaller side of the matrix; of each group for a grouped convolution.
         placement: "balanced" splits the singular values evenly, "classical" puts them into the
             first layer.
