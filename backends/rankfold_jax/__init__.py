@@ -1,0 +1,24 @@
+"""The JAX adapters, for Flax NNX and Flax Linen: their declaration, which imports no framework."""
+
+from collections.abc import Iterable
+
+from rankfold.hookspecs import AdapterSpec, hookimpl
+
+RANKFOLD_API = (1, 0)
+
+
+@hookimpl
+def rankfold_adapters() -> Iterable[AdapterSpec]:
+    """Registers "nnx" and "linen" for the modules of either."""
+    return (
+        AdapterSpec(
+            name="nnx",
+            model_types=("flax.nnx.module:Module",),
+            target="rankfold_jax.nnx.adapter:NNXAdapter",
+        ),
+        AdapterSpec(
+            name="linen",
+            model_types=("flax.linen.module:Module",),
+            target="rankfold_jax.linen.adapter:LinenAdapter",
+        ),
+    )

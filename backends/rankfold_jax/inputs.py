@@ -1,0 +1,52 @@
+"""Example inputs: what is traced as arrays, and what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from rankfold.errors import RankfoldError
+
+
+class Inputs:
+    """Positional and keyword arguments, taken apart into arrays and the rest.
+
+    Args:
+        given: one array, a tuple or list of positional or a mapping of keyword arguments. Arrays
+            may be `jax.ShapeDtypeStruct`; whatever is no array (flags, None) is passed on as it is.
+
+    Attributes:
+        arrays: the arrays, which a trace may replace.
+    """
+
+    def __init__(self, given: Any) -> None:
+        if isinstance(given, Mapping):
+            whole: Any = ((), dict(given))
+        elif isinstance(given, tuple | list):
+            whole = (tuple(given), {})
+        else:
+            whole = ((given,), {})
+        self._leaves, self._tree = jax.tree.flatten(whole)
+        self._places = [i for i, leaf in enumerate(self._leaves) if _is_array(leaf)]
+        self.arrays = [self._leaves[i] for i in self._places]
+
+    def call(self, function: Callable[..., Any], arrays: list[Any]) -> list[Any]:
+        """The arrays that a function gives for these arguments with other arrays in place."""
+        leaves = list(self._leaves)
+        for place, array in zip(self._places, arrays, strict=True):
+            leaves[place] = array
+        args, kwargs = jax.tree.unflatten(self._tree, leaves)
+        output = function(*args, **kwargs)
+        return [leaf for leaf in jax.tree.leaves(output) if _is_array(leaf)]
+
+
+def failed(error: Exception) -> RankfoldError:
+    """The error for a model that fails on its example inputs."""
+    return RankfoldError(f"inputs: the model fails on them with {type(error).__name__}: {error}")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

@@ -1,0 +1,1 @@
+"""Compressing Flax NNX models."""

@@ -1,0 +1,109 @@
+"""`NNXAdapter`: what the core asks of Flax NNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rankfold.contracts import Trace
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array, Chain, Op
+from rankfold_jax.nnx import layers, tracing
+from rankfold_jax.nnx.graph import exchanged, modules, paths
+from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
+from rankfold_jax.weights import load_arrays, save_arrays
+
+
+class NNXAdapter:
+    """Reads, builds and replaces layers of an `nnx.Module`.
+
+    An instance serves one call of plan, apply, compress or load, during which the model is
+    unchanged until it is replaced.
+    """
+
+    def __init__(self) -> None:
+        self._modules: Callable[[nnx.Module], dict[str, nnx.Module]] = cache(modules)
+        self._surroundings: Callable[[nnx.Module], Surroundings] = cache(Surroundings)
+        self._built: dict[int, tuple[layers.Chain, layers.Held]] = {}
+
+    def layers(self, model: nnx.Module) -> Mapping[str, str]:
+        """Stock layers, and any other module that holds a matrix or a kernel of its own."""
+        found = tracing.array_holders(model)
+        return {path: type(module).__name__ for path, module in found.items()}
+
+    def size(self, model: nnx.Module) -> int:
+        """The number of parameters (`nnx.Param`), shared ones counted once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    def aliases(self, model: nnx.Module, path: str) -> tuple[str, ...]:
+        """The further paths of a module that stands in several places."""
+        module = self._modules(model)[path]
+        return tuple(other for other, found in paths(model) if found is module and other != path)
+
+    def read(self, model: nnx.Module, path: str) -> Op:
+        """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        module = self._modules(model)[path]
+        check_class(module)
+        check_state(module)
+        self._surroundings(model).check(path, module)
+        held = layers.held(module)
+        return held.form.op(*held.arrays())
+
+    def trace(self, model: nnx.Module, inputs: Any) -> Trace:
+        """One abstract forward pass; nothing is computed."""
+        return tracing.trace(model, tracing.array_holders(model), inputs)
+
+    def build(self, model: nnx.Module, path: str, chain: Chain) -> nnx.Module:
+        """A `Chain`, which is an `nnx.Sequential` of stock layers."""
+        module = self._modules(model)[path]
+        held = layers.held(module)
+        built = layers.build(held.form.stages(chain, held.stack.count), module, held)
+        self._built[id(built)] = (built, held)
+        return built
+
+    def run(self, module: nnx.Module, x: Array) -> Array:
+        """The module's output, computed in float64."""
+        built, held = self._built[id(module)]
+        with jax.enable_x64(True):
+            return held.form.run(layers.runner(built, held.stack), x, held.stack.count)
+
+    def precision(self, model: nnx.Module, path: str) -> float:
+        """Machine epsilon of the layer's parameters."""
+        module = self._modules(model)[path]
+        dtype = getattr(module, layers.kernel_name(module)).get_raw_value().dtype
+        return float(jnp.finfo(dtype).eps)
+
+    def replace(
+        self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
+    ) -> nnx.Module:
+        """Swaps modules by identity, so that shared ones stay shared."""
+        if "" in modules:
+            if inplace:
+                raise RankfoldError("a model that is a single layer cannot be replaced in place")
+            return modules[""]
+        target = model if inplace else nnx.clone(model)
+        own = dict(paths(target))
+        exchanged(target, {id(own[path]): module for path, module in modules.items()}, set())
+        return target
+
+    def save_weights(self, model: nnx.Module, file: Path) -> None:
+        """Every Variable, shared ones once."""
+        save_arrays({name: v.get_raw_value() for name, v in _named(model).items()}, file)
+
+    def load_weights(self, model: nnx.Module, file: Path) -> None:
+        """Fills every Variable after checking names, shapes and dtypes."""
+        named = _named(model)
+        loaded = load_arrays(file, {name: v.get_raw_value() for name, v in named.items()})
+        for name, value in loaded.items():
+            named[name].set_raw_value(value)
+
+
+def _named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {".".join(map(str, path)): variable for path, variable in flat}

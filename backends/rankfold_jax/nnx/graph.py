@@ -1,0 +1,110 @@
+"""The modules of an NNX model: their paths, who shares them, and how they are exchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+_HIDDEN = "_pytree__"
+
+
+def modules(model: nnx.Module) -> dict[str, nnx.Module]:
+    """Every module once, in the order in which attributes were set: path to module."""
+    first: dict[int, None] = {}
+    found = {}
+    for path, module in paths(model):
+        if id(module) not in first:
+            first[id(module)] = None
+            found[path] = module
+    return found
+
+
+def paths(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """Every module under every path that leads to it; "" is the model itself."""
+    yield from _paths(model, (), ())
+
+
+def _paths(
+    node: Any, path: tuple[str, ...], above: tuple[int, ...]
+) -> Iterator[tuple[str, nnx.Module]]:
+    if id(node) in above:
+        return
+    if isinstance(node, nnx.Module):
+        yield ".".join(path), node
+    for name, child in children(node):
+        yield from _paths(child, (*path, name), (*above, id(node)))
+
+
+def children(node: Any) -> Iterator[tuple[str, Any]]:
+    """What a module, a container or any other pytree holds, by name; nothing for a leaf."""
+    if isinstance(node, nnx.Variable | jax.Array | str | bytes | int | float) or node is None:
+        return
+    if isinstance(node, nnx.Pytree):
+        for name, value in list(vars(node).items()):
+            if not name.startswith(_HIDDEN):
+                yield name, value
+    elif isinstance(node, Mapping):
+        yield from ((str(name), value) for name, value in node.items())
+    elif isinstance(node, list | tuple):
+        yield from ((str(index), value) for index, value in enumerate(node))
+    else:
+        for path, value in _one_level(node)[0]:
+            if value is not node:
+                yield jax.tree_util.keystr(path, simple=True, separator="."), value
+
+
+def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: set[int]) -> Any:
+    """A node with modules exchanged by identity, wherever it holds them.
+
+    Modules, dicts and lists are changed in place; what cannot be is made anew if need be.
+    """
+    if id(node) in new:
+        return new[id(node)]
+    if id(node) in seen:
+        return node
+    seen.add(id(node))
+    if isinstance(node, nnx.List):
+        for index, item in enumerate(list(node)):
+            changed = exchanged(item, new, seen)
+            if changed is not item:
+                node[index] = changed
+        return node
+    if isinstance(node, nnx.Pytree):
+        for name, value in children(node):
+            changed = exchanged(value, new, seen)
+            if changed is not value:
+                setattr(node, name, _as_data(changed))
+        return node
+    if isinstance(node, dict | list):
+        for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
+            changed = exchanged(value, new, seen)
+            if changed is not value:
+                node[key] = changed
+        return node
+    return _made_anew(node, new, seen)
+
+
+def _as_data(value: Any) -> Any:
+    return value if isinstance(value, nnx.Pytree) else nnx.data(value)
+
+
+def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: set[int]) -> Any:
+    if not any(True for _ in children(node)):
+        return node
+    held, tree = _one_level(node)
+    items = [exchanged(value, new, seen) for _, value in held]
+    if all(a is b for a, (_, b) in zip(items, held, strict=True)):
+        return node
+    return jax.tree_util.tree_unflatten(tree, items)
+
+
+def _one_level(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda value: value is not node)
+
+
+def variables(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
+    """The Variables that a module holds itself, by attribute."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Variable)}

@@ -1,0 +1,317 @@
+"""From a stock NNX layer to its form, and from the stages of a chain to NNX layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from rankfold.errors import Refused
+from rankfold.ops import Array
+from rankfold_jax.conv import ConvForm, TransposedForm, lax_padding, per_axis
+from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
+from rankfold_jax.depthwise import depthwise_conv
+from rankfold_jax.forms import Form, Roles, Stage
+from rankfold_jax.sharding import Axes, to_numpy
+from rankfold_jax.stacks import Stack, find_stack
+
+KINDS: tuple[type[nnx.Module], ...] = (
+    nnx.Linear,
+    nnx.LinearGeneral,
+    nnx.Einsum,
+    nnx.Conv,
+    nnx.ConvTranspose,
+    nnx.Embed,
+)
+_COMMON = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
+_PRODUCTS = {
+    nnx.Linear: ("dot_general",),
+    nnx.LinearGeneral: ("dot_general", "dot_general_cls"),
+    nnx.Einsum: ("einsum_op",),
+    nnx.Conv: ("conv_general_dilated",),
+}
+_NAMES = ("out_sharding", "sharding_names", "sharding")
+_CARRIED = (bool, int, float, str, tuple, type(None))
+
+
+class Chain(nnx.Sequential):
+    """The layers of a chain, called as the one layer they replace is.
+
+    Args:
+        layers: stock NNX layers.
+    """
+
+    def __call__(self, inputs: Any, *, out_sharding: Any = None, **options: Any) -> Any:
+        """The layers one after the other; `out_sharding` is that of the last one's output."""
+        *before, last = self.layers
+        for layer in before:
+            inputs = layer(inputs, **options)
+        if out_sharding is not None:
+            options["out_sharding"] = out_sharding
+        return last(inputs, **options)
+
+    def attend(self, query: Any, *, out_sharding: Any = None) -> Any:
+        """`Embed.attend` with the table that the chain stands for.
+
+        Raises:
+            AttributeError: the chain replaces another layer than an Embed.
+        """
+        table, *behind = self.layers
+        if not isinstance(table, nnx.Embed):
+            raise AttributeError(f"{type(table).__name__} has no attend")
+        for layer in reversed(behind):
+            (query, kernel) = layer.promote_dtype((query, layer.kernel[...]), dtype=layer.dtype)
+            query = jnp.dot(query, kernel.T)
+        return table.attend(query, out_sharding=out_sharding)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A layer as it is held: its form, its stack and its arrays with the stack in front."""
+
+    form: Form
+    stack: Stack
+    kernel: nnx.Variable[Any]
+    bias: nnx.Variable[Any] | None
+
+    def arrays(self) -> tuple[Array, Array | None]:
+        """(count, *kernel_shape) and (count, *bias_shape)."""
+        bias = None if self.bias is None else _bias_stack(self).to_front(numbers(self.bias))
+        return self.stack.to_front(numbers(self.kernel)), bias
+
+
+def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
+    """The stock class whose computation the module does, if any."""
+    for kind in KINDS:
+        if isinstance(module, kind) and all(
+            getattr(type(module), name, None) is getattr(kind, name, None)
+            for name in ("__call__", "attend")
+        ):
+            return kind
+    return None
+
+
+def kernel_name(module: nnx.Module) -> str:
+    """The attribute that holds the kernel of a stock layer."""
+    return "embedding" if isinstance(module, nnx.Embed) else "kernel"
+
+
+def held(module: Any) -> Held:
+    """A stock layer, read.
+
+    Raises:
+        Refused: it computes what no op does, or its arrays do not have the shapes it says.
+    """
+    kernel = getattr(module, kernel_name(module))
+    bias = getattr(module, "bias", None)
+    form = form_of(module)
+    found = None if bias is None else tuple(bias.get_raw_value().shape)
+    stack = find_stack(
+        tuple(kernel.get_raw_value().shape), form.kernel_shape, found, form.bias_shape
+    )
+    return Held(form, stack, kernel, bias)
+
+
+def _bias_stack(layer: Held) -> Stack:
+    assert layer.bias is not None
+    shape = tuple(layer.bias.get_raw_value().shape)
+    axes = layer.stack.axes
+    if len(axes) == 1 and axes[0] >= len(shape):
+        axes = (-1,)
+    return Stack(axes, layer.stack.sizes)
+
+
+def numbers(variable: nnx.Variable[Any]) -> Array:
+    """The numbers of a Variable; zeros for one that has only a shape."""
+    value = variable.get_raw_value()
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return np.zeros(value.shape, np.float32)
+    return to_numpy(value)
+
+
+def form_of(module: Any) -> Form:
+    """The form of a stock layer.
+
+    Raises:
+        Refused: it computes what no op does.
+    """
+    if isinstance(module, nnx.Linear):
+        return DenseForm((module.in_features,), (module.out_features,))
+    if isinstance(module, nnx.LinearGeneral):
+        batch = tuple(module.batch_axis[axis] for axis in sorted(module.batch_axis))
+        return DenseForm(module.in_features, module.out_features, module.axis, batch, general=True)
+    if isinstance(module, nnx.Embed):
+        return EmbedForm(module.num_embeddings, module.features)
+    if isinstance(module, nnx.Einsum):
+        if module.einsum_str is None:
+            raise Refused("its einsum is given anew at every call")
+        return EinsumForm(
+            module.einsum_str, tuple(module.kernel_shape), tuple(module.bias_shape or ())
+        )
+    if module.mask is not None:
+        raise Refused("masked")
+    axes = len(module.kernel_size)
+    shared = (
+        tuple(module.kernel_size),
+        module.in_features,
+        module.out_features,
+        per_axis(module.strides, axes),
+        lax_padding(module.padding, axes),
+        per_axis(module.kernel_dilation, axes),
+    )
+    if isinstance(module, nnx.ConvTranspose):
+        return TransposedForm(*shared, flipped=module.transpose_kernel)
+    dilated = per_axis(module.input_dilation, axes)
+    return ConvForm(*shared, groups=module.feature_group_count, input_dilation=dilated)
+
+
+def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
+    """The stages as stock layers, with the options, Variables and shardings of the layer replaced.
+
+    Args:
+        stages: of the chain.
+        module: the layer replaced.
+        layer: the same, read.
+    """
+    built = []
+    for place, stage in enumerate(stages):
+        made = nnx.eval_shape(lambda stage=stage: _make(stage, module))
+        ends = {"first": place == 0, "last": place == len(stages) - 1}
+        full = layer.stack.roles(layer.form.roles)
+        roles = layer.stack.roles(stage.form.roles)
+        made_name = kernel_name(made)
+        variable = _variable(layer.kernel, layer.stack.back(stage.kernel), full, roles, **ends)
+        setattr(made, made_name, variable)
+        if stage.bias is not None:
+            assert layer.bias is not None
+            stack = _bias_stack(layer)
+            variable = _variable(
+                layer.bias,
+                stack.back(stage.bias),
+                stack.roles(layer.form.bias_roles),
+                stack.roles(stage.form.bias_roles),
+                **ends,
+            )
+            made.bias = variable
+        built.append(made)
+    chain = Chain(*built)
+    for name, value in vars(module).items():
+        if isinstance(value, _CARRIED) and not hasattr(chain, name):
+            setattr(chain, name, value)
+    return chain
+
+
+def _variable(
+    like: nnx.Variable[Any], array: Array, before: Roles, after: Roles, *, first: bool, last: bool
+) -> nnx.Variable[Any]:
+    axes = Axes(before)
+    value = axes.placed(array, like.get_raw_value(), after, first=first, last=last)
+    metadata = dict(like.get_metadata())
+    for name in _NAMES:
+        if metadata.get(name) is not None and not isinstance(metadata[name], jax.sharding.Sharding):
+            entries = axes.handed_on(metadata[name], after, first=first, last=last)
+            metadata[name] = (
+                type(metadata[name])(*entries)
+                if isinstance(metadata[name], jax.sharding.PartitionSpec)
+                else entries
+            )
+    return type(like).from_metadata(value, metadata)
+
+
+def _make(stage: Stage, module: Any) -> nnx.Module:
+    """A stock layer of the stage's form; its arrays are exchanged afterwards."""
+    form = stage.form
+    rngs = nnx.Rngs(0)
+    if isinstance(form, EmbedForm):
+        return nnx.Embed(form.rows, form.features, **options_of(module, nnx.Embed), rngs=rngs)
+    if isinstance(form, EinsumForm):
+        return nnx.Einsum(
+            form.text,
+            form.shape,
+            form.bias if stage.bias is not None else None,
+            **options_of(module, nnx.Einsum),
+            rngs=rngs,
+        )
+    bias = {"use_bias": stage.bias is not None}
+    if isinstance(form, DenseForm):
+        if not form.general:
+            return nnx.Linear(
+                form.inputs[0], form.outputs[0], **bias, **options_of(module, nnx.Linear), rngs=rngs
+            )
+        return nnx.LinearGeneral(
+            form.inputs,
+            form.outputs,
+            axis=form.axis,
+            batch_axis=dict(enumerate(form.batch)),
+            **bias,
+            **options_of(module, nnx.LinearGeneral),
+            rngs=rngs,
+        )
+    assert isinstance(form, ConvForm | TransposedForm)
+    geometry: dict[str, Any] = {
+        "strides": form.strides,
+        "padding": form.padding,
+        "kernel_dilation": form.dilation,
+        **bias,
+    }
+    size = (form.inputs, form.outputs, form.kernel)
+    if isinstance(form, TransposedForm):
+        options = options_of(module, nnx.ConvTranspose)
+        return nnx.ConvTranspose(*size, **geometry, **options, rngs=rngs)
+    options = options_of(module, nnx.Conv)
+    if form.depthwise and options.get("conv_general_dilated") in (None, lax.conv_general_dilated):
+        options["conv_general_dilated"] = depthwise_conv
+    return nnx.Conv(
+        *size,
+        **geometry,
+        feature_group_count=form.groups,
+        input_dilation=form.input_dilation or 1,
+        **options,
+        rngs=rngs,
+    )
+
+
+def options_of(module: Any, kind: type[nnx.Module]) -> dict[str, Any]:
+    """What a stage computes with, of what the layer replaced computes with."""
+    names = [*_COMMON, *(_PRODUCTS.get(kind, ()) if isinstance(module, kind) else ())]
+    if kind is nnx.Embed:
+        names = ["dtype", "param_dtype", "promote_dtype"]
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def plain(module: Chain) -> Chain:
+    """The same chain with float64 arrays, computing in the dtype of its arrays."""
+    double: Chain = nnx.clone(module)
+    for layer in double.layers:
+        for name in ("dtype", "preferred_element_type", "precision"):
+            if hasattr(layer, name):
+                setattr(layer, name, None)
+        layer.param_dtype = jnp.float64
+    wide = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), nnx.state(double))
+    nnx.update(double, wide)
+    return double
+
+
+def runner(module: Chain, stack: Stack) -> Callable[[Array], Array]:
+    """The chain as a function of stacked inputs, in the precision that is switched on."""
+    double = plain(module)
+
+    def once(layer: Chain, x: Any) -> Any:
+        return layer(x)
+
+    function: Callable[[Chain, Any], Any] = once
+    for depth in reversed(range(len(stack.axes))):
+        axis = stack.axes[depth] - depth if stack.axes[depth] >= 0 else stack.axes[depth]
+        function = nnx.vmap(function, in_axes=(nnx.StateAxes({...: axis}), 0))
+
+    def call(x: Array) -> Array:
+        y = np.asarray(function(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))
+        return y.reshape(len(x), *y.shape[len(stack.sizes) :])
+
+    return call

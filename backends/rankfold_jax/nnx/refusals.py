@@ -1,0 +1,100 @@
+"""Why an NNX layer must be left alone: what it is itself, and what surrounds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rankfold.errors import Refused
+from rankfold_jax.nnx.graph import children, paths, variables
+from rankfold_jax.nnx.layers import KINDS, kernel_name, kind_of
+
+_FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
+_READERS = (nnx.WeightNorm, nnx.SpectralNorm)
+
+
+def check_class(module: nnx.Module) -> None:
+    """Refuses a layer that is none of the stock layers, or computes something else.
+
+    Raises:
+        Refused: and why.
+    """
+    if kind_of(module) is not None:
+        return
+    name = type(module).__name__
+    if isinstance(module, KINDS):
+        raise Refused(f"{name} has a call of its own")
+    raise Refused(f"no rule reads a {name}")
+
+
+def check_state(module: nnx.Module) -> None:
+    """Refuses a stock layer for what it holds, or for how.
+
+    Raises:
+        Refused: and why.
+    """
+    own = {kernel_name(module), "bias"}
+    extra = [
+        name
+        for name, value in children(module)
+        if name not in own and isinstance(value, nnx.Pytree | nnx.Variable | jax.Array)
+    ]
+    if extra:
+        raise Refused(f"it holds {', '.join(sorted(extra))} besides {' and '.join(sorted(own))}")
+    for name, variable in variables(module).items():
+        value = variable.get_raw_value()
+        if not isinstance(value, jax.Array | jax.ShapeDtypeStruct) and not hasattr(value, "dtype"):
+            raise Refused(f"its {name} is a {type(value).__name__}, not an array")
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            raise Refused(f"its {name} lies on devices of other processes")
+        if value.dtype not in _FLOATS:
+            raise Refused(f"its {name} is {value.dtype}; a float dtype is needed")
+        hooks = [key for key in variable.get_metadata() if key.startswith("on_")]
+        if any(variable.get_metadata()[hook] for hook in hooks):
+            raise Refused(f"its {name} has the hook {hooks[0]}, which would be lost")
+    if not isinstance(getattr(module, kernel_name(module), None), nnx.Variable):
+        raise Refused(f"its {kernel_name(module)} is no nnx.Variable")
+
+
+class Surroundings:
+    """What the modules of a model do to each other, gathered once.
+
+    Args:
+        model: the model; it must not change while this is in use.
+    """
+
+    def __init__(self, model: nnx.Module) -> None:
+        self._holders: dict[int, list[tuple[Any, str]]] = {}
+        self._above: dict[int, str] = {}
+        seen: set[int] = set()
+        for path, module in paths(model):
+            if isinstance(module, _READERS):
+                self._above.update({id(below): type(module).__name__ for _, below in paths(module)})
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            self._hold(module, module, path)
+
+    def _hold(self, node: Any, owner: Any, path: str) -> None:
+        for name, value in children(node):
+            where = f"{path}.{name}".lstrip(".")
+            if isinstance(value, nnx.Variable):
+                self._holders.setdefault(id(value), []).append((owner, where))
+            elif not isinstance(value, nnx.Module):
+                self._hold(value, owner, where)
+
+    def check(self, path: str, module: nnx.Module) -> None:
+        """Refuses a layer for what surrounds it in the model.
+
+        Raises:
+            Refused: and why.
+        """
+        if id(module) in self._above:
+            raise Refused(f"owned by nnx.{self._above[id(module)]}, which reads its kernel itself")
+        for name, variable in variables(module).items():
+            for owner, where in self._holders.get(id(variable), ()):
+                if owner is not module:
+                    raise Refused(f"tied: its {name} is also {where!r}")

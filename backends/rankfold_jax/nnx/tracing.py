@@ -1,0 +1,149 @@
+"""One abstract forward pass of an NNX model: what every layer is given, and who reads its kernel.
+
+The model is traced to a jaxpr, nothing is computed. Layers of the traced copy are of subclasses
+that record who looks up their kernel; what the kernels are multiplied with is read off the jaxpr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import jax
+from flax import nnx
+
+from rankfold.contracts import Trace
+from rankfold.errors import Refused
+from rankfold.ops import Extent
+from rankfold_jax import jaxprs
+from rankfold_jax.inputs import Inputs, failed
+from rankfold_jax.nnx.graph import modules, variables
+from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
+from rankfold_jax.uses import extents_of
+from rankfold_jax.versions import replacements
+
+_PATH = "rankfold_path"
+_WATCHED = ("kernel", "embedding", "bias")
+
+
+class Watch:
+    """Records look-ups of a layer's arrays by anything but the layer itself."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, str] = {}
+        self.running: list[str] = []
+
+    def read(self, path: str, name: str) -> None:
+        """An array of a layer is looked up."""
+        if not self.running or self.running[-1] != path:
+            self.refusals.setdefault(path, f"its {name} is read from outside the layer")
+
+
+_watches: list[Watch] = []
+
+
+def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> Trace:
+    """Traces the model once and leaves it as it was.
+
+    Args:
+        model: the model.
+        layers: the layers to watch, by path.
+        inputs: an array, a tuple or list (positional) or a mapping (keyword arguments); shapes
+            (`jax.ShapeDtypeStruct`) are enough.
+
+    Raises:
+        RankfoldError: the model fails on the inputs.
+    """
+    given = Inputs(inputs)
+    watch = Watch()
+    copy = nnx.clone(model)
+    inside = modules(copy)
+    watched = {path: inside[path] for path in layers if kind_of(inside[path]) is not None}
+    leaves: dict[int, str] = {}
+    for path, module in watched.items():
+        leaves[id(getattr(module, kernel_name(module)))] = path
+        setattr(module, _PATH, path)
+        module.__class__ = _watched(type(module))
+    graphdef, state = nnx.split(copy)
+    labels = [leaves.get(id(variable)) for _, variable in nnx.to_flat_state(state)]
+
+    def forward(state: Any, arrays: list[Any]) -> Any:
+        return given.call(nnx.merge(graphdef, state), arrays)
+
+    with _watching(watch), replacements(watch):
+        try:
+            closed, _ = jaxprs.traced(forward, state, given.arrays)
+        except Exception as error:  # whatever the model raises on these inputs
+            raise failed(error) from error
+    found = jaxprs.find(closed, labels)
+    extents: dict[str, tuple[Extent, ...]] = {}
+    for path, module in watched.items():
+        try:
+            extents[path] = extents_of(path, form_of(module), found, own=_own(module))
+        except Refused as refused:
+            watch.refusals.setdefault(path, refused.reason)
+    return Trace(extents, watch.refusals)
+
+
+def _own(module: Any) -> bool:
+    """Whether the layer multiplies in a way of its own, which may do anything with the kernel."""
+    stock = {"dot_general": (None, jax.lax.dot_general), "dot_general_cls": (None,)}
+    stock["einsum_op"] = (None, jax.numpy.einsum)
+    stock["conv_general_dilated"] = (None, jax.lax.conv_general_dilated)
+    return any(getattr(module, name, None) not in usual for name, usual in stock.items())
+
+
+@contextmanager
+def _watching(watch: Watch) -> Iterator[None]:
+    _watches.append(watch)
+    try:
+        yield
+    finally:
+        _watches.pop()
+
+
+@cache
+def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
+    """A subclass that tells the watch when its arrays are looked up from outside."""
+
+    def calling(name: str) -> Any:
+        original = getattr(kind, name)
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            path = vars(self).get(_PATH)
+            if not _watches or path is None:
+                return original(self, *args, **kwargs)
+            running = _watches[-1].running
+            running.append(path)
+            try:
+                return original(self, *args, **kwargs)
+            finally:
+                running.pop()
+
+        return call
+
+    def look_up(self: Any, name: str) -> Any:
+        if name in _WATCHED and _watches:
+            path = vars(self).get(_PATH)
+            if path is not None:
+                _watches[-1].read(path, name)
+        return object.__getattribute__(self, name)
+
+    parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}
+    return type(kind.__name__, (kind,), {**parts, "__getattribute__": look_up})
+
+
+def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
+    """Every module that could be a layer: stock ones, and others with a matrix of their own."""
+    return {
+        path: module
+        for path, module in modules(model).items()
+        if isinstance(module, KINDS) or any(map(_is_matrix, variables(module).values()))
+    }
+
+
+def _is_matrix(variable: nnx.Variable[Any]) -> bool:
+    shape = getattr(variable.get_raw_value(), "shape", ())
+    return isinstance(variable, nnx.Param) and sum(size > 1 for size in shape) > 1

@@ -1,0 +1,38 @@
+"""From what a jaxpr does with a layer's kernel to the extents of the layer's inputs."""
+
+from __future__ import annotations
+
+from rankfold.errors import Refused
+from rankfold.ops import Extent
+from rankfold_jax.forms import Form
+from rankfold_jax.jaxprs import Found, Leaf
+
+
+def extents_of(leaf: Leaf, form: Form, found: Found, *, own: bool) -> tuple[Extent, ...]:
+    """The extent of a layer's input at each use of its kernel.
+
+    Args:
+        leaf: the label of the kernel.
+        form: of the layer.
+        found: in the jaxpr of the model.
+        own: whether the layer was given a product of its own, which may treat the kernel in any
+            way; nothing it does with it is a reason then.
+
+    Raises:
+        Refused: something else is done with the kernel.
+    """
+    extents = []
+    for use in found.of(leaf):
+        try:
+            extent = form.extent(use)
+        except Refused:
+            if not own:
+                raise
+            continue
+        if extent is not None:
+            extents.append(extent)
+    if not own:
+        for read in found.reads:
+            if read.leaf == leaf:
+                raise Refused(f"its kernel goes into a {read.primitive} before it is used")
+    return tuple(extents)

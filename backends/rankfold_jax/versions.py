@@ -1,0 +1,20 @@
+"""The versions of JAX and Flax that the adapters work with, and what they need of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax
+import jax
+
+from rankfold.errors import RankfoldError
+
+if not hasattr(jax, "make_user_context"):
+    raise RankfoldError(
+        f"jax {jax.__version__} is too old for rankfold: it has no jax.make_user_context, without "
+        "which traces compiled before a compression would silently ignore it; install jax 0.8 or "
+        f"newer (flax is {flax.__version__})"
+    )
+
+replacements: Any = jax.make_user_context(default_value=None)
+"""Part of the key of every cache of traces: what replaces layers while a function is traced."""

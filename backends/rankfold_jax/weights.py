@@ -1,0 +1,90 @@
+"""Named arrays as a safetensors file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
+
+from rankfold.errors import RankfoldError
+
+_SHOWN = 5
+
+
+def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
+    """Writes arrays; random keys as their data.
+
+    Raises:
+        RankfoldError: one has no values, or of a kind that such a file does not hold.
+        OSError: the file cannot be written.
+    """
+    plain = {}
+    for name, value in arrays.items():
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise RankfoldError(f"{name!r} of the model has only a shape, no values to save")
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float | bool):
+            raise RankfoldError(f"{name!r} of the model is a {type(value).__name__}, not an array")
+        plain[name] = jnp.asarray(data_of(value))
+    try:
+        save_file(plain, file)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RankfoldError(f"the model's arrays cannot be saved: {error}") from error
+
+
+def load_arrays(file: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Reads arrays, after checking every name, shape and dtype.
+
+    Args:
+        file: what `save_arrays` wrote.
+        wanted: for each name an array (or a shape) like the one to be read.
+
+    Raises:
+        RankfoldError: the file is damaged or does not hold just these.
+    """
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise RankfoldError(
+            f"{str(file)!r} does not fit the model: it lacks {_some(missing)} and has "
+            f"{_some(unknown)} that the model has not"
+        )
+    loaded = {}
+    for name, like in wanted.items():
+        own = jax.eval_shape(data_of, like)
+        array = found[name]
+        if own.shape != array.shape or own.dtype != array.dtype:
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} is {array.dtype} {array.shape}, the model's is "
+                f"{own.dtype} {own.shape}; make the model of that shape and dtype first"
+            )
+        loaded[name] = _like(array, like)
+    return loaded
+
+
+def data_of(value: Any) -> Any:
+    """An array as it is, a typed random key as its numbers."""
+    if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(value)
+    return value
+
+
+def _like(array: jax.Array, like: Any) -> jax.Array:
+    if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        array = jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(like)))
+    if isinstance(like, jax.Array) and like.committed:
+        return jax.device_put(array, like.sharding)
+    return array
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN]) or "nothing"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
