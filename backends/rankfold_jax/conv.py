@@ -118,6 +118,7 @@ class ConvForm:
         if self.padding not in ("CIRCULAR", "REFLECT", "CAUSAL"):
             return use.extent
         pads, _ = _pads(self.padding, _reach(self.kernel, self.dilation))
+        assert not isinstance(pads, str)
         sizes = zip(use.extent[1:], pads, strict=True)
         return (use.extent[0], *(size - low - high for size, (low, high) in sizes))
 
@@ -331,7 +332,7 @@ def lax_padding(padding: object, axes: int) -> LaxPadding:
     if isinstance(values, Sequence) and len(values) == axes:
         pairs = [(p, p) if isinstance(p, int) else p for p in values]
         if all(isinstance(p, Sequence) and len(p) == 2 for p in pairs):
-            return tuple((int(low), int(high)) for low, high in pairs)
+            return tuple((int(p[0]), int(p[1])) for p in pairs)
     raise Refused(f"padding {padding!r} is none of Flax's")
 
 

@@ -308,4 +308,5 @@ class EmbedForm:
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
         """All rows at once."""
-        return call(x[None])[0]
+        y: Array = call(x[None])[0]
+        return y

@@ -8,7 +8,7 @@ argument of that name that Flax's convolutions have.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def depthwise_conv(
         preferred_element_type: of the result.
         options: handed to the usual form.
     """
-    usual = partial(
+    usual: Callable[[jax.Array, jax.Array], jax.Array] = partial(
         lax.conv_general_dilated,
         window_strides=window_strides,
         padding=padding,
@@ -107,5 +107,5 @@ def _shift_multiply_add(
         term = window * kernel[tap]
         total = term if total is None else total + term
     assert total is not None
-    order = np.argsort((spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1]))
+    order: list[int] = np.argsort((spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])).tolist()
     return jnp.transpose(total, order)

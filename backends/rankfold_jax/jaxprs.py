@@ -199,13 +199,13 @@ def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
     label = labels[0]
     if label is None or any(other is not None for other in labels[1:]):
         return None
-    before, after = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if eqn.primitive.name in MOVING:
         return label if math.prod(before) == math.prod(after) else None
     one_of_a_stack = (
         eqn.primitive.name == "gather"
         and len(before) > 2
-        and math.prod(_shape(eqn.invars[1])[:-1]) == 1
+        and math.prod(shape_of(eqn.invars[1])[:-1]) == 1
     )
     if eqn.primitive.name in SLICING or one_of_a_stack:
         if not math.prod(after) or math.prod(before) % math.prod(after):
@@ -222,8 +222,8 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     side = 0 if labels[0] is not None else 1
     label = labels[side]
     assert label is not None
-    weight, other = _shape(eqn.invars[side]), _shape(eqn.invars[1 - side])
-    output = _shape(eqn.outvars[0])
+    weight, other = shape_of(eqn.invars[side]), shape_of(eqn.invars[1 - side])
+    output = shape_of(eqn.outvars[0])
     times = -(-repeats // label.slices)
     if name == "dot_general":
         (contract, batch) = param(eqn, "dimension_numbers")
@@ -248,9 +248,9 @@ def look_up(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     """A gather of rows of a labelled table."""
     if eqn.primitive.name != "gather" or labels[0] is None or labels[1] is not None:
         return None
-    indices = _shape(eqn.invars[1])[:-1]
+    indices = shape_of(eqn.invars[1])[:-1]
     extent = (repeats, *indices) if repeats > 1 else indices
-    table, output = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
+    table, output = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     return Use(labels[0].leaf, "gather", table, indices, output, extent, 0)
 
 
@@ -359,7 +359,8 @@ def _lost(
     ]
 
 
-def _shape(value: Any) -> Shape:
+def shape_of(value: Any) -> Shape:
+    """The shape of a variable or a literal of a jaxpr."""
     return tuple(value.aval.shape)
 
 

@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.errors import RankfoldError
-from rankfold_jax.jaxprs import Found, Label, Leaf, called, param, product, step, traced
+from rankfold_jax.jaxprs import Found, Label, Leaf, called, param, product, shape_of, step, traced
 
 Sums: TypeAlias = dict[Leaf, jax.Array]
 Labels: TypeAlias = Sequence[Label | None]
@@ -107,11 +107,12 @@ def _apply(
 
 
 def _bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> Sequence[Any]:
-    found = eqn.primitive.get_bind_params(eqn.params)
+    primitive: Any = eqn.primitive
+    found = primitive.get_bind_params(eqn.params)
     functions, params = found if isinstance(found, tuple) else ((), found)  # jax before 0.10
     with eqn.ctx.manager:
-        outputs = eqn.primitive.bind(*functions, *arguments, **params)
-    return outputs if eqn.primitive.multiple_results else [outputs]  # type: ignore[no-any-return]
+        outputs = primitive.bind(*functions, *arguments, **params)
+    return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def _dense_gram(eqn: JaxprEqn, x: jax.Array, side: int) -> jax.Array:
@@ -132,7 +133,7 @@ def _patch_gram(eqn: JaxprEqn, x: jax.Array, side: int) -> jax.Array:
     """(groups, d, d) of the patches that a kernel meets."""
     del side  # a kernel is always the right operand
     spec = param(eqn, "dimension_numbers")
-    weight = eqn.invars[1].aval.shape
+    weight = shape_of(eqn.invars[1])
     groups = param(eqn, "feature_group_count")
     patches = lax.conv_general_dilated_patches(
         x.astype(jnp.float32),

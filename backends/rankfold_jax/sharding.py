@@ -45,13 +45,26 @@ class Axes:
         sharding = like.sharding
         if isinstance(sharding, NamedSharding):
             spec = self.handed_on(sharding.spec, roles, first=first, last=last)
-            whole = NamedSharding(
-                sharding.mesh, PartitionSpec(*spec), memory_kind=sharding.memory_kind
-            )
-            return jax.device_put(cast, _divisible(whole, cast.shape))
+            whole = NamedSharding(sharding.mesh, _spec(*spec), memory_kind=sharding.memory_kind)
+            return put(cast, _divisible(whole, cast.shape))
         if like.committed and len(sharding.device_set) == 1:
-            return jax.device_put(cast, sharding)
+            return put(cast, sharding)
         return jax.numpy.asarray(cast)
+
+
+def put(array: Any, sharding: Any) -> jax.Array:
+    """An array on the devices of a sharding."""
+    placed: jax.Array = jax.device_put(array, sharding)
+    return placed
+
+
+def _spec(*entries: Any) -> PartitionSpec:
+    return PartitionSpec(*entries)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+
+
+def epsilon(dtype: Any) -> float:
+    """The machine epsilon of a float dtype, those of ml_dtypes included."""
+    return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # same
 
 
 def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
@@ -59,11 +72,11 @@ def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding
     try:
         sharding.shard_shape(shape)
     except ValueError:
-        return NamedSharding(sharding.mesh, PartitionSpec())
+        return NamedSharding(sharding.mesh, _spec())
     return sharding
 
 
 def to_numpy(array: Any) -> Array:
     """An array's numbers; float16 and bfloat16 come as float32, in which they are exact."""
-    host = np.asarray(array)
+    host: Array = np.asarray(array)
     return host if host.dtype in (np.float32, np.float64) else host.astype(np.float32)

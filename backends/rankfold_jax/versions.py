@@ -16,5 +16,5 @@ if not hasattr(jax, "make_user_context"):
         f"newer (flax is {flax.__version__})"
     )
 
-replacements: Any = jax.make_user_context(default_value=None)
+replacements: Any = jax.make_user_context(default_value=None)  # type: ignore[no-untyped-call]  # JAX leaves it so
 """Part of the key of every cache of traces: what replaces layers while a function is traced."""

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from rankfold.errors import RankfoldError
+from rankfold_jax.sharding import put
 
 _SHOWN = 5
 
@@ -81,7 +82,7 @@ def _like(array: jax.Array, like: Any) -> jax.Array:
     if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         array = jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(like)))
     if isinstance(like, jax.Array) and like.committed:
-        return jax.device_put(array, like.sharding)
+        return put(array, like.sharding)
     return array
 
 

@@ -129,9 +129,10 @@ class TorchAdapter:
         """Every parameter and persistent buffer, tied ones once."""
         weights.save_weights(model, file)
 
-    def load_weights(self, model: nn.Module, file: Path) -> None:
+    def load_weights(self, model: nn.Module, file: Path) -> nn.Module:
         """Fills the model after checking names, shapes and dtypes."""
         weights.load_weights(model, file)
+        return model
 
     def _found(self, model: nn.Module) -> dict[str, nn.Module]:
         return {

@@ -113,8 +113,7 @@ def load(model: Any, folder: str | PathLike[str], *, inputs: Any = None) -> Any:
         adapter.trace(model, inputs)
     modules = _modules(adapter, model, saved.plan)
     small = adapter.replace(model, modules, inplace=False)
-    adapter.load_weights(small, weights)
-    return small
+    return adapter.load_weights(small, weights)
 
 
 def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:

@@ -183,8 +183,10 @@ class Adapter(Protocol):
             OSError: the file cannot be written.
         """
 
-    def load_weights(self, model: Any, file: Path) -> None:
-        """Fills the model from such a file, after checking every name, shape and dtype.
+    def load_weights(self, model: Any, file: Path) -> Any:
+        """The model with the weights of such a file, after checking every name, shape and dtype.
+
+        The model itself is filled and returned where it can be changed.
 
         Raises:
             RankfoldError: file and model do not fit; the model is then unchanged.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from rankfold.contracts import Trace
@@ -17,6 +16,7 @@ from rankfold.ops import Array, Chain, Op
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.graph import exchanged, modules, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
+from rankfold_jax.sharding import epsilon
 from rankfold_jax.weights import load_arrays, save_arrays
 
 
@@ -77,7 +77,7 @@ class NNXAdapter:
         """Machine epsilon of the layer's parameters."""
         module = self._modules(model)[path]
         dtype = getattr(module, layers.kernel_name(module)).get_raw_value().dtype
-        return float(jnp.finfo(dtype).eps)
+        return epsilon(dtype)
 
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
@@ -96,12 +96,13 @@ class NNXAdapter:
         """Every Variable, shared ones once."""
         save_arrays({name: v.get_raw_value() for name, v in _named(model).items()}, file)
 
-    def load_weights(self, model: nnx.Module, file: Path) -> None:
+    def load_weights(self, model: nnx.Module, file: Path) -> nnx.Module:
         """Fills every Variable after checking names, shapes and dtypes."""
         named = _named(model)
         loaded = load_arrays(file, {name: v.get_raw_value() for name, v in named.items()})
         for name, value in loaded.items():
             named[name].set_raw_value(value)
+        return model
 
 
 def _named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:

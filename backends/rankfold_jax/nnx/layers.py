@@ -47,9 +47,12 @@ class Chain(nnx.Sequential):
         layers: stock NNX layers.
     """
 
-    def __call__(self, inputs: Any, *, out_sharding: Any = None, **options: Any) -> Any:
+    def __call__(  # type: ignore[override]  # one input, as the layer it replaces has
+        self, inputs: Any, *, out_sharding: Any = None, **options: Any
+    ) -> Any:
         """The layers one after the other; `out_sharding` is that of the last one's output."""
-        *before, last = self.layers
+        layers: list[Any] = list(self.layers)
+        *before, last = layers
         for layer in before:
             inputs = layer(inputs, **options)
         if out_sharding is not None:
@@ -62,11 +65,14 @@ class Chain(nnx.Sequential):
         Raises:
             AttributeError: the chain replaces another layer than an Embed.
         """
-        table, *behind = self.layers
-        if not isinstance(table, nnx.Embed):
-            raise AttributeError(f"{type(table).__name__} has no attend")
+        layers: list[Any] = list(self.layers)
+        table, *behind = layers
         for layer in reversed(behind):
-            (query, kernel) = layer.promote_dtype((query, layer.kernel[...]), dtype=layer.dtype)
+            if isinstance(layer, nnx.Linear):
+                arrays = (query, layer.kernel[...])
+                query, kernel = layer.promote_dtype(arrays, dtype=layer.dtype)
+            else:  # a chain of its own
+                kernel = layer(jnp.eye(layer.in_features, dtype=query.dtype))
             query = jnp.dot(query, kernel.T)
         return table.attend(query, out_sharding=out_sharding)
 
@@ -181,7 +187,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
     """
     built = []
     for place, stage in enumerate(stages):
-        made = nnx.eval_shape(lambda stage=stage: _make(stage, module))
+        made: Any = nnx.eval_shape(lambda stage=stage: _make(stage, module))
         ends = {"first": place == 0, "last": place == len(stages) - 1}
         full = layer.stack.roles(layer.form.roles)
         roles = layer.stack.roles(stage.form.roles)
@@ -238,7 +244,7 @@ def _make(stage: Stage, module: Any) -> nnx.Module:
             **options_of(module, nnx.Einsum),
             rngs=rngs,
         )
-    bias = {"use_bias": stage.bias is not None}
+    bias: dict[str, Any] = {"use_bias": stage.bias is not None}
     if isinstance(form, DenseForm):
         if not form.general:
             return nnx.Linear(
@@ -260,15 +266,18 @@ def _make(stage: Stage, module: Any) -> nnx.Module:
         "kernel_dilation": form.dilation,
         **bias,
     }
-    size = (form.inputs, form.outputs, form.kernel)
+    geometry |= {
+        "in_features": form.inputs,
+        "out_features": form.outputs,
+        "kernel_size": form.kernel,
+    }
     if isinstance(form, TransposedForm):
         options = options_of(module, nnx.ConvTranspose)
-        return nnx.ConvTranspose(*size, **geometry, **options, rngs=rngs)
+        return nnx.ConvTranspose(**geometry, **options, rngs=rngs)
     options = options_of(module, nnx.Conv)
     if form.depthwise and options.get("conv_general_dilated") in (None, lax.conv_general_dilated):
         options["conv_general_dilated"] = depthwise_conv
     return nnx.Conv(
-        *size,
         **geometry,
         feature_group_count=form.groups,
         input_dilation=form.input_dilation or 1,
@@ -288,7 +297,8 @@ def options_of(module: Any, kind: type[nnx.Module]) -> dict[str, Any]:
 def plain(module: Chain) -> Chain:
     """The same chain with float64 arrays, computing in the dtype of its arrays."""
     double: Chain = nnx.clone(module)
-    for layer in double.layers:
+    layers: list[Any] = list(double.layers)
+    for layer in layers:
         for name in ("dtype", "preferred_element_type", "precision"):
             if hasattr(layer, name):
                 setattr(layer, name, None)
@@ -308,7 +318,7 @@ def runner(module: Chain, stack: Stack) -> Callable[[Array], Array]:
     function: Callable[[Chain, Any], Any] = once
     for depth in reversed(range(len(stack.axes))):
         axis = stack.axes[depth] - depth if stack.axes[depth] >= 0 else stack.axes[depth]
-        function = nnx.vmap(function, in_axes=(nnx.StateAxes({...: axis}), 0))
+        function = nnx.vmap(function, in_axes=(nnx.StateAxes([(..., axis)]), 0))
 
     def call(x: Array) -> Array:
         y = np.asarray(function(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))

@@ -25,6 +25,7 @@ from rankfold_jax.uses import extents_of
 from rankfold_jax.versions import replacements
 
 _PATH = "rankfold_path"
+_NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 _WATCHED = ("kernel", "embedding", "bias")
 
 
@@ -89,7 +90,10 @@ def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> T
 
 def _own(module: Any) -> bool:
     """Whether the layer multiplies in a way of its own, which may do anything with the kernel."""
-    stock = {"dot_general": (None, jax.lax.dot_general), "dot_general_cls": (None,)}
+    stock: dict[str, tuple[Any, ...]] = {
+        "dot_general": (None, jax.lax.dot_general),
+        "dot_general_cls": (None,),
+    }
     stock["einsum_op"] = (None, jax.numpy.einsum)
     stock["conv_general_dilated"] = (None, jax.lax.conv_general_dilated)
     return any(getattr(module, name, None) not in usual for name, usual in stock.items())
@@ -140,7 +144,11 @@ def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
     return {
         path: module
         for path, module in modules(model).items()
-        if isinstance(module, KINDS) or any(map(_is_matrix, variables(module).values()))
+        if isinstance(module, KINDS)
+        or (
+            not isinstance(module, _NORMS)
+            and any(_is_matrix(variable) for variable in variables(module).values())
+        )
     }
 
 

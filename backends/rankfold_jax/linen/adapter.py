@@ -1,0 +1,313 @@
+"""`LinenAdapter`: what the core asks of Flax Linen, whose models come bound to their variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path as File
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.core import FrozenDict, freeze, unfreeze
+
+from rankfold.contracts import Trace
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import Array, Chain, Op
+from rankfold_jax.forms import Roles
+from rankfold_jax.linen.compressed import Path, compressed, noting
+from rankfold_jax.linen.layers import (
+    StageSpec,
+    array_name,
+    in_double,
+    make,
+    unboxed,
+)
+from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
+from rankfold_jax.sharding import Axes, epsilon, to_numpy
+from rankfold_jax.stacks import Stack, find_stack
+from rankfold_jax.weights import load_arrays, save_arrays
+
+_FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """The chain in place of one layer: how its layers are made again, and their parameters.
+
+    Attributes:
+        specs: of the stages.
+        params: {'lr0': {'kernel': ...}, ...}.
+        layer: the layer replaced.
+        stack: of its arrays.
+    """
+
+    specs: tuple[StageSpec, ...]
+    params: dict[str, dict[str, Any]]
+    layer: Recorded
+    stack: Stack
+
+
+class LinenAdapter:
+    """Reads, builds and replaces layers of a bound `nn.Module`.
+
+    An instance serves one call of plan, apply, compress or load.
+    """
+
+    def __init__(self) -> None:
+        self._recording: Recording | None = None
+
+    def layers(self, model: nn.Module) -> Mapping[str, str]:
+        """Every module with a matrix of its own, in the order of their calls; then the others."""
+        recording = self._recorded(model)
+        nodes = dict(_nodes(model))
+        called = [path for path in recording.layers if path in nodes]
+        others = [
+            path for path in nodes if path not in recording.layers and path not in recording.vectors
+        ]
+        return {
+            ".".join(path): recording.classes.get(path, "module") for path in (*called, *others)
+        }
+
+    def size(self, model: nn.Module) -> int:
+        """The number of parameters."""
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(_params(model)))
+
+    def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
+        """None: a shared module has one path."""
+        return ()
+
+    def trace(self, model: nn.Module, inputs: Any) -> Trace:
+        """One abstract forward pass; nothing is computed."""
+        _check_bound(model)
+        self._recording = Recording(model, inputs)
+        return self._recording.trace
+
+    def read(self, model: nn.Module, path: str) -> Op:
+        """The layer at a path as an op; refused for what it is or what is done with it."""
+        layer, arrays, stack = self._held(model, path)
+        assert not isinstance(layer.form, Refused)
+        kernel, *bias = (
+            stack_of.to_front(_numbers(array))
+            for array, stack_of in zip(arrays, stack, strict=True)
+        )
+        return layer.form.op(kernel, bias[0] if bias else None)
+
+    def build(self, model: nn.Module, path: str, chain: Chain) -> Built:
+        """The chain as stock layers that are made within the layer replaced."""
+        layer, arrays, stacks = self._held(model, path)
+        assert not isinstance(layer.form, Refused)
+        specs, params = [], {}
+        stages = layer.form.stages(chain, stacks[0].count)
+        for place, stage in enumerate(stages):
+            ends = {"first": place == 0, "last": place == len(stages) - 1}
+            before = (layer.form.roles, layer.form.bias_roles)
+            after = (stage.form.roles, stage.form.bias_roles)
+            named: dict[str, Any] = {}
+            boxes: list[Any] = [None, None]
+            name = "embedding" if type(stage.form).__name__ == "EmbedForm" else "kernel"
+            for which, (key, numbers) in enumerate(((name, stage.kernel), ("bias", stage.bias))):
+                if numbers is not None:
+                    named[key], boxes[which] = _boxed(
+                        arrays[which], numbers, stacks[which], before[which], after[which], **ends
+                    )
+            specs.append(StageSpec(stage.form, stage.bias is not None, *boxes))
+            params[f"lr{place}"] = named
+        return Built(tuple(specs), params, layer, stacks[0])
+
+    def run(self, module: Built, x: Array) -> Array:
+        """The chain's output, computed in float64."""
+        form = module.layer.form
+        assert not isinstance(form, Refused)
+        with jax.enable_x64(True):
+            layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
+            params = [
+                {
+                    key: module.stack.to_front(np.asarray(unboxed(value)).astype(np.float64))
+                    for key, value in named.items()
+                }
+                for named in module.params.values()
+            ]
+
+            def call(stacked: Array) -> Array:
+                outputs = []
+                for index in range(len(stacked)):
+                    y: Any = jnp.asarray(stacked[index])
+                    for layer, named in zip(layers, params, strict=True):
+                        own = {key: value[index] for key, value in named.items()}
+                        y = layer.apply({"params": own}, y)
+                    outputs.append(np.asarray(y))
+                return np.stack(outputs)
+
+            return form.run(call, x, module.stack.count)
+
+    def precision(self, model: nn.Module, path: str) -> float:
+        """Machine epsilon of the layer's parameters."""
+        _, arrays, _ = self._held(model, path)
+        return epsilon(unboxed(arrays[0]).dtype)
+
+    def replace(
+        self, model: nn.Module, modules: Mapping[str, Built], *, inplace: bool
+    ) -> nn.Module:
+        """A bound module of a subclass, with the parameters of the chains."""
+        if inplace:
+            raise RankfoldError(
+                "Linen modules are immutable: take the compressed model that is returned"
+            )
+        if not modules:
+            return model
+        module, variables = model.unbind()
+        table = tuple((_path(path), built.specs) for path, built in modules.items())
+        small = compressed(module, table)
+        frozen = isinstance(variables, FrozenDict)
+        changed = dict(variables)
+        params: Any = unfreeze(freeze(dict(changed["params"])))
+        for path, built in modules.items():
+            _put(params, _path(path), built)
+        changed["params"] = freeze(params) if frozen else params
+        self._check(small, changed, {path for path, _ in table})
+        return small.bind(freeze(changed) if frozen else changed)
+
+    def save_weights(self, model: nn.Module, file: File) -> None:
+        """Every variable of every collection."""
+        named = {".".join(path): unboxed(value) for path, value in leaves(model.variables)}
+        save_arrays(named, file)
+
+    def load_weights(self, model: nn.Module, file: File) -> nn.Module:
+        """The model bound to the variables of a file, after checking names, shapes and dtypes."""
+        module, variables = model.unbind()
+        flat, tree = jax.tree.flatten(variables)
+        names = [".".join(path) for path, _ in leaves(variables)]
+        loaded = load_arrays(file, dict(zip(names, flat, strict=True)))
+        return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
+
+    def _recorded(self, model: nn.Module) -> Recording:
+        _check_bound(model)
+        if self._recording is None:
+            raise RankfoldError(
+                "a Linen model shows its layers only when it is called: pass inputs=, example "
+                "inputs of one forward pass"
+            )
+        return self._recording
+
+    def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[Stack]]:
+        """A layer, its kernel and bias as they are stored, and their stacks."""
+        recording = self._recorded(model)
+        layer = recording.layers.get(_path(path))
+        if layer is None:
+            if _path(path) in recording.classes:
+                raise Refused(f"no rule reads a {recording.classes[_path(path)]}")
+            raise Refused("it is not called on the example inputs")
+        if isinstance(layer.form, Refused):
+            raise layer.form
+        node = dict(_nodes(model))[_path(path)]
+        names = [array_name(layer.kind), *(["bias"] if layer.bias else [])]
+        arrays = [node[name] for name in names]
+        for name, value in zip(names, arrays, strict=True):
+            _check_array(name, value)
+        shapes = [tuple(unboxed(value).shape) for value in arrays]
+        stack = find_stack(
+            shapes[0],
+            layer.form.kernel_shape,
+            shapes[1] if layer.bias else None,
+            layer.form.bias_shape,
+        )
+        stacks = [stack]
+        if layer.bias:
+            axes = stack.axes
+            if len(axes) == 1 and axes[0] >= len(shapes[1]):
+                axes = (-1,)
+            stacks.append(Stack(axes, stack.sizes))
+        return layer, arrays, stacks
+
+    def _check(self, small: nn.Module, variables: Any, planned: set[Path]) -> None:
+        """Traces the compressed model: every planned layer must have been replaced."""
+        recording = self._recording
+        assert recording is not None
+
+        def forward(given: Any, arrays: list[Any]) -> Any:
+            return recording.inputs.call(
+                lambda *args, **kwargs: applied(small, given, *args, **kwargs), arrays
+            )
+
+        with noting() as fired:
+            try:
+                jax.eval_shape(forward, variables, recording.inputs.arrays)
+            except Exception as error:  # whatever the model raises without its layers
+                raise RankfoldError(
+                    f"the compressed model fails with {type(error).__name__}: {error}"
+                ) from error
+        missed = sorted(".".join(path) for path in planned - fired)
+        if missed:
+            raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")
+
+
+def _check_bound(model: nn.Module) -> None:
+    if model.scope is None:
+        raise RankfoldError(
+            "the Linen module has no variables: pass module.bind(variables) instead of module"
+        )
+
+
+def _check_array(name: str, value: Any) -> None:
+    if isinstance(value, nn.meta.AxisMetadata) and not isinstance(value, nn.Partitioned):
+        raise Refused(f"its {name} is in a {type(value).__name__}, which is not known")
+    array = unboxed(value)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        raise Refused(f"its {name} lies on devices of other processes")
+    if array.dtype not in _FLOATS:
+        raise Refused(f"its {name} is {array.dtype}; a float dtype is needed")
+
+
+def _numbers(value: Any) -> Array:
+    array = unboxed(value)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return np.zeros(array.shape, np.float32)
+    return to_numpy(array)
+
+
+def _boxed(
+    like: Any, numbers: Array, stack: Stack, before: Roles, after: Roles, *, first: bool, last: bool
+) -> tuple[Any, Any]:
+    """A stage's parameter, boxed as the layer's; and that box as one layer sees it, empty."""
+    axes = Axes(stack.roles(before))
+    roles = stack.roles(after)
+    array = axes.placed(stack.back(numbers), unboxed(like), roles, first=first, last=last)
+    if not isinstance(like, nn.Partitioned):
+        return array, None
+    names: Any = axes.handed_on(like.names, roles, first=first, last=last)
+    own = tuple(
+        name for name, role in zip(names, roles, strict=True) if not role.startswith("stack")
+    )
+    return like.replace(value=array, names=names), like.replace(value=None, names=own)
+
+
+def _params(model: nn.Module) -> Any:
+    return model.variables.get("params", {})
+
+
+def _nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
+    """The parameters of every module that has a matrix of its own."""
+    nodes: dict[Path, dict[str, Any]] = {}
+    for path, value in leaves(_params(model)):
+        nodes.setdefault(path[:-1], {})[path[-1]] = value
+    return {
+        path: node
+        for path, node in nodes.items()
+        if any(is_matrix(value) for value in node.values())
+    }
+
+
+def _path(path: str) -> Path:
+    return tuple(path.split(".")) if path else ()
+
+
+def _put(params: dict[str, Any], path: Path, built: Built) -> None:
+    node = params
+    for name in path:
+        node = node[name]
+    for name in ("kernel", "embedding", "bias"):
+        node.pop(name, None)
+    node.update(built.params)

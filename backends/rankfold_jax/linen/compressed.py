@@ -1,0 +1,179 @@
+"""A Linen module in which some layers are replaced by chains, its own class unmodified.
+
+The compressed module is an instance of a subclass made for the plan. Whatever method of it is
+called runs under an interceptor: where the interceptor sees the computation of a planned layer it
+creates the layers of the chain within that layer instead, so that their parameters lie at
+`{'layer': {'lr0': ..., 'lr1': ...}}`. So init, eval_shape, scan, vmap, remat, jit, bind and
+tabulate see a chain wherever they saw the layer. The plan is part of the key of JAX's caches of
+traces (`versions.replacements`): a trace compiled without it is never taken for one with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from rankfold.errors import RankfoldError
+from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make
+from rankfold_jax.versions import replacements
+
+Path: TypeAlias = tuple[str, ...]
+Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...]], ...]
+
+if not hasattr(nn.Module, "_call_wrapped_method"):
+    import flax
+
+    raise RankfoldError(
+        f"flax {flax.__version__} calls the methods of Linen modules in a way that this version of "
+        "rankfold does not know; install flax 0.12 or a newer rankfold"
+    )
+
+
+@dataclass
+class _Active(threading.local):
+    """The compressed modules whose methods are running in this thread."""
+
+    roots: tuple[tuple[Table, Path], ...] = ()
+    fired: set[Path] | None = None
+
+
+_active = _Active()
+
+
+def compressed(module: nn.Module, table: Table) -> nn.Module:
+    """The module with the layers at some paths replaced.
+
+    Args:
+        module: unbound.
+        table: path of each layer replaced, and the stages of its chain.
+    """
+    fields = {
+        field.name: getattr(module, field.name)
+        for field in dataclasses.fields(module)
+        if field.init and field.name != "parent"
+    }
+    cls: Any = type(module)
+    made: nn.Module = subclass(cls, table)(**fields, parent=None)
+    return made
+
+
+@cache
+def subclass(cls: Any, table: Table) -> type[nn.Module]:
+    """The class of compressed modules for one plan."""
+
+    def call(self: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        if self.scope is None:
+            return super(made, self)._call_wrapped_method(function, args, kwargs)
+        with _replacing(table, tuple(self.scope.path)):
+            return super(made, self)._call_wrapped_method(function, args, kwargs)
+
+    def reduce(self: Any) -> Any:
+        if self.scope is not None:
+            return object.__reduce_ex__(self, 2)
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.init and field.name != "parent"
+        }
+        return _restored, (cls, table, fields)
+
+    names = {
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+    }
+    made: Any = type(cls.__name__, (cls,), names)
+    made._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
+    made.__reduce__ = reduce
+    return made  # type: ignore[no-any-return]
+
+
+def _restored(cls: Any, table: Table, fields: dict[str, Any]) -> nn.Module:
+    return subclass(cls, table)(**fields, parent=None)
+
+
+@contextmanager
+def noting() -> Iterator[set[Path]]:
+    """Gathers the paths at which chains are put in the place of layers."""
+    before, _active.fired = _active.fired, set()
+    try:
+        yield _active.fired
+    finally:
+        _active.fired = before
+
+
+@contextmanager
+def _replacing(table: Table, root: Path) -> Iterator[None]:
+    if (table, root) in _active.roots:
+        yield
+        return
+    before = _active.roots
+    _active.roots = (*before, (table, root))
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(replacements(_active.roots))
+            stack.enter_context(nn.intercept_methods(_Interceptor(dict(table), root)))
+            yield
+    finally:
+        _active.roots = before
+
+
+class _Interceptor:
+    def __init__(self, table: dict[Path, tuple[StageSpec, ...]], root: Path) -> None:
+        self._table = table
+        self._root = root
+
+    def __call__(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if module.scope is None or (
+            context.orig_method.func not in CALLS
+            and context.orig_method.func not in (SETUP, ATTEND)
+        ):
+            return function(*args, **kwargs)
+        path = tuple(module.scope.path)
+        depth = len(self._root)
+        specs = self._table.get(path[depth:]) if path[:depth] == self._root else None
+        if specs is None:
+            return function(*args, **kwargs)
+        if _active.fired is not None:
+            _active.fired.add(path[depth:])
+        return _replaced(module, specs, context.orig_method.func, args, kwargs)
+
+
+def _replaced(
+    module: Any, specs: tuple[StageSpec, ...], method: Any, args: Any, kwargs: Any
+) -> Any:
+    names = [f"lr{place}" for place in range(len(specs))]
+    if method is SETUP:
+        for name, spec in zip(names, specs, strict=True):
+            setattr(module, name, make(spec, module, None))
+        return None
+    if isinstance(module, nn.Embed):
+        layers = [getattr(module, name) for name in names]
+    else:
+        layers = [make(spec, module, name) for name, spec in zip(names, specs, strict=True)]
+    x = args[0] if args else next(iter(kwargs.values()))
+    if method is ATTEND:
+        table, *behind = layers
+        for layer, spec in zip(reversed(behind), reversed(specs), strict=False):
+            x = x @ _matrix(layer, spec.form.kernel_shape[0], x.dtype).T
+        return table.attend(x)
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _matrix(layer: Any, rows: int, dtype: Any) -> Any:
+    """The matrix (in, out) of a layer without a bias, also where it is a chain itself."""
+    if layer.has_variable("params", "kernel"):
+        kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
+        return layer.promote_dtype(kernel, dtype=layer.dtype or dtype)[0]
+    return layer(jnp.eye(rows, dtype=dtype))

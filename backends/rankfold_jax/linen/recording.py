@@ -1,0 +1,166 @@
+"""One abstract forward pass of a Linen model: which layers it has, and what they are given.
+
+A Linen model shows its layers only when it is called. It is traced to a jaxpr, nothing is computed,
+under an interceptor that notes the class and the fields of every module called; what is done with
+their parameters is read off the jaxpr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from rankfold.contracts import Trace
+from rankfold.errors import Refused
+from rankfold.ops import Extent
+from rankfold_jax import jaxprs
+from rankfold_jax.forms import Form
+from rankfold_jax.inputs import Inputs, failed
+from rankfold_jax.linen.layers import (
+    CALLS,
+    array_name,
+    form_of,
+    own_product,
+    shape_of,
+)
+from rankfold_jax.uses import extents_of
+from rankfold_jax.versions import replacements
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A stock layer that was called.
+
+    Attributes:
+        module: the layer, unbound.
+        kind: the stock class whose computation it does.
+        form: its form, or why it has none.
+        bias: whether it has a bias.
+    """
+
+    module: nn.Module
+    kind: type[nn.Module]
+    form: Form | Refused
+    bias: bool
+
+
+class Recording:
+    """What a forward pass showed.
+
+    Args:
+        model: a bound module.
+        inputs: as for `rankfold.plan`; shapes are enough.
+
+    Raises:
+        RankfoldError: the model fails on the inputs.
+
+    Attributes:
+        layers: the stock layers called, in order.
+        classes: the class name of every module called.
+        vectors: the modules called that have no matrix of their own, stacked or not.
+        trace: the extents of the layers' inputs, and why some must be left alone.
+        inputs: the example inputs.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self.layers: dict[Path, Recorded] = {}
+        self.classes: dict[Path, str] = {}
+        self.vectors: set[Path] = set()
+        self.inputs = Inputs(inputs)
+        module, variables = model.unbind()
+        params = variables.get("params", {})
+        others = {name: value for name, value in variables.items() if name != "params"}
+        labels = [
+            ".".join(path[:-1]) if path[-1] in ("kernel", "embedding") else None
+            for path, _ in leaves(params)
+        ]
+
+        def forward(params: Any, others: Any, arrays: list[Any]) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                given = {"params": params, **others}
+                return applied(module, given, *args, **kwargs)
+
+            return self.inputs.call(call, arrays)
+
+        with nn.intercept_methods(self._note), replacements(self):
+            try:
+                closed, _ = jaxprs.traced(forward, params, others, self.inputs.arrays)
+            except Exception as error:  # whatever the model raises on these inputs
+                raise failed(error) from error
+        self.trace = self._trace(jaxprs.find(closed, labels))
+
+    def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = function(*args, **kwargs)
+        module: Any = context.module
+        if module.scope is None:
+            return output
+        path = tuple(module.scope.path)
+        self.classes.setdefault(path, type(module).__name__)
+        own = module.variables.get("params", {}).values()
+        if not any(is_matrix(value) for value in own if not isinstance(value, Mapping)):
+            self.vectors.add(path)
+        kind = CALLS.get(context.orig_method.func)
+        if kind is None or not module.has_variable("params", array_name(kind)):
+            return output
+        if path not in self.layers:
+            einsum = args[1] if len(args) > 1 else kwargs.get("einsum_str")
+            self.layers[path] = _recorded(module, kind, einsum)
+        return output
+
+    def _trace(self, found: jaxprs.Found) -> Trace:
+        extents: dict[str, tuple[Extent, ...]] = {}
+        refusals: dict[str, str] = {}
+        for path, layer in self.layers.items():
+            name = ".".join(path)
+            if isinstance(layer.form, Refused):
+                continue
+            try:
+                own = own_product(layer.module)
+                extents[name] = extents_of(name, layer.form, found, own=own)
+            except Refused as refused:
+                refusals[name] = refused.reason
+        return Trace(extents, refusals)
+
+
+def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorded:
+    kernel = shape_of(module.get_variable("params", array_name(kind)))
+    bias = module.get_variable("params", "bias")
+    shape = None if bias is None else shape_of(bias)
+    try:
+        form: Form | Refused = form_of(module, kind, kernel, shape, einsum)
+    except Refused as refused:
+        form = refused
+    return Recorded(module.clone(parent=None), kind, form, bias is not None)
+
+
+def applied(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What a module gives, with every collection but the parameters mutable."""
+    keys = jax.random.key(0)
+    output, _ = module.apply(
+        variables,
+        *args,
+        rngs={"params": keys, "dropout": keys},
+        mutable=nn.DenyList("params"),
+        **kwargs,
+    )
+    return output
+
+
+def is_matrix(value: Any) -> bool:
+    """Whether a parameter has two axes longer than 1."""
+    return sum(size > 1 for size in shape_of(value)) > 1
+
+
+def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
+    """Every parameter of a tree of dicts, boxed ones in their boxes, in the order of its leaves."""
+    flat = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda value: isinstance(value, nn.meta.AxisMetadata)
+    )[0]
+    for path, value in flat:
+        yield tuple(str(entry.key) for entry in path), value
