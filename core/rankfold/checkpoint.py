@@ -38,17 +38,18 @@ class _Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plan: Plan
 
 
-def save(compressed: Compressed, folder: Path) -> None:
+def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
     """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
 
     Args:
         compressed: the model and its plan.
         folder: made if need be, parents included.
+        adapter: as for `rankfold.plan`.
 
     Raises:
         RankfoldError: the folder cannot be written or holds other files; nothing is left behind.
     """
-    adapter = registry().adapter(compressed.model)
+    adapter = adapter or registry().adapter(compressed.model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
     check_replaceable(folder)
     made = [parent for parent in folder.parents if not parent.exists()]
@@ -82,7 +83,9 @@ def save(compressed: Compressed, folder: Path) -> None:
                 parent.rmdir()
 
 
-def load(model: Any, folder: str | PathLike[str], *, inputs: Any = None) -> Any:
+def load(
+    model: Any, folder: str | PathLike[str], *, inputs: Any = None, adapter: Adapter | None = None
+) -> Any:
     """A compressed copy of a fresh model, with the structure and the weights that were saved.
 
     Args:
@@ -91,6 +94,7 @@ def load(model: Any, folder: str | PathLike[str], *, inputs: Any = None) -> Any:
         folder: what `Compressed.save` wrote.
         inputs: example inputs of one forward pass, for a framework whose models show their layers
             only when they are called (Flax Linen). Shapes are enough.
+        adapter: as for `rankfold.plan`.
 
     Returns:
         The model; its outputs are bit for bit those of the saved one.
@@ -108,7 +112,7 @@ def load(model: Any, folder: str | PathLike[str], *, inputs: Any = None) -> Any:
             f"{str(weights)!r} is not the file that {PLAN} was written with: it is damaged or was "
             "exchanged; save the model anew"
         )
-    adapter = registry().adapter(model)
+    adapter = adapter or registry().adapter(model)
     if inputs is not None:
         adapter.trace(model, inputs)
     modules = _modules(adapter, model, saved.plan)

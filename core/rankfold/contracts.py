@@ -167,7 +167,11 @@ class Adapter(Protocol):
         """
 
     def run(self, module: Any, x: Array) -> Array:
-        """The output of a module that `build` gave, in float64, for a check against its op."""
+        """The output of a module that `build` gave, in float64, for a check against its op.
+
+        The input is one of `rankfold.reference.forward`: float64 (rows, in) for a `Linear`,
+        integers (rows,) for an `Embedding`, float64 (batch, in, *spatial) for a convolution.
+        """
 
     def precision(self, model: Any, path: str) -> float:
         """The machine epsilon of the layer's own dtype."""

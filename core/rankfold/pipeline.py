@@ -65,6 +65,7 @@ def plan(
     overrides: Mapping[str, Policy] | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
+    adapter: Adapter | None = None,
 ) -> Plan:
     """What would be done to each layer of a model, and why.
 
@@ -81,13 +82,14 @@ def plan(
         placement: "balanced" spreads the scale of a weight evenly over its chain, "classical"
             leaves it in one stage.
         seed: of all randomness.
+        adapter: a fresh one, in place of the one that the installed plugins have for the model.
 
     Raises:
         RankfoldError: no adapter knows the model, a method is unknown, a pattern matches no layer,
             a rank is out of range, or the model fails on the inputs.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = _Run(registry().adapter(model), model, inputs, methods, placement, seed)
+    run = _Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
     return run.plan_of([decision.layer for decision in run.decisions(selection)], policy)
 
 
@@ -103,6 +105,7 @@ def compress(
     placement: Placement = "balanced",
     seed: int = 0,
     inplace: bool = False,
+    adapter: Adapter | None = None,
 ) -> Compressed:
     """Plans and applies in one go, decomposing each layer once.
 
@@ -117,19 +120,27 @@ def compress(
         placement: as for `plan`.
         seed: as for `plan`.
         inplace: modify the model itself instead of a copy.
+        adapter: as for `plan`.
 
     Raises:
         RankfoldError: as for `plan`.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = _Run(registry().adapter(model), model, inputs, methods, placement, seed)
+    run = _Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
     modules: dict[str, Any] = {}
     decided = [run.built(decision, modules) for decision in run.decisions(selection)]
     small = run.adapter.replace(model, modules, inplace=inplace)
     return Compressed(small, run.plan_of(decided, policy))
 
 
-def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) -> Compressed:
+def apply(
+    model: Any,
+    plan: Plan,
+    *,
+    inputs: Any = None,
+    inplace: bool = False,
+    adapter: Adapter | None = None,
+) -> Compressed:
     """Does to a model what a plan says.
 
     Args:
@@ -137,6 +148,7 @@ def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) 
         plan: from `plan`, from JSON or made by hand.
         inputs: example inputs, to count MACs anew; None keeps the plan's count of them.
         inplace: modify the model itself instead of a copy.
+        adapter: as for `plan`.
 
     Returns:
         The compressed model and the plan with the errors measured on this model. A layer that must
@@ -148,7 +160,9 @@ def apply(model: Any, plan: Plan, *, inputs: Any = None, inplace: bool = False) 
     """
     names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
     methods = names or None
-    run = _Run(registry().adapter(model), model, inputs, methods, plan.placement, plan.seed)
+    run = _Run(
+        adapter or registry().adapter(model), model, inputs, methods, plan.placement, plan.seed
+    )
     check_planned(plan.layers, run.kinds)
     wanted = {layer.path: layer for layer in plan.layers}
     modules: dict[str, Any] = {}

@@ -62,13 +62,16 @@ class LinenAdapter:
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""
         recording = self._recorded(model)
-        nodes = dict(_nodes(model))
-        called = [path for path in recording.layers if path in nodes]
         others = [
-            path for path in nodes if path not in recording.layers and path not in recording.vectors
+            path
+            for path, node in _nodes(model).items()
+            if path not in recording.layers
+            and path not in recording.vectors
+            and any(is_matrix(value) for value in node.values())
         ]
         return {
-            ".".join(path): recording.classes.get(path, "module") for path in (*called, *others)
+            ".".join(path): recording.classes.get(path, "module")
+            for path in (*recording.layers, *others)
         }
 
     def size(self, model: nn.Module) -> int:
@@ -289,15 +292,11 @@ def _params(model: nn.Module) -> Any:
 
 
 def _nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
-    """The parameters of every module that has a matrix of its own."""
+    """The parameters of every module that has some of its own."""
     nodes: dict[Path, dict[str, Any]] = {}
     for path, value in leaves(_params(model)):
         nodes.setdefault(path[:-1], {})[path[-1]] = value
-    return {
-        path: node
-        for path, node in nodes.items()
-        if any(is_matrix(value) for value in node.values())
-    }
+    return nodes
 
 
 def _path(path: str) -> Path:

@@ -1,0 +1,99 @@
+"""What the checks have in common: compressing a model, and comparing what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rankfold.contracts import Adapter
+from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
+from rankfold.pipeline import Compressed, compress
+from rankfold.registry import registry
+from rankfold.testing.cases import distance, methods, probe
+from rankfold.testing.check import TOLERANCE
+from rankfold.testing.harness import Harness, as_float64
+
+
+def fresh_adapter(harness: Harness, model: Any, op: Op, dtype: str = "float32") -> Adapter:
+    """A fresh adapter that has seen the model run, which some frameworks need."""
+    adapter = harness.adapter()
+    adapter.trace(model, harness.inputs(probe(op), dtype))
+    return adapter
+
+
+def only_path(adapter: Adapter, model: Any) -> str:
+    """The path of the only layer of a model."""
+    (path,) = adapter.layers(model)
+    return path
+
+
+def compressed(
+    harness: Harness,
+    model: Any,
+    op: Op,
+    policy: Any,
+    method: str | None,
+    name: str,
+    dtype: str = "float32",
+) -> Compressed:
+    """A model compressed on its own inputs, every layer replaced."""
+    small = compress(
+        model,
+        policy,
+        inputs=harness.inputs(probe(op), dtype),
+        adapter=harness.adapter(),
+        methods=method if method is not None else methods(op)[0],
+    )
+    all_replaced(name, small)
+    return small
+
+
+def all_replaced(name: str, small: Compressed) -> None:
+    """Asserts that no layer was left alone."""
+    for layer in small.plan.layers:
+        assert layer.method is not None, f"{name}: {layer.path!r} is left alone: {layer.reason}"
+
+
+def half(op: Op, method: str) -> tuple[int, ...]:
+    """Half of the full ranks."""
+    most = registry().methods([method])[method].max_ranks(op)
+    return tuple(max(1, rank // 2) for rank in most)
+
+
+def drawn_linear(out: int, into: int) -> Linear:
+    """A fully connected layer with random numbers."""
+    rng = np.random.default_rng(out)
+    weight = rng.standard_normal((out, into)).astype(np.float32)
+    return Linear(weight, rng.standard_normal(out).astype(np.float32))
+
+
+def extent(op: Op, shape: tuple[int, ...]) -> Extent:
+    """The extent of an input of that shape."""
+    if isinstance(op, Embedding):
+        return shape
+    if isinstance(op, (Conv, ConvTranspose)):
+        return (shape[0], *shape[2:])
+    return shape[:-1]
+
+
+def same(name: str, found: Any, expected: Any, what: str, *, exact: bool = False) -> None:
+    """Asserts that two outputs agree."""
+    off = distance(found, expected)
+    limit = 0.0 if exact else TOLERANCE
+    assert off <= limit, f"{name}: {what} something else, off by {off:.3g} of the output"
+
+
+def unchanged(name: str, before: Any, after: Any) -> None:
+    """Asserts that a model has the parameters it had."""
+    assert set(before) == set(after), f"{name}: the original has other parameters than before"
+    for key, array in before.items():
+        same = np.array_equal(as_float64(array), as_float64(after[key]))
+        assert same, f"{name}: parameter {key!r} of the original has changed"
+
+
+def epsilon(dtype: str) -> float:
+    """The machine epsilon of a float dtype."""
+    import ml_dtypes  # makes bfloat16 known to NumPy
+
+    return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # it has no types
