@@ -64,7 +64,11 @@ class LinenHarness(FlaxHarness):
 
     def gradients(self, model: nn.Module, x: np.ndarray) -> list[np.ndarray]:
         module, variables = model.unbind()
-        grads = jax.grad(lambda v: (module.apply(v, self.inputs(x)) ** 2).sum())(variables)
+
+        def loss(variables: Any) -> jax.Array:
+            return (module.apply(variables, self.inputs(x)) ** 2).sum()
+
+        grads = jax.jit(jax.grad(loss))(variables)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
     def compiled(self, model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

@@ -120,7 +120,7 @@ class NNXHarness(FlaxHarness):
         return Tied(layer(op, "float32"), layer(op, "float32"))
 
     def gradients(self, model: nnx.Module, x: np.ndarray) -> list[np.ndarray]:
-        grads = nnx.grad(lambda m: (m(self.inputs(x)) ** 2).sum())(model)
+        grads = nnx.jit(nnx.grad(lambda m: (m(self.inputs(x)) ** 2).sum()))(model)
         return [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
     def compiled(self, model: nnx.Module) -> Callable[[np.ndarray], np.ndarray]:

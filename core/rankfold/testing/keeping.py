@@ -19,7 +19,7 @@ from rankfold.testing.assertions import (
     same,
     unchanged,
 )
-from rankfold.testing.cases import CASES, methods, probe, supported
+from rankfold.testing.cases import BRIEF, CASES, methods, probe, supported
 from rankfold.testing.check import check
 from rankfold.testing.harness import Harness, Unsupported, as_float64
 
@@ -39,8 +39,13 @@ def check_save_and_load(harness: Harness) -> None:
                 inputs=harness.inputs(x),
                 adapter=harness.adapter(),
             )
+        saved, found = harness.state(small.model), harness.state(loaded)
+        assert set(saved) == set(found), f"{name}: the loaded model has other parameters"
+        for key, array in saved.items():
+            exact = np.array_equal(as_float64(array), as_float64(found[key]))
+            assert exact, f"{name}: parameter {key!r} of the loaded model has other numbers"
         expected = harness.call(small.model, x)
-        same(name, harness.call(loaded, x), expected, "the loaded model computes", exact=True)
+        same(name, harness.call(loaded, x), expected, "the loaded model computes")
 
 
 @check("save_and_load")
@@ -64,7 +69,7 @@ def check_load_checks(harness: Harness) -> None:
 def check_dtype(harness: Harness) -> None:
     """The replacement has the dtype of the layer."""
     for dtype in harness.dtypes:
-        for name, op, model in supported(harness, dtype):
+        for name, op, model in supported(harness, dtype, BRIEF):
             small = compressed(harness, model, op, Ranks(2), methods(op)[0], name, dtype)
             kept = {str(a.dtype) for a in harness.state(model).values()}
             found = {str(a.dtype) for a in harness.state(small.model).values()}
@@ -88,7 +93,7 @@ def check_mode(harness: Harness) -> None:
 def check_gradients(harness: Harness) -> None:
     """Every parameter of the compressed model has a gradient, finite and not all zero."""
     for name, op, model in supported(harness):
-        for method in methods(op):
+        for method in {methods(op)[0], methods(op)[-1]}:
             small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
             found = harness.gradients(small.model, probe(op))
             wanted = len(harness.state(small.model))

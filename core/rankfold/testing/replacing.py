@@ -86,7 +86,7 @@ def check_original_untouched(harness: Harness) -> None:
         same(name, harness.call(model, x), output, "afterwards the original computes", exact=True)
 
 
-@check("full_rank")
+@check("full_rank", "size", "missing_bias")
 def check_parameters(harness: Harness) -> None:
     """The compressed model has as many parameters as the plan says."""
     for name, op, model in supported(harness):
@@ -97,7 +97,7 @@ def check_parameters(harness: Harness) -> None:
             assert held == predicted, f"{name}, {method}: {held} parameters, planned {predicted}"
 
 
-@check("full_rank", "trace")
+@check("full_rank", "trace", "parameters")
 def check_macs(harness: Harness) -> None:
     """The compressed model has as many multiply-accumulates as the plan says."""
     for name, op, model in supported(harness):
@@ -117,7 +117,7 @@ def check_macs(harness: Harness) -> None:
             assert held == predicted, f"{name}, {method}: {held} MACs, planned {predicted}"
 
 
-@check("full_rank")
+@check("reduced_rank", "trace", "parameters")
 def check_shared(harness: Harness) -> None:
     """A layer that is applied twice is replaced once, and the replacement is applied twice."""
     op, x = square(7), probe(square(7))
