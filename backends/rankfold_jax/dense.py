@@ -95,9 +95,9 @@ class DenseForm:
         ndim = max(
             len(self.batch) + len(self.inputs) + 1,
             1 + max((a + 1 for a in self.axis if a >= 0), default=0),
-            *(-a for a in self.axis),
+            *(len(self.batch) - a for a in self.axis if a < 0),
         )
-        axis = [a % ndim for a in self.axis]
+        axis = sorted(a % ndim for a in self.axis)  # as Flax pairs them with the inputs
         free = ndim - len(self.batch) - len(axis)
         rows = []
         for row in x:

@@ -53,10 +53,15 @@ class Label:
     Attributes:
         leaf: which.
         slices: how many values like this one the leaf holds.
+        axes: for each axis of the value, the axis of the leaf that it is; None where that is not
+            known. None for all of them at the start, when they are the leaf's own.
+        taken: the axes of the leaf along which the slice was taken.
     """
 
     leaf: Leaf
     slices: int = 1
+    axes: tuple[int | None, ...] | None = None
+    taken: tuple[int | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Use:
             in a loop are folded into its first axis.
         macs: multiply-accumulates, all repeats and slices together; a loop of unknown length
             counts once.
+        stacked: axes of the leaf along which it is a stack of kernels, as far as they are known.
+        summed: axes of the leaf that are summed over, so that it is no stack along them.
     """
 
     leaf: Leaf
@@ -82,6 +89,8 @@ class Use:
     output: Shape
     extent: Shape
     macs: int
+    stacked: frozenset[int] = frozenset()
+    summed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,10 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Found:
         RankfoldError: this version of JAX writes its jaxprs in another way.
     """
     found = Found()
-    labels = [None if leaf is None else Label(leaf) for leaf in leaves]
+    labels = [
+        None if leaf is None else Label(leaf, axes=tuple(range(len(shape_of(var)))))
+        for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
+    ]
     labels += [None] * (len(closed.jaxpr.invars) - len(labels))
     _walk(closed.jaxpr, labels, 1, found)
     return found
@@ -201,7 +213,9 @@ def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
         return None
     before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
     if eqn.primitive.name in MOVING:
-        return label if math.prod(before) == math.prod(after) else None
+        if math.prod(before) != math.prod(after):
+            return None
+        return replace(label, axes=_axes(eqn, label, before, after))
     one_of_a_stack = (
         eqn.primitive.name == "gather"
         and len(before) > 2
@@ -210,8 +224,37 @@ def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
     if eqn.primitive.name in SLICING or one_of_a_stack:
         if not math.prod(after) or math.prod(before) % math.prod(after):
             return None
-        return replace(label, slices=label.slices * (math.prod(before) // math.prod(after)))
+        axes, taken = label.axes, label.taken
+        if axes is not None and len(before) == len(after):
+            cut = [axis for axis, b, a in zip(axes, before, after, strict=True) if b != a]
+            taken = (*taken, *cut)
+        else:
+            axes, taken = None, (*taken, None)
+        ratio = math.prod(before) // math.prod(after)
+        return replace(label, slices=label.slices * ratio, axes=axes, taken=taken)
     return None
+
+
+def _axes(
+    eqn: JaxprEqn, label: Label, before: Shape, after: Shape
+) -> tuple[int | None, ...] | None:
+    """Which axis of the leaf each axis of a moved value is."""
+    axes, name = label.axes, eqn.primitive.name
+    if axes is None or before == after:
+        return axes if name not in ("transpose", "rev") or axes is None else _permuted(eqn, axes)
+    if name == "transpose":
+        return _permuted(eqn, axes)
+    long = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
+    if [size for size in before if size != 1] != [size for size in after if size != 1]:
+        return None
+    kept = iter(long)
+    return tuple(next(kept) if size != 1 else None for size in after)
+
+
+def _permuted(eqn: JaxprEqn, axes: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    if eqn.primitive.name == "rev":
+        return axes
+    return tuple(axes[axis] for axis in param(eqn, "permutation"))
 
 
 def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
@@ -231,7 +274,10 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
         free = tuple(size for axis, size in enumerate(other) if axis not in taken)
         extent = (times, *free) if times > 1 else free
         macs = math.prod(output) * math.prod(weight[axis] for axis in contract[side])
-        return Use(label.leaf, name, weight, other, output, extent, macs * repeats)
+        known = label.axes or (None,) * len(weight)
+        stacked = _known(*label.taken, *(known[axis] for axis in batch[side]))
+        summed = _known(*(known[axis] for axis in contract[side]))
+        return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked, summed)
     if side == 0 or param(eqn, "batch_group_count") != 1:
         return None
     spec = param(eqn, "dimension_numbers")
@@ -241,7 +287,12 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     positions = math.prod(extent) // times if transposed else math.prod(output)
     rows = weight[spec.rhs_spec[0]]
     macs = math.prod(weight) * (positions if transposed else positions // rows)
-    return Use(label.leaf, name, weight, other, output, extent, macs * repeats)
+    stacked = _known(*label.taken)
+    return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked)
+
+
+def _known(*axes: int | None) -> frozenset[int]:
+    return frozenset(axis for axis in axes if axis is not None)
 
 
 def look_up(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
@@ -274,10 +325,7 @@ def _scan(
 ) -> list[Label | None]:
     consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
     length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
-    sliced = [
-        None if label is None else replace(label, slices=label.slices * length)
-        for label in labels[consts + carried :]
-    ]
+    sliced = sliced_by_scan(labels[consts + carried :], length)
 
     def walk(carry: Sequence[Label | None], into: Found) -> list[Label | None]:
         inside = [*labels[:consts], *carry, *sliced]
@@ -287,6 +335,19 @@ def _scan(
     merge(found, inner)
     _lost(labels[consts : consts + carried], carry, "scan", found)
     return [*carry, *(None for _ in eqn.outvars[carried:])]
+
+
+def sliced_by_scan(labels: Sequence[Label | None], length: int) -> list[Label | None]:
+    """The labels of what a scan hands to its body, slice by slice of the first axis."""
+    inside: list[Label | None] = []
+    for label in labels:
+        if label is None:
+            inside.append(None)
+            continue
+        first, rest = (None, None) if label.axes is None else (label.axes[0], label.axes[1:])
+        slices = label.slices * length
+        inside.append(replace(label, slices=slices, axes=rest, taken=(*label.taken, first)))
+    return inside
 
 
 def _while(
@@ -361,7 +422,7 @@ def _lost(
 
 def shape_of(value: Any) -> Shape:
     """The shape of a variable or a literal of a jaxpr."""
-    return tuple(value.aval.shape)
+    return tuple(getattr(value.aval, "shape", ()))
 
 
 def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,18 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.errors import RankfoldError
-from rankfold_jax.jaxprs import Found, Label, Leaf, called, param, product, shape_of, step, traced
+from rankfold_jax.jaxprs import (
+    Found,
+    Label,
+    Leaf,
+    called,
+    param,
+    product,
+    shape_of,
+    sliced_by_scan,
+    step,
+    traced,
+)
 
 Sums: TypeAlias = dict[Leaf, jax.Array]
 Labels: TypeAlias = Sequence[Label | None]
@@ -46,7 +57,10 @@ def second_moments(
         RankfoldError: this version of JAX writes its jaxprs in another way.
     """
     closed, tree = traced(function, params, *inputs)
-    labels: list[Label | None] = [None if leaf is None else Label(leaf) for leaf in leaves]
+    labels: list[Label | None] = [
+        None if leaf is None else Label(leaf, axes=tuple(range(len(shape_of(var)))))
+        for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
+    ]
     values = [*jax.tree.leaves(params), *jax.tree.leaves(inputs)]
     labels += [None] * (len(values) - len(labels))
     outputs, _, sums = _evaluate(closed.jaxpr, closed.consts, values, labels)
@@ -161,7 +175,7 @@ def _scan(
     ends = consts + carried
     held = _settled(eqn, labels)
     sliced = {label.leaf for label in labels[ends:] if label is not None}
-    inside = [*labels[:consts], *held, *labels[ends:]]
+    inside = [*labels[:consts], *held, *sliced_by_scan(labels[ends:], param(eqn, "length"))]
 
     def one(carry: Any, xs: Any) -> Any:
         values = [*arguments[:consts], *carry, *xs]

@@ -52,47 +52,68 @@ def _moved(ndim: int, axes: Sequence[int]) -> list[int]:
     return [size - 1 for size in np.moveaxis(sizes, range(len(axes)), axes).shape]
 
 
-def find_stack(
-    found: tuple[int, ...],
+@dataclass(frozen=True)
+class Seen:
+    """What a trace showed of the axes of a kernel.
+
+    Attributes:
+        stacked: along these it is a stack.
+        own: these are axes of one layer's kernel.
+    """
+
+    stacked: frozenset[int] = frozenset()
+    own: frozenset[int] = frozenset()
+
+
+def find_stacks(
+    kernel: tuple[int, ...],
     one: tuple[int, ...],
     bias: tuple[int, ...] | None,
     one_bias: tuple[int, ...],
-) -> Stack:
-    """The stack of a kernel of which a layer's own shape is known.
+    seen: Seen,
+) -> tuple[Stack, Stack]:
+    """The stacks of a kernel and a bias of which one layer's own shapes are known.
 
     Args:
-        found: the shape of the kernel as it is stored.
+        kernel: the shape as it is stored.
         one: the shape of one layer's kernel.
-        bias: the shape of the bias as it is stored; None without one.
+        bias: the shape as it is stored; None without one.
         one_bias: the shape of one layer's bias.
+        seen: what a trace showed of the axes of the kernel.
 
     Raises:
         Refused: the shapes do not fit, or fit in more than one way.
     """
-    extra = len(found) - len(one)
-    if extra == 0 and found == one:
-        return Stack()
-    places = list(_places(found, one))
-    if bias is not None:
-        agreeing = [axes for axes in places if axes in _places(bias, one_bias)]
-        places = agreeing or places
-    if not places:
-        raise Refused(f"its kernel has shape {found}, which is not a stack of {one}")
-    if len(places) > 1:
+    if kernel == one and bias in (None, one_bias):
+        return Stack(), Stack()
+    ways = [
+        (axes, behind)
+        for axes in _places(kernel, one)
+        if seen.stacked.issubset(axes) and seen.own.isdisjoint(axes)
+        for behind in ([()] if bias is None else _places(bias, one_bias))
+        if bias is None or [kernel[a] for a in axes] == [bias[a] for a in behind]
+    ]
+    if not ways:
+        raise Refused(f"its kernel has shape {kernel}, which is not a stack of {one}")
+    if len(ways) > 1:
         raise Refused(
-            f"its kernel of shape {found} is a stack of {one} along more than one possible axis"
+            f"its kernel of shape {kernel} is a stack of {one} along more than one possible axis; "
+            "give inputs=, or let the number of layers be no size of the kernel"
         )
-    axes = places[0]
-    sizes_of = tuple(found[axis] for axis in axes)
-    if axes == (len(found) - 1,) and len(found) > 1:
-        axes = (-1,)
-    return Stack(axes, sizes_of)
+    ((axes, behind),) = ways
+    sizes = tuple(kernel[axis] for axis in axes)
+    return Stack(_from_end(axes, kernel), sizes), Stack(_from_end(behind, bias or ()), sizes)
+
+
+def _from_end(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last axis counts from the end: it is last in the arrays of the stages, too."""
+    return (-1,) if axes == (len(shape) - 1,) and len(shape) > 1 else axes
 
 
 def _places(found: tuple[int, ...], one: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The axes whose removal leaves the shape of one layer."""
-    fitting = []
-    for axes in itertools.combinations(range(len(found)), max(len(found) - len(one), 0)):
-        if tuple(size for axis, size in enumerate(found) if axis not in axes) == one:
-            fitting.append(axes)
-    return fitting
+    return [
+        axes
+        for axes in itertools.combinations(range(len(found)), max(len(found) - len(one), 0))
+        if tuple(size for axis, size in enumerate(found) if axis not in axes) == one
+    ]

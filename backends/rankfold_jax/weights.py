@@ -80,7 +80,7 @@ def data_of(value: Any) -> Any:
 
 def _like(array: jax.Array, like: Any) -> jax.Array:
     if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        array = jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(like)))
+        array = jax.random.wrap_key_data(array, impl=like.dtype._impl)  # has no public name
     if isinstance(like, jax.Array) and like.committed:
         return put(array, like.sharding)
     return array

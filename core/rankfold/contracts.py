@@ -146,7 +146,7 @@ class Adapter(Protocol):
         """The further paths under which a shared layer is found."""
 
     def read(self, model: Any, path: str) -> Op:
-        """The layer as an op.
+        """The layer as an op; with a `rankfold.ops.blank` weight where it has no values yet.
 
         Raises:
             Refused: the layer must be left alone, and why.

@@ -277,6 +277,16 @@ def grouped(op: Op) -> Array:
     return weight.reshape(op.groups, weight.shape[0] // op.groups, *weight.shape[1:])
 
 
+def blank(*shape: int) -> Array:
+    """An all-zero array that takes no memory, for an op of which only the shape is known."""
+    return np.broadcast_to(np.zeros((), dtype=np.float32), shape)
+
+
+def is_blank(op: Op) -> bool:
+    """Whether only the shape of an op is known."""
+    return op.weight.size > 1 and not any(op.weight.strides)
+
+
 def with_weight(op: Op, weight: Array) -> Op:
     """The same layer with another weight of the same shape."""
     if weight.shape != op.weight.shape:

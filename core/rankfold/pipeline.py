@@ -16,7 +16,7 @@ from rankfold.candidates import Layer
 from rankfold.contracts import Adapter, Choice, Decomposition, Placement, Policy, Trace
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Extent, Op, describe
+from rankfold.ops import Extent, Op, describe, is_blank
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -332,6 +332,8 @@ class _Run:
 
 
 def _unfit(op: Op) -> str:
+    if is_blank(op):
+        return "it has only a shape, no values"
     try:
         magnitude(op.weight)
     except Refused as refused:

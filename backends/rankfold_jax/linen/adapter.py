@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.core import FrozenDict, freeze, unfreeze
+from flax.core import freeze, unfreeze
 
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Array, Chain, Op
+from rankfold.ops import Array, Chain, Op, blank, with_weight
 from rankfold_jax.forms import Roles
 from rankfold_jax.linen.compressed import Path, compressed, noting
 from rankfold_jax.linen.layers import (
@@ -27,7 +27,8 @@ from rankfold_jax.linen.layers import (
 )
 from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
 from rankfold_jax.sharding import Axes, epsilon, to_numpy
-from rankfold_jax.stacks import Stack, find_stack
+from rankfold_jax.stacks import Stack, find_stacks
+from rankfold_jax.uses import seen_axes
 from rankfold_jax.weights import load_arrays, save_arrays
 
 _FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
@@ -41,13 +42,13 @@ class Built:
         specs: of the stages.
         params: {'lr0': {'kernel': ...}, ...}.
         layer: the layer replaced.
-        stack: of its arrays.
+        stacks: of its kernel and of its bias.
     """
 
     specs: tuple[StageSpec, ...]
     params: dict[str, dict[str, Any]]
     layer: Recorded
-    stack: Stack
+    stacks: list[Stack]
 
 
 class LinenAdapter:
@@ -62,16 +63,17 @@ class LinenAdapter:
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""
         recording = self._recorded(model)
+        nodes = _nodes(model)
+        called = [path for path in recording.layers if path in nodes]
         others = [
             path
-            for path, node in _nodes(model).items()
+            for path, node in nodes.items()
             if path not in recording.layers
-            and path not in recording.vectors
+            and (path in recording.matrices or path not in recording.classes)
             and any(is_matrix(value) for value in node.values())
         ]
         return {
-            ".".join(path): recording.classes.get(path, "module")
-            for path in (*recording.layers, *others)
+            ".".join(path): recording.classes.get(path, "module") for path in (*called, *others)
         }
 
     def size(self, model: nn.Module) -> int:
@@ -96,7 +98,10 @@ class LinenAdapter:
             stack_of.to_front(_numbers(array))
             for array, stack_of in zip(arrays, stack, strict=True)
         )
-        return layer.form.op(kernel, bias[0] if bias else None)
+        op = layer.form.op(kernel, bias[0] if bias else None)
+        if isinstance(unboxed(arrays[0]), jax.ShapeDtypeStruct):
+            return with_weight(op, blank(*op.weight.shape))
+        return op
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> Built:
         """The chain as stock layers that are made within the layer replaced."""
@@ -118,7 +123,7 @@ class LinenAdapter:
                     )
             specs.append(StageSpec(stage.form, stage.bias is not None, *boxes))
             params[f"lr{place}"] = named
-        return Built(tuple(specs), params, layer, stacks[0])
+        return Built(tuple(specs), params, layer, stacks)
 
     def run(self, module: Built, x: Array) -> Array:
         """The chain's output, computed in float64."""
@@ -128,7 +133,7 @@ class LinenAdapter:
             layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
             params = [
                 {
-                    key: module.stack.to_front(np.asarray(unboxed(value)).astype(np.float64))
+                    key: module.stacks[key == "bias"].to_front(_double(value))
                     for key, value in named.items()
                 }
                 for named in module.params.values()
@@ -144,7 +149,7 @@ class LinenAdapter:
                     outputs.append(np.asarray(y))
                 return np.stack(outputs)
 
-            return form.run(call, x, module.stack.count)
+            return form.run(call, x, module.stacks[0].count)
 
     def precision(self, model: nn.Module, path: str) -> float:
         """Machine epsilon of the layer's parameters."""
@@ -164,14 +169,12 @@ class LinenAdapter:
         module, variables = model.unbind()
         table = tuple((_path(path), built.specs) for path, built in modules.items())
         small = compressed(module, table)
-        frozen = isinstance(variables, FrozenDict)
-        changed = dict(variables)
-        params: Any = unfreeze(freeze(dict(changed["params"])))
+        params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
         for path, built in modules.items():
             _put(params, _path(path), built)
-        changed["params"] = freeze(params) if frozen else params
+        changed = {**variables, "params": params}
         self._check(small, changed, {path for path, _ in table})
-        return small.bind(freeze(changed) if frozen else changed)
+        return small.bind(changed)
 
     def save_weights(self, model: nn.Module, file: File) -> None:
         """Every variable of every collection."""
@@ -211,19 +214,11 @@ class LinenAdapter:
         for name, value in zip(names, arrays, strict=True):
             _check_array(name, value)
         shapes = [tuple(unboxed(value).shape) for value in arrays]
-        stack = find_stack(
-            shapes[0],
-            layer.form.kernel_shape,
-            shapes[1] if layer.bias else None,
-            layer.form.bias_shape,
-        )
-        stacks = [stack]
-        if layer.bias:
-            axes = stack.axes
-            if len(axes) == 1 and axes[0] >= len(shapes[1]):
-                axes = (-1,)
-            stacks.append(Stack(axes, stack.sizes))
-        return layer, arrays, stacks
+        bias = shapes[1] if layer.bias else None
+        form = layer.form
+        seen = seen_axes(path, recording.found)
+        stacks = find_stacks(shapes[0], form.kernel_shape, bias, form.bias_shape, seen)
+        return layer, arrays, list(stacks[: len(arrays)])
 
     def _check(self, small: nn.Module, variables: Any, planned: set[Path]) -> None:
         """Traces the compressed model: every planned layer must have been replaced."""
@@ -269,6 +264,11 @@ def _numbers(value: Any) -> Array:
     if isinstance(array, jax.ShapeDtypeStruct):
         return np.zeros(array.shape, np.float32)
     return to_numpy(array)
+
+
+def _double(value: Any) -> Array:
+    numbers: Array = np.asarray(unboxed(value)).astype(np.float64)
+    return numbers
 
 
 def _boxed(

@@ -39,10 +39,14 @@ if not hasattr(nn.Module, "_call_wrapped_method"):
 
 @dataclass
 class _Active(threading.local):
-    """The compressed modules whose methods are running in this thread."""
+    """The compressed modules whose methods are running in this thread.
+
+    While it is noted what fires, a token of its own sees to it that everything is traced anew.
+    """
 
     roots: tuple[tuple[Table, Path], ...] = ()
     fired: set[Path] | None = None
+    token: object = None
 
 
 _active = _Active()
@@ -103,11 +107,13 @@ def _restored(cls: Any, table: Table, fields: dict[str, Any]) -> nn.Module:
 @contextmanager
 def noting() -> Iterator[set[Path]]:
     """Gathers the paths at which chains are put in the place of layers."""
-    before, _active.fired = _active.fired, set()
+    before = _active.fired, _active.token
+    fired: set[Path] = set()
+    _active.fired, _active.token = fired, object()
     try:
-        yield _active.fired
+        yield fired
     finally:
-        _active.fired = before
+        _active.fired, _active.token = before
 
 
 @contextmanager
@@ -119,7 +125,7 @@ def _replacing(table: Table, root: Path) -> Iterator[None]:
     _active.roots = (*before, (table, root))
     try:
         with ExitStack() as stack:
-            stack.enter_context(replacements(_active.roots))
+            stack.enter_context(replacements((_active.roots, _active.token)))
             stack.enter_context(nn.intercept_methods(_Interceptor(dict(table), root)))
             yield
     finally:

@@ -7,6 +7,7 @@ their parameters is read off the jaxpr.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from rankfold_jax import jaxprs
 from rankfold_jax.forms import Form
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.linen.layers import (
+    ATTEND,
     CALLS,
     array_name,
     form_of,
@@ -63,7 +65,9 @@ class Recording:
     Attributes:
         layers: the stock layers called, in order.
         classes: the class name of every module called.
-        vectors: the modules called that have no matrix of their own, stacked or not.
+        matrices: the modules called that have a matrix of their own, a stack of vectors is none.
+        calls: how often each of the stock layers was called, at least.
+        found: what the jaxpr does with the kernels.
         trace: the extents of the layers' inputs, and why some must be left alone.
         inputs: the example inputs.
     """
@@ -71,7 +75,8 @@ class Recording:
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.layers: dict[Path, Recorded] = {}
         self.classes: dict[Path, str] = {}
-        self.vectors: set[Path] = set()
+        self.matrices: set[Path] = set()
+        self.calls: Counter[Path] = Counter()
         self.inputs = Inputs(inputs)
         module, variables = model.unbind()
         params = variables.get("params", {})
@@ -93,18 +98,20 @@ class Recording:
                 closed, _ = jaxprs.traced(forward, params, others, self.inputs.arrays)
             except Exception as error:  # whatever the model raises on these inputs
                 raise failed(error) from error
-        self.trace = self._trace(jaxprs.find(closed, labels))
+        self.found = jaxprs.find(closed, labels)
+        self.trace = self._trace(self.found)
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = function(*args, **kwargs)
         module: Any = context.module
         if module.scope is None:
-            return output
+            return function(*args, **kwargs)
         path = tuple(module.scope.path)
         self.classes.setdefault(path, type(module).__name__)
+        output = function(*args, **kwargs)
         own = module.variables.get("params", {}).values()
-        if not any(is_matrix(value) for value in own if not isinstance(value, Mapping)):
-            self.vectors.add(path)
+        if any(is_matrix(value) for value in own if not isinstance(value, Mapping)):
+            self.matrices.add(path)
+        self.calls[path] += context.orig_method.func in (*CALLS, ATTEND)
         kind = CALLS.get(context.orig_method.func)
         if kind is None or not module.has_variable("params", array_name(kind)):
             return output
@@ -122,7 +129,8 @@ class Recording:
                 continue
             try:
                 own = own_product(layer.module)
-                extents[name] = extents_of(name, layer.form, found, own=own)
+                calls = self.calls[path]
+                extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
             except Refused as refused:
                 refusals[name] = refused.reason
         return Trace(extents, refusals)

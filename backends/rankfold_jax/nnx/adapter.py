@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
-from rankfold.ops import Array, Chain, Op
+from rankfold.ops import Array, Chain, Op, blank, with_weight
+from rankfold_jax import jaxprs
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.graph import exchanged, modules, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
+from rankfold_jax.stacks import Seen
 from rankfold_jax.weights import load_arrays, save_arrays
+
+T = TypeVar("T")
 
 
 class NNXAdapter:
@@ -28,8 +31,9 @@ class NNXAdapter:
     """
 
     def __init__(self) -> None:
-        self._modules: Callable[[nnx.Module], dict[str, nnx.Module]] = cache(modules)
-        self._surroundings: Callable[[nnx.Module], Surroundings] = cache(Surroundings)
+        self._modules = _by_identity(modules)
+        self._surroundings = _by_identity(Surroundings)
+        self._seen: dict[str, Seen] = {}
         self._built: dict[int, tuple[layers.Chain, layers.Held]] = {}
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
@@ -52,17 +56,21 @@ class NNXAdapter:
         check_class(module)
         check_state(module)
         self._surroundings(model).check(path, module)
-        held = layers.held(module)
-        return held.form.op(*held.arrays())
+        held = layers.held(module, self._seen.get(path, Seen()))
+        op = held.form.op(*held.arrays())
+        if isinstance(held.kernel.get_raw_value(), jax.ShapeDtypeStruct):
+            return with_weight(op, blank(*op.weight.shape))
+        return op
 
     def trace(self, model: nnx.Module, inputs: Any) -> Trace:
         """One abstract forward pass; nothing is computed."""
-        return tracing.trace(model, tracing.array_holders(model), inputs)
+        trace, self._seen = tracing.trace(model, tracing.array_holders(model), inputs)
+        return trace
 
     def build(self, model: nnx.Module, path: str, chain: Chain) -> nnx.Module:
         """A `Chain`, which is an `nnx.Sequential` of stock layers."""
         module = self._modules(model)[path]
-        held = layers.held(module)
+        held = layers.held(module, self._seen.get(path, Seen()))
         built = layers.build(held.form.stages(chain, held.stack.count), module, held)
         self._built[id(built)] = (built, held)
         return built
@@ -71,7 +79,7 @@ class NNXAdapter:
         """The module's output, computed in float64."""
         built, held = self._built[id(module)]
         with jax.enable_x64(True):
-            return held.form.run(layers.runner(built, held.stack), x, held.stack.count)
+            return held.form.run(layers.runner(built, held), x, held.stack.count)
 
     def precision(self, model: nnx.Module, path: str) -> float:
         """Machine epsilon of the layer's parameters."""
@@ -89,22 +97,38 @@ class NNXAdapter:
             return modules[""]
         target = model if inplace else nnx.clone(model)
         own = dict(paths(target))
-        exchanged(target, {id(own[path]): module for path, module in modules.items()}, set())
+        exchanged(target, {id(own[path]): module for path, module in modules.items()}, {})
         return target
 
     def save_weights(self, model: nnx.Module, file: Path) -> None:
-        """Every Variable, shared ones once."""
-        save_arrays({name: v.get_raw_value() for name, v in _named(model).items()}, file)
+        """Every array of the model's state, shared ones once."""
+        save_arrays(_arrays(model), file)
 
     def load_weights(self, model: nnx.Module, file: Path) -> nnx.Module:
-        """Fills every Variable after checking names, shapes and dtypes."""
-        named = _named(model)
-        loaded = load_arrays(file, {name: v.get_raw_value() for name, v in named.items()})
-        for name, value in loaded.items():
-            named[name].set_raw_value(value)
+        """Fills the model's state after checking names, shapes and dtypes."""
+        state = nnx.state(model)
+        loaded = load_arrays(file, _arrays(model))
+        nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
 
 
-def _named(model: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    flat = nnx.to_flat_state(nnx.state(model))
-    return {".".join(map(str, path)): variable for path, variable in flat}
+def _arrays(model: nnx.Module) -> dict[str, Any]:
+    """The arrays of the model's state by name, in the order of its leaves."""
+    named: dict[str, Any] = {}
+    for path, value in nnx.to_flat_state(nnx.state(model)):
+        for rest, leaf in jaxprs.leaves_of(value):
+            inside = rest.removeprefix("value").removeprefix(".")
+            named[".".join(part for part in (*map(str, path), inside) if part)] = leaf
+    return named
+
+
+def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], T]:
+    """Remembers what a function gave for each model; models need not be hashable."""
+    known: dict[int, T] = {}
+
+    def remembered(model: nnx.Module) -> T:
+        if id(model) not in known:
+            known[id(model)] = function(model)
+        return known[id(model)]
+
+    return remembered

@@ -8,16 +8,24 @@ from typing import Any
 import jax
 from flax import nnx
 
+from rankfold.errors import RankfoldError
+
 _HIDDEN = "_pytree__"
 
 
 def modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Every module once, in the order in which attributes were set: path to module."""
+    """Every module once, in the order in which attributes were set: path to module.
+
+    Raises:
+        RankfoldError: two have the same path, as a key with a dot can bring about.
+    """
     first: dict[int, None] = {}
     found = {}
     for path, module in paths(model):
         if id(module) not in first:
             first[id(module)] = None
+            if path in found:
+                raise RankfoldError(f"two modules have the path {path!r}; rename one's attribute")
             found[path] = module
     return found
 
@@ -56,16 +64,21 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
                 yield jax.tree_util.keystr(path, simple=True, separator="."), value
 
 
-def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: set[int]) -> Any:
+def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:
     """A node with modules exchanged by identity, wherever it holds them.
 
     Modules, dicts and lists are changed in place; what cannot be is made anew if need be.
+
+    Args:
+        node: a module or anything that one holds.
+        new: by id of a module, what comes in its place.
+        seen: by id of a node, what has become of it; filled on the way.
     """
     if id(node) in new:
         return new[id(node)]
     if id(node) in seen:
-        return node
-    seen.add(id(node))
+        return seen[id(node)]
+    seen[id(node)] = node
     if isinstance(node, nnx.List):
         for index, item in enumerate(list(node)):
             changed = exchanged(item, new, seen)
@@ -84,14 +97,15 @@ def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: set[int]) -> Any:
             if changed is not value:
                 node[key] = changed
         return node
-    return _made_anew(node, new, seen)
+    seen[id(node)] = _made_anew(node, new, seen)
+    return seen[id(node)]
 
 
 def _as_data(value: Any) -> Any:
     return value if isinstance(value, nnx.Pytree) else nnx.data(value)
 
 
-def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: set[int]) -> Any:
+def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:
     if not any(True for _ in children(node)):
         return node
     held, tree = _one_level(node)

@@ -19,7 +19,7 @@ from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form, Roles, Stage
 from rankfold_jax.sharding import Axes, to_numpy
-from rankfold_jax.stacks import Stack, find_stack
+from rankfold_jax.stacks import Seen, Stack, find_stacks
 
 KINDS: tuple[type[nnx.Module], ...] = (
     nnx.Linear,
@@ -37,7 +37,7 @@ _PRODUCTS = {
     nnx.Conv: ("conv_general_dilated",),
 }
 _NAMES = ("out_sharding", "sharding_names", "sharding")
-_CARRIED = (bool, int, float, str, tuple, type(None))
+_DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
 
 
 class Chain(nnx.Sequential):
@@ -79,16 +79,17 @@ class Chain(nnx.Sequential):
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A layer as it is held: its form, its stack and its arrays with the stack in front."""
+    """A layer as it is held: its form, its Variables and the stacks these are."""
 
     form: Form
     stack: Stack
+    bias_stack: Stack
     kernel: nnx.Variable[Any]
     bias: nnx.Variable[Any] | None
 
     def arrays(self) -> tuple[Array, Array | None]:
         """(count, *kernel_shape) and (count, *bias_shape)."""
-        bias = None if self.bias is None else _bias_stack(self).to_front(numbers(self.bias))
+        bias = None if self.bias is None else self.bias_stack.to_front(numbers(self.bias))
         return self.stack.to_front(numbers(self.kernel)), bias
 
 
@@ -108,8 +109,12 @@ def kernel_name(module: nnx.Module) -> str:
     return "embedding" if isinstance(module, nnx.Embed) else "kernel"
 
 
-def held(module: Any) -> Held:
+def held(module: Any, seen: Seen) -> Held:
     """A stock layer, read.
+
+    Args:
+        module: the layer.
+        seen: what a trace showed of the axes of its kernel.
 
     Raises:
         Refused: it computes what no op does, or its arrays do not have the shapes it says.
@@ -118,19 +123,10 @@ def held(module: Any) -> Held:
     bias = getattr(module, "bias", None)
     form = form_of(module)
     found = None if bias is None else tuple(bias.get_raw_value().shape)
-    stack = find_stack(
-        tuple(kernel.get_raw_value().shape), form.kernel_shape, found, form.bias_shape
+    stacks = find_stacks(
+        tuple(kernel.get_raw_value().shape), form.kernel_shape, found, form.bias_shape, seen
     )
-    return Held(form, stack, kernel, bias)
-
-
-def _bias_stack(layer: Held) -> Stack:
-    assert layer.bias is not None
-    shape = tuple(layer.bias.get_raw_value().shape)
-    axes = layer.stack.axes
-    if len(axes) == 1 and axes[0] >= len(shape):
-        axes = (-1,)
-    return Stack(axes, layer.stack.sizes)
+    return Held(form, *stacks, kernel, bias)
 
 
 def numbers(variable: nnx.Variable[Any]) -> Array:
@@ -160,8 +156,6 @@ def form_of(module: Any) -> Form:
         return EinsumForm(
             module.einsum_str, tuple(module.kernel_shape), tuple(module.bias_shape or ())
         )
-    if module.mask is not None:
-        raise Refused("masked")
     axes = len(module.kernel_size)
     shared = (
         tuple(module.kernel_size),
@@ -196,7 +190,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
         setattr(made, made_name, variable)
         if stage.bias is not None:
             assert layer.bias is not None
-            stack = _bias_stack(layer)
+            stack = layer.bias_stack
             variable = _variable(
                 layer.bias,
                 stack.back(stage.bias),
@@ -208,7 +202,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
         built.append(made)
     chain = Chain(*built)
     for name, value in vars(module).items():
-        if isinstance(value, _CARRIED) and not hasattr(chain, name):
+        if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)
     return chain
 
@@ -308,20 +302,29 @@ def plain(module: Chain) -> Chain:
     return double
 
 
-def runner(module: Chain, stack: Stack) -> Callable[[Array], Array]:
+def runner(module: Chain, layer: Held) -> Callable[[Array], Array]:
     """The chain as a function of stacked inputs, in the precision that is switched on."""
     double = plain(module)
+    stack = layer.stack
 
     def once(layer: Chain, x: Any) -> Any:
         return layer(x)
 
     function: Callable[[Chain, Any], Any] = once
     for depth in reversed(range(len(stack.axes))):
-        axis = stack.axes[depth] - depth if stack.axes[depth] >= 0 else stack.axes[depth]
-        function = nnx.vmap(function, in_axes=(nnx.StateAxes([(..., axis)]), 0))
+        kernel, bias = (_without(s.axes, depth) for s in (stack, layer.bias_stack))
+        axes = nnx.StateAxes([(nnx.PathContains("bias"), bias), (..., kernel)])
+        function = nnx.vmap(function, in_axes=(axes, 0))
 
     def call(x: Array) -> Array:
         y = np.asarray(function(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))
         return y.reshape(len(x), *y.shape[len(stack.sizes) :])
 
     return call
+
+
+def _without(axes: tuple[int, ...], depth: int) -> int | None:
+    """Where an axis of a stack lies once the ones before it are gone."""
+    if depth >= len(axes):
+        return None
+    return axes[depth] - depth if axes[depth] >= 0 else axes[depth]

@@ -22,9 +22,13 @@ def check_class(module: nnx.Module) -> None:
     Raises:
         Refused: and why.
     """
-    if kind_of(module) is not None:
+    kind, name = kind_of(module), type(module).__name__
+    if kind is not None:
+        above = type(module).__mro__[: type(module).__mro__.index(kind)]
+        own = sorted({part for cls in above for part in vars(cls) if not part.startswith("_")})
+        if own:
+            raise Refused(f"{name} has {own[0]!r} besides what nnx.{kind.__name__} has")
         return
-    name = type(module).__name__
     if isinstance(module, KINDS):
         raise Refused(f"{name} has a call of its own")
     raise Refused(f"no rule reads a {name}")
@@ -37,6 +41,8 @@ def check_state(module: nnx.Module) -> None:
         Refused: and why.
     """
     own = {kernel_name(module), "bias"}
+    if getattr(module, "mask", None) is not None:
+        raise Refused("masked")
     extra = [
         name
         for name, value in children(module)
@@ -45,6 +51,12 @@ def check_state(module: nnx.Module) -> None:
     if extra:
         raise Refused(f"it holds {', '.join(sorted(extra))} besides {' and '.join(sorted(own))}")
     for name, variable in variables(module).items():
+        if not hasattr(variable, "get_metadata"):
+            raise Refused(f"its {name} is a Variable of the kind 'hijax'")
+        metadata = variable.get_metadata()
+        for kind in ("hijax", "ref"):
+            if metadata.get(kind):
+                raise Refused(f"its {name} is a Variable of the kind {kind!r}")
         value = variable.get_raw_value()
         if not isinstance(value, jax.Array | jax.ShapeDtypeStruct) and not hasattr(value, "dtype"):
             raise Refused(f"its {name} is a {type(value).__name__}, not an array")
@@ -52,8 +64,8 @@ def check_state(module: nnx.Module) -> None:
             raise Refused(f"its {name} lies on devices of other processes")
         if value.dtype not in _FLOATS:
             raise Refused(f"its {name} is {value.dtype}; a float dtype is needed")
-        hooks = [key for key in variable.get_metadata() if key.startswith("on_")]
-        if any(variable.get_metadata()[hook] for hook in hooks):
+        hooks = [key for key in metadata if key.startswith("on_")]
+        if any(metadata[hook] for hook in hooks):
             raise Refused(f"its {name} has the hook {hooks[0]}, which would be lost")
     if not isinstance(getattr(module, kernel_name(module), None), nnx.Variable):
         raise Refused(f"its {kernel_name(module)} is no nnx.Variable")

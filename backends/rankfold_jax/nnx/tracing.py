@@ -6,12 +6,14 @@ that record who looks up their kernel; what the kernels are multiplied with is r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from rankfold.contracts import Trace
@@ -21,7 +23,8 @@ from rankfold_jax import jaxprs
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.nnx.graph import modules, variables
 from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
-from rankfold_jax.uses import extents_of
+from rankfold_jax.stacks import Seen
+from rankfold_jax.uses import extents_of, seen_axes
 from rankfold_jax.versions import replacements
 
 _PATH = "rankfold_path"
@@ -35,6 +38,7 @@ class Watch:
     def __init__(self) -> None:
         self.refusals: dict[str, str] = {}
         self.running: list[str] = []
+        self.calls: Counter[str] = Counter()
 
     def read(self, path: str, name: str) -> None:
         """An array of a layer is looked up."""
@@ -45,7 +49,9 @@ class Watch:
 _watches: list[Watch] = []
 
 
-def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> Trace:
+def trace(
+    model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any
+) -> tuple[Trace, dict[str, Seen]]:
     """Traces the model once and leaves it as it was.
 
     Args:
@@ -54,6 +60,9 @@ def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> T
         inputs: an array, a tuple or list (positional) or a mapping (keyword arguments); shapes
             (`jax.ShapeDtypeStruct`) are enough.
 
+    Returns:
+        The trace, and what it showed of the axes of the layers' kernels.
+
     Raises:
         RankfoldError: the model fails on the inputs.
     """
@@ -61,14 +70,22 @@ def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> T
     watch = Watch()
     copy = nnx.clone(model)
     inside = modules(copy)
-    watched = {path: inside[path] for path in layers if kind_of(inside[path]) is not None}
+    watched = {
+        path: inside[path]
+        for path in layers
+        if kind_of(inside[path]) is not None and _plain(inside[path])
+    }
     leaves: dict[int, str] = {}
     for path, module in watched.items():
         leaves[id(getattr(module, kernel_name(module)))] = path
         setattr(module, _PATH, path)
         module.__class__ = _watched(type(module))
     graphdef, state = nnx.split(copy)
-    labels = [leaves.get(id(variable)) for _, variable in nnx.to_flat_state(state)]
+    labels = [
+        leaves.get(id(value))
+        for _, value in nnx.to_flat_state(state)
+        for _ in jax.tree.leaves(value)
+    ]
 
     def forward(state: Any, arrays: list[Any]) -> Any:
         return given.call(nnx.merge(graphdef, state), arrays)
@@ -80,12 +97,16 @@ def trace(model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any) -> T
             raise failed(error) from error
     found = jaxprs.find(closed, labels)
     extents: dict[str, tuple[Extent, ...]] = {}
+    seen: dict[str, Seen] = {}
     for path, module in watched.items():
         try:
-            extents[path] = extents_of(path, form_of(module), found, own=_own(module))
+            seen[path] = seen_axes(path, found)
+            extents[path] = extents_of(
+                path, form_of(module), found, calls=watch.calls[path], own=_own(module)
+            )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    return Trace(extents, watch.refusals)
+    return Trace(extents, watch.refusals), seen
 
 
 def _own(module: Any) -> bool:
@@ -119,6 +140,7 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
             path = vars(self).get(_PATH)
             if not _watches or path is None:
                 return original(self, *args, **kwargs)
+            _watches[-1].calls[path] += 1
             running = _watches[-1].running
             running.append(path)
             try:
@@ -155,3 +177,9 @@ def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
 def _is_matrix(variable: nnx.Variable[Any]) -> bool:
     shape = getattr(variable.get_raw_value(), "shape", ())
     return isinstance(variable, nnx.Param) and sum(size > 1 for size in shape) > 1
+
+
+def _plain(module: nnx.Module) -> bool:
+    """Whether the kernel is an ordinary array, whose way through a jaxpr can be followed."""
+    value = getattr(module, kernel_name(module)).get_raw_value()
+    return isinstance(value, jax.Array | jax.ShapeDtypeStruct | np.ndarray)

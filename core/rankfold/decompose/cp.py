@@ -20,10 +20,10 @@ import numpy as np
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose import als
 from rankfold.decompose.direct import decompose
-from rankfold.decompose.stages import along, blank, cast, check_ranks, pointwise, trivial
+from rankfold.decompose.stages import along, cast, check_ranks, pointwise, trivial
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
-from rankfold.decompose.stages import along, blank, cast, check_ranks, place_scale
+from rankfold.decompose.stages import along, cast, check_ranks, place_scale
 from rankfold.hookspecs import hookimpl
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.spectrum import Spectrum
 
 RANKFOLD_API = (1, 0)

@@ -68,11 +68,6 @@ def trivial(op: Convolution, axis: int) -> bool:
     )
 
 
-def blank(*shape: int) -> Array:
-    """An all-zero array of any shape that takes no memory."""
-    return np.broadcast_to(np.zeros((), dtype=np.float32), shape)
-
-
 def cast(chain: Chain, op: Op) -> Chain:
     """The chain with its weights in the dtype of the layer it replaces."""
     dtype = op.weight.dtype

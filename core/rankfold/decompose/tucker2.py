@@ -17,10 +17,10 @@ import numpy as np
 from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
-from rankfold.decompose.stages import along, blank, cast, check_ranks, pointwise
+from rankfold.decompose.stages import along, cast, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles faster
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def distance() -> Callable[[Any, Any], float]:
+    """‖a − b‖ / ‖b‖."""
+
+    def between(a: Any, b: Any) -> float:
+        left, right = np.asarray(a).astype(np.float64), np.asarray(b).astype(np.float64)
+        assert left.shape == right.shape
+        return float(np.linalg.norm(left - right) / np.linalg.norm(right))
+
+    return between

@@ -1,0 +1,158 @@
+"""The same weights in PyTorch, NNX and Linen give the same plan and the same outputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+import rankfold as rf
+
+X = np.random.default_rng(1).standard_normal((2, 9, 10, 5)).astype(np.float32)
+SIZES = ((5, 24), (24, 30))
+RANKED = 12
+
+
+def weights() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Kernels (*kernel, in, out) of two convolutions and a matrix, of low rank and some noise."""
+    rng = np.random.default_rng(0)
+    made = []
+    for shape in ((3, 3, 5, 24), (3, 3, 24, 30), (30, 40)):
+        into, out = shape[-2:]
+        rank = min(into, out) // 3
+        core = rng.standard_normal((*shape[:-2], rank, rank))
+        kernel = np.einsum(
+            "ir,...rs,so->...io",
+            rng.standard_normal((into, rank)),
+            core,
+            rng.standard_normal((rank, out)),
+        )
+        kernel = kernel / kernel.std() + 0.2 * rng.standard_normal(shape)
+        made.append((kernel.astype(np.float32) / 20, rng.standard_normal(out).astype(np.float32)))
+    return made
+
+
+class LinenNet(linen.Module):
+    def setup(self) -> None:
+        self.a = linen.Conv(24, (3, 3), strides=2, padding=1)
+        self.b = linen.Conv(30, (3, 3), padding="SAME")
+        self.c = linen.Dense(40)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.c(linen.relu(self.b(linen.relu(self.a(x)))).mean((1, 2)))
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.a = nnx.Conv(5, 24, (3, 3), strides=2, padding=1, rngs=rngs)
+        self.b = nnx.Conv(24, 30, (3, 3), padding="SAME", rngs=rngs)
+        self.c = nnx.Linear(30, 40, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.c(nnx.relu(self.b(nnx.relu(self.a(x)))).mean((1, 2)))
+
+
+class TorchNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(5, 24, 3, stride=2, padding=1)
+        self.b = nn.Conv2d(24, 30, 3, padding="same")
+        self.c = nn.Linear(30, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+def in_torch() -> tuple[Any, Any]:
+    model = TorchNet()
+    for layer, (kernel, bias) in zip((model.a, model.b, model.c), weights(), strict=True):
+        weight = np.moveaxis(kernel, (-1, -2), (0, 1))
+        layer.weight.data = torch.from_numpy(np.ascontiguousarray(weight))
+        layer.bias.data = torch.from_numpy(bias)
+    return model, torch.from_numpy(np.moveaxis(X, -1, 1).copy())
+
+
+def in_nnx() -> tuple[Any, Any]:
+    model = NNXNet(nnx.Rngs(0))
+    for layer, (kernel, bias) in zip((model.a, model.b, model.c), weights(), strict=True):
+        layer.kernel[...] = jnp.asarray(kernel)
+        layer.bias[...] = jnp.asarray(bias)
+    return model, jnp.asarray(X)
+
+
+def in_linen() -> tuple[Any, Any]:
+    params = {
+        name: {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
+        for name, (kernel, bias) in zip("abc", weights(), strict=True)
+    }
+    return LinenNet().bind({"params": params}), jnp.asarray(X)
+
+
+FRAMEWORKS = {"torch": in_torch, "nnx": in_nnx, "linen": in_linen}
+
+
+def compressed(framework: str, policy: Any) -> tuple[rf.Plan, np.ndarray]:
+    model, x = FRAMEWORKS[framework]()
+    small = rf.compress(model, policy, inputs=x)
+    output = small.model(x)
+    return small.plan, output.detach().numpy() if framework == "torch" else np.asarray(output)
+
+
+@pytest.mark.parametrize("policy", [rf.VBMF(), rf.Energy(0.9), rf.Ratio(0.4)], ids=repr)
+@pytest.mark.parametrize("framework", ["nnx", "linen"])
+def test_plans_and_outputs_are_those_of_torch(framework: str, policy: Any) -> None:
+    plan, output = compressed(framework, policy)
+    expected_plan, expected = compressed("torch", policy)
+    assert len(plan.replaced) >= 2
+    for layer, wanted in zip(plan.layers, expected_plan.layers, strict=True):
+        assert (layer.path, layer.method, layer.ranks, layer.params, layer.macs, layer.op) == (
+            wanted.path,
+            wanted.method,
+            wanted.ranks,
+            wanted.params,
+            wanted.macs,
+            wanted.op,
+        )
+        if wanted.error is not None:
+            assert layer.error == pytest.approx(wanted.error, rel=1e-6)
+    assert np.linalg.norm(output - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+def loaded(code: str) -> set[str]:
+    """The frameworks that a fresh process has imported after running some code."""
+    names = ("torch", "jax", "flax", "tensorflow", "onnx")
+    report = f"\nimport sys; print(*[n for n in {names!r} if n in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code + report], check=True, capture_output=True, text=True
+    )
+    return set(found.stdout.split())
+
+
+def test_compressing_a_torch_model_loads_no_jax() -> None:
+    code = """
+import torch, rankfold as rf
+model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+rf.compress(model, rf.Ranks(2), inputs=torch.zeros(1, 8))
+"""
+    assert loaded(code) == {"torch"}
+
+
+def test_compressing_a_flax_model_loads_no_torch() -> None:
+    code = """
+import jax.numpy as jnp, rankfold as rf
+from flax import nnx
+rf.compress(nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0))), rf.Ranks(2), inputs=jnp.zeros(8))
+"""
+    assert loaded(code) == {"jax", "flax"}
+
+
+def test_listing_plugins_loads_no_framework() -> None:
+    assert loaded("import rankfold; from rankfold.registry import registry; registry()") == set()

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from rankfold import RankfoldError
+from rankfold_jax import jaxprs
+from rankfold_jax.jaxprs import Found, leaves_of
+from rankfold_jax.moments import second_moments
+
+X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
+W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
+STACK = np.random.default_rng(3).standard_normal((4, 5, 5)).astype(np.float32) / 3
+
+
+def found(function: Callable[..., Any], params: Any, *inputs: Any) -> Found:
+    closed, _ = jaxprs.traced(function, params, *inputs)
+    return jaxprs.find(closed, [name for name, _ in leaves_of(params)])
+
+
+def gathered(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Any, Any]:
+    names = [name for name, _ in leaves_of(params)]
+    return jax.jit(lambda p, *x: second_moments(function, p, names, *x))(params, *inputs)
+
+
+@jax.custom_jvp
+def doubled(x: jax.Array) -> jax.Array:
+    return 2 * x
+
+
+doubled.defjvp(lambda primals, tangents: (2 * primals[0], 2 * tangents[0]))
+
+
+@jax.custom_vjp
+def with_weight(x: jax.Array, w: jax.Array) -> jax.Array:
+    return x @ w
+
+
+with_weight.defvjp(lambda x, w: (x @ w, (x, w)), lambda saved, g: (g @ saved[1].T, saved[0].T @ g))
+
+CONSTRUCTS: dict[str, tuple[Callable[..., Any], tuple[int, ...], list[Any]]] = {
+    "plain": (lambda p, x: x @ p["w"], (2,), [X]),
+    "nested jit": (lambda p, x: jax.jit(jax.jit(lambda a: a @ p["w"]))(x), (2,), [X]),
+    "remat": (lambda p, x: jax.checkpoint(lambda a, w: a @ w)(x, p["w"]), (2,), [X]),
+    "custom_jvp": (lambda p, x: doubled(x) @ p["w"], (2,), [2 * X]),
+    "custom_vjp": (lambda p, x: with_weight(x, p["w"]), (2,), [X]),
+    "vmap over the input": (
+        lambda p, x: jax.vmap(lambda row: row @ p["w"])(x),
+        (2,),
+        [X],
+    ),
+    "cast": (lambda p, x: x @ p["w"].astype(jnp.float16).astype(jnp.float32), (2,), [X]),
+    "transposed": (lambda p, x: x @ p["w"].T.reshape(5, 5).T, (2,), [X]),
+    "scan": (
+        lambda p, x: lax.scan(lambda c, _: (c, c @ p["w"]), x, None, length=3)[1],
+        (3, 2),
+        [X, X, X],
+    ),
+    "fori_loop": (
+        lambda p, x: lax.fori_loop(0, 3, lambda i, c: c + 0 * (x @ p["w"]), x),
+        (3, 2),
+        [X, X, X],
+    ),
+    "while": (
+        lambda p, x: lax.while_loop(
+            lambda c: c[0] < 3, lambda c: (c[0] + 1, c[1] + 0 * (x @ p["w"])), (0, x)
+        ),
+        (2,),
+        [X, X, X],
+    ),
+    "cond": (lambda p, x: lax.cond(x.sum() > 99, lambda: x, lambda: x @ p["w"]), (2,), [X]),
+    "carried": (
+        lambda p, x: lax.scan(lambda c, _: ((c[0], c[1]), c[1] @ c[0]), (p["w"], x), None, 2)[1],
+        (2, 2),
+        [X, X],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CONSTRUCTS))
+def test_a_use_is_found_with_its_extent(name: str) -> None:
+    function, extent, _ = CONSTRUCTS[name]
+    (use,) = found(function, {"w": W}, X).of("w")
+    assert use.extent == extent
+    assert use.macs == np.prod(extent) * 25
+
+
+@pytest.mark.parametrize("name", list(CONSTRUCTS))
+def test_moments_are_those_of_the_inputs(name: str) -> None:
+    function, _, inputs = CONSTRUCTS[name]
+    output, sums = gathered(function, {"w": W}, X)
+    expected = sum(x.T @ x for x in inputs)
+    np.testing.assert_allclose(sums["w"], expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(output), jax.tree.leaves(function({"w": W}, X)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_a_scanned_stack_counts_every_slice_once() -> None:
+    def function(p: Any, x: Any) -> Any:
+        return lax.scan(lambda c, w: (c @ w, None), x, p["w"])[0]
+
+    (use,) = found(function, {"w": STACK}, X).of("w")
+    assert use.extent == (2,)
+    assert use.macs == 4 * 2 * 25
+
+
+def test_a_stack_under_vmap_counts_every_slice_once() -> None:
+    def function(p: Any, x: Any) -> Any:
+        return jax.vmap(lambda w: x @ w)(p["w"])
+
+    (use,) = found(function, {"w": STACK}, X).of("w")
+    assert use.extent == (2,)
+    assert use.macs == 4 * 2 * 25
+
+
+def test_moments_of_a_scanned_stack_are_kept_apart() -> None:
+    def function(p: Any, x: Any) -> Any:
+        return lax.scan(lambda c, w: (c @ w, None), x, p["w"])[0]
+
+    _, sums = gathered(function, {"w": STACK}, X)
+    x = X
+    for index, weight in enumerate(STACK):
+        np.testing.assert_allclose(sums["w"][index], x.T @ x, rtol=1e-4, atol=1e-5)
+        x = x @ weight
+
+
+def test_moments_of_shared_weights_are_summed() -> None:
+    _, sums = gathered(lambda p, x: (x @ p["w"]) @ p["w"], {"w": W}, X)
+    y = X @ W
+    np.testing.assert_allclose(sums["w"], X.T @ X + y.T @ y, rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_moments_of_a_convolution_are_those_of_its_patches(
+    groups: int, stride: int, dilation: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 11, 7, 6)).astype(np.float32)
+    kernel = rng.standard_normal((3, 2, 6 // groups, 8)).astype(np.float32)
+
+    def function(p: Any, x: Any) -> Any:
+        return lax.conv_general_dilated(
+            x,
+            p["w"],
+            (stride, 1),
+            ((1, 0), (0, 2)),
+            rhs_dilation=(1, dilation),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    output, sums = gathered(function, {"w": kernel}, x)
+    padded = np.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))
+    height, width = output.shape[1:3]
+    expected = np.zeros((groups, 6 * 6 // groups, 6 * 6 // groups))
+    for group in range(groups):
+        part = padded[..., group * 6 // groups : (group + 1) * 6 // groups]
+        for i in range(height):
+            for j in range(width):
+                patch = part[:, i * stride : i * stride + 3, j : j + dilation + 1 : dilation]
+                rows = patch.transpose(0, 3, 1, 2).reshape(2, -1)
+                expected[group] += rows.T @ rows
+    np.testing.assert_allclose(sums["w"], expected, rtol=1e-4, atol=1e-4)
+
+
+READS: dict[str, tuple[Callable[..., Any], str]] = {
+    "product": (lambda p, x: x @ (p["w"] * 2), "mul"),
+    "norm": (lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"])), "mul"),
+    "two weights": (lambda p, x: x @ (p["w"] @ p["w"]), "dot_general"),
+    "carried away": (
+        lambda p, x: lax.scan(lambda c, _: (c + 1.0, x @ c), p["w"], None, 2)[1],
+        "scan",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(READS))
+def test_anything_else_is_a_read(name: str) -> None:
+    function, primitive = READS[name]
+    assert primitive in {read.primitive for read in found(function, {"w": W}, X).reads}
+
+
+def test_a_branch_that_costs_more_counts() -> None:
+    def function(p: Any, x: Any) -> Any:
+        return lax.cond(x.sum() > 0, lambda: x @ p["w"], lambda: x @ p["w"] @ p["w"])
+
+    assert len(found(function, {"w": W}, X).of("w")) == 2
+
+
+def test_a_look_up_has_the_extent_of_its_indices() -> None:
+    (use,) = found(lambda p, i: jnp.take(p["w"], i, axis=0), {"w": W}, np.zeros((3, 2), int)).of(
+        "w"
+    )
+    assert (use.primitive, use.extent, use.macs) == ("gather", (3, 2), 0)
+
+
+def test_tracing_computes_nothing() -> None:
+    shape = jax.ShapeDtypeStruct((10**6, 10**6), jnp.float32)
+    (use,) = found(lambda p, x: x @ p["w"], {"w": shape}, shape).of("w")
+    assert use.macs == 10**18
+
+
+def test_an_unknown_version_of_jax_is_a_clear_error() -> None:
+    closed, _ = jaxprs.traced(lambda p, x: x @ p["w"], {"w": W}, X)
+    (eqn,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "dot_general")
+    bare = eqn.replace(params={})
+    with pytest.raises(RankfoldError, match="cannot read its jaxprs; use a version of jax"):
+        jaxprs.product(bare, [None, jaxprs.Label("w")], 1)

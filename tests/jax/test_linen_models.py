@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax.training.train_state import TrainState
+from jax import lax
+
+import rankfold as rf
+
+
+def x_of(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+
+class ResNet(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.Conv(8, (3, 3), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        for _ in range(2):
+            x = x + nn.relu(nn.Conv(8, (3, 3))(x))
+        x = nn.Dropout(0.3, deterministic=not train)(x.mean((1, 2)))
+        return nn.Dense(5)(x)
+
+
+class UNet(nn.Module):
+    def setup(self) -> None:
+        self.down = nn.Conv(6, (3, 3), strides=2)
+        self.middle = [nn.remat(nn.Conv)(6, (3, 3)), nn.Conv(6, (3, 3), padding="CIRCULAR")]
+        self.up = nn.ConvTranspose(4, (2, 2), strides=(2, 2))
+        self.out = nn.Conv(2, (1, 1))
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        x = nn.relu(self.down(x))
+        for layer in self.middle:
+            x = nn.relu(layer(x))
+        return x
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(jnp.concatenate([x, self.up(self.encode(x))], -1))
+
+
+class LSTM(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(nn.RNN(nn.GRUCell(4))(nn.RNN(nn.LSTMCell(6))(x)))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, _: Any = None) -> tuple[jax.Array, None]:
+        x = x + nn.MultiHeadDotProductAttention(2)(nn.LayerNorm()(x))
+        return x + nn.Dense(6, use_bias=False)(nn.gelu(nn.Dense(10)(x))), None
+
+
+class Scanned(nn.Module):
+    """A language model: scanned and rematerialised blocks, tied embedding."""
+
+    axis: int = 0
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        embed = nn.Embed(11, 6)
+        scanned = nn.scan(
+            nn.remat(Block),
+            variable_axes={"params": self.axis},
+            split_rngs={"params": True},
+            length=4,
+        )
+        x, _ = scanned()(embed(ids), None)
+        return embed.attend(nn.Dense(6)(x))
+
+
+class Ensemble(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        members = nn.vmap(
+            nn.Dense,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=None,
+            axis_size=3,
+        )
+        shared = nn.Dense(7)
+        return shared(nn.jit(nn.Dense)(7)(shared(members(7)(x))))
+
+
+MODELS: dict[str, tuple[nn.Module, jax.Array]] = {
+    "ResNet": (ResNet(), x_of(2, 8, 8, 3)),
+    "UNet": (UNet(), x_of(2, 8, 8, 3)),
+    "LSTM": (LSTM(), x_of(2, 4, 5)),
+    "transformer, scanned": (Scanned(), jnp.arange(8).reshape(2, 4)),
+    "transformer, scanned along axis 1": (Scanned(axis=1), jnp.arange(8).reshape(2, 4)),
+    "ensemble": (Ensemble(), x_of(2, 7)),
+}
+
+
+@functools.cache
+def bound(name: str) -> tuple[nn.Module, jax.Array]:
+    module, x = MODELS[name]
+    return module.bind(module.init(jax.random.key(0), x)), x
+
+
+@functools.cache
+def halved(name: str) -> rf.Compressed:
+    model, x = bound(name)
+    return rf.compress(model, rf.Ranks(2), inputs=x, methods=("svd", "tucker2"))
+
+
+def apply_of(name: str) -> tuple[nn.Module, Any, jax.Array]:
+    module, variables = halved(name).model.unbind()
+    return module, variables, bound(name)[1]
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_full_rank_reproduces_the_model(name: str, distance: Any) -> None:
+    model, x = bound(name)
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    assert all(layer.method for layer in small.plan.layers), str(small.plan)
+    assert distance(small.model(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "transformer" not in name])
+def test_the_predicted_cost_is_that_of_the_result(name: str) -> None:
+    small, x = halved(name), bound(name)[1]
+    again = rf.plan(small.model, rf.Ranks(1), inputs=x)
+    assert small.plan.macs[1] == again.macs[0]
+    _, variables = small.model.unbind()
+    held = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert small.plan.model_params[1] == held
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_init_gives_the_compressed_tree(name: str) -> None:
+    module, variables, x = apply_of(name)
+    made = jax.eval_shape(module.init, jax.random.key(0), x)
+    shapes = functools.partial(jax.tree.map, lambda a: (a.shape, a.dtype))
+    assert shapes(made) == shapes(variables)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_compiled_equals_eager(name: str) -> None:
+    module, variables, x = apply_of(name)
+    expected = halved(name).model(x)
+    np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_result_trains(name: str) -> None:
+    module, variables, x = apply_of(name)
+    others = {k: v for k, v in variables.items() if k != "params"}
+    state = TrainState.create(
+        apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2)
+    )
+
+    @jax.jit
+    def step(state: TrainState) -> tuple[TrainState, jax.Array]:
+        def loss(params: Any) -> jax.Array:
+            return (state.apply_fn({"params": params, **others}, x) ** 2).mean()
+
+        value, grads = jax.value_and_grad(loss)(state.params)
+        return state.apply_gradients(grads=grads), value
+
+    losses = []
+    for _ in range(6):
+        state, value = step(state)
+        losses.append(float(value))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_predicted_cost_of_scanned_layers_is_that_of_the_result(axis: int) -> None:
+    module, x = Scanned(axis), jnp.arange(8).reshape(2, 4)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small = rf.compress(model, rf.Ranks(2), inputs=x, exclude="Embed_0")
+    assert small.plan.macs[1] == rf.plan(small.model, rf.Ranks(1), inputs=x).macs[0]
+    hidden, positions = 6 * 6 * 4 + 6 * 10 * 2, 8
+    assert small.plan.macs[0] == 4 * positions * hidden + positions * 36
+
+
+def test_batch_statistics_and_dropout_work_in_training() -> None:
+    module, variables, x = apply_of("ResNet")
+    output, changed = module.apply(
+        variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)}
+    )
+    assert output.shape == (2, 5)
+    assert not np.array_equal(
+        changed["batch_stats"]["BatchNorm_0"]["mean"],
+        variables["batch_stats"]["BatchNorm_0"]["mean"],
+    )
+
+
+def test_flags_among_the_inputs_are_passed_on() -> None:
+    model, x = bound("ResNet")
+    trained = rf.plan(model, rf.Ranks(2), inputs={"x": x, "train": True})
+    assert trained.macs == rf.plan(model, rf.Ranks(2), inputs=(x, False)).macs
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["encode", UNet.encode, lambda module, x: module.encode(x)],
+    ids=["name", "method", "function"],
+)
+def test_other_methods_of_the_module_are_compressed_too(method: Any) -> None:
+    module, variables, x = apply_of("UNet")
+    model, _ = bound("UNet")
+    encoded = module.apply(variables, x, method=method)
+    assert encoded.shape == model.encode(x).shape
+    assert not np.allclose(encoded, model.encode(x))
+
+
+def test_intermediates_and_tables_work() -> None:
+    module, variables, x = apply_of("UNet")
+    _, seen = module.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    assert "lr0" in seen["intermediates"]["down"]
+    assert "lr0" in module.tabulate(jax.random.key(0), x, console_kwargs={"width": 200})
+
+
+def test_the_class_of_the_user_is_unmodified() -> None:
+    module, _, x = apply_of("UNet")
+    assert isinstance(module, UNet)
+    fresh = UNet().init(jax.random.key(0), x)
+    assert set(fresh["params"]["down"]) == {"kernel", "bias"}
+
+
+def test_the_original_is_untouched() -> None:
+    model, x = bound("ResNet")
+    _, variables = model.unbind()
+    before, output = jax.tree.map(np.array, variables), model(x)
+    rf.compress(model, rf.Ranks(1), inputs=x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, model.unbind()[1]))
+    assert np.array_equal(output, model(x))
+
+
+class Jitted(nn.Module):
+    """Blocks that were jitted once, when the module was defined."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return JittedBlock()(x)
+
+
+class PlainBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(7)(nn.relu(nn.Dense(7)(x)))
+
+
+JittedBlock = nn.jit(PlainBlock)
+
+
+def test_a_trace_compiled_before_does_not_hide_the_compression() -> None:
+    module, x = Jitted(), x_of(2, 7)
+    variables = module.init(jax.random.key(0), x)
+    model = module.bind(variables)
+    output = model(x)
+    small, again = (rf.compress(model, rf.Ranks(2), inputs=x) for _ in range(2))
+    assert len(small.plan.replaced) == len(again.plan.replaced) == 2
+    assert not np.allclose(small.model(x), output)
+    reduced, held = small.model.unbind()
+    made = reduced.init(jax.random.key(0), x)
+    assert jax.tree.structure(made) == jax.tree.structure(dict(held))
+    assert set(module.init(jax.random.key(0), x)["params"]["JitPlainBlock_0"]["Dense_0"]) == {
+        "kernel",
+        "bias",
+    }
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(module: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
+    return module.apply(variables, x)
+
+
+def test_a_compressed_module_is_another_static_argument() -> None:
+    model, x = bound("ensemble")
+    module, variables = model.unbind()
+    run(module, variables, x)
+    small, held, _ = apply_of("ensemble")
+    assert small != module
+    assert np.allclose(run(small, held, x), halved("ensemble").model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_a_compressed_module_can_be_copied(copied: Any) -> None:
+    module, variables, x = apply_of("UNet")
+    other = copied(module)
+    assert other == module
+    assert hash(other) == hash(module)
+    assert np.array_equal(other.apply(variables, x), module.apply(variables, x))
+
+
+class Wrapper(nn.Module):
+    inner: nn.Module
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(3)(self.inner(x))
+
+
+def test_a_compressed_module_is_part_of_a_bigger_one() -> None:
+    module, variables, x = apply_of("UNet")
+    wrapper = Wrapper(module)
+    made = wrapper.init(jax.random.key(0), x)
+    assert set(made["params"]["inner"]["down"]) == {"lr0", "lr1", "lr2"}
+    assert set(made["params"]["Dense_0"]) == {"kernel", "bias"}
+    made["params"]["inner"] = variables["params"]
+    assert wrapper.apply(made, x).shape == (2, 8, 8, 3)
+
+
+def test_a_compressed_model_is_compressed_again(distance: Any) -> None:
+    model, x = bound("transformer, scanned")
+    once = rf.compress(model, rf.Ranks("full"), inputs=x)
+    twice = rf.compress(once.model, rf.Ranks("full"), inputs=x)
+    assert any(layer.path.endswith("lr0") for layer in twice.plan.replaced)
+    assert distance(twice.model(x), model(x)) < 1e-4
+
+
+def test_a_model_that_is_one_layer_is_compressed(distance: Any) -> None:
+    module, x = nn.Dense(5), x_of(2, 7)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    assert distance(small.model(x), model(x)) < 1e-5
+
+
+def test_boxes_are_kept_with_the_names_that_remain() -> None:
+    class Boxed(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            init = nn.with_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
+            scanned = nn.scan(
+                Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=3,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            return nn.Dense(8, kernel_init=init)(scanned()(x, None)[0])
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array, _: Any) -> tuple[jax.Array, None]:
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
+            return nn.Dense(6, kernel_init=init)(x), None
+
+    module, x = Boxed(), x_of(2, 6)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small, variables = rf.compress(model, rf.Ranks(2), inputs=x).model.unbind()
+    kernels = variables["params"]["Dense_0"]
+    assert kernels["lr0"]["kernel"].names == ("embed", None)
+    assert kernels["lr1"]["kernel"].names == (None, "mlp")
+    stacked = variables["params"]["ScanLayer_0"]["Dense_0"]
+    assert stacked["lr0"]["kernel"].names == ("layers", "in", None)
+    assert stacked["lr1"]["kernel"].names == ("layers", None, "out")
+    made = jax.eval_shape(small.init, jax.random.key(0), x)
+    assert jax.tree.structure(made) == jax.tree.structure(dict(variables))
+
+
+def test_what_a_layer_computes_with_is_forwarded() -> None:
+    def dot(*args: Any, **kwargs: Any) -> Any:
+        return lax.dot_general(*args, **kwargs)
+
+    module, x = nn.Dense(5, dtype=jnp.bfloat16, dot_general=dot), x_of(2, 7)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small = rf.compress(model, rf.Ranks(2), inputs=x).model
+    assert small(x).dtype == jnp.bfloat16
+    seen = []
+
+    def note(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        seen.append(context.module)
+        return function(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        small(x)
+    stages = [m for m in seen if m.name in ("lr0", "lr1")]
+    assert [m.dot_general for m in stages] == [dot, dot]
+
+
+class Odd(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.WeightNorm(nn.Dense(6))(x)
+        x = nn.Conv(6, (1,), mask=jnp.ones((1, 6, 6)))(x)
+        x = nn.ConvLocal(6, (2,), padding="SAME")(x)
+        own = self.param("own", nn.initializers.ones, (6, 6))
+        dense = nn.Dense(6)
+        y = dense(x)
+        x = y + x @ dense.variables["params"]["kernel"]
+        if self.is_initializing():
+            nn.Dense(6, name="never")(x)
+        return x @ own
+
+
+REASONS = {
+    "Dense_0": "its kernel goes into a",
+    "Conv_0": "masked",
+    "ConvLocal_0": "its kernel is not shared between positions",
+    "Dense_1": "its kernel is also used",
+    "never": "it is not called on the example inputs",
+    "": "no rule reads a Odd",
+}
+
+
+def test_what_is_left_alone_has_a_reason(distance: Any) -> None:
+    module, x = Odd(), x_of(2, 5, 6)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    left = {layer.path: layer.reason for layer in small.plan.layers if layer.method is None}
+    for path, reason in REASONS.items():
+        assert left[path].startswith(reason), left[path]
+    assert distance(small.model(x), model(x)) < 1e-5
+
+
+def test_inputs_are_asked_for() -> None:
+    model, _ = bound("UNet")
+    with pytest.raises(rf.RankfoldError, match="shows its layers only when it is called"):
+        rf.compress(model, rf.Ranks(2))
+
+
+def test_an_unbound_module_is_a_clear_error() -> None:
+    with pytest.raises(rf.RankfoldError, match=r"pass module.bind\(variables\)"):
+        rf.compress(UNet(), rf.Ranks(2), inputs=x_of(2, 8, 8, 3))
+
+
+def test_in_place_is_a_clear_error() -> None:
+    model, x = bound("UNet")
+    with pytest.raises(rf.RankfoldError, match="immutable"):
+        rf.compress(model, rf.Ranks(2), inputs=x, inplace=True)

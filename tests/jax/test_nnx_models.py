@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import rankfold as rf
+
+
+def x_of(*shape: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+
+
+class ResNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.stem = nnx.Conv(3, 8, (3, 3), use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, rngs=rngs)
+        self.blocks = nnx.List([nnx.Conv(8, 8, (3, 3), rngs=rngs) for _ in range(2)])
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.head = nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.norm(self.stem(x)))
+        for block in self.blocks:
+            x = x + nnx.relu(block(x))
+        return self.head(self.dropout(x.mean((1, 2))))
+
+
+class UNet(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.down = nnx.Conv(3, 6, (3, 3), strides=2, rngs=rngs)
+        self.middle = nnx.Conv(6, 6, (3, 3), rngs=rngs)
+        self.up = nnx.ConvTranspose(6, 4, (2, 2), strides=(2, 2), rngs=rngs)
+        self.out = nnx.Conv(7, 2, (1, 1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.up(nnx.relu(self.middle(nnx.relu(self.down(x)))))
+        return self.out(jnp.concatenate([x, y], -1))
+
+
+class LSTM(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(5, 6, rngs=rngs))
+        self.gru = nnx.RNN(nnx.GRUCell(6, 4, rngs=rngs))
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(self.gru(self.rnn(x)))
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.LayerNorm(6, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 6, decode=False, rngs=rngs)
+        self.wide = nnx.Linear(6, 10, rngs=rngs)
+        self.narrow = nnx.Linear(10, 6, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.attention(self.norm(x))
+        return x + self.narrow(nnx.gelu(self.wide(x)))
+
+
+class Scanned(nnx.Module):
+    """A transformer whose blocks are one stack."""
+
+    axis = 0
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        axes = nnx.StateAxes({nnx.Param: self.axis, ...: 0})
+        make = nnx.vmap(Block, in_axes=(nnx.StateAxes({...: 0}),), out_axes=axes, axis_size=4)
+        self.blocks = make(rngs.split(4))
+        self.head = nnx.Linear(6, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = nnx.StateAxes({nnx.Param: self.axis, ...: 0})
+
+        @nnx.scan(in_axes=(axes, nnx.Carry), out_axes=nnx.Carry)
+        @nnx.remat
+        def forward(block: Block, x: jax.Array) -> jax.Array:
+            return block(x)
+
+        return self.head(forward(self.blocks, x))
+
+
+class ScannedLast(Scanned):
+    axis = 1
+
+
+MODELS: dict[str, tuple[Any, jax.Array]] = {
+    "ResNet": (ResNet, x_of(2, 8, 8, 3)),
+    "UNet": (UNet, x_of(2, 8, 8, 3)),
+    "LSTM": (LSTM, x_of(2, 4, 5)),
+    "transformer, scanned": (Scanned, x_of(2, 4, 6)),
+    "transformer, scanned along axis 1": (ScannedLast, x_of(2, 4, 6)),
+}
+
+
+def model_of(name: str) -> tuple[nnx.Module, jax.Array]:
+    make, x = MODELS[name]
+    model = make(nnx.Rngs(0))
+    model.eval()
+    return model, x
+
+
+def numbers(model: nnx.Module) -> Any:
+    """A copy of everything the model holds."""
+
+    def copied(value: Any) -> np.ndarray:
+        key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        return np.array(jax.random.key_data(value) if key else value)
+
+    return jax.tree.map(copied, nnx.state(model))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("traced", [True, False])
+def test_full_rank_reproduces_the_model(name: str, traced: bool, distance: Any) -> None:
+    model, x = model_of(name)
+    small = rf.compress(model, rf.Ranks("full"), inputs=x if traced else None)
+    assert all(layer.method for layer in small.plan.layers), str(small.plan)
+    assert distance(small.model(x), model(x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_predicted_macs_are_those_of_the_result(name: str) -> None:
+    model, x = model_of(name)
+    small = rf.compress(model, rf.Ranks(2), inputs=x, methods=("svd", "tucker2"))
+    again = rf.plan(small.model, rf.Ranks(1), inputs=x)
+    assert small.plan.macs[1] == again.macs[0]
+    held = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(small.model, nnx.Param)))
+    assert small.plan.model_params[1] == held
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_the_result_trains(name: str) -> None:
+    model, x = model_of(name)
+    small = rf.compress(model, rf.Ranks(2), inputs=x).model
+    small.train()
+    optimizer = nnx.Optimizer(small, optax.adam(1e-2), wrt=nnx.Param)
+    before = jax.tree.map(jnp.copy, nnx.state(small, nnx.Param))
+
+    @nnx.jit
+    def step(model: Any, optimizer: Any, x: jax.Array) -> jax.Array:
+        loss, grads = nnx.value_and_grad(lambda m: (m(x) ** 2).mean())(model)
+        optimizer.update(model, grads)
+        return loss
+
+    losses = [float(step(small, optimizer, x)) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), before, nnx.state(small, nnx.Param))
+    assert np.mean(jax.tree.leaves(changed)) > 0.8
+
+
+def test_the_original_is_untouched() -> None:
+    model, x = model_of("ResNet")
+    before, output = numbers(model), model(x)
+    rf.compress(model, rf.Ranks(1), inputs=x)
+    assert jax.tree.all(jax.tree.map(np.array_equal, before, numbers(model)))
+    assert np.array_equal(output, model(x))
+    assert type(model.stem) is nnx.Conv
+
+
+def test_a_trace_compiled_before_does_not_hide_the_compression() -> None:
+    model, x = model_of("ResNet")
+    forward = nnx.jit(lambda m, x: m(x))
+    original = forward(model, x)
+    small = rf.compress(model, rf.Ranks(1), inputs=x)
+    assert not np.allclose(forward(small.model, x), original)
+    np.testing.assert_allclose(forward(small.model, x), small.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_in_place_the_model_itself_changes() -> None:
+    model, x = model_of("UNet")
+    forward = nnx.jit(lambda m, x: m(x))
+    forward(model, x)
+    small = rf.compress(model, rf.Ranks(1), inputs=x, inplace=True)
+    assert small.model is model
+    np.testing.assert_allclose(forward(model, x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_split_and_merge_keep_the_chain() -> None:
+    model, x = model_of("UNet")
+    small = rf.compress(model, rf.Ranks(2), inputs=x).model
+    assert np.array_equal(nnx.merge(*nnx.split(small))(x), small(x))
+
+
+class Containers(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        def linear() -> nnx.Linear:
+            return nnx.Linear(6, 6, rngs=rngs)
+
+        self.attribute = linear()
+        self.list = nnx.List([linear(), linear()])
+        self.dict = nnx.Dict(a=linear())
+        self.plain_list = nnx.data([linear()])
+        self.plain_dict = nnx.data({"b": linear()})
+        self.plain_tuple = nnx.data((linear(), (linear(),)))
+        self.sequential = nnx.Sequential(linear(), nnx.relu, linear())
+        self.shared = self.attribute
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.list[1](self.list[0](self.attribute(x)))
+        x = self.plain_dict["b"](self.plain_list[0](self.dict.a(x)))
+        x = self.plain_tuple[1][0](self.plain_tuple[0](x))
+        return self.shared(self.sequential(x))
+
+
+def test_layers_are_replaced_wherever_they_are_held(distance: Any) -> None:
+    model, x = Containers(nnx.Rngs(0)), x_of(2, 6)
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    assert {layer.path for layer in small.plan.replaced} == {
+        "attribute",
+        "list.0",
+        "list.1",
+        "dict.a",
+        "plain_list.0",
+        "plain_dict.b",
+        "plain_tuple.0",
+        "plain_tuple.1.0",
+        "sequential.layers.0",
+        "sequential.layers.2",
+    }
+    assert distance(small.model(x), model(x)) < 1e-5
+    assert small.model.attribute is small.model.shared
+
+
+def test_a_shared_layer_counts_twice_and_is_held_once() -> None:
+    model, x = Containers(nnx.Rngs(0)), x_of(2, 6)
+    plan = rf.plan(model, rf.Ranks(2), inputs=x, include="attribute")
+    assert plan["attribute"].macs[0] == 2 * 2 * 36
+    assert rf.plan(model, rf.Ranks(2), include="shared")["attribute"].method == "svd"
+
+
+class Tied(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.embed = nnx.Embed(9, 6, rngs=rngs)
+        self.a = nnx.Linear(6, 6, rngs=rngs)
+        self.b = nnx.Linear(6, 6, rngs=rngs)
+        self.b.kernel = self.a.kernel
+        self.masked = nnx.Conv(6, 6, (1,), mask=jnp.ones((1, 6, 6)), rngs=rngs)
+        self.normed = nnx.WeightNorm(nnx.Linear(6, 6, rngs=rngs), rngs=rngs)
+        self.lora = nnx.LoRALinear(6, 6, lora_rank=2, rngs=rngs)
+        self.read = nnx.Linear(6, 6, rngs=rngs)
+        self.unused = nnx.Linear(6, 6, rngs=rngs)
+        self.own = nnx.Param(jnp.ones((6, 6)))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        x = self.b(self.a(self.embed(ids)))
+        x = self.lora(self.normed(self.masked(x)))
+        return self.embed.attend(x @ self.read.kernel[...] @ self.own[...])
+
+
+REASONS = {
+    "a": "tied: its kernel is also 'b.kernel'",
+    "b": "tied: its kernel is also 'a.kernel'",
+    "masked": "masked",
+    "normed.layer_instance": "owned by nnx.WeightNorm",
+    "lora": "LoRALinear has a call of its own",
+    "read": "its kernel is read from outside the layer",
+    "": "no rule reads a Tied",
+}
+
+
+def test_what_is_left_alone_has_a_reason(distance: Any) -> None:
+    model, ids = Tied(nnx.Rngs(0)), jnp.arange(8).reshape(2, 4)
+    small = rf.compress(model, rf.Ranks("full"), inputs=ids)
+    left = {layer.path: layer.reason for layer in small.plan.layers if layer.method is None}
+    left.pop("lora.lora", None)
+    assert set(left) == set(REASONS)
+    for path, reason in REASONS.items():
+        assert left[path].startswith(reason)
+    assert distance(small.model(ids), model(ids)) < 1e-4
+
+
+def test_sharding_is_kept_and_adapted() -> None:
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    init = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("data", "model"))
+    with jax.set_mesh(mesh):
+        model = nnx.Sequential(nnx.Linear(6, 8, kernel_init=init, rngs=nnx.Rngs(0)))
+        small = rf.compress(model, rf.Ranks(2), inputs=x_of(2, 6)).model
+    first, last = small.layers[0].layers
+    assert first.kernel.get_metadata()["out_sharding"] == ("data", None)
+    assert last.kernel.get_metadata()["out_sharding"] == (None, "model")
+    spec = jax.sharding.PartitionSpec
+    assert first.kernel.get_value().sharding.spec == spec("data", None)
+    assert last.kernel.get_value().sharding.spec == spec(None, "model")
+
+
+def test_inputs_on_which_the_model_fails_are_a_clear_error() -> None:
+    model, _ = model_of("ResNet")
+    with pytest.raises(rf.RankfoldError, match="inputs: the model fails on them with"):
+        rf.plan(model, rf.Ranks(1), inputs=x_of(2, 8, 8, 7))
+
+
+def test_shapes_are_enough_as_inputs() -> None:
+    model, x = model_of("UNet")
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    assert rf.plan(model, rf.Ranks(1), inputs=shape) == rf.plan(model, rf.Ranks(1), inputs=x)
+
+
+def test_a_compressed_model_is_compressed_again(distance: Any) -> None:
+    model, x = model_of("UNet")
+    once = rf.compress(model, rf.Ranks("full"), inputs=x)
+    twice = rf.compress(once.model, rf.Ranks("full"), inputs=x)
+    assert len(twice.plan.replaced) > len(once.plan.replaced)
+    assert distance(twice.model(x), model(x)) < 1e-5
