@@ -25,7 +25,8 @@ from rankfold.progress import progress
 from rankfold.registry import resolve
 from rankfold.report.table import count, wide_console
 
-BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo"}
+BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo", "jax": "rankfold_jax.demo:JaxDemo"}
+_EXTRAS = {"torch": "demo", "jax": "demo-jax"}
 RECIPES = {"SVD + Tucker-2": ("svd", "tucker2"), "SVD + CP": ("svd", "cp")}
 STAGES = ("before", "compressed", "fine-tuned")
 PICTURE = "demo.png"
@@ -156,7 +157,7 @@ def _prepare(
         network: DemoNetwork = resolve(BACKENDS[backend])(seed)
     except ImportError as error:
         raise RankfoldError(
-            f"the demo needs {error.name or error}: pip install 'rankfold[demo]'"
+            f"the demo needs {error.name or error}: pip install 'rankfold[{_EXTRAS[backend]}]'"
         ) from error
     try:
         output.mkdir(parents=True, exist_ok=True)
