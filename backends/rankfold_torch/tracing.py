@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.ops import Extent
 from rankfold_torch.layers import CONVS, TRANSPOSED
+
+_one_at_a_time = threading.RLock()
 
 
 def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
@@ -30,6 +33,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
     watch = _Watch({id(module): path for path, module in layers.items()})
     with ExitStack() as stack:
+        stack.enter_context(_one_at_a_time)  # modules and their class are watched while it runs
         stack.enter_context(_unchanged(model))
         stack.enter_context(torch.no_grad())
         for path, module in layers.items():

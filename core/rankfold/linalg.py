@@ -20,8 +20,9 @@ class Eigen:
     """Eigenpairs of a stack of Gram matrices.
 
     Attributes:
-        values: (groups, n), descending and not negative: squared singular values.
-        vectors: (groups, n, n), the eigenvectors in columns.
+        values: (groups, k), descending and not negative: squared singular values.
+        vectors: (groups, n, k), the eigenvectors in columns; k is n, or less where the rest of the
+            values is zero.
     """
 
     values: Array
@@ -44,9 +45,28 @@ def eigh(grams: Array) -> Eigen:
     return Eigen(np.maximum(values[..., ::-1], 0.0), vectors[..., ::-1])
 
 
+def left_eigen(matrices: Array) -> Eigen:
+    """Eigenpairs of the Grams A Aᵀ, from those of Aᵀ A where these are smaller.
+
+    Args:
+        matrices: (groups, n, m).
+
+    Returns:
+        min(n, m) pairs. Of a tall matrix the vectors are an orthonormal basis of A V, found by QR:
+        nothing is divided by a singular value.
+    """
+    if matrices.shape[-2] <= matrices.shape[-1]:
+        return eigh(gram(matrices))
+    right = eigh(gram(matrices.swapaxes(-1, -2)))
+    basis, _ = np.linalg.qr(np.matmul(matrices, right.vectors))
+    return Eigen(right.values, basis)
+
+
 def leading(matrices: Array, rank: int) -> Array:
     """An orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
-    return eigh(gram(matrices)).leading(rank)
+    if rank > matrices.shape[-1]:
+        return eigh(gram(matrices)).leading(rank)
+    return left_eigen(matrices).leading(rank)
 
 
 def ridge_solve(system: Array, right: Array, ridge: float) -> Array:

@@ -17,7 +17,7 @@ from rankfold.contracts import Adapter, Choice, Decomposition, Placement, Policy
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Extent, Op, describe, is_blank
-from rankfold.plan import LayerPlan, Plan
+from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
 from rankfold.selection import Selection, listed
@@ -158,6 +158,9 @@ def apply(
         RankfoldError: the plan names a layer that the model does not have or that has another
             shape, an unknown method, or a rank out of range; the model is then unchanged.
     """
+    if not isinstance(plan, Plan):
+        raise RankfoldError(f"plan: {type(plan).__name__}; give a rankfold.Plan")
+    validate(plan)
     names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
     methods = names or None
     run = _Run(
@@ -170,22 +173,33 @@ def apply(
     with progress("decomposing", len(run.kinds)) as advance:
         for path, kind in run.kinds.items():
             advance(path)
-            given = wanted.get(path, LayerPlan(path=path, op=kind, reason="not in the plan"))
-            decision = Decision(given)
-            if given.method is not None:
-                try:
-                    layer = run.layer((path,))
+            given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
+            try:
+                layer = run.layer((path,))
+                if given.op != kind:  # which stands for a layer that could not be read
                     check_same(given, layer.op)
-                    decision = decide(layer, Choice(given.method, given.ranks, given.reason))
-                except Refused as refused:
-                    decision = Decision(LayerPlan(path=path, op=kind, reason=refused.reason))
-                else:
-                    if inputs is None:
-                        decision = decision.with_macs(given.macs)
+                reason = given.reason or ("" if given.method else "left alone by the plan")
+                decision = decide(layer, Choice(given.method, given.ranks, reason))
+            except Refused as refused:
+                reason = given.reason if given.method is None else refused.reason
+                decision = Decision(LayerPlan(path=path, op=kind, reason=reason or refused.reason))
+            else:
+                if inputs is None:
+                    decision = decision.with_macs(_macs_of(given, decision.layer))
             decided.append(run.built(decision, modules))
     small = run.adapter.replace(model, modules, inplace=inplace)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
     return Compressed(small, applied)
+
+
+def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:
+    """The plan's count, where what is done is what was counted; none for a plan made by hand."""
+    if planned.macs is None:
+        return None
+    if done.method is None:
+        return planned.macs[0], planned.macs[0]
+    same = planned.params is None or planned.params == done.params
+    return planned.macs if same else None
 
 
 def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str]) -> None:

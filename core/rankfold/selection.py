@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.contracts import Policy
@@ -30,6 +30,16 @@ class Selection:
     overrides: Mapping[str, Policy] | None = None
 
     def __post_init__(self) -> None:
+        for name, patterns in (("include", self.include), ("exclude", self.exclude)):
+            if patterns is not None:
+                object.__setattr__(self, name, _patterns(name, patterns))
+        if self.include is not None and not self.include:
+            raise RankfoldError("include: no pattern; leave it out to consider every layer")
+        if not isinstance(self.overrides or {}, Mapping):
+            raise RankfoldError(
+                f"overrides: {type(self.overrides).__name__}; give a mapping from patterns to "
+                "policies"
+            )
         for policy in (self.policy, *(self.overrides or {}).values()):
             if isinstance(policy, type) or not callable(getattr(policy, "allocate", None)):
                 raise RankfoldError(f"policy {policy!r}; use for example rankfold.VBMF()")
@@ -59,6 +69,15 @@ class Selection:
             if matches(pattern, paths):
                 return policy
         return self.policy
+
+
+def _patterns(name: str, given: object) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if isinstance(patterns, Iterable):
+        found = tuple(patterns)
+        if all(isinstance(pattern, str) for pattern in found):
+            return found
+    raise RankfoldError(f"{name}: {given!r}; give a glob pattern or several, as strings")
 
 
 def listed(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.linalg import Eigen, eigh, gram
+from rankfold.linalg import Eigen, left_eigen
 from rankfold.ops import Array, Op, grouped
 
 
@@ -65,22 +65,22 @@ class Spectrum:
     @cached_property
     def output(self) -> Eigen:
         """Eigenpairs of the output channel Grams, of order out/groups."""
-        return eigh(gram(self.matrix))
+        return left_eigen(self.matrix)
 
     @cached_property
     def input(self) -> Eigen:
         """Eigenpairs of the input channel Grams, of order in/groups."""
-        return eigh(gram(self.input_unfolding))
+        return left_eigen(self.input_unfolding)
 
     @cached_property
     def spatial_rows(self) -> Eigen:
         """Eigenpairs of the Grams of the rows of `spatial_unfolding`, of order out/groups · kw."""
-        return eigh(gram(self.spatial_unfolding))
+        return left_eigen(self.spatial_unfolding)
 
     @cached_property
     def spatial_columns(self) -> Eigen:
         """Eigenpairs of the Grams of its columns, of order in/groups · kh."""
-        return eigh(gram(self.spatial_unfolding.swapaxes(-1, -2)))
+        return left_eigen(self.spatial_unfolding.swapaxes(-1, -2))
 
     def relative_error(self, kept: float) -> float:
         """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""

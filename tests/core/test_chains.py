@@ -406,3 +406,34 @@ def test_bad_input_gets_one_clear_error(name: str) -> None:
     call, message = BAD[name]
     with pytest.raises(rf.RankfoldError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shape", [(3000, 5, 1), (5, 3000, 1)])
+def test_the_cost_of_a_thin_layer_is_that_of_its_thin_side(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    orders = []
+    original = np.linalg.eigh
+
+    def eigh(grams: np.ndarray) -> object:
+        orders.append(grams.shape[-1])
+        return original(grams)
+
+    monkeypatch.setattr(np.linalg, "eigh", eigh)
+    op = rf.Conv(rng.standard_normal(shape))
+    chain = rf.tucker2(op, (5, 5))
+    assert max(orders) == 5
+    np.testing.assert_allclose(reconstruct(op, chain), op.weight, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rf.tucker2(rf.Conv(np.ones((5, 7, 3))), 4), "ranks 4; give 2 ints"),
+        (lambda: rf.truncated_svd(np.ones((5, 7)), 2), "ndarray is no op"),
+    ],
+    ids=["ranks", "op"],
+)
+def test_arguments_of_a_wrong_kind_are_a_clear_error(call: object, message: str) -> None:
+    with pytest.raises(rf.RankfoldError, match=message):
+        call()

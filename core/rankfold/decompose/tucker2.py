@@ -143,7 +143,7 @@ def tucker2(op: Op, ranks: tuple[int, int], *, placement: Placement = "balanced"
         RankfoldError: the op does not fit, a rank is out of range, or the weight is empty, all
             zero or not finite.
     """
-    return decompose(TUCKER2, op, tuple(ranks), placement)
+    return decompose(TUCKER2, op, ranks, placement)
 
 
 def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
@@ -165,7 +165,7 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
     op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
     if tensor.ndim < 3:
         raise RankfoldError(f"a tensor of shape {tensor.shape}; the layout is (out, in, *kernel)")
-    first, core, last = decompose(TUCKER2, op, tuple(ranks), "classical")
+    first, core, last = decompose(TUCKER2, op, ranks, "classical")
     shape = (*core.weight.shape[:2], *tensor.shape[2:])
     factors = [last.weight[:, :, 0], first.weight[:, :, 0].T]
     kernel = [np.eye(size) for size in tensor.shape[2:]]
