@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from rankfold.errors import RankfoldError, Refused
 from rankfold_torch.layers import KINDS
 from rankfold_torch.sources import reads_of
+from rankfold_torch.tracing import Hook
 
 _HOOKS = (
     "_forward_hooks",
@@ -121,7 +122,8 @@ def check_state(module: nn.Module) -> None:
     if len(dtypes) > 1:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
     tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
-    if any(getattr(module, hooks, None) for hooks in _HOOKS) or any(
+    held = [hook for hooks in _HOOKS for hook in (getattr(module, hooks, None) or {}).values()]
+    if not all(isinstance(hook, Hook) for hook in held) or any(
         getattr(tensor, hooks, None) for tensor in tensors for hooks in _GRADIENT_HOOKS
     ):
         raise Refused("it has hooks, which would be lost; remove them to have it compressed")

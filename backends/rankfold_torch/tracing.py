@@ -19,6 +19,10 @@ from rankfold_torch.layers import CONVS, TRANSPOSED
 _one_at_a_time = threading.RLock()
 
 
+class Hook(functools.partial[Any]):
+    """A hook of a trace, which a call in another thread may see on a model."""
+
+
 def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
     """Runs the model once in eval mode, without gradients, and leaves it as it was.
 
@@ -39,8 +43,8 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         for path, module in layers.items():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            before = functools.partial(_enter, watch, path)
-            after = functools.partial(_leave, watch, extents[path])
+            before = Hook(_enter, watch, path)
+            after = Hook(_leave, watch, extents[path])
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
             handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
