@@ -79,10 +79,13 @@ class _Watch:
     def reading(self) -> Iterator[None]:
         """Watches attribute look-ups of modules; parameters are found by `__getattr__`."""
         original = nn.Module.__getattr__
+        thread = threading.get_ident()
 
         def watched(module: nn.Module, name: str) -> Any:
             value = original(module, name)
             own = bool(self.running) and self.running[-1] is module
+            if threading.get_ident() != thread:
+                return value
             if not own and name in ("weight", "bias") and id(module) in self.paths:
                 reason = f"its {name} is read from outside the layer"
                 self.refusals.setdefault(self.paths[id(module)], reason)
