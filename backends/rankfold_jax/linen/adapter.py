@@ -59,6 +59,7 @@ class LinenAdapter:
 
     def __init__(self) -> None:
         self._recording: Recording | None = None
+        self._paths: dict[str, Path] = {}
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""
@@ -88,6 +89,8 @@ class LinenAdapter:
         """One abstract forward pass; nothing is computed."""
         _check_bound(model)
         self._recording = Recording(model, inputs)
+        known = (*self._recording.classes, *_nodes(model))
+        self._paths = {".".join(path): path for path in known}
         return self._recording.trace
 
     def read(self, model: nn.Module, path: str) -> Op:
@@ -167,11 +170,11 @@ class LinenAdapter:
         if not modules:
             return model
         module, variables = model.unbind()
-        table = tuple((_path(path), built.specs) for path, built in modules.items())
+        table = tuple((self._paths[path], built.specs) for path, built in modules.items())
         small = compressed(module, table)
         params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
         for path, built in modules.items():
-            _put(params, _path(path), built)
+            _put(params, self._paths[path], built)
         changed = {**variables, "params": params}
         self._check(small, changed, {path for path, _ in table})
         return small.bind(changed)
@@ -201,14 +204,14 @@ class LinenAdapter:
     def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[Stack]]:
         """A layer, its kernel and bias as they are stored, and their stacks."""
         recording = self._recorded(model)
-        layer = recording.layers.get(_path(path))
+        layer = recording.layers.get(self._paths[path])
         if layer is None:
-            if _path(path) in recording.classes:
-                raise Refused(f"no rule reads a {recording.classes[_path(path)]}")
+            if self._paths[path] in recording.classes:
+                raise Refused(f"no rule reads a {recording.classes[self._paths[path]]}")
             raise Refused("it is not called on the example inputs")
         if isinstance(layer.form, Refused):
             raise layer.form
-        node = dict(_nodes(model))[_path(path)]
+        node = dict(_nodes(model))[self._paths[path]]
         names = [array_name(layer.kind), *(["bias"] if layer.bias else [])]
         arrays = [node[name] for name in names]
         for name, value in zip(names, arrays, strict=True):
@@ -297,10 +300,6 @@ def _nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
     for path, value in leaves(_params(model)):
         nodes.setdefault(path[:-1], {})[path[-1]] = value
     return nodes
-
-
-def _path(path: str) -> Path:
-    return tuple(path.split(".")) if path else ()
 
 
 def _put(params: dict[str, Any], path: Path, built: Built) -> None:
