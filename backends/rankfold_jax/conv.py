@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
@@ -13,13 +11,8 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import Pairs
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, geometry
 from rankfold_jax.forms import Call, Roles, Stage, contiguous, foreign
-from rankfold_jax.jaxprs import Use
-
-LaxPadding: TypeAlias = str | Pairs
-
-_STRINGS = {"SAME": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}
-_MODES = {"CIRCULAR": "circular", "REFLECT": "reflect"}
-_NAMES = {ours: theirs for theirs, ours in _STRINGS.items()}
+from rankfold_jax.padding import LaxPadding, padding_of, pads, reach_of
+from rankfold_jax.products import Use
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class ConvForm:
         groups = self.groups * len(kernel)
         if self.transposed:
             return self._transposed_op(weight, flat, groups)
-        padding, mode = _pads(self.padding, _reach(self.kernel, self.dilation))
+        padding, mode = pads(self.padding, reach_of(self.kernel, self.dilation))
         try:
             return Conv(weight, flat, self.strides, padding, self.dilation, groups, mode)
         except RankfoldError as error:
@@ -117,9 +110,9 @@ class ConvForm:
             raise foreign(use)
         if self.padding not in ("CIRCULAR", "REFLECT", "CAUSAL"):
             return use.extent
-        pads, _ = _pads(self.padding, _reach(self.kernel, self.dilation))
-        assert not isinstance(pads, str)
-        sizes = zip(use.extent[1:], pads, strict=True)
+        padded, _ = pads(self.padding, reach_of(self.kernel, self.dilation))
+        assert not isinstance(padded, str)
+        sizes = zip(use.extent[1:], padded, strict=True)
         return (use.extent[0], *(size - low - high for size, (low, high) in sizes))
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
@@ -192,7 +185,7 @@ class TransposedForm:
         if not isinstance(self.padding, str):
             return self.padding
         pairs = []
-        for reach, stride in zip(_reach(self.kernel, self.dilation), self.strides, strict=True):
+        for reach, stride in zip(reach_of(self.kernel, self.dilation), self.strides, strict=True):
             if self.padding == "SAME":
                 total = reach + stride - 2
                 low = reach - 1 if stride > reach - 1 else math.ceil(total / 2)
@@ -226,7 +219,7 @@ def _adjoint(
     groups: int,
 ) -> ConvTranspose:
     """The transposed convolution that convolves its dilated input with that padding."""
-    reach = _reach(weight.shape[2:], dilation)
+    reach = reach_of(weight.shape[2:], dilation)
     cut = [(r - 1 - low, r - 1 - high) for r, (low, high) in zip(reach, padding, strict=True)]
     if any(low < 0 for low, _ in cut):
         raise Refused(f"padding {padding} reaches beyond the kernel")
@@ -266,85 +259,20 @@ def _form(op: Convolution, stack: int) -> ConvForm | TransposedForm:
     groups = op.groups // stack
     outputs, inputs = len(op.weight) // stack, op.weight.shape[1] * groups
     if isinstance(op, Conv):
-        padding = _padding_of(op)
+        padding = padding_of(op)
         return ConvForm(geo.kernel, inputs, outputs, geo.stride, padding, geo.dilation, groups)
-    pads = tuple(
+    around = tuple(
         (r - 1 - low, r - 1 - high + extra)
         for r, (low, high), extra in zip(
             geo.reach, geo.pads((1,) * geo.axes), geo.output_padding, strict=True
         )
     )
     if groups == 1:
-        return TransposedForm(geo.kernel, inputs, outputs, geo.stride, pads, geo.dilation)
+        return TransposedForm(geo.kernel, inputs, outputs, geo.stride, around, geo.dilation)
     one = (1,) * geo.axes
     return ConvForm(
-        geo.kernel, inputs, outputs, one, pads, geo.dilation, groups, input_dilation=geo.stride
+        geo.kernel, inputs, outputs, one, around, geo.dilation, groups, input_dilation=geo.stride
     )
-
-
-def _pads(padding: LaxPadding, reach: tuple[int, ...]) -> tuple[str | Pairs, str]:
-    """What an op's padding and padding_mode are for a padding of Flax.
-
-    Raises:
-        Refused: Flax would refuse it, too.
-    """
-    if not isinstance(padding, str):
-        return padding, "zeros"
-    if padding in _MODES:
-        return tuple(((r - 1) // 2, r // 2) for r in reach), _MODES[padding]
-    if padding == "CAUSAL" and len(reach) == 1:
-        return ((reach[0] - 1, 0),), "zeros"
-    if padding not in _STRINGS:
-        raise Refused(f"padding {padding!r} is unknown")
-    return _STRINGS[padding], "zeros"
-
-
-def _padding_of(op: Conv) -> LaxPadding:
-    """The padding of Flax for an op's.
-
-    Raises:
-        Refused: there is none.
-    """
-    geo = geometry(op)
-    if isinstance(geo.padding, str):
-        if op.padding_mode == "zeros":
-            return _NAMES[geo.padding]
-    elif not any(side for pair in geo.padding for side in pair):
-        return "VALID"
-    elif op.padding_mode == "zeros":
-        return geo.padding
-    else:
-        for name, mode in _MODES.items():
-            if mode == op.padding_mode and geo.padding == _pads(name, geo.reach)[0]:
-                return name
-    raise Refused(f"Flax has no padding {geo.padding} in mode {op.padding_mode!r}")
-
-
-def lax_padding(padding: object, axes: int) -> LaxPadding:
-    """A padding as Flax takes it, canonical: a string or pairs.
-
-    Raises:
-        Refused: Flax would refuse it, too.
-    """
-    if isinstance(padding, str):
-        return padding
-    values = (padding,) * axes if isinstance(padding, int) else padding
-    if isinstance(values, Sequence) and len(values) == axes:
-        pairs = [(p, p) if isinstance(p, int) else p for p in values]
-        if all(isinstance(p, Sequence) and len(p) == 2 for p in pairs):
-            return tuple((int(p[0]), int(p[1])) for p in pairs)
-    raise Refused(f"padding {padding!r} is none of Flax's")
-
-
-def per_axis(value: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:
-    """An option as Flax takes it, one int per axis; None counts as 1."""
-    if value is None or isinstance(value, int):
-        return (1 if value is None else value,) * axes
-    return tuple(value)
-
-
-def _reach(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
 
 
 def _run(call: Call, x: Array, stack: int) -> Array:

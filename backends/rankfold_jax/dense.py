@@ -11,7 +11,7 @@ import numpy as np
 from rankfold.errors import Refused
 from rankfold.ops import Array, Chain, Embedding, Linear
 from rankfold_jax.forms import Call, Roles, Stage, contiguous, foreign, linears, matrices
-from rankfold_jax.jaxprs import Use
+from rankfold_jax.products import Use
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

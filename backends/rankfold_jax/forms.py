@@ -20,7 +20,7 @@ import numpy as np
 
 from rankfold.errors import Refused
 from rankfold.ops import Array, Chain, Linear, Op
-from rankfold_jax.jaxprs import Use
+from rankfold_jax.products import Use
 
 Roles: TypeAlias = tuple[str, ...]
 Call: TypeAlias = Callable[[Array], Array]

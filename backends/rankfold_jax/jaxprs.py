@@ -9,88 +9,15 @@ else meets a labelled value is a `Read`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from rankfold.errors import RankfoldError
-
-Leaf: TypeAlias = Hashable
-Shape: TypeAlias = tuple[int, ...]
-
-MOVING = frozenset(
-    {
-        "broadcast_in_dim",
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "device_put",
-        "mesh_cast",
-        "name",
-        "pvary",
-        "reduce_precision",
-        "reshape",
-        "reshard",
-        "rev",
-        "sharding_constraint",
-        "squeeze",
-        "stop_gradient",
-        "transpose",
-    }
-)
-SLICING = frozenset({"dynamic_slice", "slice"})
-PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
-
-
-@dataclass(frozen=True)
-class Label:
-    """A value that is a parameter leaf, or one slice of it.
-
-    Attributes:
-        leaf: which.
-        slices: how many values like this one the leaf holds.
-        axes: for each axis of the value, the axis of the leaf that it is; None where that is not
-            known. None for all of them at the start, when they are the leaf's own.
-        taken: the axes of the leaf along which the slice was taken.
-    """
-
-    leaf: Leaf
-    slices: int = 1
-    axes: tuple[int | None, ...] | None = None
-    taken: tuple[int | None, ...] = ()
-
-
-@dataclass(frozen=True)
-class Use:
-    """A product or a look-up with a parameter leaf.
-
-    Attributes:
-        leaf: which.
-        primitive: "dot_general", "conv_general_dilated" or "gather".
-        weight: the shape of the leaf's operand.
-        input: the shape of the other operand; of the indices for a look-up.
-        output: the shape of the result.
-        extent: the extent of the input as `rankfold.ops` defines it, without stacked axes. Repeats
-            in a loop are folded into its first axis.
-        macs: multiply-accumulates, all repeats and slices together; a loop of unknown length
-            counts once.
-        stacked: axes of the leaf along which it is a stack of kernels, as far as they are known.
-        summed: axes of the leaf that are summed over, so that it is no stack along them.
-    """
-
-    leaf: Leaf
-    primitive: str
-    weight: Shape
-    input: Shape
-    output: Shape
-    extent: Shape
-    macs: int
-    stacked: frozenset[int] = frozenset()
-    summed: frozenset[int] = frozenset()
+from rankfold_jax.labels import Label, Leaf, moved, param, shape_of, sliced_by_scan
+from rankfold_jax.products import Use, look_up, product
 
 
 @dataclass(frozen=True)
@@ -206,120 +133,6 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
     return inner if len(inner.jaxpr.outvars) == len(eqn.outvars) else None
 
 
-def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
-    """The label of a result that holds the same numbers as its first operand, or a slice of it."""
-    label = labels[0]
-    if label is None or any(other is not None for other in labels[1:]):
-        return None
-    before, after = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    if eqn.primitive.name in MOVING:
-        if math.prod(before) != math.prod(after):
-            return None
-        return replace(label, axes=_axes(eqn, label, before, after))
-    one_of_a_stack = (
-        eqn.primitive.name == "gather"
-        and len(before) > 2
-        and math.prod(shape_of(eqn.invars[1])[:-1]) == 1
-    )
-    if eqn.primitive.name in SLICING or one_of_a_stack:
-        if not math.prod(after) or math.prod(before) % math.prod(after):
-            return None
-        axes, taken = label.axes, label.taken
-        if axes is not None and len(before) == len(after):
-            cut = [axis for axis, b, a in zip(axes, before, after, strict=True) if b != a]
-            taken = (*taken, *cut)
-        else:
-            axes, taken = None, (*taken, None)
-        ratio = math.prod(before) // math.prod(after)
-        return replace(label, slices=label.slices * ratio, axes=axes, taken=taken)
-    return None
-
-
-def _axes(
-    eqn: JaxprEqn, label: Label, before: Shape, after: Shape
-) -> tuple[int | None, ...] | None:
-    """Which axis of the leaf each axis of a moved value is."""
-    axes, name = label.axes, eqn.primitive.name
-    if axes is None or before == after:
-        return axes if name not in ("transpose", "rev") or axes is None else _permuted(eqn, axes)
-    if name == "transpose":
-        return _permuted(eqn, axes)
-    long = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
-    if [size for size in before if size != 1] != [size for size in after if size != 1]:
-        return None
-    kept = iter(long)
-    return tuple(next(kept) if size != 1 else None for size in after)
-
-
-def _permuted(eqn: JaxprEqn, axes: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    if eqn.primitive.name == "rev":
-        return axes
-    return tuple(axes[axis] for axis in param(eqn, "permutation"))
-
-
-def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
-    """A product of a labelled operand with one that is not."""
-    name = eqn.primitive.name
-    if name not in PRODUCTS or sum(label is not None for label in labels) != 1:
-        return None
-    side = 0 if labels[0] is not None else 1
-    label = labels[side]
-    assert label is not None
-    weight, other = shape_of(eqn.invars[side]), shape_of(eqn.invars[1 - side])
-    output = shape_of(eqn.outvars[0])
-    times = -(-repeats // label.slices)
-    if name == "dot_general":
-        (contract, batch) = param(eqn, "dimension_numbers")
-        taken = {*contract[1 - side], *batch[1 - side]}
-        free = tuple(size for axis, size in enumerate(other) if axis not in taken)
-        extent = (times, *free) if times > 1 else free
-        macs = math.prod(output) * math.prod(weight[axis] for axis in contract[side])
-        known = label.axes or (None,) * len(weight)
-        stacked = _known(*label.taken, *(known[axis] for axis in batch[side]))
-        summed = _known(*(known[axis] for axis in contract[side]))
-        return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked, summed)
-    if side == 0 or param(eqn, "batch_group_count") != 1:
-        return None
-    spec = param(eqn, "dimension_numbers")
-    batch_axis, _, *spatial = spec.lhs_spec
-    extent = (other[batch_axis] * times, *(other[axis] for axis in spatial))
-    transposed = any(step > 1 for step in param(eqn, "lhs_dilation"))
-    positions = math.prod(extent) // times if transposed else math.prod(output)
-    rows = weight[spec.rhs_spec[0]]
-    macs = math.prod(weight) * (positions if transposed else positions // rows)
-    stacked = _known(*label.taken)
-    return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked)
-
-
-def _known(*axes: int | None) -> frozenset[int]:
-    return frozenset(axis for axis in axes if axis is not None)
-
-
-def look_up(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
-    """A gather of rows of a labelled table."""
-    if eqn.primitive.name != "gather" or labels[0] is None or labels[1] is not None:
-        return None
-    indices = shape_of(eqn.invars[1])[:-1]
-    extent = (repeats, *indices) if repeats > 1 else indices
-    table, output = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    return Use(labels[0].leaf, "gather", table, indices, output, extent, 0)
-
-
-def param(eqn: JaxprEqn, name: str) -> Any:
-    """A parameter of an equation.
-
-    Raises:
-        RankfoldError: this version of JAX does not have it.
-    """
-    if name not in eqn.params:
-        raise RankfoldError(
-            f"jax {jax.__version__} writes {eqn.primitive.name!r} without {name!r}: this version "
-            "of rankfold cannot read its jaxprs; use a version of jax between 0.7 and 0.10, or a "
-            "newer rankfold"
-        )
-    return eqn.params[name]
-
-
 def _scan(
     eqn: JaxprEqn, labels: list[Label | None], repeats: int, found: Found
 ) -> list[Label | None]:
@@ -335,19 +148,6 @@ def _scan(
     merge(found, inner)
     _lost(labels[consts : consts + carried], carry, "scan", found)
     return [*carry, *(None for _ in eqn.outvars[carried:])]
-
-
-def sliced_by_scan(labels: Sequence[Label | None], length: int) -> list[Label | None]:
-    """The labels of what a scan hands to its body, slice by slice of the first axis."""
-    inside: list[Label | None] = []
-    for label in labels:
-        if label is None:
-            inside.append(None)
-            continue
-        first, rest = (None, None) if label.axes is None else (label.axes[0], label.axes[1:])
-        slices = label.slices * length
-        inside.append(replace(label, slices=slices, axes=rest, taken=(*label.taken, first)))
-    return inside
 
 
 def _while(
@@ -420,11 +220,6 @@ def _lost(
     ]
 
 
-def shape_of(value: Any) -> Shape:
-    """The shape of a variable or a literal of a jaxpr."""
-    return tuple(getattr(value.aval, "shape", ()))
-
-
 def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
     """The leaves of a tree of dicts and the like, each with its keys joined by dots."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
@@ -436,13 +231,3 @@ def _key(entry: Any) -> str:
         if hasattr(entry, attribute):
             return str(getattr(entry, attribute))
     return str(entry)
-
-
-def by_leaf(found: Found) -> Mapping[Leaf, tuple[list[Use], list[Read]]]:
-    """Uses and reads of each leaf."""
-    table: dict[Leaf, tuple[list[Use], list[Read]]] = {}
-    for use in found.uses:
-        table.setdefault(use.leaf, ([], []))[0].append(use)
-    for read in found.reads:
-        table.setdefault(read.leaf, ([], []))[1].append(read)
-    return table

@@ -17,18 +17,9 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.errors import RankfoldError
-from rankfold_jax.jaxprs import (
-    Found,
-    Label,
-    Leaf,
-    called,
-    param,
-    product,
-    shape_of,
-    sliced_by_scan,
-    step,
-    traced,
-)
+from rankfold_jax.jaxprs import Found, called, step, traced
+from rankfold_jax.labels import Label, Leaf, param, shape_of, sliced_by_scan
+from rankfold_jax.products import product
 
 Sums: TypeAlias = dict[Leaf, jax.Array]
 Labels: TypeAlias = Sequence[Label | None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rankfold.errors import Refused
 from rankfold.ops import Extent
 from rankfold_jax.forms import Form
-from rankfold_jax.jaxprs import Found, Leaf
+from rankfold_jax.jaxprs import Found
+from rankfold_jax.labels import Leaf
 from rankfold_jax.stacks import Seen
 
 

@@ -12,7 +12,9 @@ from jax import lax
 from rankfold import RankfoldError
 from rankfold_jax import jaxprs
 from rankfold_jax.jaxprs import Found, leaves_of
+from rankfold_jax.labels import Label
 from rankfold_jax.moments import second_moments
+from rankfold_jax.products import product
 
 X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
 W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
@@ -213,4 +215,4 @@ def test_an_unknown_version_of_jax_is_a_clear_error() -> None:
     (eqn,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "dot_general")
     bare = eqn.replace(params={})
     with pytest.raises(RankfoldError, match="cannot read its jaxprs; use a version of jax"):
-        jaxprs.product(bare, [None, jaxprs.Label("w")], 1)
+        product(bare, [None, Label("w")], 1)

@@ -14,10 +14,11 @@ from jax import lax
 
 from rankfold.errors import Refused
 from rankfold.ops import Array
-from rankfold_jax.conv import ConvForm, TransposedForm, lax_padding, per_axis
+from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form, Roles, Stage
+from rankfold_jax.padding import lax_padding, per_axis
 from rankfold_jax.sharding import Axes, to_numpy
 from rankfold_jax.stacks import Seen, Stack, find_stacks
 

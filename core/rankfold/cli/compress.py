@@ -33,7 +33,7 @@ def run(
     if not weights.is_file():
         raise RankfoldError(f"weights {str(weights)!r} is not a file")
     model = make_model(factory)
-    registry().adapter(model).load_weights(model, weights)
+    model = registry().adapter(model).load_weights(model, weights)
     small = compress(
         model, chosen, methods=names, include=include, exclude=exclude, seed=seed, inplace=False
     )
