@@ -84,9 +84,13 @@ class _Watch:
         def watched(module: nn.Module, name: str) -> Any:
             value = original(module, name)
             own = bool(self.running) and self.running[-1] is module
-            if threading.get_ident() != thread:
-                return value
-            if not own and name in ("weight", "bias") and id(module) in self.paths:
+            if (
+                not own
+                and name in ("weight", "bias")
+                and id(module) in self.paths
+                and not torch.compiler.is_compiling()
+                and threading.get_ident() == thread
+            ):
                 reason = f"its {name} is read from outside the layer"
                 self.refusals.setdefault(self.paths[id(module)], reason)
             return value
