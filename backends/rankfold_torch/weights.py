@@ -41,7 +41,8 @@ def load_weights(model: nn.Module, file: Path) -> None:
     A `.pt` or `.pth` file of a plain state dict is read with `weights_only=True`.
 
     Raises:
-        RankfoldError: the file is damaged or does not fit the model, which is then unchanged.
+        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
+            the model does not take the values, because it ties what the file does not.
     """
     if file.suffix in (".pt", ".pth", ".bin"):
         tensors = _unpickled(file)
@@ -81,6 +82,18 @@ def load_weights(model: nn.Module, file: Path) -> None:
             else:  # an expanded tensor has no memory of its own to copy into
                 owner, _, part = name.rpartition(".")
                 getattr(model.get_submodule(owner), part).data = tensor.to(own.device)
+    filled = model.state_dict()
+    for name, tensor in tensors.items():
+        if not _same_bytes(filled[name], tensor):
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} of the model does not hold what was stored: it shares "
+                "its memory with another tensor of the model, or its state_dict gives copies"
+            )
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a, b = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
 
 
 def _unpickled(file: Path) -> dict[str, torch.Tensor]:

@@ -562,3 +562,39 @@ def test_saved_files_can_be_read_by_others(saved: Path) -> None:
     os.umask(old)
     assert saved.stat().st_mode & 0o777 == 0o777 & ~old
     assert {file.stat().st_mode & 0o777 for file in saved.iterdir()} == {0o666 & ~old}
+
+
+class _Pair(nn.Module):
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed, self.middle = nn.Embedding(23, 11), nn.Linear(11, 11)
+        self.head = nn.Linear(11, 23, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.middle(self.embed(ids)))
+
+
+def test_weights_that_differ_are_not_loaded_into_one_tensor(tmp_path: Path) -> None:
+    rf.compress(_Pair(tied=False), rf.Ranks(3), include="middle").save(tmp_path / "small")
+    with pytest.raises(rf.RankfoldError, match="shares its memory with another tensor"):
+        rf.load(_Pair(tied=True), tmp_path / "small")
+
+
+class _Copies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(11, 11)
+
+    def state_dict(self, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        return {n: v.clone() for n, v in super().state_dict(*args, **options).items()}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_a_model_whose_state_is_a_copy_is_not_left_unfilled_silently(tmp_path: Path) -> None:
+    rf.compress(_Copies(), rf.Ranks(3)).save(tmp_path / "small")
+    with pytest.raises(rf.RankfoldError, match="state_dict gives copies"):
+        rf.load(_Copies(), tmp_path / "small")

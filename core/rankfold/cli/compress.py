@@ -40,4 +40,6 @@ def run(
     small.save(output)
     console = wide_console()
     console.print(plan_table(small.plan))
-    console.print(f"{totals(small.plan)}; written to {output}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{totals(small.plan)}; written to {output}", highlight=False, markup=False, soft_wrap=True
+    )
