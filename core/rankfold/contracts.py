@@ -6,10 +6,19 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    TypeAlias,
+    runtime_checkable,
+)
 
 import numpy as np
 
@@ -17,7 +26,10 @@ from rankfold.ops import Array, Chain, Extent, Op
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:
+    from rankfold.calibration import Calibration
     from rankfold.candidates import Layer
+    from rankfold.moments import Joint, LayerMoments
+    from rankfold.progress import Advance
 
 Ranks: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
@@ -122,6 +134,10 @@ class Trace:
     refusals: Mapping[str, str]
 
 
+Visit: TypeAlias = "Callable[[str, Joint | None, Joint | None], Chain]"
+"""From a layer's path and the sums over its fitted and its held-out positions to its chain."""
+
+
 class Adapter(Protocol):
     """Reads layers of one framework into ops and builds layers of that framework from ops.
 
@@ -195,3 +211,94 @@ class Adapter(Protocol):
         Raises:
             RankfoldError: file and model do not fit; the model is then unchanged.
         """
+
+
+@runtime_checkable
+class DataAware(Protocol):
+    """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
+
+    Nothing here changes the model: modes, buffers and random states are as before afterwards.
+    """
+
+    def moments(
+        self,
+        model: Any,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """Gathers the moments of layers in one pass over the batches, in eval mode.
+
+        Args:
+            model: the model.
+            calibration: batches and loss. The gradients are those of the loss summed over the
+                examples of a batch; for "cross_entropy" with labels drawn from the prediction, for
+                "outputs" those of Σ outputs · ε with standard normal ε.
+            layers: the layers by path, as `read` gives them. `rankfold.moments.input_form` and
+                `full_gradients` say what to gather of each. Layers that are not run are left out.
+            rng: draws labels, noise and the sample of positions.
+            advance: to be called before each batch with a word on it.
+
+        Raises:
+            RankfoldError: the model fails on a batch, an activation or a gradient is not finite
+                (naming the layer), or the loss is not a scalar that can be differentiated.
+        """
+
+    def follow(
+        self,
+        model: Any,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Runs the model and its compressed self side by side and meets layers as they are called.
+
+        At the first call of each layer `visit(path, fit, held)` gives the chain (or the op itself,
+        with other weights, as a chain of one) that takes the layer's place in the compressed model
+        from there on. A quarter of the examples is held out of `fit` and makes `held`. Both are
+        None for an `Embedding`, for a layer without moments in the form "patches", and for one
+        whose inputs in the two models do not correspond.
+
+        Args:
+            model: the model.
+            calibration: the batches.
+            layers: the layers to meet, by path, as `read` gives them.
+            visit: called once per layer, in the order of execution.
+            sequential: whether the compressed model goes on with what its own layers give; else
+                every layer meets the inputs that it has in the model, and its chain is only
+                measured.
+            rng: draws the sample of positions.
+
+        Returns:
+            ‖y − ŷ‖ / ‖y‖ of each layer met, over all positions of all examples: y is the output of
+            the original layer in the model, ŷ that of the chain on its own inputs.
+
+        Raises:
+            RankfoldError: the model fails on a batch.
+        """
+
+    def refilled(self, model: Any, path: str, op: Op) -> Any:
+        """The layer itself with the weights of an op in it: a module that `replace` takes."""
+
+    def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
+        """The mean loss over the batches of the model and of the compressed one.
+
+        For "cross_entropy" (0, mean KL divergence of the predictions) and for "outputs" (0, squared
+        distance of the outputs over their squared norm).
+        """
+
+    def seconds(
+        self, model: Any, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Median times of one pass of the layer and of chains in its place, measured in turns.
+
+        The first is that of the layer itself. Inputs are random, of the layer's dtype, memory
+        format and device, one call per extent.
+        """
+
+    def model_seconds(self, models: Sequence[Any], inputs: Any) -> tuple[float, ...]:
+        """Median times of one forward pass of each model, measured in turns."""

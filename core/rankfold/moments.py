@@ -1,0 +1,170 @@
+"""`Moments`: what calibration data says about the inputs and outputs of each layer.
+
+The second moment of a layer's input says which directions its weight is used in; that of the
+gradient of the loss at its output says which errors of its output matter. Together they measure an
+error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (Martens and Grosse, arXiv
+1503.05671), so that errors of different layers compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array, Conv, ConvTranspose, Embedding, Op
+
+PATCH_LIMIT = 4608
+"""The largest order of a patch moment: 512 channels of a 3×3 kernel."""
+FEATURE_LIMIT = 16384
+"""The largest order of a moment of the features of a `Linear`, and of the gradients."""
+_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """Moments of one layer.
+
+    Attributes:
+        inputs: E[x xᵀ] of the layer's input at one position. (groups, d, d) with
+            d = in/groups · positions of the kernel, channels first, as a row of the weight is laid
+            out ("patches"); (groups, in/groups, in/groups), averaged over the positions of the
+            kernel ("channels"); (groups, d), the diagonal alone ("diagonal"). For an `Embedding`
+            (1, rows), how often each row is looked up, as a share.
+        mean: E[x], (groups, d); for an `Embedding` as `inputs`. With "channels" (groups, in/groups).
+        grads: E[g gᵀ] of the gradient of the summed loss at the layer's output at one position,
+            (groups, out/groups, out/groups), or the diagonal alone, (groups, out/groups); None for
+            the identity.
+        samples: the number of examples seen.
+        uses: at how many positions of one example the layer is used.
+    """
+
+    inputs: Array
+    mean: Array
+    grads: Array | None
+    samples: int
+    uses: float
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Sums over positions of the original layer's output y and the compressed one's input x.
+
+    Attributes:
+        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
+        yx: Σ y xᵀ, (groups, out/groups, d); y includes the bias.
+        yy: Σ y yᵀ, (groups, out/groups, out/groups).
+        x: Σ x, (groups, d).
+        y: Σ y, (groups, out/groups).
+        count: the number of positions.
+    """
+
+    xx: Array
+    yx: Array
+    yy: Array
+    x: Array
+    y: Array
+    count: int
+
+
+def input_form(op: Op) -> str:
+    """The form in which the moments of a layer's inputs are gathered."""
+    if isinstance(op, Embedding):
+        return "diagonal"
+    if isinstance(op, (Conv, ConvTranspose)):
+        return "patches" if op.weight[0].size <= PATCH_LIMIT else "channels"
+    return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
+
+
+def full_gradients(op: Op) -> bool:
+    """Whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
+    out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups
+    return out <= PATCH_LIMIT
+
+
+class Moments(Mapping[str, LayerMoments]):
+    """The moments of a model's layers, by path.
+
+    Args:
+        layers: moments by path.
+        loss: the name of the loss that the gradients are of; "" where there are none.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:
+        self._layers = dict(layers)
+        self.loss = loss
+
+    def __getitem__(self, path: str) -> LayerMoments:
+        return self._layers[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def save(self, file: str | PathLike[str]) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            RankfoldError: the file cannot be written.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, Array] = {}
+        facts = []
+        for index, (path, layer) in enumerate(self._layers.items()):
+            facts.append({"path": path, "samples": layer.samples, "uses": layer.uses})
+            for name in _ARRAYS:
+                value = getattr(layer, name)
+                if value is not None:
+                    arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
+        about = {"version": _VERSION, "loss": self.loss, "layers": facts}
+        try:
+            save_file(arrays, Path(file), metadata={"rankfold.moments": json.dumps(about)})
+        except (OSError, SafetensorError) as error:
+            raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
+
+    @classmethod
+    def load(cls, file: str | PathLike[str]) -> Moments:
+        """Reads what `save` wrote.
+
+        Raises:
+            RankfoldError: the file is missing, damaged or holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(Path(file), framework="numpy") as stored:
+                about = json.loads((stored.metadata() or {})["rankfold.moments"])
+                if about["version"] != _VERSION:
+                    raise RankfoldError(
+                        f"{str(file)!r} has version {about['version']}; this rankfold reads "
+                        f"version {_VERSION}"
+                    )
+                names = set(stored.keys())
+                layers = {}
+                for index, facts in enumerate(about["layers"]):
+                    arrays = {
+                        name: stored.get_tensor(f"{index}.{name}")
+                        if f"{index}.{name}" in names
+                        else None
+                        for name in _ARRAYS
+                    }
+                    layers[facts["path"]] = LayerMoments(
+                        **arrays, samples=int(facts["samples"]), uses=float(facts["uses"])
+                    )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RankfoldError):
+                raise
+            raise RankfoldError(f"{str(file)!r} holds no moments: {error!r}") from None
+        return cls(layers, str(about["loss"]))
+
+
+_ARRAYS = ("inputs", "mean", "grads")
