@@ -9,9 +9,11 @@ from rankfold.decompose.spatial_svd import spatial_svd
 from rankfold.decompose.svd import truncated_svd
 from rankfold.decompose.tucker2 import tucker2
 from rankfold.errors import RankfoldError
+from rankfold.moments import Moments
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
-from rankfold.pipeline import Compressed, apply, compress, plan
+from rankfold.pipeline import Compressed, apply, compress, gather, plan
 from rankfold.plan import LayerPlan, Plan
+from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
 from rankfold.policies.evbmf import EVBMF, evbmf
 from rankfold.policies.ranks import Ranks
@@ -21,6 +23,7 @@ from rankfold.policies.vbmf import VBMF
 __all__ = [
     "EVBMF",
     "VBMF",
+    "Budget",
     "Choice",
     "Compressed",
     "Conv",
@@ -30,6 +33,7 @@ __all__ = [
     "Layer",
     "LayerPlan",
     "Linear",
+    "Moments",
     "Plan",
     "RankfoldError",
     "Ranks",
@@ -40,6 +44,7 @@ __all__ = [
     "cp",
     "cp3",
     "evbmf",
+    "gather",
     "load",
     "plan",
     "spatial_svd",

@@ -9,15 +9,31 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rankfold.contracts import Decomposition, Placement, Ranks
 from rankfold.errors import RankfoldError, Refused
 from rankfold.guarded import Guarded
-from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, as_chain, geometry, macs, params
+from rankfold.metric import Metric, rows_of
+from rankfold.moments import LayerMoments
+from rankfold.ops import (
+    Array,
+    Chain,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Extent,
+    Op,
+    as_chain,
+    geometry,
+    macs,
+    params,
+    with_weight,
+)
+from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
 _NOMINAL_OUTPUT = 32
@@ -31,6 +47,13 @@ class Cost:
     params: int
     macs: int
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.macs + other.macs)
+
+    def less(self, other: Cost) -> Cost:
+        """What is left of it without another."""
+        return Cost(self.params - other.params, self.macs - other.macs)
+
     def within(self, other: Cost) -> bool:
         """Whether neither is above the other's."""
         return self.params <= other.params and self.macs <= other.macs
@@ -38,13 +61,49 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One way to decompose a layer: its chain, what it costs and the error of the weight."""
+    """One way to decompose a layer: its chain, what it costs and what it loses.
+
+    Attributes:
+        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
+        loss: what it costs in the loss, up to a factor that all layers share; without calibration
+            data the square of `error`.
+        output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
+    """
 
     method: str
     ranks: Ranks
     chain: Chain
     cost: Cost
     error: float
+    loss: float
+    output: float | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a method at some ranks would cost and lose, without its chain."""
+
+    method: str
+    ranks: Ranks
+    cost: Cost
+    loss: float
+
+
+class Group(list["Layer"]):
+    """The layers that one policy decides on.
+
+    Args:
+        layers: in the model's order.
+        rest: what everything else in the model costs.
+
+    Attributes:
+        notes: what the policy has to say of the whole; it may append to them.
+    """
+
+    def __init__(self, layers: Iterable[Layer], rest: Cost) -> None:
+        super().__init__(layers)
+        self.rest = rest
+        self.notes: list[str] = []
 
 
 class Layer:
@@ -58,12 +117,15 @@ class Layer:
             example inputs were given.
         placement: how the scale is spread over a chain.
         seed: of the run; every layer derives a generator of its own from it.
+        moments: of calibration data; None without.
 
     Attributes:
         path: the layer's path in the model.
         paths: that path and its further ones.
         methods: those of the allowed decompositions that apply, by name.
         refusals: for those that do not apply, why.
+        placement: how the scale is spread over a chain.
+        calls: how often the layer is called in one pass; None without example inputs.
     """
 
     def __init__(
@@ -74,18 +136,21 @@ class Layer:
         extents: Sequence[Extent] | None,
         placement: Placement,
         seed: int,
+        moments: LayerMoments | None = None,
     ) -> None:
         self.path = paths[0]
+        self.moments = moments
         self.paths = paths
         self._read = read
-        self._placement: Placement = placement
+        self.placement: Placement = placement
         self._seed = seed
         self._op: Op | None = None
         self._spectrum: Spectrum | None = None
         self._candidates: dict[tuple[str, Ranks], Candidate] = {}
         self.traced = extents is not None
         self._extents = extents
-        self.methods: dict[str, Decomposition] = {}
+        self.calls = None if extents is None else len(extents)
+        self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
         op = self.op
         for name, method in methods.items():
@@ -110,8 +175,32 @@ class Layer:
     def spectrum(self) -> Spectrum:
         """The eigenpairs of the layer's mode Grams."""
         if self._spectrum is None:
-            self._spectrum = Spectrum(self.op)
+            metric = None if self.moments is None else Metric(self.op, self.moments)
+            self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
+
+    def offers(self, multiple_of: int = 1) -> list[Offer]:
+        """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
+
+        Args:
+            multiple_of: of the ranks, where there are such.
+        """
+        found: list[Offer] = []
+        for name, method in self.methods.items():
+            try:
+                for ranks, squared in method.offers(self.op, self.spectrum, multiple_of):
+                    cost = self.template_cost(name, ranks)
+                    if self.grew(cost) is not None:
+                        continue
+                    if squared is None:
+                        loss = self.candidate(name, ranks).loss
+                    else:
+                        loss = self._loss(squared)
+                    if math.isfinite(loss):
+                        found.append(Offer(name, ranks, cost, loss))
+            except Refused as refused:
+                self.refusals[name] = refused.reason
+        return _undominated(found)
 
     def only(self, method: str) -> Layer:
         """The same layer with one allowed method, sharing what has been computed so far."""
@@ -205,13 +294,64 @@ class Layer:
         method = self.methods[name]
         spectrum = self.spectrum
         factored = method.decompose(
-            self.op, ranks, spectrum=spectrum, placement=self._placement, rng=rng
+            self.op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
         )
         if not math.isfinite(factored.error) or not all(
             np.isfinite(stage.weight).all() for stage in factored.chain
         ):
             raise Refused(f"{name} gave values that are not finite")
-        return Candidate(name, ranks, factored.chain, self.cost(factored.chain), factored.error)
+        cost = self.cost(factored.chain)
+        metric = spectrum.metric
+        if metric is None:
+            return Candidate(name, ranks, factored.chain, cost, factored.error, factored.error**2)
+        rows = rows_of(self.op) / spectrum.scale
+        dense = reconstruct(self.op, factored.chain) / spectrum.scale
+        apart = rows_of(with_weight(self.op, dense)) - rows
+        loss = self._loss(metric.squared(apart))
+        chain = shifted(factored.chain, metric, -spectrum.scale * apart)
+        whole = metric.output(rows) + self._mean_output(metric, rows)
+        output = math.sqrt(metric.output(apart) / max(whole, 1e-300))
+        return Candidate(name, ranks, chain, cost, factored.error, loss, output)
+
+    def _mean_output(self, metric: Metric, rows: Array) -> float:
+        """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""
+        if metric.mean is None or self.op.bias is None:
+            return 0.0
+        mean = np.einsum("god,gd->go", rows, metric.mean).reshape(-1)
+        mean = mean + self.op.bias / self.spectrum.scale
+        return float(np.vdot(mean, mean))
+
+    def _loss(self, squared: float) -> float:
+        """A squared error in the units of the spectrum as a loss that compares across layers."""
+        spectrum = self.spectrum
+        if spectrum.metric is None:
+            return squared / spectrum.energy
+        return squared * spectrum.scale**2 * spectrum.metric.uses
+
+
+def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
+    """A chain whose bias makes up for what the error of the weight does to the mean output.
+
+    Args:
+        chain: in place of a layer.
+        metric: of the layer.
+        lost: W − Ŵ, (groups, out/groups, d).
+    """
+    last = chain[-1]
+    if metric.mean is None or last.bias is None or isinstance(last, Embedding):
+        return chain
+    shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
+    bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
+    return (*chain[:-1], replace(last, bias=bias))
+
+
+def _undominated(offers: list[Offer]) -> list[Offer]:
+    """Those that no other one beats in parameters, in MACs and in loss at once."""
+    kept: list[Offer] = []
+    for offer in sorted(offers, key=lambda o: (o.loss, o.cost.params, o.cost.macs)):
+        if not any(other.cost.within(offer.cost) for other in kept):
+            kept.append(offer)
+    return kept
 
 
 def _nominal_extent(op: Op) -> Extent:

@@ -62,7 +62,12 @@ class Factored:
 
 
 class Decomposition(Protocol):
-    """One way to turn an op into a chain of ops."""
+    """One way to turn an op into a chain of ops.
+
+    A decomposition may have a further method `offers(op, spectrum, multiple_of)` that gives ranks
+    for a budget to choose from, each with its squared error in the units of `spectrum.tensor` under
+    `spectrum.metric`. Without it, a few ranks are decomposed.
+    """
 
     @property
     def name(self) -> str:

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Adapter, Choice
+from rankfold.contracts import Adapter, Choice, DataAware
 from rankfold.errors import Refused
+from rankfold.moments import input_form
 from rankfold.ops import Chain, Op, describe
 from rankfold.plan import LayerPlan
 from rankfold.verify import check_chain
@@ -19,7 +20,10 @@ from rankfold.verify import check_chain
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is done to one layer, with op and chain where it is decomposed."""
+    """What is done to one layer, with op and chain where it is decomposed or refitted.
+
+    The chain of a layer that is refitted as it is, is the op with its new weights.
+    """
 
     layer: LayerPlan
     op: Op | None = None
@@ -39,6 +43,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     op = layer.op
     before = layer.cost(op)
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
+    predicted = None
     if method is not None and method not in layer.methods:
         reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
         method = None
@@ -49,6 +54,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             method, reason = None, refused.reason
         else:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
+            predicted = candidate.output
             reason = reason or layer.remark(after)
     decided = LayerPlan(
         path=layer.path,
@@ -59,6 +65,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         params=(before.params, after.params),
         macs=(before.macs, after.macs) if layer.traced else None,
         op=describe(op),
+        predicted=predicted,
+        moments="" if layer.moments is None else input_form(op),
     )
     return Decision(decided, op if chain is not None else None, chain)
 
@@ -68,9 +76,13 @@ def build(
 ) -> tuple[LayerPlan, Any]:
     """The checked native module of a decision, or None and the reason why the layer stays."""
     done, op, chain = decision.layer, decision.op, decision.chain
-    if op is None or chain is None or done.error is None:
+    if op is None or chain is None:
         return done, None
     try:
+        if done.method is None:
+            assert isinstance(adapter, DataAware)
+            return done, adapter.refilled(model, done.path, chain[0])
+        assert done.error is not None
         module = adapter.build(model, done.path, chain)
         epsilon = max(adapter.precision(model, done.path), float(np.finfo(op.weight.dtype).eps))
         check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
@@ -88,6 +100,9 @@ def _undone(done: LayerPlan, reason: str) -> LayerPlan:
         ranks=(),
         reason=reason,
         error=None,
+        predicted=None,
+        measured=None,
+        refit=False,
         params=None if done.params is None else (done.params[0], done.params[0]),
         macs=None if done.macs is None else (done.macs[0], done.macs[0]),
     )

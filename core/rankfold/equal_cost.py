@@ -73,7 +73,7 @@ def _least(layer: Layer, contenders: Mapping[str, Ranks], reasons: dict[str, str
         except Refused as refused:
             reasons[name] = refused.reason
             continue
-        if best is None or candidate.error < best.error * (1.0 - _TIE):
+        if best is None or candidate.loss < best.loss * (1.0 - 2.0 * _TIE):
             best = candidate
     if best is None:
         return Choice(None, reason=_summary(layer, reasons))

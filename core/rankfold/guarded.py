@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from rankfold.ops import Chain, Op
 from rankfold.spectrum import Spectrum
 
 T = TypeVar("T")
+_STEPS = 8
 
 
 class Guarded:
@@ -47,6 +48,17 @@ class Guarded:
     def template(self, op: Op, ranks: Ranks) -> Chain:
         """As `Decomposition.template`."""
         return self._call(self._method.template, op, ranks)
+
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[Ranks, float | None]]:
+        """As `Decomposition.offers`; a few ranks without an error where there is no such method."""
+        if hasattr(self._method, "offers"):
+            return self._call(self._method.offers, op, spectrum, multiple_of)
+        most = self.max_ranks(op)
+        steps = [step / _STEPS for step in range(1, _STEPS + 1)]
+        grid = {tuple(max(1, round(step * rank)) for rank in most) for step in steps}
+        return [(ranks, None) for ranks in sorted(grid)]
 
     def decompose(
         self,

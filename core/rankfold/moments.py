@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class LayerMoments:
             out ("patches"); (groups, in/groups, in/groups), averaged over the positions of the
             kernel ("channels"); (groups, d), the diagonal alone ("diagonal"). For an `Embedding`
             (1, rows), how often each row is looked up, as a share.
-        mean: E[x], (groups, d); for an `Embedding` as `inputs`. With "channels" (groups, in/groups).
+        mean: E[x], (groups, d); (groups, in/groups) with "channels"; of an `Embedding` as `inputs`.
         grads: E[g gᵀ] of the gradient of the summed loss at the layer's output at one position,
             (groups, out/groups, out/groups), or the diagonal alone, (groups, out/groups); None for
             the identity.
@@ -84,7 +85,7 @@ def input_form(op: Op) -> str:
 def full_gradients(op: Op) -> bool:
     """Whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups
-    return out <= PATCH_LIMIT
+    return bool(out <= PATCH_LIMIT)
 
 
 class Moments(Mapping[str, LayerMoments]):
@@ -151,7 +152,7 @@ class Moments(Mapping[str, LayerMoments]):
                 names = set(stored.keys())
                 layers = {}
                 for index, facts in enumerate(about["layers"]):
-                    arrays = {
+                    arrays: dict[str, Any] = {
                         name: stored.get_tensor(f"{index}.{name}")
                         if f"{index}.{name}" in names
                         else None

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Adapter, Choice, Decomposition, Placement, Policy, Trace
-from rankfold.decision import Decision, build, decide
+from rankfold.calibration import Loss
+from rankfold.contracts import Adapter, Choice, Placement, Policy
+from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Extent, Op, describe, is_blank
+from rankfold.moments import Moments
+from rankfold.ops import Op, describe
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
-from rankfold.selection import Selection, listed
-from rankfold.spectrum import magnitude
-
-METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
-"""The default methods, in order of preference: those with a closed form or as good as one."""
+from rankfold.run import Run
+from rankfold.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,9 @@ def plan(
     overrides: Mapping[str, Policy] | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
+    calibration: Any = None,
+    loss: Loss | None = None,
+    moments: Moments | None = None,
     adapter: Adapter | None = None,
 ) -> Plan:
     """What would be done to each layer of a model, and why.
@@ -82,6 +81,13 @@ def plan(
         placement: "balanced" spreads the scale of a weight evenly over its chain, "classical"
             leaves it in one stage.
         seed: of all randomness.
+        calibration: batches of inputs as the model meets them in use, as `inputs` or with labels
+            behind them; a batch may be a tuple of which the first items are the inputs. With them
+            errors are measured where they matter to the outputs.
+        loss: what the outputs are judged by: "cross_entropy" (they are logits), "outputs" (any
+            change of them counts, by its square; the default) or a function of (outputs, batch)
+            that gives a scalar.
+        moments: gathered before by `rankfold.gather`, in place of a pass over `calibration`.
         adapter: a fresh one, in place of the one that the installed plugins have for the model.
 
     Raises:
@@ -89,8 +95,11 @@ def plan(
             a rank is out of range, or the model fails on the inputs.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = _Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
-    return run.plan_of([decision.layer for decision in run.decisions(selection)], policy)
+    run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
+    run.learn(calibration, loss, moments)
+    notes: list[str] = []
+    decided = [decision.layer for decision in run.decisions(selection, notes)]
+    return run.plan_of(decided, policy, notes)
 
 
 def compress(
@@ -104,10 +113,14 @@ def compress(
     overrides: Mapping[str, Policy] | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
+    calibration: Any = None,
+    loss: Loss | None = None,
+    moments: Moments | None = None,
+    refit: bool = True,
     inplace: bool = False,
     adapter: Adapter | None = None,
 ) -> Compressed:
-    """Plans and applies in one go, decomposing each layer once.
+    """Plans and applies in one go.
 
     Args:
         model: as for `plan`.
@@ -119,6 +132,11 @@ def compress(
         overrides: as for `plan`.
         placement: as for `plan`.
         seed: as for `plan`.
+        calibration: as for `plan`.
+        loss: as for `plan`.
+        moments: as for `plan`.
+        refit: whether, with calibration data, every layer is refitted to the original's outputs on
+            the inputs that the compressed layers before it give.
         inplace: modify the model itself instead of a copy.
         adapter: as for `plan`.
 
@@ -126,11 +144,37 @@ def compress(
         RankfoldError: as for `plan`.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = _Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
-    modules: dict[str, Any] = {}
-    decided = [run.built(decision, modules) for decision in run.decisions(selection)]
-    small = run.adapter.replace(model, modules, inplace=inplace)
-    return Compressed(small, run.plan_of(decided, policy))
+    run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
+    run.learn(calibration, loss, moments)
+    return Compressed(*run.compressed(selection, refit=refit, inplace=inplace))
+
+
+def gather(
+    model: Any,
+    calibration: Any,
+    *,
+    inputs: Any = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    adapter: Adapter | None = None,
+) -> Moments:
+    """The moments of all layers on calibration data, for any number of plans.
+
+    Args:
+        model: as for `plan`.
+        calibration: as for `plan`.
+        inputs: as for `plan`; tells what of a batch the inputs are.
+        loss: as for `plan`.
+        seed: draws labels, noise and the sample of positions.
+        adapter: as for `plan`.
+
+    Raises:
+        RankfoldError: the calibration data or the loss does not fit the model.
+    """
+    run = Run(adapter or registry().adapter(model), model, inputs, None, "balanced", seed)
+    run.learn(calibration, loss, None)
+    assert run.moments is not None
+    return run.moments
 
 
 def apply(
@@ -163,7 +207,7 @@ def apply(
     validate(plan)
     names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
     methods = names or None
-    run = _Run(
+    run = Run(
         adapter or registry().adapter(model), model, inputs, methods, plan.placement, plan.seed
     )
     check_planned(plan.layers, run.kinds)
@@ -187,6 +231,7 @@ def apply(
                 if inputs is None:
                     decision = decision.with_macs(_macs_of(given, decision.layer))
             decided.append(run.built(decision, modules))
+            registry().layer_done(decided[-1])
     small = run.adapter.replace(model, modules, inplace=inplace)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
     return Compressed(small, applied)
@@ -225,134 +270,3 @@ def check_same(planned: LayerPlan, op: Op) -> None:
         raise RankfoldError(
             f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
         )
-
-
-class _Run:
-    """One walk over the layers of a model.
-
-    Args:
-        adapter: the model's adapter.
-        model: the model.
-        inputs: example inputs or None.
-        methods: names of the allowed decompositions; None for the default ones.
-        placement: how the scale is spread over a chain.
-        seed: of all randomness.
-
-    Raises:
-        RankfoldError: an unknown placement, method or seed, or the model fails on the inputs.
-
-    Attributes:
-        adapter: the model's adapter.
-        kinds: the class name of each layer by path, in the model's order.
-        size: parameters of the model.
-    """
-
-    def __init__(
-        self,
-        adapter: Adapter,
-        model: Any,
-        inputs: Any,
-        methods: str | Sequence[str] | None,
-        placement: Placement,
-        seed: int,
-    ) -> None:
-        if placement not in ("balanced", "classical"):
-            raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-            raise RankfoldError(f"seed {seed!r}; use an int from 0 to 2**63 - 1")
-        names = METHODS if methods is None else listed(methods)
-        self.adapter = adapter
-        self._model = model
-        self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
-        self.kinds = adapter.layers(model)
-        self.size = adapter.size(model)
-        self._methods: dict[str, Decomposition] = registry().methods(names)
-        self._placement: Placement = placement
-        self._seed = seed
-
-    def layer(self, paths: tuple[str, ...]) -> Layer:
-        """The layer at a path.
-
-        Raises:
-            Refused: the adapter or the trace forbids to replace it.
-        """
-        extents: tuple[Extent, ...] | None = None
-        if self._trace is not None:
-            extents = self._trace.extents.get(paths[0], ())
-        read = partial(self._read, paths[0])
-        return Layer(paths, read, self._methods, extents, self._placement, self._seed)
-
-    def decisions(self, selection: Selection) -> Iterator[Decision]:
-        """One decision per layer: first on those that no policy sees, then policy by policy."""
-        paths = {path: (path, *self.adapter.aliases(self._model, path)) for path in self.kinds}
-        selection.check(list(paths.values()))
-        seen: dict[int, tuple[Policy, list[Layer]]] = {}
-        with progress("planning", len(self.kinds)) as advance:
-            for path, kind in self.kinds.items():
-                reason = selection.left_out(paths[path])
-                try:
-                    layer = self.layer(paths[path])
-                except Refused as refused:
-                    left = LayerPlan(path=path, op=kind, reason=reason or refused.reason)
-                    advance(path)
-                    yield Decision(left)
-                    continue
-                reason = reason or _unfit(layer.op)
-                if reason:
-                    advance(path)
-                    yield decide(layer, Choice(None, reason=reason))
-                else:
-                    policy = selection.policy_of(paths[path])
-                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
-                layer.release()
-            for policy, layers in seen.values():
-                choices = policy.allocate(layers)
-                for layer in layers:
-                    choice = next(choices, None)
-                    if not isinstance(choice, Choice):
-                        raise RankfoldError(
-                            f"layer {layer.path!r}: policy {policy!r} gave {choice!r} for it; a "
-                            "policy yields one rankfold.Choice per layer"
-                        )
-                    advance(layer.path)
-                    yield decide(layer, choice)
-                    layer.release()
-
-    def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:
-        """Builds and checks the module of a decision, into `modules`; the plan says if it fails."""
-        rng = np.random.default_rng(self._seed)
-        done, module = build(self.adapter, self._model, decision, rng)
-        if module is not None:
-            modules[done.path] = module
-        registry().layer_done(done)
-        return done
-
-    def plan_of(self, decided: Iterable[LayerPlan], policy: Policy) -> Plan:
-        """The plan, in the model's order."""
-        done = {layer.path: layer for layer in decided}
-        return Plan(
-            layers=tuple(done[path] for path in self.kinds),
-            policy=repr(policy),
-            size=self.size,
-            seed=self._seed,
-            placement=self._placement,
-        )
-
-    def _read(self, path: str) -> Op:
-        op = self.adapter.read(self._model, path)
-        if self._trace is not None and path in self._trace.refusals:
-            raise Refused(self._trace.refusals[path])
-        return op
-
-
-def _unfit(op: Op) -> str:
-    if is_blank(op):
-        return "it has only a shape, no values"
-    try:
-        magnitude(op.weight)
-    except Refused as refused:
-        return refused.reason
-    if op.bias is not None and not np.isfinite(op.bias).all():
-        bad = op.bias.size - int(np.count_nonzero(np.isfinite(op.bias)))
-        return f"the bias has {bad} NaN or infinite values of {op.bias.size}"
-    return ""

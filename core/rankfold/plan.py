@@ -25,6 +25,14 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         macs: multiply-accumulates of one forward pass on the example inputs (before, after); None
             where no inputs were given.
         op: what the layer is, for the table and to recognise the layer.
+        predicted: ‖y − ŷ‖ / ‖y‖ of the layer's output on the calibration data, predicted from
+            moments; None without such data.
+        measured: the same, measured by running the replacement on that data. After a sequential
+            refit ŷ is the output in the compressed model.
+        refit: whether the weights were refitted to the original outputs on the inputs that the
+            compressed model gives.
+        moments: how much of the moments of its inputs was gathered: "patches", "channels" or
+            "diagonal"; "" without calibration data.
     """
 
     path: str
@@ -35,6 +43,10 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     params: tuple[int, int] | None = None
     macs: tuple[int, int] | None = None
     op: str = ""
+    predicted: float | None = None
+    measured: float | None = None
+    refit: bool = False
+    moments: str = ""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +59,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             is not known.
         seed: of the run.
         placement: how the scale is spread over the stages of a chain.
+        loss: the loss on the calibration data (before, after); None where it was not measured.
+            Under "cross_entropy" and "outputs" it is the distance from the original's outputs.
+        notes: what the policies have to say of the whole.
         version: of this format.
     """
 
@@ -55,6 +70,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     size: int = 0
     seed: int = 0
     placement: Placement = "balanced"
+    loss: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:

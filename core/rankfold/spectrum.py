@@ -13,8 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.linalg import Eigen, left_eigen
-from rankfold.ops import Array, Op, grouped
+from rankfold.linalg import Eigen, eigh, left_eigen
+from rankfold.metric import Metric
+from rankfold.ops import Array, Embedding, Op, grouped
 
 
 class Spectrum:
@@ -22,25 +23,49 @@ class Spectrum:
 
     Args:
         op: the layer.
+        metric: the measure of its errors; None for the plain error of the weight.
 
     Raises:
         Refused: the weight is empty, all zero, or holds NaN or infinite values.
 
     Attributes:
+        metric: the measure of errors, or None.
         scale: the largest magnitude of the weight.
         tensor: (groups, out/groups, in/groups, positions) float64, the weight over `scale`, where
             positions is the product of the kernel sizes.
         energy: the squared Frobenius norm of `tensor`.
     """
 
-    def __init__(self, op: Op) -> None:
+    def __init__(self, op: Op, metric: Metric | None = None) -> None:
         weight = op.weight
+        self.metric = metric
         self.scale = magnitude(weight)
         self.kernel: tuple[int, ...] = weight.shape[2:]
         scaled = grouped(op).astype(np.float64)
         scaled /= self.scale
         self.tensor: Array = scaled.reshape(*scaled.shape[:3], -1)
         self.energy = float(np.vdot(self.tensor, self.tensor))
+        self._transposed = isinstance(op, Embedding)
+
+    @property
+    def rows(self) -> Array:
+        """The matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
+        return self.matrix.swapaxes(1, 2) if self._transposed else self.matrix
+
+    @cached_property
+    def weighted(self) -> Eigen:
+        """Eigenpairs of G½ W C Wᵀ G½: what each direction of the output is worth."""
+        assert self.metric is not None
+        rows = self.metric.to_loss(self.rows)
+        if rows.shape[1] <= rows.shape[2]:
+            gram = np.matmul(self.metric.times_inputs(rows), rows.swapaxes(1, 2))
+            return eigh(0.5 * (gram + gram.swapaxes(1, 2)))
+        return left_eigen(self.metric.times_root(rows))
+
+    @cached_property
+    def weight_of_all(self) -> float:
+        """What the whole weight is worth: its squared error if it were dropped."""
+        return self.energy if self.metric is None else self.metric.squared(self.rows)
 
     @property
     def matrix(self) -> Array:
@@ -85,6 +110,11 @@ class Spectrum:
     def relative_error(self, kept: float) -> float:
         """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
         return math.sqrt(max(0.0, 1.0 - kept / self.energy))
+
+    def distance(self, rows: Array) -> float:
+        """‖W − Ŵ‖ / ‖W‖ of other rows Ŵ (groups, out/groups, d), scaled as `tensor`."""
+        apart = rows - self.rows
+        return math.sqrt(float(np.vdot(apart, apart)) / self.energy)
 
 
 def magnitude(weight: Array) -> float:

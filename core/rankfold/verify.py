@@ -50,7 +50,7 @@ def check_chain(
     if not measured <= error * 1.01 + _GRAM_ACCURACY:
         raise Refused(f"the chain has a weight error of {measured:.3g}, not {error:.3g}")
     x = _probe(op, rng)
-    expected = forward(replace(op, weight=dense), x)
+    expected = forward(_standing_for(op, dense, chain), x)
     got = run(x)
     if got.shape != expected.shape:
         raise Refused(f"the built module gives shape {got.shape} in place of {expected.shape}")
@@ -62,6 +62,12 @@ def check_chain(
         raise Refused(
             f"the built module is off by {off / max(size, np.finfo(float).tiny):.3g} of its output"
         )
+
+
+def _standing_for(op: Op, dense: Array, chain: Chain) -> Op:
+    if isinstance(op, Embedding):
+        return replace(op, weight=dense)
+    return replace(op, weight=dense, bias=chain[-1].bias)
 
 
 def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:

@@ -13,12 +13,12 @@ from rankfold.cli.arguments import read_policy
 from rankfold.contracts import Decomposition, Policy
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Op
-from rankfold.pipeline import METHODS
 from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
 from rankfold.registry import registry
 from rankfold.report.table import wide_console
+from rankfold.run import METHODS
 from rankfold.tensors import open_tensors
 
 _SHARE = 0.9

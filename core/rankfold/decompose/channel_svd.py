@@ -6,12 +6,13 @@ All of the geometry stays on the first stage, the bias goes to the last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
+from rankfold.decompose.regression import offered, projection
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -55,6 +56,11 @@ class ChannelSVD:
         first = blank(op.groups * rank, into, *op.weight.shape[2:])
         return self._chain(op, first, blank(op.groups, out, rank))
 
+    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+        """Exact errors, from the eigenvalues."""
+        eigen = spectrum.output if spectrum.metric is None else spectrum.weighted
+        return offered(eigen.values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
+
     def decompose(
         self,
         op: Op,
@@ -66,9 +72,13 @@ class ChannelSVD:
     ) -> Factored:
         """Projects the unfolding on its leading left singular vectors."""
         assert isinstance(op, (Conv, ConvTranspose))
-        left = spectrum.output.leading(ranks[0])
-        right = np.matmul(left.swapaxes(1, 2), spectrum.matrix)
-        error = spectrum.relative_error(float(np.vdot(right, right)))
+        if spectrum.metric is not None:
+            right, left = projection(spectrum, ranks[0])
+            error = spectrum.distance(np.matmul(left, right))
+        else:
+            left = spectrum.output.leading(ranks[0])
+            right = np.matmul(left.swapaxes(1, 2), spectrum.matrix)
+            error = spectrum.relative_error(float(np.vdot(right, right)))
         right, left = place_scale(right, left, spectrum.scale, placement)
         first = right.reshape(-1, *op.weight.shape[1:])
         return Factored(cast(self._chain(op, first, left), op), error)

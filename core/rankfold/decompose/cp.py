@@ -11,15 +11,18 @@ axis's kernel, stride, padding and dilation, and none elsewhere. How the factors
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose import als
 from rankfold.decompose.direct import decompose
+from rankfold.decompose.grid import spaced
+from rankfold.decompose.regression import Regression
 from rankfold.decompose.stages import along, cast, check_ranks, pointwise, trivial
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from tensorly.cp_tensor import CPTensor
 
 RANKFOLD_API = (1, 0)
+_COUNT = 6
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,15 @@ class CP:
         factors = [blank(op.groups, size, rank) for size in shape]
         return self._chain(op, factors)
 
+    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+        """Errors of the fit itself, at few ranks: it has no closed form."""
+        rng = np.random.default_rng(0)
+        most = min(self.max_ranks(op)[0], 2 * max(spectrum.tensor.shape[1:3]))
+        return [
+            ((rank,), self._fitted(op, rank, spectrum, rng)[1])
+            for rank in spaced(most, multiple_of, _COUNT)
+        ]
+
     def decompose(
         self,
         op: Op,
@@ -98,20 +111,57 @@ class CP:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factored:
-        """Ridge-regularised alternating least squares, group by group."""
+        """Ridge-regularised alternating least squares, group by group.
+
+        Under a metric the fit is that of the weight and that of the weight whitened by the moments
+        of its channels, each with the last stage by regression; the better one is taken.
+        """
+        assert isinstance(op, (Conv, ConvTranspose))
+        factors, _ = self._fitted(op, ranks[0], spectrum, rng)
+        error = spectrum.distance(_dense(factors).reshape(spectrum.rows.shape))
+        placed = _place(_balanced(factors), spectrum.scale, placement)
+        return Factored(cast(self._chain(op, placed), op), error)
+
+    def _fitted(
+        self, op: Op, rank: int, spectrum: Spectrum, rng: np.random.Generator
+    ) -> tuple[list[Array], float]:
+        """Factors (groups, size, rank) and the squared error."""
         assert isinstance(op, (Conv, ConvTranspose))
         shape = self._shape(op)
-        lost = 0.0
+        metric = spectrum.metric
+        plain = self._by_group(spectrum.tensor, shape, rank, rng)
+        if metric is None:
+            apart = _dense(plain).reshape(spectrum.rows.shape) - spectrum.rows
+            return plain, float(np.vdot(apart, apart))
+        root = linalg.eigh(metric.channels)
+        scales = np.sqrt(np.maximum(root.values, 1e-8 * root.values[:, :1]))[:, None, :]
+        half = np.matmul(root.vectors * scales, root.vectors.swapaxes(1, 2))
+        back = np.matmul(root.vectors / scales, root.vectors.swapaxes(1, 2))
+        whitened = metric.to_loss(spectrum.rows).reshape(spectrum.tensor.shape)
+        whitened = np.einsum("goip,gij->gojp", whitened, half, optimize=True)
+        fitted = self._by_group(whitened, shape, rank, rng)
+        fitted[1] = np.matmul(back, fitted[1])
+        best: tuple[list[Array], float] | None = None
+        for factors in (plain, _balanced(fitted)):
+            stage = _dense([np.eye(rank)[None].repeat(op.groups, 0), *factors[1:]])
+            stage = stage.reshape(op.groups, rank, -1)
+            last = Regression.of(metric, spectrum.rows, stage).solution(rank)
+            error = metric.squared(np.matmul(last, stage) - spectrum.rows)
+            if best is None or error < best[1]:
+                best = [last, *factors[1:]], error
+        assert best is not None
+        return best
+
+    def _by_group(
+        self, tensor: Array, shape: tuple[int, ...], rank: int, rng: np.random.Generator
+    ) -> list[Array]:
         stacks: list[list[Array]] = [[] for _ in shape]
-        for group in spectrum.tensor:
+        for group in tensor:
             energy = float(np.vdot(group, group))
-            fitted = self._fit(group.reshape(shape), ranks[0], energy, rng)
-            lost += fitted.error**2 * energy
+            fitted = self._fit(group.reshape(shape), rank, energy, rng)
             for stack, factor in zip(stacks, fitted.factors, strict=True):
                 stack.append(factor)
-        factors = _place([np.stack(s) for s in stacks], spectrum.scale, placement)
-        chain = cast(self._chain(op, factors), op)
-        return Factored(chain, math.sqrt(lost / spectrum.energy))
+        return [np.stack(stack) for stack in stacks]
 
     def _fit(self, tensor: Array, rank: int, energy: float, rng: np.random.Generator) -> als.Fit:
         if energy == 0.0:
@@ -241,6 +291,22 @@ def _bounded(method: CP, error_bound: float | None) -> CP:
     if error_bound is not None and not 0.0 < error_bound < 1.0:
         raise RankfoldError(f"{method.name}: error_bound {error_bound}; use one between 0 and 1")
     return CP(method.name, method.separable, error_bound)
+
+
+def _dense(factors: Sequence[Array]) -> Array:
+    """The tensors (groups, out, in, ...) that factors (groups, size, rank) stand for."""
+    product = factors[1]
+    for factor in factors[2:]:
+        product = (product[:, :, None, :] * factor[:, None, :, :]).reshape(
+            len(product), -1, product.shape[2]
+        )
+    dense: Array = np.matmul(factors[0], product.swapaxes(1, 2))
+    return dense
+
+
+def _balanced(factors: list[Array]) -> list[Array]:
+    groups = [als.balance(tuple(factor[g] for factor in factors)) for g in range(len(factors[0]))]
+    return [np.stack(stack) for stack in zip(*groups, strict=True)]
 
 
 def _place(factors: list[Array], scale: float, placement: Placement) -> list[Array]:

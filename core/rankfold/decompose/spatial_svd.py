@@ -7,12 +7,15 @@ only one that can pay on a depthwise convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
+from rankfold.decompose.grid import spaced
+from rankfold.decompose.regression import COUNT, Regression, offered
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -57,6 +60,20 @@ class SpatialSVD:
         rows, columns = self._sides(op)
         return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
 
+    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+        """Errors from the eigenvalues, or from the regression of the last stage."""
+        most = self.max_ranks(op)[0]
+        if spectrum.metric is None:
+            values = self.modes(op, spectrum)[0].values
+            return offered(values, spectrum.weight_of_all, most, multiple_of)
+        kw = op.weight.shape[3]
+        worth = np.zeros(most)
+        for stage in self._verticals(op, spectrum, most):
+            regression = Regression.of(spectrum.metric, spectrum.rows, self._spread(op, stage))
+            worth = np.maximum(worth, regression.worth(spectrum.metric)[kw - 1 :: kw])
+        total = spectrum.weight_of_all
+        return [((r,), max(0.0, total - worth[r - 1])) for r in spaced(most, multiple_of, COUNT)]
+
     def decompose(
         self,
         op: Op,
@@ -66,8 +83,15 @@ class SpatialSVD:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factored:
-        """Projects the matrix on the leading singular vectors of its smaller side."""
+        """Projects the matrix on the leading singular vectors of its smaller side.
+
+        Under a metric the vertical stage is that of the matrix, plain or with the inputs of a
+        column and the outputs weighted, whichever serves better, and the horizontal one the
+        regression on it.
+        """
         assert isinstance(op, (Conv, ConvTranspose))
+        if spectrum.metric is not None:
+            return self._regressed(op, ranks[0], spectrum, placement)
         matrix = spectrum.spatial_unfolding
         rows, columns = self._sides(op)
         if rows <= columns:
@@ -81,6 +105,62 @@ class SpatialSVD:
             kept = float(np.vdot(left, left))
         right, left = place_scale(right, left, spectrum.scale, placement)
         return Factored(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
+
+    def _regressed(
+        self, op: Convolution, rank: int, spectrum: Spectrum, placement: Placement
+    ) -> Factored:
+        metric = spectrum.metric
+        assert metric is not None
+        best: tuple[float, Array, Regression] | None = None
+        for stage in self._verticals(op, spectrum, rank):
+            regression = Regression.of(metric, spectrum.rows, self._spread(op, stage))
+            worth = float(regression.worth(metric)[-1])
+            if best is None or worth > best[0] * (1.0 + 1e-9):
+                best = worth, stage, regression
+        assert best is not None
+        _, right, regression = best
+        groups, out = spectrum.rows.shape[:2]
+        last = regression.solution(rank * op.weight.shape[3])
+        error = spectrum.distance(np.matmul(last, self._spread(op, right)))
+        left = last.reshape(groups, out, rank, -1).swapaxes(2, 3).reshape(groups, -1, rank)
+        right, left = place_scale(right, left, spectrum.scale, placement)
+        return Factored(cast(self._chain(op, right, left), op), error)
+
+    def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
+        """Nested vertical stages (groups, rank, in · kh): plain, then weighted."""
+        metric = spectrum.metric
+        assert metric is not None
+        matrix = spectrum.spatial_unfolding
+        rows, columns = self._sides(op)
+        if rows <= columns:
+            plain = spectrum.spatial_rows.leading(rank)
+            yield np.matmul(plain.swapaxes(1, 2), matrix)
+        else:
+            yield spectrum.spatial_columns.leading(rank).swapaxes(1, 2)
+        groups, out, into = spectrum.tensor.shape[:3]
+        kh, kw = spectrum.kernel
+        weighted = metric.to_loss(spectrum.rows).reshape(groups, out, into, kh, kw)
+        weighted = weighted.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
+        column = metric.full_inputs.reshape(groups, into, kh, kw, into, kh, kw)
+        column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, into * kh) / kw
+        if rows <= columns:
+            gram = np.matmul(np.matmul(weighted, column), weighted.swapaxes(1, 2))
+            basis = linalg.eigh(gram).leading(rank)
+        else:
+            root = linalg.eigh(column)
+            half = np.matmul(weighted, root.vectors * np.sqrt(root.values)[:, None, :])
+            basis = linalg.left_eigen(half).leading(rank)
+        yield np.matmul(basis.swapaxes(1, 2), weighted)
+
+    @staticmethod
+    def _spread(op: Op, stage: Array) -> Array:
+        """Z (groups, rank · kw, d): the vertical stage at every column of the kernel."""
+        groups, rank = stage.shape[:2]
+        into, kh, kw = op.weight.shape[1:]
+        wide = np.zeros((groups, rank, kw, into, kh, kw))
+        for column in range(kw):
+            wide[:, :, column, :, :, column] = stage.reshape(groups, rank, into, kh)
+        return wide.reshape(groups, rank * kw, into * kh * kw)
 
     @staticmethod
     def _sides(op: Op) -> tuple[int, int]:

@@ -8,12 +8,13 @@ the geometry of a convolution stays on the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
+from rankfold.decompose.regression import offered, projection
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
@@ -56,6 +57,12 @@ class TruncatedSVD:
         out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
         return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
 
+    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+        """Exact errors, from the eigenvalues."""
+        weighted = spectrum.metric is not None
+        values = spectrum.weighted.values if weighted else self.modes(op, spectrum)[0].values
+        return offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
+
     def decompose(
         self,
         op: Op,
@@ -67,6 +74,13 @@ class TruncatedSVD:
     ) -> Factored:
         """Projects the matrix on the leading singular vectors of its smaller side."""
         (rank,) = ranks
+        if spectrum.metric is not None:
+            right, left = projection(spectrum, rank)
+            error = spectrum.distance(np.matmul(left, right))
+            right, left = place_scale(right, left, spectrum.scale, placement)
+            if isinstance(op, Embedding):
+                right, left = left.swapaxes(1, 2), right.swapaxes(1, 2)
+            return Factored(cast(self._chain(op, right, left), op), error)
         matrix = spectrum.matrix
         if matrix.shape[1] <= matrix.shape[2]:
             left = spectrum.output.leading(rank)

@@ -9,7 +9,7 @@ core; the bias goes to the last stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,8 @@ import numpy as np
 from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
+from rankfold.decompose.grid import spaced
+from rankfold.decompose.regression import Regression
 from rankfold.decompose.stages import along, cast, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 RANKFOLD_API = (1, 0)
 SWEEPS = 2
+_COUNT = 12
 
 
 class Tucker2:
@@ -80,6 +83,30 @@ class Tucker2:
         core = blank(op.groups * r_out, r_in, *op.weight.shape[2:])
         return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
 
+    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+        """Errors of the regression on input channels, before any sweep of HOOI."""
+        most_out, most_in = self.max_ranks(op)
+        outs = spaced(most_out, multiple_of, _COUNT)
+        ins = spaced(most_in, multiple_of, _COUNT)
+        best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
+        positions = spectrum.tensor.shape[3]
+        for basis in self._input_bases(spectrum, ins[-1]):
+            regression = _regression(spectrum, basis)
+            explained = regression.explained
+            if spectrum.metric is not None:
+                explained = spectrum.metric.to_loss(explained.swapaxes(1, 2)).swapaxes(1, 2)
+            for r_in in ins:
+                part = explained[:, : r_in * positions]
+                values = linalg.eigh(np.matmul(part.swapaxes(1, 2), part)).values
+                kept = np.cumsum(values.sum(axis=0))
+                for r_out in outs:
+                    best[r_out, r_in] = max(best[r_out, r_in], float(kept[r_out - 1]))
+        total = spectrum.weight_of_all
+        return [
+            (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
+            for ranks, worth in best.items()
+        ]
+
     def decompose(
         self,
         op: Op,
@@ -89,25 +116,87 @@ class Tucker2:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factored:
-        """HOSVD from the shared eigenpairs, then HOOI; the error is that of the projection."""
+        """HOSVD from the shared eigenpairs, then HOOI; the error is that of the projection.
+
+        Under a metric: input channels by the plain or by the whitened channel mode, whichever
+        serves better; core and last stage by reduced-rank regression on them.
+        """
         assert isinstance(op, (Conv, ConvTranspose))
         r_out, r_in = ranks
+        if spectrum.metric is not None:
+            return self._regressed(op, ranks, spectrum, placement)
         core, left, right = _hooi(
             spectrum.tensor, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
         )
         error = spectrum.relative_error(float(np.vdot(core, core)))
+        return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
+
+    def _regressed(
+        self, op: Convolution, ranks: Ranks, spectrum: Spectrum, placement: Placement
+    ) -> Factored:
+        metric = spectrum.metric
+        assert metric is not None
+        r_out, r_in = ranks
+        best: tuple[float, Array, Regression, linalg.Eigen] | None = None
+        for basis in self._input_bases(spectrum, r_in):
+            regression = _regression(spectrum, basis)
+            part = metric.to_loss(regression.explained.swapaxes(1, 2))
+            eigen = linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
+            worth = float(eigen.values[:, :r_out].sum())
+            if best is None or worth > best[0] * (1.0 + 1e-9):
+                best = worth, basis, regression, eigen
+        assert best is not None
+        _, right, regression, eigen = best
+        left = eigen.leading(r_out)
+        solution = regression.solution(regression.lower.shape[1])
+        core = np.matmul(left.swapaxes(1, 2), metric.to_loss(solution))
+        last = metric.from_loss(left)
+        positions = spectrum.tensor.shape[3]
+        core = core.reshape(op.groups, r_out, r_in, positions)
+        dense = np.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
+        error = spectrum.distance(dense.reshape(spectrum.rows.shape))
+        return Factored(self._placed(op, right, core, last, spectrum.scale, placement), error)
+
+    def _placed(
+        self,
+        op: Convolution,
+        right: Array,
+        core: Array,
+        left: Array,
+        scale: float,
+        placement: Placement,
+    ) -> Chain:
         factors = [right.swapaxes(1, 2), core, left]
         if placement == "classical":
-            factors[1] = core * spectrum.scale
+            factors[1] = core * scale
         else:
             norms = np.array([np.linalg.norm(factor) for factor in factors])
-            target = np.exp(np.mean(np.log(norms))) * spectrum.scale ** (1 / 3)
+            target = np.exp(np.mean(np.log(norms))) * scale ** (1 / 3)
             factors = [
                 factor * (target / norm) for factor, norm in zip(factors, norms, strict=True)
             ]
         first, core, last = factors
-        core = core.reshape(-1, r_in, *op.weight.shape[2:])
-        return Factored(cast(self._chain(op, first, core, last), op), error)
+        core = core.reshape(-1, right.shape[2], *op.weight.shape[2:])
+        return cast(self._chain(op, first, core, last), op)
+
+    @staticmethod
+    def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
+        """Nested orthonormal bases (groups, in, rank) of the input channels."""
+        yield spectrum.input.leading(rank)
+        metric = spectrum.metric
+        if metric is None:
+            return
+        groups, out, into, positions = spectrum.tensor.shape
+        weighted = metric.to_loss(spectrum.rows).reshape(groups, out, into, positions)
+        unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
+        root = linalg.eigh(metric.channels)
+        half = root.vectors * np.sqrt(root.values)[:, None, :]  # half halfᵀ = C of the channels
+        turned = np.matmul(half.swapaxes(1, 2), unfolded)
+        eigen = linalg.eigh(linalg.gram(turned))
+        basis, _ = np.linalg.qr(
+            np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), eigen.leading(rank))
+        )
+        yield basis
 
     @staticmethod
     def _sizes(op: Op) -> tuple[int, int, int]:
@@ -170,6 +259,23 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
     factors = [last.weight[:, :, 0], first.weight[:, :, 0].T]
     kernel = [np.eye(size) for size in tensor.shape[2:]]
     return TuckerTensor((core.weight.reshape(shape), [*factors, *kernel]))
+
+
+def _regression(spectrum: Spectrum, basis: Array) -> Regression:
+    """Of the layer's output on the input channels of a basis, (groups, r_in · positions) each."""
+    groups, out, into, positions = spectrum.tensor.shape
+    rank = basis.shape[2]
+    if spectrum.metric is None:
+        reduced = np.matmul(basis.swapaxes(1, 2), spectrum.input_unfolding)
+        reduced = reduced.reshape(groups, rank, out, positions).swapaxes(2, 3)
+        eye = np.broadcast_to(np.eye(rank * positions), (groups, *(rank * positions,) * 2))
+        return Regression(reduced.reshape(groups, rank * positions, out), eye)
+    stage = np.zeros((groups, rank, positions, into, positions))
+    for position in range(positions):
+        stage[:, :, position, :, position] = basis.swapaxes(1, 2)
+    return Regression.of(
+        spectrum.metric, spectrum.rows, stage.reshape(groups, rank * positions, into * positions)
+    )
 
 
 def _hooi(tensor: Array, left: Array, right: Array) -> tuple[Array, Array, Array]:

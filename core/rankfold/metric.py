@@ -1,0 +1,229 @@
+"""How much an error of a layer's weight matters: tr(G ΔW C ΔWᵀ) with the moments of calibration.
+
+Moments of few samples are unreliable, so both are shrunk towards a multiple of the identity by as
+much as their sample size asks for (oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero,
+IEEE Trans. Signal Process. 58, 2010). So neither is ever singular, and with two examples next to
+nothing but the plain error of the weight is left.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from rankfold import linalg
+from rankfold.errors import Refused
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Embedding, Op
+
+_FLOOR = 1e-6
+
+
+class Metric:
+    """The measure of errors of one layer's weight, as rows (groups, out/groups, d).
+
+    An `Embedding` is measured as the matrix (1, dim, rows) that its table is the transpose of.
+
+    Args:
+        op: the layer.
+        moments: of the layer.
+
+    Raises:
+        Refused: the moments are not those of a layer of that shape, or not finite.
+
+    Attributes:
+        mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
+        uses: positions per example.
+    """
+
+    def __init__(self, op: Op, moments: LayerMoments) -> None:
+        self._groups = op.groups
+        if isinstance(op, Embedding):
+            rows, self._out = op.weight.shape
+            self._into, self._taps = rows, 1
+        else:
+            self._out = op.weight.shape[0] // op.groups
+            self._into = op.weight.shape[1]
+            self._taps = op.weight[0, 0].size
+        self.uses = moments.uses
+        self.samples = moments.samples
+        inputs = np.asarray(moments.inputs, dtype=np.float64)
+        self._check("inputs", inputs, self._into, self._into * self._taps)
+        if not np.isfinite(inputs).all():
+            raise Refused("the moments of its inputs are not finite")
+        self.mean: Array | None = None
+        if op.bias is not None and inputs.ndim == 3:
+            mean = np.asarray(moments.mean, dtype=np.float64)
+            self.mean = mean if mean.shape[1] == inputs.shape[1] else None
+            if inputs.shape[1] != self._into * self._taps:
+                self.mean = None
+        if self.mean is not None:
+            inputs = inputs - self.mean[:, :, None] * self.mean[:, None, :]
+        self._seen = inputs
+        self.inputs = shrunk(inputs, moments.samples)
+        self._grads: Array | None = None
+        if moments.grads is not None:
+            grads = np.asarray(moments.grads, dtype=np.float64)
+            self._check("gradients", grads, self._out, self._out)
+            if not np.isfinite(grads).all():
+                raise Refused("the moments of its gradients are not finite")
+            self._grads = shrunk(grads, moments.samples)
+
+    @classmethod
+    def of_inputs(cls, op: Op, inputs: Array, mean: Array | None, like: Metric) -> Metric:
+        """The measure with another moment of the inputs, centred if a mean is given.
+
+        Args:
+            op: the layer.
+            inputs: (groups, d, d), taken as it is.
+            mean: (groups, d) or None.
+            like: its gradients are taken over.
+        """
+        made = cls(op, LayerMoments(inputs, inputs[:, 0], None, like.samples, like.uses))
+        made.inputs = made._seen = inputs
+        made.mean = mean
+        vars(made)["roots"] = like.roots
+        return made
+
+    @property
+    def channels_only(self) -> bool:
+        """Whether the kernel's positions are taken for independent."""
+        return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
+
+    @cached_property
+    def roots(self) -> tuple[Array, Array] | None:
+        """G½ and its inverse, (groups, out/groups, out/groups) or diagonals; None for identity."""
+        if self._grads is None:
+            return None
+        if self._grads.ndim == 2:
+            root = np.sqrt(np.maximum(self._grads, _FLOOR * self._grads.max() + 1e-300))
+            return root, 1.0 / root
+        eigen = linalg.eigh(self._grads)
+        least = np.maximum(_FLOOR * eigen.values[:, :1], 1e-300)
+        root = np.sqrt(np.maximum(eigen.values, least))[:, None, :]
+        turned = eigen.vectors.swapaxes(1, 2)
+        return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
+
+    def to_loss(self, rows: Array) -> Array:
+        """G½ A for A (groups, out/groups, n)."""
+        return self._by(0, rows)
+
+    def from_loss(self, rows: Array) -> Array:
+        """G^-½ A for A (groups, out/groups, n)."""
+        return self._by(1, rows)
+
+    def times_inputs(self, rows: Array) -> Array:
+        """A C for A (groups, n, d)."""
+        return self._times(rows, self.inputs)
+
+    @cached_property
+    def full_inputs(self) -> Array:
+        """C as (groups, d, d)."""
+        if self.inputs.ndim == 2:
+            return np.stack([np.diag(group) for group in self.inputs])
+        if self.channels_only:
+            eye = np.eye(self._taps)
+            return np.stack([np.kron(group, eye) for group in self.inputs])
+        return self.inputs
+
+    def times_root(self, rows: Array) -> Array:
+        """A R for A (groups, n, d), where R Rᵀ = C."""
+        if self.inputs.ndim == 2:
+            scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
+            return scaled
+        eigen = linalg.eigh(self.full_inputs)
+        product: Array = np.matmul(rows, eigen.vectors * np.sqrt(eigen.values)[:, None, :])
+        return product
+
+    @cached_property
+    def channels(self) -> Array:
+        """C of the channels alone, (groups, in/groups, in/groups): the mean over positions."""
+        if self.inputs.ndim == 2:
+            return self.full_inputs
+        if self.channels_only or self._taps == 1:
+            return self.inputs
+        split = self.inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
+        mean: Array = np.einsum("gipjp->gij", split) / self._taps
+        return mean
+
+    def squared(self, rows: Array) -> float:
+        """tr(G A C Aᵀ) of rows A (groups, out/groups, d)."""
+        scaled = self.to_loss(rows)
+        return float(np.vdot(self.times_inputs(scaled), scaled))
+
+    def output(self, rows: Array) -> float:
+        """E‖A x‖² of rows A at one position as the data has it, without shrinkage or weights."""
+        moment = self._seen
+        return float(np.vdot(self._times(rows, moment), rows))
+
+    def _times(self, rows: Array, moment: Array) -> Array:
+        if moment.ndim == 2:
+            scaled: Array = rows * moment[:, None, :]
+            return scaled
+        if moment.shape[1] == rows.shape[2]:
+            product: Array = np.matmul(rows, moment)
+            return product
+        groups, n, _ = rows.shape
+        split = rows.reshape(groups, n, self._into, self._taps).swapaxes(2, 3)
+        moved = np.matmul(split.reshape(groups, -1, self._into), moment)
+        moved = moved.reshape(groups, n, self._taps, self._into).swapaxes(2, 3)
+        turned: Array = moved.reshape(groups, n, -1)
+        return turned
+
+    def _by(self, which: int, rows: Array) -> Array:
+        if self.roots is None:
+            return rows
+        root = self.roots[which]
+        scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
+        return scaled
+
+    def _check(self, what: str, moment: Array, channels: int, full: int) -> None:
+        shape = moment.shape
+        fits = (
+            moment.ndim in (2, 3)
+            and shape[0] == self._groups
+            and len(set(shape[1:])) == 1
+            and shape[1] in (channels, full)
+        )
+        if not fits:
+            raise Refused(
+                f"the moments of its {what} have shape {shape}, those of another layer; gather "
+                "them for this model"
+            )
+
+
+def shrunk(moment: Array, samples: int) -> Array:
+    """A moment of few samples, moved towards the multiple of the identity of the same trace.
+
+    Args:
+        moment: (groups, d, d) or the diagonal, (groups, d).
+        samples: how many it is the mean of.
+    """
+    if moment.ndim == 2:
+        level = moment.mean(axis=1, keepdims=True)
+        share = 1.0 / (1.0 + samples)
+        mixed: Array = (1.0 - share) * moment + (share + 1e-12) * level + 1e-300
+        return mixed
+    size = moment.shape[1]
+    made = np.empty_like(moment)
+    for place, group in enumerate(moment):
+        trace = float(np.trace(group))
+        square = float(np.vdot(group, group))
+        spread = square - trace * trace / size
+        share = 1.0
+        if spread > 0.0:
+            share = min(1.0, (square + trace * trace) / ((samples + 1.0) * spread))
+        if size == 1:
+            share = 0.0
+        made[place] = (1.0 - share) * group
+        made[place][np.diag_indices(size)] += (share + 1e-12) * trace / size + 1e-300
+    return made
+
+
+def rows_of(op: Op) -> Array:
+    """The weight as rows (groups, out/groups, d); an `Embedding` as (1, dim, rows). float64."""
+    weight = op.weight.astype(np.float64)
+    if isinstance(op, Embedding):
+        return weight.T[None]
+    return weight.reshape(op.groups, weight.shape[0] // op.groups, -1)
