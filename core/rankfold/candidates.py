@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -38,6 +39,9 @@ from rankfold.spectrum import Spectrum
 
 _NOMINAL_OUTPUT = 32
 _BISECTIONS = 24
+_TIMED = 10
+_FASTER = 0.97
+Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
 
 
 @dataclass(frozen=True, order=False)
@@ -81,12 +85,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a method at some ranks would cost and lose, without its chain."""
+    """What a method at some ranks would cost and lose, without its chain; its time if measured."""
 
     method: str
     ranks: Ranks
     cost: Cost
     loss: float
+    seconds: float = 0.0
 
 
 class Group(list["Layer"]):
@@ -94,15 +99,27 @@ class Group(list["Layer"]):
 
     Args:
         layers: in the model's order.
-        rest: what everything else in the model costs.
+        rest: what everything else in the model costs, with what was decided on it.
+        total: what the original model costs.
+        measure: gives the seconds of one forward pass of the model.
 
     Attributes:
         notes: what the policy has to say of the whole; it may append to them.
+        seconds: of one forward pass of the model (before, after), where the policy predicts them.
     """
 
-    def __init__(self, layers: Iterable[Layer], rest: Cost) -> None:
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        rest: Cost,
+        total: Cost,
+        measure: Callable[[], float] = lambda: 0.0,
+    ) -> None:
         super().__init__(layers)
         self.rest = rest
+        self.total = total
+        self.measure = measure
+        self.seconds: tuple[float, float] | None = None
         self.notes: list[str] = []
 
 
@@ -118,6 +135,7 @@ class Layer:
         placement: how the scale is spread over a chain.
         seed: of the run; every layer derives a generator of its own from it.
         moments: of calibration data; None without.
+        timer: gives the seconds of the layer and of chains in its place.
 
     Attributes:
         path: the layer's path in the model.
@@ -137,8 +155,12 @@ class Layer:
         placement: Placement,
         seed: int,
         moments: LayerMoments | None = None,
+        timer: Timer | None = None,
     ) -> None:
         self.path = paths[0]
+        self._timer = timer
+        self._offers: dict[int, list[Offer]] = {}
+        self._timed: tuple[float, list[Offer]] | None = None
         self.moments = moments
         self.paths = paths
         self._read = read
@@ -185,6 +207,8 @@ class Layer:
         Args:
             multiple_of: of the ranks, where there are such.
         """
+        if multiple_of in self._offers:
+            return self._offers[multiple_of]
         found: list[Offer] = []
         for name, method in self.methods.items():
             try:
@@ -200,7 +224,29 @@ class Layer:
                         found.append(Offer(name, ranks, cost, loss))
             except Refused as refused:
                 self.refusals[name] = refused.reason
-        return _undominated(found)
+        self._offers[multiple_of] = _undominated(found)
+        return self._offers[multiple_of]
+
+    def faster(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
+        """The seconds of the layer, and a few of the offers that measure faster, with theirs.
+
+        Raises:
+            RankfoldError: nothing measures times here.
+        """
+        if self._timer is None:
+            raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
+        if self._timed is None:
+            few = _spread(offers, _TIMED)
+            chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
+            first, *others = self._timer(chains)
+            timed = [replace(o, seconds=s) for o, s in zip(few, others, strict=True)]
+            self._timed = first, [o for o in timed if o.seconds < _FASTER * first]
+        return self._timed
+
+    @property
+    def worth(self) -> float:
+        """The loss of dropping the weight altogether."""
+        return self._loss(self.spectrum.weight_of_all)
 
     def only(self, method: str) -> Layer:
         """The same layer with one allowed method, sharing what has been computed so far."""
@@ -352,6 +398,13 @@ def _undominated(offers: list[Offer]) -> list[Offer]:
         if not any(other.cost.within(offer.cost) for other in kept):
             kept.append(offer)
     return kept
+
+
+def _spread(offers: Sequence[Offer], count: int) -> list[Offer]:
+    """Some of the offers, from the least to the greatest loss."""
+    if len(offers) <= count:
+        return list(offers)
+    return [offers[round(i * (len(offers) - 1) / (count - 1))] for i in range(count)]
 
 
 def _nominal_extent(op: Op) -> Extent:

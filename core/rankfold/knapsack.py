@@ -88,7 +88,10 @@ def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
         if (cost[picked].sum(axis=0) <= limits).all():
             return Solution(chosen, _gap(found, float(value[picked].sum()) / largest))
         tightened = max(_SHRINK, 10.0 * tightened)
-    return None
+    # the limits are closer to one another than the solver's tolerance: take what costs least
+    least = tuple(int(np.argmin((own / scale).max(axis=1))) for own in costs)
+    spent = sum(own[index] for own, index in zip(costs, least, strict=True))
+    return Solution(least, float("nan")) if bool((spent <= limits).all()) else None
 
 
 def least_share(costs: Sequence[Array], limits: Array) -> float:

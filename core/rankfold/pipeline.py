@@ -146,7 +146,7 @@ def compress(
     selection = Selection(policy, include, exclude, overrides)
     run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
     run.learn(calibration, loss, moments)
-    return Compressed(*run.compressed(selection, refit=refit, inplace=inplace))
+    return Compressed(*run.tried(selection, refit=refit, inplace=inplace))
 
 
 def gather(

@@ -49,6 +49,20 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     moments: str = ""
 
 
+class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model that `Budget(drop=)` tried.
+
+    Attributes:
+        share: of the MACs, or of the parameters where there are no example inputs.
+        score: what `evaluate` gave.
+        kept: whether it is good enough.
+    """
+
+    share: float
+    score: float
+    kept: bool
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What will be done to a model.
 
@@ -62,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         loss: the loss on the calibration data (before, after); None where it was not measured.
             Under "cross_entropy" and "outputs" it is the distance from the original's outputs.
         notes: what the policies have to say of the whole.
+        trials: the models that `Budget(drop=)` tried, in order; the original is the first.
         version: of this format.
     """
 
@@ -72,6 +87,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     placement: Placement = "balanced"
     loss: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,15 @@ from rankfold.contracts import (
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Moments
-from rankfold.ops import Embedding, Extent, Op, is_blank
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank
 from rankfold.plan import LayerPlan, Plan
+from rankfold.policies.budget import Budget
 from rankfold.progress import progress
 from rankfold.refit import Refit
 from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
+from rankfold.trials import search, within
 
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
@@ -75,6 +78,9 @@ class Run:
         self._inputs = inputs
         self._calibration: Calibration | None = None
         self._spoilt: dict[str, str] = {}
+        self._timed = False
+        self._layers: dict[str, Layer] = {}
+        self._times: dict[Hashable, tuple[float, ...]] = {}
         self.moments: Moments | None = None
         self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
         self.kinds = adapter.layers(model)
@@ -93,8 +99,37 @@ class Run:
         if self._trace is not None:
             extents = self._trace.extents.get(paths[0], ())
         read = partial(self._read, paths[0])
-        moments = None if self.moments is None else self.moments.get(paths[0])
-        return Layer(paths, read, self._methods, extents, self._placement, self._seed, moments)
+        if paths[0] not in self._layers:
+            self._layers[paths[0]] = Layer(
+                paths,
+                read,
+                self._methods,
+                extents,
+                self._placement,
+                self._seed,
+                None if self.moments is None else self.moments.get(paths[0]),
+                partial(self._seconds, paths[0], extents),
+            )
+        return self._layers[paths[0]]
+
+    def _seconds(
+        self, path: str, extents: Sequence[Extent] | None, chains: Sequence[Chain]
+    ) -> tuple[float, ...]:
+        """The median seconds of a layer and of chains in its place; measured once a signature."""
+        if not isinstance(self.adapter, DataAware) or extents is None:
+            raise RankfoldError(
+                f"layer {path!r}: {type(self.adapter).__name__} measures no times; use macs="
+            )
+        op = self._read(path)
+        key = (describe(op), op.weight.dtype, tuple(extents), tuple(map(_shapes, chains)))
+        if key not in self._times:
+            self._times[key] = self.adapter.seconds(self._model, path, chains, extents)
+        return self._times[key]
+
+    def _model_seconds(self) -> float:
+        if not isinstance(self.adapter, DataAware):
+            raise RankfoldError(f"{type(self.adapter).__name__} measures no times; use macs=")
+        return self.adapter.model_seconds([self._model], self._inputs)[0]
 
     def learn(self, calibration: Any, loss: Loss | None, moments: Moments | None) -> None:
         """Takes or gathers the moments of all layers.
@@ -160,7 +195,8 @@ class Run:
             for policy, layers in order:
                 whole = self._whole(before, costs)
                 own = [layer.path for layer in layers]
-                group = Group(layers, whole.less(sum((costs[p] for p in own), Cost(0, 0))))
+                rest = whole.less(sum((costs[p] for p in own), Cost(0, 0)))
+                group = Group(layers, rest, self._whole(before, before), self._model_seconds)
                 choices = policy.allocate(group)
                 for layer in layers:
                     choice = next(choices, None)
@@ -175,11 +211,32 @@ class Run:
                     yield layer, choice
                     layer.release()
                 notes.extend(group.notes)
+                if group.seconds is not None:
+                    first, then = group.seconds
+                    notes.append(f"predicted time {then / first:.1%} of the original's")
+                    self._timed = True
 
     def decisions(self, selection: Selection, notes: list[str]) -> Iterator[Decision]:
         """One decision per layer, without a refit."""
         for item in self.choices(selection, notes):
             yield Decision(item) if isinstance(item, LayerPlan) else decide(*item)
+
+    def tried(self, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
+        """The smaller model and its plan, by whatever its policy wants tried out."""
+        policy = selection.policy
+        if not isinstance(policy, Budget) or policy.drop is None:
+            return self.compressed(selection, refit=refit, inplace=inplace)
+
+        def attempt(trial: Budget) -> tuple[Any, Plan]:
+            return self.compressed(replace(selection, policy=trial), refit=refit, inplace=False)
+
+        resource = "params" if self._trace is None else "macs"
+        model, plan, trials = search(policy, self._model, attempt, resource)
+        if inplace:
+            share = next(trial.share for trial in reversed(trials) if trial.kept)
+            final = replace(selection, policy=within(policy, resource, share))
+            model, plan = self.compressed(final, refit=refit, inplace=True)
+        return model, msgspec.structs.replace(plan, policy=repr(policy), trials=trials)
 
     def compressed(self, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         """The smaller model and its plan.
@@ -207,6 +264,10 @@ class Run:
         for done in decided:
             registry().layer_done(done)
         small = self.adapter.replace(self._model, modules, inplace=inplace)
+        if self._timed:
+            assert isinstance(self.adapter, DataAware)
+            before, after = self.adapter.model_seconds([self._model, small], self._inputs)
+            notes.append(f"measured time {after / before:.1%} of the original's")
         loss = None
         if self._calibration is not None and not inplace:
             assert isinstance(self.adapter, DataAware)
@@ -302,6 +363,10 @@ class Run:
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op
+
+
+def _shapes(chain: Chain) -> tuple[object, ...]:
+    return tuple((describe(stage), stage.bias is not None) for stage in chain)
 
 
 def _unfit(op: Op) -> str:

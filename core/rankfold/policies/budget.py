@@ -1,4 +1,4 @@
-"""`Budget`: the least loss within limits on parameters, MACs and latency, over the whole model.
+"""`Budget`: the least loss within limits on the whole model, or the least cost within a loss.
 
 Every allowed method at a well-spaced grid of ranks is an offer of a layer, and so is the layer as
 it is. One offer per layer is chosen by mixed-integer linear programming (`knapsack`). With
@@ -9,55 +9,85 @@ without, they are squared relative errors of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from rankfold.candidates import Cost, Group, Layer, Offer
 from rankfold.contracts import Choice, Policy
-from rankfold.errors import RankfoldError
+from rankfold.errors import Infeasible, RankfoldError
 from rankfold.hookspecs import hookimpl
-from rankfold.knapsack import cheapest, least_share
+from rankfold.knapsack import Solution, cheapest, least_share
 from rankfold.ops import Array
 from rankfold.policies.arguments import fraction
 
 RANKFOLD_API = (1, 0)
-_RESOURCES = ("params", "macs")
+FAST_MULTIPLE = 16
+"""Under a limit on latency ranks are multiples of this: others cost 6 to 32 % of speed."""
+_SHARES = ("params", "macs", "latency", "error", "drop")
+_RESOURCES = ("params", "macs", "latency")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Budget:
-    """The least loss at which the model keeps within every limit given.
+    """The least loss at which the model keeps within every limit given, never above one.
 
     Args:
         params: parameters of the whole model, as a share of the original's; above 0, up to 1.
         macs: multiply-accumulates of all its layers, as a share.
+        latency: the time of one forward pass on the example inputs, as a share, predicted from
+            times of the very layers. No layer that measures slower is replaced.
+        error: the cheapest model instead, in MACs where there are example inputs and in parameters
+            elsewhere, whose predicted loss is within this: the root of the summed losses of all
+            layers over that of dropping their weights altogether.
+        drop: the cheapest model instead whose `evaluate(model)` is at most this much below that of
+            the original. For `compress`; found by bisection.
+        evaluate: gives the score of a model, higher for better ones.
         multiple_of: ranks are multiples of it where a layer has room for them.
 
     Raises:
-        RankfoldError: no limit is given, or one is out of range.
+        RankfoldError: no limit is given, one is out of range, or two exclude each other.
     """
 
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
+    error: float | None = None
+    drop: float | None = None
+    evaluate: Callable[[Any], float] | None = None
     multiple_of: int = 1
     name: ClassVar[str] = "budget"
     whole: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name in _RESOURCES:
+        for name in _SHARES:
             share = getattr(self, name)
             if share is None:
                 continue
-            if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
+            number = isinstance(share, (int, float)) and not isinstance(share, bool)
+            if name == "drop":
+                if not number or not 0.0 <= share < math.inf:
+                    raise RankfoldError(f"Budget: drop {share!r}; use a number from 0 on")
+            elif not number or not 0.0 < share <= 1.0:
                 raise RankfoldError(f"Budget: {name} {share!r}; use a share above 0 and up to 1")
-        if self.params is None and self.macs is None:
-            raise RankfoldError("Budget: no limit; give params=, macs= or both")
+        if all(getattr(self, name) is None for name in _SHARES):
+            raise RankfoldError("Budget: no limit; give params=, macs=, latency=, error= or drop=")
+        if (self.drop is None) != (self.evaluate is None):
+            raise RankfoldError("Budget: drop= and evaluate= go together; give both")
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise RankfoldError(f"Budget: evaluate {self.evaluate!r}; give a function of a model")
+        if self.drop is not None and self.error is not None:
+            raise RankfoldError("Budget: drop= and error= exclude each other; give one of them")
         multiple = self.multiple_of
         if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
             raise RankfoldError(f"Budget: multiple_of {multiple!r}; use an int from 1 on")
+
+    def __repr__(self) -> str:
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        shown = (f"{name}={_shown(value)}" for name, value, default in given if value != default)
+        return f"Budget({', '.join(shown)})"
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, all together.
@@ -65,58 +95,32 @@ class Budget:
         Raises:
             RankfoldError: the limits cannot be kept; the message names the smallest that can.
         """
-        rest = layers.rest if isinstance(layers, Group) else Cost(0, 0)
-        if self.macs is not None and any(not layer.traced for layer in layers):
-            raise RankfoldError("Budget: macs= needs example inputs; pass inputs=")
-        offers: list[list[Offer | None]] = []
-        befores: list[Cost] = []
-        for layer in layers:
-            befores.append(layer.cost(layer.op))
-            offers.append([None, *layer.offers(self.multiple_of)])
-            layer.release()
-        names = [name for name in _RESOURCES if getattr(self, name) is not None]
-        costs = [
-            np.array(
-                [
-                    [float(getattr(before if offer is None else offer.cost, n)) for n in names]
-                    for offer in own
-                ]
-            )
-            for own, before in zip(offers, befores, strict=True)
-        ]
-        total = {n: getattr(rest, n) + sum(getattr(b, n) for b in befores) for n in names}
-        limits = np.array(
-            [math.floor(getattr(self, n) * total[n] + 1e-9) - getattr(rest, n) for n in names],
-            dtype=np.float64,
-        )
-        if not offers:
-            return
-        values = [np.array([0.0 if o is None else o.loss for o in own]) for own in offers]
-        solution = cheapest(values, costs, limits) if (limits >= 0.0).all() else None
-        if solution is None:
-            raise self._infeasible(costs, rest, total, names)
+        if self.drop is not None:
+            raise RankfoldError("Budget: drop= tries out models; use rankfold.compress()")
         if isinstance(layers, Group):
-            layers.notes.append(f"proven within {solution.gap:.2%} of the least loss on offer")
-        for own, index in zip(offers, solution.chosen, strict=True):
+            group = layers
+        else:
+            total = sum((layer.cost(layer.op) for layer in layers), Cost(0, 0))
+            group = Group(layers, Cost(0, 0), total)
+        wants_inputs = [n for n in ("macs", "latency") if getattr(self, n) is not None]
+        if wants_inputs and any(not layer.traced for layer in group):
+            raise RankfoldError(f"Budget: {wants_inputs[0]}= needs example inputs; pass inputs=")
+        problem = _Problem(self, group)
+        if not problem.offers:
+            return
+        solution = problem.solved()
+        group.notes.append(f"proven within {solution.gap:.2%} of the best on offer")
+        if self.latency is not None:
+            group.seconds = problem.predicted_seconds(solution)
+        for own, index in zip(problem.offers, solution.chosen, strict=True):
             offer = own[index]
-            if offer is None:
-                cause = "no offer is cheaper" if len(own) == 1 else "kept by the budget"
-                yield Choice(None, reason=cause)
-            else:
+            if offer is not None:
                 yield Choice(offer.method, offer.ranks)
-
-    def _infeasible(
-        self, costs: list[Array], rest: Cost, total: dict[str, int], names: list[str]
-    ) -> RankfoldError:
-        fixed = np.array([[float(getattr(rest, n)) for n in names]])
-        asked = np.array([getattr(self, n) * total[n] for n in names])
-        factor = least_share([*costs, fixed], asked)
-        least = ", ".join(f"{n}={_up(getattr(self, n) * factor)}" for n in names)
-        given = ", ".join(f"{n}={getattr(self, n)}" for n in names)
-        return RankfoldError(
-            f"Budget({given}) cannot be kept by this model with these methods and layers: the "
-            f"smallest that can is {least}"
-        )
+            elif len(own) > 1:
+                yield Choice(None, reason="kept by the budget")
+            else:
+                slow = self.latency is not None
+                yield Choice(None, reason="nothing faster" if slow else "nothing cheaper")
 
     @classmethod
     def from_text(cls, argument: str) -> Self:
@@ -124,8 +128,101 @@ class Budget:
         return cls(params=fraction("budget", argument))
 
 
-def _up(share: float) -> float:
-    return math.ceil(share * 1e4 + 1e-6) / 1e4
+def _shown(value: object) -> str:
+    return getattr(value, "__qualname__", "a function") if callable(value) else repr(value)
+
+
+class _Problem:
+    """The offers of all layers, what they cost, and the limits."""
+
+    def __init__(self, budget: Budget, group: Group) -> None:
+        self._budget = budget
+        self.offers: list[list[Offer | None]] = []
+        costs: list[list[list[float]]] = []
+        self._values: list[Array] = []
+        self._prices: list[Array] = []
+        worth = 0.0
+        timed = budget.latency is not None
+        self._names = [name for name in _RESOURCES if getattr(budget, name) is not None]
+        multiple = max(FAST_MULTIPLE, budget.multiple_of) if timed else budget.multiple_of
+        first_seconds = 0.0
+        self._traced = all(layer.traced for layer in group)
+        for layer in group:
+            cost = layer.cost(layer.op)
+            offers = layer.offers(multiple)
+            seconds = 0.0
+            if timed:
+                seconds, offers = layer.faster(offers)
+            own: list[Offer | None] = [None, *offers]
+            held = Offer("", (), cost, 0.0, seconds)
+            first_seconds += seconds
+            self.offers.append(own)
+            costs.append([self._cost(offer or held) for offer in own])
+            self._values.append(np.array([0.0 if o is None else o.loss for o in own]))
+            price = [o.cost.macs if self._traced else o.cost.params for o in (held, *offers)]
+            self._prices.append(np.array(price, dtype=np.float64))
+            worth += layer.worth if budget.error is not None else 0.0
+            layer.release()
+        self._costs = [np.array(own, dtype=np.float64) for own in costs]
+        total = {"params": float(group.total.params), "macs": float(group.total.macs)}
+        fixed = {"params": float(group.rest.params), "macs": float(group.rest.macs)}
+        if timed:
+            whole = max(group.measure(), first_seconds)
+            total["latency"], fixed["latency"] = whole, whole - first_seconds
+        self._fixed = np.array([fixed[name] for name in self._names])
+        self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])
+        self._limits = self._asked * (1.0 + 1e-12) - self._fixed
+        self._worth = worth
+
+    def solved(self) -> Solution:
+        """The choice; or the error that names the smallest limits there are."""
+        solution = None
+        if (self._limits >= 0.0).all():
+            error = self._budget.error
+            if error is None:
+                solution = cheapest(self._values, self._costs, self._limits)
+            else:
+                solution = self._within(error)
+        if solution is not None:
+            return solution
+        factor = least_share([*self._costs, self._fixed[None]], self._asked)
+        least = ", ".join(
+            f"{name}={math.ceil(getattr(self._budget, name) * factor * 1e4 + 1e-6) / 1e4}"
+            for name in self._names
+        )
+        given = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
+        raise Infeasible(
+            f"Budget({given}) cannot be kept by this model with these methods and layers: the "
+            f"smallest that can is {least}",
+            factor,
+        )
+
+    def predicted_seconds(self, solution: Solution) -> tuple[float, float]:
+        """Seconds of the model (before, after) as the times of its layers have it."""
+        place = self._names.index("latency")
+        assert self._budget.latency is not None
+        before = self._asked[place] / self._budget.latency
+        after = self._fixed[place] + sum(
+            own[index, place] for own, index in zip(self._costs, solution.chosen, strict=True)
+        )
+        return float(before), float(after)
+
+    def _within(self, error: float) -> Solution | None:
+        """The least cost within a loss and whatever limits there are besides."""
+        limits = np.append(self._limits, error**2 * self._worth)
+        costs = [
+            np.column_stack([own.reshape(len(values), -1), values])
+            for own, values in zip(self._costs, self._values, strict=True)
+        ]
+        return cheapest(self._prices, costs, limits)
+
+    def _cost(self, offer: Offer) -> list[float]:
+        every = {
+            "params": float(offer.cost.params),
+            "macs": float(offer.cost.macs),
+            "latency": offer.seconds,
+        }
+        return [every[name] for name in self._names]
 
 
 @hookimpl

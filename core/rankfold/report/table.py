@@ -35,11 +35,13 @@ def plan_table(plan: Plan) -> Table:
     traced = plan.macs is not None
     for name in ("layer", "op", "method"):
         table.add_column(name, overflow="fold")
-    for name in ("ranks", "params", *(("MACs",) if traced else ()), "error"):
+    informed = any(layer.predicted is not None for layer in plan.layers)
+    output = ("predicted", "measured") if informed else ()
+    for name in ("ranks", "params", *(("MACs",) if traced else ()), "error", *output):
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("reason", overflow="fold")
     for layer in plan.layers:
-        table.add_row(*(Text(cell) for cell in _cells(layer, traced)))
+        table.add_row(*(Text(cell) for cell in _cells(layer, traced, informed)))
     return table
 
 
@@ -50,7 +52,12 @@ def totals(plan: Plan) -> str:
     text += f"; parameters of the model {change(plan.model_params)}"
     if plan.macs is not None:
         text += f"; MACs of its layers {change(plan.macs)}"
-    return text
+    if plan.loss is not None:
+        text += "; loss on the calibration data {:.4g} → {:.4g}".format(*plan.loss)
+    for trial in plan.trials:
+        text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
+        text += "" if trial.kept else ", too low"
+    return "; ".join([text, *plan.notes])
 
 
 def change(pair: tuple[int, int]) -> str:
@@ -70,12 +77,17 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _cells(layer: LayerPlan, traced: bool) -> list[str]:
+def _cells(layer: LayerPlan, traced: bool, informed: bool) -> list[str]:
     cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
     cells.append(", ".join(map(str, layer.ranks)))
     cells.append("" if layer.params is None else change(layer.params))
     if traced:
         cells.append("" if layer.macs is None else change(layer.macs))
     cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
-    cells.append(layer.reason)
+    if informed:
+        cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
+    remarks = [layer.reason, "refitted" if layer.refit else ""]
+    if layer.moments in ("channels", "diagonal") and layer.predicted is not None:
+        remarks.append(f"moments: {layer.moments} only")
+    cells.append("; ".join(remark for remark in remarks if remark))
     return cells
