@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import rankfold as rf
+from rankfold.tensors import open_tensors
 
 FACTORY = """
 import torch
@@ -77,6 +79,19 @@ def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
     for word in ("half", "19×23", "kernel", "7×5×3×2", "tucker2", "cp3", "EVBMF"):
         assert word in done.stdout
     assert "2 tensors; 1 others" in done.stdout
+
+
+def test_inspect_reads_float8(folder: Path) -> None:
+    types = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+    stored = {str(dtype): torch.randn(19, 23).to(dtype) for dtype in types}
+    stored["kernel"] = torch.randn(7, 5, 3, 2).to(torch.float8_e4m3fn)
+    save_file({**stored, "whole": torch.randn(29, 31)}, folder / "float8.safetensors")
+    done = run("inspect", "float8.safetensors", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "6 tensors; 0 others" in done.stdout
+    with open_tensors(folder / "float8.safetensors") as tensors:
+        for name, values in stored.items():
+            assert np.array_equal(tensors.layer(name).weight, values.float().numpy())
 
 
 def test_plugins_lists_what_is_installed(folder: Path) -> None:
