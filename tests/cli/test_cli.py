@@ -23,6 +23,9 @@ def make():
 
 def broken():
     raise KeyError("no such thing")
+
+def coloured():
+    raise ValueError(chr(27) + "[31mred")
 """
 
 
@@ -79,6 +82,21 @@ def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
     for word in ("half", "19×23", "kernel", "7×5×3×2", "tucker2", "cp3", "EVBMF"):
         assert word in done.stdout
     assert "2 tensors; 1 others" in done.stdout
+
+
+def test_inspect_shows_names_as_they_stand(folder: Path) -> None:
+    file = "[bold]x[].safetensors"
+    save_file({"[i]layer\x1b[31m": torch.randn(19, 23)}, folder / file)
+    done = run("inspect", file, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{file}: parameters left" in done.stdout
+    assert r"[i]layer\x1b[31m" in done.stdout
+
+
+def test_an_error_shows_control_characters_as_they_stand(folder: Path) -> None:
+    done = run("compress", "mymodels:coloured", *COMPRESS[2:], cwd=folder)
+    assert r"\x1b[31m" in done.stderr
+    assert "\x1b" not in done.stderr
 
 
 def test_inspect_reads_float8(folder: Path) -> None:
@@ -143,8 +161,8 @@ def test_an_error_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
 
 
 def test_the_demo_shows_a_table_and_writes_a_picture(folder: Path) -> None:
-    done = run("demo", "--epochs", "1", "-o", "shown", cwd=folder)
+    done = run("demo", "--epochs", "1", "-o", "[bold]shown", cwd=folder)
     assert done.returncode == 0, done.stderr
-    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up"):
+    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):
         assert word in done.stdout
-    assert (folder / "shown" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "[bold]shown" / "demo.png").read_bytes().startswith(b"\x89PNG")

@@ -30,5 +30,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"rankfold: {' '.join(message.split())}", file=sys.stderr)
+    from rankfold.report.literal import printable
+
+    print(f"rankfold: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

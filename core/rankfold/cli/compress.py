@@ -9,6 +9,7 @@ from rankfold.cli.arguments import make_model, read_policy
 from rankfold.errors import RankfoldError
 from rankfold.pipeline import compress
 from rankfold.registry import registry
+from rankfold.report.literal import literal
 from rankfold.report.table import plan_table, totals, wide_console
 
 
@@ -40,6 +41,4 @@ def run(
     small.save(output)
     console = wide_console()
     console.print(plan_table(small.plan))
-    console.print(
-        f"{totals(small.plan)}; written to {output}", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(literal(f"{totals(small.plan)}; written to {output}"), soft_wrap=True)
