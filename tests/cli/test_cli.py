@@ -24,6 +24,9 @@ def make():
 def broken():
     raise KeyError("no such thing")
 
+def leaves():
+    raise SystemExit(0)
+
 def coloured():
     raise ValueError(chr(27) + "[31mred")
 """
@@ -44,6 +47,7 @@ def network() -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "mymodels.py").write_text(FACTORY)
+    (tmp_path / "script.py").write_text("import sys; sys.exit()")
     save_file(network().state_dict(), tmp_path / "w.safetensors")
     torch.save(network().state_dict(), tmp_path / "w.pt")
     halves = {"half": torch.randn(19, 23).bfloat16(), "kernel": torch.randn(7, 5, 3, 2).half()}
@@ -136,6 +140,8 @@ BAD = {
     "factory of no module": (("compress", "no.such:make", *COMPRESS[2:]), "cannot be imported"),
     "factory that is missing": (("compress", "mymodels:nope", *COMPRESS[2:]), "cannot be imported"),
     "factory that raises": (("compress", "mymodels:broken", *COMPRESS[2:]), "no such thing"),
+    "factory in a script": (("compress", "script:make", *COMPRESS[2:]), "it calls sys.exit(None)"),
+    "factory that exits": (("compress", "mymodels:leaves", *COMPRESS[2:]), "it calls sys.exit(0)"),
     "factory of no model": (("compress", "builtins:object", *COMPRESS[2:]), "no adapter"),
     "weights missing": ((*COMPRESS[:3], "none.pt", "-o", "out"), "'none.pt'"),
     "weights of another": ((*COMPRESS[:3], "half.safetensors", "-o", "out"), "does not fit"),
