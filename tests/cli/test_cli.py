@@ -116,6 +116,15 @@ def test_inspect_reads_float8(folder: Path) -> None:
             assert np.array_equal(tensors.layer(name).weight, values.float().numpy())
 
 
+def test_compress_does_not_replace_the_working_directory(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    arguments = ("compress", "mymodels:make", "--weights", "../w.safetensors", "-o", ".")
+    done = run(*arguments, cwd=folder / "empty")
+    assert done.returncode == 2
+    assert "'.' is or holds the working directory" in done.stderr
+    assert (folder / "empty").is_dir()
+
+
 def test_plugins_lists_what_is_installed(folder: Path) -> None:
     done = run("plugins", cwd=folder)
     assert done.returncode == 0
