@@ -1,5 +1,6 @@
 """The command line, run as a user runs it: in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,32 @@ def test_inspect_reads_float8(folder: Path) -> None:
     with open_tensors(folder / "float8.safetensors") as tensors:
         for name, values in stored.items():
             assert np.array_equal(tensors.layer(name).weight, values.float().numpy())
+
+
+def test_characters_that_standard_output_cannot_encode_are_replaced(folder: Path) -> None:
+    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS, "--policy", "ratio:1/3"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Conv 3?17" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("redirection", "cause"),
+    [("> /dev/full", "No space left"), (">&-", "closed"), ("| true", "Broken pipe")],
+)
+def test_the_error_of_an_unwritable_output_says_where_the_result_is(
+    folder: Path, redirection: str, cause: str
+) -> None:
+    script = f'set -o pipefail; "$@" {redirection}'
+    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS]
+    shell = ["bash", "-c", script, "bash", *command]
+    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rankfold: the result was written to 'out', but ")
+    assert done.stderr.count("\n") == 1
+    assert cause in done.stderr
+    assert rf.load(network(), folder / "out")
 
 
 def test_compress_does_not_replace_the_working_directory(folder: Path) -> None:
