@@ -286,7 +286,9 @@ class Layer:
         return None
 
     def remark(self, cost: Cost) -> str:
-        """What to know of a chain that is no loss: the MACs that a look-up did not have."""
+        """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
+        if self.traced and not self._extents:
+            return "no call of it is counted on the example inputs"
         if self.cost(self.op).macs == 0 and cost.macs:
             added = f"adds {cost.macs} MACs" if self.traced else "adds MACs"
             return f"{added}: a table look-up has none"

@@ -56,7 +56,7 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
     scratch: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=".rankfold-", dir=folder.parent))
         fresh = scratch / "new"
         fresh.mkdir()
         adapter.save_weights(compressed.model, fresh / WEIGHTS)
@@ -175,16 +175,17 @@ def check_replaceable(folder: Path) -> None:
     """Sees to it that a folder is new, empty or an earlier save.
 
     Raises:
-        RankfoldError: it is something else.
+        RankfoldError: it is something else, or the working directory is in it.
     """
-    if folder.is_symlink():
-        raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
     try:
+        if folder.is_symlink():
+            raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
         foreign = sorted({entry.name for entry in folder.iterdir()} - {PLAN, WEIGHTS})
+        inside = _is_inside(folder)
     except OSError as error:
         raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
     if foreign:
@@ -192,6 +193,20 @@ def check_replaceable(folder: Path) -> None:
             f"{str(folder)!r} holds {foreign[0]!r} and would be replaced as a whole; name an empty "
             "or new folder"
         )
+    if inside:
+        raise RankfoldError(
+            f"{str(folder)!r} is or holds the working directory and would be replaced as a whole; "
+            "name another folder"
+        )
+
+
+def _is_inside(folder: Path) -> bool:
+    """Whether the working directory is a folder or lies in it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it has been deleted
+        return False
+    return any(folder.samefile(parent) for parent in (here, *here.parents))
 
 
 def _sha256(file: Path) -> str:

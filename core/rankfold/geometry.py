@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeGuard
 
 import numpy as np
 
@@ -61,12 +61,12 @@ def per_axis(owner: str, name: str, value: object, axes: int, minimum: int) -> t
     Raises:
         RankfoldError: it is neither, or below the minimum.
     """
-    values = (value,) * axes if _is_int(value) else value
+    values = (value,) * axes if is_int(value) else value
     if (
         isinstance(values, str)
         or not isinstance(values, Sequence)
         or len(values) != axes
-        or not all(_is_int(v) and v >= minimum for v in values)
+        or not all(is_int(v) and v >= minimum for v in values)
     ):
         raise RankfoldError(
             f"{owner}: {name} {value!r}; use an int or {axes} ints from {minimum} on"
@@ -86,7 +86,7 @@ def padding(owner: str, value: object, axes: int) -> Padding:
         return "same"
     if value == "same_lower":
         return "same_lower"
-    values = (value,) * axes if _is_int(value) else value
+    values = (value,) * axes if is_int(value) else value
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values) == axes:
         pairs = tuple(pair for pair in map(_pair, values) if pair is not None)
         if len(pairs) == axes:
@@ -98,11 +98,12 @@ def padding(owner: str, value: object, axes: int) -> Padding:
 
 
 def _pair(value: object) -> tuple[int, int] | None:
-    pair = (value, value) if _is_int(value) else value
-    if isinstance(pair, Sequence) and len(pair) == 2 and all(_is_int(v) and v >= 0 for v in pair):
+    pair = (value, value) if is_int(value) else value
+    if isinstance(pair, Sequence) and len(pair) == 2 and all(is_int(v) and v >= 0 for v in pair):
         return int(pair[0]), int(pair[1])
     return None
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer, of Python or of NumPy, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
-from rankfold.geometry import Geometry, padding, per_axis
+from rankfold.geometry import Geometry, is_int, padding, per_axis
 
 Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
@@ -321,8 +321,9 @@ def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
 
 
 def _check_groups(op: Linear | Convolution) -> None:
-    if isinstance(op.groups, bool) or not isinstance(op.groups, int) or op.groups < 1:
+    if not is_int(op.groups) or op.groups < 1:
         raise RankfoldError(f"{type(op).__name__}: groups is {op.groups!r}; use an int from 1 on")
+    _set(op, "groups", int(op.groups))
     if op.weight.shape[0] % op.groups:
         raise RankfoldError(
             f"{type(op).__name__}: {op.groups} groups do not divide {op.weight.shape[0]} outputs"

@@ -1,6 +1,7 @@
 """Selecting layers by glob patterns on their paths.
 
-`*` matches any run of characters, dots included; `?` one; `[ab]` one of a set.
+`*` matches any run of characters, dots included; `?` one; `[ab]` one of a set. A path always
+matches itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _SHOWN = 8
 
 def matches(pattern: str, paths: Iterable[str]) -> bool:
     """Whether any of a layer's paths (a shared layer has several) fits the pattern."""
-    return any(fnmatchcase(path, pattern) for path in paths)
+    return any(path == pattern or fnmatchcase(path, pattern) for path in paths)
 
 
 def check_patterns(what: str, patterns: Iterable[str], layers: Sequence[Sequence[str]]) -> None:

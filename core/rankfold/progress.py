@@ -24,12 +24,14 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from rankfold.report.literal import printable
+
     columns = (
         TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
@@ -37,7 +39,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
         def advance(item: str) -> None:
             nonlocal started
-            bar.update(task, completed=started, description=item)
+            bar.update(task, completed=started, description=printable(item))
             started += 1
 
         yield advance

@@ -1,15 +1,18 @@
 """The command line, run as a user runs it: in a process of its own."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 import rankfold as rf
+from rankfold.tensors import open_tensors
 
 FACTORY = """
 import torch
@@ -21,6 +24,12 @@ def make():
 
 def broken():
     raise KeyError("no such thing")
+
+def leaves():
+    raise SystemExit(0)
+
+def coloured():
+    raise ValueError(chr(27) + "[31mred")
 """
 
 
@@ -39,6 +48,7 @@ def network() -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "mymodels.py").write_text(FACTORY)
+    (tmp_path / "script.py").write_text("import sys; sys.exit()")
     save_file(network().state_dict(), tmp_path / "w.safetensors")
     torch.save(network().state_dict(), tmp_path / "w.pt")
     halves = {"half": torch.randn(19, 23).bfloat16(), "kernel": torch.randn(7, 5, 3, 2).half()}
@@ -79,6 +89,69 @@ def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
     assert "2 tensors; 1 others" in done.stdout
 
 
+def test_inspect_shows_names_as_they_stand(folder: Path) -> None:
+    file = "[bold]x[].safetensors"
+    save_file({"[i]layer\x1b[31m": torch.randn(19, 23)}, folder / file)
+    done = run("inspect", file, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"{file}: parameters left" in done.stdout
+    assert r"[i]layer\x1b[31m" in done.stdout
+
+
+def test_an_error_shows_control_characters_as_they_stand(folder: Path) -> None:
+    done = run("compress", "mymodels:coloured", *COMPRESS[2:], cwd=folder)
+    assert r"\x1b[31m" in done.stderr
+    assert "\x1b" not in done.stderr
+
+
+def test_inspect_reads_float8(folder: Path) -> None:
+    types = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+    stored = {str(dtype): torch.randn(19, 23).to(dtype) for dtype in types}
+    stored["kernel"] = torch.randn(7, 5, 3, 2).to(torch.float8_e4m3fn)
+    save_file({**stored, "whole": torch.randn(29, 31)}, folder / "float8.safetensors")
+    done = run("inspect", "float8.safetensors", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "6 tensors; 0 others" in done.stdout
+    with open_tensors(folder / "float8.safetensors") as tensors:
+        for name, values in stored.items():
+            assert np.array_equal(tensors.layer(name).weight, values.float().numpy())
+
+
+def test_characters_that_standard_output_cannot_encode_are_replaced(folder: Path) -> None:
+    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS, "--policy", "ratio:1/3"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Conv 3?17" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("redirection", "cause"),
+    [("> /dev/full", "No space left"), (">&-", "closed"), ("| true", "Broken pipe")],
+)
+def test_the_error_of_an_unwritable_output_says_where_the_result_is(
+    folder: Path, redirection: str, cause: str
+) -> None:
+    script = f'set -o pipefail; "$@" {redirection}'
+    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS]
+    shell = ["bash", "-c", script, "bash", *command]
+    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rankfold: the result was written to 'out', but ")
+    assert done.stderr.count("\n") == 1
+    assert cause in done.stderr
+    assert rf.load(network(), folder / "out")
+
+
+def test_compress_does_not_replace_the_working_directory(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    arguments = ("compress", "mymodels:make", "--weights", "../w.safetensors", "-o", ".")
+    done = run(*arguments, cwd=folder / "empty")
+    assert done.returncode == 2
+    assert "'.' is or holds the working directory" in done.stderr
+    assert (folder / "empty").is_dir()
+
+
 def test_plugins_lists_what_is_installed(folder: Path) -> None:
     done = run("plugins", cwd=folder)
     assert done.returncode == 0
@@ -103,6 +176,8 @@ BAD = {
     "factory of no module": (("compress", "no.such:make", *COMPRESS[2:]), "cannot be imported"),
     "factory that is missing": (("compress", "mymodels:nope", *COMPRESS[2:]), "cannot be imported"),
     "factory that raises": (("compress", "mymodels:broken", *COMPRESS[2:]), "no such thing"),
+    "factory in a script": (("compress", "script:make", *COMPRESS[2:]), "it calls sys.exit(None)"),
+    "factory that exits": (("compress", "mymodels:leaves", *COMPRESS[2:]), "it calls sys.exit(0)"),
     "factory of no model": (("compress", "builtins:object", *COMPRESS[2:]), "no adapter"),
     "weights missing": ((*COMPRESS[:3], "none.pt", "-o", "out"), "'none.pt'"),
     "weights of another": ((*COMPRESS[:3], "half.safetensors", "-o", "out"), "does not fit"),
@@ -128,8 +203,8 @@ def test_an_error_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
 
 
 def test_the_demo_shows_a_table_and_writes_a_picture(folder: Path) -> None:
-    done = run("demo", "--epochs", "1", "-o", "shown", cwd=folder)
+    done = run("demo", "--epochs", "1", "-o", "[bold]shown", cwd=folder)
     assert done.returncode == 0, done.stderr
-    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up"):
+    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):
         assert word in done.stdout
-    assert (folder / "shown" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "[bold]shown" / "demo.png").read_bytes().startswith(b"\x89PNG")

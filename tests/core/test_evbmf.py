@@ -168,6 +168,16 @@ def test_a_known_noise_variance_sets_the_threshold() -> None:
     assert rf.evbmf(1e6 * matrix, sigma2=1e12).rank == 5
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e150])
+@pytest.mark.parametrize("sigma2", [1e-320, 1e-200])
+def test_next_to_no_noise_keeps_the_matrix_as_it_is(sigma2: float, scale: float) -> None:
+    matrix = scale * planted(np.random.default_rng(0), (31, 140), 5, 1.5)
+    found = rf.evbmf(matrix, sigma2=sigma2)
+    assert found.rank == 31
+    assert math.isfinite(found.sigma2)
+    np.testing.assert_allclose(found.singular_values, np.linalg.svd(matrix, compute_uv=False))
+
+
 def test_singular_values_are_shrunk_towards_the_signal() -> None:
     shape, strength = (64, 640), 2.0 * (math.sqrt(64) + math.sqrt(640))
     matrix = planted(np.random.default_rng(0), shape, 1, 2.0)

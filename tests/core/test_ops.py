@@ -55,6 +55,14 @@ def test_geometry_may_be_written_short() -> None:
     assert rf.Conv(ones(3, 4, 5), padding="valid").padding == ((0, 0),)
 
 
+def test_groups_may_be_an_integer_of_numpy() -> None:
+    for op in (rf.Linear, rf.Conv, rf.ConvTranspose):
+        weight = ones(4, 3) if op is rf.Linear else ones(4, 3, 2)
+        groups = op(weight, groups=np.int64(2)).groups
+        assert type(groups) is int
+        assert groups == 2
+
+
 OPS = {
     "plain": rf.Conv(ones(11, 7, 5, 3)),
     "all": rf.Conv(ones(12, 7, 5, 3), stride=(2, 3), padding=((2, 1), (0, 4)), groups=3),

@@ -40,6 +40,13 @@ def test_without_inputs_there_are_no_macs() -> None:
     assert "MACs" not in str(rf.Plan(layers=(rf.LayerPlan(path="a", reason="excluded"),)))
 
 
+def test_the_table_shows_markup_and_control_characters_as_they_stand() -> None:
+    layer = rf.LayerPlan(path="[bold]a\x1b[31m", reason="[/i]\x9b", op="\x07Linear")
+    text = str(rf.Plan(layers=(layer,), policy="Ranks({'[bold]a[/]': 3})\x1b[0m"))
+    for word in (r"[bold]a\x1b[31m", r"[/i]\x9b", r"\x07Linear", r"'[bold]a[/]': 3})\x1b[0m"):
+        assert word in text
+
+
 def test_layers_are_found_by_path(plan: rf.Plan) -> None:
     assert plan["head"].method is None
     with pytest.raises(KeyError):

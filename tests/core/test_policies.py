@@ -155,6 +155,22 @@ def test_ranks_are_obeyed_even_where_the_layer_grows(rng: np.random.Generator) -
     assert full.reason.startswith("grew: parameters")
 
 
+def test_ranks_may_be_integers_of_numpy(rng: np.random.Generator) -> None:
+    op = rf.Conv(rng.standard_normal((13, 11, 3, 3)))
+    given = [np.int64(6), (np.int32(5), np.uint8(7)), {"x": np.int64(6), "*": (np.int64(3),)}]
+    for ranks, plain in zip(given, [6, (5, 7), {"x": 6, "*": (3,)}], strict=True):
+        assert repr(rf.Ranks(ranks)) == repr(rf.Ranks(plain))
+        assert choose(rf.Ranks(ranks), op) == choose(rf.Ranks(plain), op)
+        assert all(type(rank) is int for rank in choose(rf.Ranks(ranks), op).ranks)
+
+
+@pytest.mark.parametrize("given", ["0.9", "x"])
+@pytest.mark.parametrize("policy", [rf.Energy, rf.Ratio, rf.VBMF])
+def test_text_in_place_of_a_number_is_named(policy: type[Policy], given: str) -> None:
+    with pytest.raises(rf.RankfoldError, match=rf"^{policy.__name__}: \w+ '{given}'; use one"):
+        policy(given)
+
+
 def test_ranks_by_pattern(rng: np.random.Generator) -> None:
     op = rf.Linear(rng.standard_normal((13, 11)))
     assert choose(rf.Ranks({"x": 3, "*": 4}), op).ranks == (3,)
@@ -189,6 +205,8 @@ def test_ranks_that_are_none_are_refused(ranks: object) -> None:
         lambda: rf.VBMF(weaken=1.5),
         lambda: rf.VBMF(weaken=-0.1),
         lambda: rf.VBMF(sigma2=0.0),
+        lambda: rf.Ratio(None),
+        lambda: rf.VBMF(sigma2="x"),
     ],
 )
 def test_arguments_out_of_range_are_refused(make: object) -> None:

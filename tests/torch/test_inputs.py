@@ -172,9 +172,11 @@ def test_a_layer_called_several_times_counts_each_time() -> None:
     assert plan["fc"].macs == (6 * 121, 6 * 44)
 
 
-def test_a_layer_that_is_not_called_costs_nothing() -> None:
+def test_a_layer_that_is_not_called_costs_nothing_and_the_plan_says_why() -> None:
     plan = rf.plan(Two(), rf.Ranks(2), inputs=A)
     assert plan["right"].macs == (0, 0)
+    assert plan["right"].reason == "no call of it is counted on the example inputs"
+    assert plan["left"].reason == ""
 
 
 @pytest.mark.parametrize("policy", [rf.Energy(0.5), rf.Ratio(0.3)], ids=str)

@@ -440,6 +440,39 @@ def test_a_path_below_a_file_is_an_error_and_leaves_nothing(
     assert tree(tmp_path) == {"file": b"no folder"}
 
 
+@pytest.mark.parametrize("target", [".", ".."])
+def test_the_working_directory_is_not_replaced(
+    target: str, small: rf.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "saved" / "plan.json"  # a name that a save has, too
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    with pytest.raises(rf.RankfoldError, match="is or holds the working directory"):
+        small.save(target)
+    assert here.samefile(".")
+
+
+def test_a_folder_is_saved_while_the_working_directory_is_gone(
+    small: rf.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "saved").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    small.save(tmp_path / "saved")
+    monkeypatch.undo()
+    assert len(list((tmp_path / "saved").iterdir())) == 2
+
+
+def test_the_longest_name_is_a_folder_and_a_longer_one_an_error(
+    small: rf.Compressed, tmp_path: Path
+) -> None:
+    small.save(tmp_path / ("a" * 255))
+    assert rf.load(conv(), tmp_path / ("a" * 255))
+    with pytest.raises(rf.RankfoldError, match="cannot write to"):
+        small.save(tmp_path / ("a" * 256))
+
+
 def test_a_broken_link_is_refused(small: rf.Compressed, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(rf.RankfoldError, match="is a link"):

@@ -226,6 +226,13 @@ def test_exclude_leaves_the_layers_it_names(model: nn.Module) -> None:
     assert plan["4"].reason == "excluded by '4'"
 
 
+def test_a_path_with_the_signs_of_patterns_matches_itself() -> None:
+    model = nn.ModuleDict({"[x]": nn.Linear(11, 7), "y": nn.Linear(11, 7)})
+    plan = rf.plan(model, rf.Ranks(2), exclude="[x]")
+    assert plan["[x]"].reason == "excluded by '[x]'"
+    assert plan["y"].method == "svd"
+
+
 def test_exclude_goes_before_include(model: nn.Module) -> None:
     plan = rf.plan(model, rf.Ranks(2), include="*", exclude="2")
     assert [layer.path for layer in plan.replaced] == ["0", "4", "5"]

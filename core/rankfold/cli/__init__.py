@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from rankfold.errors import RankfoldError
 
@@ -13,6 +14,7 @@ def main() -> None:
     """Runs the command line; an error is one line on standard error and exit code 2."""
     from rankfold.cli.app import app
 
+    _replace_what_cannot_be_encoded()
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except RankfoldError as error:
@@ -29,6 +31,14 @@ def main() -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
+def _replace_what_cannot_be_encoded() -> None:
+    out = sys.stdout
+    if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
+        out.reconfigure(errors="replace")
+
+
 def _fail(message: str) -> None:
-    print(f"rankfold: {' '.join(message.split())}", file=sys.stderr)
+    from rankfold.report.literal import printable
+
+    print(f"rankfold: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

@@ -40,13 +40,15 @@ def make_model(target: str) -> Any:
         sys.path.insert(0, here)
     try:
         factory = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the user's module raises on import
-        raise RankfoldError(
-            f"factory {target!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's module raises on import
+        raise RankfoldError(f"factory {target!r} cannot be imported: {_cause(error)}") from error
     try:
         return factory()
-    except Exception as error:  # whatever the user's factory raises
-        raise RankfoldError(
-            f"factory {target!r} failed: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # whatever the user's factory raises
+        raise RankfoldError(f"factory {target!r} failed: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code!r}); keep that out of what makes the model"
+    return f"{type(error).__name__}: {error}"

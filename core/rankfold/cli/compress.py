@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 from pathlib import Path
 
 from rankfold.checkpoint import check_replaceable
 from rankfold.cli.arguments import make_model, read_policy
 from rankfold.errors import RankfoldError
 from rankfold.pipeline import compress
+from rankfold.plan import Plan
 from rankfold.registry import registry
+from rankfold.report.literal import literal
 from rankfold.report.table import plan_table, totals, wide_console
 
 
@@ -25,7 +30,8 @@ def run(
     """Compresses, saves and prints the plan.
 
     Raises:
-        RankfoldError: any argument is wrong; nothing is written then.
+        RankfoldError: any argument is wrong, and nothing is written then; or only the plan could
+            not be printed, and the message says so.
     """
     chosen = read_policy(policy)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
@@ -38,8 +44,19 @@ def run(
         model, chosen, methods=names, include=include, exclude=exclude, seed=seed, inplace=False
     )
     small.save(output)
+    try:
+        _show(small.plan, output)
+    except (OSError, SystemExit) as error:  # rich leaves so where a pipe is broken
+        cause = error if isinstance(error, OSError) else os.strerror(errno.EPIPE)
+        raise RankfoldError(
+            f"the result was written to {str(output)!r}, but the plan not to standard output: "
+            f"{cause}"
+        ) from None
+
+
+def _show(plan: Plan, output: Path) -> None:
+    if sys.stdout is None:
+        raise OSError("it is closed")
     console = wide_console()
-    console.print(plan_table(small.plan))
-    console.print(
-        f"{totals(small.plan)}; written to {output}", highlight=False, markup=False, soft_wrap=True
-    )
+    console.print(plan_table(plan))
+    console.print(literal(f"{totals(plan)}; written to {output}"), soft_wrap=True)

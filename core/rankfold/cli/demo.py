@@ -23,6 +23,7 @@ from rankfold.plan import Plan
 from rankfold.policies.vbmf import VBMF
 from rankfold.progress import progress
 from rankfold.registry import resolve
+from rankfold.report.literal import literal
 from rankfold.report.table import count, wide_console
 
 BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo", "jax": "rankfold_jax.demo:JaxDemo"}
@@ -139,9 +140,8 @@ def run(output: Path, backend: str, epochs: int, seed: int) -> None:
     console.print(_table(rows, len(test_y)))
     picture = output / PICTURE
     _draw(rows, picture)
-    console.print(
-        f"{time.perf_counter() - started:.0f} s in all; picture: {picture}", soft_wrap=True
-    )
+    took = time.perf_counter() - started
+    console.print(literal(f"{took:.0f} s in all; picture: {picture}"), soft_wrap=True)
 
 
 def _prepare(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from rankfold.candidates import Layer
 from rankfold.cli.arguments import read_policy
@@ -17,6 +16,7 @@ from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
 from rankfold.registry import registry
+from rankfold.report.literal import literal
 from rankfold.report.table import wide_console
 from rankfold.run import METHODS
 from rankfold.tensors import open_tensors
@@ -33,7 +33,8 @@ def run(checkpoint: Path, policy: str) -> None:
     chosen = read_policy(policy)
     names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
     methods = registry().methods(names)
-    table = Table(title=f"{checkpoint.name}: parameters left by {policy}", title_justify="left")
+    title = literal(f"{checkpoint.name}: parameters left by {policy}", "table.title")
+    table = Table(title=title, title_justify="left")
     for column in ("tensor", "shape"):
         table.add_column(column, overflow="fold")
     for column in ("EVBMF", f"energy {_SHARE:.0%}", *methods):
@@ -50,7 +51,7 @@ def run(checkpoint: Path, policy: str) -> None:
                     continue
                 shape = "×".join(map(str, op.weight.shape))
                 cells = (name, shape, *_cells(name, op, methods, chosen))
-                table.add_row(*(Text(cell) for cell in cells))
+                table.add_row(*map(literal, cells))
     console = wide_console()
     console.print(table)
     console.print(

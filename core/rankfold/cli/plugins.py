@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
 from rankfold.hookspecs import API
 from rankfold.registry import registry
+from rankfold.report.literal import literal
 from rankfold.report.table import wide_console
 
 
@@ -19,9 +19,9 @@ def run() -> None:
         table.add_column(column, overflow="fold")
     for name in found.plugins:
         cells = (name, found.plugins[name], ", ".join(found.declared[name]))
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*map(literal, cells))
     console.print(table)
     for problem in found.problems:
-        console.print(Text(str(problem)), style="bold red", soft_wrap=True)
+        console.print(literal(str(problem)), style="bold red", soft_wrap=True)
     if not found.problems:
         console.print("No problems.")

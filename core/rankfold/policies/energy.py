@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, SupportsFloat
 
 import numpy as np
 
@@ -35,8 +35,8 @@ class Energy:
     name: ClassVar[str] = "energy"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise RankfoldError(f"Energy: share {self.share}; use one above 0 and up to 1")
+        if not isinstance(self.share, SupportsFloat) or not 0.0 < self.share <= 1.0:
+            raise RankfoldError(f"Energy: share {self.share!r}; use one above 0 and up to 1")
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""

@@ -27,6 +27,7 @@ _GRID = 128
 _CELLS = 6
 _POINTS = 17
 _ROUNDS = 9
+_LEAST_NOISE = 1e-100
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = 
     unit = np.maximum(squares / mean_square, _CLAMP * squares[0] / mean_square)
     threshold = detection_threshold(alpha)
     noise = _global_minimum(unit, long, alpha) if sigma2 is None else sigma2 / mean_square
-    x = unit / (long * noise)
+    x = unit / (long * max(noise, _LEAST_NOISE))  # less would shrink no less
     rank = int(np.count_nonzero(x > threshold))
     kept = x[:rank]
     spread = 1.0 - (1.0 + alpha) / kept

@@ -10,6 +10,7 @@ from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Decomposition, Policy
 from rankfold.contracts import Ranks as MethodRanks
 from rankfold.errors import RankfoldError, Refused
+from rankfold.geometry import is_int
 from rankfold.hookspecs import hookimpl
 from rankfold.patterns import check_patterns, matches
 
@@ -41,9 +42,11 @@ class Ranks:
     name: ClassVar[str] = "ranks"
 
     def __post_init__(self) -> None:
-        given = self.ranks.values() if isinstance(self.ranks, Mapping) else (self.ranks,)
-        for value in given:
-            _check(value)
+        if isinstance(self.ranks, Mapping):
+            checked: object = {pattern: _checked(value) for pattern, value in self.ranks.items()}
+        else:
+            checked = _checked(self.ranks)
+        object.__setattr__(self, "ranks", checked)
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""
@@ -93,17 +96,24 @@ class Ranks:
         return cls(ranks[0] if len(ranks) == 1 else ranks)
 
 
-def _check(value: object) -> None:
-    if value == "full":
-        return
+def _checked(value: object) -> Given:
+    """The given ranks, with integers of NumPy as ints.
+
+    Raises:
+        RankfoldError: a rank below 1 or of another type.
+    """
+    if isinstance(value, str) and value == "full":
+        return "full"
     ranks = value if isinstance(value, tuple) else (value,)
     for rank in ranks:
-        if isinstance(rank, bool) or not isinstance(rank, int):
+        if not is_int(rank):
             raise RankfoldError(f"Ranks: {value!r}; use an int, a tuple of ints or 'full'")
         if rank < 1:
             raise RankfoldError(f"Ranks: rank {rank}; use at least 1")
     if not ranks:
         raise RankfoldError("Ranks: an empty tuple; give at least one rank")
+    ints = tuple(int(rank) for rank in ranks)
+    return ints if isinstance(value, tuple) else ints[0]
 
 
 def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> MethodRanks | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, SupportsFloat
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Policy
@@ -35,8 +35,8 @@ class Ratio:
     name: ClassVar[str] = "ratio"
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share <= 1.0:
-            raise RankfoldError(f"Ratio: share {self.share}; use one above 0 and up to 1")
+        if not isinstance(self.share, SupportsFloat) or not 0.0 < self.share <= 1.0:
+            raise RankfoldError(f"Ratio: share {self.share!r}; use one above 0 and up to 1")
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, SupportsFloat
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Policy
@@ -39,10 +39,12 @@ class VBMF:
     name: ClassVar[str] = "vbmf"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.weaken <= 1.0:
-            raise RankfoldError(f"VBMF: weaken {self.weaken}; use one from 0 to 1")
-        if self.sigma2 is not None and not 0.0 < self.sigma2 < float("inf"):
-            raise RankfoldError(f"VBMF: sigma2 {self.sigma2}; a noise variance is positive")
+        if not isinstance(self.weaken, SupportsFloat) or not 0.0 <= self.weaken <= 1.0:
+            raise RankfoldError(f"VBMF: weaken {self.weaken!r}; use one from 0 to 1")
+        if self.sigma2 is not None and not (
+            isinstance(self.sigma2, SupportsFloat) and 0.0 < self.sigma2 < float("inf")
+        ):
+            raise RankfoldError(f"VBMF: sigma2 {self.sigma2!r}; a noise variance is positive")
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rankfold.plan import LayerPlan, Plan
+from rankfold.report.literal import literal
 
 _WIDTH = 120
 
@@ -31,7 +32,8 @@ def plan_text(plan: Plan) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """A rich table: layer, op, method, ranks, params, MACs, error, reason."""
-    table = Table(title=f"Plan by {plan.policy}" if plan.policy else None, title_justify="left")
+    title = literal(f"Plan by {plan.policy}", "table.title") if plan.policy else None
+    table = Table(title=title, title_justify="left")
     traced = plan.macs is not None
     for name in ("layer", "op", "method"):
         table.add_column(name, overflow="fold")
@@ -41,7 +43,7 @@ def plan_table(plan: Plan) -> Table:
         table.add_column(name, justify="right", overflow="fold")
     table.add_column("reason", overflow="fold")
     for layer in plan.layers:
-        table.add_row(*(Text(cell) for cell in _cells(layer, traced, informed)))
+        table.add_row(*map(literal, _cells(layer, traced, informed)))
     return table
 
 

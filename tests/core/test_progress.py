@@ -1,0 +1,22 @@
+"""The progress bar on a terminal."""
+
+import io
+
+import pytest
+
+from rankfold.progress import progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_names_are_shown_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("planning", 2) as advance:
+        for name in ("[/x]", "[bold]a\x1b]0;b\x07"):
+            advance(name)
+    assert r"[bold]a\x1b]0;b\x07" in terminal.getvalue()
