@@ -18,6 +18,7 @@ from rankfold.ops import Array
 GAP = 1e-3
 SECONDS = 60.0
 _SHRINK = 1e-9
+_INFEASIBLE = 2
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
             options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )
         if found.x is None:
-            if found.status == 2:
+            if found.status == _INFEASIBLE and not tightened:
                 return None
+            if found.status == _INFEASIBLE:
+                break
             raise RankfoldError(
                 f"the budget was not solved in {SECONDS:.0f} s: {found.message}; use a coarser "
                 "multiple_of= or fewer methods="
