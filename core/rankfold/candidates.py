@@ -254,6 +254,10 @@ class Layer:
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
         return view
 
+    def hold(self, op: Op) -> None:
+        """Takes the op, where it cannot be read just now."""
+        self._op = op
+
     def release(self) -> None:
         """Forgets the op, the spectrum and all candidates."""
         self._op = self._spectrum = None

@@ -35,6 +35,7 @@ class Refit:
 
     Args:
         chosen: the layers that are met, with what their policy chose.
+        ops: these layers.
         sequential: whether weights are refitted; else the chains are those of the choices.
         seed: of the run.
 
@@ -43,9 +44,15 @@ class Refit:
     """
 
     def __init__(
-        self, chosen: Mapping[str, tuple[Layer, Choice]], *, sequential: bool, seed: int
+        self,
+        chosen: Mapping[str, tuple[Layer, Choice]],
+        ops: Mapping[str, Op],
+        *,
+        sequential: bool,
+        seed: int,
     ) -> None:
         self._chosen = chosen
+        self._ops = ops
         self._sequential = sequential
         self._seed = seed
         self.decisions: dict[str, Decision] = {}
@@ -53,6 +60,7 @@ class Refit:
     def visit(self, path: str, fit: Joint | None, held: Joint | None) -> Chain:
         """The chain of a layer, from the sums over fitted and over held-out positions."""
         layer, choice = self._chosen[path]
+        layer.hold(self._ops[path])
         decision = decide(layer, choice)
         op = layer.op
         chain: Chain = decision.chain or (op,)

@@ -296,7 +296,7 @@ class Run:
                 chosen[layer.path] = item
                 ops[layer.path] = layer.op
             layer.release()
-        visitor = Refit(chosen, sequential=refit, seed=self._seed)
+        visitor = Refit(chosen, ops, sequential=refit, seed=self._seed)
         with progress("refitting" if refit else "measuring", len(chosen)) as advance:
 
             def visit(path: str, fit: Any, held: Any) -> Any:
