@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
+import math
 import sys
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from rankfold.contracts import Trace
-from rankfold.errors import RankfoldError, Refused
+from rankfold.calibration import Calibration
+from rankfold.contracts import Trace, Visit
+from rankfold.errors import Refused
 from rankfold.hookspecs import LayerRule
-from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op
+from rankfold.progress import Advance
 from rankfold.registry import registry, resolve
-from rankfold_torch import layers, tracing, weights
+from rankfold_torch import (
+    following,
+    layers,
+    losses,
+    moments,
+    refilling,
+    swapping,
+    timing,
+    tracing,
+    weights,
+)
 from rankfold_torch.refusals import (
     Surroundings,
     check_class,
@@ -70,12 +83,7 @@ class TorchAdapter:
         if rule is None:
             check_parts(module)
         self._surroundings(model).check(path, module)
-        if rule is None:
-            return layers.read(module)
-        op = _ruled(rule.read, module)
-        if isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):
-            return op
-        raise Refused(f"the layer rule {rule.read!r} gave {type(op).__name__}, not an op")
+        return layers.read(module) if rule is None else _read_by(rule, module)
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
@@ -107,23 +115,7 @@ class TorchAdapter:
 
         The copy never copies the layers that are replaced.
         """
-        new = {id(model.get_submodule(path)): module for path, module in modules.items()}
-        if not inplace:
-            _check_closures(model)
-            memo: dict[int, Any] = {**new, **_computed(model)}
-            try:
-                copied: nn.Module = copy.deepcopy(model, memo)
-            except Exception as error:  # whatever the copied attributes raise
-                raise RankfoldError(
-                    f"the model cannot be copied ({error}); pass inplace=True to change it itself"
-                ) from error
-            return copied
-        if id(model) in new:
-            raise RankfoldError("a model that is a single layer cannot be replaced in place")
-        seen: set[int] = set()
-        for owner in list(model.modules()):
-            _swapped(vars(owner), new, seen)
-        return model
+        return swapping.replaced(model, modules, inplace=inplace)
 
     def save_weights(self, model: nn.Module, file: Path) -> None:
         """Every parameter and persistent buffer, tied ones once."""
@@ -133,6 +125,72 @@ class TorchAdapter:
         """Fills the model after checking names, shapes and dtypes."""
         weights.load_weights(model, file)
         return model
+
+    def moments(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """One forward and backward pass per batch, with hooks on the layers."""
+        return moments.moments(model, calibration, layers, rng, advance)
+
+    def follow(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Both runs are of the model itself, each in a thread of its own."""
+
+        def build(path: str, chain: Chain) -> nn.Module:
+            first, op = chain[0], layers[path]
+            same = type(first) is type(op) and first.weight.shape == op.weight.shape
+            if len(chain) == 1 and same:
+                return self.refilled(model, path, first)
+            return self.build(model, path, chain)
+
+        return following.follow(
+            model, calibration, layers, visit, build, sequential=sequential, rng=rng
+        )
+
+    def refilled(self, model: nn.Module, path: str, op: Op) -> nn.Module:
+        """A copy of the layer alone."""
+        module = model.get_submodule(path)
+        rule = self._rule(module)
+        return refilling.refilled(module, op, None if rule is None else partial(_read_by, rule))
+
+    def divergence(
+        self, model: nn.Module, small: nn.Module, calibration: Calibration
+    ) -> tuple[float, float]:
+        """One forward pass of both models per batch."""
+        return losses.divergence(model, small, calibration)
+
+    def seconds(
+        self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Chains that cannot be built take forever."""
+        built: list[nn.Module | None] = []
+        for chain in chains:
+            try:
+                built.append(self.build(model, path, chain))
+            except Refused:
+                built.append(None)
+        op = self.read(model, path)
+        modules = [module for module in built if module is not None]
+        first, *rest = timing.seconds(model.get_submodule(path), op, modules, extents)
+        times = iter(rest)
+        return (first, *(math.inf if module is None else next(times) for module in built))
+
+    def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
+        """Whole forward passes in eval mode without gradients."""
+        return timing.model_seconds(models, inputs)
 
     def _found(self, model: nn.Module) -> dict[str, nn.Module]:
         return {
@@ -157,36 +215,17 @@ class TorchAdapter:
         return None
 
 
+def _read_by(rule: LayerRule, module: nn.Module) -> Op:
+    op = _ruled(rule.read, module)
+    if isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):
+        return op
+    raise Refused(f"the layer rule {rule.read!r} gave {type(op).__name__}, not an op")
+
+
 def _is_matrix(parameter: torch.Tensor | None) -> bool:
     if parameter is None or nn.parameter.is_lazy(parameter):
         return parameter is not None
     return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
-
-
-def _check_closures(model: nn.Module) -> None:
-    """Refuses to copy functions that hold a module of the model by closure: they would keep it."""
-    own = {id(module) for module in model.modules()}
-    for path, owner in model.named_modules():
-        for name, value in vars(owner).items():
-            if not inspect.isfunction(value):
-                continue
-            for held in inspect.getclosurevars(value).nonlocals.values():
-                if id(held) in own:
-                    where = f"{path}.{name}".lstrip(".")
-                    raise RankfoldError(
-                        f"the function {where!r} of the model holds one of its modules by closure, "
-                        "which a copy would go on calling; pass inplace=True"
-                    )
-
-
-def _computed(model: nn.Module) -> dict[int, torch.Tensor]:
-    """Copies of tensors with a history, which cannot be deep-copied; forward makes them anew."""
-    return {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    }
 
 
 def _ruled(target: str, *arguments: Any) -> Any:
@@ -197,27 +236,3 @@ def _ruled(target: str, *arguments: Any) -> Any:
         raise
     except Exception as error:  # a plugin's fault must not stop the rest
         raise Refused(f"the layer rule {target!r} failed: {error!r}") from error
-
-
-def _swapped(value: Any, new: Mapping[int, nn.Module], seen: set[int]) -> Any:
-    """A value with modules replaced by identity, in dicts, lists, tuples and sets within it too.
-
-    Dicts and lists are changed in place; a tuple or a set that holds such a module is made anew.
-    """
-    if id(value) in new:
-        return new[id(value)]
-    if id(value) in seen or not isinstance(value, (dict, list, tuple, set)):
-        return value
-    seen.add(id(value))
-    if isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in list(items):
-            changed = _swapped(item, new, seen)
-            if changed is not item:
-                value[key] = changed
-        return value
-    changed_items = [_swapped(item, new, seen) for item in value]
-    if all(a is b for a, b in zip(changed_items, value, strict=True)):
-        return value
-    named = hasattr(value, "_fields")
-    return type(value)(*changed_items) if named else type(value)(changed_items)

@@ -86,7 +86,7 @@ def _read_conv(module: Any, weight: Array, bias: Array | None) -> Conv:
 
 def _read_transposed(module: Any, weight: Array, bias: Array | None) -> ConvTranspose:
     return ConvTranspose(
-        _swap_channels(weight, module.groups),
+        swap_channels(weight, module.groups),
         bias,
         stride=tuple(module.stride),
         padding=tuple(module.padding),
@@ -230,7 +230,7 @@ def _fill(
     module = make(*args, device="meta", **options)
     weight = stage.weight
     if isinstance(stage, ConvTranspose):
-        weight = _swap_channels(weight, stage.groups)
+        weight = swap_channels(weight, stage.groups)
     tensor = _like(weight, old)
     if tensor.ndim in (4, 5) and not old.is_contiguous():
         layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
@@ -249,7 +249,7 @@ def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(array)).to(device=tensor.device, dtype=tensor.dtype)
 
 
-def _swap_channels(weight: Array, groups: int) -> Array:
+def swap_channels(weight: Array, groups: int) -> Array:
     """Between (in, out/groups, *kernel) and (out, in/groups, *kernel); its own inverse."""
     split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return split.swapaxes(1, 2).reshape(-1, weight.shape[0] // groups, *weight.shape[2:])

@@ -16,7 +16,7 @@ from rankfold.errors import RankfoldError
 from rankfold.ops import Extent
 from rankfold_torch.layers import CONVS, TRANSPOSED
 
-_one_at_a_time = threading.RLock()
+one_at_a_time = threading.RLock()
 
 
 class Hook(functools.partial[Any]):
@@ -37,8 +37,8 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
     watch = _Watch({id(module): path for path, module in layers.items()})
     with ExitStack() as stack:
-        stack.enter_context(_one_at_a_time)  # modules and their class are watched while it runs
-        stack.enter_context(_unchanged(model))
+        stack.enter_context(one_at_a_time)  # modules and their class are watched while it runs
+        stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
         for path, module in layers.items():
             if isinstance(module, torch.jit.ScriptModule):
@@ -51,12 +51,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             stack.callback(handle.remove)
         stack.enter_context(watch.reading())
         try:
-            if isinstance(inputs, Mapping):
-                model(**inputs)
-            elif isinstance(inputs, (tuple, list)):
-                model(*inputs)
-            else:
-                model(inputs)
+            call(model, inputs)
         except Exception as error:  # whatever the model raises on these inputs
             raise RankfoldError(
                 f"inputs: the model fails on them with {type(error).__name__}: {error}"
@@ -65,6 +60,15 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         {path: tuple(found) for path, found in extents.items()},
         watch.refusals,
     )
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Calls a model with a tensor, a tuple or list (positional) or a mapping (keywords)."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs)
+    return model(inputs)
 
 
 class _Watch:
@@ -136,7 +140,7 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; modes, buffers and random states are as before afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

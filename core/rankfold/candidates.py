@@ -362,7 +362,7 @@ class Layer:
         loss = self._loss(metric.squared(apart))
         chain = shifted(factored.chain, metric, -spectrum.scale * apart)
         whole = metric.output(rows) + self._mean_output(metric, rows)
-        output = math.sqrt(metric.output(apart) / max(whole, 1e-300))
+        output = math.sqrt(max(0.0, metric.output(apart)) / max(whole, 1e-300))
         return Candidate(name, ranks, chain, cost, factored.error, loss, output)
 
     def _mean_output(self, metric: Metric, rows: Array) -> float:

@@ -17,6 +17,8 @@ from rankfold.errors import Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Embedding, Op
 
+POSITIONS = 16
+"""As how many samples the positions of one example count, at most: they are alike."""
 _FLOOR = 1e-6
 
 
@@ -61,14 +63,15 @@ class Metric:
         if self.mean is not None:
             inputs = inputs - self.mean[:, :, None] * self.mean[:, None, :]
         self._seen = inputs
-        self.inputs = shrunk(inputs, moments.samples)
+        samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
+        self.inputs = shrunk(inputs, samples)
         self._grads: Array | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             self._check("gradients", grads, self._out, self._out)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
-            self._grads = shrunk(grads, moments.samples)
+            self._grads = shrunk(grads, samples)
 
     @classmethod
     def of_inputs(cls, op: Op, inputs: Array, mean: Array | None, like: Metric) -> Metric:

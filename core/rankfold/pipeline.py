@@ -19,7 +19,7 @@ from rankfold.ops import Op, describe
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
-from rankfold.run import Run
+from rankfold.run import FEWEST, Run
 from rankfold.selection import Selection
 
 
@@ -173,7 +173,8 @@ def gather(
     """
     run = Run(adapter or registry().adapter(model), model, inputs, None, "balanced", seed)
     run.learn(calibration, loss, None)
-    assert run.moments is not None
+    if run.moments is None:
+        raise RankfoldError(f"calibration: fewer than {FEWEST} examples; give more")
     return run.moments
 
 

@@ -26,7 +26,7 @@ from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 from rankfold.verify import relative_distance
 
-RIDGES = (3e-3, 1e-1)
+RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves."""
 
 

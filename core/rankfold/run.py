@@ -34,6 +34,8 @@ from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
 from rankfold.trials import search, within
 
+FEWEST = 4
+"""Moments of fewer calibration examples than these do more harm than good."""
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
 
@@ -79,6 +81,7 @@ class Run:
         self._calibration: Calibration | None = None
         self._spoilt: dict[str, str] = {}
         self._timed = False
+        self._remarks: list[str] = []
         self._layers: dict[str, Layer] = {}
         self._times: dict[Hashable, tuple[float, ...]] = {}
         self.moments: Moments | None = None
@@ -162,7 +165,12 @@ class Run:
         rng = np.random.default_rng(self._seed)
         with progress("calibrating", len(self._calibration.batches)) as advance:
             found = self.adapter.moments(self._model, self._calibration, ops, rng, advance)
-        self.moments = Moments(found, self._calibration.loss_name)
+        samples = max((layer.samples for layer in found.values()), default=0)
+        if samples < FEWEST:
+            self._calibration = None
+            self._remarks.append(f"{samples} calibration examples are not used: give {FEWEST}")
+        else:
+            self.moments = Moments(found, self._calibration.loss_name)
 
     def choices(
         self, selection: Selection, notes: list[str]
@@ -355,7 +363,7 @@ class Run:
             seed=self._seed,
             placement=self._placement,
             loss=loss,
-            notes=tuple(notes),
+            notes=(*self._remarks, *notes),
         )
 
     def _read(self, path: str) -> Op:

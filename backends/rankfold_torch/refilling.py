@@ -1,0 +1,80 @@
+"""A layer with other values in it: for a refit that leaves the layer its shape."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold.errors import Refused
+from rankfold.ops import Array, ConvTranspose, Op
+from rankfold_torch.layers import swap_channels
+
+
+def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) -> nn.Module:
+    """A copy of a layer that holds the values of an op of its shape.
+
+    Args:
+        module: the layer.
+        op: the values.
+        read: for a layer that is not a stock one, gives the op of such a layer; by it the layout of
+            the weight is found out.
+
+    Raises:
+        Refused: the values do not fit into the layer.
+    """
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        parameter.grad = None
+    weight, bias = _parameter(copied, "weight"), _parameter(copied, "bias")
+    if weight is None or (bias is None) != (op.bias is None):
+        raise Refused("new values do not fit into its parameters")
+    if bias is not None and op.bias is not None:
+        _fill(bias, op.bias)
+    if read is None:
+        swapped = isinstance(op, ConvTranspose)
+        _fill(weight, swap_channels(op.weight, op.groups) if swapped else op.weight)
+        return copied
+    for layout in _layouts(op):
+        if layout.shape == tuple(weight.shape):
+            _fill(weight, layout)
+            if _agree(read(copied), op, torch.finfo(weight.dtype).eps):
+                return copied
+    raise Refused("its layer rule reads a layout that new values cannot be written in")
+
+
+def _layouts(op: Op) -> tuple[Array, ...]:
+    transposed = np.moveaxis(op.weight, (0, 1), (-1, -2))  # (in, out), or (*kernel, in, out)
+    return op.weight, transposed, swap_channels(op.weight, op.groups)
+
+
+def _parameter(module: nn.Module, name: str) -> torch.Tensor | None:
+    found = getattr(module, name, None)
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def _fill(parameter: torch.Tensor, values: Array) -> None:
+    if tuple(parameter.shape) != values.shape:
+        raise Refused(
+            f"values of shape {values.shape} do not fit its parameter {tuple(parameter.shape)}"
+        )
+    with torch.no_grad():
+        parameter.copy_(torch.from_numpy(np.array(values)))
+
+
+def _agree(found: Op, op: Op, epsilon: float) -> bool:
+    if type(found) is not type(op) or found.weight.shape != op.weight.shape:
+        return False
+    pairs = [(found.weight, op.weight)]
+    if found.bias is not None and op.bias is not None:
+        pairs.append((found.bias, op.bias))
+    return all(
+        bool(
+            np.abs(a.astype(np.float64) - b).max(initial=0.0)
+            <= 2 * epsilon * np.abs(b).max(initial=0.0)
+        )
+        for a, b in pairs
+    )

@@ -1,0 +1,146 @@
+"""Threads as coroutines: a model's forward pass that stops at its layers and goes on later."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+_CPU = torch.device("cpu")
+
+
+class _Stopped(BaseException):
+    """Ends a forward pass that nobody waits for; no `except Exception` of a model catches it."""
+
+
+class Turn(threading.Thread):
+    """A function in a thread of its own, which runs only while `resume` waits for it.
+
+    Every turn has its own state of PyTorch's random generators, so that two runs of a model draw
+    the same numbers, and the surroundings of the thread that makes it: autocast, streams and the
+    like belong to a thread.
+
+    Args:
+        function: what runs.
+        devices: CUDA devices whose random state belongs to the turn.
+        role: a word on what it is for.
+
+    Attributes:
+        role: as given.
+        paused: what the function paused with; None before the first turn and when it is through.
+        calls: a count of anything, for the function's own use.
+        error: what the function raised.
+    """
+
+    def __init__(
+        self, function: Callable[[], object], devices: Sequence[torch.device], role: str
+    ) -> None:
+        super().__init__(daemon=True)
+        self.role = role
+        self.paused: Any = None
+        self.calls: Counter[str] = Counter()
+        self.error: BaseException | None = None
+        self._function = function
+        self._devices = devices
+        self._random = _random_states(devices)
+        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._stopping = False
+        self._surroundings = _surroundings()
+        self._context = contextvars.copy_context()
+
+    def resume(self) -> None:
+        """Runs the function to its next pause or its end.
+
+        Raises:
+            Exception: what the function raises.
+        """
+        outside = _random_states(self._devices)
+        _set_random_states(self._random, self._devices)
+        self.paused = None
+        try:
+            if self.ident is None:
+                self.start()
+            else:
+                self._go.release()
+            self._back.acquire()
+            self._random = _random_states(self._devices)
+        finally:
+            _set_random_states(outside, self._devices)
+        if self.error is not None:
+            raise self.error
+
+    def pause(self, what: object) -> None:
+        """Waits for the next turn; called by the function."""
+        self.paused = what
+        self._back.release()
+        self._go.acquire()
+        if self._stopping:
+            raise _Stopped
+
+    def stop(self) -> None:
+        """Ends the function where it is; nothing happens when it is through."""
+        self._stopping = True
+        self.paused = None
+        if self.is_alive():
+            self._go.release()
+            self.join()
+
+    def run(self) -> None:
+        """The thread; called by `start`."""
+        try:
+            with self._surroundings():
+                self._context.run(self._function)
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.paused = None
+            self._back.release()
+
+
+def _surroundings() -> Callable[[], Any]:
+    """What of the current thread another thread needs to compute alike."""
+    autocasts = [(kind, *_autocast(kind)) for kind in ("cuda", "cpu")]
+    default = torch.get_default_device() if hasattr(torch, "get_default_device") else _CPU
+    cuda = torch.cuda.is_available()
+    stream = torch.cuda.current_stream() if cuda else None
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        with ExitStack() as stack:
+            for kind, enabled, dtype in autocasts:
+                if enabled:
+                    stack.enter_context(torch.autocast(kind, dtype=dtype))
+            if default.type != "cpu":
+                stack.enter_context(default)
+            if stream is not None:
+                stack.enter_context(torch.cuda.device(stream.device))
+                stack.enter_context(torch.cuda.stream(stream))
+            yield
+
+    return entered
+
+
+def _autocast(kind: str) -> tuple[bool, torch.dtype]:
+    try:
+        return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    except (AttributeError, TypeError):  # PyTorch before 2.4
+        if kind == "cuda":
+            return torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
+        return torch.is_autocast_cpu_enabled(), torch.get_autocast_cpu_dtype()
+
+
+def _random_states(devices: Sequence[torch.device]) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def _set_random_states(states: Sequence[torch.Tensor], devices: Sequence[torch.device]) -> None:
+    torch.set_rng_state(states[0])
+    for state, device in zip(states[1:], devices, strict=True):
+        torch.cuda.set_rng_state(state, device)

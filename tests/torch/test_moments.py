@@ -1,0 +1,406 @@
+"""Moments of layers on calibration data, against direct computations."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import rankfold.moments
+from rankfold.calibration import Calibration
+from rankfold.errors import RankfoldError
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Conv, ConvTranspose, Linear
+from rankfold.reference import forward
+from rankfold_torch import patches
+from rankfold_torch.adapter import TorchAdapter
+
+Untouched = Callable[[nn.Module], AbstractContextManager[None]]
+
+
+def silent(item: str) -> None:
+    pass
+
+
+def gather(
+    model: nn.Module, batches: Any, loss: Any = None, seed: int = 0, example: Any = None
+) -> Mapping[str, LayerMoments]:
+    adapter = TorchAdapter()
+    layers = {path: adapter.read(model, path) for path in adapter.layers(model)}
+    calibration = Calibration.of(batches, example, loss)
+    return adapter.moments(model, calibration, layers, np.random.default_rng(seed), silent)
+
+
+def weight(*shape: int) -> Array:
+    return np.random.default_rng(sum(shape)).standard_normal(shape)
+
+
+def geometries() -> Iterator[Any]:
+    same, lower = {"padding": "same"}, {"padding": "same_lower"}
+    for axes, sizes, kernel in ((1, (13,), (4,)), (2, (11, 9), (3, 2)), (3, (7, 6, 5), (2, 3, 1))):
+        pairs = [(axis + 1, axis) for axis in range(axes)]
+        for name, options in {
+            "plain": {},
+            "stride": {"stride": tuple(range(2, 2 + axes))},
+            "pairs": {"padding": pairs},
+            "dilation": {"dilation": 2, "padding": 1},
+            "groups": {"groups": 3, "padding": 1},
+            "depthwise": {"groups": 6, "stride": 2},
+            "same": same,
+            "same stride": {**same, "stride": 2, "dilation": 2},
+            "same lower": {**lower, "stride": 2},
+            "reflect": {"padding": pairs, "padding_mode": "reflect"},
+            "replicate": {"padding": pairs, "padding_mode": "replicate", "stride": 2},
+            "circular": {"padding": "same", "padding_mode": "circular"},
+        }.items():
+            groups: Any = options.get("groups", 1)
+            op = Conv(weight(12, 6 // groups, *kernel), weight(12), **options)  # type: ignore[arg-type]
+            yield pytest.param(op, (5, 6, *sizes), id=f"conv{axes}d {name}")
+        for name, options in {
+            "plain": {},
+            "stride": {"stride": tuple(range(2, 2 + axes))},
+            "pairs": {"stride": 2, "padding": pairs, "output_padding": 1},
+            "dilation": {"dilation": 2, "padding": 1, "stride": 3, "output_padding": 2},
+            "groups": {"groups": 2, "stride": 2},
+            "cropped": {"padding": kernel, "stride": 2},
+        }.items():
+            groups = options.get("groups", 1)
+            made = ConvTranspose(weight(10, 6 // groups, *kernel), weight(10), **options)  # type: ignore[arg-type]
+            yield pytest.param(made, (5, 6, *sizes), id=f"transposed{axes}d {name}")
+    yield pytest.param(Linear(weight(7, 5), weight(7)), (3, 5), id="linear")
+    yield pytest.param(Linear(weight(7, 5), weight(7)), (2, 3, 4, 5), id="linear 4-d")
+    yield pytest.param(Linear(weight(7, 5)), (5,), id="linear 1-d")
+    yield pytest.param(Linear(weight(8, 3), weight(8), groups=2), (3, 11, 6), id="linear groups")
+
+
+def all_rows(op: Any, x: torch.Tensor, drawn: patches.Sample, step: int = 7) -> torch.Tensor:
+    taken = patches.Inputs(op, x, drawn)
+    return torch.cat(
+        [taken.take(slice(i, min(i + step, drawn.rows))) for i in range(0, drawn.rows, step)]
+    )
+
+
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize(("op", "shape"), list(geometries()))
+def test_rows_are_what_the_weight_meets(
+    op: Linear | Conv | ConvTranspose, shape: tuple[int, ...], few: bool
+) -> None:
+    x = torch.randn(shape, dtype=torch.float64)
+    y = torch.from_numpy(forward(op, x.numpy()))
+    examples = 4000 if few else 1
+    drawn = patches.sample(op, shape, examples, np.random.default_rng(0))
+    assert (drawn.chosen is None) == (not few or drawn.positions <= 4)
+    rows = all_rows(op, x, drawn)
+    split = torch.from_numpy(op.weight.reshape(op.groups, len(op.weight) // op.groups, -1))
+    bias = 0 if op.bias is None else torch.from_numpy(op.bias).reshape(1, op.groups, -1)
+    made = torch.einsum("god,rgd->rgo", split, rows) + bias
+    torch.testing.assert_close(made, patches.outputs(op, y, drawn, slice(0, drawn.rows)))
+    if not few:
+        torch.testing.assert_close(made, patches.every_output(op, y))
+
+
+def test_rows_of_an_input_without_a_batch() -> None:
+    op = Conv(weight(4, 3, 2, 3), stride=2, padding=1)
+    x = torch.randn(3, 8, 9, dtype=torch.float64)
+    drawn = patches.sample(op, x.shape, 1, np.random.default_rng(0))
+    batched = patches.sample(op, (1, *x.shape), 1, np.random.default_rng(0))
+    assert drawn.images == 1
+    assert torch.equal(all_rows(op, x, drawn), all_rows(op, x[None], batched))
+
+
+def test_every_image_has_positions_of_its_own() -> None:
+    op = Conv(weight(4, 3, 3, 3))
+    drawn = patches.sample(op, (6, 3, 40, 40), 1000, np.random.default_rng(0))
+    assert drawn.chosen is not None
+    assert drawn.chosen.shape == (6, 13)
+    assert all(len(set(row.tolist())) == 13 for row in drawn.chosen)
+    assert len({tuple(row.tolist()) for row in drawn.chosen}) == 6
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 6, (3, 2), padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 5)
+        self.unused = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = nn.functional.relu(self.norm(self.conv(x)), inplace=True)
+        return self.head(self.drop(hidden).mean((2, 3)))
+
+
+def test_moments_are_those_of_a_direct_computation(untouched: Untouched) -> None:
+    model = Small()
+    batches = [torch.randn(5, 2, 7, 6), torch.randn(3, 2, 7, 6)]
+    with untouched(model):
+        found = gather(model, batches)
+    assert list(found) == ["conv", "head"]
+    x = torch.cat(batches)
+    rows = nn.functional.unfold(x, (3, 2), padding=1).transpose(1, 2).reshape(-1, 2, 6).double()
+    conv = found["conv"]
+    expected = torch.einsum("rgi,rgj->gij", rows, rows) / len(rows)
+    np.testing.assert_allclose(conv.inputs, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(conv.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
+    assert conv.samples == 8
+    assert conv.uses == 7 * 7
+    head = found["head"]
+    model.eval()
+    with torch.no_grad():
+        hidden = model.norm(model.conv(x)).relu().mean((2, 3)).double()
+    np.testing.assert_allclose(head.inputs[0], hidden.T @ hidden / 8, rtol=1e-5, atol=1e-6)
+    assert head.uses == 1
+    assert head.grads is not None
+    assert head.grads.shape == (1, 5, 5)
+    assert conv.grads is not None
+    assert conv.grads.shape == (2, 3, 3)
+
+
+def test_gradients_of_the_outputs_of_a_linear_model() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).requires_grad_(False)
+    found = gather(model, torch.randn(20000, 4))
+    last = model[1].weight.detach().double()
+    assert found["0"].grads is not None
+    assert found["1"].grads is not None
+    np.testing.assert_allclose(found["0"].grads[0], last.T @ last, atol=0.02)
+    np.testing.assert_allclose(found["1"].grads[0], np.eye(2), atol=0.04)
+
+
+def test_gradients_of_cross_entropy() -> None:
+    model = nn.Linear(4, 3)
+    x = torch.randn(20000, 4)
+    with torch.no_grad():
+        p = model(x).softmax(1).double()
+    expected = torch.diag(p.mean(0)) - p.T @ p / len(p)
+    found = gather(model, x, "cross_entropy")[""]
+    assert found.grads is not None
+    np.testing.assert_allclose(found.grads[0], expected, atol=0.02)
+
+
+def test_gradients_of_a_single_logit() -> None:
+    model = nn.Linear(4, 1)
+    x = torch.randn(20000, 4)
+    p = model(x).sigmoid()
+    found = gather(model, x, "cross_entropy")[""]
+    assert found.grads is not None
+    np.testing.assert_allclose(found.grads[0, 0, 0], (p * (1 - p)).mean().item(), rtol=0.05)
+
+
+def test_a_mean_over_a_batch_counts_as_a_sum() -> None:
+    model = nn.Linear(3, 2)
+    batches = [(torch.randn(n, 3), torch.randn(n, 2)) for n in (6, 4)]
+
+    def loss(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (outputs - batch[1]).square().sum(1).mean()
+
+    found = gather(model, batches, loss, example=(batches[0][0],))[""]
+    x, y = (torch.cat(part) for part in zip(*batches, strict=True))
+    g = 2 * (model(x) - y).detach().double()
+    assert found.grads is not None
+    np.testing.assert_allclose(found.grads[0], g.T @ g / 10, rtol=1e-5)
+    assert found.samples == 10
+
+
+def test_an_embedding_is_counted() -> None:
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
+    found = gather(model, [torch.tensor([[0, 1, 1]]), torch.tensor([[4, 1, 0]])])
+    np.testing.assert_allclose(found["0"].inputs, [[2 / 6, 3 / 6, 0, 0, 1 / 6]])
+    assert found["0"].uses == 3
+    assert found["0"].grads is not None
+    assert found["0"].grads.shape == (1, 3, 3)
+
+
+def test_large_layers_are_gathered_in_smaller_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rankfold.moments, "PATCH_LIMIT", 8)
+    monkeypatch.setattr(rankfold.moments, "FEATURE_LIMIT", 4)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(3, 9, 2, 2), nn.Flatten(2), nn.Linear(16, 2), nn.Flatten()
+    )
+    x = torch.randn(3, 3, 2, 2)
+    found = gather(model, x)
+    rows = x.movedim(1, -1).reshape(-1, 3).double()
+    shared = rows.T @ rows / len(rows) / 4  # of four taps one meets the input, three meet zeros
+    np.testing.assert_allclose(found["0"].inputs[0], shared, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found["0"].mean[0], rows.mean(0) / 4, rtol=1e-5, atol=1e-7)
+    assert found["0"].grads is not None
+    assert found["0"].grads.shape == (1, 9)
+    with torch.no_grad():
+        features = model[1](model[0](x)).reshape(-1, 16).double()
+    np.testing.assert_allclose(found["2"].inputs[0], features.square().mean(0), rtol=1e-5)
+
+
+def test_a_shared_layer_sums_its_calls_up() -> None:
+    layer = nn.Linear(3, 3)
+    x = torch.randn(70, 3)
+    found = gather(nn.Sequential(layer, layer), x)
+    with torch.no_grad():
+        rows = torch.cat([x, layer(x)]).double()
+    np.testing.assert_allclose(found["0"].inputs[0], rows.T @ rows / 140, rtol=1e-5)
+    assert found["0"].uses == 2
+
+
+def test_a_sample_is_enough() -> None:
+    model = nn.Conv2d(3, 4, 3, padding=1)
+    x = torch.randn(2, 3, 160, 160) + 1
+    found = gather(model, x)[""]
+    rows = nn.functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 27).double()
+    full = rows.T @ rows / len(rows)
+    assert found.uses == 160 * 160
+    assert np.linalg.norm(found.inputs[0] - full.numpy()) < 0.03 * float(full.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_precisions(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(24, 2))
+    x = torch.randn(70, 3, 8)
+    expected = gather(model, x)
+    found = gather(model.to(dtype), x.to(dtype))
+    tolerance = 1e-6 if dtype == torch.float64 else 0.02
+    for path in expected:
+        np.testing.assert_allclose(found[path].inputs, expected[path].inputs, atol=tolerance)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 5)
+        self.frozen, self.last = nn.Linear(5, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = checkpoint(self.second, self.first(x), use_reentrant=self.reentrant)
+        with torch.no_grad():
+            side = self.frozen(x)
+        return self.last(x + side)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_are_counted_once(reentrant: bool, untouched: Untouched) -> None:
+    model = Checkpointed(reentrant)
+    x = torch.randn(6, 3)
+    with untouched(model):
+        found = gather(model, x)
+    assert [found[path].uses for path in ("first", "second", "frozen", "last")] == [1, 1, 1, 1]
+    assert found["frozen"].grads is None
+    for path in ("first", "second", "last"):
+        assert found[path].grads is not None
+    plain = nn.Sequential(model.first, model.second)
+    expected = gather(plain, x)
+    np.testing.assert_allclose(found["second"].inputs, expected["1"].inputs, rtol=1e-5)
+
+
+def test_a_recurrent_layer_between() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 4)
+            self.cell = nn.LSTM(4, 5, num_layers=2, dropout=0.4, batch_first=True)
+            self.last = nn.Linear(5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.cell(self.first(x))[0])
+
+    model = Recurrent()
+    adapter = TorchAdapter()
+    layers = {path: adapter.read(model, path) for path in ("first", "last")}
+    calibration = Calibration.of(torch.randn(4, 6, 3), None, None)
+    a, b = (
+        adapter.moments(model, calibration, layers, np.random.default_rng(0), silent)
+        for _ in range(2)
+    )
+    assert model.cell.dropout == 0.4
+    assert a["first"].grads is not None
+    np.testing.assert_array_equal(a["last"].inputs, b["last"].inputs)
+
+
+class Failing(nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        if self.what == "values":
+            y = y / 0
+        if self.what == "gradient":
+            y = (y * 0).sqrt()
+        if self.what == "raise" and len(x) == 2:
+            raise KeyError("no such thing")
+        return self.last(y)
+
+
+@pytest.mark.parametrize(
+    ("what", "loss", "message"),
+    [
+        ("values", None, "layer 'last': its input"),
+        ("gradient", None, "layer 'first': the gradient"),
+        ("raise", None, "batch 1 with KeyError"),
+        ("", lambda outputs, batch: outputs, r"shape \(4, 2\)"),
+        ("", lambda outputs, batch: outputs.sum().item(), "float"),
+        ("", lambda outputs, batch: outputs.sum().detach(), "differentiated"),
+        ("", lambda outputs, batch: outputs.missing, "fails on batch 0 with AttributeError"),
+    ],
+)
+def test_what_goes_wrong_is_named(what: str, loss: Any, message: str, untouched: Untouched) -> None:
+    model = Failing(what).train()
+    batches = [torch.randn(4, 3), torch.randn(2, 3)]
+    with untouched(model), pytest.raises(RankfoldError, match=message):
+        gather(model, batches, loss)
+
+
+def test_gradients_before_are_kept(untouched: Untouched) -> None:
+    model = nn.Linear(3, 2)
+    model(torch.randn(4, 3)).sum().backward()
+    x = torch.randn(4, 3, requires_grad=True)
+    with untouched(model):
+        gather(model, x)
+    assert x.grad is None
+
+
+def test_the_seed_decides() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(5, 3)
+    one, again, other = (gather(model, x, seed=seed)["0"].grads for seed in (0, 0, 1))
+    assert one is not None
+    assert again is not None
+    assert other is not None
+    np.testing.assert_array_equal(one, again)
+    assert not np.allclose(one, other)
+
+
+def test_inside_no_grad_and_inference_mode() -> None:
+    model, x = nn.Linear(3, 2), torch.randn(5, 3)
+    with torch.no_grad():
+        assert gather(model, x)[""].grads is not None
+    with torch.inference_mode():
+        assert gather(model, x)[""].grads is not None
+
+
+def test_autocast_does_not_make_sums_coarse() -> None:
+    model, x = nn.Linear(30, 20), torch.randn(500, 30)
+    expected = gather(model, x)[""].inputs
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gather(model, x)[""].inputs
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_nested_outputs() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x: torch.Tensor) -> dict[str, Any]:
+            y = self.layer(x)
+            return {"logits": y, "more": [y.sum(1), (x.long(), None)]}
+
+    found = gather(Many(), torch.randn(20000, 3))["layer"].grads
+    assert found is not None
+    np.testing.assert_allclose(found[0], np.eye(4) + np.ones((4, 4)), atol=0.06 * math.sqrt(2))
+    assert gather(Many(), torch.randn(5, 3), "cross_entropy")["layer"].grads is not None
