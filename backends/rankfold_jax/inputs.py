@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rankfold.errors import RankfoldError
@@ -30,17 +31,39 @@ class Inputs:
         else:
             whole = ((given,), {})
         self._leaves, self._tree = jax.tree.flatten(whole)
-        self._places = [i for i, leaf in enumerate(self._leaves) if _is_array(leaf)]
+        self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
         self.arrays = [self._leaves[i] for i in self._places]
 
     def call(self, function: Callable[..., Any], arrays: list[Any]) -> list[Any]:
         """The arrays that a function gives for these arguments with other arrays in place."""
+        return [leaf for leaf in jax.tree.leaves(self.output(function, arrays)) if is_array(leaf)]
+
+    def output(self, function: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+        """What a function gives for these arguments with other arrays in place."""
+        args, kwargs = self.whole(arrays)
+        return function(*args, **kwargs)
+
+    def whole(self, arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with other arrays in place."""
         leaves = list(self._leaves)
         for place, array in zip(self._places, arrays, strict=True):
             leaves[place] = array
         args, kwargs = jax.tree.unflatten(self._tree, leaves)
-        output = function(*args, **kwargs)
-        return [leaf for leaf in jax.tree.leaves(output) if _is_array(leaf)]
+        return args, kwargs
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for inputs that one trace serves."""
+        shapes = tuple((jnp.shape(array), jnp.result_type(array)) for array in self.arrays)
+        places = set(self._places)
+        rest = tuple(leaf for i, leaf in enumerate(self._leaves) if i not in places)
+        return self._tree, tuple(self._places), shapes, rest
+
+    @property
+    def examples(self) -> int:
+        """The length of the first axis of the first array."""
+        shape = jnp.shape(self.arrays[0]) if self.arrays else ()
+        return max(1, shape[0]) if shape else 1
 
 
 def failed(error: Exception) -> RankfoldError:
@@ -48,5 +71,6 @@ def failed(error: Exception) -> RankfoldError:
     return RankfoldError(f"inputs: the model fails on them with {type(error).__name__}: {error}")
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """Whether a value is traced, or a shape that stands for one that is."""
     return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

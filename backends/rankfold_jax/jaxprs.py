@@ -220,6 +220,16 @@ def _lost(
     ]
 
 
+def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
+    """The outputs of an equation for these operands."""
+    primitive: Any = eqn.primitive
+    found = primitive.get_bind_params(eqn.params)
+    functions, params = found if isinstance(found, tuple) else ((), found)  # jax before 0.10
+    with eqn.ctx.manager:
+        outputs = primitive.bind(*functions, *arguments, **params)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
 def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
     """The leaves of a tree of dicts and the like, each with its keys joined by dots."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

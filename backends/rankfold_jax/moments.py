@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.errors import RankfoldError
-from rankfold_jax.jaxprs import Found, called, step, traced
+from rankfold_jax.jaxprs import Found, bind, called, step, traced
 from rankfold_jax.labels import Label, Leaf, param, shape_of, sliced_by_scan
 from rankfold_jax.products import product
 
@@ -89,7 +89,7 @@ def _apply(
 ) -> tuple[Sequence[Any], list[Label | None], Sums]:
     nothing: list[Label | None] = [None] * len(eqn.outvars)
     if all(label is None for label in labels):
-        return _bind(eqn, arguments), nothing, {}
+        return bind(eqn, arguments), nothing, {}
     name = eqn.primitive.name
     if name == "scan":
         return _scan(eqn, arguments, labels)
@@ -101,7 +101,7 @@ def _apply(
     if inner is not None:
         return _evaluate(inner.jaxpr, inner.consts, arguments, labels)
     after = step(eqn, labels, 1, Found())
-    outputs = _bind(eqn, arguments)
+    outputs = bind(eqn, arguments)
     if product(eqn, labels, 1) is None:
         return outputs, after, {}
     side = 0 if labels[0] is not None else 1
@@ -109,15 +109,6 @@ def _apply(
     assert label is not None
     gather = _dense_gram if name == "dot_general" else _patch_gram
     return outputs, after, {label.leaf: gather(eqn, arguments[1 - side], side)}
-
-
-def _bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> Sequence[Any]:
-    primitive: Any = eqn.primitive
-    found = primitive.get_bind_params(eqn.params)
-    functions, params = found if isinstance(found, tuple) else ((), found)  # jax before 0.10
-    with eqn.ctx.manager:
-        outputs = primitive.bind(*functions, *arguments, **params)
-    return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def _dense_gram(eqn: JaxprEqn, x: jax.Array, side: int) -> jax.Array:

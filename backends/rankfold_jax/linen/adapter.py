@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path as File
 from typing import Any
 
@@ -13,10 +14,16 @@ import numpy as np
 from flax import linen as nn
 from flax.core import freeze, unfreeze
 
-from rankfold.contracts import Trace
+from rankfold.calibration import Calibration
+from rankfold.contracts import Trace, Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Array, Chain, Op, blank, with_weight
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
+from rankfold.progress import Advance
+from rankfold_jax import calibrating, following, losses, timing
+from rankfold_jax.flow import Flow
 from rankfold_jax.forms import Roles
+from rankfold_jax.inputs import Inputs
 from rankfold_jax.linen.compressed import Path, compressed, noting
 from rankfold_jax.linen.layers import (
     StageSpec,
@@ -27,6 +34,7 @@ from rankfold_jax.linen.layers import (
 )
 from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
 from rankfold_jax.sharding import Axes, epsilon, to_numpy
+from rankfold_jax.slots import Slot
 from rankfold_jax.stacks import Stack, find_stacks
 from rankfold_jax.uses import seen_axes
 from rankfold_jax.weights import load_arrays, save_arrays
@@ -49,6 +57,17 @@ class Built:
     params: dict[str, dict[str, Any]]
     layer: Recorded
     stacks: list[Stack]
+
+
+@dataclass(frozen=True, eq=False)
+class Refilled:
+    """A layer that stays, with other numbers.
+
+    Attributes:
+        params: its parameters, boxed as they were.
+    """
+
+    params: dict[str, Any]
 
 
 class LinenAdapter:
@@ -160,9 +179,12 @@ class LinenAdapter:
         return epsilon(unboxed(arrays[0]).dtype)
 
     def replace(
-        self, model: nn.Module, modules: Mapping[str, Built], *, inplace: bool
+        self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool
     ) -> nn.Module:
-        """A bound module of a subclass, with the parameters of the chains."""
+        """A bound module of a subclass, with the parameters of the chains.
+
+        Where no layer is replaced by another, it is of the model's own class.
+        """
         if inplace:
             raise RankfoldError(
                 "Linen modules are immutable: take the compressed model that is returned"
@@ -170,8 +192,12 @@ class LinenAdapter:
         if not modules:
             return model
         module, variables = model.unbind()
-        table = tuple((self._paths[path], built.specs) for path, built in modules.items())
-        small = compressed(module, table)
+        table = tuple(
+            (self._paths[path], built.specs)
+            for path, built in modules.items()
+            if isinstance(built, Built)
+        )
+        small = compressed(module, table) if table else module
         params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
         for path, built in modules.items():
             _put(params, self._paths[path], built)
@@ -191,6 +217,86 @@ class LinenAdapter:
         names = [".".join(path) for path, _ in leaves(variables)]
         loaded = load_arrays(file, dict(zip(names, flat, strict=True)))
         return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
+
+    def moments(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """One compiled forward and backward pass per batch."""
+        return calibrating.moments(self._flow(model, layers), calibration, layers, rng, advance)
+
+    def follow(
+        self,
+        model: nn.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Layers in a loop are met before it, without sums over their inputs."""
+        return following.follow(
+            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
+        )
+
+    def divergence(
+        self, model: nn.Module, small: nn.Module, calibration: Calibration
+    ) -> tuple[float, float]:
+        """One compiled forward pass of both models per batch."""
+        return losses.divergence(flow(model), flow(small), calibration)
+
+    def seconds(
+        self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Chains that cannot be built take forever."""
+        built: list[Chain | None] = []
+        for chain in chains:
+            try:
+                self.build(model, path, chain)
+                built.append(chain)
+            except Refused:
+                built.append(None)
+        dtype = unboxed(self._held(model, path)[1][0]).dtype
+        whole = [chain for chain in built if chain is not None]
+        first, *rest = timing.seconds(self.read(model, path), whole, extents, dtype)
+        times = iter(rest)
+        return (first, *(math.inf if chain is None else next(times) for chain in built))
+
+    def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
+        """Whole forward passes, compiled."""
+        return timing.model_seconds([flow(model) for model in models], inputs)
+
+    def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:
+        """The layer's own parameters, with other numbers."""
+        layer, arrays, stacks = self._held(model, path)
+        assert not isinstance(layer.form, Refused)
+        kernel, bias = self._flow(model, [path]).slots[path].filled(op)
+        params = {array_name(layer.kind): _refilled(arrays[0], kernel, stacks[0], layer.form.roles)}
+        if bias is not None:
+            params["bias"] = _refilled(arrays[1], bias, stacks[1], layer.form.bias_roles)
+        return Refilled(params)
+
+    def _flow(self, model: nn.Module, paths: Iterable[str]) -> Flow:
+        """The model as a pure function, with the places of layers among its arrays."""
+        found = flow(model)
+        places = {path: place for place, path in enumerate(_param_paths(model))}
+        slots = {}
+        for path in paths:
+            layer, arrays, stacks = self._held(model, path)
+            assert not isinstance(layer.form, Refused)
+            own = self._paths[path]
+            shapes = [tuple(unboxed(array).shape) for array in arrays]
+            slot = Slot(layer.form, places[(*own, array_name(layer.kind))], shapes[0], stacks[0])
+            if layer.bias:
+                bias = places[(*own, "bias")]
+                slot = replace(slot, bias=bias, bias_shape=shapes[1], bias_stack=stacks[1])
+            slots[path] = slot
+        return replace(found, slots=slots)
 
     def _recorded(self, model: nn.Module) -> Recording:
         _check_bound(model)
@@ -290,6 +396,37 @@ def _boxed(
     return like.replace(value=array, names=names), like.replace(value=None, names=own)
 
 
+def _refilled(like: Any, numbers: Array, stack: Stack, roles: Roles) -> Any:
+    """A parameter of a layer with other numbers, boxed as it was."""
+    every = stack.roles(roles)
+    array = Axes(every).placed(numbers, unboxed(like), every, first=True, last=True)
+    return like.replace(value=array) if isinstance(like, nn.Partitioned) else array
+
+
+def _param_paths(model: nn.Module) -> list[Path]:
+    """The path of each parameter, in the order of the model's arrays."""
+    return [path for path, _ in leaves(_params(model))]
+
+
+def flow(model: nn.Module) -> Flow:
+    """A bound module as a pure function of its variables, the parameters first."""
+    _check_bound(model)
+    module, variables = model.unbind()
+    params = variables.get("params", {})
+    others = {name: value for name, value in variables.items() if name != "params"}
+    values, tree = jax.tree.flatten((params, others))
+
+    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
+        params, others = jax.tree.unflatten(tree, values)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return applied(module, {"params": params, **others}, *args, **kwargs)
+
+        return given.output(call, arrays)
+
+    return Flow(function, values)
+
+
 def _params(model: nn.Module) -> Any:
     return model.variables.get("params", {})
 
@@ -302,7 +439,7 @@ def _nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
     return nodes
 
 
-def _put(params: dict[str, Any], path: Path, built: Built) -> None:
+def _put(params: dict[str, Any], path: Path, built: Built | Refilled) -> None:
     node = params
     for name in path:
         node = node[name]

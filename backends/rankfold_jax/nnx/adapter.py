@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from flax import nnx
 
-from rankfold.contracts import Trace
-from rankfold.errors import RankfoldError
-from rankfold.ops import Array, Chain, Op, blank, with_weight
-from rankfold_jax import jaxprs
+from rankfold.calibration import Calibration
+from rankfold.contracts import Trace, Visit
+from rankfold.errors import RankfoldError, Refused
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
+from rankfold.progress import Advance
+from rankfold_jax import calibrating, following, jaxprs, losses, timing
+from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
+from rankfold_jax.nnx.flows import flow
 from rankfold_jax.nnx.graph import exchanged, modules, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
@@ -83,9 +90,7 @@ class NNXAdapter:
 
     def precision(self, model: nnx.Module, path: str) -> float:
         """Machine epsilon of the layer's parameters."""
-        module = self._modules(model)[path]
-        dtype = getattr(module, layers.kernel_name(module)).get_raw_value().dtype
-        return epsilon(dtype)
+        return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
@@ -110,6 +115,73 @@ class NNXAdapter:
         loaded = load_arrays(file, _arrays(model))
         nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
+
+    def moments(
+        self,
+        model: nnx.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """One compiled forward and backward pass per batch."""
+        return calibrating.moments(self._flow(model, layers), calibration, layers, rng, advance)
+
+    def follow(
+        self,
+        model: nnx.Module,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Layers in a loop are met before it, without sums over their inputs."""
+        return following.follow(
+            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
+        )
+
+    def divergence(
+        self, model: nnx.Module, small: nnx.Module, calibration: Calibration
+    ) -> tuple[float, float]:
+        """One compiled forward pass of both models per batch."""
+        return losses.divergence(flow(model), flow(small), calibration)
+
+    def seconds(
+        self, model: nnx.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Chains that cannot be built take forever."""
+        built: list[Chain | None] = []
+        for chain in chains:
+            try:
+                self.build(model, path, chain)
+                built.append(chain)
+            except Refused:
+                built.append(None)
+        dtype = self._dtype(model, path)
+        whole = [chain for chain in built if chain is not None]
+        first, *rest = timing.seconds(self.read(model, path), whole, extents, dtype)
+        times = iter(rest)
+        return (first, *(math.inf if chain is None else next(times) for chain in built))
+
+    def model_seconds(self, models: Sequence[nnx.Module], inputs: Any) -> tuple[float, ...]:
+        """Whole forward passes, compiled."""
+        return timing.model_seconds([flow(model) for model in models], inputs)
+
+    def refilled(self, model: nnx.Module, path: str, op: Op) -> nnx.Module:
+        """A copy of the layer alone."""
+        module = self._modules(model)[path]
+        held = layers.held(module, self._seen.get(path, Seen()))
+        kernel, bias = self._flow(model, [path]).slots[path].filled(op)
+        return layers.refilled(module, held, kernel, bias)
+
+    def _flow(self, model: nnx.Module, paths: Iterable[str]) -> Flow:
+        return flow(model, paths, self._seen)
+
+    def _dtype(self, model: nnx.Module, path: str) -> Any:
+        module = self._modules(model)[path]
+        return getattr(module, layers.kernel_name(module)).get_raw_value().dtype
 
 
 def _arrays(model: nnx.Module) -> dict[str, Any]:

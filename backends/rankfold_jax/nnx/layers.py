@@ -208,6 +208,27 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
     return chain
 
 
+def refilled(module: Any, layer: Held, kernel: Array, bias: Array | None) -> nnx.Module:
+    """A copy of a layer with other numbers in its kernel and its bias.
+
+    Args:
+        module: the layer.
+        layer: the same, read.
+        kernel: as the layer holds it.
+        bias: the same; None where it has none.
+    """
+    copied: Any = nnx.clone(module)
+    ends = {"first": True, "last": True}
+    roles = layer.stack.roles(layer.form.roles)
+    made = _variable(layer.kernel, kernel, roles, roles, **ends)
+    setattr(copied, kernel_name(module), made)
+    if bias is not None:
+        assert layer.bias is not None
+        roles = layer.bias_stack.roles(layer.form.bias_roles)
+        copied.bias = _variable(layer.bias, bias, roles, roles, **ends)
+    return copied  # type: ignore[no-any-return]
+
+
 def _variable(
     like: nnx.Variable[Any], array: Array, before: Roles, after: Roles, *, first: bool, last: bool
 ) -> nnx.Variable[Any]:

@@ -1,0 +1,450 @@
+"""Two runs of one model side by side, in one of which layers are replaced as they are met.
+
+The jaxpr of the model is evaluated equation by equation, each for all batches and in both runs. At
+the first product of a layer its replacement is decided on, and what its chain stands for is put in
+the place of its kernel and its bias in the second run. Values that are only a parameter moved about
+are made when they are read, so that those from before do not survive. A loop gives its layers
+inputs that depend on all of them at once: they are decided on before it, without sums over inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from rankfold.calibration import Calibration
+from rankfold.contracts import Visit
+from rankfold.errors import RankfoldError
+from rankfold.moments import Joint, input_form
+from rankfold.ops import Array, Chain, Embedding, Op, with_weight
+from rankfold.reference import reconstruct
+from rankfold_jax.flow import Flow
+from rankfold_jax.jaxprs import Found, bind, called, step
+from rankfold_jax.joints import Distance, Joints, joint_terms
+from rankfold_jax.labels import param
+from rankfold_jax.sharding import put
+from rankfold_jax.sites import Site, sampled, site_of
+from rankfold_jax.tracked import Tracked, label_of, moved_by
+
+_HELD_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """A parameter moved about, made when it is read.
+
+    Attributes:
+        tracked: which, and the places of its numbers.
+        steps: from the parameter to the value.
+    """
+
+    tracked: Tracked
+    steps: tuple[Callable[[Any], Any], ...] = ()
+
+    def of(self, value: Any) -> Any:
+        """The value, from the parameter's."""
+        for one in self.steps:
+            value = one(value)
+        return value
+
+
+Pair: TypeAlias = tuple[Any, Any]
+"""A value in the original and in the compressed run, the same object where they agree."""
+Value: TypeAlias = "Pair | Lazy"
+
+
+def follow(
+    flow: Flow,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    visit: Visit,
+    *,
+    sequential: bool,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Meets layers as they are called; see `rankfold.contracts.DataAware`.
+
+    Args:
+        flow: the model, with a slot for each of the layers.
+        calibration: the batches.
+        layers: the layers to meet.
+        visit: gives the chain of a layer.
+        sequential: whether the replacements work on what the replacements before them give.
+        rng: draws the sample of positions.
+    """
+    batches = []
+    first = 0
+    for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
+        batches.append(_Batch(index, first, program.given.examples, program.closed, arrays))
+        first += program.given.examples
+    following = _Following(flow, layers, visit, rng, first, sequential=sequential)
+    groups: dict[Any, list[_Batch]] = {}
+    for batch in batches:
+        groups.setdefault(_structure(batch.closed.jaxpr), []).append(batch)
+    for group in groups.values():
+        following.run(group)
+    return {path: error.value for path, error in following.errors.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """One batch: its number, the number of its first example, how many it has."""
+
+    index: int
+    first: int
+    examples: int
+    closed: ClosedJaxpr
+    arrays: Sequence[Any]
+
+
+class _Following:
+    def __init__(
+        self,
+        flow: Flow,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        rng: np.random.Generator,
+        examples: int,
+        *,
+        sequential: bool,
+    ) -> None:
+        self._slots = {path: slot for path, slot in flow.slots.items() if path in layers}
+        self._paths = {slot.kernel: path for path, slot in self._slots.items()}
+        self._values = flow.values
+        self._new: dict[int, Any] = {}
+        self._layers = layers
+        self._visit = visit
+        self._rng = rng
+        self._examples = examples
+        self._sequential = sequential
+        self._met: set[str] = set()
+        self._biases: dict[str, tuple[Array, Array]] = {}
+        self.errors: dict[str, Distance] = {}
+
+    def run(self, batches: Sequence[_Batch]) -> None:
+        """Both runs of batches whose jaxprs have the same structure."""
+        lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
+        values: list[Value] = [
+            Lazy(Tracked.whole(leaf, jnp.shape(value))) if leaf in lazy else (value, value)
+            for leaf, value in enumerate(self._values)
+        ]
+        inputs = [[*values, *((x, x) for x in batch.arrays)] for batch in batches]
+        self._evaluate([batch.closed for batch in batches], inputs, batches)
+
+    def _evaluate(
+        self,
+        closed: Sequence[ClosedJaxpr],
+        inputs: Sequence[Sequence[Value]],
+        batches: Sequence[_Batch],
+    ) -> list[list[Value]]:
+        """The outputs of each batch."""
+        jaxprs = [one.jaxpr for one in closed]
+        envs: list[dict[Var, Value]] = []
+        for one, own in zip(closed, inputs, strict=True):
+            env = dict(zip(one.jaxpr.invars, own, strict=True))
+            env.update((v, (c, c)) for v, c in zip(one.jaxpr.constvars, one.consts, strict=True))
+            envs.append(env)
+        last = [_last_reads(jaxpr) for jaxpr in jaxprs]
+        for place, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
+            arguments = [_read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
+            outputs = self._apply(eqns, arguments, batches)
+            for env, eqn, own, ends in zip(envs, eqns, outputs, last, strict=True):
+                env.update(zip(eqn.outvars, own, strict=True))
+                for var in ends.get(place, ()):
+                    env.pop(var, None)
+        return [_read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
+
+    def _apply(
+        self,
+        eqns: Sequence[JaxprEqn],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[_Batch],
+    ) -> list[list[Value]]:
+        eqn = eqns[0]
+        inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments[0]]
+        if any(value is not None for value in inside):
+            name = eqn.primitive.name
+            if name in ("scan", "while", "cond"):
+                self._foresee(eqn, inside)
+                loop = {"scan": self._scan, "while": self._while, "cond": self._cond}[name]
+                return [loop(e, own, b) for e, own, b in zip(eqns, arguments, batches, strict=True)]
+            inner = [called(one) for one in eqns]
+            if all(one is not None for one in inner):
+                return self._evaluate([one for one in inner if one], arguments, batches)
+            if name == "optimization_barrier":
+                return [list(own) for own in arguments]
+            found = [self._moved(e, own) for e, own in zip(eqns, arguments, strict=True)]
+            if all(one is not None for one in found):
+                return [[one] for one in found if one is not None]
+            sites = self._sites(eqns, inside)
+            if sites is not None:
+                return self._meet(eqns, sites, arguments, batches)
+        return [
+            self._both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)
+        ]
+
+    def _resolved(self, values: Sequence[Value]) -> list[Pair]:
+        return [self._pair(value) if isinstance(value, Lazy) else value for value in values]
+
+    def _pair(self, value: Lazy) -> Pair:
+        leaf: Any = value.tracked.label.leaf
+        first = value.of(self._values[leaf])
+        return first, value.of(self._new[leaf]) if leaf in self._new else first
+
+    @staticmethod
+    def _both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
+        first = bind(eqn, [pair[0] for pair in pairs])
+        if all(a is b for a, b in pairs):
+            return [(y, y) for y in first]
+        return list(zip(first, bind(eqn, [pair[1] for pair in pairs]), strict=True))
+
+    def _moved(self, eqn: JaxprEqn, arguments: Sequence[Value]) -> Lazy | None:
+        inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments]
+        first, *others = arguments
+        if not isinstance(first, Lazy) or any(isinstance(other, Lazy) for other in others):
+            return None
+        fixed = [other[0] for other in others if not isinstance(other, Lazy)]
+        if any(other[0] is not other[1] for other in others if not isinstance(other, Lazy)):
+            return None
+        tracked = moved_by(eqn, inside, [None, *fixed])
+        if tracked is None:
+            return None
+        return Lazy(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
+
+    def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
+        leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
+        if len(leaves) != 1 or not leaves <= self._paths.keys():
+            return None
+        path = self._paths[leaves.pop()]
+        known: dict[int, Site | None] = {}
+        for eqn in eqns:
+            if id(eqn) not in known:
+                slot, op = self._slots[path], self._layers[path]
+                known[id(eqn)] = site_of(eqn, inside, path, slot, op)
+        sites = [known[id(eqn)] for eqn in eqns]
+        found = [site for site in sites if site is not None]
+        return found if len(found) == len(sites) else None
+
+    def _meet(
+        self,
+        eqns: Sequence[JaxprEqn],
+        sites: Sequence[Site],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[_Batch],
+    ) -> list[list[Value]]:
+        """A product of a layer: what it gives in both runs."""
+        path, side = sites[0].path, sites[0].side
+        kernels = [own[side] for own in arguments]
+        others = [self._resolved([own[1 - side]])[0] for own in arguments]
+
+        def product(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
+            return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
+
+        def of(which: int, kernel: Value) -> Any:
+            assert isinstance(kernel, Lazy)
+            return self._pair(kernel)[which]
+
+        firsts = [
+            product(eqn, x[0], of(0, kernel))
+            for eqn, x, kernel in zip(eqns, others, kernels, strict=True)
+        ]
+        if path not in self._met:
+            inputs = [x[1] for x in others]
+            self._decide(path, *self._joints(path, sites, inputs, firsts, batches))
+        outputs: list[list[Value]] = []
+        same = self._slots[path].kernel not in self._new
+        for eqn, x, kernel, first, site in zip(eqns, others, kernels, firsts, sites, strict=True):
+            second = first
+            if not same or x[0] is not x[1]:
+                second = product(eqn, x[1], of(1, kernel))
+            if path in self.errors:
+                self.errors[path].add(site, first, second, *self._biases[path])
+            outputs.append([(first, second if self._sequential else first)])
+        return outputs
+
+    def _decide(self, path: str, fit: Joint | None, held: Joint | None) -> None:
+        """Asks for the chain of a layer and puts what it stands for in its place."""
+        self._met.add(path)
+        op, slot = self._layers[path], self._slots[path]
+        chain = self._visit(path, fit, held)
+        try:
+            filled = slot.filled(self._standing_for(path, op, chain))
+        except RankfoldError:
+            return
+        for leaf, array in zip((slot.kernel, slot.bias), filled, strict=True):
+            if leaf is not None and array is not None:
+                old = self._values[leaf]
+                self._new[leaf] = _like(array, old)
+        last = chain[-1]
+        self._biases[path] = _spread(op, op.bias), _spread(op, last.bias)
+        self.errors[path] = Distance()
+
+    def _standing_for(self, path: str, op: Op, chain: Chain) -> Op:
+        """The layer with the weight of its chain.
+
+        Raises:
+            Refused: the framework cannot express the chain.
+        """
+        slot = self._slots[path]
+        if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
+            slot.form.stages(chain, slot.stack.count)
+        made = with_weight(op, reconstruct(op, chain))
+        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
+
+    def _joints(
+        self,
+        path: str,
+        sites: Sequence[Site],
+        inputs: Sequence[Any],
+        targets: Sequence[Any],
+        batches: Sequence[_Batch],
+    ) -> tuple[Joint | None, Joint | None]:
+        op = self._layers[path]
+        whole = all(site.layout.groups.size == op.groups for site in sites)
+        if isinstance(op, Embedding) or input_form(op) != "patches" or not whole:
+            return None, None
+        fit, held = Joints(), Joints()
+        for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
+            view = site.view
+            wanted = sampled(view, op, self._examples, 1)
+            chosen = None
+            if wanted is not None:
+                chance = self._rng.random((view.images, view.positions), dtype=np.float32)
+                chosen = np.argpartition(chance, wanted, axis=1)[:, :wanted]
+            images = np.arange(view.images)
+            kept = self._held(batch.first + images * batch.examples // max(1, view.images))
+            bias = _spread(op, op.bias)[site.layout.groups]
+            terms = joint_terms(site, x, y, bias, chosen, kept)
+            each = view.positions if wanted is None else wanted
+            fit.add(terms[0], each * int((~kept).sum()))
+            held.add(terms[1], each * int(kept.sum()))
+        found = fit.made()
+        return (None, None) if found is None else (found, held.made())
+
+    def _held(self, example: Array) -> Array:
+        if self._examples >= _HELD_EVERY:
+            kept: Array = example % _HELD_EVERY == _HELD_EVERY - 1
+            return kept
+        return (example == self._examples - 1) & (self._examples > 1)
+
+    def _foresee(self, eqn: JaxprEqn, inside: list[Tracked | None]) -> None:
+        """Decides on the layers of a loop."""
+        found = Found()
+        step(eqn, [label_of(value) for value in inside], 1, found)
+        for use in found.uses:
+            path = self._paths.get(use.leaf)  # type: ignore[call-overload]
+            if path is not None and path not in self._met:
+                self._decide(path, None, None)
+
+    def _scan(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+        """One iteration after the other."""
+        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
+        body, length = param(eqn, "jaxpr"), param(eqn, "length")
+        ends = consts + carried
+        state = list(own[consts:ends])
+        rows: list[list[Value]] = []
+        turns = range(length)
+        for turn in reversed(turns) if param(eqn, "reverse") else turns:
+            slices = [_slice(value, length, turn) for value in own[ends:]]
+            (found,) = self._evaluate([body], [[*own[:consts], *state, *slices]], [batch])
+            state = found[:carried]
+            rows.append(found[carried:])
+        if param(eqn, "reverse"):
+            rows.reverse()
+        stacked = [_stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
+        if not rows:
+            return self._both(eqn, self._resolved(own))
+        return [*state, *stacked]
+
+    def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+        """Turn after turn while both runs go on; then each on its own."""
+        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
+        ends = tests + consts
+        state = list(own[ends:])
+        while True:
+            given = [[*own[:tests], *state]]
+            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], given, [batch])
+            (pair,) = self._resolved([going])
+            if not (bool(pair[0]) and bool(pair[1])):
+                break
+            given = [[*own[tests:ends], *state]]
+            (state,) = self._evaluate([param(eqn, "body_jaxpr")], given, [batch])
+        if bool(pair[0]) == bool(pair[1]):
+            return state
+        return self._both(eqn, self._resolved([*own[:ends], *state]))
+
+    def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+        """The branch that both runs take; each run its own where they part."""
+        (index,), operands = self._resolved(own[:1]), own[1:]
+        branches = param(eqn, "branches")
+        first, second = (int(np.clip(int(which), 0, len(branches) - 1)) for which in index)
+        if first == second:
+            return self._evaluate([branches[first]], [operands], [batch])[0]
+        return self._both(eqn, self._resolved(own))
+
+
+def _structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """The primitives of a jaxpr, those of what it calls included."""
+    found: list[Any] = []
+    for eqn in jaxpr.eqns:
+        inner = called(eqn)
+        found.append((eqn.primitive.name, None if inner is None else _structure(inner.jaxpr)))
+    return tuple(found)
+
+
+def _read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
+    return [(v.val, v.val) if isinstance(v, Literal) else env[v] for v in variables]
+
+
+def _last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
+    """For each equation the values that nobody reads after it."""
+    last: dict[Var, int] = {}
+    for place, eqn in enumerate(jaxpr.eqns):
+        for var in (*eqn.invars, *eqn.outvars):
+            if not isinstance(var, Literal):
+                last[var] = place
+    for var in jaxpr.outvars:
+        if not isinstance(var, Literal):
+            last.pop(var, None)
+    ends: dict[int, list[Var]] = {}
+    for var, place in last.items():
+        ends.setdefault(place, []).append(var)
+    return ends
+
+
+def _slice(value: Value, length: int, turn: int) -> Value:
+    def cut(x: Any) -> Any:
+        return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
+
+    if isinstance(value, Lazy):
+        return Lazy(value.tracked.sliced(length, turn), (*value.steps, cut))
+    first = cut(value[0])
+    return first, first if value[0] is value[1] else cut(value[1])
+
+
+def _stacked(rows: Sequence[Pair]) -> Pair:
+    first = jnp.stack([row[0] for row in rows])
+    if all(a is b for a, b in rows):
+        return first, first
+    return first, jnp.stack([row[1] for row in rows])
+
+
+def _spread(op: Op, bias: Array | None) -> Array:
+    """(groups, out/groups); zeros where there is no bias."""
+    out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight)
+    flat = np.zeros(out, np.float32) if bias is None else bias
+    return flat.reshape(op.groups, -1)
+
+
+def _like(array: Array, old: Any) -> jax.Array:
+    cast = np.asarray(array).astype(old.dtype)
+    if isinstance(old, jax.Array) and old.committed:
+        return put(cast, old.sharding)
+    return jnp.asarray(cast)

@@ -1,0 +1,57 @@
+"""An NNX model as a pure function of its arrays, in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rankfold_jax.flow import Flow
+from rankfold_jax.inputs import Inputs
+from rankfold_jax.nnx.graph import modules
+from rankfold_jax.nnx.layers import held
+from rankfold_jax.slots import Slot
+from rankfold_jax.stacks import Seen
+
+
+def flow(
+    model: nnx.Module, paths: Iterable[str] = (), seen: Mapping[str, Seen] | None = None
+) -> Flow:
+    """A copy of the model in eval mode, as a pure function.
+
+    Args:
+        model: the model.
+        paths: of the layers that are to be found among its arrays.
+        seen: what a trace showed of the axes of their kernels.
+    """
+    copy = nnx.clone(model)
+    copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
+    inside = modules(copy)
+    layers = {path: held(inside[path], (seen or {}).get(path, Seen())) for path in paths}
+    graphdef, state = nnx.split(copy)
+    leaves: dict[int, int] = {}
+    values: list[Any] = []
+    for _, variable in nnx.to_flat_state(state):
+        leaves[id(variable)] = len(values)
+        values += jax.tree.leaves(variable)
+    tree = jax.tree.structure(state)
+    slots = {}
+    for path, layer in layers.items():
+        bias = layer.bias
+        slots[path] = Slot(
+            layer.form,
+            leaves[id(layer.kernel)],
+            jnp.shape(layer.kernel.get_raw_value()),
+            layer.stack,
+            None if bias is None else leaves[id(bias)],
+            () if bias is None else jnp.shape(bias.get_raw_value()),
+            layer.bias_stack,
+        )
+
+    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
+        return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
+
+    return Flow(function, values, slots)
