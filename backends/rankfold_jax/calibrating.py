@@ -144,8 +144,10 @@ class _Pass:
     ) -> tuple[Sums, dict[str, jax.Array]]:
         """The sums of the layers over a batch, and those of their gradients."""
         try:
-            found = self._compiled(self._flow.values, list(arrays), batch.arrays, key)
-            jax.block_until_ready(found)
+            found: tuple[Sums, dict[str, jax.Array]] = self._compiled(
+                self._flow.values, list(arrays), batch.arrays, key
+            )
+            jax.block_until_ready(found)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
         except RankfoldError:
             raise
         except Exception as error:  # whatever the model raises on these inputs

@@ -332,7 +332,8 @@ class _Following:
         if self._examples >= _HELD_EVERY:
             kept: Array = example % _HELD_EVERY == _HELD_EVERY - 1
             return kept
-        return (example == self._examples - 1) & (self._examples > 1)
+        last: Array = (example == self._examples - 1) & (self._examples > 1)
+        return last
 
     def _foresee(self, eqn: JaxprEqn, inside: list[Tracked | None]) -> None:
         """Decides on the layers of a loop."""

@@ -111,12 +111,12 @@ class Gatherer:
             return outputs, [moved] * len(eqn.outvars), sums
         site = self._site(eqn, inside)
         if site is not None:
-            sums, outputs = self._met(site, arguments, outputs, sums)
+            outputs, sums = self._met(site, arguments, outputs, sums)
         return outputs, nothing, sums
 
     def _site(self, eqn: JaxprEqn, inside: Inside) -> Site | None:
-        leaves = {value.label.leaf for value in inside if value is not None}
-        paths = [self._paths[leaf] for leaf in leaves if leaf in self._paths]  # type: ignore[index]
+        leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
+        paths = [self._paths[leaf] for leaf in leaves if leaf in self._paths]
         if len(paths) != 1:
             return None
         return site_of(eqn, inside, paths[0], self.slots[paths[0]], self.ops[paths[0]])
@@ -137,7 +137,7 @@ class Gatherer:
         }
         gram = partial(_gram_of, site, full_gradients(op))
         tapped = _tap(gram, outputs[0], self.taps[path], groups)
-        return {**sums, path: own}, [tapped]
+        return [tapped], {**sums, path: own}
 
     def _carried(self, inside: Inside, sums: Sums) -> Sums:
         """The sums of the layers whose kernels go into a loop."""

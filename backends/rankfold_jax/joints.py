@@ -15,6 +15,8 @@ from rankfold_jax.gathering import gram
 from rankfold_jax.sites import Site, op_outputs, op_rows
 from rankfold_jax.views import View
 
+_NAMES = ("xx", "yx", "yy", "x", "y")
+
 
 class Joints:
     """The sums of a `Joint`, over batches."""
@@ -37,7 +39,7 @@ class Joints:
         """The sums so far; None where there are none, or where they are not finite."""
         if self._sums is None or not all(np.isfinite(total).all() for total in self._sums):
             return None
-        return Joint(*self._sums, count=self.count)
+        return Joint(**dict(zip(_NAMES, self._sums, strict=True)), count=self.count)
 
 
 def joint_terms(
