@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Visit
-from rankfold.errors import RankfoldError
+from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
 from rankfold.ops import Array, Chain, Embedding, Op, with_weight
 from rankfold.reference import reconstruct
@@ -276,7 +276,7 @@ class _Following:
         chain = self._visit(path, fit, held)
         try:
             filled = slot.filled(self._standing_for(path, op, chain))
-        except RankfoldError:
+        except (Refused, RankfoldError):
             return
         for leaf, array in zip((slot.kernel, slot.bias), filled, strict=True):
             if leaf is not None and array is not None:

@@ -427,15 +427,16 @@ def test_calls_in_jit_cond_and_without_a_gradient() -> None:
 def test_precisions(dtype: Any) -> None:
     def model(dtype: Any) -> Any:
         rngs = nnx.Rngs(0)
+        options = {"dtype": dtype, "param_dtype": dtype, "rngs": rngs}
         return nnx.Sequential(
-            nnx.Conv(3, 4, (3,), dtype=dtype, param_dtype=dtype, rngs=rngs),
-            nnx.relu,
-            nnx.Linear(4, 2, dtype=dtype, param_dtype=dtype, rngs=rngs),
+            nnx.Conv(3, 4, (3,), **options), nnx.relu, nnx.Linear(4, 2, **options)
         )
 
+    wide, narrow = model(jnp.float32), model(dtype)
+    nnx.update(narrow, jax.tree.map(lambda value: value.astype(dtype), nnx.state(wide)))
     x = normal(70, 8, 3)
-    expected, _ = gather(model(jnp.float32), x)
-    found, _ = gather(model(dtype), x.astype(dtype))
+    expected, _ = gather(wide, x)
+    found, _ = gather(narrow, x.astype(dtype))
     for path in expected:
         assert found[path].inputs.dtype == np.float64
         np.testing.assert_allclose(found[path].inputs, expected[path].inputs, atol=0.03)
