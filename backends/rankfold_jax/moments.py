@@ -1,252 +1,223 @@
-"""Second moments of what parameter leaves are multiplied with, gathered while a function runs.
-
-The jaxpr of the function is evaluated equation by equation, under jit as well, with one addition:
-at every product with a labelled leaf the Gram of the other operand is taken. Grams leave a scan as
-stacked outputs, a while loop in its carry, a cond from every branch.
-"""
+"""One pass over calibration data that gathers the moments of layers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+import numpy as np
 
+from rankfold.calibration import Calibration
 from rankfold.errors import RankfoldError
-from rankfold_jax.jaxprs import Found, bind, called, step, traced
-from rankfold_jax.labels import Label, Leaf, param, shape_of, sliced_by_scan
-from rankfold_jax.products import product
+from rankfold.moments import LayerMoments
+from rankfold.ops import Array, Op
+from rankfold.progress import Advance
+from rankfold_jax import losses
+from rankfold_jax.flow import Flow, Program, failure
+from rankfold_jax.gathering import Gatherer, Sums, empty_tap
+from rankfold_jax.inputs import Inputs
 
-Sums: TypeAlias = dict[Leaf, jax.Array]
-Labels: TypeAlias = Sequence[Label | None]
 
-
-def second_moments(
-    function: Callable[..., Any], params: Any, leaves: Sequence[Leaf | None], *inputs: Any
-) -> tuple[Any, Sums]:
-    """Runs a function and gathers Σ x xᵀ over the inputs x of every product with a leaf.
+def moments(
+    flow: Flow,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    rng: np.random.Generator,
+    advance: Advance,
+) -> dict[str, LayerMoments]:
+    """The moments of those of the layers that run; see `rankfold.contracts.DataAware`.
 
     Args:
-        function: of (params, *inputs); may be called under jit.
-        params: a pytree of arrays.
-        leaves: a label for each leaf of params, in the order of `jax.tree.leaves`; None where
-            nothing is gathered. Leaves with the same label are summed up.
-        inputs: pytrees of arrays.
-
-    Returns:
-        What the function gives, and float32 sums by label, not divided by the number of
-        positions. A matrix (in, out) has (in, in). A convolution has
-        (groups, d, d) with d = in/groups · positions of its kernel, channels first, the unfolding
-        of its patches. A leaf that is a stack, used slice by slice or under vmap, has the stack
-        before these axes.
+        flow: the model, with a slot for each of the layers.
+        calibration: batches and loss.
+        layers: the layers.
+        rng: draws labels, noise and positions.
+        advance: called before each batch.
 
     Raises:
-        RankfoldError: this version of JAX writes its jaxprs in another way.
+        RankfoldError: the model fails on a batch, its loss cannot be differentiated, or something
+            is not finite.
     """
-    closed, tree = traced(function, params, *inputs)
-    labels: list[Label | None] = [
-        None if leaf is None else Label(leaf, axes=tuple(range(len(shape_of(var)))))
-        for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
-    ]
-    values = [*jax.tree.leaves(params), *jax.tree.leaves(inputs)]
-    labels += [None] * (len(values) - len(labels))
-    outputs, _, sums = _evaluate(closed.jaxpr, closed.consts, values, labels)
-    return jax.tree.unflatten(tree, outputs), sums
+    programs = flow.programs(calibration.inputs)
+    total = sum(program.given.examples for program, _ in programs)
+    passes: list[_Pass] = []
+    key = jax.random.key(int(rng.integers(2**31)))
+    totals = {path: _Totals() for path in layers}
+    for index, (program, arrays) in enumerate(programs):
+        advance(f"batch {index}")
+        batch = Inputs((calibration.batches[index],))
+        own = next((p for p in passes if p.serves(program, batch)), None)
+        if own is None:
+            own = _Pass(flow, program, batch, calibration, layers, total, index)
+            passes.append(own)
+        sums, taps = own(arrays, batch, jax.random.fold_in(key, index), index)
+        _check(sums, taps, own.order)
+        if not isinstance(calibration.loss, str) and own.order and not _any(taps):
+            raise RankfoldError(
+                f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way that "
+                "can be differentiated; use jax.numpy and no stop_gradient or argmax"
+            )
+        for path in own.order:
+            totals[path].add({**sums[path], "grads": taps[path]})
+    count = losses.draws(calibration, total)
+    return {path: totals[path].made(path, total, count) for path in layers if totals[path].arrays}
 
 
-def _evaluate(
-    jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], labels: Labels
-) -> tuple[list[Any], list[Label | None], Sums]:
-    env: dict[Var, Any] = {}
-    known: dict[Var, Label] = {}
-    sums: Sums = {}
+@dataclass
+class _Totals:
+    arrays: dict[str, Array] | None = None
 
-    def read(var: Any) -> Any:
-        return var.val if isinstance(var, Literal) else env[var]
+    def add(self, terms: Mapping[str, jax.Array]) -> None:
+        wide = {name: np.asarray(term).astype(np.float64) for name, term in terms.items()}
+        if self.arrays is None:
+            self.arrays = wide
+            return
+        for name, term in wide.items():
+            self.arrays[name] += term
 
-    env.update(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, values, strict=True))
-    known.update((v, x) for v, x in zip(jaxpr.invars, labels, strict=True) if x is not None)
-    for eqn in jaxpr.eqns:
-        arguments = [read(var) for var in eqn.invars]
-        inside = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
-        outputs, after, gathered = _apply(eqn, arguments, inside)
-        _add(sums, gathered)
-        for var, value, label in zip(eqn.outvars, outputs, after, strict=True):
-            env[var] = value
-            if label is not None:
-                known[var] = label
-    out_labels = [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
-    return [read(var) for var in jaxpr.outvars], out_labels, sums
+    def made(self, path: str, examples: int, draws: int) -> LayerMoments:
+        assert self.arrays is not None
+        sums = self.arrays
+        rows, positions = (np.maximum(sums[name], 1.0) for name in ("rows", "positions"))
 
+        def over(array: Array, count: Array) -> Array:
+            spread: Array = array / count.reshape(-1, *(1,) * (array.ndim - 1))
+            return spread
 
-def _apply(
-    eqn: JaxprEqn, arguments: list[Any], labels: list[Label | None]
-) -> tuple[Sequence[Any], list[Label | None], Sums]:
-    nothing: list[Label | None] = [None] * len(eqn.outvars)
-    if all(label is None for label in labels):
-        return bind(eqn, arguments), nothing, {}
-    name = eqn.primitive.name
-    if name == "scan":
-        return _scan(eqn, arguments, labels)
-    if name == "while":
-        return _while(eqn, arguments, labels)
-    if name == "cond":
-        return _cond(eqn, arguments, labels)
-    inner = called(eqn)
-    if inner is not None:
-        return _evaluate(inner.jaxpr, inner.consts, arguments, labels)
-    after = step(eqn, labels, 1, Found())
-    outputs = bind(eqn, arguments)
-    if product(eqn, labels, 1) is None:
-        return outputs, after, {}
-    side = 0 if labels[0] is not None else 1
-    label = labels[side]
-    assert label is not None
-    gather = _dense_gram if name == "dot_general" else _patch_gram
-    return outputs, after, {label.leaf: gather(eqn, arguments[1 - side], side)}
+        grads = over(sums["grads"], positions * draws) if sums["grads"].any() else None
+        return LayerMoments(
+            over(sums["inputs"], rows),
+            over(sums["mean"], rows),
+            grads,
+            samples=examples,
+            uses=float(sums["positions"].mean()) / examples,
+        )
 
 
-def _dense_gram(eqn: JaxprEqn, x: jax.Array, side: int) -> jax.Array:
-    """(*batch, d, d) with the contracted axes in the order they have in the leaf."""
-    (contract, batch) = param(eqn, "dimension_numbers")
-    order = sorted(range(len(contract[side])), key=lambda i: contract[side][i])
-    contracted = [contract[1 - side][i] for i in order]
-    stacked = sorted(range(len(batch[side])), key=lambda i: batch[side][i])
-    leading = [batch[1 - side][i] for i in stacked]
-    rest = [axis for axis in range(x.ndim) if axis not in (*contracted, *leading)]
-    x = jnp.transpose(x, (*leading, *rest, *contracted)).astype(jnp.float32)
-    shape = x.shape[: len(leading)]
-    x = x.reshape(*shape, -1, math.prod(x.shape[len(leading) + len(rest) :]))
-    return _gram(x)
+class _Pass:
+    """Forward and backward pass for batches of one kind, compiled.
 
+    Args:
+        flow: the model.
+        program: for inputs of the kind.
+        batch: one of them, whole.
+        calibration: batches and loss.
+        layers: the layers.
+        examples: in all batches.
+        index: of the first batch of the kind.
 
-def _patch_gram(eqn: JaxprEqn, x: jax.Array, side: int) -> jax.Array:
-    """(groups, d, d) of the patches that a kernel meets."""
-    del side  # a kernel is always the right operand
-    spec = param(eqn, "dimension_numbers")
-    weight = shape_of(eqn.invars[1])
-    groups = param(eqn, "feature_group_count")
-    patches = lax.conv_general_dilated_patches(
-        x.astype(jnp.float32),
-        [weight[axis] for axis in spec.rhs_spec[2:]],
-        param(eqn, "window_strides"),
-        param(eqn, "padding"),
-        lhs_dilation=param(eqn, "lhs_dilation"),
-        rhs_dilation=param(eqn, "rhs_dilation"),
-        dimension_numbers=spec,
-        precision=lax.Precision.HIGHEST,
-    )
-    channels = jnp.moveaxis(patches, spec.out_spec[1], 0)
-    return _gram(channels.reshape(groups, channels.shape[0] // groups, -1).swapaxes(1, 2))
+    Attributes:
+        order: the layers that run, in the order of their first calls.
+    """
 
+    def __init__(
+        self,
+        flow: Flow,
+        program: Program,
+        batch: Inputs,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        examples: int,
+        index: int,
+    ) -> None:
+        self._flow = flow
+        self._program = program
+        self._signature = batch.signature
+        self._calibration = calibration
+        self._layers = layers
+        self._examples = examples
+        self._draws = losses.draws(calibration, examples)
+        self._compiled = jax.jit(self._gathered)
+        self._batch = batch
+        self._index = index
+        self.order: list[str] = []
 
-def _gram(x: jax.Array) -> jax.Array:
-    return jnp.einsum("...nd,...ne->...de", x, x, precision=lax.Precision.HIGHEST)
+    def serves(self, program: Program, batch: Inputs) -> bool:
+        """Whether this is the pass for such a batch."""
+        return program is self._program and batch.signature == self._signature
 
+    def __call__(
+        self, arrays: Sequence[Any], batch: Inputs, key: jax.Array, index: int
+    ) -> tuple[Sums, dict[str, jax.Array]]:
+        """The sums of the layers over a batch, and those of their gradients."""
+        try:
+            found: tuple[Sums, dict[str, jax.Array]] = self._compiled(
+                self._flow.values, list(arrays), batch.arrays, key
+            )
+            jax.block_until_ready(found)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+        except RankfoldError:
+            raise
+        except Exception as error:  # whatever the model raises on these inputs
+            if "Reverse-mode differentiation" in str(error):
+                raise RankfoldError(
+                    "calibration: the model has a while loop (lax.while_loop, or lax.fori_loop "
+                    "with bounds that are not known), through which no gradient goes back; write "
+                    "it as lax.scan or with a fixed number of turns, or compress without "
+                    "calibration="
+                ) from error
+            raise failure(index, error) from error
+        return found
 
-def _scan(
-    eqn: JaxprEqn, arguments: list[Any], labels: list[Label | None]
-) -> tuple[Sequence[Any], list[Label | None], Sums]:
-    consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-    body = param(eqn, "jaxpr")
-    ends = consts + carried
-    held = _settled(eqn, labels)
-    sliced = {label.leaf for label in labels[ends:] if label is not None}
-    inside = [*labels[:consts], *held, *sliced_by_scan(labels[ends:], param(eqn, "length"))]
+    def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
+        positions, labels = jax.random.split(key)
+        closed = self._program.closed
 
-    def one(carry: Any, xs: Any) -> Any:
-        values = [*arguments[:consts], *carry, *xs]
-        outputs, _, sums = _evaluate(body.jaxpr, body.consts, values, inside)
-        return outputs[:carried], (outputs[carried:], sums)
-
-    carry, (stacked, sums) = lax.scan(
-        one,
-        list(arguments[consts:ends]),
-        list(arguments[ends:]),
-        length=param(eqn, "length"),
-        reverse=param(eqn, "reverse"),
-    )
-    total = {leaf: s if leaf in sliced else s.sum(axis=0) for leaf, s in sums.items()}
-    return [*carry, *stacked], [*held, *(None for _ in stacked)], total
-
-
-def _while(
-    eqn: JaxprEqn, arguments: list[Any], labels: list[Label | None]
-) -> tuple[Sequence[Any], list[Label | None], Sums]:
-    tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-    test, body = param(eqn, "cond_jaxpr"), param(eqn, "body_jaxpr")
-    ends = tests + consts
-    held = _settled(eqn, labels)
-    inside = [*labels[tests:ends], *held]
-
-    def once(carry: Sequence[Any]) -> tuple[list[Any], Sums]:
-        values = [*arguments[tests:ends], *carry]
-        outputs, _, sums = _evaluate(body.jaxpr, body.consts, values, inside)
-        return outputs, sums
-
-    def going(state: Any) -> Any:
-        values = [*arguments[:tests], *state[0]]
-        return _evaluate(test.jaxpr, test.consts, values, [None] * len(values))[0][0]
-
-    def again(state: Any) -> Any:
-        outputs, sums = once(state[0])
-        return outputs, {leaf: state[1][leaf] + sums[leaf] for leaf in sums}
-
-    start = list(arguments[ends:])
-    outputs, sums = lax.while_loop(going, again, (start, _zeros(jax.eval_shape(once, start)[1])))
-    return outputs, held, sums
-
-
-def _cond(
-    eqn: JaxprEqn, arguments: list[Any], labels: list[Label | None]
-) -> tuple[Sequence[Any], list[Label | None], Sums]:
-    branches = param(eqn, "branches")
-    index, *operands = arguments
-
-    def branch_of(branch: Any) -> Callable[..., tuple[list[Any], Sums]]:
-        def run(*values: Any) -> tuple[list[Any], Sums]:
-            outputs, _, sums = _evaluate(branch.jaxpr, branch.consts, values, labels[1:])
+        def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
+            gatherer = Gatherer(self._flow.slots, self._layers, self._examples, positions, taps)
+            outputs, sums = gatherer.run(closed, [*values, *arrays])
+            self.order = list(gatherer.order)
             return outputs, sums
 
-        return run
+        zeros = {path: empty_tap(op) for path, op in self._layers.items()}
+        outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
 
-    runs = [branch_of(branch) for branch in branches]
-    every: dict[Leaf, Any] = {}
-    for run in runs:
-        every.update(jax.eval_shape(run, *operands)[1])
+        def once(key: jax.Array) -> Any:
+            gradient = jax.grad(lambda found: self._loss(found, batch, key), allow_int=True)
+            return back(gradient(outputs))[0]
 
-    def padded(run: Callable[..., tuple[list[Any], Sums]]) -> Callable[..., Any]:
-        def padded_run(*values: Any) -> Any:
-            outputs, sums = run(*values)
-            return outputs, {**_zeros(every), **sums}
+        if self._draws == 1:
+            return sums, once(labels)
 
-        return padded_run
+        def again(total: Any, key: jax.Array) -> Any:
+            return jax.tree.map(jnp.add, total, once(key)), None
 
-    outputs, sums = lax.switch(index, [padded(run) for run in runs], *operands)
-    return outputs, step(eqn, labels, 1, Found()), sums
+        return sums, jax.lax.scan(again, zeros, jax.random.split(labels, self._draws))[0]
 
-
-def _settled(eqn: JaxprEqn, labels: list[Label | None]) -> list[Label | None]:
-    carried = step(eqn, labels, 1, Found())
-    if eqn.primitive.name == "while":
-        return carried
-    return carried[: param(eqn, "num_carry")]
-
-
-def _zeros(shapes: Mapping[Leaf, Any]) -> Sums:
-    return {leaf: jnp.zeros(shape.shape, shape.dtype) for leaf, shape in shapes.items()}
+    def _loss(self, outputs: list[Any], batch: Any, key: jax.Array) -> jax.Array:
+        whole = self._program.rebuilt(outputs)
+        count = self._program.given.examples
+        if isinstance(self._calibration.loss, str):
+            return losses.drawn(self._calibration.loss, whole, count, key)
+        ((traced,), _) = self._batch.whole(batch)
+        return losses.given(self._calibration, self._index, whole, traced) * count
 
 
-def _add(sums: Sums, gathered: Mapping[Leaf, jax.Array]) -> None:
-    for leaf, value in gathered.items():
-        if leaf in sums and sums[leaf].shape != value.shape:
+def _any(taps: Mapping[str, jax.Array]) -> bool:
+    return any(bool(jnp.any(tap != 0)) for tap in taps.values())
+
+
+def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:
+    for path in order:
+        if float(sums[path]["bad"]):
             raise RankfoldError(
-                f"layer {leaf!r} is used with inputs of {sums[leaf].shape[-1]} and "
-                f"{value.shape[-1]} features; gather its moments separately"
+                f"layer {path!r}: its input on the calibration data has NaN or infinite values; "
+                "check the data and the layers before it"
             )
-        sums[leaf] = sums[leaf] + value if leaf in sums else value
+        if not _finite(sums[path]["inputs"]):
+            raise RankfoldError(
+                f"layer {path!r}: the second moment of its inputs on the calibration data is not "
+                "finite; scale the data down"
+            )
+    for path in reversed(order):
+        if not _finite(taps[path]):
+            raise RankfoldError(
+                f"layer {path!r}: the gradient of the loss at its output has NaN or infinite "
+                "values; check the loss, or convert the model to float32"
+            )
+
+
+def _finite(x: jax.Array) -> bool:
+    return bool(jnp.isfinite(x).all())

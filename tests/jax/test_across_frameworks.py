@@ -126,6 +126,55 @@ def test_plans_and_outputs_are_those_of_torch(framework: str, policy: Any) -> No
     assert np.linalg.norm(output - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
+def calibrated(framework: str) -> tuple[rf.Moments, rf.Plan, np.ndarray]:
+    """Moments, plan and outputs with a loss that draws nothing and positions that are all taken."""
+    model, _ = FRAMEWORKS[framework]()
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((12, *X.shape[1:])).astype(np.float32)
+    target = rng.standard_normal((12, 40)).astype(np.float32)
+    batches: list[Any] = [(x[start : start + 6], target[start : start + 6]) for start in (0, 6)]
+    if framework == "torch":
+        tensors = [(torch.from_numpy(np.moveaxis(a, -1, 1).copy()), b) for a, b in batches]
+        batches = [(a, torch.from_numpy(b)) for a, b in tensors]
+
+    def loss(outputs: Any, batch: Any) -> Any:
+        return ((outputs - batch[1]) ** 2).mean(0).sum()
+
+    given = {"inputs": batches[0][0], "calibration": batches, "loss": loss}
+    moments = rf.gather(model, batches, inputs=batches[0][0], loss=loss)
+    small = rf.compress(model, rf.Budget(macs=0.3), **given)
+    output = small.model(batches[1][0])
+    array = output.detach().numpy() if framework == "torch" else np.asarray(output)
+    return moments, small.plan, array
+
+
+@pytest.mark.parametrize("framework", ["nnx", "linen"])
+def test_moments_plan_and_refit_are_those_of_torch(framework: str) -> None:
+    moments, plan, output = calibrated(framework)
+    wanted, expected_plan, expected = calibrated("torch")
+    assert list(moments) == list(wanted)
+    for path in wanted:
+        assert (moments[path].samples, moments[path].uses) == (
+            wanted[path].samples,
+            wanted[path].uses,
+        )
+        for name in ("inputs", "mean", "grads"):
+            found, array = getattr(moments[path], name), getattr(wanted[path], name)
+            assert np.linalg.norm(found - array) <= 1e-5 * np.linalg.norm(array)
+    assert len(plan.replaced) >= 2
+    for layer, other in zip(plan.layers, expected_plan.layers, strict=True):
+        assert (layer.path, layer.method, layer.ranks, layer.refit) == (
+            other.path,
+            other.method,
+            other.ranks,
+            other.refit,
+        )
+        if other.measured is not None:
+            assert layer.measured == pytest.approx(other.measured, rel=1e-3)
+    assert plan.loss == pytest.approx(expected_plan.loss, rel=1e-3)
+    assert np.linalg.norm(output - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
 def loaded(code: str) -> set[str]:
     """The frameworks that a fresh process has imported after running some code."""
     names = ("torch", "jax", "flax", "tensorflow", "onnx")

@@ -142,13 +142,13 @@ def test_data_and_refit_keep_the_accuracy_that_weights_alone_lose(framework: str
     options: dict[str, Any] = {"inputs": batches[0][:1]}
     before = accuracy(model)
     assert before > 0.95
-    plain = rf.compress(model, rf.Budget(macs=0.15), **options)
+    plain = rf.compress(model, rf.Budget(macs=0.2), **options)
     small = rf.compress(
-        model, rf.Budget(macs=0.15), calibration=batches, loss="cross_entropy", **options
+        model, rf.Budget(macs=0.2), calibration=batches, loss="cross_entropy", **options
     )
     assert small.plan.macs is not None
-    assert small.plan.macs[1] <= 0.15 * small.plan.macs[0]
-    assert accuracy(small.model) > before - 0.04
+    assert small.plan.macs[1] <= 0.2 * small.plan.macs[0]
+    assert accuracy(small.model) > before - 0.03
     assert accuracy(plain.model) < before - 0.3
     assert accuracy(model) == before
     assert small.plan.loss is not None
@@ -208,7 +208,7 @@ def test_layers_that_stay_are_refitted(framework: str) -> None:
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
-def test_a_score_that_may_drop_and_a_time(framework: str) -> None:
+def test_a_score_may_drop_so_far(framework: str) -> None:
     model, x = small_model(framework)
     wanted = np.asarray(model(x))
 
@@ -220,11 +220,14 @@ def test_a_score_that_may_drop_and_a_time(framework: str) -> None:
     small = rf.compress(model, policy, inputs=x, calibration=x)
     assert score(small.model) >= 0.7
     assert small.plan.trials
-    if framework == "nnx":
-        wide = nnx.Sequential(nnx.Linear(512, 512, rngs=nnx.Rngs(0)))
-        given = np.ones((256, 512), np.float32)
-        faster = rf.compress(wide, rf.Budget(latency=0.9), inputs=given)
-        assert any("time" in note for note in faster.plan.notes)
+
+
+def test_a_budget_of_time_is_met_by_measured_layers() -> None:
+    wide = nnx.Sequential(nnx.Linear(384, 256, rngs=nnx.Rngs(0)))
+    x = np.ones((512, 384), np.float32)
+    plan = rf.compress(wide, rf.Budget(latency=0.9), inputs=x, methods="svd").plan
+    assert any("predicted time" in note for note in plan.notes)
+    assert any("measured time" in note for note in plan.notes)
 
 
 def test_a_callable_loss_reads_the_labels_of_a_batch() -> None:

@@ -11,10 +11,15 @@ from jax import lax
 
 from rankfold import RankfoldError
 from rankfold_jax import jaxprs
+from rankfold_jax.conv import ConvForm
+from rankfold_jax.dense import DenseForm
+from rankfold_jax.forms import Form
+from rankfold_jax.gathering import Gatherer, empty_tap
 from rankfold_jax.jaxprs import Found, leaves_of
 from rankfold_jax.labels import Label
-from rankfold_jax.moments import second_moments
 from rankfold_jax.products import product
+from rankfold_jax.slots import Slot
+from rankfold_jax.stacks import Stack
 
 X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
 W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
@@ -26,9 +31,23 @@ def found(function: Callable[..., Any], params: Any, *inputs: Any) -> Found:
     return jaxprs.find(closed, [name for name, _ in leaves_of(params)])
 
 
-def gathered(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Any, Any]:
-    names = [name for name, _ in leaves_of(params)]
-    return jax.jit(lambda p, *x: second_moments(function, p, names, *x))(params, *inputs)
+def gathered(
+    function: Callable[..., Any], kernel: Any, x: Any, form: Form | None = None
+) -> tuple[Any, np.ndarray]:
+    """Under jit: what a function of ({"w": kernel}, x) gives, and Σ x xᵀ of its products."""
+    form = form or DenseForm((5,), (5,))
+    axes = kernel.ndim - len(form.kernel_shape)
+    slot = Slot(form, 0, kernel.shape, Stack(tuple(range(axes)), kernel.shape[:axes]))
+    op = form.op(slot.stack.to_front(kernel), None)
+    closed, tree = jaxprs.traced(function, {"w": kernel}, x)
+
+    @jax.jit
+    def run(*values: Any) -> Any:
+        gatherer = Gatherer({"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_tap(op)})
+        return gatherer.run(closed, values)
+
+    outputs, sums = run(kernel, x)
+    return jax.tree.unflatten(tree, outputs), np.asarray(sums["w"]["inputs"])
 
 
 @jax.custom_jvp
@@ -96,9 +115,9 @@ def test_a_use_is_found_with_its_extent(name: str) -> None:
 @pytest.mark.parametrize("name", list(CONSTRUCTS))
 def test_moments_are_those_of_the_inputs(name: str) -> None:
     function, _, inputs = CONSTRUCTS[name]
-    output, sums = gathered(function, {"w": W}, X)
+    output, sums = gathered(function, W, X)
     expected = sum(x.T @ x for x in inputs)
-    np.testing.assert_allclose(sums["w"], expected, rtol=1e-5)
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(output), jax.tree.leaves(function({"w": W}, X)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
@@ -125,17 +144,17 @@ def test_moments_of_a_scanned_stack_are_kept_apart() -> None:
     def function(p: Any, x: Any) -> Any:
         return lax.scan(lambda c, w: (c @ w, None), x, p["w"])[0]
 
-    _, sums = gathered(function, {"w": STACK}, X)
+    _, sums = gathered(function, STACK, X)
     x = X
     for index, weight in enumerate(STACK):
-        np.testing.assert_allclose(sums["w"][index], x.T @ x, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(sums[index], x.T @ x, rtol=1e-4, atol=1e-5)
         x = x @ weight
 
 
 def test_moments_of_shared_weights_are_summed() -> None:
-    _, sums = gathered(lambda p, x: (x @ p["w"]) @ p["w"], {"w": W}, X)
+    _, sums = gathered(lambda p, x: (x @ p["w"]) @ p["w"], W, X)
     y = X @ W
-    np.testing.assert_allclose(sums["w"], X.T @ X + y.T @ y, rtol=1e-5)
+    np.testing.assert_allclose(sums[0], X.T @ X + y.T @ y, rtol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -159,7 +178,8 @@ def test_moments_of_a_convolution_are_those_of_its_patches(
             feature_group_count=groups,
         )
 
-    output, sums = gathered(function, {"w": kernel}, x)
+    form = ConvForm((3, 2), 6, 8, (stride, 1), ((1, 0), (0, 2)), (1, dilation), groups)
+    output, sums = gathered(function, kernel, x, form)
     padded = np.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))
     height, width = output.shape[1:3]
     expected = np.zeros((groups, 6 * 6 // groups, 6 * 6 // groups))
@@ -170,7 +190,7 @@ def test_moments_of_a_convolution_are_those_of_its_patches(
                 patch = part[:, i * stride : i * stride + 3, j : j + dilation + 1 : dilation]
                 rows = patch.transpose(0, 3, 1, 2).reshape(2, -1)
                 expected[group] += rows.T @ rows
-    np.testing.assert_allclose(sums["w"], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(sums, expected, rtol=1e-4, atol=1e-4)
 
 
 READS: dict[str, tuple[Callable[..., Any], str]] = {

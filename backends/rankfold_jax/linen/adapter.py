@@ -20,7 +20,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
-from rankfold_jax import calibrating, following, losses, timing
+from rankfold_jax import following, losses, moments, timing
 from rankfold_jax.flow import Flow
 from rankfold_jax.forms import Roles
 from rankfold_jax.inputs import Inputs
@@ -227,7 +227,7 @@ class LinenAdapter:
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
         """One compiled forward and backward pass per batch."""
-        return calibrating.moments(self._flow(model, layers), calibration, layers, rng, advance)
+        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
 
     def follow(
         self,

@@ -17,7 +17,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
-from rankfold_jax import calibrating, following, jaxprs, losses, timing
+from rankfold_jax import following, jaxprs, losses, moments, timing
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.flows import flow
@@ -125,7 +125,7 @@ class NNXAdapter:
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
         """One compiled forward and backward pass per batch."""
-        return calibrating.moments(self._flow(model, layers), calibration, layers, rng, advance)
+        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
 
     def follow(
         self,
