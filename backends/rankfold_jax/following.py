@@ -9,15 +9,14 @@ inputs that depend on all of them at once: they are decided on before it, withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Visit
@@ -29,35 +28,23 @@ from rankfold_jax.flow import Flow
 from rankfold_jax.jaxprs import Found, bind, called, step
 from rankfold_jax.joints import Distance, Joints, joint_terms
 from rankfold_jax.labels import param
+from rankfold_jax.pairs import (
+    Lazy,
+    Pair,
+    Value,
+    both,
+    last_reads,
+    moved_lazily,
+    read,
+    slice_of,
+    stacked,
+    structure,
+)
 from rankfold_jax.sharding import put
 from rankfold_jax.sites import Site, sampled, site_of
-from rankfold_jax.tracked import Tracked, label_of, moved_by
+from rankfold_jax.tracked import Tracked, label_of
 
 _HELD_EVERY = 4
-
-
-@dataclass(frozen=True, eq=False)
-class Lazy:
-    """A parameter moved about, made when it is read.
-
-    Attributes:
-        tracked: which, and the places of its numbers.
-        steps: from the parameter to the value.
-    """
-
-    tracked: Tracked
-    steps: tuple[Callable[[Any], Any], ...] = ()
-
-    def of(self, value: Any) -> Any:
-        """The value, from the parameter's."""
-        for one in self.steps:
-            value = one(value)
-        return value
-
-
-Pair: TypeAlias = tuple[Any, Any]
-"""A value in the original and in the compressed run, the same object where they agree."""
-Value: TypeAlias = "Pair | Lazy"
 
 
 def follow(
@@ -87,7 +74,7 @@ def follow(
     following = _Following(flow, layers, visit, rng, first, sequential=sequential)
     groups: dict[Any, list[_Batch]] = {}
     for batch in batches:
-        groups.setdefault(_structure(batch.closed.jaxpr), []).append(batch)
+        groups.setdefault(structure(batch.closed.jaxpr), []).append(batch)
     for group in groups.values():
         following.run(group)
     return {path: error.value for path, error in following.errors.items()}
@@ -151,15 +138,15 @@ class _Following:
             env = dict(zip(one.jaxpr.invars, own, strict=True))
             env.update((v, (c, c)) for v, c in zip(one.jaxpr.constvars, one.consts, strict=True))
             envs.append(env)
-        last = [_last_reads(jaxpr) for jaxpr in jaxprs]
+        last = [last_reads(jaxpr) for jaxpr in jaxprs]
         for place, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
-            arguments = [_read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
+            arguments = [read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
             outputs = self._apply(eqns, arguments, batches)
             for env, eqn, own, ends in zip(envs, eqns, outputs, last, strict=True):
                 env.update(zip(eqn.outvars, own, strict=True))
                 for var in ends.get(place, ()):
                     env.pop(var, None)
-        return [_read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
+        return [read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
 
     def _apply(
         self,
@@ -180,15 +167,13 @@ class _Following:
                 return self._evaluate([one for one in inner if one], arguments, batches)
             if name == "optimization_barrier":
                 return [list(own) for own in arguments]
-            found = [self._moved(e, own) for e, own in zip(eqns, arguments, strict=True)]
+            found = [moved_lazily(e, own) for e, own in zip(eqns, arguments, strict=True)]
             if all(one is not None for one in found):
                 return [[one] for one in found if one is not None]
             sites = self._sites(eqns, inside)
             if sites is not None:
                 return self._meet(eqns, sites, arguments, batches)
-        return [
-            self._both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)
-        ]
+        return [both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)]
 
     def _resolved(self, values: Sequence[Value]) -> list[Pair]:
         return [self._pair(value) if isinstance(value, Lazy) else value for value in values]
@@ -197,26 +182,6 @@ class _Following:
         leaf: Any = value.tracked.label.leaf
         first = value.of(self._values[leaf])
         return first, value.of(self._new[leaf]) if leaf in self._new else first
-
-    @staticmethod
-    def _both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
-        first = bind(eqn, [pair[0] for pair in pairs])
-        if all(a is b for a, b in pairs):
-            return [(y, y) for y in first]
-        return list(zip(first, bind(eqn, [pair[1] for pair in pairs]), strict=True))
-
-    def _moved(self, eqn: JaxprEqn, arguments: Sequence[Value]) -> Lazy | None:
-        inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments]
-        first, *others = arguments
-        if not isinstance(first, Lazy) or any(isinstance(other, Lazy) for other in others):
-            return None
-        fixed = [other[0] for other in others if not isinstance(other, Lazy)]
-        if any(other[0] is not other[1] for other in others if not isinstance(other, Lazy)):
-            return None
-        tracked = moved_by(eqn, inside, [None, *fixed])
-        if tracked is None:
-            return None
-        return Lazy(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
 
     def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
@@ -353,15 +318,15 @@ class _Following:
         rows: list[list[Value]] = []
         turns = range(length)
         for turn in reversed(turns) if param(eqn, "reverse") else turns:
-            slices = [_slice(value, length, turn) for value in own[ends:]]
+            slices = [slice_of(value, length, turn) for value in own[ends:]]
             (found,) = self._evaluate([body], [[*own[:consts], *state, *slices]], [batch])
             state = found[:carried]
             rows.append(found[carried:])
         if param(eqn, "reverse"):
             rows.reverse()
-        stacked = [_stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
+        stacked = [stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
         if not rows:
-            return self._both(eqn, self._resolved(own))
+            return both(eqn, self._resolved(own))
         return [*state, *stacked]
 
     def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
@@ -379,7 +344,7 @@ class _Following:
             (state,) = self._evaluate([param(eqn, "body_jaxpr")], given, [batch])
         if bool(pair[0]) == bool(pair[1]):
             return state
-        return self._both(eqn, self._resolved([*own[:ends], *state]))
+        return both(eqn, self._resolved([*own[:ends], *state]))
 
     def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
         """The branch that both runs take; each run its own where they part."""
@@ -388,53 +353,7 @@ class _Following:
         first, second = (int(np.clip(int(which), 0, len(branches) - 1)) for which in index)
         if first == second:
             return self._evaluate([branches[first]], [operands], [batch])[0]
-        return self._both(eqn, self._resolved(own))
-
-
-def _structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
-    """The primitives of a jaxpr, those of what it calls included."""
-    found: list[Any] = []
-    for eqn in jaxpr.eqns:
-        inner = called(eqn)
-        found.append((eqn.primitive.name, None if inner is None else _structure(inner.jaxpr)))
-    return tuple(found)
-
-
-def _read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
-    return [(v.val, v.val) if isinstance(v, Literal) else env[v] for v in variables]
-
-
-def _last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
-    """For each equation the values that nobody reads after it."""
-    last: dict[Var, int] = {}
-    for place, eqn in enumerate(jaxpr.eqns):
-        for var in (*eqn.invars, *eqn.outvars):
-            if not isinstance(var, Literal):
-                last[var] = place
-    for var in jaxpr.outvars:
-        if not isinstance(var, Literal):
-            last.pop(var, None)
-    ends: dict[int, list[Var]] = {}
-    for var, place in last.items():
-        ends.setdefault(place, []).append(var)
-    return ends
-
-
-def _slice(value: Value, length: int, turn: int) -> Value:
-    def cut(x: Any) -> Any:
-        return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
-
-    if isinstance(value, Lazy):
-        return Lazy(value.tracked.sliced(length, turn), (*value.steps, cut))
-    first = cut(value[0])
-    return first, first if value[0] is value[1] else cut(value[1])
-
-
-def _stacked(rows: Sequence[Pair]) -> Pair:
-    first = jnp.stack([row[0] for row in rows])
-    if all(a is b for a, b in rows):
-        return first, first
-    return first, jnp.stack([row[1] for row in rows])
+        return both(eqn, self._resolved(own))
 
 
 def _spread(op: Op, bias: Array | None) -> Array:

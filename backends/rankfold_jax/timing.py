@@ -7,6 +7,7 @@ measured side by side, as under vmap.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rankfold.errors import Refused
 from rankfold.ops import Chain, Convolution, ConvTranspose, Embedding, Extent, Linear, Op, geometry
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.flow import Flow
@@ -31,7 +33,11 @@ _LETTERS = "DHW"
 
 
 def seconds(
-    op: Op, chains: Sequence[Chain], extents: Sequence[Extent], dtype: Any
+    op: Op,
+    chains: Sequence[Chain],
+    extents: Sequence[Extent],
+    dtype: Any,
+    build: Callable[[Chain], object],
 ) -> tuple[float, ...]:
     """Median seconds of a layer and of chains in its place, one call per extent.
 
@@ -39,8 +45,27 @@ def seconds(
         op: the layer.
         chains: in its place.
         extents: of its inputs.
-        dtype: that it computes in.
+        dtype: of its arrays.
+        build: refuses chains that cannot be built, which take forever.
     """
+    built = [_built(build, chain) for chain in chains]
+    whole = [chain for chain, fits in zip(chains, built, strict=True) if fits]
+    first, *rest = _seconds(op, whole, extents, dtype)
+    times = iter(rest)
+    return (first, *(next(times) if fits else math.inf for fits in built))
+
+
+def _built(build: Callable[[Chain], object], chain: Chain) -> bool:
+    try:
+        build(chain)
+    except Refused:
+        return False
+    return True
+
+
+def _seconds(
+    op: Op, chains: Sequence[Chain], extents: Sequence[Extent], dtype: Any
+) -> tuple[float, ...]:
     inputs = [_input(op, extent, dtype) for extent in extents]
     passes = []
     for chain in ((op,), *chains):

@@ -19,7 +19,8 @@ from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint
 from rankfold.ops import Array, Chain, Embedding, Linear, Op, blank
-from rankfold_jax.linen.adapter import LinenAdapter, Refilled
+from rankfold_jax.linen.adapter import LinenAdapter
+from rankfold_jax.linen.params import Refilled
 from rankfold_jax.nnx.adapter import NNXAdapter
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path as File
 from typing import Any
 
@@ -22,9 +22,8 @@ from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
 from rankfold_jax import following, losses, moments, timing
 from rankfold_jax.flow import Flow
-from rankfold_jax.forms import Roles
-from rankfold_jax.inputs import Inputs
 from rankfold_jax.linen.compressed import Path, compressed, noting
+from rankfold_jax.linen.flows import check_bound, flow
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
@@ -32,42 +31,24 @@ from rankfold_jax.linen.layers import (
     make,
     unboxed,
 )
+from rankfold_jax.linen.params import (
+    Built,
+    Refilled,
+    boxed,
+    check_array,
+    double,
+    nodes,
+    numbers_of,
+    params_of,
+    put_params,
+    refilled_param,
+)
 from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
-from rankfold_jax.sharding import Axes, epsilon, to_numpy
+from rankfold_jax.sharding import epsilon
 from rankfold_jax.slots import Slot
 from rankfold_jax.stacks import Stack, find_stacks
 from rankfold_jax.uses import seen_axes
 from rankfold_jax.weights import load_arrays, save_arrays
-
-_FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
-
-
-@dataclass(frozen=True, eq=False)
-class Built:
-    """The chain in place of one layer: how its layers are made again, and their parameters.
-
-    Attributes:
-        specs: of the stages.
-        params: {'lr0': {'kernel': ...}, ...}.
-        layer: the layer replaced.
-        stacks: of its kernel and of its bias.
-    """
-
-    specs: tuple[StageSpec, ...]
-    params: dict[str, dict[str, Any]]
-    layer: Recorded
-    stacks: list[Stack]
-
-
-@dataclass(frozen=True, eq=False)
-class Refilled:
-    """A layer that stays, with other numbers.
-
-    Attributes:
-        params: its parameters, boxed as they were.
-    """
-
-    params: dict[str, Any]
 
 
 class LinenAdapter:
@@ -83,11 +64,11 @@ class LinenAdapter:
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""
         recording = self._recorded(model)
-        nodes = _nodes(model)
-        called = [path for path in recording.layers if path in nodes]
+        found = nodes(model)
+        called = [path for path in recording.layers if path in found]
         others = [
             path
-            for path, node in nodes.items()
+            for path, node in found.items()
             if path not in recording.layers
             and (path in recording.matrices or path not in recording.classes)
             and any(is_matrix(value) for value in node.values())
@@ -98,7 +79,7 @@ class LinenAdapter:
 
     def size(self, model: nn.Module) -> int:
         """The number of parameters."""
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(_params(model)))
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params_of(model)))
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """None: a shared module has one path."""
@@ -106,9 +87,9 @@ class LinenAdapter:
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One abstract forward pass; nothing is computed."""
-        _check_bound(model)
+        check_bound(model)
         self._recording = Recording(model, inputs)
-        known = (*self._recording.classes, *_nodes(model))
+        known = (*self._recording.classes, *nodes(model))
         self._paths = {".".join(path): path for path in known}
         return self._recording.trace
 
@@ -117,7 +98,7 @@ class LinenAdapter:
         layer, arrays, stack = self._held(model, path)
         assert not isinstance(layer.form, Refused)
         kernel, *bias = (
-            stack_of.to_front(_numbers(array))
+            stack_of.to_front(numbers_of(array))
             for array, stack_of in zip(arrays, stack, strict=True)
         )
         op = layer.form.op(kernel, bias[0] if bias else None)
@@ -140,7 +121,7 @@ class LinenAdapter:
             name = "embedding" if type(stage.form).__name__ == "EmbedForm" else "kernel"
             for which, (key, numbers) in enumerate(((name, stage.kernel), ("bias", stage.bias))):
                 if numbers is not None:
-                    named[key], boxes[which] = _boxed(
+                    named[key], boxes[which] = boxed(
                         arrays[which], numbers, stacks[which], before[which], after[which], **ends
                     )
             specs.append(StageSpec(stage.form, stage.bias is not None, *boxes))
@@ -155,7 +136,7 @@ class LinenAdapter:
             layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
             params = [
                 {
-                    key: module.stacks[key == "bias"].to_front(_double(value))
+                    key: module.stacks[key == "bias"].to_front(double(value))
                     for key, value in named.items()
                 }
                 for named in module.params.values()
@@ -200,7 +181,7 @@ class LinenAdapter:
         small = compressed(module, table) if table else module
         params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
         for path, built in modules.items():
-            _put(params, self._paths[path], built)
+            put_params(params, self._paths[path], built)
         changed = {**variables, "params": params}
         self._check(small, changed, {path for path, _ in table})
         return small.bind(changed)
@@ -253,19 +234,10 @@ class LinenAdapter:
     def seconds(
         self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
     ) -> tuple[float, ...]:
-        """Chains that cannot be built take forever."""
-        built: list[Chain | None] = []
-        for chain in chains:
-            try:
-                self.build(model, path, chain)
-                built.append(chain)
-            except Refused:
-                built.append(None)
+        """Compiled functions of the ops, channels last."""
+        build = partial(self.build, model, path)
         dtype = unboxed(self._held(model, path)[1][0]).dtype
-        whole = [chain for chain in built if chain is not None]
-        first, *rest = timing.seconds(self.read(model, path), whole, extents, dtype)
-        times = iter(rest)
-        return (first, *(math.inf if chain is None else next(times) for chain in built))
+        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
 
     def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
         """Whole forward passes, compiled."""
@@ -275,31 +247,28 @@ class LinenAdapter:
         """The layer's own parameters, with other numbers."""
         layer, arrays, stacks = self._held(model, path)
         assert not isinstance(layer.form, Refused)
-        kernel, bias = self._flow(model, [path]).slots[path].filled(op)
-        params = {array_name(layer.kind): _refilled(arrays[0], kernel, stacks[0], layer.form.roles)}
+        kernel, bias = _slot(layer, arrays, stacks, 0, 1).filled(op)
+        params = {
+            array_name(layer.kind): refilled_param(arrays[0], kernel, stacks[0], layer.form.roles)
+        }
         if bias is not None:
-            params["bias"] = _refilled(arrays[1], bias, stacks[1], layer.form.bias_roles)
+            params["bias"] = refilled_param(arrays[1], bias, stacks[1], layer.form.bias_roles)
         return Refilled(params)
 
     def _flow(self, model: nn.Module, paths: Iterable[str]) -> Flow:
         """The model as a pure function, with the places of layers among its arrays."""
         found = flow(model)
-        places = {path: place for place, path in enumerate(_param_paths(model))}
+        places = {own: place for place, (own, _) in enumerate(leaves(params_of(model)))}
         slots = {}
         for path in paths:
             layer, arrays, stacks = self._held(model, path)
-            assert not isinstance(layer.form, Refused)
             own = self._paths[path]
-            shapes = [tuple(unboxed(array).shape) for array in arrays]
-            slot = Slot(layer.form, places[(*own, array_name(layer.kind))], shapes[0], stacks[0])
-            if layer.bias:
-                bias = places[(*own, "bias")]
-                slot = replace(slot, bias=bias, bias_shape=shapes[1], bias_stack=stacks[1])
-            slots[path] = slot
+            kernel, bias = places[(*own, array_name(layer.kind))], places.get((*own, "bias"), 0)
+            slots[path] = _slot(layer, arrays, stacks, kernel, bias)
         return replace(found, slots=slots)
 
     def _recorded(self, model: nn.Module) -> Recording:
-        _check_bound(model)
+        check_bound(model)
         if self._recording is None:
             raise RankfoldError(
                 "a Linen model shows its layers only when it is called: pass inputs=, example "
@@ -317,11 +286,11 @@ class LinenAdapter:
             raise Refused("it is not called on the example inputs")
         if isinstance(layer.form, Refused):
             raise layer.form
-        node = dict(_nodes(model))[self._paths[path]]
+        node = dict(nodes(model))[self._paths[path]]
         names = [array_name(layer.kind), *(["bias"] if layer.bias else [])]
         arrays = [node[name] for name in names]
         for name, value in zip(names, arrays, strict=True):
-            _check_array(name, value)
+            check_array(name, value)
         shapes = [tuple(unboxed(value).shape) for value in arrays]
         bias = shapes[1] if layer.bias else None
         form = layer.form
@@ -351,98 +320,13 @@ class LinenAdapter:
             raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")
 
 
-def _check_bound(model: nn.Module) -> None:
-    if model.scope is None:
-        raise RankfoldError(
-            "the Linen module has no variables: pass module.bind(variables) instead of module"
-        )
-
-
-def _check_array(name: str, value: Any) -> None:
-    if isinstance(value, nn.meta.AxisMetadata) and not isinstance(value, nn.Partitioned):
-        raise Refused(f"its {name} is in a {type(value).__name__}, which is not known")
-    array = unboxed(value)
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        raise Refused(f"its {name} lies on devices of other processes")
-    if array.dtype not in _FLOATS:
-        raise Refused(f"its {name} is {array.dtype}; a float dtype is needed")
-
-
-def _numbers(value: Any) -> Array:
-    array = unboxed(value)
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return np.zeros(array.shape, np.float32)
-    return to_numpy(array)
-
-
-def _double(value: Any) -> Array:
-    numbers: Array = np.asarray(unboxed(value)).astype(np.float64)
-    return numbers
-
-
-def _boxed(
-    like: Any, numbers: Array, stack: Stack, before: Roles, after: Roles, *, first: bool, last: bool
-) -> tuple[Any, Any]:
-    """A stage's parameter, boxed as the layer's; and that box as one layer sees it, empty."""
-    axes = Axes(stack.roles(before))
-    roles = stack.roles(after)
-    array = axes.placed(stack.back(numbers), unboxed(like), roles, first=first, last=last)
-    if not isinstance(like, nn.Partitioned):
-        return array, None
-    names: Any = axes.handed_on(like.names, roles, first=first, last=last)
-    own = tuple(
-        name for name, role in zip(names, roles, strict=True) if not role.startswith("stack")
-    )
-    return like.replace(value=array, names=names), like.replace(value=None, names=own)
-
-
-def _refilled(like: Any, numbers: Array, stack: Stack, roles: Roles) -> Any:
-    """A parameter of a layer with other numbers, boxed as it was."""
-    every = stack.roles(roles)
-    array = Axes(every).placed(numbers, unboxed(like), every, first=True, last=True)
-    return like.replace(value=array) if isinstance(like, nn.Partitioned) else array
-
-
-def _param_paths(model: nn.Module) -> list[Path]:
-    """The path of each parameter, in the order of the model's arrays."""
-    return [path for path, _ in leaves(_params(model))]
-
-
-def flow(model: nn.Module) -> Flow:
-    """A bound module as a pure function of its variables, the parameters first."""
-    _check_bound(model)
-    module, variables = model.unbind()
-    params = variables.get("params", {})
-    others = {name: value for name, value in variables.items() if name != "params"}
-    values, tree = jax.tree.flatten((params, others))
-
-    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
-        params, others = jax.tree.unflatten(tree, values)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return applied(module, {"params": params, **others}, *args, **kwargs)
-
-        return given.output(call, arrays)
-
-    return Flow(function, values)
-
-
-def _params(model: nn.Module) -> Any:
-    return model.variables.get("params", {})
-
-
-def _nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
-    """The parameters of every module that has some of its own."""
-    nodes: dict[Path, dict[str, Any]] = {}
-    for path, value in leaves(_params(model)):
-        nodes.setdefault(path[:-1], {})[path[-1]] = value
-    return nodes
-
-
-def _put(params: dict[str, Any], path: Path, built: Built | Refilled) -> None:
-    node = params
-    for name in path:
-        node = node[name]
-    for name in ("kernel", "embedding", "bias"):
-        node.pop(name, None)
-    node.update(built.params)
+def _slot(
+    layer: Recorded, arrays: Sequence[Any], stacks: Sequence[Stack], kernel: int, bias: int
+) -> Slot:
+    """Where a layer's numbers lie: its kernel and its bias are these of the model's arrays."""
+    assert not isinstance(layer.form, Refused)
+    slot = Slot(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
+    if not layer.bias:
+        return slot
+    shape = tuple(unboxed(arrays[1]).shape)
+    return replace(slot, bias=bias, bias_shape=shape, bias_stack=stacks[1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,14 +13,14 @@ from flax import nnx
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
-from rankfold.errors import RankfoldError, Refused
+from rankfold.errors import RankfoldError
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
 from rankfold_jax import following, jaxprs, losses, moments, timing
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
-from rankfold_jax.nnx.flows import flow
+from rankfold_jax.nnx.flows import flow, slot_of
 from rankfold_jax.nnx.graph import exchanged, modules, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
@@ -151,19 +151,10 @@ class NNXAdapter:
     def seconds(
         self, model: nnx.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
     ) -> tuple[float, ...]:
-        """Chains that cannot be built take forever."""
-        built: list[Chain | None] = []
-        for chain in chains:
-            try:
-                self.build(model, path, chain)
-                built.append(chain)
-            except Refused:
-                built.append(None)
+        """Compiled functions of the ops, channels last."""
+        build = partial(self.build, model, path)
         dtype = self._dtype(model, path)
-        whole = [chain for chain in built if chain is not None]
-        first, *rest = timing.seconds(self.read(model, path), whole, extents, dtype)
-        times = iter(rest)
-        return (first, *(math.inf if chain is None else next(times) for chain in built))
+        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
 
     def model_seconds(self, models: Sequence[nnx.Module], inputs: Any) -> tuple[float, ...]:
         """Whole forward passes, compiled."""
@@ -173,7 +164,7 @@ class NNXAdapter:
         """A copy of the layer alone."""
         module = self._modules(model)[path]
         held = layers.held(module, self._seen.get(path, Seen()))
-        kernel, bias = self._flow(model, [path]).slots[path].filled(op)
+        kernel, bias = slot_of(held, 0, 1).filled(op)
         return layers.refilled(module, held, kernel, bias)
 
     def _flow(self, model: nnx.Module, paths: Iterable[str]) -> Flow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from flax import nnx
 from rankfold_jax.flow import Flow
 from rankfold_jax.inputs import Inputs
 from rankfold_jax.nnx.graph import modules
-from rankfold_jax.nnx.layers import held
+from rankfold_jax.nnx.layers import Held, held
 from rankfold_jax.slots import Slot
 from rankfold_jax.stacks import Seen
 
@@ -38,20 +39,27 @@ def flow(
         leaves[id(variable)] = len(values)
         values += jax.tree.leaves(variable)
     tree = jax.tree.structure(state)
-    slots = {}
-    for path, layer in layers.items():
-        bias = layer.bias
-        slots[path] = Slot(
-            layer.form,
-            leaves[id(layer.kernel)],
-            jnp.shape(layer.kernel.get_raw_value()),
-            layer.stack,
-            None if bias is None else leaves[id(bias)],
-            () if bias is None else jnp.shape(bias.get_raw_value()),
-            layer.bias_stack,
-        )
+    slots = {
+        path: slot_of(layer, leaves[id(layer.kernel)], leaves.get(id(layer.bias), 0))
+        for path, layer in layers.items()
+    }
 
     def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
         return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
     return Flow(function, values, slots)
+
+
+def slot_of(layer: Held, kernel: int, bias: int) -> Slot:
+    """Where a layer's numbers lie.
+
+    Args:
+        layer: the layer.
+        kernel: which of the model's arrays is its kernel.
+        bias: which of them is its bias, if it has one.
+    """
+    slot = Slot(layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack)
+    if layer.bias is None:
+        return slot
+    shape = jnp.shape(layer.bias.get_raw_value())
+    return replace(slot, bias=bias, bias_shape=shape, bias_stack=layer.bias_stack)

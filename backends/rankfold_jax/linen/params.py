@@ -1,0 +1,126 @@
+"""How the parameters of a Linen model are held, and how those of new layers get there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from rankfold.errors import Refused
+from rankfold.ops import Array
+from rankfold_jax.forms import Roles
+from rankfold_jax.linen.compressed import Path
+from rankfold_jax.linen.layers import StageSpec, unboxed
+from rankfold_jax.linen.recording import Recorded, leaves
+from rankfold_jax.sharding import Axes, to_numpy
+from rankfold_jax.stacks import Stack
+
+_FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """The chain in place of one layer: how its layers are made again, and their parameters.
+
+    Attributes:
+        specs: of the stages.
+        params: {'lr0': {'kernel': ...}, ...}.
+        layer: the layer replaced.
+        stacks: of its kernel and of its bias.
+    """
+
+    specs: tuple[StageSpec, ...]
+    params: dict[str, dict[str, Any]]
+    layer: Recorded
+    stacks: list[Stack]
+
+
+@dataclass(frozen=True, eq=False)
+class Refilled:
+    """A layer that stays, with other numbers.
+
+    Attributes:
+        params: its parameters, boxed as they were.
+    """
+
+    params: dict[str, Any]
+
+
+def check_array(name: str, value: Any) -> None:
+    """Refuses a kernel or a bias for what it is.
+
+    Raises:
+        Refused: and why.
+    """
+    if isinstance(value, nn.meta.AxisMetadata) and not isinstance(value, nn.Partitioned):
+        raise Refused(f"its {name} is in a {type(value).__name__}, which is not known")
+    array = unboxed(value)
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        raise Refused(f"its {name} lies on devices of other processes")
+    if array.dtype not in _FLOATS:
+        raise Refused(f"its {name} is {array.dtype}; a float dtype is needed")
+
+
+def numbers_of(value: Any) -> Array:
+    """The numbers of a parameter; zeros for one that has only a shape."""
+    array = unboxed(value)
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return np.zeros(array.shape, np.float32)
+    return to_numpy(array)
+
+
+def double(value: Any) -> Array:
+    """The numbers of a parameter in float64."""
+    numbers: Array = np.asarray(unboxed(value)).astype(np.float64)
+    return numbers
+
+
+def boxed(
+    like: Any, numbers: Array, stack: Stack, before: Roles, after: Roles, *, first: bool, last: bool
+) -> tuple[Any, Any]:
+    """A stage's parameter, boxed as the layer's; and that box as one layer sees it, empty."""
+    axes = Axes(stack.roles(before))
+    roles = stack.roles(after)
+    array = axes.placed(stack.back(numbers), unboxed(like), roles, first=first, last=last)
+    if not isinstance(like, nn.Partitioned):
+        return array, None
+    names: Any = axes.handed_on(like.names, roles, first=first, last=last)
+    own = tuple(
+        name for name, role in zip(names, roles, strict=True) if not role.startswith("stack")
+    )
+    return like.replace(value=array, names=names), like.replace(value=None, names=own)
+
+
+def refilled_param(like: Any, numbers: Array, stack: Stack, roles: Roles) -> Any:
+    """A parameter of a layer with other numbers, boxed as it was."""
+    every = stack.roles(roles)
+    array = Axes(every).placed(numbers, unboxed(like), every, first=True, last=True)
+    return like.replace(value=array) if isinstance(like, nn.Partitioned) else array
+
+
+def params_of(model: nn.Module) -> Any:
+    """The tree of a bound module's parameters."""
+    return model.variables.get("params", {})
+
+
+def nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
+    """The parameters of every module that has some of its own."""
+    nodes: dict[Path, dict[str, Any]] = {}
+    for path, value in leaves(params_of(model)):
+        nodes.setdefault(path[:-1], {})[path[-1]] = value
+    return nodes
+
+
+def put_params(params: dict[str, Any], path: Path, built: Built | Refilled) -> None:
+    """Exchanges the parameters of the layer at a path, in place."""
+    node = params
+    for name in path:
+        node = node[name]
+    for name in ("kernel", "embedding", "bias"):
+        node.pop(name, None)
+    node.update(built.params)
