@@ -10,24 +10,19 @@ inputs that depend on all of them at once: they are decided on before it, withou
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Visit
-from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import Joint, input_form
-from rankfold.ops import Array, Chain, Embedding, Op, with_weight
-from rankfold.reference import reconstruct
+from rankfold.ops import Op
 from rankfold_jax.flow import Flow
 from rankfold_jax.jaxprs import Found, bind, called, step
-from rankfold_jax.joints import Distance, Joints, joint_terms
 from rankfold_jax.labels import param
+from rankfold_jax.meeting import Batch, Meeting
 from rankfold_jax.pairs import (
     Lazy,
     Pair,
@@ -40,11 +35,8 @@ from rankfold_jax.pairs import (
     stacked,
     structure,
 )
-from rankfold_jax.sharding import put
-from rankfold_jax.sites import Site, sampled, site_of
+from rankfold_jax.sites import Site, site_of
 from rankfold_jax.tracked import Tracked, label_of
-
-_HELD_EVERY = 4
 
 
 def follow(
@@ -68,27 +60,16 @@ def follow(
     """
     batches = []
     first = 0
-    for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
-        batches.append(_Batch(index, first, program.given.examples, program.closed, arrays))
+    for program, arrays in flow.programs(calibration.inputs):
+        batches.append(Batch(first, program.given.examples, program.closed, arrays))
         first += program.given.examples
     following = _Following(flow, layers, visit, rng, first, sequential=sequential)
-    groups: dict[Any, list[_Batch]] = {}
+    groups: dict[Any, list[Batch]] = {}
     for batch in batches:
         groups.setdefault(structure(batch.closed.jaxpr), []).append(batch)
     for group in groups.values():
         following.run(group)
-    return {path: error.value for path, error in following.errors.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """One batch: its number, the number of its first example, how many it has."""
-
-    index: int
-    first: int
-    examples: int
-    closed: ClosedJaxpr
-    arrays: Sequence[Any]
+    return {path: error.value for path, error in following.meeting.errors.items()}
 
 
 class _Following:
@@ -105,17 +86,11 @@ class _Following:
         self._slots = {path: slot for path, slot in flow.slots.items() if path in layers}
         self._paths = {slot.kernel: path for path, slot in self._slots.items()}
         self._values = flow.values
-        self._new: dict[int, Any] = {}
         self._layers = layers
-        self._visit = visit
-        self._rng = rng
-        self._examples = examples
         self._sequential = sequential
-        self._met: set[str] = set()
-        self._biases: dict[str, tuple[Array, Array]] = {}
-        self.errors: dict[str, Distance] = {}
+        self.meeting = Meeting(self._slots, flow.values, layers, visit, rng, examples)
 
-    def run(self, batches: Sequence[_Batch]) -> None:
+    def run(self, batches: Sequence[Batch]) -> None:
         """Both runs of batches whose jaxprs have the same structure."""
         lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
         values: list[Value] = [
@@ -129,7 +104,7 @@ class _Following:
         self,
         closed: Sequence[ClosedJaxpr],
         inputs: Sequence[Sequence[Value]],
-        batches: Sequence[_Batch],
+        batches: Sequence[Batch],
     ) -> list[list[Value]]:
         """The outputs of each batch."""
         jaxprs = [one.jaxpr for one in closed]
@@ -152,7 +127,7 @@ class _Following:
         self,
         eqns: Sequence[JaxprEqn],
         arguments: Sequence[Sequence[Value]],
-        batches: Sequence[_Batch],
+        batches: Sequence[Batch],
     ) -> list[list[Value]]:
         eqn = eqns[0]
         inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments[0]]
@@ -181,7 +156,7 @@ class _Following:
     def _pair(self, value: Lazy) -> Pair:
         leaf: Any = value.tracked.label.leaf
         first = value.of(self._values[leaf])
-        return first, value.of(self._new[leaf]) if leaf in self._new else first
+        return first, value.of(self.meeting.new[leaf]) if leaf in self.meeting.new else first
 
     def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
@@ -202,7 +177,7 @@ class _Following:
         eqns: Sequence[JaxprEqn],
         sites: Sequence[Site],
         arguments: Sequence[Sequence[Value]],
-        batches: Sequence[_Batch],
+        batches: Sequence[Batch],
     ) -> list[list[Value]]:
         """A product of a layer: what it gives in both runs."""
         path, side = sites[0].path, sites[0].side
@@ -220,85 +195,18 @@ class _Following:
             product(eqn, x[0], of(0, kernel))
             for eqn, x, kernel in zip(eqns, others, kernels, strict=True)
         ]
-        if path not in self._met:
+        if path not in self.meeting.met:
             inputs = [x[1] for x in others]
-            self._decide(path, *self._joints(path, sites, inputs, firsts, batches))
+            self.meeting.decide(path, *self.meeting.joints(path, sites, inputs, firsts, batches))
         outputs: list[list[Value]] = []
-        same = self._slots[path].kernel not in self._new
+        same = self._slots[path].kernel not in self.meeting.new
         for eqn, x, kernel, first, site in zip(eqns, others, kernels, firsts, sites, strict=True):
             second = first
             if not same or x[0] is not x[1]:
                 second = product(eqn, x[1], of(1, kernel))
-            if path in self.errors:
-                self.errors[path].add(site, first, second, *self._biases[path])
+            self.meeting.measure(site, first, second)
             outputs.append([(first, second if self._sequential else first)])
         return outputs
-
-    def _decide(self, path: str, fit: Joint | None, held: Joint | None) -> None:
-        """Asks for the chain of a layer and puts what it stands for in its place."""
-        self._met.add(path)
-        op, slot = self._layers[path], self._slots[path]
-        chain = self._visit(path, fit, held)
-        try:
-            filled = slot.filled(self._standing_for(path, op, chain))
-        except (Refused, RankfoldError):
-            return
-        for leaf, array in zip((slot.kernel, slot.bias), filled, strict=True):
-            if leaf is not None and array is not None:
-                old = self._values[leaf]
-                self._new[leaf] = _like(array, old)
-        last = chain[-1]
-        self._biases[path] = _spread(op, op.bias), _spread(op, last.bias)
-        self.errors[path] = Distance()
-
-    def _standing_for(self, path: str, op: Op, chain: Chain) -> Op:
-        """The layer with the weight of its chain.
-
-        Raises:
-            Refused: the framework cannot express the chain.
-        """
-        slot = self._slots[path]
-        if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
-            slot.form.stages(chain, slot.stack.count)
-        made = with_weight(op, reconstruct(op, chain))
-        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
-
-    def _joints(
-        self,
-        path: str,
-        sites: Sequence[Site],
-        inputs: Sequence[Any],
-        targets: Sequence[Any],
-        batches: Sequence[_Batch],
-    ) -> tuple[Joint | None, Joint | None]:
-        op = self._layers[path]
-        whole = all(site.layout.groups.size == op.groups for site in sites)
-        if isinstance(op, Embedding) or input_form(op) != "patches" or not whole:
-            return None, None
-        fit, held = Joints(), Joints()
-        for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
-            view = site.view
-            wanted = sampled(view, op, self._examples, 1)
-            chosen = None
-            if wanted is not None:
-                chance = self._rng.random((view.images, view.positions), dtype=np.float32)
-                chosen = np.argpartition(chance, wanted, axis=1)[:, :wanted]
-            images = np.arange(view.images)
-            kept = self._held(batch.first + images * batch.examples // max(1, view.images))
-            bias = _spread(op, op.bias)[site.layout.groups]
-            terms = joint_terms(site, x, y, bias, chosen, kept)
-            each = view.positions if wanted is None else wanted
-            fit.add(terms[0], each * int((~kept).sum()))
-            held.add(terms[1], each * int(kept.sum()))
-        found = fit.made()
-        return (None, None) if found is None else (found, held.made())
-
-    def _held(self, example: Array) -> Array:
-        if self._examples >= _HELD_EVERY:
-            kept: Array = example % _HELD_EVERY == _HELD_EVERY - 1
-            return kept
-        last: Array = (example == self._examples - 1) & (self._examples > 1)
-        return last
 
     def _foresee(self, eqn: JaxprEqn, inside: list[Tracked | None]) -> None:
         """Decides on the layers of a loop."""
@@ -306,10 +214,10 @@ class _Following:
         step(eqn, [label_of(value) for value in inside], 1, found)
         for use in found.uses:
             path = self._paths.get(use.leaf)  # type: ignore[call-overload]
-            if path is not None and path not in self._met:
-                self._decide(path, None, None)
+            if path is not None and path not in self.meeting.met:
+                self.meeting.decide(path, None, None)
 
-    def _scan(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+    def _scan(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
         """One iteration after the other."""
         consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
         body, length = param(eqn, "jaxpr"), param(eqn, "length")
@@ -324,12 +232,12 @@ class _Following:
             rows.append(found[carried:])
         if param(eqn, "reverse"):
             rows.reverse()
-        stacked = [stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
         if not rows:
             return both(eqn, self._resolved(own))
-        return [*state, *stacked]
+        columns = [stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
+        return [*state, *columns]
 
-    def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
         """Turn after turn while both runs go on; then each on its own."""
         tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
         ends = tests + consts
@@ -346,7 +254,7 @@ class _Following:
             return state
         return both(eqn, self._resolved([*own[:ends], *state]))
 
-    def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: _Batch) -> list[Value]:
+    def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
         """The branch that both runs take; each run its own where they part."""
         (index,), operands = self._resolved(own[:1]), own[1:]
         branches = param(eqn, "branches")
@@ -354,17 +262,3 @@ class _Following:
         if first == second:
             return self._evaluate([branches[first]], [operands], [batch])[0]
         return both(eqn, self._resolved(own))
-
-
-def _spread(op: Op, bias: Array | None) -> Array:
-    """(groups, out/groups); zeros where there is no bias."""
-    out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight)
-    flat = np.zeros(out, np.float32) if bias is None else bias
-    return flat.reshape(op.groups, -1)
-
-
-def _like(array: Array, old: Any) -> jax.Array:
-    cast = np.asarray(array).astype(old.dtype)
-    if isinstance(old, jax.Array) and old.committed:
-        return put(cast, old.sharding)
-    return jnp.asarray(cast)

@@ -130,7 +130,7 @@ def accuracy(model: Any) -> float:
 
 def calibration() -> list[jax.Array]:
     x, _ = digits()
-    return [jnp.asarray(x[start : start + 64]) for start in range(0, 256, 64)]
+    return [jnp.asarray(x[start : start + 128]) for start in range(0, 512, 128)]
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])
@@ -142,12 +142,12 @@ def test_data_and_refit_keep_the_accuracy_that_weights_alone_lose(framework: str
     options: dict[str, Any] = {"inputs": batches[0][:1]}
     before = accuracy(model)
     assert before > 0.95
-    plain = rf.compress(model, rf.Budget(macs=0.2), **options)
+    plain = rf.compress(model, rf.Budget(macs=0.25), **options)
     small = rf.compress(
-        model, rf.Budget(macs=0.2), calibration=batches, loss="cross_entropy", **options
+        model, rf.Budget(macs=0.25), calibration=batches, loss="cross_entropy", **options
     )
     assert small.plan.macs is not None
-    assert small.plan.macs[1] <= 0.2 * small.plan.macs[0]
+    assert small.plan.macs[1] <= 0.25 * small.plan.macs[0]
     assert accuracy(small.model) > before - 0.03
     assert accuracy(plain.model) < before - 0.3
     assert accuracy(model) == before
