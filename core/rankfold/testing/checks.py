@@ -1,11 +1,11 @@
 """Every check there is."""
 
-from rankfold.testing import keeping, reading, replacing
+from rankfold.testing import keeping, learning, reading, replacing
 from rankfold.testing.check import Check
 
 CHECKS: dict[str, Check] = {
     found.name: found
-    for module in (reading, replacing, keeping)
+    for module in (reading, replacing, keeping, learning)
     for found in vars(module).values()
     if isinstance(found, Check)
 }

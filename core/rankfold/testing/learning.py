@@ -1,0 +1,137 @@
+"""What an adapter learns from calibration data, where it is `DataAware`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rankfold.calibration import Calibration
+from rankfold.contracts import DataAware
+from rankfold.metric import rows_of
+from rankfold.moments import Joint
+from rankfold.ops import Array, Chain, Embedding, Op, with_weight
+from rankfold.reference import forward
+from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
+from rankfold.testing.cases import BRIEF, probe, supported
+from rankfold.testing.check import check
+from rankfold.testing.harness import Harness, Unsupported
+
+_EXAMPLES = 4
+_TOLERANCE = 1e-3
+_NAMES = (*BRIEF, "convolution, grouped", "convolution, same padding")
+
+
+@check("read", "trace")
+def check_moments(harness: Harness) -> None:
+    """The moments of inputs are those of the rows that the op's weight meets."""
+    for name, op, model in supported(harness, names=_NAMES):
+        adapter, path, x = _data_aware(harness, model, op)
+        calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
+        before = harness.state(model)
+        rng = np.random.default_rng(0)
+        found = adapter.moments(model, calibration, {path: op}, rng, lambda item: None)
+        unchanged(name, before, harness.state(model))
+        assert path in found, f"{name}: no moments of {path!r}, which runs"
+        moments = found[path]
+        rows = _rows(op, x)
+        if isinstance(op, Embedding):
+            expected: Array = rows.mean(0)
+        else:
+            expected = np.einsum("ngi,ngj->gij", rows, rows) / len(rows)
+        _near(name, moments.inputs, expected, "second moment of the inputs")
+        _near(name, moments.mean, rows.mean(0), "mean of the inputs")
+        assert moments.samples == len(x), f"{name}: {moments.samples} examples of {len(x)}"
+        wanted = len(rows) / len(x)
+        assert moments.uses == wanted, f"{name}: {moments.uses} uses an example, not {wanted}"
+        assert moments.grads is not None, f"{name}: no moment of the gradients"
+
+
+@check("read", "trace")
+def check_follow(harness: Harness) -> None:
+    """Layers are met with their own inputs and outputs, and errors are those of the chains."""
+    for name, op, model in supported(harness, names=_NAMES):
+        for factor in (1.0, 0.5):
+            _followed(harness, name, op, model, factor)
+
+
+@check("read", "trace")
+def check_refilled(harness: Harness) -> None:
+    """A layer with other numbers in it is read back with those."""
+    for name, op, model in supported(harness):
+        adapter, path, x = _data_aware(harness, model, op)
+        before = harness.state(model)
+        new = _scaled(op, 2.0)
+        other = adapter.replace(model, {path: adapter.refilled(model, path, new)}, inplace=False)
+        unchanged(name, before, harness.state(model))
+        expected = forward(new, x[:2])
+        _near(name, harness.call(other, x[:2]), expected, "output of the refilled layer")
+        assert set(harness.state(other)) == set(before), f"{name}: other parameters than before"
+
+
+def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) -> None:
+    adapter, path, x = _data_aware(harness, model, op)
+    calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
+    met: list[tuple[Joint | None, Joint | None]] = []
+
+    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+        met.append((fit, held))
+        return (_scaled(op, factor),)
+
+    rng = np.random.default_rng(0)
+    layers = {path: op}
+    errors = adapter.follow(model, calibration, layers, visit, sequential=True, rng=rng)
+    assert len(met) == 1, f"{name}: visited {len(met)} times"
+    off = abs(errors[path] - (1.0 - factor))
+    assert off < _TOLERANCE, f"{name}: an error of {errors[path]:.3g}, not {1.0 - factor}"
+    if isinstance(op, Embedding):
+        return
+    rows = _rows(op, x)
+    y = np.einsum("god,ngd->ngo", rows_of(op).astype(np.float64), rows)
+    y = y + (0.0 if op.bias is None else op.bias.reshape(op.groups, -1))
+    held_out = np.repeat(np.arange(len(x)) % _EXAMPLES == _EXAMPLES - 1, len(rows) // len(x))
+    for joint, own in zip(met[0], (~held_out, held_out), strict=True):
+        assert joint is not None, f"{name}: no sums over its inputs"
+        assert joint.count == own.sum(), f"{name}: {joint.count} positions, not {own.sum()}"
+        crossed = np.einsum("ngo,ngd->god", y[own], rows[own])
+        _near(name, joint.yx, crossed, "sum of y xᵀ")
+        _near(name, joint.xx, np.einsum("ngi,ngj->gij", rows[own], rows[own]), "sum of x xᵀ")
+        _near(name, joint.y, y[own].sum(0), "sum of y")
+
+
+def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
+    """A fresh adapter, the path of the layer and inputs of a few examples."""
+    adapter = fresh_adapter(harness, model, op)
+    if not isinstance(adapter, DataAware):
+        raise Unsupported("calibration data: its adapter is not DataAware")
+    x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[: 2 * _EXAMPLES]
+    return adapter, only_path(adapter, model), x
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    return x[: len(x) // 2], x[len(x) // 2 :]
+
+
+def _rows(op: Op, x: Array) -> Array:
+    """(rows, groups, d): what the reference gives for a weight that is the identity."""
+    if isinstance(op, Embedding):
+        return np.eye(len(op.weight))[x.reshape(-1)][:, None]
+    width = op.weight[0].size
+    eye = np.tile(np.eye(width), (op.groups, 1)).reshape(-1, *op.weight.shape[1:])
+    y = forward(replace(op, weight=eye, bias=None), x)
+    spatial = op.weight.ndim > 2
+    return (np.moveaxis(y, 1, -1) if spatial else y).reshape(-1, op.groups, width)
+
+
+def _scaled(op: Op, factor: float) -> Op:
+    made = with_weight(op, (op.weight * factor).astype(op.weight.dtype))
+    if isinstance(made, Embedding) or made.bias is None:
+        return made
+    return replace(made, bias=(made.bias * factor).astype(made.bias.dtype))
+
+
+def _near(name: str, found: Array, expected: Array, what: str) -> None:
+    assert found.shape == expected.shape, f"{name}: {what} has shape {found.shape}"
+    off = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
+    assert off <= _TOLERANCE, f"{name}: the {what} is off by {off:.3g}"
