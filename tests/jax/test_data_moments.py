@@ -389,6 +389,42 @@ def test_a_scanned_stack_has_the_moments_of_its_layers(name: str) -> None:
     assert stack.samples == 9
 
 
+class Members(nnx.Module):
+    """Layers of one shape side by side on the same input."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.layers = nnx.vmap(lambda key: make(nnx.Rngs(key)))(
+            jax.random.split(jax.random.key(0), 3)
+        )
+
+    def __call__(self, x: Any) -> Any:
+        return nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))(self.layers, x)
+
+
+def test_a_stack_under_vmap_has_a_group_for_each_layer() -> None:
+    dense = Members(lambda rngs: nnx.Linear(4, 5, rngs=rngs))
+    conv = Members(
+        lambda rngs: nnx.Conv(4, 6, (2,), padding="VALID", feature_group_count=2, rngs=rngs)
+    )
+    for model, x in ((dense, normal(6, 4)), (conv, normal(6, 9, 4))):
+        target = normal(*model(x).shape, seed=1)
+
+        def loss(outputs: Any, batch: Any) -> Any:
+            return (outputs * batch[1]).sum() / 6
+
+        found, ops = gather(model, [(x, target)], loss, example=x)
+        ((path, moments),) = found.items()
+        op = ops[path]
+        one = replace(op, weight=op.weight[: len(op.weight) // 3], bias=None, groups=op.groups // 3)  # type: ignore[arg-type]
+        rows = rows_of(one, to_op(op, x))
+        np.testing.assert_allclose(
+            moments.inputs, np.tile(gram(rows), (3, 1, 1)), rtol=1e-4, atol=1e-5
+        )
+        assert moments.grads is not None
+        outs = np.moveaxis(target, 0, -2).reshape(-1, op.groups, len(op.weight) // op.groups)
+        np.testing.assert_allclose(moments.grads, gram(outs), rtol=1e-4, atol=1e-5)
+
+
 class Looping(nnx.Module):
     """Each layer in a construct of its own."""
 
