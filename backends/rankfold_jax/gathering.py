@@ -25,6 +25,7 @@ from rankfold_jax.jaxprs import Found, bind, called, step
 from rankfold_jax.labels import param
 from rankfold_jax.sites import Site, sampled, site_of, working
 from rankfold_jax.slots import Slot
+from rankfold_jax.taps import tap
 from rankfold_jax.tracked import Tracked, label_of, moved_by
 
 Sums: TypeAlias = dict[str, dict[str, jax.Array]]
@@ -136,7 +137,7 @@ class Gatherer:
             for name, total in sums[path].items()
         }
         gram = partial(_gram_of, site, full_gradients(op))
-        tapped = _tap(gram, outputs[0], self.taps[path], groups)
+        tapped = tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: own}
 
     def _carried(self, inside: Inside, sums: Sums) -> Sums:
@@ -284,25 +285,3 @@ def gram(a: jax.Array, b: jax.Array) -> jax.Array:
 def _gram_of(site: Site, full: bool, gradient: jax.Array) -> jax.Array:
     rows = working(site.outputs(gradient, None))
     return gram(rows, rows) if full else jnp.square(rows).sum(0)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tap(gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any) -> Any:
-    """`y`; the gradient of the zeros is the moment of the gradients at it."""
-    del gram_of, zeros, groups
-    return y
-
-
-def _tap_forward(
-    gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any
-) -> tuple[Any, Any]:
-    del gram_of
-    return y, (jnp.zeros_like(zeros), groups)
-
-
-def _tap_back(gram_of: Callable[[jax.Array], jax.Array], saved: Any, gradient: Any) -> Any:
-    zeros, groups = saved
-    return gradient, zeros.at[groups].add(gram_of(gradient)), None
-
-
-_tap.defvjp(_tap_forward, _tap_back)
