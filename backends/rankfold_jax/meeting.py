@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from rankfold.calibration import is_held_out
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
@@ -20,8 +21,6 @@ from rankfold_jax.joints import Distance, Joints, joint_terms
 from rankfold_jax.sharding import put
 from rankfold_jax.sites import Site, sampled
 from rankfold_jax.slots import Slot
-
-_HELD_EVERY = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +152,8 @@ class Meeting:
                 chance = self._rng.random((view.images, view.positions), dtype=np.float32)
                 chosen = np.argpartition(chance, wanted, axis=1)[:, :wanted]
             images = np.arange(view.images)
-            kept = self._held(batch.first + images * batch.examples // max(1, view.images))
+            number = batch.first + images * batch.examples // max(1, view.images)
+            kept = is_held_out(number, self._examples)
             bias = _spread(op, op.bias)[site.layout.groups]
             terms = joint_terms(site, x, y, bias, chosen, kept)
             each = view.positions if wanted is None else wanted
@@ -161,13 +161,6 @@ class Meeting:
             held.add(terms[1], each * int(kept.sum()))
         found = fit.made()
         return (None, None) if found is None else (found, held.made())
-
-    def _held(self, example: Array) -> Array:
-        if self._examples >= _HELD_EVERY:
-            kept: Array = example % _HELD_EVERY == _HELD_EVERY - 1
-            return kept
-        last: Array = (example == self._examples - 1) & (self._examples > 1)
-        return last
 
 
 def _spread(op: Op, bias: Array | None) -> Array:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold.calibration import Calibration
+from rankfold.calibration import Calibration, examples, is_held_out
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
@@ -26,7 +26,6 @@ from rankfold_torch import losses, patches, tracing
 from rankfold_torch.sums import Distance, Joints
 from rankfold_torch.turns import Turn
 
-_HELD_EVERY = 4
 _ORIGINAL, _COMPRESSED = "original", "compressed"
 
 
@@ -165,7 +164,7 @@ class _Following:
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
         batches = []
         for index, inputs in enumerate(calibration.inputs):
-            count = losses.examples(inputs)
+            count = examples(inputs)
             forward = partial(_forward_pass, self._model, inputs)
             original = Turn(forward, devices, _ORIGINAL)
             compressed = Turn(forward, devices, _COMPRESSED) if self._sequential else None
@@ -240,16 +239,12 @@ class _Following:
                 rows = taken.take(chunk)
                 targets = patches.outputs(op, call.y, drawn, chunk)
                 image = drawn.of(chunk, rows.device)[0]
-                kept = self._held(batch.first + image * batch.examples // drawn.images)
+                number = batch.first + image * batch.examples // drawn.images
+                kept = is_held_out(number, self._total)
                 fit.add(rows[~kept], targets[~kept])
                 held.add(rows[kept], targets[kept])
         found = fit.made()
         return (None, None) if found is None else (found, held.made())
-
-    def _held(self, example: torch.Tensor) -> torch.Tensor:
-        if self._total >= _HELD_EVERY:
-            return example % _HELD_EVERY == _HELD_EVERY - 1
-        return (example == self._total - 1) & (self._total > 1)
 
     def _forward(self, path: str, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What a watched layer does when it is called."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rankfold.calibration import Calibration
+from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
 from rankfold_torch import tracing
 
@@ -49,12 +49,6 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors(item)
     elif dataclasses.is_dataclass(value):
         yield from tensors({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-
-
-def examples(inputs: Any) -> int:
-    """The number of examples of a batch: the length of the first axis of its first tensor."""
-    first = next(tensors(inputs), None)
-    return 1 if first is None or first.ndim == 0 else max(1, len(first))
 
 
 def cloned(inputs: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold.calibration import Calibration
+from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
 from rankfold.moments import LayerMoments, full_gradients, input_form
 from rankfold.ops import Embedding, Linear, Op
@@ -28,7 +28,7 @@ def moments(
     advance: Advance,
 ) -> dict[str, LayerMoments]:
     """The moments of those of the layers that run; see `rankfold.contracts.DataAware`."""
-    counts = [losses.examples(inputs) for inputs in calibration.inputs]
+    counts = [examples(inputs) for inputs in calibration.inputs]
     draws = losses.draws(calibration, sum(counts))
     generators = losses.Generators(rng)
     gathering = _Gathering(sum(counts), rng)
@@ -183,7 +183,7 @@ def _batch(
         raise losses.failure(index, error) from error
     finally:
         gathering.forward = False
-    count = losses.examples(inputs)
+    count = examples(inputs)
     for draw in range(draws):
         if isinstance(calibration.loss, str):
             loss = losses.drawn(calibration.loss, outputs, count, generators)

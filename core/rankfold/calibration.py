@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from rankfold.errors import RankfoldError
+from rankfold.ops import Array
 
 Loss: TypeAlias = str | Callable[[Any, Any], Any]
 LOSSES = ("outputs", "cross_entropy")
+_HELD_EVERY = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,27 @@ class Calibration:
     def loss_name(self) -> str:
         """The loss as text."""
         return self.loss if isinstance(self.loss, str) else _name(self.loss)
+
+    def held_out(self) -> Calibration:
+        """The examples that no weight is fitted to, by the rule of `is_held_out`.
+
+        Arrays whose first axis counts the examples of their batch are cut; whatever else there is
+        in a batch stays. With a single example it is everything.
+        """
+        counts = [examples(inputs) for inputs in self.inputs]
+        numbers = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+        chosen = [np.flatnonzero(is_held_out(own, sum(counts))) for own in numbers]
+        if not any(map(len, chosen)):
+            return self
+        kept = [
+            tuple(_taken(value, count, own) for value in (batch, inputs))
+            for batch, inputs, count, own in zip(
+                self.batches, self.inputs, counts, chosen, strict=True
+            )
+            if len(own)
+        ]
+        batches, inputs = zip(*kept, strict=True)
+        return replace(self, batches=batches, inputs=inputs)
 
     @staticmethod
     def of(batches: Any, example: Any, loss: Loss | None) -> Calibration:
@@ -63,6 +88,49 @@ class Calibration:
         if not every:
             raise RankfoldError("calibration: no batch; give at least one batch of inputs")
         return Calibration(every, tuple(_inputs(b, example, i) for i, b in enumerate(every)), loss)
+
+
+def is_held_out(numbers: Any, total: int) -> Any:
+    """Which examples are held out of every fit: a quarter, the last one where there are few.
+
+    Args:
+        numbers: of examples, an integer array of any framework.
+        total: how many examples there are.
+
+    Returns:
+        A boolean array like `numbers`.
+    """
+    if total >= _HELD_EVERY:
+        return numbers % _HELD_EVERY == _HELD_EVERY - 1
+    return (numbers == total - 1) & (total > 1)
+
+
+def examples(inputs: Any) -> int:
+    """The number of examples of a batch: the length of the first axis of its first array."""
+    shape = next((tuple(array.shape) for array in _arrays(inputs)), ())
+    return max(1, shape[0]) if shape else 1
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if hasattr(value, "shape"):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _arrays(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _arrays(item)
+
+
+def _taken(value: Any, count: int, chosen: Array) -> Any:
+    """A batch of some examples of a batch of `count`."""
+    if hasattr(value, "shape"):
+        return value[chosen] if len(value.shape) and value.shape[0] == count else value
+    if isinstance(value, Mapping):
+        return {name: _taken(item, count, chosen) for name, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_taken(item, count, chosen) for item in value)
+    return value
 
 
 def _inputs(batch: Any, example: Any, index: int) -> Any:

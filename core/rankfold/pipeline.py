@@ -169,12 +169,13 @@ def gather(
         adapter: as for `plan`.
 
     Raises:
-        RankfoldError: the calibration data or the loss does not fit the model.
+        RankfoldError: the calibration data or the loss does not fit the model, or there are fewer
+            than 16 examples (tokens, where a model gives each token a prediction).
     """
     run = Run(adapter or registry().adapter(model), model, inputs, None, "balanced", seed)
     run.learn(calibration, loss, None)
     if run.moments is None:
-        raise RankfoldError(f"calibration: fewer than {FEWEST} examples; give more")
+        raise RankfoldError(f"calibration: too little; give at least {FEWEST} examples")
     return run.moments
 
 

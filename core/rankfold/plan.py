@@ -73,8 +73,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             is not known.
         seed: of the run.
         placement: how the scale is spread over the stages of a chain.
-        loss: the loss on the calibration data (before, after); None where it was not measured.
+        loss: the loss on the held-out quarter of the calibration examples (before, after); None
+            where it was not measured.
             Under "cross_entropy" and "outputs" it is the distance from the original's outputs.
+        predicted_latency: time of one forward pass on the example inputs as a share of the
+            original's, from times of the layers; None without a limit on it.
+        latency: the same, measured on the whole models in turns.
         notes: what the policies have to say of the whole.
         trials: the models that `Budget(drop=)` tried, in order; the original is the first.
         version: of this format.
@@ -86,6 +90,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int = 0
     placement: Placement = "balanced"
     loss: tuple[float, float] | None = None
+    predicted_latency: float | None = None
+    latency: float | None = None
     notes: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     version: int = VERSION

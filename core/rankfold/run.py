@@ -23,7 +23,7 @@ from rankfold.contracts import (
 )
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import Moments
+from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
@@ -32,10 +32,10 @@ from rankfold.refit import Refit
 from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
-from rankfold.trials import search, within
+from rankfold.trials import Attempt, fast_enough, search
 
-FEWEST = 4
-"""Moments of fewer calibration examples than these do more harm than good."""
+FEWEST = 16
+"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
 
@@ -80,7 +80,7 @@ class Run:
         self._inputs = inputs
         self._calibration: Calibration | None = None
         self._spoilt: dict[str, str] = {}
-        self._timed = False
+        self._predicted: float | None = None
         self._remarks: list[str] = []
         self._layers: dict[str, Layer] = {}
         self._times: dict[Hashable, tuple[float, ...]] = {}
@@ -165,10 +165,10 @@ class Run:
         rng = np.random.default_rng(self._seed)
         with progress("calibrating", len(self._calibration.batches)) as advance:
             found = self.adapter.moments(self._model, self._calibration, ops, rng, advance)
-        samples = max((layer.samples for layer in found.values()), default=0)
-        if samples < FEWEST:
+        seen = predictions(found, ops)
+        if seen < FEWEST:
             self._calibration = None
-            self._remarks.append(f"{samples} calibration examples are not used: give {FEWEST}")
+            self._remarks.append(f"calibration is not used: {seen} predictions; give {FEWEST}")
         else:
             self.moments = Moments(found, self._calibration.loss_name)
 
@@ -220,9 +220,7 @@ class Run:
                     layer.release()
                 notes.extend(group.notes)
                 if group.seconds is not None:
-                    first, then = group.seconds
-                    notes.append(f"predicted time {then / first:.1%} of the original's")
-                    self._timed = True
+                    self._predicted = group.seconds[1] / group.seconds[0]
 
     def decisions(self, selection: Selection, notes: list[str]) -> Iterator[Decision]:
         """One decision per layer, without a refit."""
@@ -232,22 +230,26 @@ class Run:
     def tried(self, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         """The smaller model and its plan, by whatever its policy wants tried out."""
         policy = selection.policy
-        if not isinstance(policy, Budget) or policy.drop is None:
-            return self.compressed(selection, refit=refit, inplace=inplace)
 
-        def attempt(trial: Budget) -> tuple[Any, Plan]:
-            return self.compressed(replace(selection, policy=trial), refit=refit, inplace=False)
+        def attempt(trial: Policy, *, copy: bool = True) -> Attempt:
+            return self._compressed(replace(selection, policy=trial), refit=refit, copy=copy)
 
-        resource = "params" if self._trace is None else "macs"
-        model, plan, trials = search(policy, self._model, attempt, resource)
+        if not isinstance(policy, Budget):
+            best = attempt(policy, copy=not inplace)
+        elif policy.drop is not None:
+            resource = "params" if self._trace is None else "macs"
+            best = search(policy, self._model, partial(fast_enough, attempt), resource)
+        elif policy.latency is not None:
+            best = fast_enough(attempt, policy)
+        else:
+            best = attempt(policy, copy=not inplace)
+        model = best.model
         if inplace:
-            share = next(trial.share for trial in reversed(trials) if trial.kept)
-            final = replace(selection, policy=within(policy, resource, share))
-            model, plan = self.compressed(final, refit=refit, inplace=True)
-        return model, msgspec.structs.replace(plan, policy=repr(policy), trials=trials)
+            model = self.adapter.replace(self._model, best.modules, inplace=True)
+        return model, msgspec.structs.replace(best.plan, policy=repr(policy))
 
-    def compressed(self, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
-        """The smaller model and its plan.
+    def _compressed(self, selection: Selection, *, refit: bool, copy: bool) -> Attempt:
+        """What replaces the layers, in a copy of the model and measured there if there is one.
 
         A policy that has a whole model to keep within limits decides anew, without the layer, when
         one of its replacements cannot be built.
@@ -271,16 +273,17 @@ class Run:
             break
         for done in decided:
             registry().layer_done(done)
-        small = self.adapter.replace(self._model, modules, inplace=inplace)
-        if self._timed:
-            assert isinstance(self.adapter, DataAware)
+        plan = self.plan_of(decided, selection.policy, notes)
+        if not copy:
+            return Attempt(None, plan, modules)
+        small = self.adapter.replace(self._model, modules, inplace=False)
+        loss = latency = None
+        if isinstance(self.adapter, DataAware) and self._predicted is not None:
             before, after = self.adapter.model_seconds([self._model, small], self._inputs)
-            notes.append(f"measured time {after / before:.1%} of the original's")
-        loss = None
-        if self._calibration is not None and not inplace:
-            assert isinstance(self.adapter, DataAware)
-            loss = self.adapter.divergence(self._model, small, self._calibration)
-        return small, self.plan_of(decided, selection.policy, notes, loss)
+            latency = after / before
+        if isinstance(self.adapter, DataAware) and self._calibration is not None:
+            loss = self._divergence(self.adapter, small, self._calibration)
+        return Attempt(small, msgspec.structs.replace(plan, loss=loss, latency=latency), modules)
 
     def _followed(
         self, selection: Selection, notes: list[str], *, refit: bool
@@ -326,6 +329,14 @@ class Run:
                 decision = Decision(measured, decision.op, decision.chain)
             yield decision
 
+    def _divergence(
+        self, adapter: DataAware, small: Any, calibration: Calibration
+    ) -> tuple[float, float]:
+        try:
+            return adapter.divergence(self._model, small, calibration.held_out())
+        except RankfoldError:  # a model that takes batches of one size only
+            return adapter.divergence(self._model, small, calibration)
+
     def _whole(self, before: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
         """What the model costs with what was decided so far."""
         known = sum(now.values(), Cost(0, 0))
@@ -352,7 +363,6 @@ class Run:
         decided: Iterable[LayerPlan],
         policy: Policy,
         notes: Iterable[str] = (),
-        loss: tuple[float, float] | None = None,
     ) -> Plan:
         """The plan, in the model's order."""
         done = {layer.path: layer for layer in decided}
@@ -362,7 +372,7 @@ class Run:
             size=self.size,
             seed=self._seed,
             placement=self._placement,
-            loss=loss,
+            predicted_latency=self._predicted,
             notes=(*self._remarks, *notes),
         )
 
@@ -371,6 +381,16 @@ class Run:
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op
+
+
+def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
+    """How many predictions calibration data shows: examples, or tokens where each gets its own.
+
+    The layer that is used least often says which; tables are no measure, they may be looked up for
+    positions alone.
+    """
+    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)
 
 
 def _shapes(chain: Chain) -> tuple[object, ...]:

@@ -175,3 +175,61 @@ def test_macs_need_inputs() -> None:
 def test_plan_refuses_to_try_out() -> None:
     with pytest.raises(rf.RankfoldError, match=r"rankfold\.compress"):
         rf.plan(network(), rf.Budget(drop=0.1, evaluate=lambda model: 1.0))
+
+
+def test_times_are_predicted_and_measured() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 768), nn.ReLU(), nn.Linear(768, 512))
+    small = rf.compress(model, rf.Budget(latency=0.6), inputs=torch.randn(64, 512))
+    assert small.plan.predicted_latency is not None
+    assert small.plan.predicted_latency <= 0.6
+    assert small.plan.latency is not None
+    assert f"measured {small.plan.latency:.1%}" in small.report()
+
+
+def slow_by(factor: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Layers take as long as their parameters, models `factor` times that; gives what is asked."""
+    from rankfold.ops import params
+    from rankfold_torch.adapter import TorchAdapter
+
+    shares: list[float] = []
+
+    def seconds(self: TorchAdapter, m: Any, path: str, chains: Any, e: Any) -> tuple[float, ...]:
+        return tuple(float(params(chain)) for chain in ((self.read(m, path),), *chains))
+
+    def whole(self: TorchAdapter, models: Any, inputs: Any) -> tuple[float, ...]:
+        times = tuple(float(size(m)) for m in models)
+        if len(times) == 1:
+            return times
+        shares.append(factor * times[1] / times[0])
+        return times[0], factor * times[1]
+
+    monkeypatch.setattr(TorchAdapter, "seconds", seconds)
+    monkeypatch.setattr(TorchAdapter, "model_seconds", whole)
+    return shares
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_limit_on_time_that_is_missed_is_tightened(
+    monkeypatch: pytest.MonkeyPatch, inplace: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(500, 900), nn.ReLU(), nn.Linear(900, 500))
+    before = size(model)
+    shares = slow_by(1.2, monkeypatch)
+    budget = rf.Budget(latency=0.5)
+    small = rf.compress(model, budget, inputs=torch.randn(2, 500), inplace=inplace)
+    assert shares[0] > 0.5 >= shares[-1]
+    assert small.plan.latency == shares[-1]
+    assert 1.2 * size(small.model) <= 0.5 * before
+    assert small.plan.policy == repr(budget)
+    assert (small.model is model) == inplace
+
+
+def test_a_limit_on_time_that_cannot_be_met_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(500, 900), nn.ReLU(), nn.Linear(900, 500))
+    shares = slow_by(30.0, monkeypatch)
+    small = rf.compress(model, rf.Budget(latency=0.5), inputs=torch.randn(2, 500))
+    assert small.plan.latency == min(shares)
+    assert "above the budget" in small.report()

@@ -55,7 +55,11 @@ def totals(plan: Plan) -> str:
     if plan.macs is not None:
         text += f"; MACs of its layers {change(plan.macs)}"
     if plan.loss is not None:
-        text += "; loss on the calibration data {:.4g} → {:.4g}".format(*plan.loss)
+        text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
+    if plan.predicted_latency is not None:
+        text += f"; time of a pass: predicted {plan.predicted_latency:.1%}"
+        text += "" if plan.latency is None else f", measured {plan.latency:.1%}"
+        text += " of the original's"
     for trial in plan.trials:
         text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
         text += "" if trial.kept else ", too low"
