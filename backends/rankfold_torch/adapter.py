@@ -21,6 +21,7 @@ from rankfold.hookspecs import LayerRule
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.progress import Advance
+from rankfold.reference import composed
 from rankfold.registry import registry, resolve
 from rankfold_torch import (
     following,
@@ -165,6 +166,15 @@ class TorchAdapter:
         module = model.get_submodule(path)
         rule = self._rule(module)
         return refilling.refilled(module, op, None if rule is None else partial(_read_by, rule))
+
+    def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
+        """A copy of the compressed model, with a copy of the layer in place of each chain."""
+        modules = {}
+        for path in paths:
+            op = self.read(model, path)
+            chain = layers.chain(small.get_submodule(path))
+            modules[path] = self.refilled(model, path, composed(op, chain))
+        return swapping.replaced(small, modules, inplace=False)
 
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration

@@ -23,6 +23,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
 from rankfold.ops import Chain, Embedding, Op
 from rankfold_torch import losses, patches, tracing
+from rankfold_torch.remembering import Remembered, noticing
 from rankfold_torch.sums import Distance, Joints
 from rankfold_torch.turns import Turn
 
@@ -84,13 +85,17 @@ class _Call:
 
 @dataclass(eq=False)
 class _Batch:
-    """The runs of one batch; `compressed` is None when only the original model runs."""
+    """The runs of one batch, and what modules keep on themselves in each.
+
+    `compressed` is None when only the original model runs.
+    """
 
     index: int
     first: int
     examples: int
     original: Turn
     compressed: Turn | None
+    remembered: Mapping[Turn, Remembered]
 
     @property
     def turns(self) -> list[Turn]:
@@ -162,13 +167,20 @@ class _Following:
     def begun(self, calibration: Calibration) -> list[_Batch]:
         """The runs of all batches, not started."""
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
+        places: dict[tuple[int, str], nn.Module] = {}
+        with noticing(places), self._lifted():
+            try:
+                _forward_pass(self._model, calibration.inputs[0])
+            except Exception as error:  # whatever the model raises on these inputs
+                raise losses.failure(0, error) from error
         batches = []
         for index, inputs in enumerate(calibration.inputs):
             count = examples(inputs)
             forward = partial(_forward_pass, self._model, inputs)
             original = Turn(forward, devices, _ORIGINAL)
             compressed = Turn(forward, devices, _COMPRESSED) if self._sequential else None
-            batches.append(_Batch(index, self._total, count, original, compressed))
+            own = {t: Remembered(places) for t in (original, compressed) if t is not None}
+            batches.append(_Batch(index, self._total, count, original, compressed, own))
             self._total += count
         return batches
 
@@ -203,7 +215,8 @@ class _Following:
         """Both runs of a batch to their next pause; in turn, as they share what a model keeps."""
         for turn in batch.turns:
             try:
-                turn.resume()
+                with batch.remembered[turn].present():
+                    turn.resume()
             except RankfoldError:
                 raise
             except Exception as error:  # whatever the model raises on these inputs

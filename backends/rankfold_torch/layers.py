@@ -21,6 +21,7 @@ from rankfold.ops import (
     Embedding,
     Linear,
     Op,
+    blank,
     channels,
     geometry,
 )
@@ -61,9 +62,21 @@ def to_numpy(tensor: torch.Tensor) -> Array:
 def read(module: nn.Module) -> Op:
     """The op of a stock layer whose weights have been found to be ordinary tensors."""
     weight = to_numpy(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
+    bias: Any = getattr(module, "bias", None)
+    return _as_op(module, weight, None if bias is None else to_numpy(bias))
+
+
+def sized(module: nn.Module) -> Op | None:
+    """The op of a stock layer without its values, for what it costs; None for other modules."""
+    weight = getattr(module, "weight", None) if isinstance(module, KINDS) else None
+    if not isinstance(weight, torch.Tensor) or nn.parameter.is_lazy(weight):
+        return None
+    return _as_op(module, blank(*weight.shape), None)
+
+
+def _as_op(module: nn.Module, weight: Array, bias: Array | None) -> Op:
     if isinstance(module, nn.Embedding):
         return Embedding(weight)
-    bias = None if module.bias is None else to_numpy(module.bias)  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
         return Linear(weight, bias)
     if isinstance(module, tuple(TRANSPOSED.values())):
@@ -121,6 +134,17 @@ def build(chain: Chain, like: nn.Module) -> nn.Sequential:
     for name, value in carried(like).items():
         setattr(built, name, value)
     return built.train(like.training)
+
+
+def chain(built: nn.Module) -> Chain:
+    """The chain that a module of `build` stands for, with the weights that it has now.
+
+    Raises:
+        Refused: it is no such module.
+    """
+    if not isinstance(built, nn.Sequential) or not any(isinstance(m, KINDS) for m in built):
+        raise Refused(f"a {type(built).__name__} stands in its place, not a chain of layers")
+    return tuple(read(stage) for stage in built if isinstance(stage, KINDS))
 
 
 def carried(layer: nn.Module) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import nn
 
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
-from rankfold.ops import Extent
-from rankfold_torch.layers import CONVS, TRANSPOSED
+from rankfold.ops import Extent, macs
+from rankfold_torch.layers import CONVS, TRANSPOSED, sized
 
 one_at_a_time = threading.RLock()
 
@@ -59,7 +59,13 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     return Trace(
         {path: tuple(found) for path, found in extents.items()},
         watch.refusals,
+        {path: _macs(layers[path], found) for path, found in extents.items()},
     )
+
+
+def _macs(layer: nn.Module, extents: Iterable[Extent]) -> int:
+    op = sized(layer)
+    return 0 if op is None else sum(macs((op,), extent) for extent in extents)
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -75,7 +75,7 @@ class Calibration:
                 loss is unknown.
         """
         loss = "outputs" if loss is None else loss
-        if not callable(loss) and loss not in LOSSES:
+        if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
             raise RankfoldError(
                 f"loss {loss!r}; use one of {LOSSES} or a function of (outputs, batch)"
             )

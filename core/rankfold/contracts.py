@@ -7,7 +7,7 @@ registered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
@@ -133,10 +133,13 @@ class Trace:
     Attributes:
         extents: for each layer path, the extent of its input at each call.
         refusals: for some layer paths, why what was seen forbids replacing the layer.
+        macs: for layers of which it is known, the multiply-accumulates of all calls; they count
+            where a layer cannot be read as an op.
     """
 
     extents: Mapping[str, tuple[Extent, ...]]
     refusals: Mapping[str, str]
+    macs: Mapping[str, int] = field(default_factory=dict)
 
 
 Visit: TypeAlias = "Callable[[str, Joint | None, Joint | None], Chain]"
@@ -288,6 +291,22 @@ class DataAware(Protocol):
 
     def refilled(self, model: Any, path: str, op: Op) -> Any:
         """The layer itself with the weights of an op in it: a module that `replace` takes."""
+
+    def expanded(self, model: Any, small: Any, paths: Sequence[str]) -> Any:
+        """The model with the values of its compressed form: what undoes `replace`.
+
+        Args:
+            model: the model.
+            small: its compressed form, fine-tuned perhaps.
+            paths: of the layers that chains stand for in it.
+
+        Returns:
+            A copy of `small` in which each of these is the layer itself again, with the dense
+            weight that its chain stands for.
+
+        Raises:
+            Refused: what stands in the place of a layer is not a chain that `build` gave.
+        """
 
     def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
         """The mean loss over the batches of the model and of the compressed one.

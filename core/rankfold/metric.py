@@ -40,7 +40,7 @@ class Metric:
     """
 
     def __init__(self, op: Op, moments: LayerMoments) -> None:
-        self._groups = op.groups
+        check_moments(op, moments)
         if isinstance(op, Embedding):
             rows, self._out = op.weight.shape
             self._into, self._taps = rows, 1
@@ -51,7 +51,6 @@ class Metric:
         self.uses = moments.uses
         self.samples = moments.samples
         inputs = np.asarray(moments.inputs, dtype=np.float64)
-        self._check("inputs", inputs, self._into, self._into * self._taps)
         if not np.isfinite(inputs).all():
             raise Refused("the moments of its inputs are not finite")
         self.mean: Array | None = None
@@ -68,7 +67,6 @@ class Metric:
         self._grads: Array | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
-            self._check("gradients", grads, self._out, self._out)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
             self._grads = shrunk(grads, samples)
@@ -181,19 +179,35 @@ class Metric:
         scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
         return scaled
 
-    def _check(self, what: str, moment: Array, channels: int, full: int) -> None:
-        shape = moment.shape
-        fits = (
-            moment.ndim in (2, 3)
-            and shape[0] == self._groups
-            and len(set(shape[1:])) == 1
-            and shape[1] in (channels, full)
-        )
-        if not fits:
-            raise Refused(
-                f"the moments of its {what} have shape {shape}, those of another layer; gather "
-                "them for this model"
-            )
+
+class Mismatch(Refused):
+    """Moments are those of another layer."""
+
+
+def check_moments(op: Op, moments: LayerMoments) -> None:
+    """Sees to it that moments have the shapes of a layer's.
+
+    Raises:
+        Mismatch: they have not.
+    """
+    table = isinstance(op, Embedding)
+    rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
+    columns = op.weight.shape[0] if table else op.weight.shape[1]
+    full = columns if table else columns * op.weight[0, 0].size
+    _check_shape("inputs", moments.inputs, op.groups, (columns, full))
+    if moments.grads is not None:
+        _check_shape("gradients", moments.grads, op.groups, (rows,))
+
+
+def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) -> None:
+    shape = np.shape(moment)
+    square = len(shape) in (2, 3) and len({*shape[1:]}) == 1
+    if square and shape[0] == groups and shape[1] in sizes:
+        return
+    raise Mismatch(
+        f"the moments of its {what} have shape {shape}, those of another layer; gather them for "
+        "this model"
+    )
 
 
 def shrunk(moment: Array, samples: int) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from rankfold.calibration import Loss
-from rankfold.contracts import Adapter, Choice, Placement, Policy
+from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Moments
@@ -38,6 +38,31 @@ class Compressed:
     def report(self) -> str:
         """What was done to each layer and what it saves, as a table."""
         return str(self.plan)
+
+    def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
+        """The original model with the weights of this one, to be compressed further.
+
+        Chains are layers of their own: decomposed again one by one, they lose far more than the
+        layer they stand for. So fine-tune, expand, and compress the result to less.
+
+        Args:
+            model: the model that was compressed; only its structure counts.
+            inputs: example inputs, where its framework shows layers only when called.
+            adapter: as for `plan`.
+
+        Raises:
+            RankfoldError: the model is another one, or what stands in a layer's place is no chain.
+        """
+        used = adapter or registry().adapter(model)
+        if inputs is not None:
+            used.trace(model, inputs)
+        check_planned(self.plan.replaced, used.layers(model))
+        if not isinstance(used, DataAware):
+            raise RankfoldError(f"{type(used).__name__} cannot expand models")
+        try:
+            return used.expanded(model, self.model, [layer.path for layer in self.plan.replaced])
+        except Refused as refused:
+            raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes plan.json and weights.safetensors; see `rankfold.load`.

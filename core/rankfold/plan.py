@@ -103,6 +103,19 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return layer
         raise KeyError(path)
 
+    def layer_of(self, name: str) -> LayerPlan | None:
+        """The replaced layer that a parameter of the compressed model belongs to; None for others.
+
+        Args:
+            name: of the parameter, with dots: "blocks.0.conv.1.weight".
+        """
+        owners = [
+            layer
+            for layer in self.replaced
+            if not layer.path or name == layer.path or name.startswith(f"{layer.path}.")
+        ]
+        return max(owners, key=lambda layer: len(layer.path), default=None)
+
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
         """The layers that will be decomposed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from rankfold.ops import (
     geometry,
     grouped,
     output_extent,
+    with_weight,
 )
 
 _NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -159,6 +161,16 @@ def _compose(previous: Array, following: Array, kernel: int) -> Array:
     order = [0, 1, 2 + kernel, 3 + kernel]
     order += itertools.chain.from_iterable((2 + a, 4 + kernel + a) for a in range(kernel))
     return product.transpose(order).reshape(g, s * out, into, *lengths)
+
+
+def composed(op: Op, chain: Chain) -> Op:
+    """The layer with the dense weight and the bias that a chain made from it stands for.
+
+    Raises:
+        RankfoldError: the stages do not compose to its shape.
+    """
+    made = with_weight(op, reconstruct(op, chain).astype(op.weight.dtype))
+    return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
 
 
 def _of_shape(op: Op, stages: Chain, weight: Array) -> Array:

@@ -67,6 +67,9 @@ class Refit:
         once = layer.calls in (None, 1)
         if self._sequential and fit is not None and held is not None and once:
             decision, chain = self._refitted(layer, decision, chain, fit, held)
+        elif self._sequential and not isinstance(op, Embedding):  # its inputs are others now
+            unknown = msgspec.structs.replace(decision.layer, predicted=None)
+            decision = replace(decision, layer=unknown)
         self.decisions[path] = decision
         layer.release()
         return chain

@@ -23,6 +23,7 @@ from rankfold.contracts import (
 )
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank
 from rankfold.plan import LayerPlan, Plan
@@ -145,6 +146,8 @@ class Run:
                 f"moments: {type(moments).__name__}; give what rankfold.gather() returned"
             )
         self.moments = moments
+        if moments is not None:
+            self._check_moments(moments)
         if calibration is None:
             if loss is not None:
                 raise RankfoldError("loss= needs calibration data; pass calibration=")
@@ -172,6 +175,20 @@ class Run:
         else:
             self.moments = Moments(found, self._calibration.loss_name)
 
+    def _check_moments(self, moments: Moments) -> None:
+        for path in self.kinds:
+            if path in moments:
+                try:
+                    check_moments(self._read(path), moments[path])
+                except Refused as refused:
+                    if isinstance(refused, Mismatch):
+                        raise RankfoldError(f"moments: layer {path!r}: {refused.reason}") from None
+        if self.kinds and not any(path in moments for path in self.kinds):
+            raise RankfoldError(
+                f"moments: of {', '.join(list(moments)[:3])} ..., none of which is a layer of this "
+                "model; gather them for it"
+            )
+
     def choices(
         self, selection: Selection, notes: list[str]
     ) -> Iterator[tuple[Layer, Choice] | LayerPlan]:
@@ -187,7 +204,10 @@ class Run:
                     layer = self.layer(paths[path])
                 except Refused as refused:
                     advance(path)
-                    yield LayerPlan(path=path, op=kind, reason=reason or refused.reason)
+                    count = None if self._trace is None else self._trace.macs.get(path)
+                    costs[path] = Cost(0, count or 0)
+                    pair = None if count is None else (count, count)
+                    yield LayerPlan(path=path, op=kind, reason=reason or refused.reason, macs=pair)
                     continue
                 costs[path] = layer.cost(layer.op)
                 reason = reason or self._unfit(layer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -66,7 +67,7 @@ class Budget:
             share = getattr(self, name)
             if share is None:
                 continue
-            number = isinstance(share, (int, float)) and not isinstance(share, bool)
+            number = isinstance(share, Real) and not isinstance(share, bool)
             if name == "drop":
                 if not number or not 0.0 <= share < math.inf:
                     raise RankfoldError(f"Budget: drop {share!r}; use a number from 0 on")
@@ -107,6 +108,7 @@ class Budget:
             raise RankfoldError(f"Budget: {wants_inputs[0]}= needs example inputs; pass inputs=")
         problem = _Problem(self, group)
         if not problem.offers:
+            problem.check_feasible()
             return
         solution = problem.solved()
         group.notes.append(f"proven within {solution.gap:.2%} of the best on offer")
@@ -126,6 +128,11 @@ class Budget:
     def from_text(cls, argument: str) -> Self:
         """`budget:SHARE` of the parameters."""
         return cls(params=fraction("budget", argument))
+
+
+def _rounded_up(share: float) -> float:
+    """To four digits; the whole model is always enough."""
+    return min(1.0, math.ceil(share * 1e4 + 1e-6) / 1e4)
 
 
 def _shown(value: object) -> str:
@@ -185,13 +192,20 @@ class _Problem:
                 solution = self._within(error)
         if solution is not None:
             return solution
+        raise self._infeasible()
+
+    def check_feasible(self) -> None:
+        """Raises the error of `solved` where what is not to be chosen exceeds a limit."""
+        if not (self._limits >= 0.0).all():
+            raise self._infeasible()
+
+    def _infeasible(self) -> Infeasible:
         factor = least_share([*self._costs, self._fixed[None]], self._asked)
         least = ", ".join(
-            f"{name}={math.ceil(getattr(self._budget, name) * factor * 1e4 + 1e-6) / 1e4}"
-            for name in self._names
+            f"{name}={_rounded_up(getattr(self._budget, name) * factor)}" for name in self._names
         )
         given = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
-        raise Infeasible(
+        return Infeasible(
             f"Budget({given}) cannot be kept by this model with these methods and layers: the "
             f"smallest that can is {least}",
             factor,
