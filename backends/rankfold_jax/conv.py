@@ -91,7 +91,7 @@ class ConvForm:
         padding = ((0, 0),) * len(self.kernel) if self.padding == "VALID" else self.padding
         if isinstance(padding, str):
             raise Refused(f"padding {padding!r} with a dilated input")
-        return _adjoint(
+        return adjoint(
             weight[(slice(None), slice(None), *(slice(None, None, -1),) * len(self.kernel))],
             bias,
             self.input_dilation,
@@ -178,7 +178,7 @@ class TransposedForm:
             weight = np.flip(weight, tuple(range(3, weight.ndim)))
         weight = np.ascontiguousarray(weight).reshape(-1, *weight.shape[2:])
         flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
-        return _adjoint(weight, flat, self.strides, self._explicit, self.dilation, len(kernel))
+        return adjoint(weight, flat, self.strides, self._explicit, self.dilation, len(kernel))
 
     @property
     def _explicit(self) -> Pairs:
@@ -210,7 +210,7 @@ class TransposedForm:
         return _run(call, x, stack)
 
 
-def _adjoint(
+def adjoint(
     weight: Array,
     bias: Array | None,
     strides: tuple[int, ...],

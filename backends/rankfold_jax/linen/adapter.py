@@ -21,8 +21,10 @@ from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
 from rankfold_jax import following, losses, moments, timing
+from rankfold_jax.chains import FOREIGN, checked, stage_op
+from rankfold_jax.dense import EmbedForm
 from rankfold_jax.flow import Flow
-from rankfold_jax.linen.compressed import Path, compressed, noting
+from rankfold_jax.linen.compressed import Path, compressed, noting, specs_of
 from rankfold_jax.linen.flows import check_bound, flow
 from rankfold_jax.linen.layers import (
     StageSpec,
@@ -127,6 +129,44 @@ class LinenAdapter:
             specs.append(StageSpec(stage.form, stage.bias is not None, *boxes))
             params[f"lr{place}"] = named
         return Built(tuple(specs), params, layer, stacks)
+
+    def chain(self, model: nn.Module, small: nn.Module, path: str) -> Chain:
+        """The chain that stands in the place of a layer in a compressed model, as it is now.
+
+        Args:
+            model: the model that was compressed (it still has the layer itself at `path`).
+            small: the compressed model, fine-tuned perhaps.
+            path: of a layer that was replaced in it.
+
+        Raises:
+            Refused: what stands there is not a chain that this adapter built.
+        """
+        op = self.read(model, path)
+        _, _, stacks = self._held(model, path)
+        check_bound(small)
+        own = self._paths[path]
+        specs = specs_of(small, own)
+        if specs is None:
+            raise Refused("no chain stands in its place")
+        known = nodes(small)
+        chain = []
+        for place, spec in enumerate(specs):
+            node = known.get((*own, f"lr{place}"), {})
+            name = "embedding" if isinstance(spec.form, EmbedForm) else "kernel"
+            if node.keys() != {name, *(["bias"] if spec.use_bias else [])}:
+                raise Refused(f"{FOREIGN}lr{place} holds {', '.join(node) or 'nothing'}")
+            for key, value in node.items():
+                check_array(key, value)
+            chain.append(
+                stage_op(
+                    op,
+                    spec.form,
+                    (numbers_of(node[name]), stacks[0]),
+                    (numbers_of(node["bias"]), stacks[-1]) if spec.use_bias else None,
+                    shapes_only=isinstance(unboxed(node[name]), jax.ShapeDtypeStruct),
+                )
+            )
+        return checked(op, tuple(chain))
 
     def run(self, module: Built, x: Array) -> Array:
         """The chain's output, computed in float64."""

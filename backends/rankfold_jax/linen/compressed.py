@@ -28,6 +28,8 @@ from rankfold_jax.versions import replacements
 Path: TypeAlias = tuple[str, ...]
 Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...]], ...]
 
+_TABLE = "_rankfold_table"
+
 if not hasattr(nn.Module, "_call_wrapped_method"):
     import flax
 
@@ -97,7 +99,17 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
     made: Any = type(cls.__name__, (cls,), names)
     made._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
     made.__reduce__ = reduce
+    setattr(made, _TABLE, table)
     return made  # type: ignore[no-any-return]
+
+
+def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
+    """The stages of the chain that a compressed module has at a path; None where it has none."""
+    for cls in type(module).__mro__:
+        specs = dict(vars(cls).get(_TABLE, ())).get(path)
+        if specs is not None:
+            return specs  # type: ignore[no-any-return]
+    return None
 
 
 def _restored(cls: Any, table: Table, fields: dict[str, Any]) -> nn.Module:

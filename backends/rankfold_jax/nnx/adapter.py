@@ -13,11 +13,12 @@ from flax import nnx
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
-from rankfold.errors import RankfoldError
+from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
 from rankfold_jax import following, jaxprs, losses, moments, timing
+from rankfold_jax.chains import FOREIGN, checked
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.flows import flow, slot_of
@@ -81,6 +82,30 @@ class NNXAdapter:
         built = layers.build(held.form.stages(chain, held.stack.count), module, held)
         self._built[id(built)] = (built, held)
         return built
+
+    def chain(self, model: nnx.Module, small: nnx.Module, path: str) -> Chain:
+        """The chain that stands in the place of a layer in a compressed model, as it is now.
+
+        Args:
+            model: the model that was compressed (it still has the layer itself at `path`).
+            small: the compressed model, fine-tuned perhaps.
+            path: of a layer that was replaced in it.
+
+        Raises:
+            Refused: what stands there is not a chain that this adapter built.
+        """
+        op = self.read(model, path)
+        held = layers.held(self._modules(model)[path], self._seen.get(path, Seen()))
+        found = dict(paths(small)).get(path)
+        if not isinstance(found, layers.Chain):
+            raise Refused(f"a {type(found).__name__} stands in its place, not a chain")
+        stages: list[Any] = list(found.layers)
+        for stage in stages:
+            if not isinstance(stage, nnx.Module):
+                raise Refused(f"{FOREIGN}it holds a {type(stage).__name__}")
+            check_class(stage)
+            check_state(stage)
+        return checked(op, tuple(layers.stage_op(op, stage, held) for stage in stages))
 
     def run(self, module: nnx.Module, x: Array) -> Array:
         """The module's output, computed in float64."""

@@ -13,7 +13,8 @@ from flax import nnx
 from jax import lax
 
 from rankfold.errors import Refused
-from rankfold.ops import Array
+from rankfold.ops import Array, Op
+from rankfold_jax import chains
 from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
@@ -206,6 +207,28 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)
     return chain
+
+
+def stage_op(op: Op, stage: Any, layer: Held) -> Op:
+    """The op of one layer of a chain.
+
+    Args:
+        op: the layer replaced.
+        stage: a stock layer.
+        layer: the layer replaced, read.
+
+    Raises:
+        Refused: its arrays do not have the shapes it says.
+    """
+    kernel = getattr(stage, kernel_name(stage))
+    bias = getattr(stage, "bias", None)
+    return chains.stage_op(
+        op,
+        form_of(stage),
+        (numbers(kernel), layer.stack),
+        None if bias is None else (numbers(bias), layer.bias_stack),
+        shapes_only=isinstance(kernel.get_raw_value(), jax.ShapeDtypeStruct),
+    )
 
 
 def refilled(module: Any, layer: Held, kernel: Array, bias: Array | None) -> nnx.Module:
