@@ -23,7 +23,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
 from rankfold.ops import Chain, Embedding, Op
 from rankfold_torch import losses, patches, tracing
-from rankfold_torch.remembering import Remembered, noticing
+from rankfold_torch.remembering import Remembered
 from rankfold_torch.sums import Distance, Joints
 from rankfold_torch.turns import Turn
 
@@ -85,17 +85,13 @@ class _Call:
 
 @dataclass(eq=False)
 class _Batch:
-    """The runs of one batch, and what modules keep on themselves in each.
-
-    `compressed` is None when only the original model runs.
-    """
+    """The runs of one batch; `compressed` is None when only the original model runs."""
 
     index: int
     first: int
     examples: int
     original: Turn
     compressed: Turn | None
-    remembered: Mapping[Turn, Remembered]
 
     @property
     def turns(self) -> list[Turn]:
@@ -127,6 +123,7 @@ class _Following:
         self._visit = visit
         self._build = build
         self._rng = rng
+        self._remembered = Remembered(model)
         self._parted = False
         self._total = 0
         self._modules: dict[str, nn.Module | None] = {}
@@ -144,7 +141,8 @@ class _Following:
         for path, (module, usual) in self._watched.items():
             vars(module)["forward"] = partial(self._forward, path, usual)
         try:
-            yield
+            with self._remembered.noticing():
+                yield
         finally:
             for path, (module, _) in self._watched.items():
                 vars(module).pop("forward", None)
@@ -167,20 +165,13 @@ class _Following:
     def begun(self, calibration: Calibration) -> list[_Batch]:
         """The runs of all batches, not started."""
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
-        places: dict[tuple[int, str], nn.Module] = {}
-        with noticing(places), self._lifted():
-            try:
-                _forward_pass(self._model, calibration.inputs[0])
-            except Exception as error:  # whatever the model raises on these inputs
-                raise losses.failure(0, error) from error
         batches = []
         for index, inputs in enumerate(calibration.inputs):
             count = examples(inputs)
             forward = partial(_forward_pass, self._model, inputs)
             original = Turn(forward, devices, _ORIGINAL)
             compressed = Turn(forward, devices, _COMPRESSED) if self._sequential else None
-            own = {t: Remembered(places) for t in (original, compressed) if t is not None}
-            batches.append(_Batch(index, self._total, count, original, compressed, own))
+            batches.append(_Batch(index, self._total, count, original, compressed))
             self._total += count
         return batches
 
@@ -215,7 +206,7 @@ class _Following:
         """Both runs of a batch to their next pause; in turn, as they share what a model keeps."""
         for turn in batch.turns:
             try:
-                with batch.remembered[turn].present():
+                with self._remembered.of(turn):
                     turn.resume()
             except RankfoldError:
                 raise

@@ -2,61 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
 _ABSENT = object()
 _OWN = frozenset(vars(nn.Module())) | {"forward"}
+Place: TypeAlias = tuple[int, str]
 
 
 class Remembered:
-    """Values of the attributes that a run of a model sets on its modules.
+    """The attributes that several runs of a model set on its modules, apart for each run.
 
     Args:
-        places: the modules and the names of their attributes.
+        model: the model.
     """
 
-    def __init__(self, places: dict[tuple[int, str], nn.Module]) -> None:
-        self._places = places
-        self._values = self._found()
+    def __init__(self, model: nn.Module) -> None:
+        self._own = {id(module) for module in model.modules()}
+        self._first: dict[Place, tuple[nn.Module, Any]] = {}
+        self._values: dict[Hashable, dict[Place, Any]] = {}
 
     @contextmanager
-    def present(self) -> Iterator[None]:
-        """Inside, the attributes are those of the run; afterwards those from before."""
-        outside = self._found()
-        self._set(self._values)
+    def noticing(self) -> Iterator[None]:
+        """Inside, it is noticed which attributes are set."""
+        original = nn.Module.__setattr__
+
+        def noticed(module: nn.Module, name: str, value: Any) -> None:
+            place = id(module), name
+            known = place in self._first or name in _OWN
+            if not known and id(module) in self._own:
+                self._first[place] = module, vars(module).get(name, _ABSENT)
+            original(module, name, value)
+
+        nn.Module.__setattr__ = noticed  # type: ignore[method-assign,assignment]
         try:
             yield
         finally:
-            self._values = self._found()
-            self._set(outside)
+            nn.Module.__setattr__ = original  # type: ignore[method-assign]
 
-    def _found(self) -> list[Any]:
-        return [vars(m).get(name, _ABSENT) for (_, name), m in self._places.items()]
+    @contextmanager
+    def of(self, run: Hashable) -> Iterator[None]:
+        """Inside, the attributes are as a run left them; afterwards as they were at first."""
+        first = {place: value for place, (_, value) in self._first.items()}
+        self._set({**first, **self._values.get(run, {})})
+        try:
+            yield
+        finally:
+            self._values[run] = {
+                place: vars(module).get(place[1], _ABSENT)
+                for place, (module, _) in self._first.items()
+            }
+            self._set({place: value for place, (_, value) in self._first.items()})
 
-    def _set(self, values: list[Any]) -> None:
-        for ((_, name), module), value in zip(self._places.items(), values, strict=True):
+    def _set(self, values: dict[Place, Any]) -> None:
+        for place, value in values.items():
+            own = vars(self._first[place][0])
             if value is _ABSENT:
-                vars(module).pop(name, None)
+                own.pop(place[1], None)
             else:
-                vars(module)[name] = value
-
-
-@contextmanager
-def noticing(places: dict[tuple[int, str], nn.Module]) -> Iterator[None]:
-    """Inside, modules and attributes that are set on them are put into `places`."""
-    original = nn.Module.__setattr__
-
-    def noticed(module: nn.Module, name: str, value: Any) -> None:
-        if name not in _OWN:
-            places[id(module), name] = module
-        original(module, name, value)
-
-    nn.Module.__setattr__ = noticed  # type: ignore[method-assign,assignment]  # restored below
-    try:
-        yield
-    finally:
-        nn.Module.__setattr__ = original  # type: ignore[method-assign]
+                own[place[1]] = value

@@ -219,6 +219,8 @@ class Run:
                     seen.setdefault(id(policy), (policy, []))[1].append(layer)
                 layer.release()
             before = dict(costs)
+            if getattr(selection.policy, "whole", False):  # its limits hold where nothing is left
+                seen.setdefault(id(selection.policy), (selection.policy, []))
             order = sorted(seen.values(), key=lambda group: group[0] is selection.policy)
             for policy, layers in order:
                 whole = self._whole(before, costs)
@@ -226,6 +228,8 @@ class Run:
                 rest = whole.less(sum((costs[p] for p in own), Cost(0, 0)))
                 group = Group(layers, rest, self._whole(before, before), self._model_seconds)
                 choices = policy.allocate(group)
+                if not layers:
+                    next(choices, None)
                 for layer in layers:
                     choice = next(choices, None)
                     if not isinstance(choice, Choice):

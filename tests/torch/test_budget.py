@@ -233,3 +233,43 @@ def test_a_limit_on_time_that_cannot_be_met_is_said(monkeypatch: pytest.MonkeyPa
     small = rf.compress(model, rf.Budget(latency=0.5), inputs=torch.randn(2, 500))
     assert small.plan.latency == min(shares)
     assert "above the budget" in small.report()
+
+
+class ReadOutside(nn.Module):
+    """A large layer that cannot be read, as its owner reads the weight, and one that can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = nn.Linear(60, 50)
+        self.free = nn.Linear(50, 40)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.free(self.held(x.to(self.held.weight.dtype)))
+
+
+def test_layers_that_cannot_be_read_count() -> None:
+    model = ReadOutside()
+    x = torch.randn(3, 60)
+    plan = rf.plan(model, rf.Budget(macs=0.8), inputs=x)
+    assert plan["held"].method is None
+    assert plan["held"].macs == (3 * 60 * 50,) * 2
+    assert plan.macs is not None
+    assert plan.macs[0] == 3 * (60 * 50 + 50 * 40)
+    assert plan.macs[1] <= 0.8 * plan.macs[0]
+
+
+def test_a_budget_with_nothing_to_choose_is_checked() -> None:
+    with pytest.raises(rf.RankfoldError, match=r"the smallest that can is macs=1\.0"):
+        rf.plan(network(), rf.Budget(macs=0.5), inputs=X, exclude="*")
+    assert not rf.plan(network(), rf.Budget(macs=1.0), inputs=X, exclude="*").replaced
+
+
+def test_moments_of_another_model_are_named() -> None:
+    batches = [torch.randn(20, 3, 20, 20)]
+    moments = rf.gather(network(), batches, inputs=X)
+    with pytest.raises(rf.RankfoldError, match="moments: of 0, 3, 5"):
+        rf.plan(nn.ModuleDict({"a": nn.Linear(3, 3)}), rf.Ratio(0.5), moments=moments)
+    model = network()
+    model[3] = nn.Conv2d(25, 40, 3)
+    with pytest.raises(rf.RankfoldError, match=r"moments: layer '3': .* gather them"):
+        rf.plan(model, rf.Ratio(0.5), moments=moments)

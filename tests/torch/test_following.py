@@ -434,3 +434,40 @@ def test_a_layer_of_a_rule_is_refilled_in_its_own_layout() -> None:
         x = torch.randn(2, size[1])
         bias = model[0].bias
         torch.testing.assert_close(found(x) - bias, 3 * (model(x) - bias))
+
+
+class Keeping(nn.Module):
+    """Keeps what it adds later on itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(7, 7) for _ in range(3))
+        self.skip: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.skip = self.a(x)
+        y = self.b(self.skip.relu())
+        y, self.skip = y + self.skip, None
+        return self.c(y)
+
+
+class Passing(Keeping):
+    """The same, with a local variable."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skip = self.a(x)
+        return self.c(self.b(skip.relu()) + skip)
+
+
+def test_what_modules_keep_on_themselves_is_not_shared_by_runs() -> None:
+    batches = [torch.randn(n, 7) for n in (9, 9, 4)]
+    torch.manual_seed(0)
+    keeping = Keeping()
+    passing = Passing()
+    passing.load_state_dict(keeping.state_dict())
+    errors = []
+    for model in (keeping, passing):
+        visit, _ = recorded(ops_of(model), truncated)
+        errors.append(run(model, batches, visit, sequential=True))
+    assert errors[0] == errors[1]
+    assert keeping.skip is None

@@ -20,6 +20,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
+from rankfold.reference import composed
 from rankfold_jax import following, losses, moments, timing
 from rankfold_jax.chains import FOREIGN, checked, stage_op
 from rankfold_jax.dense import EmbedForm
@@ -294,6 +295,21 @@ class LinenAdapter:
         if bias is not None:
             params["bias"] = refilled_param(arrays[1], bias, stacks[1], layer.form.bias_roles)
         return Refilled(params)
+
+    def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
+        """The model's own class, bound to the variables of the compressed one and dense kernels."""
+        module, _ = model.unbind()
+        variables = small.variables
+        params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
+        for path in paths:
+            op = composed(self.read(model, path), self.chain(model, small, path))
+            node = params
+            for name in self._paths[path]:
+                node = node[name]
+            for name in [name for name in node if name.startswith("lr")]:
+                del node[name]
+            put_params(params, self._paths[path], self.refilled(model, path, op))
+        return module.bind({**variables, "params": params})
 
     def _flow(self, model: nn.Module, paths: Iterable[str]) -> Flow:
         """The model as a pure function, with the places of layers among its arrays."""

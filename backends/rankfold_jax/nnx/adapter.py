@@ -17,6 +17,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
 from rankfold.progress import Advance
+from rankfold.reference import composed
 from rankfold_jax import following, jaxprs, losses, moments, timing
 from rankfold_jax.chains import FOREIGN, checked
 from rankfold_jax.flow import Flow
@@ -191,6 +192,16 @@ class NNXAdapter:
         held = layers.held(module, self._seen.get(path, Seen()))
         kernel, bias = slot_of(held, 0, 1).filled(op)
         return layers.refilled(module, held, kernel, bias)
+
+    def expanded(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> nnx.Module:
+        """A copy of the compressed model, with a copy of the layer in place of each chain."""
+        filled = {
+            path: self.refilled(
+                model, path, composed(self.read(model, path), self.chain(model, small, path))
+            )
+            for path in paths
+        }
+        return self.replace(small, filled, inplace=False)
 
     def _flow(self, model: nnx.Module, paths: Iterable[str]) -> Flow:
         return flow(model, paths, self._seen)
