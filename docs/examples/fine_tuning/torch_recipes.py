@@ -143,7 +143,7 @@ def recipes(seed: int, steps: int) -> dict[str, float]:
 def main() -> None:
     """Prints the mean test error of each recipe."""
     parser = argparse.ArgumentParser(description="recipes for fine-tuning, compared")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
     found = [recipes(seed, options.steps) for seed in range(options.seeds)]
