@@ -28,6 +28,7 @@ from rankfold.verify import relative_distance
 
 RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves."""
+_ROUNDING = 1e-6
 
 
 class Refit:
@@ -82,13 +83,15 @@ class Refit:
             return decision, chain
         best = _Tried(chain, _error(op, chain, held, metric))
         start = best
+        nothing = with_weight(op, np.zeros_like(op.weight))
+        rounding = _ROUNDING * _error(op, (nothing,), held, metric)
         for ridge in RIDGES:
             try:
                 made = self._regressed(layer, done.method, done.ranks, metric, fit, ridge)
             except (Refused, np.linalg.LinAlgError):
                 continue
             error = _error(op, made, held, metric)
-            if error < best.error:
+            if error < best.error - rounding:
                 best = _Tried(made, error)
         chain = best.chain
         size = float(np.trace(fit.yy + held.yy, axis1=1, axis2=2).sum())

@@ -130,9 +130,9 @@ def calibrated(framework: str) -> tuple[rf.Moments, rf.Plan, np.ndarray]:
     """Moments, plan and outputs with a loss that draws nothing and positions that are all taken."""
     model, _ = FRAMEWORKS[framework]()
     rng = np.random.default_rng(3)
-    x = rng.standard_normal((12, *X.shape[1:])).astype(np.float32)
-    target = rng.standard_normal((12, 40)).astype(np.float32)
-    batches: list[Any] = [(x[start : start + 6], target[start : start + 6]) for start in (0, 6)]
+    x = rng.standard_normal((18, *X.shape[1:])).astype(np.float32)
+    target = rng.standard_normal((18, 40)).astype(np.float32)
+    batches: list[Any] = [(x[start : start + 9], target[start : start + 9]) for start in (0, 9)]
     if framework == "torch":
         tensors = [(torch.from_numpy(np.moveaxis(a, -1, 1).copy()), b) for a, b in batches]
         batches = [(a, torch.from_numpy(b)) for a, b in tensors]
