@@ -100,7 +100,7 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
     made._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
     made.__reduce__ = reduce
     setattr(made, _TABLE, table)
-    return made  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]  # `type` makes classes unknown to mypy
 
 
 def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
@@ -108,7 +108,7 @@ def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
     for cls in type(module).__mro__:
         specs = dict(vars(cls).get(_TABLE, ())).get(path)
         if specs is not None:
-            return specs  # type: ignore[no-any-return]
+            return specs  # type: ignore[no-any-return]  # `vars` is untyped
     return None
 
 
