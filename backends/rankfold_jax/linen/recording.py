@@ -133,7 +133,9 @@ class Recording:
                 extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
             except Refused as refused:
                 refusals[name] = refused.reason
-        return Trace(extents, refusals)
+        names = [".".join(path) for path in self.layers]
+        counts = {name: sum(use.macs for use in found.of(name)) for name in names}
+        return Trace(extents, refusals, counts)
 
 
 def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorded:

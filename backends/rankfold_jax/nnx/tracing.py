@@ -106,7 +106,8 @@ def trace(
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    return Trace(extents, watch.refusals), seen
+    counts = {path: sum(use.macs for use in found.of(path)) for path in watched}
+    return Trace(extents, watch.refusals, counts), seen
 
 
 def _own(module: Any) -> bool:
