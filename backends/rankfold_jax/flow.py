@@ -11,6 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 
 from rankfold.errors import RankfoldError
+from rankfold.losses import failure
 from rankfold_jax.inputs import Inputs, is_array
 from rankfold_jax.slots import Slot
 
@@ -95,10 +96,3 @@ class Program:
         found = iter(arrays)
         leaves = [next(found) if known is None else known[0] for known in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)
-
-
-def failure(index: int, error: BaseException) -> RankfoldError:
-    """What is raised where a model fails on a batch."""
-    return RankfoldError(
-        f"calibration: the model fails on batch {index} with {type(error).__name__}: {error}"
-    )

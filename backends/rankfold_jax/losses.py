@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankfold import losses
 from rankfold.calibration import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array
-from rankfold_jax.flow import Flow, failure
-
-_ENOUGH_EXAMPLES = 64
-_MOST_DRAWS = 8
-
-
-def draws(calibration: Calibration, total: int) -> int:
-    """How often a random loss is drawn: with few examples their mean needs more than one."""
-    if not isinstance(calibration.loss, str):
-        return 1
-    return max(1, min(_MOST_DRAWS, math.ceil(_ENOUGH_EXAMPLES / total)))
+from rankfold_jax.flow import Flow
 
 
 def floats(outputs: Any) -> list[jax.Array]:
@@ -34,10 +23,7 @@ def floats(outputs: Any) -> list[jax.Array]:
     """
     found = [leaf for leaf in jax.tree.leaves(outputs) if _is_float(leaf)]
     if not found:
-        raise RankfoldError(
-            f"loss: the model gives {type(outputs).__name__} without floating-point arrays; pass "
-            "loss= a function of (outputs, batch)"
-        )
+        raise losses.no_floats(outputs, "arrays")
     return found
 
 
@@ -52,18 +38,9 @@ def logits(outputs: Any, count: int) -> jax.Array:
     Raises:
         RankfoldError: there are no logits.
     """
-    found = outputs
-    while isinstance(found, tuple | list) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    else:
-        found = getattr(found, "logits", found)
+    found = losses.logits_in(outputs)
     if not _is_float(found) or jnp.ndim(found) == 0:
-        raise RankfoldError(
-            f"loss 'cross_entropy': no logits in an output of class {type(outputs).__name__}; pass "
-            "loss='outputs' or a function of (outputs, batch)"
-        )
+        raise losses.no_logits(outputs)
     if found.ndim == 1 and len(found) == count:
         found = found[:, None]
     found = found if found.dtype == jnp.float64 else found.astype(jnp.float32)
@@ -105,13 +82,7 @@ def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax
         RankfoldError: it fails or gives something else than an array of one element.
     """
     name = calibration.loss_name
-    assert callable(calibration.loss)
-    try:
-        value = calibration.loss(outputs, batch)
-    except Exception as error:  # whatever a user's function raises
-        raise RankfoldError(
-            f"loss {name!r}: it fails on batch {index} with {type(error).__name__}: {error}"
-        ) from error
+    value = losses.given(calibration, index, outputs, batch)
     if not isinstance(value, jax.Array) or value.size != 1 or not _is_float(value):
         what = f"shape {value.shape}" if isinstance(value, jax.Array) else str(type(value))
         raise RankfoldError(
@@ -126,24 +97,18 @@ def divergence(first: Flow, second: Flow, calibration: Calibration) -> tuple[flo
     Raises:
         RankfoldError: a model fails on a batch.
     """
-    apart, size = [0.0, 0.0], 0.0
+    found = losses.Divergence()
     both = zip(_outputs(first, calibration), _outputs(second, calibration), strict=True)
     for index, ((a, count), (b, _)) in enumerate(both):
         if calibration.loss == "cross_entropy":
-            distance, rows = _kl(np.asarray(logits(a, count)), np.asarray(logits(b, count)))
-            size += rows
-            apart[1] += distance
+            found.add_logits(_double(logits(a, count)), _double(logits(b, count)))
         elif calibration.loss == "outputs":
             for x, y in zip(map(_double, floats(a)), map(_double, floats(b)), strict=True):
-                known = np.isfinite(x)
-                size += float(np.square(x[known]).sum())
-                apart[1] += float(np.square(x[known] - y[known]).sum())
+                found.add_outputs(x, y)
         else:
-            size += 1.0
             batch = calibration.batches[index]
-            for which, outputs in enumerate((a, b)):
-                apart[which] += float(given(calibration, index, outputs, batch))
-    return apart[0] / max(size, 1e-300), apart[1] / max(size, 1e-300)
+            found.add_losses(*(float(given(calibration, index, o, batch)) for o in (a, b)))
+    return found.value
 
 
 def _outputs(flow: Flow, calibration: Calibration) -> list[tuple[Any, int]]:
@@ -153,25 +118,8 @@ def _outputs(flow: Flow, calibration: Calibration) -> list[tuple[Any, int]]:
         try:
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
-            raise failure(index, error) from error
+            raise losses.failure(index, error) from error
         found.append((outputs, program.given.examples))
-    return found
-
-
-def _kl(first: Array, second: Array) -> tuple[float, int]:
-    if first.shape[1] == 1:
-        first, second = (np.concatenate([x, np.zeros_like(x)], 1) for x in (first, second))
-    p, q = _log_softmax(first), _log_softmax(second)
-    share = np.exp(p)
-    with np.errstate(invalid="ignore"):
-        terms = np.where(share > 0, share * (p - q), 0.0)
-    return max(0.0, float(terms.sum())), len(first)
-
-
-def _log_softmax(scores: Array) -> Array:
-    scores = scores.astype(np.float64)
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return found
 
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from rankfold.calibration import Calibration
 from rankfold.errors import RankfoldError
+from rankfold.losses import draws, failure
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Op
 from rankfold.progress import Advance
 from rankfold_jax import losses
-from rankfold_jax.flow import Flow, Program, failure
+from rankfold_jax.flow import Flow, Program
 from rankfold_jax.gathering import Gatherer, Sums, empty_tap
 from rankfold_jax.inputs import Inputs
 
@@ -62,7 +63,7 @@ def moments(
             )
         for path in own.order:
             totals[path].add({**sums[path], "grads": taps[path]})
-    count = losses.draws(calibration, total)
+    count = draws(calibration, total)
     return {path: totals[path].made(path, total, count) for path in layers if totals[path].arrays}
 
 
@@ -129,7 +130,7 @@ class _Pass:
         self._calibration = calibration
         self._layers = layers
         self._examples = examples
-        self._draws = losses.draws(calibration, examples)
+        self._draws = draws(calibration, examples)
         self._compiled = jax.jit(self._gathered)
         self._batch = batch
         self._index = index

@@ -1,4 +1,4 @@
-"""Median times, measured in turns so that a busy machine slows all of them alike.
+"""Median times of layers and models.
 
 Layers are measured as what XLA makes of them: one compiled function per layer or chain, channels
 last, with depthwise stages in the form that the adapters give them. The layers of a stack are
@@ -7,9 +7,6 @@ measured side by side, as under vmap.
 
 from __future__ import annotations
 
-import math
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,17 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from rankfold import timing
 from rankfold.errors import Refused
 from rankfold.ops import Chain, Convolution, ConvTranspose, Embedding, Extent, Linear, Op, geometry
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.flow import Flow
 
-_TURNS = (5, 15)
-_WARM_UPS = 2
-_SHORTEST = 1e-3
-_MOST_REPEATS = 50
-_LAYER_BUDGET = 0.3
-_MODEL_BUDGET = 3.0
 _LETTERS = "DHW"
 
 
@@ -48,11 +40,10 @@ def seconds(
         dtype: of its arrays.
         build: refuses chains that cannot be built, which take forever.
     """
-    built = [_built(build, chain) for chain in chains]
-    whole = [chain for chain, fits in zip(chains, built, strict=True) if fits]
-    first, *rest = _seconds(op, whole, extents, dtype)
-    times = iter(rest)
-    return (first, *(next(times) if fits else math.inf for fits in built))
+    inputs = [_input(op, extent, dtype) for extent in extents]
+    passes: list[Callable[[], object] | None] = [_pass((op,), inputs, dtype)]
+    passes += [_pass(c, inputs, dtype) if _built(build, c) else None for c in chains]
+    return timing.medians(passes, timing.LAYER, jax.block_until_ready)
 
 
 def _built(build: Callable[[Chain], object], chain: Chain) -> bool:
@@ -63,19 +54,11 @@ def _built(build: Callable[[Chain], object], chain: Chain) -> bool:
     return True
 
 
-def _seconds(
-    op: Op, chains: Sequence[Chain], extents: Sequence[Extent], dtype: Any
-) -> tuple[float, ...]:
-    inputs = [_input(op, extent, dtype) for extent in extents]
-    passes = []
-    for chain in ((op,), *chains):
-        weights = [_weight(stage, dtype) for stage in chain]
+def _pass(chain: Chain, inputs: Sequence[jax.Array], dtype: Any) -> Callable[[], object]:
+    def run(weights: Any, inputs: Any) -> Any:
+        return [_applied(chain, weights, x) for x in inputs]
 
-        def run(weights: Any, inputs: Any, chain: Chain = chain) -> Any:
-            return [_applied(chain, weights, x) for x in inputs]
-
-        passes.append(_bound(jax.jit(run), weights, inputs))
-    return _measured(passes, _LAYER_BUDGET)
+    return _bound(jax.jit(run), [_weight(stage, dtype) for stage in chain], inputs)
 
 
 def model_seconds(flows: Sequence[Flow], inputs: Any) -> tuple[float, ...]:
@@ -84,38 +67,12 @@ def model_seconds(flows: Sequence[Flow], inputs: Any) -> tuple[float, ...]:
     for flow in flows:
         ((program, arrays),) = flow.programs([inputs])
         passes.append(_bound(program.compiled, flow.values, [_filled(x) for x in arrays]))
-    return _measured(passes, _MODEL_BUDGET)
+    return timing.medians(passes, timing.MODEL, jax.block_until_ready)
 
 
 def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
     placed = jax.device_put(arguments)
     return lambda: function(*placed)
-
-
-def _measured(passes: Sequence[Callable[[], object]], budget: float) -> tuple[float, ...]:
-    for one in passes:
-        for _ in range(_WARM_UPS):
-            _time(one, 1)
-    repeats = [_repeats(_time(one, 1)) for one in passes]
-    found: list[list[float]] = [[] for _ in passes]
-    began = time.perf_counter()
-    for turn in range(_TURNS[1]):
-        if turn >= _TURNS[0] and time.perf_counter() - began > budget:
-            break
-        for one, times, often in zip(passes, found, repeats, strict=True):
-            times.append(_time(one, often))
-    return tuple(statistics.median(times) for times in found)
-
-
-def _repeats(once: float) -> int:
-    return min(_MOST_REPEATS, max(1, round(_SHORTEST / max(once, 1e-9))))
-
-
-def _time(one: Callable[[], object], often: int) -> float:
-    began = time.perf_counter()
-    for _ in range(often):
-        jax.block_until_ready(one())  # type: ignore[no-untyped-call]  # JAX leaves it untyped
-    return (time.perf_counter() - began) / often
 
 
 def _input(op: Op, extent: Extent, dtype: Any) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -192,11 +191,7 @@ class TorchAdapter:
                 built.append(self.build(model, path, chain))
             except Refused:
                 built.append(None)
-        op = self.read(model, path)
-        modules = [module for module in built if module is not None]
-        first, *rest = timing.seconds(model.get_submodule(path), op, modules, extents)
-        times = iter(rest)
-        return (first, *(math.inf if module is None else next(times) for module in built))
+        return timing.seconds(model.get_submodule(path), self.read(model, path), built, extents)
 
     def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
         """Whole forward passes in eval mode without gradients."""

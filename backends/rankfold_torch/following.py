@@ -20,6 +20,7 @@ from torch import nn
 from rankfold.calibration import Calibration, examples, is_held_out
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
+from rankfold.losses import failure
 from rankfold.moments import Joint, input_form
 from rankfold.ops import Chain, Embedding, Op
 from rankfold_torch import losses, patches, tracing
@@ -211,7 +212,7 @@ class _Following:
             except RankfoldError:
                 raise
             except Exception as error:  # whatever the model raises on these inputs
-                raise losses.failure(batch.index, error) from error
+                raise failure(batch.index, error) from error
         if batch.original.paused is None:
             batch.part()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rankfold import losses
 from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
+from rankfold.ops import Array
 from rankfold_torch import tracing
 
-_ENOUGH_EXAMPLES = 64
-_MOST_DRAWS = 8
 _IMAGE_AXES = (4, 5)
 _CACHES = ("past_key_values", "mems")
 
@@ -62,13 +61,6 @@ def cloned(inputs: Any) -> Any:
     return inputs
 
 
-def draws(calibration: Calibration, total: int) -> int:
-    """How often a random loss is drawn: with few examples their mean needs more than one."""
-    if not isinstance(calibration.loss, str):
-        return 1
-    return max(1, min(_MOST_DRAWS, math.ceil(_ENOUGH_EXAMPLES / total)))
-
-
 def floats(outputs: Any) -> list[torch.Tensor]:
     """The floating-point tensors of an output.
 
@@ -77,10 +69,7 @@ def floats(outputs: Any) -> list[torch.Tensor]:
     """
     found = [t for t in tensors(outputs) if t.is_floating_point()]
     if not found:
-        raise RankfoldError(
-            f"loss: the model gives {type(outputs).__name__} without floating-point tensors; pass "
-            "loss= a function of (outputs, batch)"
-        )
+        raise losses.no_floats(outputs, "tensors")
     return found
 
 
@@ -95,18 +84,9 @@ def logits(outputs: Any, count: int) -> torch.Tensor:
     Raises:
         RankfoldError: there are no logits.
     """
-    found = outputs
-    while isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        found = found["logits"]
-    else:
-        found = getattr(found, "logits", found)
+    found = losses.logits_in(outputs)
     if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim == 0:
-        raise RankfoldError(
-            f"loss 'cross_entropy': no logits in an output of class {type(outputs).__name__}; pass "
-            "loss='outputs' or a function of (outputs, batch)"
-        )
+        raise losses.no_logits(outputs)
     if found.ndim == 1 and len(found) == count:
         found = found[:, None]
     if found.ndim in _IMAGE_AXES:
@@ -150,13 +130,7 @@ def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
         RankfoldError: it fails or gives something else than a tensor of one element.
     """
     name = calibration.loss_name
-    assert callable(calibration.loss)
-    try:
-        value = calibration.loss(outputs, calibration.batches[index])
-    except Exception as error:  # whatever a user's function raises
-        raise RankfoldError(
-            f"loss {name!r}: it fails on batch {index} with {type(error).__name__}: {error}"
-        ) from error
+    value = losses.given(calibration, index, outputs, calibration.batches[index])
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
         raise RankfoldError(f"loss {name!r} gave {what}; return a tensor with one element")
@@ -165,26 +139,24 @@ def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
 
 def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
     """The mean loss of the model and of the compressed one; see `rankfold.contracts.DataAware`."""
-    apart, size = [0.0, 0.0], 0.0
+    found = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
         first, second = (_outputs(m, inputs, index) for m in (model, small))
         with torch.no_grad():
             if calibration.loss == "cross_entropy":
                 count = examples(inputs)
-                distance, rows = _kl(logits(first, count), logits(second, count))
-                size += rows
-                apart[1] += distance
+                found.add_logits(_array(logits(first, count)), _array(logits(second, count)))
             elif calibration.loss == "outputs":
                 for a, b in zip(floats(first), floats(second), strict=True):
-                    known = torch.isfinite(a)
-                    a, b = a[known].double(), b.to(a.device)[known].double()
-                    size += float(a.square().sum())
-                    apart[1] += float((a - b).square().sum())
+                    found.add_outputs(_array(a), _array(b))
             else:
-                size += 1.0
-                for which, outputs in enumerate((first, second)):
-                    apart[which] += float(given(calibration, index, outputs))
-    return apart[0] / max(size, 1e-300), apart[1] / max(size, 1e-300)
+                found.add_losses(*(float(given(calibration, index, o)) for o in (first, second)))
+    return found.value
+
+
+def _array(x: torch.Tensor) -> Array:
+    array: Array = x.double().cpu().numpy()
+    return array
 
 
 def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:
@@ -196,21 +168,4 @@ def _outputs(model: nn.Module, inputs: Any, index: int) -> Any:
         try:
             return tracing.call(model, cloned(inputs))
         except Exception as error:  # whatever the model raises on these inputs
-            raise failure(index, error) from error
-
-
-def failure(index: int, error: BaseException) -> RankfoldError:
-    """What is raised where a model fails on a batch."""
-    return RankfoldError(
-        f"calibration: the model fails on batch {index} with {type(error).__name__}: {error}"
-    )
-
-
-def _kl(first: torch.Tensor, second: torch.Tensor) -> tuple[float, int]:
-    second = second.to(first.device)
-    if first.shape[1] == 1:
-        first, second = (torch.cat([t, torch.zeros_like(t)], 1) for t in (first, second))
-    p, q = first.double().log_softmax(1), second.double().log_softmax(1)
-    share = p.exp()
-    terms = torch.where(share > 0, share * (p - q), torch.zeros_like(share))
-    return max(0.0, float(terms.sum())), len(first)
+            raise losses.failure(index, error) from error

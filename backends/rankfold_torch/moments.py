@@ -13,6 +13,7 @@ from torch import nn
 
 from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
+from rankfold.losses import draws, failure
 from rankfold.moments import LayerMoments, full_gradients, input_form
 from rankfold.ops import Embedding, Linear, Op
 from rankfold.progress import Advance
@@ -29,7 +30,7 @@ def moments(
 ) -> dict[str, LayerMoments]:
     """The moments of those of the layers that run; see `rankfold.contracts.DataAware`."""
     counts = [examples(inputs) for inputs in calibration.inputs]
-    draws = losses.draws(calibration, sum(counts))
+    often = draws(calibration, sum(counts))
     generators = losses.Generators(rng)
     gathering = _Gathering(sum(counts), rng)
     found = {path: _Layer(path, op) for path, op in layers.items()}
@@ -47,9 +48,9 @@ def moments(
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         for index, inputs in enumerate(calibration.inputs):
             advance(f"batch {index}")
-            _batch(model, calibration, index, losses.cloned(inputs), draws, generators, gathering)
+            _batch(model, calibration, index, losses.cloned(inputs), often, generators, gathering)
     total = sum(counts)
-    return {path: layer.made(total, draws) for path, layer in found.items() if layer.rows}
+    return {path: layer.made(total, often) for path, layer in found.items() if layer.rows}
 
 
 class _Gathering:
@@ -180,7 +181,7 @@ def _batch(
     except RankfoldError:
         raise
     except Exception as error:  # whatever the model raises on these inputs
-        raise losses.failure(index, error) from error
+        raise failure(index, error) from error
     finally:
         gathering.forward = False
     count = examples(inputs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from rankfold.attempts import compressed
 from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
@@ -171,7 +172,7 @@ def compress(
     selection = Selection(policy, include, exclude, overrides)
     run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
     run.learn(calibration, loss, moments)
-    return Compressed(*run.tried(selection, refit=refit, inplace=inplace))
+    return Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
 
 
 def gather(

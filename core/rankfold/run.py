@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from rankfold.calibration import Calibration, Loss
@@ -27,13 +25,10 @@ from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank
 from rankfold.plan import LayerPlan, Plan
-from rankfold.policies.budget import Budget
 from rankfold.progress import progress
-from rankfold.refit import Refit
 from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
-from rankfold.trials import Attempt, fast_enough, search
 
 FEWEST = 16
 """Moments of fewer predictions than these do more harm than good: most classes are not seen."""
@@ -59,7 +54,13 @@ class Run:
         adapter: the model's adapter.
         kinds: the class name of each layer by path, in the model's order.
         size: parameters of the model.
+        model: the model.
+        inputs: example inputs or None.
+        seed: of all randomness.
+        calibration: the batches, where they serve.
         moments: of the layers on calibration data; None without.
+        spoilt: by path, why a replacement could not be built.
+        predicted: the time of the smaller model as a share of the original's, where it is limited.
     """
 
     def __init__(
@@ -77,11 +78,11 @@ class Run:
             raise RankfoldError(f"seed {seed!r}; use an int from 0 to 2**63 - 1")
         names = METHODS if methods is None else listed(methods)
         self.adapter = adapter
-        self._model = model
-        self._inputs = inputs
-        self._calibration: Calibration | None = None
-        self._spoilt: dict[str, str] = {}
-        self._predicted: float | None = None
+        self.model = model
+        self.inputs = inputs
+        self.calibration: Calibration | None = None
+        self.spoilt: dict[str, str] = {}
+        self.predicted: float | None = None
         self._remarks: list[str] = []
         self._layers: dict[str, Layer] = {}
         self._times: dict[Hashable, tuple[float, ...]] = {}
@@ -91,7 +92,12 @@ class Run:
         self.size = adapter.size(model)
         self._methods: dict[str, Decomposition] = registry().methods(names)
         self._placement: Placement = placement
-        self._seed = seed
+        self.seed = seed
+
+    @property
+    def traced(self) -> bool:
+        """Whether MACs can be counted."""
+        return self._trace is not None
 
     def layer(self, paths: tuple[str, ...]) -> Layer:
         """The layer at a path.
@@ -110,7 +116,7 @@ class Run:
                 self._methods,
                 extents,
                 self._placement,
-                self._seed,
+                self.seed,
                 None if self.moments is None else self.moments.get(paths[0]),
                 partial(self._seconds, paths[0], extents),
             )
@@ -127,13 +133,13 @@ class Run:
         op = self._read(path)
         key = (describe(op), op.weight.dtype, tuple(extents), tuple(map(_shapes, chains)))
         if key not in self._times:
-            self._times[key] = self.adapter.seconds(self._model, path, chains, extents)
+            self._times[key] = self.adapter.seconds(self.model, path, chains, extents)
         return self._times[key]
 
     def _model_seconds(self) -> float:
         if not isinstance(self.adapter, DataAware):
             raise RankfoldError(f"{type(self.adapter).__name__} measures no times; use macs=")
-        return self.adapter.model_seconds([self._model], self._inputs)[0]
+        return self.adapter.model_seconds([self.model], self.inputs)[0]
 
     def learn(self, calibration: Any, loss: Loss | None, moments: Moments | None) -> None:
         """Takes or gathers the moments of all layers.
@@ -156,7 +162,7 @@ class Run:
             raise RankfoldError(
                 f"{type(self.adapter).__name__} gathers no moments: leave calibration= out"
             )
-        self._calibration = Calibration.of(calibration, self._inputs, loss)
+        self.calibration = Calibration.of(calibration, self.inputs, loss)
         if moments is not None:
             return
         ops: dict[str, Op] = {}
@@ -165,15 +171,15 @@ class Run:
                 ops[path] = self._read(path)
             except Refused:
                 continue
-        rng = np.random.default_rng(self._seed)
-        with progress("calibrating", len(self._calibration.batches)) as advance:
-            found = self.adapter.moments(self._model, self._calibration, ops, rng, advance)
+        rng = np.random.default_rng(self.seed)
+        with progress("calibrating", len(self.calibration.batches)) as advance:
+            found = self.adapter.moments(self.model, self.calibration, ops, rng, advance)
         seen = predictions(found, ops)
         if seen < FEWEST:
-            self._calibration = None
+            self.calibration = None
             self._remarks.append(f"calibration is not used: {seen} predictions; give {FEWEST}")
         else:
-            self.moments = Moments(found, self._calibration.loss_name)
+            self.moments = Moments(found, self.calibration.loss_name)
 
     def _check_moments(self, moments: Moments) -> None:
         for path in self.kinds:
@@ -193,7 +199,7 @@ class Run:
         self, selection: Selection, notes: list[str]
     ) -> Iterator[tuple[Layer, Choice] | LayerPlan]:
         """What is to be done to each layer, policy by policy; or its plan where that is settled."""
-        paths = {path: (path, *self.adapter.aliases(self._model, path)) for path in self.kinds}
+        paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
         selection.check(list(paths.values()))
         seen: dict[int, tuple[Policy, list[Layer]]] = {}
         costs: dict[str, Cost] = {}
@@ -210,7 +216,7 @@ class Run:
                     yield LayerPlan(path=path, op=kind, reason=reason or refused.reason, macs=pair)
                     continue
                 costs[path] = layer.cost(layer.op)
-                reason = reason or self._unfit(layer)
+                reason = reason or self.unfit(layer)
                 if reason:
                     advance(path)
                     yield layer, Choice(None, reason=reason)
@@ -244,122 +250,12 @@ class Run:
                     layer.release()
                 notes.extend(group.notes)
                 if group.seconds is not None:
-                    self._predicted = group.seconds[1] / group.seconds[0]
+                    self.predicted = group.seconds[1] / group.seconds[0]
 
     def decisions(self, selection: Selection, notes: list[str]) -> Iterator[Decision]:
         """One decision per layer, without a refit."""
         for item in self.choices(selection, notes):
             yield Decision(item) if isinstance(item, LayerPlan) else decide(*item)
-
-    def tried(self, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
-        """The smaller model and its plan, by whatever its policy wants tried out."""
-        policy = selection.policy
-
-        def attempt(trial: Policy, *, copy: bool = True) -> Attempt:
-            return self._compressed(replace(selection, policy=trial), refit=refit, copy=copy)
-
-        if not isinstance(policy, Budget):
-            best = attempt(policy, copy=not inplace)
-        elif policy.drop is not None:
-            resource = "params" if self._trace is None else "macs"
-            best = search(policy, self._model, partial(fast_enough, attempt), resource)
-        elif policy.latency is not None:
-            best = fast_enough(attempt, policy)
-        else:
-            best = attempt(policy, copy=not inplace)
-        model = best.model
-        if inplace:
-            model = self.adapter.replace(self._model, best.modules, inplace=True)
-        return model, msgspec.structs.replace(best.plan, policy=repr(policy))
-
-    def _compressed(self, selection: Selection, *, refit: bool, copy: bool) -> Attempt:
-        """What replaces the layers, in a copy of the model and measured there if there is one.
-
-        A policy that has a whole model to keep within limits decides anew, without the layer, when
-        one of its replacements cannot be built.
-        """
-        while True:
-            notes: list[str] = []
-            modules: dict[str, Any] = {}
-            if self._calibration is None:
-                found = self.decisions(selection, notes)
-            else:
-                found = self._followed(selection, notes, refit=refit)
-            decided, spoilt = [], {}
-            for decision in found:
-                done = self.built(decision, modules)
-                decided.append(done)
-                if decision.layer.method is not None and done.method is None:
-                    spoilt[done.path] = done.reason
-            if spoilt and getattr(selection.policy, "whole", False):
-                self._spoilt.update(spoilt)
-                continue
-            break
-        for done in decided:
-            registry().layer_done(done)
-        plan = self.plan_of(decided, selection.policy, notes)
-        if not copy:
-            return Attempt(None, plan, modules)
-        small = self.adapter.replace(self._model, modules, inplace=False)
-        loss = latency = None
-        if isinstance(self.adapter, DataAware) and self._predicted is not None:
-            before, after = self.adapter.model_seconds([self._model, small], self._inputs)
-            latency = after / before
-        if isinstance(self.adapter, DataAware) and self._calibration is not None:
-            loss = self._divergence(self.adapter, small, self._calibration)
-        return Attempt(small, msgspec.structs.replace(plan, loss=loss, latency=latency), modules)
-
-    def _followed(
-        self, selection: Selection, notes: list[str], *, refit: bool
-    ) -> Iterator[Decision]:
-        """Decisions made while the model runs on the calibration data."""
-        assert self._calibration is not None
-        assert isinstance(self.adapter, DataAware)
-        chosen: dict[str, tuple[Layer, Choice]] = {}
-        ops: dict[str, Op] = {}
-        for item in self.choices(selection, notes):
-            if isinstance(item, LayerPlan):
-                yield Decision(item)
-                continue
-            layer, choice = item
-            left_out = choice.method is None and bool(
-                selection.left_out(layer.paths) or self._unfit(layer)
-            )
-            if left_out or (choice.method is None and isinstance(layer.op, Embedding)):
-                yield decide(layer, choice)
-            else:
-                chosen[layer.path] = item
-                ops[layer.path] = layer.op
-            layer.release()
-        visitor = Refit(chosen, ops, sequential=refit, seed=self._seed)
-        with progress("refitting" if refit else "measuring", len(chosen)) as advance:
-
-            def visit(path: str, fit: Any, held: Any) -> Any:
-                advance(path)
-                return visitor.visit(path, fit, held)
-
-            errors = self.adapter.follow(
-                self._model,
-                self._calibration,
-                ops,
-                visit,
-                sequential=refit,
-                rng=np.random.default_rng(self._seed),
-            )
-        for path, item in chosen.items():
-            decision = visitor.decisions.get(path) or decide(*item)
-            if path in errors and decision.chain is not None:
-                measured = msgspec.structs.replace(decision.layer, measured=errors[path])
-                decision = Decision(measured, decision.op, decision.chain)
-            yield decision
-
-    def _divergence(
-        self, adapter: DataAware, small: Any, calibration: Calibration
-    ) -> tuple[float, float]:
-        try:
-            return adapter.divergence(self._model, small, calibration.held_out())
-        except RankfoldError:  # a model that takes batches of one size only
-            return adapter.divergence(self._model, small, calibration)
 
     def _whole(self, before: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
         """What the model costs with what was decided so far."""
@@ -367,17 +263,18 @@ class Run:
         others = self.size - sum(cost.params for cost in before.values())
         return Cost(known.params + max(0, others), known.macs)
 
-    def _unfit(self, layer: Layer) -> str:
-        if layer.path in self._spoilt:
-            return self._spoilt[layer.path]
+    def unfit(self, layer: Layer) -> str:
+        """Why no policy is asked about a layer; "" where one is."""
+        if layer.path in self.spoilt:
+            return self.spoilt[layer.path]
         if self.moments is not None and layer.moments is None:
             return "it is not run on the calibration data"
         return _unfit(layer.op)
 
     def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:
         """Builds and checks the module of a decision, into `modules`; the plan says if it fails."""
-        rng = np.random.default_rng(self._seed)
-        done, module = build(self.adapter, self._model, decision, rng)
+        rng = np.random.default_rng(self.seed)
+        done, module = build(self.adapter, self.model, decision, rng)
         if module is not None:
             modules[done.path] = module
         return done
@@ -394,14 +291,14 @@ class Run:
             layers=tuple(done[path] for path in self.kinds),
             policy=repr(policy),
             size=self.size,
-            seed=self._seed,
+            seed=self.seed,
             placement=self._placement,
-            predicted_latency=self._predicted,
+            predicted_latency=self.predicted,
             notes=(*self._remarks, *notes),
         )
 
     def _read(self, path: str) -> Op:
-        op = self.adapter.read(self._model, path)
+        op = self.adapter.read(self.model, path)
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path as File
 from typing import Any
 
@@ -14,15 +13,12 @@ import numpy as np
 from flax import linen as nn
 from flax.core import freeze, unfreeze
 
-from rankfold.calibration import Calibration
-from rankfold.contracts import Trace, Visit
+from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
-from rankfold.progress import Advance
+from rankfold.ops import Array, Chain, Op, blank, with_weight
 from rankfold.reference import composed
-from rankfold_jax import following, losses, moments, timing
 from rankfold_jax.chains import FOREIGN, checked, stage_op
+from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.dense import EmbedForm
 from rankfold_jax.flow import Flow
 from rankfold_jax.linen.compressed import Path, compressed, noting, specs_of
@@ -54,7 +50,7 @@ from rankfold_jax.uses import seen_axes
 from rankfold_jax.weights import load_arrays, save_arrays
 
 
-class LinenAdapter:
+class LinenAdapter(FlowDataAware[nn.Module]):
     """Reads, builds and replaces layers of a bound `nn.Module`.
 
     An instance serves one call of plan, apply, compress or load.
@@ -197,8 +193,7 @@ class LinenAdapter:
 
     def precision(self, model: nn.Module, path: str) -> float:
         """Machine epsilon of the layer's parameters."""
-        _, arrays, _ = self._held(model, path)
-        return epsilon(unboxed(arrays[0]).dtype)
+        return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool
@@ -240,50 +235,6 @@ class LinenAdapter:
         loaded = load_arrays(file, dict(zip(names, flat, strict=True)))
         return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
 
-    def moments(
-        self,
-        model: nn.Module,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        rng: np.random.Generator,
-        advance: Advance,
-    ) -> Mapping[str, LayerMoments]:
-        """One compiled forward and backward pass per batch."""
-        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
-
-    def follow(
-        self,
-        model: nn.Module,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        visit: Visit,
-        *,
-        sequential: bool,
-        rng: np.random.Generator,
-    ) -> Mapping[str, float]:
-        """Layers in a loop are met before it, without sums over their inputs."""
-        return following.follow(
-            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
-        )
-
-    def divergence(
-        self, model: nn.Module, small: nn.Module, calibration: Calibration
-    ) -> tuple[float, float]:
-        """One compiled forward pass of both models per batch."""
-        return losses.divergence(flow(model), flow(small), calibration)
-
-    def seconds(
-        self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
-    ) -> tuple[float, ...]:
-        """Compiled functions of the ops, channels last."""
-        build = partial(self.build, model, path)
-        dtype = unboxed(self._held(model, path)[1][0]).dtype
-        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
-
-    def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
-        """Whole forward passes, compiled."""
-        return timing.model_seconds([flow(model) for model in models], inputs)
-
     def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:
         """The layer's own parameters, with other numbers."""
         layer, arrays, stacks = self._held(model, path)
@@ -322,6 +273,9 @@ class LinenAdapter:
             kernel, bias = places[(*own, array_name(layer.kind))], places.get((*own, "bias"), 0)
             slots[path] = _slot(layer, arrays, stacks, kernel, bias)
         return replace(found, slots=slots)
+
+    def _dtype(self, model: nn.Module, path: str) -> Any:
+        return unboxed(self._held(model, path)[1][0]).dtype
 
     def _recorded(self, model: nn.Module) -> Recording:
         check_bound(model)

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 from flax import nnx
 
-from rankfold.calibration import Calibration
-from rankfold.contracts import Trace, Visit
+from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Chain, Extent, Op, blank, with_weight
-from rankfold.progress import Advance
+from rankfold.ops import Array, Chain, Op, blank, with_weight
 from rankfold.reference import composed
-from rankfold_jax import following, jaxprs, losses, moments, timing
+from rankfold_jax import jaxprs
 from rankfold_jax.chains import FOREIGN, checked
+from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.flows import flow, slot_of
@@ -32,7 +28,7 @@ from rankfold_jax.weights import load_arrays, save_arrays
 T = TypeVar("T")
 
 
-class NNXAdapter:
+class NNXAdapter(FlowDataAware[nnx.Module]):
     """Reads, builds and replaces layers of an `nnx.Module`.
 
     An instance serves one call of plan, apply, compress or load, during which the model is
@@ -141,50 +137,6 @@ class NNXAdapter:
         loaded = load_arrays(file, _arrays(model))
         nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
-
-    def moments(
-        self,
-        model: nnx.Module,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        rng: np.random.Generator,
-        advance: Advance,
-    ) -> Mapping[str, LayerMoments]:
-        """One compiled forward and backward pass per batch."""
-        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
-
-    def follow(
-        self,
-        model: nnx.Module,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        visit: Visit,
-        *,
-        sequential: bool,
-        rng: np.random.Generator,
-    ) -> Mapping[str, float]:
-        """Layers in a loop are met before it, without sums over their inputs."""
-        return following.follow(
-            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
-        )
-
-    def divergence(
-        self, model: nnx.Module, small: nnx.Module, calibration: Calibration
-    ) -> tuple[float, float]:
-        """One compiled forward pass of both models per batch."""
-        return losses.divergence(flow(model), flow(small), calibration)
-
-    def seconds(
-        self, model: nnx.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
-    ) -> tuple[float, ...]:
-        """Compiled functions of the ops, channels last."""
-        build = partial(self.build, model, path)
-        dtype = self._dtype(model, path)
-        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
-
-    def model_seconds(self, models: Sequence[nnx.Module], inputs: Any) -> tuple[float, ...]:
-        """Whole forward passes, compiled."""
-        return timing.model_seconds([flow(model) for model in models], inputs)
 
     def refilled(self, model: nnx.Module, path: str, op: Op) -> nnx.Module:
         """A copy of the layer alone."""

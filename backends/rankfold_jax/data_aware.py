@@ -1,0 +1,84 @@
+"""What both Flax adapters do with data, on a model as a pure function of its arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from rankfold.calibration import Calibration
+from rankfold.contracts import Visit
+from rankfold.moments import LayerMoments
+from rankfold.ops import Chain, Extent, Op
+from rankfold.progress import Advance
+from rankfold_jax import following, losses, moments, timing
+from rankfold_jax.flow import Flow
+
+Model = TypeVar("Model")
+
+
+class FlowDataAware(ABC, Generic[Model]):
+    """The methods of `rankfold.contracts.DataAware` that need no more than a `Flow`."""
+
+    @abstractmethod
+    def read(self, model: Model, path: str) -> Op:
+        """See `rankfold.contracts.Adapter`."""
+
+    @abstractmethod
+    def build(self, model: Model, path: str, chain: Chain) -> object:
+        """See `rankfold.contracts.Adapter`."""
+
+    @abstractmethod
+    def _flow(self, model: Model, paths: Iterable[str]) -> Flow:
+        """The model as a pure function, with the places of these layers among its arrays."""
+
+    @abstractmethod
+    def _dtype(self, model: Model, path: str) -> Any:
+        """Of the layer's kernel."""
+
+    def moments(
+        self,
+        model: Model,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """One compiled forward and backward pass per batch."""
+        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
+
+    def follow(
+        self,
+        model: Model,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Layers in a loop are met before it, without sums over their inputs."""
+        return following.follow(
+            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
+        )
+
+    def divergence(
+        self, model: Model, small: Model, calibration: Calibration
+    ) -> tuple[float, float]:
+        """One compiled forward pass of both models per batch."""
+        return losses.divergence(self._flow(model, ()), self._flow(small, ()), calibration)
+
+    def seconds(
+        self, model: Model, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Compiled functions of the ops, channels last."""
+        build = partial(self.build, model, path)
+        dtype = self._dtype(model, path)
+        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
+
+    def model_seconds(self, models: Sequence[Model], inputs: Any) -> tuple[float, ...]:
+        """Whole forward passes, compiled."""
+        return timing.model_seconds([self._flow(model, ()) for model in models], inputs)

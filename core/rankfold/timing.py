@@ -1,0 +1,58 @@
+"""Median times, measured in turns so that a busy machine slows all of them alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+LAYER = 0.3
+"""Seconds after which no further turn of the forms of a layer begins."""
+MODEL = 3.0
+"""Seconds after which no further turn of whole models begins."""
+_TURNS = (5, 15)
+_WARM_UPS = 2
+_SHORTEST = 1e-3
+_MOST_REPEATS = 50
+
+
+def medians(
+    passes: Sequence[Callable[[], object] | None],
+    budget: float,
+    wait: Callable[[object], object] = lambda result: None,
+) -> tuple[float, ...]:
+    """Median seconds of each of some functions.
+
+    Args:
+        passes: the functions; None stands for what cannot be done, which takes forever.
+        budget: seconds after which no further turn begins.
+        wait: called with the last result before a clock is read: waits for the device.
+    """
+
+    def seconds(one: Callable[[], object], often: int) -> float:
+        result: object = None
+        began = time.perf_counter()
+        for _ in range(often):
+            result = one()
+        wait(result)
+        return (time.perf_counter() - began) / often
+
+    known = [one for one in passes if one is not None]
+    for one in known:
+        for _ in range(_WARM_UPS):
+            seconds(one, 1)
+    repeats = [_repeats(seconds(one, 1)) for one in known]
+    found: list[list[float]] = [[] for _ in known]
+    began = time.perf_counter()
+    for turn in range(_TURNS[1]):
+        if turn >= _TURNS[0] and time.perf_counter() - began > budget:
+            break
+        for one, times, often in zip(known, found, repeats, strict=True):
+            times.append(seconds(one, often))
+    measured = map(statistics.median, found)
+    return tuple(math.inf if one is None else next(measured) for one in passes)
+
+
+def _repeats(once: float) -> int:
+    return min(_MOST_REPEATS, max(1, round(_SHORTEST / max(once, 1e-9))))
