@@ -154,9 +154,18 @@ class _Following:
         return [self._pair(value) if isinstance(value, Lazy) else value for value in values]
 
     def _pair(self, value: Lazy) -> Pair:
+        """What both runs go on with."""
+        first = self._parameter(value, 0)
+        leaf = value.tracked.label.leaf
+        if not self._sequential or leaf not in self.meeting.new:
+            return first, first
+        return first, self._parameter(value, 1)
+
+    def _parameter(self, value: Lazy, which: int) -> Any:
+        """A parameter of the model (0) or of the compressed one (1)."""
         leaf: Any = value.tracked.label.leaf
-        first = value.of(self._values[leaf])
-        return first, value.of(self.meeting.new[leaf]) if leaf in self.meeting.new else first
+        first = self._values[leaf]
+        return value.of(self.meeting.new.get(leaf, first) if which else first)
 
     def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
@@ -189,7 +198,7 @@ class _Following:
 
         def of(which: int, kernel: Value) -> Any:
             assert isinstance(kernel, Lazy)
-            return self._pair(kernel)[which]
+            return self._parameter(kernel, which)
 
         firsts = [
             product(eqn, x[0], of(0, kernel))

@@ -71,8 +71,8 @@ class Calibration:
             loss: one of `LOSSES`, a function, or None for "outputs".
 
         Raises:
-            RankfoldError: there is no batch, a batch has not what the example inputs have, or the
-                loss is unknown.
+            RankfoldError: there is no batch, a batch is empty or has not what the example inputs
+                have, or the loss is unknown.
         """
         loss = "outputs" if loss is None else loss
         if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
@@ -87,7 +87,10 @@ class Calibration:
         every = (batches,) if single else tuple(batches)
         if not every:
             raise RankfoldError("calibration: no batch; give at least one batch of inputs")
-        return Calibration(every, tuple(_inputs(b, example, i) for i, b in enumerate(every)), loss)
+        inputs = tuple(_inputs(b, example, i) for i, b in enumerate(every))
+        for index, own in enumerate(inputs):
+            _check_axes(own, example, index)
+        return Calibration(every, inputs, loss)
 
 
 def is_held_out(numbers: Any, total: int) -> Any:
@@ -154,6 +157,19 @@ def _inputs(batch: Any, example: Any, index: int) -> Any:
             f"calibration: batch {index} has {len(batch)} items, fewer than the {wanted} of inputs="
         )
     return tuple(batch[:wanted])
+
+
+def _check_axes(inputs: Any, example: Any, index: int) -> None:
+    """Sees to it that a batch has examples, and no fewer axes than the inputs have."""
+    first = next((tuple(array.shape) for array in _arrays(inputs)), ())
+    if first and first[0] == 0:
+        raise RankfoldError(f"calibration: batch {index} of shape {first} is empty; leave it out")
+    for array, like in zip(_arrays(inputs), _arrays(example), strict=False):
+        if len(array.shape) < len(like.shape):
+            raise RankfoldError(
+                f"calibration: batch {index} has an array of shape {tuple(array.shape)} where "
+                f"inputs= has {tuple(like.shape)}; give batches with an axis of examples in front"
+            )
 
 
 def _name(function: Callable[..., Any]) -> str:

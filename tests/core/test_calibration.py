@@ -51,6 +51,8 @@ def test_examples_are_counted_on_the_first_array(inputs: Any, count: int) -> Non
         ([{"x": 1}], {"x": 1, "y": 2}, None, "batch 0 has no 'y'"),
         ([(1,)], (1, 2), None, "fewer than the 2 of inputs="),
         ([np.zeros(3)], None, "accuracy", "loss 'accuracy'"),
+        ([np.zeros((2, 3)), np.zeros((0, 3))], None, None, r"batch 1 of shape \(0, 3\) is empty"),
+        (np.zeros(20), np.zeros((1, 20)), None, r"shape \(20,\) where inputs= has \(1, 20\)"),
     ],
 )
 def test_what_does_not_fit_is_named(batches: Any, example: Any, loss: Any, message: str) -> None:

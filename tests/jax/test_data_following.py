@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import nnx
 from jax import lax
 
+import rankfold as rf
 from rankfold.calibration import Calibration
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
@@ -544,3 +545,21 @@ def test_fewer_operations_take_less_time() -> None:
     chain = (Linear(blank(8, 1024)), Linear(blank(1024, 8), blank(1024)))
     before, after = NNXAdapter().seconds(model, "layers.0", [chain], ((1024,),))
     assert after < before
+
+
+def test_biases_of_replacements_stay_out_of_the_inputs_without_a_refit() -> None:
+    class Two(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.a = nnx.Linear(20, 24, rngs=rngs)
+            self.b = nnx.Linear(24, 24, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.b(self.a(x))
+
+    model = Two(nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(2.0, 1.0, (64, 20)), jnp.float32)
+    small = rf.compress(model, rf.Ratio(0.25), inputs=x[:1], calibration=[x], refit=False)
+    inside = model.a(x)
+    whole = model.b(inside)
+    apart = np.linalg.norm(whole - small.model.b(inside)) / np.linalg.norm(whole)
+    assert small.plan["b"].measured == pytest.approx(apart, rel=1e-4)
