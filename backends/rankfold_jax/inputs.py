@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankfold.calibration import examples
 from rankfold.errors import RankfoldError
 
 
@@ -21,6 +22,7 @@ class Inputs:
 
     Attributes:
         arrays: the arrays, which a trace may replace.
+        examples: how many there are.
     """
 
     def __init__(self, given: Any) -> None:
@@ -30,6 +32,7 @@ class Inputs:
             whole = (tuple(given), {})
         else:
             whole = ((given,), {})
+        self.examples = examples(given)
         self._leaves, self._tree = jax.tree.flatten(whole)
         self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
         self.arrays = [self._leaves[i] for i in self._places]
@@ -58,12 +61,6 @@ class Inputs:
         places = set(self._places)
         rest = tuple(leaf for i, leaf in enumerate(self._leaves) if i not in places)
         return self._tree, tuple(self._places), shapes, rest
-
-    @property
-    def examples(self) -> int:
-        """The length of the first axis of the first array."""
-        shape = jnp.shape(self.arrays[0]) if self.arrays else ()
-        return max(1, shape[0]) if shape else 1
 
 
 def failed(error: Exception) -> RankfoldError:

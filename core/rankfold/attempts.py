@@ -45,7 +45,7 @@ def compressed(run: Run, selection: Selection, *, refit: bool, inplace: bool) ->
     elif isinstance(policy, Budget) and policy.latency is not None:
         best = fast_enough(attempt, policy)
     else:
-        best = attempt(policy, copy=not inplace)
+        best = attempt(policy, copy=not inplace or run.calibration is not None)
     model = best.model
     if inplace:
         model = run.adapter.replace(run.model, best.modules, inplace=True)

@@ -109,9 +109,20 @@ def is_held_out(numbers: Any, total: int) -> Any:
 
 
 def examples(inputs: Any) -> int:
-    """The number of examples of a batch: the length of the first axis of its first array."""
-    shape = next((tuple(array.shape) for array in _arrays(inputs)), ())
-    return max(1, shape[0]) if shape else 1
+    """The number of examples of a batch: the length of the first axis of its first array.
+
+    Scalars and keys of random generators, which no example has of its own, are passed over.
+    """
+    for array in _arrays(inputs):
+        if len(array.shape) and not _is_key(array):
+            return max(1, int(array.shape[0]))
+    return 1
+
+
+def _is_key(array: Any) -> bool:
+    """Whether an array is a key of JAX's, typed or raw."""
+    kind = str(getattr(array, "dtype", ""))
+    return kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,))
 
 
 def _arrays(value: Any) -> Iterator[Any]:
@@ -161,9 +172,11 @@ def _inputs(batch: Any, example: Any, index: int) -> Any:
 
 def _check_axes(inputs: Any, example: Any, index: int) -> None:
     """Sees to it that a batch has examples, and no fewer axes than the inputs have."""
-    first = next((tuple(array.shape) for array in _arrays(inputs)), ())
-    if first and first[0] == 0:
-        raise RankfoldError(f"calibration: batch {index} of shape {first} is empty; leave it out")
+    shapes = [tuple(array.shape) for array in _arrays(inputs)]
+    if (0,) in (shape[:1] for shape in shapes[:1]):
+        raise RankfoldError(
+            f"calibration: batch {index} of shape {shapes[0]} is empty; leave it out"
+        )
     for array, like in zip(_arrays(inputs), _arrays(example), strict=False):
         if len(array.shape) < len(like.shape):
             raise RankfoldError(

@@ -136,6 +136,7 @@ class Layer:
         seed: of the run; every layer derives a generator of its own from it.
         moments: of calibration data; None without.
         timer: gives the seconds of the layer and of chains in its place.
+        attended: MACs of products with the table of an `Embedding`, beside look-ups.
 
     Attributes:
         path: the layer's path in the model.
@@ -156,8 +157,10 @@ class Layer:
         seed: int,
         moments: LayerMoments | None = None,
         timer: Timer | None = None,
+        attended: int = 0,
     ) -> None:
         self.path = paths[0]
+        self._attended = attended
         self._timer = timer
         self._offers: dict[int, list[Offer]] = {}
         self._timed: tuple[float, list[Offer]] | None = None
@@ -273,7 +276,10 @@ class Layer:
         if extents is None:
             extents = (_nominal_extent(self.op),)
         chain = as_chain(ops)
-        return Cost(params(chain), sum(macs(chain, extent) for extent in extents))
+        count = sum(macs(chain, extent) for extent in extents)
+        if self._attended:  # with the table, or with one factor of it after the other
+            count += self._attended * params(chain) // params(as_chain(self.op))
+        return Cost(params(chain), count)
 
     def grew(self, cost: Cost) -> str | None:
         """Why a chain of that cost is no gain; None where it is one.

@@ -57,6 +57,7 @@ class Refit:
         self._sequential = sequential
         self._seed = seed
         self.decisions: dict[str, Decision] = {}
+        self._changed = False
 
     def visit(self, path: str, fit: Joint | None, held: Joint | None) -> Chain:
         """The chain of a layer, from the sums over fitted and over held-out positions."""
@@ -66,11 +67,13 @@ class Refit:
         op = layer.op
         chain: Chain = decision.chain or (op,)
         once = layer.calls in (None, 1)
-        if self._sequential and fit is not None and held is not None and once:
-            decision, chain = self._refitted(layer, decision, chain, fit, held)
-        elif self._sequential and not isinstance(op, Embedding):  # its inputs are others now
-            unknown = msgspec.structs.replace(decision.layer, predicted=None)
-            decision = replace(decision, layer=unknown)
+        self._changed |= decision.chain is not None
+        if self._sequential and self._changed:  # until then the inputs are those of the original
+            if fit is not None and held is not None and once:
+                decision, chain = self._refitted(layer, decision, chain, fit, held)
+            elif not isinstance(op, Embedding):  # its inputs are others now
+                unknown = msgspec.structs.replace(decision.layer, predicted=None)
+                decision = replace(decision, layer=unknown)
         self.decisions[path] = decision
         layer.release()
         return chain

@@ -119,8 +119,14 @@ class Run:
                 self.seed,
                 None if self.moments is None else self.moments.get(paths[0]),
                 partial(self._seconds, paths[0], extents),
+                self._attended(paths[0]),
             )
         return self._layers[paths[0]]
+
+    def _attended(self, path: str) -> int:
+        if self._trace is None or not isinstance(self._read(path), Embedding):
+            return 0
+        return self._trace.macs.get(path, 0)
 
     def _seconds(
         self, path: str, extents: Sequence[Extent] | None, chains: Sequence[Chain]
@@ -268,7 +274,7 @@ class Run:
         if layer.path in self.spoilt:
             return self.spoilt[layer.path]
         if self.moments is not None and layer.moments is None:
-            return "it is not run on the calibration data"
+            return "it has no moments: it is not run on the calibration data"
         return _unfit(layer.op)
 
     def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:

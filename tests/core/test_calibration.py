@@ -58,3 +58,10 @@ def test_examples_are_counted_on_the_first_array(inputs: Any, count: int) -> Non
 def test_what_does_not_fit_is_named(batches: Any, example: Any, loss: Any, message: str) -> None:
     with pytest.raises(rf.RankfoldError, match=message):
         Calibration.of(batches, example, loss)
+
+
+def test_scalars_and_keys_are_no_examples() -> None:
+    key = np.array([3, 4], dtype=np.uint32)
+    assert examples((np.float32(0.5), np.zeros((7, 2)))) == 7
+    assert examples({"t": np.zeros(()), "key": key, "x": np.zeros((7, 2))}) == 7
+    assert examples((np.zeros(()),)) == 1

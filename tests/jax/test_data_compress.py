@@ -284,3 +284,46 @@ def test_bad_calibration_is_named(framework: str) -> None:
         compress([x * np.nan])
     with pytest.raises(RankfoldError, match=r"shape \(20,\)"):
         compress([x], lambda outputs, batch: outputs.sum(0))
+
+
+def test_arguments_before_the_examples_do_not_count_as_examples() -> None:
+    class Timed(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.a = nnx.Linear(20, 24, rngs=rngs)
+            self.b = nnx.Linear(24, 10, rngs=rngs)
+
+        def __call__(self, t: jax.Array, x: jax.Array) -> jax.Array:
+            return self.b(jnp.tanh(self.a(x)) * t)
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 20)), jnp.float32)
+    moments = rf.gather(Timed(nnx.Rngs(0)), [{"t": jnp.float32(0.5), "x": x}])
+    assert moments["a"].samples == 64
+
+
+def test_nothing_is_refitted_before_the_first_replaced_layer() -> None:
+    class Half(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.a = nnx.Linear(20, 24, dtype=jnp.bfloat16, rngs=rngs)
+            self.b = nnx.Linear(24, 10, dtype=jnp.bfloat16, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.b(jnp.tanh(self.a(x)))
+
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 20)), jnp.float32)
+    small = rf.compress(Half(nnx.Rngs(0)), rf.Budget(macs=1.0), inputs=x[:1], calibration=[x])
+    assert not any(layer.refit for layer in small.plan.layers)
+    assert small.plan.loss == (0.0, 0.0)
+
+
+def test_products_with_a_table_count() -> None:
+    class Tied(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.embed = nnx.Embed(50, 16, rngs=rngs)
+            self.fc = nnx.Linear(16, 16, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.embed.attend(self.fc(self.embed(x)))
+
+    x = jnp.zeros((2, 7), jnp.int32)
+    small = rf.compress(Tied(nnx.Rngs(0)), rf.Ranks({"embed": 4}), inputs=x)
+    assert small.plan["embed"].macs == (14 * 50 * 16, 14 * (50 * 4 + 4 * 16) + 14 * 4 * 16)

@@ -19,6 +19,7 @@ from rankfold.contracts import Trace
 from rankfold.errors import Refused
 from rankfold.ops import Extent
 from rankfold_jax import jaxprs
+from rankfold_jax.counting import counted
 from rankfold_jax.forms import Form
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.linen.layers import (
@@ -99,7 +100,12 @@ class Recording:
             except Exception as error:  # whatever the model raises on these inputs
                 raise failed(error) from error
         self.found = jaxprs.find(closed, labels)
-        self.trace = self._trace(self.found)
+        owners: list[str | None] = [
+            ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
+            for path, value in leaves(params)
+        ]
+        owners += [None] * len(jax.tree.leaves(others))
+        self.trace = self._trace(self.found, counted(closed, owners))
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
@@ -120,7 +126,7 @@ class Recording:
             self.layers[path] = _recorded(module, kind, einsum)
         return output
 
-    def _trace(self, found: jaxprs.Found) -> Trace:
+    def _trace(self, found: jaxprs.Found, counts: Mapping[str, int]) -> Trace:
         extents: dict[str, tuple[Extent, ...]] = {}
         refusals: dict[str, str] = {}
         for path, layer in self.layers.items():
@@ -133,8 +139,6 @@ class Recording:
                 extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
             except Refused as refused:
                 refusals[name] = refused.reason
-        names = [".".join(path) for path in self.layers]
-        counts = {name: sum(use.macs for use in found.of(name)) for name in names}
         return Trace(extents, refusals, counts)
 
 

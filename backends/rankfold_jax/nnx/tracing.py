@@ -20,6 +20,7 @@ from rankfold.contracts import Trace
 from rankfold.errors import Refused
 from rankfold.ops import Extent
 from rankfold_jax import jaxprs
+from rankfold_jax.counting import counted
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.nnx.graph import modules, variables
 from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
@@ -81,11 +82,14 @@ def trace(
         setattr(module, _PATH, path)
         module.__class__ = _watched(type(module))
     graphdef, state = nnx.split(copy)
-    labels = [
-        leaves.get(id(value))
-        for _, value in nnx.to_flat_state(state)
-        for _ in jax.tree.leaves(value)
-    ]
+    arrays = [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
+    labels = [leaves.get(id(value)) for value in arrays]
+    holders = {
+        id(value): path
+        for path in reversed(list(layers))
+        for value in variables(inside[path]).values()
+    }
+    owners = [holders.get(id(value)) for value in arrays]
 
     def forward(state: Any, arrays: list[Any]) -> Any:
         return given.call(nnx.merge(graphdef, state), arrays)
@@ -106,8 +110,7 @@ def trace(
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    counts = {path: sum(use.macs for use in found.of(path)) for path in watched}
-    return Trace(extents, watch.refusals, counts), seen
+    return Trace(extents, watch.refusals, counted(closed, owners)), seen
 
 
 def _own(module: Any) -> bool:
