@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import fsolve, minimize_scalar
+from scipy.optimize import minimize_scalar
 
 import rankfold as rf
 
@@ -36,9 +36,10 @@ class Published:
             return math.log(z + 1) / z - 0.5
 
         start = 2.5 * math.sqrt(self.alpha)
-        (tau,) = fsolve(
-            lambda t: phi(float(t[0])) + phi(float(t[0]) / self.alpha), start, xtol=1e-12
-        )
+        low, high = start / 1e3, start * 1e3
+        for _ in range(200):  # phi falls
+            tau = math.sqrt(low * high)
+            low, high = (tau, high) if phi(tau) + phi(tau / self.alpha) > 0 else (low, tau)
         self.threshold = (1 + tau) * (1 + self.alpha / tau)
 
     def objective(self, variance: float) -> float:
