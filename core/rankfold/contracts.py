@@ -55,10 +55,20 @@ class Mode:
 
 @dataclass(frozen=True, eq=False)
 class Factored:
-    """A decomposed layer: its chain, and the relative error ‖W − Ŵ‖ / ‖W‖ of the weight."""
+    """A decomposed layer.
+
+    Attributes:
+        chain: in the layer's place.
+        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
+        remark: what to know of how it was found; "" for nothing.
+        sensitivity: how much noise on the factors of a CP model changes it, over ‖W‖²; None for
+            other models.
+    """
 
     chain: Chain
     error: float
+    remark: str = ""
+    sensitivity: float | None = None
 
 
 class Decomposition(Protocol):

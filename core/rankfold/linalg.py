@@ -1,18 +1,30 @@
-"""All heavy linear algebra: Gram matrices, eigenpairs, leading subspaces.
+"""All heavy linear algebra: Gram matrices, eigenpairs, leading subspaces, least squares.
 
-Everything is float64 and works on a stack of matrices (the groups of a convolution) at once.
-Singular values are read off Gram matrices: in float64 they are good to 1e-8 of the largest, and
-because weights are *projected* on the orthonormal factors, W ≈ U(UᵀW), and never divided by a
-singular value, a decomposition at full rank is exact in spite of the squared condition number.
+Everything here runs where its arrays live: on NumPy arrays with NumPy, on arrays of any other
+library of the array API standard (a PyTorch tensor on an accelerator) with that library. What is
+small and looked at by policies, eigenvalues and errors, comes back to the host.
+
+Matrices come in stacks (the groups of a convolution). Singular values are read off Gram matrices in
+float64, which is good to 1e-8 of the largest, and because weights are *projected* on the
+orthonormal factors, W ≈ U(UᵀW), and never divided by a singular value, a decomposition at full rank
+is exact in spite of the squared condition number.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from rankfold.ops import Array
+
+LARGE = 1024
+"""From this order on all eigenpairs of a Gram matrix cost seconds; a few of them need not."""
+_FEW = 0.15
+_OVERSAMPLED = 0.2
+_POWER_STEPS = 3
+_OFF = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +32,7 @@ class Eigen:
     """Eigenpairs of a stack of Gram matrices.
 
     Attributes:
-        values: (groups, k), descending and not negative: squared singular values.
+        values: (groups, k), descending and not negative: squared singular values; on the host.
         vectors: (groups, n, k), the eigenvectors in columns; k is n, or less where the rest of the
             values is zero.
     """
@@ -33,16 +45,100 @@ class Eigen:
         return self.vectors[..., :rank]
 
 
+def namespace(array: Array) -> Any:
+    """The array API namespace of an array."""
+    if isinstance(array, np.ndarray):
+        return np
+    import array_api_compat
+
+    return array_api_compat.array_namespace(array)
+
+
+def host(array: Any) -> Array:
+    """An array as one of NumPy's."""
+    if isinstance(array, np.ndarray):
+        return array
+    import array_api_compat
+
+    on_host: Array = np.asarray(array_api_compat.to_device(array, "cpu"))
+    return on_host
+
+
+def like(array: Any, other: Array) -> Array:
+    """An array where another one lives, in its own dtype."""
+    if isinstance(other, np.ndarray):
+        return host(array)
+    import array_api_compat
+
+    found: Array = namespace(other).asarray(array, device=array_api_compat.device(other))
+    return found
+
+
+def cast(array: Array, dtype: Any) -> Array:
+    """An array in another dtype, one of its own namespace; itself if it has that already."""
+    if isinstance(array, np.ndarray):
+        return array.astype(dtype, copy=False)
+    made: Array = namespace(array).astype(array, dtype, copy=False)
+    return made
+
+
+def double(array: Array) -> Array:
+    """An array in float64."""
+    return cast(array, namespace(array).float64)
+
+
+def single(array: Array) -> Array:
+    """An array in float32."""
+    return cast(array, namespace(array).float32)
+
+
+def over(array: Array, scale: float) -> Array:
+    """An array over a number, in float64."""
+    if isinstance(array, np.ndarray):
+        quotient: Array = np.divide(array, scale, dtype=np.float64)
+        return quotient
+    return double(array) / scale
+
+
+def inner(a: Array, b: Array) -> float:
+    """The sum of products of two arrays of one shape."""
+    if isinstance(a, np.ndarray):
+        return float(np.vdot(a, b))
+    return float(namespace(a).sum(a * b))
+
+
+def permuted(array: Array, axes: tuple[int, ...]) -> Array:
+    """An array with its axes in another order."""
+    if isinstance(array, np.ndarray):
+        return array.transpose(axes)
+    made: Array = namespace(array).permute_dims(array, axes)
+    return made
+
+
+def contiguous(array: Array) -> Array:
+    """An array with its elements in order, of memory of its own kind."""
+    if isinstance(array, np.ndarray):
+        return np.ascontiguousarray(array)
+    made: Array = namespace(array).asarray(array, copy=True)
+    return made
+
+
+def norms(array: Array, axis: int) -> Array:
+    """The Euclidean norms along an axis, which stays with length 1."""
+    return namespace(array).sqrt((array * array).sum(axis=axis, keepdims=True))  # type: ignore[no-any-return]  # the namespace is any
+
+
 def gram(matrices: Array) -> Array:
-    """A Aᵀ of each matrix of a stack: (groups, n, m) to (groups, n, n)."""
-    product: Array = np.matmul(matrices, matrices.swapaxes(-1, -2))
-    return product
+    """A Aᵀ of each matrix of a stack, in float64: (groups, n, m) to (groups, n, n)."""
+    return double(matrices @ matrices.mT)
 
 
 def eigh(grams: Array) -> Eigen:
     """All eigenpairs of a stack of symmetric positive semi-definite matrices, descending."""
-    values, vectors = np.linalg.eigh(grams)
-    return Eigen(np.maximum(values[..., ::-1], 0.0), vectors[..., ::-1])
+    xp = namespace(grams)
+    values, vectors = xp.linalg.eigh(grams)
+    found = host(values)[..., ::-1]
+    return Eigen(np.maximum(found, 0.0), xp.flip(vectors, axis=-1))
 
 
 def left_eigen(matrices: Array) -> Eigen:
@@ -57,8 +153,8 @@ def left_eigen(matrices: Array) -> Eigen:
     """
     if matrices.shape[-2] <= matrices.shape[-1]:
         return eigh(gram(matrices))
-    right = eigh(gram(matrices.swapaxes(-1, -2)))
-    basis, _ = np.linalg.qr(np.matmul(matrices, right.vectors))
+    right = eigh(gram(matrices.mT))
+    basis, _ = namespace(matrices).linalg.qr(double(matrices) @ right.vectors)
     return Eigen(right.values, basis)
 
 
@@ -66,7 +162,75 @@ def leading(matrices: Array, rank: int) -> Array:
     """An orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
     if rank > matrices.shape[-1]:
         return eigh(gram(matrices)).leading(rank)
-    return left_eigen(matrices).leading(rank)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    if not isinstance(matrices, np.ndarray) or not few(rank, min(matrices.shape[-2:])):
+        return left_eigen(matrices).leading(rank)
+    grams = gram(matrices if wide else matrices.mT)
+    found = np.stack([_few_vectors(one, rank) for one in grams])
+    return found if wide else np.linalg.qr(matrices @ found)[0]
+
+
+def _few_vectors(matrix: Array, rank: int) -> Array:
+    """The leading eigenvectors alone: of few, the others would take most of the time."""
+    from scipy.linalg import eigh as partial
+
+    size = len(matrix)
+    vectors: Array
+    _, vectors = partial(matrix, driver="evr", subset_by_index=[size - rank, size - 1])
+    return vectors[:, ::-1]
+
+
+def few(rank: int, size: int) -> bool:
+    """Whether a subspace is found by a randomised range finder at a fraction of the cost."""
+    return size >= LARGE and rank <= _FEW * size
+
+
+def sampled(matrices: Array, rank: int, rng: np.random.Generator) -> Array:
+    """A basis (groups, n, rank) of nearly the leading left singular subspaces, by sampling.
+
+    Power iteration on a random start with a fifth more columns (Halko, Martinsson and Tropp, SIAM
+    Review 53, 2011), in float32, then the best subspace of what it spans. On flat spectra, where it
+    is worst, the error of the projection is about 0.3 % above the least.
+
+    Args:
+        matrices: (groups, n, m).
+        rank: less than min(n, m).
+        rng: draws the start.
+    """
+    a = single(matrices)
+    width = min(a.shape[-2], a.shape[-1], rank + max(8, round(_OVERSAMPLED * rank)))
+    start = rng.standard_normal((a.shape[0], a.shape[-1], width), dtype=np.float32)
+    basis = orthonormal(a @ like(start, a))
+    for _ in range(_POWER_STEPS):
+        basis = orthonormal(a @ (a.mT @ basis))
+    within = eigh(gram(basis.mT @ a)).leading(rank)
+    return orthonormal(double(basis) @ within)
+
+
+def orthonormal(columns: Array) -> Array:
+    """An orthonormal basis of the span of columns (groups, n, k), k well below n.
+
+    By the Cholesky factor of their Gram matrix, twice (CholeskyQR2: Yamamoto et al., ETNA 44,
+    2015); by QR where these are nearly dependent.
+    """
+    xp = namespace(columns)
+    lengths = norms(columns, -2)
+    if not bool((lengths > 0.0).all()):
+        return _by_qr(columns)
+    made = columns / lengths
+    for _ in range(2):
+        try:
+            lower = xp.linalg.cholesky(gram(made.mT))
+        except (np.linalg.LinAlgError, RuntimeError):  # each library raises its own
+            return _by_qr(columns)
+        made = made @ cast(xp.linalg.inv(lower).mT, made.dtype)
+    off = abs(gram(made.mT) - like(np.eye(made.shape[-1]), made)).max()
+    return made if float(off) < _OFF else _by_qr(columns)
+
+
+def _by_qr(columns: Array) -> Array:
+    basis: Array = namespace(columns).linalg.qr(columns)[0]
+    return basis
 
 
 def ridge_solve(system: Array, right: Array, ridge: float) -> Array:
@@ -77,10 +241,12 @@ def ridge_solve(system: Array, right: Array, ridge: float) -> Array:
         right: R, (m, n).
         ridge: relative to the mean eigenvalue of S.
     """
-    n = len(system)
-    level = np.trace(system) / n
+    xp = namespace(system)
+    n = system.shape[0]
+    level = float(xp.linalg.trace(system)) / n
     if level <= 0.0:
-        return np.zeros_like(right)
+        return xp.zeros_like(right)  # type: ignore[no-any-return]
+    loaded = system + (ridge * level) * like(np.eye(n), system)
     # not SciPy's Cholesky: its BLAS has a thread pool of its own, and the two pools spin
-    solution: Array = np.linalg.solve(system + (ridge * level) * np.eye(n), right.T).T
+    solution: Array = xp.linalg.solve(loaded, right.mT).mT
     return solution

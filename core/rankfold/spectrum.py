@@ -13,7 +13,18 @@ from functools import cached_property
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.linalg import Eigen, eigh, left_eigen
+from rankfold.linalg import (
+    Eigen,
+    eigh,
+    few,
+    inner,
+    leading,
+    left_eigen,
+    namespace,
+    over,
+    permuted,
+    sampled,
+)
 from rankfold.metric import Metric
 from rankfold.ops import Array, Embedding, Op, grouped
 
@@ -41,16 +52,15 @@ class Spectrum:
         self.metric = metric
         self.scale = magnitude(weight)
         self.kernel: tuple[int, ...] = weight.shape[2:]
-        scaled = grouped(op).astype(np.float64)
-        scaled /= self.scale
+        scaled = over(grouped(op), self.scale)
         self.tensor: Array = scaled.reshape(*scaled.shape[:3], -1)
-        self.energy = float(np.vdot(self.tensor, self.tensor))
+        self.energy = inner(self.tensor, self.tensor)
         self._transposed = isinstance(op, Embedding)
 
     @property
     def rows(self) -> Array:
         """The matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
-        return self.matrix.swapaxes(1, 2) if self._transposed else self.matrix
+        return self.matrix.mT if self._transposed else self.matrix
 
     @cached_property
     def weighted(self) -> Eigen:
@@ -58,8 +68,8 @@ class Spectrum:
         assert self.metric is not None
         rows = self.metric.to_loss(self.rows)
         if rows.shape[1] <= rows.shape[2]:
-            gram = np.matmul(self.metric.times_inputs(rows), rows.swapaxes(1, 2))
-            return eigh(0.5 * (gram + gram.swapaxes(1, 2)))
+            gram = self.metric.times_inputs(rows) @ rows.mT
+            return eigh(0.5 * (gram + gram.mT))
         return left_eigen(self.metric.times_root(rows))
 
     @cached_property
@@ -85,7 +95,7 @@ class Spectrum:
         groups, out, into, _ = self.tensor.shape
         kh, kw = self.kernel
         split = self.tensor.reshape(groups, out, into, kh, kw)
-        return split.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
+        return permuted(split, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
 
     @cached_property
     def output(self) -> Eigen:
@@ -97,6 +107,28 @@ class Spectrum:
         """Eigenpairs of the input channel Grams, of order in/groups."""
         return left_eigen(self.input_unfolding)
 
+    def output_basis(
+        self, rank: int, rng: np.random.Generator, *, exact: bool = False
+    ) -> tuple[Array, str]:
+        """Leading left singular vectors of `matrix`, (groups, out/groups, rank), and how found."""
+        return self._basis("output", self.matrix, rank, rng, exact=exact)
+
+    def input_basis(
+        self, rank: int, rng: np.random.Generator, *, exact: bool = False
+    ) -> tuple[Array, str]:
+        """The same of `input_unfolding`, (groups, in/groups, rank)."""
+        return self._basis("input", self.input_unfolding, rank, rng, exact=exact)
+
+    def _basis(
+        self, name: str, unfolding: Array, rank: int, rng: np.random.Generator, *, exact: bool
+    ) -> tuple[Array, str]:
+        if name in vars(self) or not few(rank, min(unfolding.shape[1:])):
+            eigen: Eigen = getattr(self, name)
+            return eigen.leading(rank), ""
+        if exact:
+            return leading(unfolding, rank), ""
+        return sampled(unfolding, rank, rng), "subspace found by sampling"
+
     @cached_property
     def spatial_rows(self) -> Eigen:
         """Eigenpairs of the Grams of the rows of `spatial_unfolding`, of order out/groups · kw."""
@@ -105,7 +137,7 @@ class Spectrum:
     @cached_property
     def spatial_columns(self) -> Eigen:
         """Eigenpairs of the Grams of its columns, of order in/groups · kh."""
-        return left_eigen(self.spatial_unfolding.swapaxes(-1, -2))
+        return left_eigen(self.spatial_unfolding.mT)
 
     def relative_error(self, kept: float) -> float:
         """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
@@ -114,7 +146,7 @@ class Spectrum:
     def distance(self, rows: Array) -> float:
         """‖W − Ŵ‖ / ‖W‖ of other rows Ŵ (groups, out/groups, d), scaled as `tensor`."""
         apart = rows - self.rows
-        return math.sqrt(float(np.vdot(apart, apart)) / self.energy)
+        return math.sqrt(inner(apart, apart) / self.energy)
 
 
 def magnitude(weight: Array) -> float:
@@ -123,12 +155,13 @@ def magnitude(weight: Array) -> float:
     Raises:
         Refused: the weight is empty, all zero, or holds NaN or infinite values.
     """
-    if weight.size == 0:
-        raise Refused(f"the weight of shape {weight.shape} is empty")
+    size = math.prod(weight.shape)
+    if size == 0:
+        raise Refused(f"the weight of shape {tuple(weight.shape)} is empty")
     largest = max(float(weight.max()), -float(weight.min()))
     if not math.isfinite(largest):
-        bad = weight.size - int(np.count_nonzero(np.isfinite(weight)))
-        raise Refused(f"the weight has {bad} NaN or infinite values of {weight.size}")
+        bad = size - int(namespace(weight).isfinite(weight).sum())
+        raise Refused(f"the weight has {bad} NaN or infinite values of {size}")
     if largest == 0.0:
         raise Refused("the weight is all zero")
     return largest

@@ -15,6 +15,7 @@ from rankfold.decompose.direct import decompose
 from rankfold.decompose.regression import offered, projection
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.hookspecs import hookimpl
+from rankfold.linalg import inner
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.spectrum import Spectrum
 
@@ -77,8 +78,8 @@ class ChannelSVD:
             error = spectrum.distance(np.matmul(left, right))
         else:
             left = spectrum.output.leading(ranks[0])
-            right = np.matmul(left.swapaxes(1, 2), spectrum.matrix)
-            error = spectrum.relative_error(float(np.vdot(right, right)))
+            right = left.mT @ spectrum.matrix
+            error = spectrum.relative_error(inner(right, right))
         right, left = place_scale(right, left, spectrum.scale, placement)
         first = right.reshape(-1, *op.weight.shape[1:])
         return Factored(cast(self._chain(op, first, left), op), error)

@@ -96,13 +96,13 @@ class SpatialSVD:
         rows, columns = self._sides(op)
         if rows <= columns:
             left = spectrum.spatial_rows.leading(ranks[0])
-            right = np.matmul(left.swapaxes(1, 2), matrix)
-            kept = float(np.vdot(right, right))
+            right = left.mT @ matrix
+            kept = linalg.inner(right, right)
         else:
             vectors = spectrum.spatial_columns.leading(ranks[0])
-            left = np.matmul(matrix, vectors)
-            right = vectors.swapaxes(1, 2)
-            kept = float(np.vdot(left, left))
+            left = matrix @ vectors
+            right = vectors.mT
+            kept = linalg.inner(left, left)
         right, left = place_scale(right, left, spectrum.scale, placement)
         return Factored(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.contracts import Placement, Ranks
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, geometry
@@ -70,9 +71,8 @@ def trivial(op: Convolution, axis: int) -> bool:
 
 def cast(chain: Chain, op: Op) -> Chain:
     """The chain with its weights in the dtype of the layer it replaces."""
-    dtype = op.weight.dtype
     return tuple(
-        replace(s, weight=np.ascontiguousarray(s.weight.astype(dtype, copy=False))) for s in chain
+        replace(s, weight=linalg.contiguous(linalg.cast(s.weight, op.weight.dtype))) for s in chain
     )
 
 
@@ -88,8 +88,8 @@ def place_scale(
         placement: "balanced" gives both factors of each component the same norm; "classical"
             leaves the last factor orthonormal and puts everything into the first.
     """
-    first = np.linalg.norm(applied_first, axis=2)
-    last = np.linalg.norm(applied_last, axis=1)
+    first = linalg.host(linalg.norms(applied_first, 2))[:, :, 0]
+    last = linalg.host(linalg.norms(applied_last, 1))[:, 0, :]
     product = first * last * scale
     first_target, last_target = (
         (np.sqrt(product), np.sqrt(product))
@@ -99,7 +99,10 @@ def place_scale(
     alive = product > 0.0
     first_by = np.where(alive, first_target / np.where(alive, first, 1.0), 0.0)
     last_by = np.where(alive, last_target / np.where(alive, last, 1.0), 0.0)
-    return applied_first * first_by[:, :, None], applied_last * last_by[:, None, :]
+    return (
+        applied_first * linalg.like(first_by[:, :, None], applied_first),
+        applied_last * linalg.like(last_by[:, None, :], applied_last),
+    )
 
 
 def check_ranks(name: str, op: Op, ranks: Ranks, maximum: Ranks, labels: tuple[str, ...]) -> Ranks:

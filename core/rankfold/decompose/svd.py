@@ -9,24 +9,36 @@ the geometry of a convolution stays on the first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.regression import offered, projection
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.hookspecs import hookimpl
+from rankfold.linalg import inner
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
 from rankfold.spectrum import Spectrum
 
 RANKFOLD_API = (1, 0)
 
 
+@dataclass(frozen=True)
 class TruncatedSVD:
-    """Two layers from the matrix of one; ranks are (rank,), per group."""
+    """Two layers from the matrix of one; ranks are (rank,), per group.
 
-    name = "svd"
+    Attributes:
+        exact: whether the singular vectors are always those of an eigendecomposition. Otherwise,
+            where a few of a large matrix are wanted of which nothing is known yet, they span a
+            subspace found by sampling.
+        name: "svd".
+    """
+
+    exact: bool = False
+    name: str = "svd"
 
     def refuse(self, op: Op) -> str | None:
         """Refuses transposed convolutions and kernels longer than 1."""
@@ -79,28 +91,26 @@ class TruncatedSVD:
             error = spectrum.distance(np.matmul(left, right))
             right, left = place_scale(right, left, spectrum.scale, placement)
             if isinstance(op, Embedding):
-                right, left = left.swapaxes(1, 2), right.swapaxes(1, 2)
+                right, left = left.mT, right.mT
             return Factored(cast(self._chain(op, right, left), op), error)
         matrix = spectrum.matrix
         if matrix.shape[1] <= matrix.shape[2]:
-            left = spectrum.output.leading(rank)
-            right = np.matmul(left.swapaxes(1, 2), matrix)
-            kept = float(np.vdot(right, right))
-            left = np.where(matrix.any(axis=2, keepdims=True), left, 0.0)  # of rounding
+            left, how = spectrum.output_basis(rank, rng, exact=self.exact)
+            right = left.mT @ matrix
+            kept = inner(right, right)
+            left = left * linalg.cast((matrix != 0.0).any(axis=2)[:, :, None], left.dtype)
         else:
-            vectors = spectrum.input.leading(rank)
-            left = np.matmul(matrix, vectors)
-            right = vectors.swapaxes(1, 2)
-            kept = float(np.vdot(left, left))
+            vectors, how = spectrum.input_basis(rank, rng, exact=self.exact)
+            left = matrix @ vectors
+            right = vectors.mT
+            kept = inner(left, left)
         if isinstance(op, Embedding):  # the table is applied first
-            last, first = place_scale(
-                left.swapaxes(1, 2), right.swapaxes(1, 2), spectrum.scale, placement
-            )
-            right, left = first.swapaxes(1, 2), last.swapaxes(1, 2)
+            last, first = place_scale(left.mT, right.mT, spectrum.scale, placement)
+            right, left = first.mT, last.mT
         else:
             right, left = place_scale(right, left, spectrum.scale, placement)
         chain = cast(self._chain(op, right, left), op)
-        return Factored(chain, spectrum.relative_error(kept))
+        return Factored(chain, spectrum.relative_error(kept), how)
 
     @staticmethod
     def _chain(op: Op, right: Array, left: Array) -> Chain:
@@ -119,7 +129,9 @@ class TruncatedSVD:
 SVD = TruncatedSVD()
 
 
-def truncated_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
+def truncated_svd(
+    op: Op, rank: int, *, placement: Placement = "balanced", exact: bool = False
+) -> Chain:
     """Truncated SVD of a `Linear`, an `Embedding` or a `Conv` with kernel 1.
 
     Args:
@@ -127,6 +139,9 @@ def truncated_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Ch
         rank: 1 to the smaller side of the matrix; of each group for a grouped convolution.
         placement: "balanced" splits the singular values evenly, "classical" puts them into the
             first layer.
+        exact: whether the error is the least there is. Otherwise, for matrices of order 1024 and
+            more and ranks up to 15 % of it, the subspace is found by sampling, many times faster,
+            at an error some 0.3 % above the least.
 
     Returns:
         (Linear, Linear), (Embedding, Linear) or (Conv, Conv); only the last has the bias.
@@ -135,7 +150,7 @@ def truncated_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Ch
         RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
             zero or not finite.
     """
-    return decompose(SVD, op, (rank,), placement)
+    return decompose(TruncatedSVD(exact=bool(exact)), op, (rank,), placement)
 
 
 @hookimpl

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 RANKFOLD_API = (1, 0)
 SWEEPS = 2
+_PRECISE = 1e-3
 _COUNT = 12
 
 
@@ -91,13 +92,10 @@ class Tucker2:
         best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
         positions = spectrum.tensor.shape[3]
         for basis in self._input_bases(spectrum, ins[-1]):
-            regression = _regression(spectrum, basis)
-            explained = regression.explained
-            if spectrum.metric is not None:
-                explained = spectrum.metric.to_loss(explained.swapaxes(1, 2)).swapaxes(1, 2)
+            explained = _explained(spectrum, basis)
             for r_in in ins:
                 part = explained[:, : r_in * positions]
-                values = linalg.eigh(np.matmul(part.swapaxes(1, 2), part)).values
+                values = linalg.eigh(part.mT @ part).values
                 kept = np.cumsum(values.sum(axis=0))
                 for r_out in outs:
                     best[r_out, r_in] = max(best[r_out, r_in], float(kept[r_out - 1]))
@@ -126,9 +124,9 @@ class Tucker2:
         if spectrum.metric is not None:
             return self._regressed(op, ranks, spectrum, placement)
         core, left, right = _hooi(
-            spectrum.tensor, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
+            spectrum, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
         )
-        error = spectrum.relative_error(float(np.vdot(core, core)))
+        error = spectrum.relative_error(linalg.inner(core, core))
         return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
 
     def _regressed(
@@ -166,14 +164,14 @@ class Tucker2:
         scale: float,
         placement: Placement,
     ) -> Chain:
-        factors = [right.swapaxes(1, 2), core, left]
+        factors = [right.mT, core, left]
         if placement == "classical":
             factors[1] = core * scale
         else:
-            norms = np.array([np.linalg.norm(factor) for factor in factors])
+            norms = np.sqrt([linalg.inner(factor, factor) for factor in factors])
             target = np.exp(np.mean(np.log(norms))) * scale ** (1 / 3)
             factors = [
-                factor * (target / norm) for factor, norm in zip(factors, norms, strict=True)
+                factor * float(target / norm) for factor, norm in zip(factors, norms, strict=True)
             ]
         first, core, last = factors
         core = core.reshape(-1, right.shape[2], *op.weight.shape[2:])
@@ -261,15 +259,21 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
     return TuckerTensor((core.weight.reshape(shape), [*factors, *kernel]))
 
 
+def _explained(spectrum: Spectrum, basis: Array) -> Array:
+    """What of the output the input channels of a basis explain, (groups, r_in · positions, out)."""
+    metric = spectrum.metric
+    if metric is not None:
+        return metric.to_loss(_regression(spectrum, basis).explained.mT).mT
+    groups, out, _, positions = spectrum.tensor.shape
+    reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
+    return reduced.swapaxes(2, 3).reshape(groups, -1, out)
+
+
 def _regression(spectrum: Spectrum, basis: Array) -> Regression:
     """Of the layer's output on the input channels of a basis, (groups, r_in · positions) each."""
-    groups, out, into, positions = spectrum.tensor.shape
+    assert spectrum.metric is not None
+    groups, _, into, positions = spectrum.tensor.shape
     rank = basis.shape[2]
-    if spectrum.metric is None:
-        reduced = np.matmul(basis.swapaxes(1, 2), spectrum.input_unfolding)
-        reduced = reduced.reshape(groups, rank, out, positions).swapaxes(2, 3)
-        eye = np.broadcast_to(np.eye(rank * positions), (groups, *(rank * positions,) * 2))
-        return Regression(reduced.reshape(groups, rank * positions, out), eye)
     stage = np.zeros((groups, rank, positions, into, positions))
     for position in range(positions):
         stage[:, :, position, :, position] = basis.swapaxes(1, 2)
@@ -278,21 +282,41 @@ def _regression(spectrum: Spectrum, basis: Array) -> Regression:
     )
 
 
-def _hooi(tensor: Array, left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """Improved (core, left, right) for (groups, out, in, positions); all factors orthonormal."""
-    groups, out, into, positions = tensor.shape
+def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Improved (core, left, right) of (groups, out, in, positions); all factors orthonormal.
+
+    The tensor is projected in float32, unless what is left out is too small to be seen in it. Where
+    the sweeps did not help the factors stay as they are.
+    """
+    tensor = spectrum.tensor
+    start = _core(tensor, left, right)
+    kept = linalg.inner(start, start)
+    if left.shape[2] == tensor.shape[1] or right.shape[2] == tensor.shape[2]:
+        return start, left, right
+    precise = spectrum.relative_error(kept) < _PRECISE
+    found = _swept(tensor if precise else linalg.single(tensor), left, right)
+    core = _core(tensor, *found)
+    return (core, *found) if linalg.inner(core, core) > kept else (start, left, right)
+
+
+def _swept(tensor: Array, left: Array, right: Array) -> tuple[Array, Array]:
+    groups, out, into, _ = tensor.shape
     by_input = tensor.swapaxes(2, 3)  # (groups, out, positions, in)
-    by_output = tensor.transpose(0, 2, 3, 1)  # (groups, in, positions, out)
-    fixed = left.shape[2] == out or right.shape[2] == into
-    for _ in range(0 if fixed else SWEEPS):
-        projected = np.matmul(by_input, right[:, None]).reshape(groups, out, -1)
-        left = linalg.leading(projected, left.shape[2])
-        projected = np.matmul(by_output, left[:, None]).reshape(groups, into, -1)
-        right = linalg.leading(projected, right.shape[2])
-    half = np.matmul(by_input, right[:, None])  # (groups, out, positions, r_in)
-    core = np.matmul(left.swapaxes(1, 2), half.reshape(groups, out, -1))
-    core = core.reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
-    return core, left, right
+    by_output = linalg.permuted(tensor, (0, 2, 3, 1))  # (groups, in, positions, out)
+    for _ in range(SWEEPS):
+        factor = linalg.cast(right, tensor.dtype)[:, None]
+        left = linalg.leading((by_input @ factor).reshape(groups, out, -1), left.shape[2])
+        factor = linalg.cast(left, tensor.dtype)[:, None]
+        right = linalg.leading((by_output @ factor).reshape(groups, into, -1), right.shape[2])
+    return left, right
+
+
+def _core(tensor: Array, left: Array, right: Array) -> Array:
+    """(groups, r_out, r_in, positions): the tensor projected on both factors."""
+    groups, out, _, positions = tensor.shape
+    half = tensor.swapaxes(2, 3) @ right[:, None]  # (groups, out, positions, r_in)
+    core = (left.mT @ half.reshape(groups, out, -1)).reshape(groups, -1, positions, right.shape[2])
+    return core.swapaxes(2, 3)
 
 
 @hookimpl
