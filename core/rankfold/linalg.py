@@ -12,6 +12,7 @@ is exact in spite of the squared condition number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,12 @@ def permuted(array: Array, axes: tuple[int, ...]) -> Array:
     if isinstance(array, np.ndarray):
         return array.transpose(axes)
     made: Array = namespace(array).permute_dims(array, axes)
+    return made
+
+
+def stacked(arrays: Sequence[Array]) -> Array:
+    """Arrays of one shape along a new first axis."""
+    made: Array = namespace(arrays[0]).stack(tuple(arrays))
     return made
 
 

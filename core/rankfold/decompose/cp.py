@@ -20,8 +20,10 @@ import numpy as np
 from rankfold import linalg
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose import als
+from rankfold.decompose.correction import correct
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.grid import spaced
+from rankfold.decompose.multilinear import balance
 from rankfold.decompose.regression import Regression
 from rankfold.decompose.stages import along, cast, check_ranks, pointwise, trivial
 from rankfold.errors import RankfoldError
@@ -132,7 +134,7 @@ class CP:
         plain = self._by_group(spectrum.tensor, shape, rank, rng)
         if metric is None:
             apart = _dense(plain).reshape(spectrum.rows.shape) - spectrum.rows
-            return plain, float(np.vdot(apart, apart))
+            return plain, linalg.inner(apart, apart)
         root = linalg.eigh(metric.channels)
         scales = np.sqrt(np.maximum(root.values, 1e-8 * root.values[:, :1]))[:, None, :]
         half = np.matmul(root.vectors * scales, root.vectors.swapaxes(1, 2))
@@ -155,17 +157,15 @@ class CP:
     def _by_group(
         self, tensor: Array, shape: tuple[int, ...], rank: int, rng: np.random.Generator
     ) -> list[Array]:
-        stacks: list[list[Array]] = [[] for _ in shape]
-        for group in tensor:
-            energy = float(np.vdot(group, group))
-            fitted = self._fit(group.reshape(shape), rank, energy, rng)
-            for stack, factor in zip(stacks, fitted.factors, strict=True):
-                stack.append(factor)
-        return [np.stack(stack) for stack in stacks]
+        fits = [
+            self._fit(tensor[group].reshape(shape), rank, rng) for group in range(tensor.shape[0])
+        ]
+        return [linalg.stacked(stack) for stack in zip(*(one.factors for one in fits), strict=True)]
 
-    def _fit(self, tensor: Array, rank: int, energy: float, rng: np.random.Generator) -> als.Fit:
-        if energy == 0.0:
-            return als.Fit(tuple(np.zeros((size, rank)) for size in tensor.shape), 0.0)
+    def _fit(self, tensor: Array, rank: int, rng: np.random.Generator) -> als.Fit:
+        if linalg.inner(tensor, tensor) == 0.0:
+            zeros = (linalg.like(np.zeros((size, rank)), tensor) for size in tensor.shape)
+            return als.Fit(tuple(zeros), 0.0)
         fitted = als.fit(tensor, rank, rng)
         if self.error_bound is None:
             return fitted
@@ -174,7 +174,7 @@ class CP:
                 f"{self.name}: rank {rank} reaches a relative error of {fitted.error:.3g}, above "
                 f"the error_bound {self.error_bound}; use a higher rank or a larger bound"
             )
-        return als.correct(tensor, fitted, self.error_bound)
+        return correct(tensor, fitted, self.error_bound)
 
     def _shape(self, op: Convolution) -> tuple[int, ...]:
         """The sizes of the modes of one group: out, in, then those of the depthwise stages."""
@@ -300,13 +300,12 @@ def _dense(factors: Sequence[Array]) -> Array:
         product = (product[:, :, None, :] * factor[:, None, :, :]).reshape(
             len(product), -1, product.shape[2]
         )
-    dense: Array = np.matmul(factors[0], product.swapaxes(1, 2))
-    return dense
+    return factors[0] @ product.mT
 
 
 def _balanced(factors: list[Array]) -> list[Array]:
-    groups = [als.balance(tuple(factor[g] for factor in factors)) for g in range(len(factors[0]))]
-    return [np.stack(stack) for stack in zip(*groups, strict=True)]
+    groups = [balance([factor[g] for factor in factors]) for g in range(factors[0].shape[0])]
+    return [linalg.stacked(stack) for stack in zip(*groups, strict=True)]
 
 
 def _place(factors: list[Array], scale: float, placement: Placement) -> list[Array]:
@@ -314,10 +313,13 @@ def _place(factors: list[Array], scale: float, placement: Placement) -> list[Arr
     if placement == "balanced":
         share = scale ** (1 / len(factors))
         return [factor * share for factor in factors]
-    norms = [np.linalg.norm(factor, axis=1, keepdims=True) for factor in factors]
+    norms = [linalg.host(linalg.norms(factor, 1)) for factor in factors]
     total = np.prod(norms, axis=0) * scale
-    placed = [f / np.where(n > 0.0, n, 1.0) for f, n in zip(factors, norms, strict=True)]
-    placed[1] = placed[1] * total
+    placed = [
+        factor / linalg.like(np.where(norm > 0.0, norm, 1.0), factor)
+        for factor, norm in zip(factors, norms, strict=True)
+    ]
+    placed[1] = placed[1] * linalg.like(total, placed[1])
     return placed
 
 

@@ -315,8 +315,8 @@ def _core(tensor: Array, left: Array, right: Array) -> Array:
     """(groups, r_out, r_in, positions): the tensor projected on both factors."""
     groups, out, _, positions = tensor.shape
     half = tensor.swapaxes(2, 3) @ right[:, None]  # (groups, out, positions, r_in)
-    core = (left.mT @ half.reshape(groups, out, -1)).reshape(groups, -1, positions, right.shape[2])
-    return core.swapaxes(2, 3)
+    core: Array = left.mT @ half.reshape(groups, out, -1)
+    return core.reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
 
 
 @hookimpl
