@@ -252,8 +252,8 @@ def ridge_solve(system: Array, right: Array, ridge: float) -> Array:
     n = system.shape[0]
     level = float(xp.linalg.trace(system)) / n
     if level <= 0.0:
-        return xp.zeros_like(right)  # type: ignore[no-any-return]
-    loaded = system + (ridge * level) * like(np.eye(n), system)
+        return right * 0.0
+    loaded = system + cast((ridge * level) * like(np.eye(n), system), system.dtype)
     # not SciPy's Cholesky: its BLAS has a thread pool of its own, and the two pools spin
     solution: Array = xp.linalg.solve(loaded, right.mT).mT
     return solution

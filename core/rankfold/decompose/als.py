@@ -25,7 +25,6 @@ import numpy as np
 from rankfold import linalg
 from rankfold.decompose.multilinear import (
     balance,
-    gram_product,
     hadamard,
     khatri_rao,
     multiply,
@@ -38,8 +37,8 @@ _RIDGE_OF_ERROR = 1e-2
 _LEAST_RIDGE = 1e-12
 _TOLERANCE = 1e-6
 _CHEAP = 20_000_000  # multiplications of a sweep
-_MOMENTUM = (0.5, 0.98)
-_GROWTH = 1.2
+_MOMENTUM = (0.8, 0.98)
+_GROWTH = 1.5
 _PRECISE = 1e-2
 
 
@@ -75,24 +74,22 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         if basis is not None:
             core = multiply(core, basis.mT, mode)
     effort = _Effort.of(core, rank)
-    starts = [from_slices(core, rank).factors]
+    starts = [from_slices(core, rank)]
     for _ in range(effort.starts - 1):
         drawn = (rng.standard_normal((size, rank)) for size in core.shape)
-        starts.append(tuple(linalg.like(factor, core) for factor in drawn))
+        starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
     tried = [_als(core, start, effort.trial_sweeps) for start in starts]
-    best = min(tried, key=lambda candidate: candidate.error)
-    small = _als(core, best.factors, effort.sweeps)
+    small = _als(core, min(tried, key=_error), effort.sweeps)
     if all(basis is None for basis in bases):
         return Fit(balance(small.factors), small.error)
-    factors = [
-        factor if basis is None else basis @ linalg.double(factor)
-        for factor, basis in zip(
-            small.factors, (*bases, *(None for _ in core.shape[2:])), strict=True
-        )
-    ]
-    best = _als(tensor, factors, _Effort.of(tensor, rank).last_sweeps)
+    factors = list(small.factors)
+    for mode, basis in enumerate(bases):
+        if basis is not None:
+            factors[mode] = basis @ factors[mode]
+    start = Fit(tuple(factors), math.inf)  # its error is that on the core and what the core lacks
+    best = _als(tensor, start, _Effort.of(tensor, rank).last_sweeps)
     if effort.starts > 1:
-        best = min(best, from_slices(tensor, rank), key=lambda candidate: candidate.error)
+        best = min(best, from_slices(tensor, rank), key=_error)
     return Fit(balance(best.factors), best.error)
 
 
@@ -112,17 +109,16 @@ class _Effort:
         return _Effort(
             starts=starts,
             trial_sweeps=20 if starts > 1 else 0,
-            sweeps=max(12, min(300, 15 * _CHEAP // work)),
-            last_sweeps=max(4, min(40, 5 * _CHEAP // work)),
+            sweeps=max(10, min(300, 8 * _CHEAP // work)),
+            last_sweeps=max(3, min(40, 5 * _CHEAP // work)),
         )
 
 
-def _als(tensor: Array, factors: Sequence[Array], sweeps: int) -> Fit:
+def _als(tensor: Array, start: Fit, sweeps: int) -> Fit:
     energy = linalg.inner(tensor, tensor)
-    error = _error(tensor, factors, energy)
-    best = Fit(tuple(factors), error)
+    error, best = start.error, start
     sweeper = _Sweeper(linalg.single(tensor) if error > _PRECISE else tensor, energy)
-    previous = current = sweeper.cast(factors)
+    previous = current = sweeper.cast(start.factors)
     momentum = _MOMENTUM[0]
     for _ in range(sweeps):
         if error <= _PRECISE and sweeper.coarse:
@@ -198,9 +194,8 @@ class _Sweeper:
 
     def _solved(self, grams: list[Array], mode: int, product: Array, ridge: float) -> Array:
         """The factor of a mode; its Gram matrix takes the place of the old one."""
-        others = linalg.double(hadamard([g for m, g in enumerate(grams) if m != mode]))
-        solved = linalg.ridge_solve(others, linalg.double(product), ridge)
-        factor = linalg.cast(solved, product.dtype)
+        others = hadamard([g for m, g in enumerate(grams) if m != mode])
+        factor = linalg.ridge_solve(others, product, ridge)
         grams[mode] = factor.mT @ factor
         return factor
 
@@ -240,8 +235,5 @@ def from_slices(tensor: Array, rank: int) -> Fit:
     return Fit(balance(tuple(factors)), math.sqrt(left_out / energy))
 
 
-def _error(tensor: Array, factors: Sequence[Array], energy: float) -> float:
-    product = unfold(tensor, 0) @ khatri_rao(factors[1:])
-    squared = energy - 2.0 * linalg.inner(product, factors[0])
-    squared += float(gram_product(factors).sum())
-    return math.sqrt(max(squared, 0.0) / energy)
+def _error(candidate: Fit) -> float:
+    return candidate.error

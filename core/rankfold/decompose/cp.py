@@ -119,8 +119,11 @@ class CP:
         of its channels, each with the last stage by regression; the better one is taken.
         """
         assert isinstance(op, (Conv, ConvTranspose))
-        factors, _ = self._fitted(op, ranks[0], spectrum, rng)
-        error = spectrum.distance(_dense(factors).reshape(spectrum.rows.shape))
+        factors, squared = self._fitted(op, ranks[0], spectrum, rng)
+        if spectrum.metric is None:
+            error = math.sqrt(squared / spectrum.energy)
+        else:
+            error = spectrum.distance(_dense(factors).reshape(spectrum.rows.shape))
         placed = _place(_balanced(factors), spectrum.scale, placement)
         return Factored(cast(self._chain(op, placed), op), error)
 
