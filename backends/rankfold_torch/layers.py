@@ -38,6 +38,8 @@ KINDS: tuple[type[nn.Module], ...] = (
     *CONVS.values(),
     *TRANSPOSED.values(),
 )
+STAYING = ("cuda",)
+"""Types of devices that have float64, and all of the linear algebra that decompositions need."""
 _CARRIED = (bool, int, float, str, tuple, torch.dtype, type(None))
 _PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d},
@@ -47,23 +49,25 @@ _PADS: dict[str, dict[int, type[nn.Module]]] = {
 }
 
 
-def to_numpy(tensor: torch.Tensor) -> Array:
-    """A float tensor as an array: shared memory for float32 and float64 on the CPU, else a copy.
+def to_array(tensor: torch.Tensor) -> Array:
+    """A float tensor as an array for an op.
 
-    bfloat16 and float16 come as float32, in which they are exact.
+    On the CPU a NumPy array, of the same memory for float32 and float64; on a device in `STAYING`
+    the tensor itself, so that it is decomposed there. bfloat16 and float16 come as float32, in
+    which they are exact.
     """
     tensor = tensor.detach()
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    array: Array = tensor.cpu().numpy()
-    return array
+    array: Any = tensor if tensor.device.type in STAYING else tensor.cpu().numpy()
+    return array  # type: ignore[no-any-return]  # a tensor stands for an array
 
 
 def read(module: nn.Module) -> Op:
     """The op of a stock layer whose weights have been found to be ordinary tensors."""
-    weight = to_numpy(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
+    weight = to_array(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
     bias: Any = getattr(module, "bias", None)
-    return _as_op(module, weight, None if bias is None else to_numpy(bias))
+    return _as_op(module, weight, None if bias is None else to_array(bias))
 
 
 def sized(module: nn.Module) -> Op | None:
@@ -270,7 +274,8 @@ def _fill(
 
 def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:
     # always a copy: the built model shares no memory with the original or with a template
-    return torch.from_numpy(np.array(array)).to(device=tensor.device, dtype=tensor.dtype)
+    made = array.clone() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+    return made.to(device=tensor.device, dtype=tensor.dtype)
 
 
 def swap_channels(weight: Array, groups: int) -> Array:

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.contracts import Decomposition, Placement, Ranks
 from rankfold.errors import RankfoldError, Refused
 from rankfold.guarded import Guarded
@@ -355,7 +356,7 @@ class Layer:
             self.op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
         )
         if not math.isfinite(factored.error) or not all(
-            np.isfinite(stage.weight).all() for stage in factored.chain
+            linalg.is_finite(stage.weight) for stage in factored.chain
         ):
             raise Refused(f"{name} gave values that are not finite")
         cost = self.cost(factored.chain)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rankfold import linalg
 from rankfold.candidates import Layer
 from rankfold.contracts import Adapter, Choice, DataAware
 from rankfold.errors import Refused
@@ -84,7 +85,7 @@ def build(
             return done, adapter.refilled(model, done.path, chain[0])
         assert done.error is not None
         module = adapter.build(model, done.path, chain)
-        epsilon = max(adapter.precision(model, done.path), float(np.finfo(op.weight.dtype).eps))
+        epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
         check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
     except Refused as refused:
         return _undone(done, refused.reason), None

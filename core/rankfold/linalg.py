@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rankfold.ops import Array
+if TYPE_CHECKING:
+    from rankfold.ops import Array
 
 LARGE = 1024
 """From this order on all eigenpairs of a Gram matrix cost seconds; a few of them need not."""
@@ -53,6 +54,29 @@ def namespace(array: Array) -> Any:
     import array_api_compat
 
     return array_api_compat.array_namespace(array)
+
+
+def is_real(array: Any) -> bool:
+    """Whether something is an array of floating-point numbers, of any library of the standard."""
+    if isinstance(array, np.ndarray):
+        return bool(array.dtype.kind == "f")
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        return False
+    import array_api_compat
+
+    if not array_api_compat.is_array_api_obj(array):
+        return False
+    return bool(namespace(array).isdtype(array.dtype, "real floating"))
+
+
+def is_finite(array: Array) -> bool:
+    """Whether all values are finite."""
+    return bool(namespace(array).isfinite(array).all())
+
+
+def epsilon(array: Array) -> float:
+    """The machine epsilon of an array's dtype."""
+    return float(namespace(array).finfo(array.dtype).eps)
 
 
 def host(array: Any) -> Array:

@@ -8,6 +8,7 @@ nothing but the plain error of the weight is left.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import numpy as np
@@ -47,7 +48,7 @@ class Metric:
         else:
             self._out = op.weight.shape[0] // op.groups
             self._into = op.weight.shape[1]
-            self._taps = op.weight[0, 0].size
+            self._taps = math.prod(op.weight.shape[2:])
         self.uses = moments.uses
         self.samples = moments.samples
         inputs = np.asarray(moments.inputs, dtype=np.float64)
@@ -193,7 +194,7 @@ def check_moments(op: Op, moments: LayerMoments) -> None:
     table = isinstance(op, Embedding)
     rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
     columns = op.weight.shape[0] if table else op.weight.shape[1]
-    full = columns if table else columns * op.weight[0, 0].size
+    full = columns if table else columns * math.prod(op.weight.shape[2:])
     _check_shape("inputs", moments.inputs, op.groups, (columns, full))
     if moments.grads is not None:
         _check_shape("gradients", moments.grads, op.groups, (rows,))

@@ -9,6 +9,7 @@ error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (M
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -78,7 +79,7 @@ def input_form(op: Op) -> str:
     if isinstance(op, Embedding):
         return "diagonal"
     if isinstance(op, (Conv, ConvTranspose)):
-        return "patches" if op.weight[0].size <= PATCH_LIMIT else "channels"
+        return "patches" if math.prod(op.weight.shape[1:]) <= PATCH_LIMIT else "channels"
     return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
 
 

@@ -1,10 +1,13 @@
-"""The vocabulary: layers as frozen dataclasses of NumPy arrays and geometry, and their costs.
+"""The vocabulary: layers as frozen dataclasses of arrays and geometry, and their costs.
 
 A decomposition turns one op into a chain of ops of this same closed set, so everything that
 looks at layers (costs, reference, adapters, decompositions) is written once over four classes.
 
 Weights of `Linear`, `Conv` and `ConvTranspose` are laid out (out, in/groups, *kernel), transposed
 convolutions included; an `Embedding` is (num_embeddings, embedding_dim).
+
+The arrays are NumPy's, or those of another library of the array API standard: the weights of a
+model on an accelerator stay there while they are decomposed.
 
 The *extent* of an op's input is its shape without the channel axis: the leading axes for a
 `Linear`, the shape of the indices for an `Embedding`, (batch, *spatial) for a convolution.
@@ -22,6 +25,7 @@ import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
 from rankfold.geometry import Geometry, is_int, padding, per_axis
+from rankfold.linalg import host, is_real
 
 Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
@@ -174,7 +178,7 @@ Convolution: TypeAlias = Conv | ConvTranspose
 def geometry(op: Convolution) -> Geometry:
     """The geometry of a convolution, typed: ops take ints as a convenience, this never has any."""
     return Geometry(
-        kernel=op.weight.shape[2:],
+        kernel=tuple(op.weight.shape[2:]),
         stride=op.stride,  # type: ignore[arg-type]  # __post_init__ made it a tuple of int
         padding=op.padding,  # type: ignore[arg-type]  # and this pairs or a known string
         dilation=op.dilation,  # type: ignore[arg-type]
@@ -200,7 +204,10 @@ def as_chain(ops: Op | Iterable[Op]) -> Chain:
 
 def params(ops: Op | Iterable[Op]) -> int:
     """The number of parameters (weights and biases) of an op or a chain."""
-    return sum(op.weight.size + (0 if op.bias is None else op.bias.size) for op in as_chain(ops))
+    return sum(
+        math.prod(op.weight.shape) + (0 if op.bias is None else op.bias.shape[0])
+        for op in as_chain(ops)
+    )
 
 
 def output_extent(op: Op, extent: Extent) -> Extent:
@@ -245,9 +252,9 @@ def macs(ops: Op | Iterable[Op], extent: Extent) -> int:
     for op in as_chain(ops):
         out = output_extent(op, extent)
         if isinstance(op, (Linear, Conv)):
-            total += math.prod(out) * op.weight.size
+            total += math.prod(out) * math.prod(op.weight.shape)
         elif isinstance(op, ConvTranspose):
-            total += math.prod(extent) * op.weight.size
+            total += math.prod(extent) * math.prod(op.weight.shape)
         extent = out
     return total
 
@@ -284,7 +291,18 @@ def blank(*shape: int) -> Array:
 
 def is_blank(op: Op) -> bool:
     """Whether only the shape of an op is known."""
-    return op.weight.size > 1 and not any(op.weight.strides)
+    weight = op.weight
+    return isinstance(weight, np.ndarray) and weight.size > 1 and not any(weight.strides)
+
+
+def on_host(op: Op) -> Op:
+    """The same layer with its arrays as NumPy's."""
+    made = replace(op, weight=host(op.weight))
+    return (
+        made
+        if isinstance(made, Embedding)
+        else replace(made, bias=None if op.bias is None else host(op.bias))
+    )
 
 
 def with_weight(op: Op, weight: Array) -> Op:
@@ -302,22 +320,20 @@ def _set(op: Op, name: str, value: object) -> None:
 
 def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
     name = type(op).__name__
-    weight = op.weight
-    if not isinstance(weight, np.ndarray) or weight.dtype.kind != "f":
+    weight, shape = op.weight, tuple(getattr(op.weight, "shape", ()))
+    if not is_real(weight):
         kind = weight.dtype if isinstance(weight, np.ndarray) else type(weight).__name__
-        raise RankfoldError(f"{name}: the weight is {kind}; give a NumPy array of a float dtype")
+        raise RankfoldError(f"{name}: the weight is {kind}; give an array of a float dtype")
     if weight.ndim not in ndim:
         layout = {
             Linear: "(out, in/groups)",
             Embedding: "(num_embeddings, embedding_dim)",
         }.get(type(op), f"(out, in/groups, *kernel) with 1 to {_MAX_SPATIAL_AXES} kernel axes")
-        raise RankfoldError(f"{name}: weight of shape {weight.shape}; the layout is {layout}")
+        raise RankfoldError(f"{name}: weight of shape {shape}; the layout is {layout}")
     bias = op.bias
-    if bias is not None and (
-        not isinstance(bias, np.ndarray) or bias.shape != weight.shape[:1] or bias.dtype.kind != "f"
-    ):
-        shape = bias.shape if isinstance(bias, np.ndarray) else type(bias).__name__
-        raise RankfoldError(f"{name}: bias is {shape}; a float array of {weight.shape[:1]} fits")
+    if bias is not None and (not is_real(bias) or tuple(bias.shape) != shape[:1]):
+        found = tuple(bias.shape) if hasattr(bias, "shape") else type(bias).__name__
+        raise RankfoldError(f"{name}: bias is {found}; a float array of {shape[:1]} fits")
 
 
 def _check_groups(op: Linear | Convolution) -> None:

@@ -1,7 +1,8 @@
-"""NumPy forward of an op or a chain in float64, and the weight a chain stands for.
+"""Forward of an op or a chain in float64, and the weight a chain stands for.
 
 This is the ground truth that every backend is checked against; it is written to be read, not to
-be fast. Layout: channels first, (batch, channels, *spatial); features last for a `Linear`.
+be fast. It computes where the weights live. Layout: channels first, (batch, channels, *spatial);
+features last for a `Linear`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError
 from rankfold.ops import (
     Array,
@@ -28,7 +31,7 @@ from rankfold.ops import (
     with_weight,
 )
 
-_NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 def forward(ops: Op | Iterable[Op], x: Array) -> Array:
@@ -40,16 +43,16 @@ def forward(ops: Op | Iterable[Op], x: Array) -> Array:
             for a convolution.
 
     Returns:
-        float64 array with the channel axis in the same place.
+        float64 array with the channel axis in the same place, of the library of the weights.
 
     Raises:
         RankfoldError: the input is too small for a kernel.
     """
     for op in as_chain(ops):
         if isinstance(op, Embedding):
-            x = np.asarray(op.weight, dtype=np.float64)[x]
+            x = linalg.double(op.weight)[linalg.like(x, op.weight)]
         else:
-            x = np.asarray(x, dtype=np.float64)
+            x = linalg.double(linalg.like(x, op.weight))
             if isinstance(op, Linear):
                 x = _linear(op, x)
             elif isinstance(op, Conv):
@@ -58,13 +61,13 @@ def forward(ops: Op | Iterable[Op], x: Array) -> Array:
                 x = _conv_transpose(op, x)
             if op.bias is not None:
                 shape = (-1,) if isinstance(op, Linear) else (-1,) + (1,) * (x.ndim - 2)
-                x = x + np.asarray(op.bias, dtype=np.float64).reshape(shape)
+                x = x + linalg.double(linalg.like(op.bias, x)).reshape(shape)
     return x
 
 
 def _linear(op: Linear, x: Array) -> Array:
     rows = x.reshape(-1, op.groups, op.weight.shape[1]).swapaxes(0, 1)
-    y: Array = np.matmul(rows, grouped(op).astype(np.float64).swapaxes(1, 2))
+    y: Array = rows @ linalg.double(grouped(op)).mT
     return y.swapaxes(0, 1).reshape(*x.shape[:-1], len(op.weight))
 
 
@@ -72,19 +75,18 @@ def _conv(op: Conv, x: Array) -> Array:
     geo = geometry(op)
     spatial = output_extent(op, (x.shape[0], *x.shape[2:]))[1:]
     pads = ((0, 0), (0, 0), *geo.pads(x.shape[2:]))
-    if op.padding_mode == "zeros":
-        x = np.pad(x, pads)
-    else:
-        x = np.pad(x, pads, mode=_NUMPY_PAD[op.padding_mode])  # type: ignore[call-overload]
+    mode: Any = _NUMPY_PAD[op.padding_mode]
+    x = linalg.like(np.pad(linalg.host(x), pads, mode=mode), x)
     x = x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])
-    weight = grouped(op).astype(np.float64)
-    y = np.zeros((x.shape[0], op.groups, weight.shape[1], *spatial))
+    weight = linalg.double(grouped(op))
+    y = linalg.like(np.zeros((x.shape[0], op.groups, weight.shape[1], *spatial)), weight)
+    einsum = linalg.namespace(weight).einsum
     for tap in np.ndindex(*geo.kernel):
         window = tuple(
             slice(t * d, t * d + (n - 1) * s + 1, s)
             for t, d, n, s in zip(tap, geo.dilation, spatial, geo.stride, strict=True)
         )
-        y += np.einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x[:, :, :, *window])
+        y += einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x[:, :, :, *window])
     return y.reshape(y.shape[0], -1, *spatial)
 
 
@@ -95,14 +97,15 @@ def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
     full = [n + low + high for n, (low, high) in zip(spatial, pads, strict=True)]
     batch, _, *sizes = x.shape
     x = x.reshape(batch, op.groups, -1, *sizes)
-    weight = grouped(op).astype(np.float64)
-    y = np.zeros((batch, op.groups, weight.shape[1], *full))
+    weight = linalg.double(grouped(op))
+    y = linalg.like(np.zeros((batch, op.groups, weight.shape[1], *full)), weight)
+    einsum = linalg.namespace(weight).einsum
     for tap in np.ndindex(*geo.kernel):
         window = tuple(
             slice(t * d, t * d + (n - 1) * s + 1, s)
             for t, d, n, s in zip(tap, geo.dilation, sizes, geo.stride, strict=True)
         )
-        y[:, :, :, *window] += np.einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x)
+        y[:, :, :, *window] += einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x)
     crop = tuple(slice(low, low + n) for (low, _), n in zip(pads, spatial, strict=True))
     return y.reshape(batch, -1, *full)[:, :, *crop]
 
@@ -123,9 +126,9 @@ def reconstruct(op: Op, chain: Iterable[Op]) -> Array:
     """
     stages = as_chain(chain)
     if isinstance(op, Embedding):
-        table = np.asarray(stages[0].weight, dtype=np.float64)
+        table = linalg.double(stages[0].weight)
         for stage in stages[1:]:
-            table = table @ np.asarray(stage.weight, dtype=np.float64).T
+            table = table @ linalg.double(stage.weight).mT
         return _of_shape(op, stages, table)
     kernel = op.weight.ndim - 2
     total = _stage_weight(stages[0], op.groups, kernel)
@@ -139,7 +142,7 @@ def reconstruct(op: Op, chain: Iterable[Op]) -> Array:
 
 
 def _stage_weight(stage: Op, groups: int, kernel: int) -> Array:
-    weight = np.asarray(stage.weight, dtype=np.float64)
+    weight = linalg.double(stage.weight)
     weight = weight.reshape(groups, -1, *weight.shape[1:])
     return weight.reshape(*weight.shape, *(1,) * (kernel - (weight.ndim - 3)))
 
@@ -155,12 +158,12 @@ def _compose(previous: Array, following: Array, kernel: int) -> Array:
     g, s, mid, into = previous.shape[:4]
     out = following.shape[2]
     left = previous.reshape(g, s, mid, -1)
-    right = np.moveaxis(following.reshape(g, s, out, mid, -1), -1, 2).reshape(g, s, -1, mid)
-    product: Array = np.matmul(right, left)
+    right = linalg.permuted(following.reshape(g, s, out, mid, -1), (0, 1, 4, 2, 3))
+    product: Array = right.reshape(g, s, -1, mid) @ left
     product = product.reshape(g, s, *following.shape[4:], out, into, *previous.shape[4:])
     order = [0, 1, 2 + kernel, 3 + kernel]
     order += itertools.chain.from_iterable((2 + a, 4 + kernel + a) for a in range(kernel))
-    return product.transpose(order).reshape(g, s * out, into, *lengths)
+    return linalg.permuted(product, tuple(order)).reshape(g, s * out, into, *lengths)
 
 
 def composed(op: Op, chain: Chain) -> Op:
@@ -169,7 +172,7 @@ def composed(op: Op, chain: Chain) -> Op:
     Raises:
         RankfoldError: the stages do not compose to its shape.
     """
-    made = with_weight(op, reconstruct(op, chain).astype(op.weight.dtype))
+    made = with_weight(op, linalg.cast(reconstruct(op, chain), op.weight.dtype))
     return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
 
 

@@ -21,9 +21,10 @@ from rankfold.contracts import (
 )
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
-from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -307,7 +308,7 @@ class Run:
         op = self.adapter.read(self.model, path)
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
-        return op
+        return op if self.calibration is None and self.moments is None else on_host(op)
 
 
 def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
@@ -331,7 +332,8 @@ def _unfit(op: Op) -> str:
         magnitude(op.weight)
     except Refused as refused:
         return refused.reason
-    if op.bias is not None and not np.isfinite(op.bias).all():
-        bad = op.bias.size - int(np.count_nonzero(np.isfinite(op.bias)))
-        return f"the bias has {bad} NaN or infinite values of {op.bias.size}"
+    if op.bias is not None and not is_finite(op.bias):
+        bias = host(op.bias)
+        bad = bias.size - int(np.count_nonzero(np.isfinite(bias)))
+        return f"the bias has {bad} NaN or infinite values of {bias.size}"
     return ""

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, geometry
 from rankfold.reference import forward, reconstruct
@@ -50,12 +51,14 @@ def check_chain(
     if not measured <= error * 1.01 + _GRAM_ACCURACY:
         raise Refused(f"the chain has a weight error of {measured:.3g}, not {error:.3g}")
     x = _probe(op, rng)
-    expected = forward(_standing_for(op, dense, chain), x)
+    expected = linalg.host(forward(_standing_for(op, dense, chain), x))
     got = run(x)
     if got.shape != expected.shape:
         raise Refused(f"the built module gives shape {got.shape} in place of {expected.shape}")
     size = float(np.linalg.norm(expected))
-    rounding = float(np.linalg.norm(forward(_rounded(chain, epsilon, rng), x) - expected))
+    rounding = float(
+        np.linalg.norm(linalg.host(forward(_rounded(chain, epsilon, rng), x)) - expected)
+    )
     off = float(np.linalg.norm(got - expected))
     tolerance = _SLACK * rounding + (epsilon + _ACCURACY) * size + np.finfo(np.float32).tiny
     if not off <= tolerance:
@@ -75,8 +78,8 @@ def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
     return tuple(
         replace(
             stage,
-            weight=stage.weight.astype(np.float64)
-            * (1.0 + epsilon * rng.uniform(-0.5, 0.5, stage.weight.shape)),
+            weight=linalg.double(stage.weight)
+            * linalg.like(1.0 + epsilon * rng.uniform(-0.5, 0.5, stage.weight.shape), stage.weight),
         )
         for stage in chain
     )
@@ -84,13 +87,13 @@ def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
 
 def relative_distance(weight: Array, other: Array) -> float:
     """‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
-    scale = max(float(np.abs(weight).max()), float(np.abs(other).max()))
+    scale = max(float(abs(weight).max()), float(abs(other).max()))
     apart = total = 0.0
     for row, other_row in zip(weight, other, strict=True):
-        scaled = row.astype(np.float64) / scale
+        scaled = linalg.over(row, scale)
         difference = scaled - other_row / scale
-        apart += float(np.vdot(difference, difference))
-        total += float(np.vdot(scaled, scaled))
+        apart += linalg.inner(difference, difference)
+        total += linalg.inner(scaled, scaled)
     return math.sqrt(apart / total)
 
 

@@ -6,6 +6,7 @@ All of the geometry stays on the first stage, the bias goes to the last.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -36,7 +37,7 @@ class ChannelSVD:
     def max_ranks(self, op: Op) -> Ranks:
         """The smaller side of the unfolding of one group."""
         out = op.weight.shape[0] // op.groups
-        return (min(out, op.weight[0].size),)
+        return (min(out, math.prod(op.weight.shape[1:])),)
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The output unfolding."""

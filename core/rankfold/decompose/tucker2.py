@@ -9,6 +9,7 @@ core; the bias goes to the last stage.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -199,7 +200,7 @@ class Tucker2:
     @staticmethod
     def _sizes(op: Op) -> tuple[int, int, int]:
         out, into = op.weight.shape[:2]
-        return out // op.groups, into, op.weight[0, 0].size
+        return out // op.groups, into, math.prod(op.weight.shape[2:])
 
     @staticmethod
     def _chain(op: Convolution, first: Array, core: Array, last: Array) -> Chain:
