@@ -1,0 +1,248 @@
+"""CP at its limits, ranks in order, EVBMF at its limits, and TensorLy and NumPy as the measure.
+
+Against the oracle every method may lose 1 % more. CP carries a ridge (see `als`), which it trades
+for bounded factors: `FLOOR` is what that may cost where the model could be all but exact.
+"""
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import tensorly as tl
+from tensorly.decomposition import parafac, partial_tucker
+from tests.core.test_numerical_limits import (
+    CP,
+    MATRICES,
+    METHODS,
+    PLACEMENTS,
+    ROOT,
+    distance,
+    factored,
+    kernel_of,
+    matrix_of,
+    measured,
+    method,
+    of_own_model,
+    ranks_of,
+)
+
+import rankfold as rf
+from rankfold.decompose import als
+from rankfold.reference import reconstruct
+
+FLOOR = 2e-3
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", METHODS)
+def test_denormal_weights(name: str, placement: str, rng: np.random.Generator) -> None:
+    plain = rng.standard_normal((11, 7, *kernel_of(name)))
+    op = rf.Conv(1e-310 * plain)
+    found = factored(op, name, ranks_of(name, op, 0.4), placement)
+    assert measured(op, found) == pytest.approx(found.error, abs=ROOT)
+    assert measured(op, factored(op, name, method(name).max_ranks(op), placement)) < 1e-11
+    least = rf.Conv(5e-324 * np.sign(plain))
+    factored(least, name, ranks_of(name, op, 0.4), placement)
+
+
+@pytest.mark.parametrize("ratio", [1e-310, 1e-200, 1e-100])
+@pytest.mark.parametrize("where", ["rows", "columns", "group"])
+@pytest.mark.parametrize("name", METHODS)
+def test_denormal_and_normal_weights_mixed(
+    name: str, where: str, ratio: float, rng: np.random.Generator
+) -> None:
+    weight = rng.standard_normal((12, 7, *kernel_of(name)))
+    weight[np.s_[:, 3:] if where == "columns" else np.s_[6:]] *= ratio
+    op = rf.Conv(weight, groups=2 if where == "group" else 1)
+    for share in (0.01, 0.4, 1.0):
+        found = factored(op, name, ranks_of(name, op, share))
+        assert measured(op, found) == pytest.approx(found.error, abs=ROOT)
+    assert measured(op, found) < 1e-14
+    if where == "group" and ratio >= 1e-100:
+        assert distance(reconstruct(op, found.chain)[6:], weight[6:]) < 1e-13
+
+
+def border(sizes: tuple[int, ...], seed: int) -> np.ndarray:
+    """b∘a∘a + a∘b∘a + a∘a∘b (and so on): as close to rank 2 as one likes, and never of it."""
+    rng = np.random.default_rng(seed)
+    pairs = [np.linalg.qr(rng.standard_normal((size, 2)))[0] for size in sizes]
+    total = np.zeros(sizes)
+    for one in range(len(sizes)):
+        vectors = [pair[:, int(mode == one)] for mode, pair in enumerate(pairs)]
+        total += tl.cp_to_tensor((None, [vector[:, None] for vector in vectors]))
+    return total
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("sizes", [(8, 6, 9), (8, 6, 3, 2), (16, 12, 9), (3, 4, 2)])
+def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int) -> None:
+    tensor = border(sizes, seed)
+    energy = np.vdot(tensor, tensor)
+    found = als.fit(tensor, 2, np.random.default_rng(0))
+    plain = parafac(tensor.copy(), 2, n_iter_max=1000, init="random", random_state=seed, tol=0)
+    unbounded = als.balance((plain.factors[0] * plain.weights, *plain.factors[1:]))
+    assert found.error < 0.05  # of a tensor that is no sum of two terms: it is approached
+    assert als.sensitivity(found.factors) < 0.75 * als.sensitivity(unbounded)
+    assert als.sum_of_squares(found.factors) < 12 * energy
+    kernel = sizes[2:] if len(sizes) == 4 else (*sizes[2:], 1)
+    op = rf.Conv(tensor.reshape(*sizes[:2], *kernel))
+    chain = factored(op, "cp", (2,)).chain
+    # noise of 1 % on every stage changes the layer by little more than 1 % per stage
+    rng = np.random.default_rng(seed)
+    noisy = [s.weight * (1 + 0.01 * rng.standard_normal(s.weight.shape)) for s in chain]
+    moved = [type(s)(w, groups=s.groups) for s, w in zip(chain, noisy, strict=True)]
+    assert distance(reconstruct(op, moved), reconstruct(op, chain)) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (3, 8), (9, 1), (1, 6), (7, 7)], ids=str)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_error_falls_with_every_rank(name: str, shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(sum(shape))
+    op = rf.Conv(rng.standard_normal((*shape, *kernel_of(name))))
+    most = method(name).max_ranks(op)
+    # fits of CP at two ranks are two searches; what is exact in closed form is so to rounding
+    slack, floor = (1.02, FLOOR) if name in CP else (1.001, 0.0) if name == "tucker2" else (1, 0)
+    for mode in range(len(most)):
+        for fixed in itertools.product(*(range(1, m + 1) for m in most[:mode] + most[mode + 1 :])):
+            ranks = [(*fixed[:mode], r, *fixed[mode:]) for r in range(1, most[mode] + 1)]
+            errors = [factored(op, name, r).error for r in ranks]
+            assert all(b <= slack * a + floor + ROOT for a, b in itertools.pairwise(errors))
+
+
+SMALLEST = [
+    (out, into, *kernel)
+    for out, into, kernel in itertools.product(
+        (1, 2, 5), (1, 2, 7), ((1, 1), (1, 3), (3, 1), (3, 2))
+    )
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SMALLEST, ids=str)
+def test_modes_of_one_element_at_every_rank(
+    shape: tuple[int, ...], name: str, rng: np.random.Generator
+) -> None:
+    if name == "svd" and max(shape[2:]) > 1:
+        pytest.skip("svd needs a kernel of 1")
+    op = rf.Conv(rng.standard_normal(shape), padding=tuple(k // 2 for k in shape[2:]))
+    most = method(name).max_ranks(op)
+    for ranks in itertools.product(*(range(1, rank + 1) for rank in most)):
+        found = factored(op, name, ranks)
+        assert measured(op, found) == pytest.approx(found.error, abs=ROOT)
+        assert found.error < 1.0
+        if name in MATRICES:
+            values = np.linalg.svd(matrix_of(name, op.weight), compute_uv=False)
+            best = np.linalg.norm(values[ranks[0] :]) / np.linalg.norm(values)
+            assert found.error == pytest.approx(best, rel=1e-6, abs=ROOT)
+    assert measured(op, found) < 1e-14
+
+
+def oracle(name: str, weight: np.ndarray, ranks: tuple[int, ...], starts: int) -> float:
+    """The relative error of NumPy's SVD or of TensorLy, the best of several runs for CP."""
+    if name in MATRICES:
+        values = np.linalg.svd(matrix_of(name, weight), compute_uv=False)
+        return float(np.linalg.norm(values[ranks[0] :]) / np.linalg.norm(values))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs
+        if name == "tucker2":
+            found, _ = partial_tucker(weight, rank=list(ranks), modes=[0, 1], init="svd")
+            return distance(tl.tenalg.multi_mode_dot(*found, modes=[0, 1]), weight)
+        tensor = weight if name == "cp" else weight.reshape(*weight.shape[:2], -1)
+        best = math.inf
+        for init, seed in [("svd", 0), *(("random", seed) for seed in range(starts))]:
+            for sweeps in (20, 100):
+                try:
+                    model = parafac(
+                        tensor.copy(), ranks[0], sweeps, init=init, random_state=seed, tol=1e-9
+                    )
+                except np.linalg.LinAlgError:
+                    continue
+                error = distance(tl.cp_to_tensor(model), tensor)
+                best = min(best, error if math.isfinite(error) else math.inf)
+    return best
+
+
+def random_case(name: str, seed: int) -> tuple[rf.Conv, tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    kernel = (1, 1) if name == "svd" else tuple(int(k) for k in rng.choice([1, 2, 3, 5], 2))
+    shape = (*(int(n) for n in rng.choice([1, 2, 3, 5, 8, 13, 24, 32], 2)), *kernel)
+    weight = rng.standard_normal(shape)
+    most = method(name).max_ranks(rf.Conv(weight, padding=1))
+    if seed % 3 == 1:
+        for mode in (0, 1):
+            decay = np.diag((1.0 + np.arange(shape[mode])) ** -0.8)
+            mixing = np.linalg.qr(rng.standard_normal(decay.shape))[0] @ decay
+            weight = np.moveaxis(np.tensordot(mixing, weight, axes=(1, mode)), 0, mode)
+    elif seed % 3 == 2:
+        below = tuple(max(1, m // 3) for m in most)
+        model = of_own_model(name, rf.Conv(weight, padding=1), below, rng).weight
+        weight = model + 0.05 * model.std() * weight
+    bound = [min(m, 2 * max(shape[:2])) if name in CP else m for m in most]
+    return rf.Conv(weight, padding=1), tuple(int(rng.integers(1, m + 1)) for m in bound)
+
+
+def worse(name: str, seeds: range, starts: int = 1, share: float = 1.01) -> list[str]:
+    found = []
+    for seed in seeds:
+        op, ranks = random_case(name, seed)
+        ours = factored(op, name, ranks)
+        assert measured(op, ours) == pytest.approx(ours.error, abs=ROOT)
+        theirs = oracle(name, op.weight, ranks, starts)
+        if ours.error > share * theirs + (FLOOR if name in CP else ROOT):
+            found.append(f"{seed}: {op.weight.shape} {ranks}: {ours.error:.4g} > {theirs:.4g}")
+    return found
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_worse_than_the_oracle(name: str) -> None:
+    assert not worse(name, range(12 if name in CP else 40))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(6))
+@pytest.mark.parametrize("name", METHODS)
+def test_no_worse_than_the_oracle_in_hundreds_of_cases(name: str, chunk: int) -> None:
+    size = 60 if name in CP else 500
+    assert not worse(name, range(1000 + chunk * size, 1000 + (chunk + 1) * size), starts=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 60), (60, 1), (2, 1), (1, 100_000)], ids=str)
+def test_evbmf_finds_no_structure_in_a_single_row(shape: tuple[int, int]) -> None:
+    matrix = np.random.default_rng(0).standard_normal(shape)
+    for values in (matrix, np.ones(shape), 1e-200 * matrix, 0.0 * matrix):
+        assert rf.evbmf(values).rank == 0
+    assert rf.evbmf(matrix).sigma2 == pytest.approx(float(np.mean(matrix**2)))
+
+
+@pytest.mark.parametrize("scale", [1e-310, 1e-150, 1e-30, 1e30, 1e150, 1e300])
+@pytest.mark.parametrize("damage", ["zero rows", "duplicate rows", "one element", "none"])
+def test_evbmf_of_a_deficient_matrix_is_its_rank_at_any_scale(damage: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((17, 3)) @ rng.standard_normal((3, 90))
+    if damage == "zero rows":
+        matrix[5:] = 0.0
+    elif damage == "duplicate rows":
+        matrix[:] = matrix[:1]
+    elif damage == "one element":
+        matrix = np.zeros((17, 90))
+        matrix[3, 5] = -2.0
+    for values in (matrix, matrix.T):
+        found = rf.evbmf(scale * values)
+        assert found.rank == {"duplicate rows": 1, "one element": 1}.get(damage, 3)
+        singular = np.linalg.svd(values, compute_uv=False)[: found.rank]
+        assert distance(found.singular_values, singular * scale) < 1e-9
+        assert 0.0 <= found.sigma2 <= 1e-9 * scale * scale
+
+
+@pytest.mark.xfail(strict=True, reason="sigma2 leaves the range of floats on its way to and fro")
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_evbmf_returns_the_noise_variance_it_was_given(scale: float) -> None:
+    matrix = scale * np.random.default_rng(0).standard_normal((17, 90))
+    assert rf.evbmf(matrix, sigma2=1.0).sigma2 == pytest.approx(1.0)
