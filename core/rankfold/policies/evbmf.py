@@ -69,7 +69,8 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     known = None if sigma2 is None else sigma2 / scale / scale
     squares = np.linalg.svd(matrix / scale, compute_uv=False) ** 2
     found = from_squares(squares, (short, long), known)
-    return EVBMF(found.rank, found.sigma2 * scale * scale, found.singular_values * scale)
+    variance = found.sigma2 * scale * scale if sigma2 is None else sigma2
+    return EVBMF(found.rank, variance, found.singular_values * scale)
 
 
 def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = None) -> EVBMF:
