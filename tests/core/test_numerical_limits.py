@@ -101,8 +101,8 @@ def test_a_weight_of_the_methods_own_model_is_found(
     if name in DIRECT:
         assert measured(op, found) < 1e-14
         assert found.error < ROOT
-    else:  # the ridge of the fit costs about 1e-3; see `als`
-        assert measured(op, found) < (1e-3 if share < 0.1 else 2e-2)
+    else:  # many terms are hard to tell apart: TensorLy ends at 5e-2 after 500 sweeps
+        assert measured(op, found) < (1e-6 if share < 0.1 else 2e-2)
 
 
 @pytest.mark.parametrize("spacing", ["geometric", "one small", "one large"])
@@ -216,7 +216,6 @@ def test_stages_in_float16_neither_overflow_nor_vanish(
     assert measured(op, found) == pytest.approx(found.error, abs=5e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="cast() overflows to infinite values with a warning only")
 @pytest.mark.parametrize("name", METHODS)
 def test_classical_stages_beyond_float16_are_an_error_that_names_the_remedy(name: str) -> None:
     op = rf.Conv(np.full((64, 48, *kernel_of(name)), 6e4, dtype=np.float16))

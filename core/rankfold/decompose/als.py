@@ -5,13 +5,14 @@ the contraction with the input factor serves the output mode and every kernel mo
 contraction with the output factor serves the input mode.
 
 * The normal equations carry a ridge relative to their mean eigenvalue: it bounds the cancelling
-  rank-1 terms that make CP networks impossible to fine-tune, for a slightly higher error. Where the
-  error gets small so does the ridge, which would keep it from getting smaller.
+  rank-1 terms that make CP networks impossible to fine-tune, for a slightly higher error. At the
+  end, where sweeps are cheap or the error is small, it is lowered as long as the squared norms of
+  the terms stay what they are: where nothing cancels, nothing is lost to it.
 * Factors are extrapolated between sweeps; the momentum is halved with a restart when the error
   rises.
 * Where the rank is below a channel count the fit runs on the Tucker core and is expanded
   afterwards (CANDELINC: Carroll, Pruzansky and Kruskal, Psychometrika 45, 1980).
-* Sweeps run in float32 until the error gets too small to be seen in it.
+* Sweeps over large tensors run in float32 until the error gets too small to be seen in it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from rankfold.decompose.multilinear import (
     hadamard,
     khatri_rao,
     multiply,
+    sum_of_squares,
     unfold,
 )
 from rankfold.ops import Array
 
 RIDGE = 1e-3
-_RIDGE_OF_ERROR = 1e-2
-_LEAST_RIDGE = 1e-12
+_LOWER_RIDGES = (1e-5, 1e-7)
+_MOST_GROWTH = 1.1
+_SMALL = 0.05
+_LARGE = 2_000_000
 _TOLERANCE = 1e-6
 _CHEAP = 20_000_000  # multiplications of a sweep
 _MOMENTUM = (0.8, 0.98)
@@ -78,19 +82,33 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     for _ in range(effort.starts - 1):
         drawn = (rng.standard_normal((size, rank)) for size in core.shape)
         starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
-    tried = [_als(core, start, effort.trial_sweeps) for start in starts]
-    small = _als(core, min(tried, key=_error), effort.sweeps)
-    if all(basis is None for basis in bases):
-        return Fit(balance(small.factors), small.error)
-    factors = list(small.factors)
-    for mode, basis in enumerate(bases):
-        if basis is not None:
-            factors[mode] = basis @ factors[mode]
-    start = Fit(tuple(factors), math.inf)  # its error is that on the core and what the core lacks
-    best = _als(tensor, start, _Effort.of(tensor, rank).last_sweeps)
-    if effort.starts > 1:
-        best = min(best, from_slices(tensor, rank), key=_error)
-    return Fit(balance(best.factors), best.error)
+    tried = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
+    found = _als(core, min(tried, key=_error), effort.sweeps, RIDGE)
+    last_sweeps = _Effort.of(tensor, rank).last_sweeps
+    if any(basis is not None for basis in bases):
+        factors = list(found.factors)
+        for mode, basis in enumerate(bases):
+            if basis is not None:
+                factors[mode] = basis @ factors[mode]
+        # its error is that on the core and what the core lacks
+        found = _als(tensor, Fit(tuple(factors), math.inf), last_sweeps, RIDGE)
+    cheap = effort.starts > 1
+    if cheap or found.error < _SMALL:
+        found = _closer(tensor, found, last_sweeps)
+    if cheap:
+        found = min(found, from_slices(tensor, rank), key=_error)
+    return Fit(balance(found.factors), found.error)
+
+
+def _closer(tensor: Array, found: Fit, sweeps: int) -> Fit:
+    """The model with less of a ridge, unless its terms grow."""
+    most = _MOST_GROWTH * sum_of_squares(found.factors)
+    for ridge in _LOWER_RIDGES:
+        closer = _als(tensor, found, sweeps, ridge)
+        if sum_of_squares(closer.factors) > most:
+            break
+        found = closer
+    return found
 
 
 @dataclass(frozen=True)
@@ -114,17 +132,18 @@ class _Effort:
         )
 
 
-def _als(tensor: Array, start: Fit, sweeps: int) -> Fit:
+def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
     energy = linalg.inner(tensor, tensor)
     error, best = start.error, start
-    sweeper = _Sweeper(linalg.single(tensor) if error > _PRECISE else tensor, energy)
+    large = math.prod(tensor.shape) * start.factors[0].shape[1] > _LARGE
+    coarse = large and ridge == RIDGE and error > _PRECISE
+    sweeper = _Sweeper(linalg.single(tensor) if coarse else tensor, energy)
     previous = current = sweeper.cast(start.factors)
     momentum = _MOMENTUM[0]
     for _ in range(sweeps):
         if error <= _PRECISE and sweeper.coarse:
             sweeper = _Sweeper(tensor, energy)
             previous, current = sweeper.cast(previous), sweeper.cast(current)
-        ridge = max(_LEAST_RIDGE, min(RIDGE, _RIDGE_OF_ERROR * error))
         ahead = [f + momentum * (f - old) for f, old in zip(current, previous, strict=True)]
         new, new_error = sweeper.swept(ahead, ridge)
         if not new_error <= error:

@@ -70,10 +70,20 @@ def trivial(op: Convolution, axis: int) -> bool:
 
 
 def cast(chain: Chain, op: Op) -> Chain:
-    """The chain with its weights in the dtype of the layer it replaces."""
-    return tuple(
-        replace(s, weight=linalg.contiguous(linalg.cast(s.weight, op.weight.dtype))) for s in chain
-    )
+    """The chain with its weights in the dtype of the layer it replaces.
+
+    Raises:
+        RankfoldError: a stage exceeds the range of that dtype.
+    """
+    dtype = op.weight.dtype
+    with np.errstate(over="ignore"):
+        made = [linalg.contiguous(linalg.cast(stage.weight, dtype)) for stage in chain]
+    if not all(map(linalg.is_finite, made)):
+        raise RankfoldError(
+            f"{type(op).__name__}: a stage of the chain exceeds the range of {dtype}; use the "
+            "placement 'balanced' or a wider dtype"
+        )
+    return tuple(replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
 
 
 def place_scale(

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 RANKFOLD_API = (1, 0)
 SWEEPS = 2
 _PRECISE = 1e-3
+_MORE_SWEEPS = 40
+_TOLERANCE = 1e-4  # of the squared error
+_CHEAP = 50_000_000  # multiplications of all sweeps
 _COUNT = 12
 
 
@@ -295,20 +298,31 @@ def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, 
     if left.shape[2] == tensor.shape[1] or right.shape[2] == tensor.shape[2]:
         return start, left, right
     precise = spectrum.relative_error(kept) < _PRECISE
-    found = _swept(tensor if precise else linalg.single(tensor), left, right)
+    found = _swept(tensor if precise else linalg.single(tensor), left, right, spectrum.energy)
     core = _core(tensor, *found)
     return (core, *found) if linalg.inner(core, core) > kept else (start, left, right)
 
 
-def _swept(tensor: Array, left: Array, right: Array) -> tuple[Array, Array]:
+def _swept(tensor: Array, left: Array, right: Array, energy: float) -> tuple[Array, Array]:
+    """Two sweeps, or more until the error settles where they are cheap."""
     groups, out, into, _ = tensor.shape
+    work = math.prod(tensor.shape) * (left.shape[2] + right.shape[2])
+    most = max(SWEEPS, min(_MORE_SWEEPS, _CHEAP // work))
+    kept = 0.0
     by_input = tensor.swapaxes(2, 3)  # (groups, out, positions, in)
     by_output = linalg.permuted(tensor, (0, 2, 3, 1))  # (groups, in, positions, out)
-    for _ in range(SWEEPS):
+    for sweep in range(most):
         factor = linalg.cast(right, tensor.dtype)[:, None]
         left = linalg.leading((by_input @ factor).reshape(groups, out, -1), left.shape[2])
         factor = linalg.cast(left, tensor.dtype)[:, None]
-        right = linalg.leading((by_output @ factor).reshape(groups, into, -1), right.shape[2])
+        projected = (by_output @ factor).reshape(groups, into, -1)
+        right = linalg.leading(projected, right.shape[2])
+        if most == SWEEPS:
+            continue
+        turned = linalg.double(right.mT) @ linalg.double(projected)
+        before, kept = kept, linalg.inner(turned, turned)
+        if sweep + 1 >= SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
+            break
     return left, right
 
 
