@@ -10,8 +10,9 @@ import copy
 import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from rankfold.ops import (
     params,
     with_weight,
 )
+from rankfold.parallel import threads_for
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
@@ -103,8 +105,11 @@ class Group(list["Layer"]):
         rest: what everything else in the model costs, with what was decided on it.
         total: what the original model costs.
         measure: gives the seconds of one forward pass of the model.
+        executor: works on the layers; None for one after the other.
 
     Attributes:
+        executor: as given.
+        threads: how many BLAS takes meanwhile; None for its own choice.
         notes: what the policy has to say of the whole; it may append to them.
         seconds: of one forward pass of the model (before, after), where the policy predicts them.
     """
@@ -115,8 +120,11 @@ class Group(list["Layer"]):
         rest: Cost,
         total: Cost,
         measure: Callable[[], float] = lambda: 0.0,
+        executor: Executor | None = None,
     ) -> None:
         super().__init__(layers)
+        self.executor = executor
+        self.threads = threads_for(layer.order for layer in self)
         self.rest = rest
         self.total = total
         self.measure = measure
@@ -146,6 +154,7 @@ class Layer:
         refusals: for those that do not apply, why.
         placement: how the scale is spread over a chain.
         calls: how often the layer is called in one pass; None without example inputs.
+        order: the smaller side of its matrix.
     """
 
     def __init__(
@@ -179,6 +188,8 @@ class Layer:
         self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
         op = self.op
+        rows, *rest = op.weight.shape
+        self.order = min(rows, math.prod(rest))
         for name, method in methods.items():
             guarded = Guarded(method)
             try:
@@ -189,6 +200,24 @@ class Layer:
                 self.methods[name] = guarded
             else:
                 self.refusals[name] = str(reason)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The layer for another process: with its op, without what belongs to the model."""
+        state = {**vars(self), "_op": self.op, "_spectrum": None, "_timer": None}
+        del state["_read"]
+        return state
+
+    @property
+    def findings(self) -> tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]:
+        """What was found out so far: offers and candidates."""
+        return dict(self._offers), dict(self._candidates)
+
+    def learn(
+        self, found: tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]
+    ) -> None:
+        """Takes over what was found out elsewhere."""
+        self._offers.update(found[0])
+        self._candidates.update(found[1])
 
     @property
     def op(self) -> Op:

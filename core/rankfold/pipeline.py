@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -90,6 +91,7 @@ def plan(
     calibration: Any = None,
     loss: Loss | None = None,
     moments: Moments | None = None,
+    executor: Executor | None = None,
     adapter: Adapter | None = None,
 ) -> Plan:
     """What would be done to each layer of a model, and why.
@@ -114,6 +116,8 @@ def plan(
             change of them counts, by its square; the default) or a function of (outputs, batch)
             that gives a scalar.
         moments: gathered before by `rankfold.gather`, in place of a pass over `calibration`.
+        executor: any `concurrent.futures.Executor`, on which layers are ranked and decomposed, with
+            the results of a run without it. Sequential refits go on one after the other.
         adapter: a fresh one, in place of the one that the installed plugins have for the model.
 
     Raises:
@@ -121,7 +125,8 @@ def plan(
             a rank is out of range, or the model fails on the inputs.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
+    used = adapter or registry().adapter(model)
+    run = Run(used, model, inputs, methods, placement, seed, executor)
     run.learn(calibration, loss, moments)
     notes: list[str] = []
     decided = [decision.layer for decision in run.decisions(selection, notes)]
@@ -144,6 +149,7 @@ def compress(
     moments: Moments | None = None,
     refit: bool = True,
     inplace: bool = False,
+    executor: Executor | None = None,
     adapter: Adapter | None = None,
 ) -> Compressed:
     """Plans and applies in one go.
@@ -164,13 +170,15 @@ def compress(
         refit: whether, with calibration data, every layer is refitted to the original's outputs on
             the inputs that the compressed layers before it give.
         inplace: modify the model itself instead of a copy.
+        executor: as for `plan`.
         adapter: as for `plan`.
 
     Raises:
         RankfoldError: as for `plan`.
     """
     selection = Selection(policy, include, exclude, overrides)
-    run = Run(adapter or registry().adapter(model), model, inputs, methods, placement, seed)
+    used = adapter or registry().adapter(model)
+    run = Run(used, model, inputs, methods, placement, seed, executor)
     run.learn(calibration, loss, moments)
     return Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,6 +27,7 @@ from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.parallel import each, limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -47,6 +50,7 @@ class Run:
         methods: names of the allowed decompositions; None for the default ones.
         placement: how the scale is spread over a chain.
         seed: of all randomness.
+        executor: works on several layers at once; None for one after the other.
 
     Raises:
         RankfoldError: an unknown placement, method or seed, or the model fails on the inputs.
@@ -72,7 +76,13 @@ class Run:
         methods: str | Sequence[str] | None,
         placement: Placement,
         seed: int,
+        executor: Executor | None = None,
     ) -> None:
+        if executor is not None and not hasattr(executor, "submit"):
+            raise RankfoldError(
+                f"executor: {type(executor).__name__}; give a concurrent.futures.Executor"
+            )
+        self._executor = executor
         if placement not in ("balanced", "classical"):
             raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
@@ -239,25 +249,33 @@ class Run:
                 whole = self._whole(before, costs)
                 own = [layer.path for layer in layers]
                 rest = whole.less(sum((costs[p] for p in own), Cost(0, 0)))
-                group = Group(layers, rest, self._whole(before, before), self._model_seconds)
-                choices = policy.allocate(group)
-                if not layers:
-                    next(choices, None)
-                for layer in layers:
-                    choice = next(choices, None)
-                    if not isinstance(choice, Choice):
-                        raise RankfoldError(
-                            f"layer {layer.path!r}: policy {policy!r} gave {choice!r} for it; a "
-                            "policy yields one rankfold.Choice per layer"
-                        )
-                    if choice.method in layer.methods:
-                        costs[layer.path] = layer.template_cost(choice.method, choice.ranks)
-                    advance(layer.path)
-                    yield layer, choice
-                    layer.release()
+                whole = self._whole(before, before)
+                group = Group(layers, rest, whole, self._model_seconds, self._executor)
+                with limited(group.threads):
+                    for layer, choice in self._chosen(policy, group):
+                        if choice.method in layer.methods:
+                            costs[layer.path] = layer.template_cost(choice.method, choice.ranks)
+                        advance(layer.path)
+                        yield layer, choice
+                        layer.release()
                 notes.extend(group.notes)
                 if group.seconds is not None:
                     self.predicted = group.seconds[1] / group.seconds[0]
+
+    def _chosen(self, policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
+        """What a policy chooses; with an executor, decomposed there where it chooses for all."""
+        choices = policy.allocate(group)
+        if not group:
+            next(choices, None)
+        pairs = _paired(policy, group, choices)
+        wanted = self.calibration is None and getattr(policy, "whole", False)
+        if self._executor is None or not wanted:
+            yield from pairs
+            return
+        found = list(pairs)
+        tried = each(group, _tried, [choice for _, choice in found])
+        for pair, _ in zip(found, tried, strict=True):
+            yield pair
 
     def decisions(self, selection: Selection, notes: list[str]) -> Iterator[Decision]:
         """One decision per layer, without a refit."""
@@ -309,6 +327,31 @@ class Run:
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op if self.calibration is None and self.moments is None else on_host(op)
+
+
+def _paired(
+    policy: Policy, group: Group, choices: Iterator[Choice]
+) -> Iterator[tuple[Layer, Choice]]:
+    """Each layer with its choice.
+
+    Raises:
+        RankfoldError: the policy gives something else than one choice per layer.
+    """
+    for layer in group:
+        choice = next(choices, None)
+        if not isinstance(choice, Choice):
+            raise RankfoldError(
+                f"layer {layer.path!r}: policy {policy!r} gave {choice!r} for it; a policy yields "
+                "one rankfold.Choice per layer"
+            )
+        yield layer, choice
+
+
+def _tried(layer: Layer, choice: Choice) -> None:
+    """Decomposes a layer; what goes wrong goes wrong again where it can be told."""
+    if choice.method in layer.methods:
+        with suppress(RankfoldError, Refused):
+            layer.candidate(choice.method, choice.ranks)
 
 
 def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -22,6 +23,7 @@ from rankfold.errors import Infeasible, RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.knapsack import Solution, cheapest, least_share
 from rankfold.ops import Array
+from rankfold.parallel import each
 from rankfold.policies.arguments import fraction
 
 RANKFOLD_API = (1, 0)
@@ -139,6 +141,13 @@ def _shown(value: object) -> str:
     return getattr(value, "__qualname__", "a function") if callable(value) else repr(value)
 
 
+def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[list[Offer], float]:
+    """What a layer offers, and what it is worth where that is wanted."""
+    found = layer.offers(multiple), layer.worth if with_worth else 0.0
+    layer.release()
+    return found
+
+
 class _Problem:
     """The offers of all layers, what they cost, and the limits."""
 
@@ -154,9 +163,9 @@ class _Problem:
         multiple = max(FAST_MULTIPLE, budget.multiple_of) if timed else budget.multiple_of
         first_seconds = 0.0
         self._traced = all(layer.traced for layer in group)
-        for layer in group:
+        priced = partial(_priced, multiple, with_worth=budget.error is not None)
+        for layer, (offers, own_worth) in zip(group, each(group, priced), strict=True):
             cost = layer.cost(layer.op)
-            offers = layer.offers(multiple)
             seconds = 0.0
             if timed:
                 seconds, offers = layer.faster(offers)
@@ -168,7 +177,7 @@ class _Problem:
             self._values.append(np.array([0.0 if o is None else o.loss for o in own]))
             price = [o.cost.macs if self._traced else o.cost.params for o in (held, *offers)]
             self._prices.append(np.array(price, dtype=np.float64))
-            worth += layer.worth if budget.error is not None else 0.0
+            worth += own_worth
             layer.release()
         self._costs = [np.array(own, dtype=np.float64) for own in costs]
         total = {"params": float(group.total.params), "macs": float(group.total.macs)}

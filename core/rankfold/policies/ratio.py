@@ -12,6 +12,7 @@ from rankfold.contracts import Choice, Mode, Policy
 from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
+from rankfold.parallel import each
 from rankfold.policies.arguments import fraction
 
 RANKFOLD_API = (1, 0)
@@ -40,8 +41,14 @@ class Ratio:
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""
-        for layer in layers:
-            yield least_error(layer, self._rank, nothing_found="rank 0")
+        yield from each(layers, self._choose)
+
+    def _choose(self, layer: Layer) -> Choice:
+        return least_error(
+            layer,
+            self._rank,
+            nothing_found="rank 0",
+        )
 
     def _rank(self, mode: Mode) -> int:
         rank = max(1, math.floor(self.share * mode.channels + 1e-9))

@@ -11,6 +11,7 @@ from rankfold.contracts import Choice, Mode, Policy
 from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
+from rankfold.parallel import each
 from rankfold.policies.arguments import fraction
 from rankfold.policies.evbmf import from_squares
 
@@ -48,10 +49,14 @@ class VBMF:
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""
-        for layer in layers:
-            yield least_error(
-                layer, self._rank, nothing_found="rank 0: EVBMF found no structure above the noise"
-            )
+        yield from each(layers, self._choose)
+
+    def _choose(self, layer: Layer) -> Choice:
+        return least_error(
+            layer,
+            self._rank,
+            nothing_found="rank 0: EVBMF found no structure above the noise",
+        )
 
     def _rank(self, mode: Mode) -> int:
         known = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale

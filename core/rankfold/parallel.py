@@ -1,0 +1,79 @@
+"""Layers worked on by an executor, and how many threads BLAS takes meanwhile.
+
+Every layer has random numbers of its own and the number of BLAS threads depends on the model alone,
+so results are those of a serial run, to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rankfold.linalg import LARGE
+
+if TYPE_CHECKING:
+    from rankfold.candidates import Layer
+
+T = TypeVar("T")
+
+
+def each(layers: Iterable[Layer], work: Callable[..., T], *others: Iterable[Any]) -> Iterator[T]:
+    """What a function gives for each layer, in order.
+
+    With a `Group` that has an executor the layers are worked on there, and what is found out about
+    a layer, its offers and candidates, comes back to it.
+
+    Args:
+        layers: a group, or any layers.
+        work: of a layer and of what else is given for it; picklable where the executor needs that.
+        others: further arguments, one per layer each.
+    """
+    executor: Executor | None = getattr(layers, "executor", None)
+    if executor is None:
+        yield from map(work, layers, *others)
+        return
+    threads, here = getattr(layers, "threads", None), os.getpid()
+    own = list(layers)
+    rows = zip(own, *others, strict=True)
+    futures = [executor.submit(_worked, threads, here, work, *row) for row in rows]
+    try:
+        for layer, future in zip(own, futures, strict=True):
+            result, found = future.result()
+            layer.learn(found)
+            yield result
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _worked(
+    threads: int | None, parent: int, work: Callable[..., T], layer: Layer, *others: Any
+) -> tuple[T, Any]:
+    elsewhere = os.getpid() != parent
+    with limited(threads) if elsewhere else nullcontext():
+        result = work(layer, *others)
+    found = layer.findings
+    layer.release()
+    return result, found
+
+
+def threads_for(orders: Iterable[int]) -> int | None:
+    """One BLAS thread where all matrices are small: more of them would get in each other's way.
+
+    Args:
+        orders: of the Gram matrices.
+    """
+    return None if max(orders, default=0) > LARGE else 1
+
+
+def limited(threads: int | None) -> AbstractContextManager[Any]:
+    """Within it BLAS takes that many threads; None leaves it as it is."""
+    if threads is None:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
+    return limits
