@@ -75,6 +75,8 @@ class Candidate:
         loss: what it costs in the loss, up to a factor that all layers share; without calibration
             data the square of `error`.
         output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
+        remark: what to know of how it was found.
+        sensitivity: of a CP model; see `rankfold.contracts.Factored`.
     """
 
     method: str
@@ -84,6 +86,8 @@ class Candidate:
     error: float
     loss: float
     output: float | None = None
+    remark: str = ""
+    sensitivity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -391,7 +395,17 @@ class Layer:
         cost = self.cost(factored.chain)
         metric = spectrum.metric
         if metric is None:
-            return Candidate(name, ranks, factored.chain, cost, factored.error, factored.error**2)
+            squared = factored.error**2
+            return Candidate(
+                name,
+                ranks,
+                factored.chain,
+                cost,
+                factored.error,
+                squared,
+                remark=factored.remark,
+                sensitivity=factored.sensitivity,
+            )
         rows = rows_of(self.op) / spectrum.scale
         dense = reconstruct(self.op, factored.chain) / spectrum.scale
         apart = rows_of(with_weight(self.op, dense)) - rows
@@ -399,7 +413,17 @@ class Layer:
         chain = shifted(factored.chain, metric, -spectrum.scale * apart)
         whole = metric.output(rows) + self._mean_output(metric, rows)
         output = math.sqrt(max(0.0, metric.output(apart)) / max(whole, 1e-300))
-        return Candidate(name, ranks, chain, cost, factored.error, loss, output)
+        return Candidate(
+            name,
+            ranks,
+            chain,
+            cost,
+            factored.error,
+            loss,
+            output,
+            factored.remark,
+            factored.sensitivity,
+        )
 
     def _mean_output(self, metric: Metric, rows: Array) -> float:
         """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""

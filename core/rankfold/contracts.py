@@ -61,8 +61,8 @@ class Factored:
         chain: in the layer's place.
         error: ‖W − Ŵ‖ / ‖W‖ of the weight.
         remark: what to know of how it was found; "" for nothing.
-        sensitivity: how much noise on the factors of a CP model changes it, over ‖W‖²; None for
-            other models.
+        sensitivity: of a CP model, the expected squared relative change of the weight per unit
+            variance of noise relative to the factors; None for other models.
     """
 
     chain: Chain

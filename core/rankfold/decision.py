@@ -44,7 +44,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     op = layer.op
     before = layer.cost(op)
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
-    predicted = None
+    predicted = sensitivity = None
     if method is not None and method not in layer.methods:
         reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
         method = None
@@ -56,7 +56,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         else:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
-            reason = reason or layer.remark(after)
+            sensitivity = candidate.sensitivity
+            reason = reason or layer.remark(after) or candidate.remark
     decided = LayerPlan(
         path=layer.path,
         method=method,
@@ -67,6 +68,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         macs=(before.macs, after.macs) if layer.traced else None,
         op=describe(op),
         predicted=predicted,
+        sensitivity=sensitivity,
         moments="" if layer.moments is None else input_form(op),
     )
     return Decision(decided, op if chain is not None else None, chain)
@@ -103,6 +105,7 @@ def _undone(done: LayerPlan, reason: str) -> LayerPlan:
         error=None,
         predicted=None,
         measured=None,
+        sensitivity=None,
         refit=False,
         params=None if done.params is None else (done.params[0], done.params[0]),
         macs=None if done.macs is None else (done.macs[0], done.macs[0]),

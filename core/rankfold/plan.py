@@ -31,6 +31,9 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             refit ŷ is the output in the compressed model.
         refit: whether the weights were refitted to the original outputs on the inputs that the
             compressed model gives.
+        sensitivity: of CP stages to noise, as a fine-tuning step makes it: the expected squared
+            relative change of the weight per unit variance of noise relative to the factors. About
+            one per stage where the rank-1 terms do not cancel; None for other methods.
         moments: how much of the moments of its inputs was gathered: "patches", "channels" or
             "diagonal"; "" without calibration data.
     """
@@ -46,6 +49,7 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     predicted: float | None = None
     measured: float | None = None
     refit: bool = False
+    sensitivity: float | None = None
     moments: str = ""
 
 

@@ -90,12 +90,14 @@ class Refit:
         rounding = _ROUNDING * _error(op, (nothing,), held, metric)
         for ridge in RIDGES:
             try:
-                made = self._regressed(layer, done.method, done.ranks, metric, fit, ridge)
+                made, sensitivity = self._regressed(
+                    layer, done.method, done.ranks, metric, fit, ridge
+                )
             except (Refused, np.linalg.LinAlgError):
                 continue
             error = _error(op, made, held, metric)
             if error < best.error - rounding:
-                best = _Tried(made, error)
+                best = _Tried(made, error, sensitivity)
         chain = best.chain
         size = float(np.trace(fit.yy + held.yy, axis1=1, axis2=2).sum())
         apart = _error(op, chain, fit, None) + _error(op, chain, held, None)
@@ -106,6 +108,7 @@ class Refit:
             return replace(decision, layer=msgspec.structs.replace(done, **changes)), chain
         if done.method is not None:
             changes["error"] = relative_distance(op.weight, reconstruct(op, chain))
+            changes["sensitivity"] = best.sensitivity
         return Decision(msgspec.structs.replace(done, **changes), op, chain), chain
 
     def _regressed(
@@ -116,11 +119,11 @@ class Refit:
         metric: Metric,
         fit: Joint,
         ridge: float,
-    ) -> Chain:
+    ) -> tuple[Chain, float | None]:
         op = layer.op
         target, inputs, mean = regression(op, fit, ridge)
         if method is None:
-            return (target,)
+            return (target,), None
         measure = Metric.of_inputs(op, inputs, mean, metric)
         spectrum = Spectrum(target, measure)
         rng = np.random.default_rng(self._seed)
@@ -131,13 +134,14 @@ class Refit:
         if not all(np.isfinite(stage.weight).all() for stage in factored.chain):
             raise Refused(f"{method} gave values that are not finite")
         lost = rows_of(target) - rows_of(with_weight(op, reconstruct(op, factored.chain)))
-        return shifted(factored.chain, measure, lost)
+        return shifted(factored.chain, measure, lost), factored.sensitivity
 
 
 @dataclass(frozen=True, eq=False)
 class _Tried:
     chain: Chain
     error: float
+    sensitivity: float | None = None
 
 
 def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | None]:

@@ -29,6 +29,7 @@ from rankfold.decompose.multilinear import (
     hadamard,
     khatri_rao,
     multiply,
+    relative_sensitivity,
     sum_of_squares,
     unfold,
 )
@@ -39,6 +40,9 @@ _LOWER_RIDGES = (1e-5, 1e-7)
 _MOST_GROWTH = 1.1
 _SMALL = 0.05
 _LARGE = 2_000_000
+MOST_SENSITIVE = 100.0
+"""What `relative_sensitivity` may be; a stronger ridge is taken where it is more."""
+_STRONGER_RIDGES = (1e-2, 1e-1)
 _TOLERANCE = 1e-6
 _CHEAP = 20_000_000  # multiplications of a sweep
 _MOMENTUM = (0.8, 0.98)
@@ -97,7 +101,18 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         found = _closer(tensor, found, last_sweeps)
     if cheap:
         found = min(found, from_slices(tensor, rank), key=_error)
-    return Fit(balance(found.factors), found.error)
+    return _bounded(tensor, Fit(balance(found.factors), found.error), last_sweeps)
+
+
+def _bounded(tensor: Array, found: Fit, sweeps: int) -> Fit:
+    """The model with as strong a ridge as its sensitivity asks for."""
+    energy = linalg.inner(tensor, tensor)
+    for ridge in _STRONGER_RIDGES:
+        if relative_sensitivity(found.factors, energy) <= MOST_SENSITIVE:
+            break
+        made = _als(tensor, Fit(found.factors, math.inf), sweeps, ridge)
+        found = Fit(balance(made.factors), made.error)
+    return found
 
 
 def _closer(tensor: Array, found: Fit, sweeps: int) -> Fit:
@@ -127,8 +142,8 @@ class _Effort:
         return _Effort(
             starts=starts,
             trial_sweeps=20 if starts > 1 else 0,
-            sweeps=max(10, min(300, 8 * _CHEAP // work)),
-            last_sweeps=max(3, min(40, 5 * _CHEAP // work)),
+            sweeps=max(20, min(300, 150 * _CHEAP // work)),
+            last_sweeps=max(8, min(60, 75 * _CHEAP // work)),
         )
 
 

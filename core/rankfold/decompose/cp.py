@@ -23,7 +23,7 @@ from rankfold.decompose import als
 from rankfold.decompose.correction import correct
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.grid import spaced
-from rankfold.decompose.multilinear import balance
+from rankfold.decompose.multilinear import balance, relative_sensitivity
 from rankfold.decompose.regression import Regression
 from rankfold.decompose.stages import along, cast, check_ranks, pointwise, trivial
 from rankfold.errors import RankfoldError
@@ -124,8 +124,10 @@ class CP:
             error = math.sqrt(squared / spectrum.energy)
         else:
             error = spectrum.distance(_dense(factors).reshape(spectrum.rows.shape))
-        placed = _place(_balanced(factors), spectrum.scale, placement)
-        return Factored(cast(self._chain(op, placed), op), error)
+        balanced = _balanced(factors)
+        placed = _place(balanced, spectrum.scale, placement)
+        chain = cast(self._chain(op, placed), op)
+        return Factored(chain, error, sensitivity=_sensitivity(balanced, spectrum.energy))
 
     def _fitted(
         self, op: Op, rank: int, spectrum: Spectrum, rng: np.random.Generator
@@ -304,6 +306,12 @@ def _dense(factors: Sequence[Array]) -> Array:
             len(product), -1, product.shape[2]
         )
     return factors[0] @ product.mT
+
+
+def _sensitivity(factors: list[Array], energy: float) -> float:
+    """Of the models of all groups together."""
+    groups = range(factors[0].shape[0])
+    return sum(relative_sensitivity([f[group] for f in factors], energy) for group in groups)
 
 
 def _balanced(factors: list[Array]) -> list[Array]:

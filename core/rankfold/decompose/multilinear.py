@@ -93,3 +93,23 @@ def balance(factors: Sequence[Array]) -> tuple[Array, ...]:
         linalg.double(factor) * linalg.like(share, factor)
         for factor, share in zip(factors, shares, strict=True)
     )
+
+
+def relative_sensitivity(factors: Sequence[Array], energy: float) -> float:
+    """`sensitivity` without units: for noise relative to each factor, over the squared norm.
+
+    Σ_n (‖A⁽ⁿ⁾‖²/R) Σ_r Π_{m≠n} ‖a_r⁽ᵐ⁾‖² / ‖T‖²: the expected squared relative change of the tensor
+    per unit variance of noise whose size is that of the factor's entries. One per mode where the
+    rank-1 terms are alike and do not cancel; large where they do.
+
+    Args:
+        factors: of the model.
+        energy: ‖T‖².
+    """
+    found = squares(factors)
+    rank = found.shape[1]
+    terms = [
+        own.sum() / rank * np.prod(np.delete(found, mode, axis=0), axis=0).sum()
+        for mode, own in enumerate(found)
+    ]
+    return float(sum(terms)) / energy

@@ -95,5 +95,7 @@ def _cells(layer: LayerPlan, traced: bool, informed: bool) -> list[str]:
     remarks = [layer.reason, "refitted" if layer.refit else ""]
     if layer.moments in ("channels", "diagonal") and layer.predicted is not None:
         remarks.append(f"moments: {layer.moments} only")
+    if layer.sensitivity is not None:
+        remarks.append(f"sensitivity {layer.sensitivity:.3g}")
     cells.append("; ".join(remark for remark in remarks if remark))
     return cells
