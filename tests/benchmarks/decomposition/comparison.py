@@ -78,7 +78,7 @@ def outcomes(sides: Sequence[Side], benchmark: Any) -> list[Outcome]:
         result = benchmark.pedantic(first.run)
         timed = [Timed(result, 0.0, 0), *(Timed(side.run(), 0.0, 0) for side in others)]
     else:
-        benchmark.pedantic(first.run, rounds=_ROUNDS, warmup_rounds=1)
+        benchmark.pedantic(first.run, rounds=_ROUNDS)
         timed = in_turns([side.run for side in sides])
     return [
         Outcome(side.name, side.figure(one.result), one.seconds, one.turns)

@@ -33,7 +33,10 @@ def write(file: Path, rows: Sequence[Row], machine: str) -> None:
 
 def line(row: Row) -> str:
     """A row for the terminal."""
-    sides = (f"{one.name} {_time(one)} ms, {one.figure:.4g}" for one in (*row.own, *row.peers))
+    sides = (
+        f"{one.name} {_milliseconds(one.seconds)} ms, {one.figure:.4g}"
+        for one in (*row.own, *row.peers)
+    )
     return f"{row.section.title}, {row.layer} at {row.ranks}: " + "; ".join(sides)
 
 

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     layer: str
     out: int
     into: int
-    count: int = 1
+    occurs: int = 1
 
 
 _VGG16 = {
@@ -68,5 +68,5 @@ def test_tucker_2_is_no_worse_than_peers(case: Case, compare: Callable[..., Row]
                 ("EVBMF by SVD, partial_tucker", partial(peers.scripted_tucker, weight)),
             )
         ],
-        count=case.count,
+        count=case.occurs,
     )

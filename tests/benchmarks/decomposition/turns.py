@@ -17,8 +17,9 @@ LONG = 15.0
 SETTLE = 0.1
 """Seconds of rest before each measurement: the threads of a BLAS spin for a while after a call,
 and would take the cores from the next function."""
-_SHORTEST = 0.02
-_MOST_REPEATS = 20
+_WARM = 1.0  # seconds up to which the first call may be far from the usual: it is repeated
+_SHORTEST = 0.05
+_MOST_REPEATS = 50
 _TURNS = ((1.0, 9), (5.0, 5))
 _LEAST_TURNS = 3
 
@@ -33,15 +34,16 @@ class Timed:
 
 
 def in_turns(functions: Sequence[Callable[[], Any]]) -> list[Timed]:
-    """Calls all functions once, then A B C A B C ..., an odd number of times.
+    """Calls all functions to warm up, then A B C A B C ..., an odd number of times.
 
     The first call is no measurement, except that of a function that takes longer than `LONG`.
+    What is quick is called several times a turn, and its time is the mean of these.
     """
     results, first = [], []
     for function in functions:
         result, seconds = _timed(function, 1)
         results.append(result)
-        first.append(seconds)
+        first.append(_timed(function, 1)[1] if seconds < _WARM else seconds)
     found = [[seconds] if seconds > LONG else [] for seconds in first]
     again = [place for place, seconds in enumerate(first) if seconds <= LONG]
     repeats = [min(_MOST_REPEATS, max(1, round(_SHORTEST / seconds))) for seconds in first]
