@@ -106,7 +106,7 @@ def _totals(rows: Sequence[Row], columns: int) -> Iterator[str]:
             for form in range(len(rows[0].own))
         ]
         others = sum(row.count * row.peers[place].seconds for row in rows)
-        cells = [f"all {layers} layers", "", peer.name]
+        cells = [f"sum of {layers}", "", peer.name]
         cells += [_milliseconds(seconds) for seconds in (*own, others)]
         cells += [f"{others / seconds:.1f}" for seconds in own]
         yield _cells(cells + [""] * (columns - len(cells)))

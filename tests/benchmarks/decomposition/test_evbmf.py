@@ -40,7 +40,9 @@ CASES = [
 SMOKE = [Case("convolution", 40, 23, 3)]
 
 
-def test_evbmf_finds_the_ranks_of_a_full_svd(case: Case, compare: Callable[..., Row]) -> None:
+def test_evbmf_finds_the_ranks_of_all_singular_values(
+    case: Case, compare: Callable[..., Row]
+) -> None:
     weight = kernel(case.out, case.into, case.size, seed=0)
     matrix = weight.reshape(case.out, -1)
     op: Op = rf.Linear(weight=matrix) if case.size == 1 else rf.Conv(weight=weight)
