@@ -89,7 +89,7 @@ def _table(section: Section, rows: Sequence[Row]) -> Iterator[str]:
                     row.ranks,
                     peer.name,
                     *map(_time, (*row.own, peer)),
-                    *(f"{peer.seconds / one.seconds:.1f}" for one in row.own),
+                    *(_ratio(peer.seconds / one.seconds) for one in row.own),
                     *(f"{one.figure:.4g}" for one in (*row.own, peer)),
                 ]
             )
@@ -108,7 +108,7 @@ def _totals(rows: Sequence[Row], columns: int) -> Iterator[str]:
         others = sum(row.count * row.peers[place].seconds for row in rows)
         cells = [f"sum of {layers}", "", peer.name]
         cells += [_milliseconds(seconds) for seconds in (*own, others)]
-        cells += [f"{others / seconds:.1f}" for seconds in own]
+        cells += [_ratio(others / seconds) for seconds in own]
         yield _cells(cells + [""] * (columns - len(cells)))
 
 
@@ -119,6 +119,10 @@ def _time(outcome: Outcome) -> str:
 def _milliseconds(seconds: float) -> str:
     ms = 1e3 * seconds
     return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:.0f}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
 
 
 def _cells(cells: Sequence[str]) -> str:
