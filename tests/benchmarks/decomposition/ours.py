@@ -1,0 +1,58 @@
+"""Our side of the comparisons."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+import rankfold as rf
+from rankfold.decompose.channel_svd import CHANNEL_SVD
+from rankfold.decompose.tucker2 import TUCKER2
+from rankfold.ops import Array, Chain, Op
+from rankfold.policies.evbmf import EVBMF, from_squares
+from rankfold.reference import reconstruct
+from rankfold.spectrum import Spectrum
+
+EXACT = "exact" in inspect.signature(rf.truncated_svd).parameters
+"""Whether `rf.truncated_svd` has a keyword for the exact form."""
+
+
+def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:
+    """The EVBMF ranks of both unfoldings and the Tucker-2 chain at them."""
+    spectrum = Spectrum(op)
+    ranks = tuple(
+        max(1, from_squares(mode.values[0], mode.sides).rank)
+        for mode in TUCKER2.modes(op, spectrum)
+    )
+    factored = TUCKER2.decompose(
+        op, ranks, spectrum=spectrum, placement="balanced", rng=np.random.default_rng(0)
+    )
+    return ranks, factored.chain
+
+
+def evbmf(op: Op) -> EVBMF:
+    """EVBMF of the output unfolding, in the units of the weight."""
+    spectrum = Spectrum(op)
+    (mode,) = CHANNEL_SVD.modes(op, spectrum)
+    found = from_squares(mode.values[0], mode.sides)
+    return EVBMF(found.rank, found.sigma2 * mode.scale**2, found.singular_values * mode.scale)
+
+
+def exact_svd(op: Op, rank: int) -> Chain:
+    """The exact form of `rf.truncated_svd`."""
+    form: Any = rf.truncated_svd
+    chain: Chain = form(op, rank, exact=True)
+    return chain
+
+
+def error(op: Op, chain: Chain) -> float:
+    """‖W − Ŵ‖ / ‖W‖ of what the chain stands for, in float64."""
+    return distance(op.weight, reconstruct(op, chain))
+
+
+def distance(weight: Array, dense: Array) -> float:
+    """‖W − Ŵ‖ / ‖W‖, in float64."""
+    weight = weight.astype(np.float64)
+    return float(np.linalg.norm(dense - weight) / np.linalg.norm(weight))
