@@ -142,8 +142,8 @@ class _Effort:
         return _Effort(
             starts=starts,
             trial_sweeps=20 if starts > 1 else 0,
-            sweeps=max(20, min(300, 150 * _CHEAP // work)),
-            last_sweeps=max(8, min(60, 75 * _CHEAP // work)),
+            sweeps=max(36, min(200, 100 * _CHEAP // work)),
+            last_sweeps=max(6, min(60, 50 * _CHEAP // work)),
         )
 
 

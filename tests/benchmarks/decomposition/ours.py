@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
 import numpy as np
 
-import rankfold as rf
 from rankfold.decompose.channel_svd import CHANNEL_SVD
 from rankfold.decompose.tucker2 import TUCKER2
 from rankfold.ops import Array, Chain, Op
 from rankfold.policies.evbmf import EVBMF, from_squares
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
-
-EXACT = "exact" in inspect.signature(rf.truncated_svd).parameters
-"""Whether `rf.truncated_svd` has a keyword for the exact form."""
 
 
 def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:
@@ -38,13 +31,6 @@ def evbmf(op: Op) -> EVBMF:
     (mode,) = CHANNEL_SVD.modes(op, spectrum)
     found = from_squares(mode.values[0], mode.sides)
     return EVBMF(found.rank, found.sigma2 * mode.scale**2, found.singular_values * mode.scale)
-
-
-def exact_svd(op: Op, rank: int) -> Chain:
-    """The exact form of `rf.truncated_svd`."""
-    form: Any = rf.truncated_svd
-    chain: Chain = form(op, rank, exact=True)
-    return chain
 
 
 def error(op: Op, chain: Chain) -> float:

@@ -17,8 +17,8 @@ from tensorly import decomposition
 from rankfold.ops import Array
 from rankfold.policies.evbmf import EVBMF, from_squares
 
-ITERATIONS = 20
-"""Of alternating least squares."""
+ITERATIONS = 100
+"""Of alternating least squares: as many as TensorLy makes by itself."""
 
 
 def partial_tucker(weight: Array, ranks: Sequence[int]) -> Any:

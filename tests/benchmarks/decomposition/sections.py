@@ -30,7 +30,7 @@ _TUCKER = (
     "ranks, which are given to it; and the usual script, which finds the ranks by EVBMF on "
     "`numpy.linalg.svd` of both unfoldings and then calls the same function."
 )
-_PARAFAC = '`tensorly.decomposition.parafac(w, rank, n_iter_max=20, tol=0, init="random")`'
+_PARAFAC = '`tensorly.decomposition.parafac(w, rank, n_iter_max=100, tol=0, init="random")`'
 
 TUCKER_VGG16 = Section("Tucker-2, VGG-16", _TUCKER, 0.002, totals=True)
 TUCKER_RESNET50 = Section("Tucker-2, 3x3 convolutions of ResNet-50", _TUCKER, 0.002, totals=True)
@@ -53,7 +53,7 @@ EVBMF = Section(
 )
 SVD = Section(
     "Truncated SVD",
-    "Ours: `rankfold.truncated_svd(rankfold.Linear(w), rank)`, and where there is a column for it "
+    "Ours: `rankfold.truncated_svd(rankfold.Linear(w), rank)`, and "
     "the same with `exact=True`. Peers: `numpy.linalg.svd(w, full_matrices=False)`, cut off; "
     "`torch.svd_lowrank(w, q=rank, niter=2)`; "
     "`sklearn.utils.extmath.randomized_svd(w, n_components=rank)`.",
