@@ -1,0 +1,1 @@
+"""How long whole networks take to plan and to compress, and where the time goes."""
