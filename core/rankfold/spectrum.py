@@ -28,6 +28,9 @@ from rankfold.linalg import (
 from rankfold.metric import Metric
 from rankfold.ops import Array, Embedding, Op, grouped
 
+_VISIBLE = 1.0 - 1e-4
+"""Of the energy: what is left out beyond can not be seen in float32."""
+
 
 class Spectrum:
     """The scaled weight of one op, its unfoldings and the eigenpairs of their Grams.
@@ -107,27 +110,36 @@ class Spectrum:
         """Eigenpairs of the input channel Grams, of order in/groups."""
         return left_eigen(self.input_unfolding)
 
-    def output_basis(
+    def factors(
         self, rank: int, rng: np.random.Generator, *, exact: bool = False
-    ) -> tuple[Array, str]:
-        """Leading left singular vectors of `matrix`, (groups, out/groups, rank), and how found."""
-        return self._basis("output", self.matrix, rank, rng, exact=exact)
+    ) -> tuple[Array, Array, float, str]:
+        """The truncated singular value decomposition of `matrix`.
 
-    def input_basis(
-        self, rank: int, rng: np.random.Generator, *, exact: bool = False
-    ) -> tuple[Array, str]:
-        """The same of `input_unfolding`, (groups, in/groups, rank)."""
-        return self._basis("input", self.input_unfolding, rank, rng, exact=exact)
+        Where a few of many singular vectors are wanted, and no more is known yet, they are sampled.
 
-    def _basis(
-        self, name: str, unfolding: Array, rank: int, rng: np.random.Generator, *, exact: bool
-    ) -> tuple[Array, str]:
-        if name in vars(self) or not few(rank, min(unfolding.shape[1:])):
-            eigen: Eigen = getattr(self, name)
-            return eigen.leading(rank), ""
-        if exact:
-            return leading(unfolding, rank), ""
-        return sampled(unfolding, rank, rng), "subspace found by sampling"
+        Args:
+            rank: 1 to the smaller side.
+            rng: draws the start of a sample.
+            exact: never to sample.
+
+        Returns:
+            Factors (groups, out/groups, rank) and (groups, rank, d), how much of `energy` their
+            product keeps, and how they were found where that matters.
+        """
+        matrix = self.matrix
+        wide = matrix.shape[1] <= matrix.shape[2]
+        known = ("output" if wide else "input") in vars(self)
+        if not known and not exact and few(rank, min(matrix.shape[1:])):
+            left, right = sampled(matrix, rank, rng)
+            if inner(right, right) < _VISIBLE * self.energy:
+                return left, right, inner(right, right), "subspace found by sampling"
+        if wide:
+            basis = self.output.leading(rank) if known or not exact else leading(matrix, rank)
+            right = basis.mT @ matrix
+            return basis, right, inner(right, right), ""
+        basis = self.input.leading(rank) if known or not exact else leading(matrix.mT, rank)
+        left = matrix @ basis
+        return left, basis.mT, inner(left, left), ""
 
     @cached_property
     def spatial_rows(self) -> Eigen:

@@ -13,7 +13,7 @@ import rankfold as rf
 
 
 @pytest.mark.parametrize("methods", [None, ("svd", "tucker2")], ids=str)
-@pytest.mark.parametrize("policy", [rf.VBMF(weaken=0.3), rf.Energy(0.8)], ids=repr)
+@pytest.mark.parametrize("policy", [rf.Ratio(0.3), rf.Energy(0.8)], ids=repr)
 def test_every_eigenproblem_is_solved_once(
     policy: rf.Policy, methods: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

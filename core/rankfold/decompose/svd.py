@@ -19,7 +19,6 @@ from rankfold.decompose.direct import decompose
 from rankfold.decompose.regression import offered, projection
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.hookspecs import hookimpl
-from rankfold.linalg import inner
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
 from rankfold.spectrum import Spectrum
 
@@ -93,17 +92,9 @@ class TruncatedSVD:
             if isinstance(op, Embedding):
                 right, left = left.mT, right.mT
             return Factored(cast(self._chain(op, right, left), op), error)
-        matrix = spectrum.matrix
-        if matrix.shape[1] <= matrix.shape[2]:
-            left, how = spectrum.output_basis(rank, rng, exact=self.exact)
-            right = left.mT @ matrix
-            kept = inner(right, right)
-            left = left * linalg.cast((matrix != 0.0).any(axis=2)[:, :, None], left.dtype)
-        else:
-            vectors, how = spectrum.input_basis(rank, rng, exact=self.exact)
-            left = matrix @ vectors
-            right = vectors.mT
-            kept = inner(left, left)
+        left, right, kept, how = spectrum.factors(rank, rng, exact=self.exact)
+        alive = (spectrum.matrix != 0.0).any(axis=2)[:, :, None]
+        left = left * linalg.cast(alive, left.dtype)  # rows of zeros get no rounding errors
         if isinstance(op, Embedding):  # the table is applied first
             last, first = place_scale(left.mT, right.mT, spectrum.scale, placement)
             right, left = first.mT, last.mT
@@ -139,7 +130,7 @@ def truncated_svd(
         rank: 1 to the smaller side of the matrix; of each group for a grouped convolution.
         placement: "balanced" splits the singular values evenly, "classical" puts them into the
             first layer.
-        exact: whether the error is the least there is. Otherwise, for matrices of order 1024 and
+        exact: whether the error is the least there is. Otherwise, for matrices of order 512 and
             more and ranks up to 15 % of it, the subspace is found by sampling, many times faster,
             at an error some 0.3 % above the least.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 RANKFOLD_API = (1, 0)
 SWEEPS = 2
 _PRECISE = 1e-3
+_SMALL = 500_000
 _MORE_SWEEPS = 40
 _TOLERANCE = 1e-4  # of the squared error
 _CHEAP = 50_000_000  # multiplications of all sweeps
@@ -289,33 +290,58 @@ def _regression(spectrum: Spectrum, basis: Array) -> Regression:
 def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, Array]:
     """Improved (core, left, right) of (groups, out, in, positions); all factors orthonormal.
 
-    The tensor is projected in float32, unless what is left out is too small to be seen in it. Where
-    the sweeps did not help the factors stay as they are.
+    A large tensor is projected in float32, unless what is left out is too small to be seen in it.
     """
-    tensor = spectrum.tensor
-    start = _core(tensor, left, right)
-    kept = linalg.inner(start, start)
-    if left.shape[2] == tensor.shape[1] or right.shape[2] == tensor.shape[2]:
-        return start, left, right
-    precise = spectrum.relative_error(kept) < _PRECISE
-    found = _swept(tensor if precise else linalg.single(tensor), left, right, spectrum.energy)
-    core = _core(tensor, *found)
-    return (core, *found) if linalg.inner(core, core) > kept else (start, left, right)
+    groups, out, into, positions = spectrum.tensor.shape
+    least = max(
+        float(spectrum.output.values[:, left.shape[2] :].sum()),
+        float(spectrum.input.values[:, right.shape[2] :].sum()),
+    )
+    fixed = left.shape[2] == out or right.shape[2] == into
+    small = math.prod(spectrum.tensor.shape) < _SMALL
+    precise = fixed or small or least < _PRECISE**2 * spectrum.energy
+    tensor = spectrum.tensor if precise else linalg.single(spectrum.tensor)
+    by_input = linalg.contiguous(tensor.swapaxes(2, 3)).reshape(groups, -1, into)
+
+    def core_of(left: Array, right: Array) -> Array:
+        half = (by_input @ linalg.cast(right, tensor.dtype)).reshape(groups, out, -1)
+        core: Array = linalg.cast(left.mT, tensor.dtype) @ half
+        return linalg.double(core).reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
+
+    if fixed:
+        return core_of(left, right), left, right
+    by_output = linalg.contiguous(linalg.permuted(tensor, (0, 2, 3, 1))).reshape(groups, -1, out)
+    found = _swept(by_input, by_output, left, right, spectrum.energy)
+    core = core_of(*found)
+    if precise:  # where rounding may have made it worse
+        start = core_of(left, right)
+        if linalg.inner(start, start) > linalg.inner(core, core):
+            return start, left, right
+    return core, *found
 
 
-def _swept(tensor: Array, left: Array, right: Array, energy: float) -> tuple[Array, Array]:
-    """Two sweeps, or more until the error settles where they are cheap."""
-    groups, out, into, _ = tensor.shape
-    work = math.prod(tensor.shape) * (left.shape[2] + right.shape[2])
+def _swept(
+    by_input: Array, by_output: Array, left: Array, right: Array, energy: float
+) -> tuple[Array, Array]:
+    """Two sweeps, or more until the error settles where they are cheap.
+
+    Args:
+        by_input: (groups, out · positions, in).
+        by_output: (groups, in · positions, out).
+        left: (groups, out, r_out).
+        right: (groups, in, r_in).
+        energy: the squared norm of the tensor.
+    """
+    groups, _, into = by_input.shape
+    out = by_output.shape[2]
+    work = math.prod(by_input.shape) * (left.shape[2] + right.shape[2])
     most = max(SWEEPS, min(_MORE_SWEEPS, _CHEAP // work))
     kept = 0.0
-    by_input = tensor.swapaxes(2, 3)  # (groups, out, positions, in)
-    by_output = linalg.permuted(tensor, (0, 2, 3, 1))  # (groups, in, positions, out)
     for sweep in range(most):
-        factor = linalg.cast(right, tensor.dtype)[:, None]
-        left = linalg.leading((by_input @ factor).reshape(groups, out, -1), left.shape[2])
-        factor = linalg.cast(left, tensor.dtype)[:, None]
-        projected = (by_output @ factor).reshape(groups, into, -1)
+        projected = by_input @ linalg.cast(right, by_input.dtype)
+        left = linalg.leading(projected.reshape(groups, out, -1), left.shape[2])
+        projected = by_output @ linalg.cast(left, by_output.dtype)
+        projected = projected.reshape(groups, into, -1)
         right = linalg.leading(projected, right.shape[2])
         if most == SWEEPS:
             continue
@@ -324,14 +350,6 @@ def _swept(tensor: Array, left: Array, right: Array, energy: float) -> tuple[Arr
         if sweep + 1 >= SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
             break
     return left, right
-
-
-def _core(tensor: Array, left: Array, right: Array) -> Array:
-    """(groups, r_out, r_in, positions): the tensor projected on both factors."""
-    groups, out, _, positions = tensor.shape
-    half = tensor.swapaxes(2, 3) @ right[:, None]  # (groups, out, positions, r_in)
-    core: Array = left.mT @ half.reshape(groups, out, -1)
-    return core.reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
 
 
 @hookimpl

@@ -19,6 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array
 
@@ -67,7 +68,8 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
         raise RankfoldError(f"evbmf: sigma2 {sigma2}; a noise variance is positive and finite")
     short, long = sorted(matrix.shape)
     known = None if sigma2 is None else sigma2 / scale / scale
-    squares = np.linalg.svd(matrix / scale, compute_uv=False) ** 2
+    wide = matrix if matrix.shape[0] == short else matrix.T
+    squares = linalg.eigenvalues(linalg.gram(linalg.over(wide, scale)))
     found = from_squares(squares, (short, long), known)
     variance = found.sigma2 * scale * scale if sigma2 is None else sigma2
     return EVBMF(found.rank, variance, found.singular_values * scale)

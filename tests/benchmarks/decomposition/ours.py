@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.decompose.channel_svd import CHANNEL_SVD
 from rankfold.decompose.tucker2 import TUCKER2
 from rankfold.ops import Array, Chain, Op
-from rankfold.policies.evbmf import EVBMF, from_squares
+from rankfold.policies.evbmf import from_squares
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
@@ -23,14 +22,6 @@ def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:
         op, ranks, spectrum=spectrum, placement="balanced", rng=np.random.default_rng(0)
     )
     return ranks, factored.chain
-
-
-def evbmf(op: Op) -> EVBMF:
-    """EVBMF of the output unfolding, in the units of the weight."""
-    spectrum = Spectrum(op)
-    (mode,) = CHANNEL_SVD.modes(op, spectrum)
-    found = from_squares(mode.values[0], mode.sides)
-    return EVBMF(found.rank, found.sigma2 * mode.scale**2, found.singular_values * mode.scale)
 
 
 def error(op: Op, chain: Chain) -> float:

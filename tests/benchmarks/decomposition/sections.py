@@ -46,7 +46,7 @@ CP3 = Section(
 )
 EVBMF = Section(
     "EVBMF",
-    "Ours: the eigenvalues of the Gram matrix of the unfolding, then EVBMF. Peer: "
+    "Ours: `rankfold.evbmf`, from the eigenvalues of the Gram matrix. Peer: "
     "`numpy.linalg.svd(w, full_matrices=False)`, then the same EVBMF. The ranks must be equal.",
     0.001,
     figure="noise variance",

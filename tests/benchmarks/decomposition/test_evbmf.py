@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from tests.benchmarks.decomposition import ours, peers
+from tests.benchmarks.decomposition import peers
 from tests.benchmarks.decomposition.comparison import Row, Side
 from tests.benchmarks.decomposition.sections import EVBMF
 from tests.benchmarks.decomposition.weights import kernel
 
 import rankfold as rf
-from rankfold.ops import Op
 
 
 class Case(NamedTuple):
@@ -45,15 +44,14 @@ def test_evbmf_finds_the_ranks_of_all_singular_values(
 ) -> None:
     weight = kernel(case.out, case.into, case.size, seed=0)
     matrix = weight.reshape(case.out, -1)
-    op: Op = rf.Linear(weight=matrix) if case.size == 1 else rf.Conv(weight=weight)
-    found, expected = ours.evbmf(op), peers.full_svd_evbmf(matrix)
+    found, expected = rf.evbmf(matrix), peers.full_svd_evbmf(matrix)
     assert found.rank == expected.rank > 0
     np.testing.assert_allclose(found.singular_values, expected.singular_values, rtol=1e-3)
     row = compare(
         EVBMF,
         f"{case.layer} {case.name}",
         (found.rank,),
-        [Side("ours", partial(ours.evbmf, op), lambda found: found.sigma2)],
+        [Side("ours", partial(rf.evbmf, matrix), lambda found: found.sigma2)],
         [Side("full SVD", partial(peers.full_svd_evbmf, matrix), lambda found: found.sigma2)],
     )
     assert row.own[0].figure == pytest.approx(row.peers[0].figure, rel=EVBMF.tolerance)
