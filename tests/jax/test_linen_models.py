@@ -184,7 +184,8 @@ def test_the_predicted_cost_of_scanned_layers_is_that_of_the_result(axis: int) -
     small = rf.compress(model, rf.Ranks(2), inputs=x, exclude="Embed_0")
     assert small.plan.macs[1] == rf.plan(small.model, rf.Ranks(1), inputs=x).macs[0]
     hidden, positions = 6 * 6 * 4 + 6 * 10 * 2, 8
-    assert small.plan.macs[0] == 4 * positions * hidden + positions * 36
+    attended = positions * 11 * 6
+    assert small.plan.macs[0] == 4 * positions * hidden + positions * 36 + attended
 
 
 def test_batch_statistics_and_dropout_work_in_training() -> None:
