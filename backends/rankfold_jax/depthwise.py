@@ -73,7 +73,8 @@ def depthwise_conv(
         spec=spec,
         dtype=preferred_element_type,
     )
-    return lax.platform_dependent(lhs, rhs, cpu=shifted, default=usual)  # type: ignore[no-any-return]
+    found: jax.Array = lax.platform_dependent(lhs, rhs, cpu=shifted, default=usual)
+    return found
 
 
 def _shift_multiply_add(

@@ -222,7 +222,7 @@ class _Following:
         found = Found()
         step(eqn, [label_of(value) for value in inside], 1, found)
         for use in found.uses:
-            path = self._paths.get(use.leaf)  # type: ignore[call-overload]
+            path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
             if path is not None and path not in self.meeting.met:
                 self.meeting.decide(path, None, None)
 

@@ -71,7 +71,8 @@ class TorchDemo:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
         model.train()
         for _ in range(epochs):
-            for batch in torch.randperm(len(x), generator=generator).split(_BATCH):  # type: ignore[no-untyped-call]
+            order = torch.randperm(len(x), generator=generator)
+            for batch in order.split(_BATCH):  # type: ignore[no-untyped-call]  # untyped in torch
                 shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
                 loss = functional.cross_entropy(model(_shifted(x[batch], *shift)), y[batch])
                 optimizer.zero_grad()

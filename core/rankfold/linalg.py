@@ -229,7 +229,7 @@ def sampled(matrices: Array, rank: int, rng: np.random.Generator) -> tuple[Array
 
     Power iteration on a random start with a sixth more columns (Halko, Martinsson and Tropp, SIAM
     Review 53, 2011), in float32, then the best subspace of what it spans. The error is about 0.5 %
-    above the least for spectra that decay, 1 % for noise, where it is worst.
+    above the least for spectra that decay, 1.1 % for noise, where it is worst.
 
     Args:
         matrices: (groups, n, m).

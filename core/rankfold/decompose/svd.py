@@ -132,7 +132,7 @@ def truncated_svd(
             first layer.
         exact: whether the error is the least there is. Otherwise, for matrices of order 512 and
             more and ranks up to 15 % of it, the subspace is found by sampling, many times faster,
-            at an error some 0.3 % above the least.
+            at an error some 0.5 % above the least.
 
     Returns:
         (Linear, Linear), (Embedding, Linear) or (Conv, Conv); only the last has the bias.
