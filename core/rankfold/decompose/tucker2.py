@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
 
 RANKFOLD_API = (1, 0)
-SWEEPS = 2
+LEAST_SWEEPS = 2
 _PRECISE = 1e-3
 _SMALL = 500_000
 _MORE_SWEEPS = 40
@@ -323,7 +323,9 @@ def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, 
 def _swept(
     by_input: Array, by_output: Array, left: Array, right: Array, energy: float
 ) -> tuple[Array, Array]:
-    """Two sweeps, or more until the error settles where they are cheap.
+    """A sweep and a half, or more sweeps until the error settles where they are cheap.
+
+    The half is a step of subspace iteration, at a fifth of the cost of eigenvectors.
 
     Args:
         by_input: (groups, out · positions, in).
@@ -332,24 +334,30 @@ def _swept(
         right: (groups, in, r_in).
         energy: the squared norm of the tensor.
     """
-    groups, _, into = by_input.shape
-    out = by_output.shape[2]
+    into, out = by_input.shape[2], by_output.shape[2]
     work = math.prod(by_input.shape) * (left.shape[2] + right.shape[2])
-    most = max(SWEEPS, min(_MORE_SWEEPS, _CHEAP // work))
+    most = min(_MORE_SWEEPS, _CHEAP // work)
     kept = 0.0
-    for sweep in range(most):
-        projected = by_input @ linalg.cast(right, by_input.dtype)
-        left = linalg.leading(projected.reshape(groups, out, -1), left.shape[2])
-        projected = by_output @ linalg.cast(left, by_output.dtype)
-        projected = projected.reshape(groups, into, -1)
+    for sweep in range(max(1, most)):
+        left = linalg.leading(_projected(by_input, right, out), left.shape[2])
+        projected = _projected(by_output, left, into)
         right = linalg.leading(projected, right.shape[2])
-        if most == SWEEPS:
-            continue
+        if most <= LEAST_SWEEPS:
+            break
         turned = linalg.double(right.mT) @ linalg.double(projected)
         before, kept = kept, linalg.inner(turned, turned)
-        if sweep + 1 >= SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
-            break
+        if sweep + 1 >= LEAST_SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
+            return left, right
+    projected = _projected(by_input, right, out)
+    moved = projected @ (projected.mT @ linalg.cast(left, projected.dtype))
+    left = linalg.double(linalg.orthonormal(moved))
     return left, right
+
+
+def _projected(unfolded: Array, factor: Array, size: int) -> Array:
+    """(groups, size · positions, n) times (groups, n, rank), as (groups, size, -1)."""
+    projected: Array = unfolded @ linalg.cast(factor, unfolded.dtype)
+    return projected.reshape(unfolded.shape[0], size, -1)
 
 
 @hookimpl

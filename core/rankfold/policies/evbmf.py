@@ -59,9 +59,9 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
         raise RankfoldError(f"evbmf: shape {matrix.shape}; give a matrix with elements")
-    if not np.isfinite(matrix).all():
+    scale = max(float(matrix.max()), -float(matrix.min()))
+    if not math.isfinite(scale):
         raise RankfoldError("evbmf: the matrix has NaN or infinite values")
-    scale = float(np.abs(matrix).max())
     if scale == 0.0:
         return EVBMF(0, 0.0, np.empty(0))
     if sigma2 is not None and not (sigma2 > 0.0 and math.isfinite(sigma2)):
