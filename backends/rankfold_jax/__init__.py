@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
+from rankfold.contracts import TensorRule
 from rankfold.hookspecs import AdapterSpec, hookimpl
+from rankfold_jax.stored import FLAX_TENSORS
 
 RANKFOLD_API = (1, 0)
 
@@ -22,3 +24,9 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             target="rankfold_jax.linen.adapter:LinenAdapter",
         ),
     )
+
+
+@hookimpl
+def rankfold_layer_rules() -> Iterable[TensorRule]:
+    """How layers lie in a checkpoint."""
+    return FLAX_TENSORS

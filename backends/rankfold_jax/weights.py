@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,22 @@ def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
         raise RankfoldError(f"the model's arrays cannot be saved: {error}") from error
 
 
-def load_arrays(file: Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Reads arrays, after checking every name, shape and dtype.
 
     Args:
-        file: what `save_arrays` wrote.
+        files: what `save_arrays` wrote, or a checkpoint in several files.
         wanted: for each name an array (or a shape) like the one to be read.
 
     Raises:
-        RankfoldError: the file is damaged or does not hold just these.
+        RankfoldError: a file is damaged, or they do not hold just these.
     """
-    try:
-        found = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    file, found = files[0], {}
+    for one in files:
+        try:
+            found.update(load_file(one))
+        except (SafetensorError, OSError) as error:
+            raise RankfoldError(f"{str(one)!r} cannot be read: {error}") from None
     missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unknown:
         raise RankfoldError(

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
+from rankfold.contracts import TensorRule
 from rankfold.hookspecs import AdapterSpec, hookimpl
+from rankfold_torch.stored import TORCH_TENSORS
 
 RANKFOLD_API = (1, 0)
 
@@ -15,5 +17,14 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             name="torch",
             model_types=("torch.nn.modules.module:Module",),
             target="rankfold_torch.adapter:TorchAdapter",
+            readers=tuple(
+                (suffix, "rankfold_torch.pickled:Pickled") for suffix in (".pt", ".pth", ".bin")
+            ),
         ),
     )
+
+
+@hookimpl
+def rankfold_layer_rules() -> Iterable[TensorRule]:
+    """How layers lie in a checkpoint."""
+    return (TORCH_TENSORS,)

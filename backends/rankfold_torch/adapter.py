@@ -121,9 +121,9 @@ class TorchAdapter:
         """Every parameter and persistent buffer, tied ones once."""
         weights.save_weights(model, file)
 
-    def load_weights(self, model: nn.Module, file: Path) -> nn.Module:
+    def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
         """Fills the model after checking names, shapes and dtypes."""
-        weights.load_weights(model, file)
+        weights.load_weights(model, file, *more)
         return model
 
     def moments(

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankfold.errors import RankfoldError
+from rankfold_torch.pickled import state_dict
 
 _SHOWN = 5
 
@@ -35,8 +36,8 @@ def save_weights(model: nn.Module, file: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def load_weights(model: nn.Module, file: Path) -> None:
-    """Fills a model from a safetensors file, after checking every name, shape and dtype.
+def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
+    """Fills a model from safetensors files, after checking every name, shape and dtype.
 
     A `.pt` or `.pth` file of a plain state dict is read with `weights_only=True`.
 
@@ -44,15 +45,9 @@ def load_weights(model: nn.Module, file: Path) -> None:
         RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
             the model does not take the values, because it ties what the file does not.
     """
-    if file.suffix in (".pt", ".pth", ".bin"):
-        tensors = _unpickled(file)
-    else:
-        try:
-            with safe_open(file, framework="pt") as stored:
-                del stored
-            tensors = load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    tensors: dict[str, torch.Tensor] = {}
+    for one in (file, *more):
+        tensors.update(_read(one))
     kept, aliases = _distinct(model)
     missing = sorted(
         name
@@ -91,19 +86,20 @@ def load_weights(model: nn.Module, file: Path) -> None:
             )
 
 
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if file.suffix in (".pt", ".pth", ".bin"):
+        return state_dict(file)
+    try:
+        with safe_open(file, framework="pt") as stored:
+            del stored
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+
+
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     a, b = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(a, b)
-
-
-def _unpickled(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the unpickler raises
-        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):
-        raise RankfoldError(f"{str(file)!r} is not a state dict of tensors")
-    return dict(found)
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:

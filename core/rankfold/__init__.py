@@ -19,6 +19,7 @@ from rankfold.policies.evbmf import EVBMF, evbmf
 from rankfold.policies.ranks import Ranks
 from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF
+from rankfold.stored.compression import compress_checkpoint
 
 __all__ = [
     "EVBMF",
@@ -41,6 +42,7 @@ __all__ = [
     "apply",
     "channel_svd",
     "compress",
+    "compress_checkpoint",
     "cp",
     "cp3",
     "evbmf",

@@ -150,6 +150,8 @@ class Layer:
         moments: of calibration data; None without.
         timer: gives the seconds of the layer and of chains in its place.
         attended: MACs of products with the table of an `Embedding`, beside look-ups.
+        reader: reads the op in another process; without it the op travels there. Chains then stay
+            there.
 
     Attributes:
         path: the layer's path in the model.
@@ -172,8 +174,10 @@ class Layer:
         moments: LayerMoments | None = None,
         timer: Timer | None = None,
         attended: int = 0,
+        reader: Callable[[], Op] | None = None,
     ) -> None:
         self.path = paths[0]
+        self._reader = reader
         self._attended = attended
         self._timer = timer
         self._offers: dict[int, list[Offer]] = {}
@@ -206,15 +210,17 @@ class Layer:
                 self.refusals[name] = str(reason)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The layer for another process: with its op, without what belongs to the model."""
-        state = {**vars(self), "_op": self.op, "_spectrum": None, "_timer": None}
-        del state["_read"]
-        return state
+        """The layer for another process: with its op or how to read it, without the model."""
+        op = self.op if self._reader is None else None
+        return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
 
     @property
     def findings(self) -> tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]:
         """What was found out so far: offers and candidates."""
-        return dict(self._offers), dict(self._candidates)
+        candidates = dict(self._candidates)
+        if self._reader is not None:
+            candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
+        return dict(self._offers), candidates
 
     def learn(
         self, found: tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]

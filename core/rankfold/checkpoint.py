@@ -1,14 +1,17 @@
 """Saving a compressed model as a folder and loading it into a fresh model.
 
-The folder holds `plan.json` (the plan and the hash of the weights) and `weights.safetensors`. It is
-written under a temporary name and renamed, so there is never half of it. Loading rebuilds the
-structure from the plan, without any decomposition, and runs nothing that the folder holds.
+The folder holds `plan.json` (the plan and the hashes of the weights) and `weights.safetensors`, or
+several `weights-00001-of-00002.safetensors` with an index where a checkpoint in several files was
+compressed. It is written under a temporary name and renamed, so there is never half of it. Loading
+rebuilds the structure from the plan, without any decomposition, and runs nothing that the folder
+holds.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.ops import without_geometry
 from rankfold.plan import Plan, validate
 from rankfold.registry import registry
 
@@ -28,14 +32,32 @@ if TYPE_CHECKING:
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
-VERSION = 1
+INDEX = f"{WEIGHTS}.index.json"
+VERSION = 2
 _MAX_PLAN_BYTES = 256 * 2**20
+_FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
-class _Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plan.json holds.
+
+    Attributes:
+        rankfold: the version of this format.
+        files: the hashes of the files with the weights, by name.
+        plan: of the model.
+        job: tells by which call a checkpoint was compressed; "" for a model. The ops of such a plan
+            have no stride, padding or dilation.
+    """
+
     rankfold: int
-    weights_sha256: str
+    files: dict[str, str]
     plan: Plan
+    job: str = ""
+
+    @classmethod
+    def of(cls, plan: Plan, files: dict[str, str], job: str = "") -> Saved:
+        """Of this version."""
+        return cls(rankfold=VERSION, files=files, plan=plan, job=job)
 
 
 def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
@@ -60,9 +82,7 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
         fresh = scratch / "new"
         fresh.mkdir()
         adapter.save_weights(compressed.model, fresh / WEIGHTS)
-        saved = _Saved(
-            rankfold=VERSION, weights_sha256=_sha256(fresh / WEIGHTS), plan=compressed.plan
-        )
+        saved = Saved.of(compressed.plan, {WEIGHTS: _sha256(fresh / WEIGHTS)})
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
         (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
         for part in (fresh / WEIGHTS, fresh / PLAN, fresh):
@@ -91,7 +111,7 @@ def load(
     Args:
         model: a model of the architecture that was compressed; its weights do not matter and it is
             not modified.
-        folder: what `Compressed.save` wrote.
+        folder: what `Compressed.save` or `compress_checkpoint` wrote.
         inputs: example inputs of one forward pass, for a framework whose models show their layers
             only when they are called (Flax Linen). Shapes are enough.
         adapter: as for `rankfold.plan`.
@@ -105,25 +125,35 @@ def load(
     """
     folder = Path(folder)
     saved = _read_plan(folder)
-    weights = folder / WEIGHTS
-    _check_file(weights)
-    if _sha256(weights) != saved.weights_sha256:
-        raise RankfoldError(
-            f"{str(weights)!r} is not the file that {PLAN} was written with: it is damaged or was "
-            "exchanged; save the model anew"
-        )
+    files = [folder / name for name in sorted(saved.files)]
+    for file in files:
+        _check_file(file)
+        if _sha256(file) != saved.files[file.name]:
+            raise RankfoldError(
+                f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
+                "exchanged; save the model anew"
+            )
     adapter = adapter or registry().adapter(model)
     if inputs is not None:
         adapter.trace(model, inputs)
-    modules = _modules(adapter, model, saved.plan)
+    modules = _modules(adapter, model, saved)
     small = adapter.replace(model, modules, inplace=False)
-    return adapter.load_weights(small, weights)
+    return adapter.load_weights(small, *files)
 
 
-def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:
+def saved_at(folder: Path) -> Saved | None:
+    """What a folder says of itself; None where there is no such plan."""
+    try:
+        return _read_plan(folder)
+    except RankfoldError:
+        return None
+
+
+def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     from rankfold.pipeline import check_planned, check_same
 
-    check_planned(plan.layers, adapter.layers(model))
+    plan, by_shape = saved.plan, bool(saved.job)
+    check_planned(plan.replaced if by_shape else plan.layers, adapter.layers(model))
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
     modules: dict[str, Any] = {}
@@ -132,7 +162,7 @@ def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:
         method = methods[layer.method]
         try:
             op = adapter.read(model, layer.path)
-            check_same(layer, op)
+            check_same(layer, without_geometry(op) if by_shape else op)
             reason = method.refuse(op)
             if reason is not None:
                 raise Refused(reason)
@@ -144,19 +174,21 @@ def _modules(adapter: Adapter, model: Any, plan: Plan) -> dict[str, Any]:
     return modules
 
 
-def _read_plan(folder: Path) -> _Saved:
+def _read_plan(folder: Path) -> Saved:
     file = folder / PLAN
     _check_file(file)
     if file.stat().st_size > _MAX_PLAN_BYTES:
         raise RankfoldError(f"{str(file)!r} is larger than any plan; it is not one of rankfold's")
     try:
-        saved = msgspec.json.decode(file.read_bytes(), type=_Saved)
+        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RankfoldError(f"{str(file)!r} is damaged or not a rankfold plan: {error}") from None
     if saved.rankfold != VERSION:
         raise RankfoldError(
             f"{str(file)!r} has version {saved.rankfold}; this rankfold reads version {VERSION}"
         )
+    if not saved.files or not all(_FILE.fullmatch(name) for name in saved.files):
+        raise RankfoldError(f"{str(file)!r} names files that no rankfold writes: {saved.files}")
     try:
         validate(saved.plan)
     except RankfoldError as error:
@@ -184,7 +216,8 @@ def check_replaceable(folder: Path) -> None:
             return
         if not folder.is_dir():
             raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
-        foreign = sorted({entry.name for entry in folder.iterdir()} - {PLAN, WEIGHTS})
+        names = {entry.name for entry in folder.iterdir()} - {PLAN, INDEX}
+        foreign = sorted(name for name in names if not _FILE.fullmatch(name))
         inside = _is_inside(folder)
     except OSError as error:
         raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None

@@ -111,6 +111,51 @@ class Decomposition(Protocol):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """What the name of a tensor in a checkpoint says: it is the weight of a layer.
+
+    Attributes:
+        path: of the layer.
+        bias: the name that the layer's bias has, if it has one.
+    """
+
+    path: str
+    bias: str = ""
+
+
+class TensorRule(Protocol):
+    """Knows the weights of layers in a checkpoint by their names and shapes.
+
+    A rule declared later is asked first, so that plugins come before the frameworks' own.
+    """
+
+    @property
+    def name(self) -> str:
+        """The word for it."""
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | str | None:
+        """The layer that a tensor is the weight of, why it is left alone, or None: not known.
+
+        Args:
+            name: of the tensor.
+            shape: of the tensor.
+            settings: config.json of the checkpoint; empty without one.
+        """
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """The layer of a tensor that `recognise` knows, without stride, padding and dilation.
+
+        Raises:
+            RankfoldError: weight and bias do not fit each other.
+        """
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """The tensors that take the place of weight and bias, as a loaded model has them."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """What a policy wants done to one layer: a method with ranks, or None and a reason."""
 
@@ -221,14 +266,27 @@ class Adapter(Protocol):
             OSError: the file cannot be written.
         """
 
-    def load_weights(self, model: Any, file: Path) -> Any:
+    def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
         """The model with the weights of such a file, after checking every name, shape and dtype.
 
         The model itself is filled and returned where it can be changed.
 
+        Args:
+            model: of the structure that was saved.
+            file: to read.
+            more: further files, where the weights are in several.
+
         Raises:
             RankfoldError: file and model do not fit; the model is then unchanged.
         """
+
+
+@runtime_checkable
+class Distributed(Protocol):
+    """What an adapter offers beyond `Adapter` so that layers need not travel to be planned."""
+
+    def reader(self, model: Any, path: str) -> Callable[[], Op]:
+        """A function that can be pickled and reads a layer in another process, as `read` does."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import pluggy
 
-from rankfold.contracts import Decomposition, Policy
+from rankfold.contracts import Decomposition, Policy, TensorRule
 from rankfold.plan import LayerPlan
 
 PROJECT = "rankfold"
@@ -34,11 +34,14 @@ class AdapterSpec:
             modules that are already imported: a model of a framework cannot exist otherwise.
         target: "module:Class" of the adapter, imported when a model is recognised and called
             without arguments.
+        readers: for file suffixes (".pt"), "module:function" from the path of a checkpoint of that
+            kind to a `rankfold.stored.source.File`. Nothing that such a file holds may be run.
     """
 
     name: str
     model_types: tuple[str, ...]
     target: str
+    readers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]  
 
 
 @hookspec
-def rankfold_layer_rules() -> Iterable[LayerRule]:  # type: ignore[empty-body]  # same
+def rankfold_layer_rules() -> Iterable[LayerRule | TensorRule]:  # type: ignore[empty-body]  # same
     """Layer classes that an adapter does not know by itself."""
 
 

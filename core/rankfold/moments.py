@@ -134,8 +134,12 @@ class Moments(Mapping[str, LayerMoments]):
             raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
 
     @classmethod
-    def load(cls, file: str | PathLike[str]) -> Moments:
+    def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
         """Reads what `save` wrote.
+
+        Args:
+            file: to read.
+            only: the path of the one layer to read; None for all.
 
         Raises:
             RankfoldError: the file is missing, damaged or holds something else.
@@ -153,6 +157,8 @@ class Moments(Mapping[str, LayerMoments]):
                 names = set(stored.keys())
                 layers = {}
                 for index, facts in enumerate(about["layers"]):
+                    if only not in (None, facts["path"]):
+                        continue
                     arrays: dict[str, Any] = {
                         name: stored.get_tensor(f"{index}.{name}")
                         if f"{index}.{name}" in names

@@ -314,6 +314,13 @@ def with_weight(op: Op, weight: Array) -> Op:
     return replace(op, weight=weight)
 
 
+def without_geometry(op: Op) -> Op:
+    """The layer as the shape of its weight tells it: no stride, padding or dilation."""
+    if isinstance(op, (Linear, Embedding)):
+        return op
+    return type(op)(op.weight, op.bias, groups=op.groups)
+
+
 def _set(op: Op, name: str, value: object) -> None:
     object.__setattr__(op, name, value)
 

@@ -23,7 +23,7 @@ from typing import Any
 import pluggy
 
 from rankfold import hookspecs
-from rankfold.contracts import Adapter, Decomposition, Policy
+from rankfold.contracts import Adapter, Decomposition, Policy, TensorRule
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule
 from rankfold.plan import LayerPlan
@@ -52,6 +52,7 @@ class Registry:
         policies: by name.
         adapters: by name.
         rules: the layer rules of all plugins.
+        tensor_rules: those for checkpoints, by name.
         problems: what went wrong, in order.
     """
 
@@ -62,6 +63,7 @@ class Registry:
     policies: dict[str, type[Policy]] = field(default_factory=dict)
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     rules: list[LayerRule] = field(default_factory=list)
+    tensor_rules: dict[str, TensorRule] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -160,7 +162,9 @@ class Registry:
         decompositions = self._declared("rankfold_decompositions", plugin)
         policies = self._declared("rankfold_policies", plugin)
         adapters = self._declared("rankfold_adapters", plugin)
-        rules = self._declared("rankfold_layer_rules", plugin)
+        declared = self._declared("rankfold_layer_rules", plugin)
+        rules = [rule for rule in declared if isinstance(rule, LayerRule)]
+        tensor_rules = [rule for rule in declared if not isinstance(rule, LayerRule)]
         for method in decompositions:
             for part in ("refuse", "max_ranks", "modes", "ranks", "template", "decompose"):
                 if not callable(getattr(method, part, None)):
@@ -170,9 +174,13 @@ class Registry:
                 if not callable(getattr(policy, part, None)):
                     raise TypeError(f"policy {policy!r} has no method {part!r}")
         _check_type(adapters, AdapterSpec)
-        _check_type(rules, LayerRule)
+        for rule in tensor_rules:
+            for part in ("recognise", "op", "stages"):
+                if not callable(getattr(rule, part, None)):
+                    raise TypeError(f"{rule!r} is neither a LayerRule nor has it a method {part!r}")
         for spec in adapters:
-            _check_targets(spec, (*spec.model_types, spec.target))
+            readers = (reader for _, reader in spec.readers)
+            _check_targets(spec, (*spec.model_types, spec.target, *readers))
         for rule in rules:
             _check_targets(
                 rule, (rule.layer, rule.read, *(() if rule.build is None else (rule.build,)))
@@ -180,15 +188,18 @@ class Registry:
         _check_new("decomposition", decompositions, self.decompositions)
         _check_new("policy", policies, self.policies)
         _check_new("adapter", adapters, self.adapters)
+        _check_new("tensor rule", tensor_rules, self.tensor_rules)
         self.decompositions.update({method.name: method for method in decompositions})
         self.policies.update({policy.name: policy for policy in policies})
         self.adapters.update({spec.name: spec for spec in adapters})
         self.rules.extend(rules)
+        self.tensor_rules.update({rule.name: rule for rule in tensor_rules})
         self.declared[name] = [
             *(f"decomposition {method.name}" for method in decompositions),
             *(f"policy {policy.name}" for policy in policies),
             *(f"adapter {spec.name}" for spec in adapters),
             *(f"layer rule {rule.layer}" for rule in rules),
+            *(f"tensor rule {rule.name}" for rule in tensor_rules),
         ]
 
     def _record(self, plugin: str, stage: str, error: BaseException) -> None:

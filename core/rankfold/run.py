@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from functools import partial
@@ -17,6 +17,7 @@ from rankfold.contracts import (
     Choice,
     DataAware,
     Decomposition,
+    Distributed,
     Placement,
     Policy,
     Trace,
@@ -131,8 +132,14 @@ class Run:
                 None if self.moments is None else self.moments.get(paths[0]),
                 partial(self._seconds, paths[0], extents),
                 self._attended(paths[0]),
+                self._reader(paths[0]),
             )
         return self._layers[paths[0]]
+
+    def _reader(self, path: str) -> Callable[[], Op] | None:
+        if isinstance(self.adapter, Distributed):
+            return self.adapter.reader(self.model, path)
+        return None
 
     def _attended(self, path: str) -> int:
         if self._trace is None or not isinstance(self._read(path), Embedding):

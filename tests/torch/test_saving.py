@@ -205,7 +205,7 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], No
     change(tensors)
     save_file(tensors, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    rewrite_plan(folder, lambda found: found.update(weights_sha256=digest))
+    rewrite_plan(folder, lambda found: found.update(files={file.name: digest}))
 
 
 def planned(folder: Path, **fields: Any) -> None:
@@ -275,7 +275,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: rewrite_plan(f, lambda p: p.update(extra=1)),
         "not a rankfold plan",
     ),
-    "other version": (lambda f: rewrite_plan(f, lambda p: p.update(rankfold=2)), "version 2"),
+    "other version": (lambda f: rewrite_plan(f, lambda p: p.update(rankfold=3)), "version 3"),
     "rank too high": (lambda f: planned(f, ranks=[8]), "layer '6'.*rank 8 exceeds 7"),
     "huge rank": (lambda f: planned(f, ranks=[2**62]), "layer '6'.*exceeds 7"),
     "enormous rank": (lambda f: planned(f, ranks=[10**30]), "ranks|exceeds 7"),

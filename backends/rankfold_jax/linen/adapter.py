@@ -227,12 +227,12 @@ class LinenAdapter(FlowDataAware[nn.Module]):
         named = {".".join(path): unboxed(value) for path, value in leaves(model.variables)}
         save_arrays(named, file)
 
-    def load_weights(self, model: nn.Module, file: File) -> nn.Module:
+    def load_weights(self, model: nn.Module, file: File, *more: File) -> nn.Module:
         """The model bound to the variables of a file, after checking names, shapes and dtypes."""
         module, variables = model.unbind()
         flat, tree = jax.tree.flatten(variables)
         names = [".".join(path) for path, _ in leaves(variables)]
-        loaded = load_arrays(file, dict(zip(names, flat, strict=True)))
+        loaded = load_arrays((file, *more), dict(zip(names, flat, strict=True)))
         return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:

@@ -131,10 +131,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         """Every array of the model's state, shared ones once."""
         save_arrays(_arrays(model), file)
 
-    def load_weights(self, model: nnx.Module, file: Path) -> nnx.Module:
+    def load_weights(self, model: nnx.Module, file: Path, *more: Path) -> nnx.Module:
         """Fills the model's state after checking names, shapes and dtypes."""
         state = nnx.state(model)
-        loaded = load_arrays(file, _arrays(model))
+        loaded = load_arrays((file, *more), _arrays(model))
         nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
 

@@ -45,15 +45,21 @@ def inspect(
 
 @app.command()
 def compress(
-    factory: Annotated[
-        str, typer.Argument(help="package.module:factory, called without arguments.")
-    ],
-    weights: Annotated[
-        Path, typer.Option(help="The model's weights (.safetensors, or a .pt state dict).")
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint: a .safetensors or .pt file, a folder with an index, or the index; "
+            "or, with --weights, package.module:factory, called without arguments."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="The weights (.safetensors, or a .pt state dict) of a factory's model."),
+    ] = None,
     policy: Annotated[
-        str, typer.Option(help="vbmf, vbmf:WEAKEN, energy:0.9, ratio:0.33, ranks:16, ...")
+        str,
+        typer.Option(help="vbmf, vbmf:WEAKEN, energy:0.9, ratio:0.33, ranks:16, budget:0.5, ..."),
     ] = "vbmf",
     methods: Annotated[
         str | None, typer.Option(help="Allowed methods, as svd,tucker2; default: all but cp.")
@@ -64,12 +70,40 @@ def compress(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob pattern of layers to leave alone.")
     ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a checkpoint: JSON from patterns of layers to the shape of their input "
+            "without channels, to count MACs."
+        ),
+    ] = None,
+    moments: Annotated[
+        Path | None, typer.Option(help="Of a checkpoint: a file of calibration moments.")
+    ] = None,
+    executor: Annotated[
+        str | None,
+        typer.Option(help="Of a checkpoint: dask://HOST:PORT, processes:N or threads:N."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
 ) -> None:
-    """Compresses a model and writes plan.json and weights.safetensors."""
-    from rankfold.cli.compress import run
+    """Compresses a checkpoint, or a model, and writes plan.json and the weights."""
+    from rankfold.cli.compress import Options, run
 
-    run(factory, weights, output, policy, methods, include, exclude or [], seed)
+    run(
+        Options(
+            target,
+            output,
+            weights,
+            policy,
+            methods,
+            include,
+            exclude or [],
+            inputs,
+            moments,
+            executor,
+            seed,
+        )
+    )
 
 
 @app.command()

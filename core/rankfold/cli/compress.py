@@ -1,57 +1,118 @@
-"""`rankfold compress`: a model made by a factory, with weights from a file, to a folder."""
+"""`rankfold compress`: a checkpoint, or a model made by a factory with weights from a file."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rankfold.checkpoint import check_replaceable
 from rankfold.cli.arguments import make_model, read_policy
+from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
+from rankfold.executors import opened
 from rankfold.pipeline import compress
 from rankfold.plan import Plan
 from rankfold.registry import registry
 from rankfold.report.literal import literal
 from rankfold.report.table import plan_table, totals, wide_console
+from rankfold.stored.compression import compress_checkpoint
 
 
-def run(
-    factory: str,
-    weights: Path,
-    output: Path,
-    policy: str,
-    methods: str | None,
-    include: list[str] | None,
-    exclude: list[str],
-    seed: int,
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What the command line gives."""
+
+    target: str
+    output: Path
+    weights: Path | None
+    policy: str
+    methods: str | None
+    include: list[str] | None
+    exclude: list[str]
+    inputs: Path | None
+    moments: Path | None
+    executor: str | None
+    seed: int
+
+
+def run(options: Options) -> None:
     """Compresses, saves and prints the plan.
 
     Raises:
         RankfoldError: any argument is wrong, and nothing is written then; or only the plan could
             not be printed, and the message says so.
     """
-    chosen = read_policy(policy)
-    names = None if methods is None else [name.strip() for name in methods.split(",")]
-    check_replaceable(output)
-    if not weights.is_file():
-        raise RankfoldError(f"weights {str(weights)!r} is not a file")
-    model = make_model(factory)
-    model = registry().adapter(model).load_weights(model, weights)
-    small = compress(
-        model, chosen, methods=names, include=include, exclude=exclude, seed=seed, inplace=False
-    )
-    small.save(output)
+    policy = read_policy(options.policy)
+    names = options.methods
+    methods = None if names is None else [name.strip() for name in names.split(",")]
+    check_replaceable(options.output)
+    made = _checkpoint if options.weights is None else _model
+    plan, output = made(options, policy, methods), options.output
     try:
-        _show(small.plan, output)
+        _show(plan, output)
     except (OSError, SystemExit) as error:  # rich leaves so where a pipe is broken
         cause = error if isinstance(error, OSError) else os.strerror(errno.EPIPE)
         raise RankfoldError(
             f"the result was written to {str(output)!r}, but the plan not to standard output: "
             f"{cause}"
         ) from None
+
+
+def _checkpoint(options: Options, policy: Policy, methods: list[str] | None) -> Plan:
+    if not Path(options.target).exists():
+        factory = ":" in options.target
+        hint = "; a factory needs --weights" if factory else ""
+        raise RankfoldError(f"checkpoint {options.target!r} is not a file or a folder{hint}")
+    with opened(options.executor) as executor:
+        return compress_checkpoint(
+            options.target,
+            options.output,
+            policy,
+            inputs=_inputs(options.inputs),
+            methods=methods,
+            include=options.include,
+            exclude=options.exclude,
+            seed=options.seed,
+            moments=options.moments,
+            executor=executor,
+        )
+
+
+def _inputs(file: Path | None) -> Any:
+    if file is None:
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RankfoldError(f"inputs {str(file)!r} cannot be read: {error}") from None
+
+
+def _model(options: Options, policy: Policy, methods: list[str] | None) -> Plan:
+    weights = options.weights
+    assert weights is not None
+    for name in ("inputs", "moments", "executor"):
+        if getattr(options, name) is not None:
+            raise RankfoldError(f"--{name} is for checkpoints; leave --weights out")
+    if not weights.is_file():
+        raise RankfoldError(f"weights {str(weights)!r} is not a file")
+    model = make_model(options.target)
+    model = registry().adapter(model).load_weights(model, weights)
+    small = compress(
+        model,
+        policy,
+        methods=methods,
+        include=options.include,
+        exclude=options.exclude,
+        seed=options.seed,
+        inplace=False,
+    )
+    small.save(options.output)
+    return small.plan
 
 
 def _show(plan: Plan, output: Path) -> None:

@@ -1,0 +1,59 @@
+"""How PyTorch's layers lie in a checkpoint; this module imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rankfold.contracts import Stored
+from rankfold.errors import RankfoldError
+from rankfold.ops import Array, Chain, Conv, Linear, Op
+
+_WEIGHT = "weight"
+_TABLES = ("wte", "wpe", "shared", "relative_attention_bias")
+_TRANSPOSED = ("transpose", "deconv", "upsampl")
+_CONVOLUTIONS = (3, 4, 5)
+
+
+class TorchTensors:
+    """`Linear` and `Conv` by ".weight": (out, in) and (out, in, *kernel)."""
+
+    name = "torch"
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | str | None:
+        """Leaves alone what its name or shape makes out to be something else."""
+        path, _, last = name.rpartition(".")
+        if last != _WEIGHT or len(shape) not in (2, *_CONVOLUTIONS):
+            return None
+        layer = path.rpartition(".")[2].lower()
+        if len(shape) == 2:
+            if "embed" in layer or layer in _TABLES:
+                return "by its name a table: table look-ups are left alone in checkpoints"
+        elif any(word in path.lower() for word in _TRANSPOSED):
+            return "by its name a transposed convolution, whose layout is not told by its shape"
+        elif shape[1] == 1:
+            return "one input channel: depthwise, or as good as"
+        return Stored(path, f"{path}.bias" if path else "bias")
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """The arrays as they are."""
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise RankfoldError(
+                f"a bias of {bias.shape} for a weight of {weight.shape}: its layout is another"
+            )
+        return Linear(weight, bias) if weight.ndim == 2 else Conv(weight, bias)
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """Those of an `nn.Sequential`."""
+        path = name.removesuffix(_WEIGHT)
+        found: dict[str, Array] = {}
+        for place, stage in enumerate(chain):
+            found[f"{path}{place}.weight"] = stage.weight
+            if stage.bias is not None:
+                found[f"{path}{place}.bias"] = stage.bias
+        return found
+
+
+TORCH_TENSORS = TorchTensors()

@@ -1,0 +1,1 @@
+"""Checkpoints: models that are files, compressed tensor by tensor without their code."""

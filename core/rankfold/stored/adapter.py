@@ -1,0 +1,220 @@
+"""A checkpoint as a model whose layers are read one at a time: what `rankfold.plan` needs of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from rankfold.contracts import Stored, TensorRule, Trace
+from rankfold.errors import RankfoldError, Refused
+from rankfold.geometry import is_int
+from rankfold.linalg import is_finite
+from rankfold.ops import Array, Chain, Extent, Op
+from rankfold.registry import registry
+from rankfold.stored.source import Checkpoint
+
+_SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the weight of a layer lies in a checkpoint.
+
+    Attributes:
+        rule: of those registered, by name.
+        weight: the name of the tensor.
+        bias: that of the bias; None without one.
+        refusal: why the layer is left alone; "" where it is not.
+    """
+
+    rule: str
+    weight: str
+    bias: str | None
+    refusal: str
+
+    def read(self, checkpoint: Checkpoint) -> Op:
+        """The layer as an op.
+
+        Raises:
+            Refused: the layer is left alone, or weight and bias do not fit each other.
+        """
+        if self.refusal:
+            raise Refused(self.refusal)
+        bias = None if self.bias is None else checkpoint.array(self.bias)
+        try:
+            return rule_of(self.rule).op(self.weight, checkpoint.array(self.weight), bias)
+        except RankfoldError as error:
+            raise Refused(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a layer, in this process or another one."""
+
+    checkpoint: Checkpoint
+    slot: Slot
+
+    def __call__(self) -> Op:
+        """The layer as an op."""
+        return self.slot.read(self.checkpoint)
+
+
+class CheckpointAdapter:
+    """The part of `rankfold.contracts.Adapter` that serves planning.
+
+    Args:
+        excluded: tells of a layer path whether it is to be left alone: its values may be anything.
+    """
+
+    def __init__(self, excluded: Callable[[str], bool] = lambda path: False) -> None:
+        self._excluded = excluded
+        self._slots: dict[str, Slot] | None = None
+
+    def slots(self, model: Checkpoint) -> dict[str, Slot]:
+        """The layers that tensors are the weights of, by path, in the order of the files."""
+        if self._slots is None:
+            self._slots = slots(model)
+        return self._slots
+
+    def layers(self, model: Checkpoint) -> Mapping[str, str]:
+        """The shapes of their weights."""
+        return {
+            path: " × ".join(map(str, model.entry(slot.weight).shape))
+            for path, slot in self.slots(model).items()
+        }
+
+    def size(self, model: Checkpoint) -> int:
+        """The numbers of all tensors of floating-point numbers."""
+        return sum(
+            math.prod(model.entry(name).shape) for name in model.owner if model.is_float(name)
+        )
+
+    def aliases(self, model: Checkpoint, path: str) -> tuple[str, ...]:
+        """None: a tensor has one name."""
+        return ()
+
+    def reader(self, model: Checkpoint, path: str) -> Reader:
+        """See `rankfold.contracts.Distributed`."""
+        return Reader(model, self.slots(model)[path])
+
+    def read(self, model: Checkpoint, path: str) -> Op:
+        """The layer as an op.
+
+        Raises:
+            Refused: it is left alone.
+            RankfoldError: it has values that are not finite.
+        """
+        slot = self.slots(model)[path]
+        op = slot.read(model)
+        if not self._excluded(path) and not is_finite(op.weight):
+            raise RankfoldError(
+                f"tensor {slot.weight!r} has NaN or infinite values; to copy it as it is, pass "
+                f"exclude={path!r}"
+            )
+        return op
+
+    def trace(self, model: Checkpoint, inputs: Any) -> Trace:
+        """The extents that are given for layers, by glob patterns of their paths."""
+        if not isinstance(inputs, Mapping):
+            raise RankfoldError(
+                f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
+                "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
+            )
+        given = {pattern: _extent(pattern, extent) for pattern, extent in inputs.items()}
+        extents: dict[str, tuple[Extent, ...]] = {}
+        for path in self.slots(model):
+            found = next((e for p, e in given.items() if fnmatchcase(path, p)), None)
+            extents[path] = () if found is None else (found,)
+        for pattern in given:
+            if not any(fnmatchcase(path, pattern) for path in extents):
+                raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
+        return Trace(extents, {})
+
+    def build(self, model: Any, path: str, chain: Chain) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    def run(self, module: Any, x: Array) -> Array:
+        """Not here."""
+        raise self._no_model()
+
+    def precision(self, model: Any, path: str) -> float:
+        """Not here."""
+        raise self._no_model()
+
+    def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    def save_weights(self, model: Any, file: Path) -> None:
+        """Not here."""
+        raise self._no_model()
+
+    def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    @staticmethod
+    def _no_model() -> RankfoldError:
+        return RankfoldError("a checkpoint is no model; use rankfold.compress_checkpoint()")
+
+
+def rule_of(name: str) -> TensorRule:
+    """A registered rule."""
+    return registry().tensor_rules[name]
+
+
+def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
+    """The layers of a checkpoint by path, in the order of its files."""
+    rules = list(reversed(registry().tensor_rules.values()))
+    found: dict[str, Slot] = {}
+    for name in checkpoint.owner:
+        slot = _slot(checkpoint, name, rules)
+        if slot is None:
+            continue
+        path, made = slot
+        if path in found:
+            raise RankfoldError(
+                f"tensors {found[path].weight!r} and {name!r} are both the weight of {path!r}"
+            )
+        found[path] = made
+    return found
+
+
+def _slot(
+    checkpoint: Checkpoint, name: str, rules: Iterable[TensorRule]
+) -> tuple[str, Slot] | None:
+    shape = checkpoint.entry(name).shape
+    for rule in rules:
+        known = rule.recognise(name, shape, checkpoint.settings)
+        if known is None:
+            continue
+        if isinstance(known, str):
+            return name, Slot(rule.name, name, None, known)
+        return known.path, _checked(checkpoint, rule, name, known)
+    return None
+
+
+def _checked(checkpoint: Checkpoint, rule: TensorRule, name: str, known: Stored) -> Slot:
+    bias = known.bias if known.bias and known.bias in checkpoint else None
+    refusal = ""
+    if not checkpoint.is_float(name):
+        refusal = f"it is stored as {checkpoint.entry(name).dtype}"
+    elif any(name + end in checkpoint for end in _SCALES):
+        refusal = "it is quantised: its values stand for others, with a scale beside them"
+    elif bias is not None and not checkpoint.is_float(bias):
+        refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
+    return Slot(rule.name, name, bias, refusal)
+
+
+def _extent(pattern: str, extent: Any) -> Extent:
+    sizes = tuple(extent) if isinstance(extent, (list, tuple)) else None
+    if not sizes or not all(is_int(size) and size > 0 for size in sizes):
+        raise RankfoldError(
+            f"inputs: {pattern!r} is {extent!r}; give the shape of the input without its channels"
+        )
+    return sizes
