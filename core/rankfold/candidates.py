@@ -161,6 +161,7 @@ class Layer:
         placement: how the scale is spread over a chain.
         calls: how often the layer is called in one pass; None without example inputs.
         order: the smaller side of its matrix.
+        numbers: how many its weight has.
     """
 
     def __init__(
@@ -198,6 +199,7 @@ class Layer:
         op = self.op
         rows, *rest = op.weight.shape
         self.order = min(rows, math.prod(rest))
+        self.numbers = math.prod(op.weight.shape)
         for name, method in methods.items():
             guarded = Guarded(method)
             try:

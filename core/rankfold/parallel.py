@@ -7,7 +7,7 @@ so results are those of a serial run, to the bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankfold.candidates import Layer
 
 T = TypeVar("T")
+_BATCH = 2**18  # numbers of weights
 
 
 def each(layers: Iterable[Layer], work: Callable[..., T], *others: Iterable[Any]) -> Iterator[T]:
@@ -38,26 +39,43 @@ def each(layers: Iterable[Layer], work: Callable[..., T], *others: Iterable[Any]
     threads, here = getattr(layers, "threads", None), os.getpid()
     own = list(layers)
     rows = zip(own, *others, strict=True)
-    futures = [executor.submit(_worked, threads, here, work, *row) for row in rows]
+    batches = list(_batches(rows))
+    futures = [executor.submit(_worked, threads, here, work, batch) for batch in batches]
     try:
-        for layer, future in zip(own, futures, strict=True):
-            result, found = future.result()
-            layer.learn(found)
-            yield result
+        for batch, future in zip(batches, futures, strict=True):
+            for (layer, *_), (result, found) in zip(batch, future.result(), strict=True):
+                layer.learn(found)
+                yield result
     finally:
         for future in futures:
             future.cancel()
 
 
+def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Small layers together: an executor may take longer to pass one on than it takes to plan."""
+    batch: list[tuple[Any, ...]] = []
+    numbers = 0
+    for row in rows:
+        batch.append(row)
+        numbers += row[0].numbers
+        if numbers >= _BATCH:
+            yield batch
+            batch, numbers = [], 0
+    if batch:
+        yield batch
+
+
 def _worked(
-    threads: int | None, parent: int, work: Callable[..., T], layer: Layer, *others: Any
-) -> tuple[T, Any]:
+    threads: int | None, parent: int, work: Callable[..., T], batch: Sequence[tuple[Any, ...]]
+) -> list[tuple[T, Any]]:
     elsewhere = os.getpid() != parent
-    with limited(threads) if elsewhere else nullcontext():
-        result = work(layer, *others)
-    found = layer.findings
-    layer.release()
-    return result, found
+    done = []
+    for layer, *others in batch:
+        with limited(threads) if elsewhere else nullcontext():
+            result = work(layer, *others)
+        done.append((result, layer.findings))
+        layer.release()
+    return done
 
 
 def threads_for(orders: Iterable[int]) -> int | None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.tensors import open_tensors
+from rankfold.stored.source import Checkpoint
 
 FACTORY = """
 import torch
@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
     torch.save(network().state_dict(), tmp_path / "w.pt")
     halves = {"half": torch.randn(19, 23).bfloat16(), "kernel": torch.randn(7, 5, 3, 2).half()}
     save_file({**halves, "steps": torch.arange(3)}, tmp_path / "half.safetensors")
+    (tmp_path / "shapes.json").write_text('{"nothing": [1]}')
     (tmp_path / "text.safetensors").write_text("this is not a checkpoint")
     cut = (tmp_path / "w.safetensors").read_bytes()[:-100]
     (tmp_path / "cut.safetensors").write_bytes(cut)
@@ -70,6 +71,21 @@ def test_compress_writes_a_folder_that_loads(folder: Path, weights: str) -> None
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
         assert torch.equal(loaded(x), expected(x))
+
+
+@pytest.mark.parametrize("weights", ["w.safetensors", "w.pt"])
+def test_compress_takes_a_checkpoint_without_its_model(folder: Path, weights: str) -> None:
+    (folder / "shapes.json").write_text('{"0": [1, 8, 8], "2": [1, 6, 6], "4": [1]}')
+    arguments = ("compress", weights, "-o", "out", "--policy", "ratio:1/3")
+    done = run(*arguments, "--inputs", "shapes.json", "--executor", "processes:2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "written to out" in done.stdout
+    assert "MACs" in done.stdout
+    expected = rf.compress(network(), rf.Ratio(1 / 3)).model
+    loaded = rf.load(network(), folder / "out")
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(loaded(x), expected(x))
+    assert {p.name for p in (folder / "out").iterdir()} == {"plan.json", "weights.safetensors"}
 
 
 def test_compress_takes_patterns_and_methods(folder: Path) -> None:
@@ -112,9 +128,9 @@ def test_inspect_reads_float8(folder: Path) -> None:
     done = run("inspect", "float8.safetensors", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "6 tensors; 0 others" in done.stdout
-    with open_tensors(folder / "float8.safetensors") as tensors:
-        for name, values in stored.items():
-            assert np.array_equal(tensors.layer(name).weight, values.float().numpy())
+    checkpoint = Checkpoint(folder / "float8.safetensors")
+    for name, values in stored.items():
+        assert np.array_equal(checkpoint.array(name), values.float().numpy())
 
 
 def test_characters_that_standard_output_cannot_encode_are_replaced(folder: Path) -> None:
@@ -163,9 +179,29 @@ COMPRESS = ("compress", "mymodels:make", "--weights", "w.safetensors", "-o", "ou
 BAD = {
     "unknown command": (("squash",), "No such command"),
     "missing argument": (("compress",), "Missing argument"),
+    "no such checkpoint": (("compress", "no.pt", "-o", "out"), "is not a file or a folder"),
+    "factory without weights": (("compress", "mymodels:make", "-o", "out"), "needs --weights"),
+    "no checkpoint": (("compress", "text.safetensors", "-o", "out"), "not a safetensors file"),
+    "unknown executor": (
+        ("compress", "w.pt", "-o", "out", "--executor", "cloud:3"),
+        "executor 'cloud:3' is unknown",
+    ),
+    "no scheduler": (
+        ("compress", "w.pt", "-o", "out", "--executor", "dask://127.0.0.1:1"),
+        "no scheduler answers",
+    ),
+    "inputs of a factory": ((*COMPRESS, "--inputs", "w.pt"), "--inputs is for checkpoints"),
+    "inputs that are no JSON": (
+        ("compress", "w.pt", "-o", "out", "--inputs", "text.safetensors"),
+        "cannot be read",
+    ),
+    "inputs of no layer": (
+        ("compress", "w.pt", "-o", "out", "--inputs", "shapes.json"),
+        "matches no layer",
+    ),
     "missing file": (("inspect", "nowhere.safetensors"), "nowhere.safetensors"),
-    "no checkpoint": (("inspect", "text.safetensors"), "cannot be read"),
-    "truncated checkpoint": (("inspect", "cut.safetensors"), "cannot be read"),
+    "inspecting no checkpoint": (("inspect", "text.safetensors"), "not a safetensors file"),
+    "truncated checkpoint": (("inspect", "cut.safetensors"), "is damaged"),
     "unknown policy": ((*COMPRESS, "--policy", "magic"), "'magic' is unknown"),
     "policy out of range": ((*COMPRESS, "--policy", "energy:1.5"), "share 1.5"),
     "policy that is no number": ((*COMPRESS, "--policy", "energy:much"), "'much'"),

@@ -32,7 +32,7 @@ def demo(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors file.")],
+    checkpoint: Annotated[Path, typer.Argument(help="As for compress.")],
     policy: Annotated[
         str, typer.Option(help="Ranks for the savings: vbmf, energy:0.9, ratio:0.33, ...")
     ] = "energy:0.9",

@@ -11,7 +11,7 @@ from rankfold.candidates import Layer
 from rankfold.cli.arguments import read_policy
 from rankfold.contracts import Decomposition, Policy
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Op
+from rankfold.ops import Conv, Linear, Op
 from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
@@ -19,16 +19,17 @@ from rankfold.registry import registry
 from rankfold.report.literal import literal
 from rankfold.report.table import wide_console
 from rankfold.run import METHODS
-from rankfold.tensors import open_tensors
+from rankfold.stored.source import Checkpoint
 
 _SHARE = 0.9
+_KERNELS = (3, 4, 5)
 
 
 def run(checkpoint: Path, policy: str) -> None:
-    """Prints a table of all matrices and kernels of a safetensors file.
+    """Prints a table of all matrices and kernels of a checkpoint.
 
     Raises:
-        RankfoldError: the file or the policy cannot be read.
+        RankfoldError: the checkpoint or the policy cannot be read.
     """
     chosen = read_policy(policy)
     names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
@@ -40,18 +41,18 @@ def run(checkpoint: Path, policy: str) -> None:
     for column in ("EVBMF", f"energy {_SHARE:.0%}", *methods):
         table.add_column(column, justify="right")
     skipped = 0
-    with open_tensors(checkpoint) as tensors:
-        found = tensors.names()
-        with progress("inspecting", len(found)) as advance:
-            for name in found:
-                advance(name)
-                op = tensors.layer(name)
-                if op is None:
-                    skipped += 1
-                    continue
-                shape = "×".join(map(str, op.weight.shape))
-                cells = (name, shape, *_cells(name, op, methods, chosen))
-                table.add_row(*map(literal, cells))
+    stored = Checkpoint(checkpoint)
+    found = sorted(stored.owner)
+    with progress("inspecting", len(found)) as advance:
+        for name in found:
+            advance(name)
+            op = _op(stored, name)
+            if op is None:
+                skipped += 1
+                continue
+            shape = "×".join(map(str, op.weight.shape))
+            cells = (name, shape, *_cells(name, op, methods, chosen))
+            table.add_row(*map(literal, cells))
     console = wide_console()
     console.print(table)
     console.print(
@@ -59,6 +60,14 @@ def run(checkpoint: Path, policy: str) -> None:
         "Ranks of a kernel are (output, input).",
         highlight=False,
     )
+
+
+def _op(stored: Checkpoint, name: str) -> Op | None:
+    """A matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
+    axes = len(stored.entry(name).shape)
+    if not stored.is_float(name) or axes not in (2, *_KERNELS):
+        return None
+    return Linear(stored.array(name)) if axes == 2 else Conv(stored.array(name))
 
 
 def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> list[str]:

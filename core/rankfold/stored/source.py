@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +61,7 @@ class Safetensors:
 class Checkpoint:
     """The tensors of a checkpoint by name.
 
-    It can be pickled: another process opens the files itself.
+    It can be pickled: another process opens the files itself, once.
 
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
@@ -86,7 +86,7 @@ class Checkpoint:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Checkpoint, (self.path,)
+        return _reopened, (self.path, self.fingerprint)
 
     def _open(self) -> None:
         index = _index_of(self.path)
@@ -152,6 +152,16 @@ class Checkpoint:
             ]
             found.update(repr((name, stat.st_size, stat.st_mtime_ns, tensors)).encode())
         return found.hexdigest()
+
+
+@lru_cache(maxsize=4)
+def _reopened(path: Path, fingerprint: str) -> Checkpoint:
+    found = Checkpoint(path)
+    if found.fingerprint != fingerprint:
+        raise RankfoldError(
+            f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
+        )
+    return found
 
 
 def _index_of(path: Path) -> Path | None:
