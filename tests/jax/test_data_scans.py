@@ -203,6 +203,7 @@ def test_a_refit_of_a_scanned_residual_net_lowers_the_loss_on_held_out_examples(
     x = rng.standard_normal((256, 2, WIDTH)) * np.geomspace(1, 0.1, WIDTH)
     x = (x @ rng.standard_normal((WIDTH, WIDTH))).astype(np.float32)
     options: dict[str, Any] = {"inputs": x[:1], "calibration": [x[:128], x[128:]]}
+    options["exclude"] = ["first", "last"]
     refitted, plain = (
         rf.compress(model, POLICY, refit=refit, **options).plan for refit in (True, False)
     )
@@ -210,7 +211,7 @@ def test_a_refit_of_a_scanned_residual_net_lowers_the_loss_on_held_out_examples(
     assert refitted["blocks.down"].refit
     assert refitted.loss is not None
     assert plain.loss is not None
-    assert refitted.loss[1] < 0.95 * plain.loss[1]
+    assert refitted.loss[1] < 0.85 * plain.loss[1]
 
 
 @pytest.mark.parametrize("name", ["linen", "nnx"])
