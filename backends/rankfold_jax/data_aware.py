@@ -60,7 +60,11 @@ class FlowDataAware(ABC, Generic[Model]):
         sequential: bool,
         rng: np.random.Generator,
     ) -> Mapping[str, float]:
-        """Layers in a loop are met before it, without sums over their inputs."""
+        """Layers under scan are met in their turns.
+
+        A layer that every turn uses, or that is in another loop, is met before it, without sums
+        over its inputs.
+        """
         return following.follow(
             self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
         )

@@ -3,13 +3,15 @@
 The jaxpr of the model is evaluated equation by equation, each for all batches and in both runs. At
 the first product of a layer its replacement is decided on, and what its chain stands for is put in
 the place of its kernel and its bias in the second run. Values that are only a parameter moved about
-are made when they are read, so that those from before do not survive. A loop gives its layers
-inputs that depend on all of them at once: they are decided on before it, without sums over inputs.
+are made when they are read, so that those from before do not survive. A scan over a stack of layers
+meets one of them in each turn. Other loops give their layers inputs that depend on all turns at
+once: these are decided on before it, without sums over inputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -34,7 +36,9 @@ from rankfold_jax.pairs import (
     slice_of,
     stacked,
     structure,
+    turns_of,
 )
+from rankfold_jax.products import Use, product
 from rankfold_jax.sites import Site, site_of
 from rankfold_jax.tracked import Tracked, label_of
 
@@ -133,9 +137,16 @@ class _Following:
         inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments[0]]
         if any(value is not None for value in inside):
             name = eqn.primitive.name
+            if name == "scan" and len({turns_of(one) for one in eqns}) == 1:
+                taken = param(eqn, "num_consts") + param(eqn, "num_carry")
+                self._foresee(eqn, inside, inside[taken:])
+                return self._scan(eqns, arguments, batches)
+            branches = self._taken(eqns, arguments) if name == "cond" else None
+            if branches is not None:
+                return self._evaluate(branches, [own[1:] for own in arguments], batches)
             if name in ("scan", "while", "cond"):
                 self._foresee(eqn, inside)
-                loop = {"scan": self._scan, "while": self._while, "cond": self._cond}[name]
+                loop = {"scan": self._alone, "while": self._while, "cond": self._cond}[name]
                 return [loop(e, own, b) for e, own, b in zip(eqns, arguments, batches, strict=True)]
             inner = [called(one) for one in eqns]
             if all(one is not None for one in inner):
@@ -148,6 +159,7 @@ class _Following:
             sites = self._sites(eqns, inside)
             if sites is not None:
                 return self._meet(eqns, sites, arguments, batches)
+            self._pass_by(eqn, inside)
         return [both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)]
 
     def _resolved(self, values: Sequence[Value]) -> list[Pair]:
@@ -193,7 +205,7 @@ class _Following:
         kernels = [own[side] for own in arguments]
         others = [self._resolved([own[1 - side]])[0] for own in arguments]
 
-        def product(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
+        def computed(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
             return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
 
         def of(which: int, kernel: Value) -> Any:
@@ -201,50 +213,85 @@ class _Following:
             return self._parameter(kernel, which)
 
         firsts = [
-            product(eqn, x[0], of(0, kernel))
+            computed(eqn, x[0], of(0, kernel))
             for eqn, x, kernel in zip(eqns, others, kernels, strict=True)
         ]
-        if path not in self.meeting.met:
-            inputs = [x[1] for x in others]
-            self.meeting.decide(path, *self.meeting.joints(path, sites, inputs, firsts, batches))
+        self.meeting.meet(path, sites, [x[1] for x in others], firsts, batches)
         outputs: list[list[Value]] = []
         same = self._slots[path].kernel not in self.meeting.new
         for eqn, x, kernel, first, site in zip(eqns, others, kernels, firsts, sites, strict=True):
             second = first
             if not same or x[0] is not x[1]:
-                second = product(eqn, x[1], of(1, kernel))
+                second = computed(eqn, x[1], of(1, kernel))
             self.meeting.measure(site, first, second)
             outputs.append([(first, second if self._sequential else first)])
         return outputs
 
-    def _foresee(self, eqn: JaxprEqn, inside: list[Tracked | None]) -> None:
-        """Decides on the layers of a loop."""
-        found = Found()
-        step(eqn, [label_of(value) for value in inside], 1, found)
-        for use in found.uses:
-            path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
-            if path is not None and path not in self.meeting.met:
-                self.meeting.decide(path, None, None)
+    def _foresee(
+        self,
+        eqn: JaxprEqn,
+        inside: Sequence[Tracked | None],
+        sliced: Sequence[Tracked | None] = (),
+    ) -> None:
+        """Decides on the layers of a loop, but for those of which each turn has its own.
 
-    def _scan(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
-        """One iteration after the other."""
-        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-        body, length = param(eqn, "jaxpr"), param(eqn, "length")
+        Args:
+            eqn: the loop.
+            inside: which of its operands are tracked.
+            sliced: those of which each turn is given a slice.
+        """
+        labels = [None if v is None else replace(v.label, slices=1) for v in inside]
+        leaves = {value.label.leaf for value in sliced if value is not None}
+        found = Found()
+        step(eqn, labels, 1, found)
+        for use in found.uses:
+            if use.leaf not in leaves or use.times > 1:
+                self._decide(use)
+
+    def _pass_by(self, eqn: JaxprEqn, inside: Sequence[Tracked | None]) -> None:
+        """Decides on a layer whose kernel meets its inputs in a way that is not known."""
+        use = product(eqn, [label_of(value) for value in inside], 1)
+        if use is not None:
+            self._decide(use)
+
+    def _decide(self, use: Use) -> None:
+        path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
+        if path is not None:
+            self.meeting.decide(path)
+
+    def _alone(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+        return self._scan([eqn], [own], [batch])[0]
+
+    def _scan(
+        self,
+        eqns: Sequence[JaxprEqn],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]]:
+        """One turn after the other, each for all batches."""
+        eqn, bodies = eqns[0], [param(one, "jaxpr") for one in eqns]
+        consts, carried, length = (param(eqn, n) for n in ("num_consts", "num_carry", "length"))
         ends = consts + carried
-        state = list(own[consts:ends])
-        rows: list[list[Value]] = []
+        states = [list(own[consts:ends]) for own in arguments]
+        rows: list[list[list[Value]]] = [[] for _ in eqns]
         turns = range(length)
         for turn in reversed(turns) if param(eqn, "reverse") else turns:
-            slices = [slice_of(value, length, turn) for value in own[ends:]]
-            (found,) = self._evaluate([body], [[*own[:consts], *state, *slices]], [batch])
-            state = found[:carried]
-            rows.append(found[carried:])
-        if param(eqn, "reverse"):
-            rows.reverse()
-        if not rows:
-            return both(eqn, self._resolved(own))
-        columns = [stacked(self._resolved(column)) for column in zip(*rows, strict=True)]
-        return [*state, *columns]
+            given = [
+                [*own[:consts], *state, *(slice_of(value, length, turn) for value in own[ends:])]
+                for own, state in zip(arguments, states, strict=True)
+            ]
+            found = self._evaluate(bodies, given, batches)
+            states = [one[:carried] for one in found]
+            for row, one in zip(rows, found, strict=True):
+                row.append(one[carried:])
+        if not length:
+            return [both(e, self._resolved(own)) for e, own in zip(eqns, arguments, strict=True)]
+        outputs: list[list[Value]] = []
+        for state, row in zip(states, rows, strict=True):
+            order = reversed(row) if param(eqn, "reverse") else row
+            columns = zip(*order, strict=True)
+            outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
+        return outputs
 
     def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
         """Turn after turn while both runs go on; then each on its own."""
@@ -263,11 +310,24 @@ class _Following:
             return state
         return both(eqn, self._resolved([*own[:ends], *state]))
 
+    def _taken(
+        self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
+    ) -> list[ClosedJaxpr] | None:
+        """The branch that both runs of all batches take; None where they part."""
+        taken = []
+        for eqn, own in zip(eqns, arguments, strict=True):
+            branches = param(eqn, "branches")
+            (index,) = self._resolved(own[:1])
+            taken.append({int(np.clip(int(which), 0, len(branches) - 1)) for which in index})
+        if len(set().union(*taken)) > 1:
+            return None
+        bodies = [param(eqn, "branches")[min(own)] for eqn, own in zip(eqns, taken, strict=True)]
+        alike = len({structure(body.jaxpr) for body in bodies}) == 1
+        return bodies if alike else None
+
     def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
         """The branch that both runs take; each run its own where they part."""
-        (index,), operands = self._resolved(own[:1]), own[1:]
-        branches = param(eqn, "branches")
-        first, second = (int(np.clip(int(which), 0, len(branches) - 1)) for which in index)
-        if first == second:
-            return self._evaluate([branches[first]], [operands], [batch])[0]
-        return both(eqn, self._resolved(own))
+        branches = self._taken([eqn], [own])
+        if branches is None:
+            return both(eqn, self._resolved(own))
+        return self._evaluate(branches, [own[1:]], [batch])[0]

@@ -15,11 +15,11 @@ from rankfold.calibration import is_held_out
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint, input_form
-from rankfold.ops import Array, Chain, Embedding, Op, with_weight
+from rankfold.ops import Array, Chain, Embedding, Op, of_groups, with_weight
 from rankfold.reference import reconstruct
 from rankfold_jax.joints import Distance, Joints, joint_terms
 from rankfold_jax.sharding import put
-from rankfold_jax.sites import Site, sampled
+from rankfold_jax.sites import Ints, Site, sampled
 from rankfold_jax.slots import Slot
 
 
@@ -52,7 +52,6 @@ class Meeting:
         examples: in all batches.
 
     Attributes:
-        met: the layers decided on.
         new: by their place, the model's arrays that are others in the compressed one.
         errors: of the layers in whose place a chain is measured.
     """
@@ -72,65 +71,27 @@ class Meeting:
         self._visit = visit
         self._rng = rng
         self._examples = examples
+        self._open = {path: np.ones(op.groups, bool) for path, op in layers.items()}
         self._biases: dict[str, tuple[Array, Array]] = {}
-        self.met: set[str] = set()
+        self._filled: dict[int, Array] = {}
         self.new: dict[int, jax.Array] = {}
         self.errors: dict[str, Distance] = {}
 
-    def decide(self, path: str, fit: Joint | None, held: Joint | None) -> None:
-        """Asks for the chain of a layer and puts what it stands for in its place.
+    def decide(self, path: str) -> None:
+        """Decides on what is left of a layer, without sums over its inputs."""
+        left = np.flatnonzero(self._open[path])
+        if len(left):
+            self._decide(path, None, None, left)
 
-        Args:
-            path: of the layer.
-            fit: sums over fitted positions.
-            held: sums over held-out ones.
-        """
-        self.met.add(path)
-        op, slot = self._layers[path], self._slots[path]
-        chain = self._visit(path, fit, held)
-        if chain[0] is not op:
-            self._put(path, chain)
-        if chain[0] is op or slot.kernel in self.new:
-            self._biases[path] = _spread(op, op.bias), _spread(op, chain[-1].bias)
-            self.errors[path] = Distance()
-
-    def _put(self, path: str, chain: Chain) -> None:
-        op, slot = self._layers[path], self._slots[path]
-        try:
-            filled = slot.filled(self._standing_for(path, op, chain))
-        except (Refused, RankfoldError):
-            return
-        for leaf, array in zip((slot.kernel, slot.bias), filled, strict=True):
-            if leaf is not None and array is not None:
-                old = self._values[leaf]
-                self.new[leaf] = _like(array, old)
-
-    def measure(self, site: Site, y: Any, other: Any) -> None:
-        """Adds what a product gives in both runs to the error of its layer."""
-        if site.path in self.errors:
-            self.errors[site.path].add(site, y, other, *self._biases[site.path])
-
-    def _standing_for(self, path: str, op: Op, chain: Chain) -> Op:
-        """The layer with the weight of its chain.
-
-        Raises:
-            Refused: the framework cannot express the chain.
-        """
-        slot = self._slots[path]
-        if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
-            slot.form.stages(chain, slot.stack.count)
-        made = with_weight(op, reconstruct(op, chain))
-        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
-
-    def joints(
+    def meet(
         self,
         path: str,
         sites: Sequence[Site],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
-    ) -> tuple[Joint | None, Joint | None]:
-        """The sums over fitted and over held-out positions; None where there are none.
+    ) -> None:
+        """Decides on the groups of a layer that a product is the first of.
 
         Args:
             path: of the layer.
@@ -139,9 +100,83 @@ class Meeting:
             targets: what the product gives in the original one.
             batches: the batches.
         """
+        here = sites[0].layout.groups
+        if not self._open[path][here].any():
+            return
+        alike = all(np.array_equal(site.layout.groups, here) for site in sites)
+        if alike and self._open[path][here].all() and self._whole_layers(path, here):
+            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
+        else:
+            self.decide(path)
+
+    def _whole_layers(self, path: str, groups: Ints) -> bool:
+        """Whether groups are all those of some of the layers of a stack."""
+        each = len(self._open[path]) // self._slots[path].stack.count
+        starts = groups[::each] // each * each
+        return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
+
+    def _decide(self, path: str, fit: Joint | None, held: Joint | None, groups: Ints) -> None:
+        """Asks for the chain of groups of a layer and puts what it stands for in its place."""
+        op, slot = self._layers[path], self._slots[path]
+        self._open[path][groups] = False
+        if len(groups) == op.groups:
+            chain = self._visit(path, fit, held)
+        else:
+            op = of_groups(op, groups.tolist(), op.groups)
+            chain = self._visit(path, fit, held, groups.tolist())
+        if chain[0] is not op:
+            self._put(path, op, chain, groups)
+        if chain[0] is op or slot.kernel in self.new:
+            whole = self._layers[path]
+            old = _spread(whole, whole.bias)
+            _, new = self._biases.setdefault(path, (old, old.copy()))
+            new[groups] = _spread(op, chain[-1].bias)
+
+    def _put(self, path: str, op: Op, chain: Chain, groups: Ints) -> None:
+        slot = self._slots[path]
+        leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
+        try:
+            made = self._standing_for(slot, op, chain, len(groups))
+            for leaf in leaves:
+                if leaf not in self._filled:
+                    self._filled[leaf] = np.array(self._values[leaf], order="C")
+            kernel, *bias = (self._filled[leaf] for leaf in leaves)
+            slot.fill(kernel, bias[0] if bias else None, made, groups.tolist())
+        except (Refused, RankfoldError):
+            return
+        for leaf in leaves:
+            self.new[leaf] = _like(self._filled[leaf], self._values[leaf])
+            if not self._open[path].any():
+                del self._filled[leaf]
+
+    def measure(self, site: Site, y: Any, other: Any) -> None:
+        """Adds what a product gives in both runs to the error of its layer."""
+        if site.path in self._biases:
+            error = self.errors.setdefault(site.path, Distance())
+            error.add(site, y, other, *self._biases[site.path])
+
+    def _standing_for(self, slot: Slot, op: Op, chain: Chain, groups: int) -> Op:
+        """The layer, or some groups of it, with the weight of its chain.
+
+        Raises:
+            Refused: the framework cannot express the chain.
+        """
+        if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
+            slot.form.stages(chain, slot.stack.count * groups // slot.groups)
+        made = with_weight(op, reconstruct(op, chain))
+        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
+
+    def _joints(
+        self,
+        path: str,
+        sites: Sequence[Site],
+        inputs: Sequence[Any],
+        targets: Sequence[Any],
+        batches: Sequence[Batch],
+    ) -> tuple[Joint | None, Joint | None]:
+        """The sums over fitted and over held-out positions; None where there are none."""
         op = self._layers[path]
-        whole = all(site.layout.groups.size == op.groups for site in sites)
-        if isinstance(op, Embedding) or input_form(op) != "patches" or not whole:
+        if isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
         fit, held = Joints(), Joints()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
@@ -171,7 +206,7 @@ def _spread(op: Op, bias: Array | None) -> Array:
 
 
 def _like(array: Array, old: Any) -> jax.Array:
-    cast = np.asarray(array).astype(old.dtype)
+    """A copy where an array of the model lies."""
     if isinstance(old, jax.Array) and old.committed:
-        return put(cast, old.sharding)
-    return jnp.asarray(cast)
+        return put(array.copy(), old.sharding)
+    return jnp.array(array)

@@ -12,6 +12,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold_jax.jaxprs import bind, called
+from rankfold_jax.labels import param
 from rankfold_jax.tracked import Tracked, moved_by
 
 
@@ -69,6 +70,12 @@ def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
         inner = called(eqn)
         found.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
     return tuple(found)
+
+
+def turns_of(eqn: JaxprEqn) -> tuple[Any, ...]:
+    """How often a scan turns, and what it does in a turn."""
+    names = ("length", "reverse", "num_consts", "num_carry")
+    return (*(param(eqn, name) for name in names), structure(param(eqn, "jaxpr").jaxpr))
 
 
 def read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:

@@ -29,6 +29,7 @@ class Use:
             counts once.
         stacked: axes of the leaf along which it is a stack of kernels, as far as they are known.
         summed: axes of the leaf that are summed over, so that it is no stack along them.
+        times: how often each slice is used.
     """
 
     leaf: Leaf
@@ -40,6 +41,7 @@ class Use:
     macs: int
     stacked: frozenset[int] = frozenset()
     summed: frozenset[int] = frozenset()
+    times: int = 1
 
 
 def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
@@ -62,7 +64,8 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
         known = label.axes or (None,) * len(weight)
         stacked = _known(*label.taken, *(known[axis] for axis in batch[side]))
         summed = _known(*(known[axis] for axis in contract[side]))
-        return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked, summed)
+        macs *= repeats
+        return Use(label.leaf, name, weight, other, output, extent, macs, stacked, summed, times)
     if side == 0 or param(eqn, "batch_group_count") != 1:
         return None
     spec = param(eqn, "dimension_numbers")
@@ -73,7 +76,8 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     rows = weight[spec.rhs_spec[0]]
     macs = math.prod(weight) * (positions if transposed else positions // rows)
     stacked = _known(*label.taken)
-    return Use(label.leaf, name, weight, other, output, extent, macs * repeats, stacked)
+    macs *= repeats
+    return Use(label.leaf, name, weight, other, output, extent, macs, stacked, times=times)
 
 
 def _known(*axes: int | None) -> frozenset[int]:
@@ -87,4 +91,4 @@ def look_up(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     indices = shape_of(eqn.invars[1])[:-1]
     extent = (repeats, *indices) if repeats > 1 else indices
     table, output = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    return Use(labels[0].leaf, "gather", table, indices, output, extent, 0)
+    return Use(labels[0].leaf, "gather", table, indices, output, extent, 0, times=repeats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rankfold.errors import Refused
-from rankfold.ops import Array, Op
+from rankfold.ops import Array, Op, by_group
 from rankfold_jax.forms import Form
 from rankfold_jax.stacks import Stack
 
@@ -49,6 +50,11 @@ class Slot:
             bias = self.bias_stack.to_front(_counted(self.bias_shape))
         return self.form.op(kernel, bias)
 
+    @property
+    def groups(self) -> int:
+        """The groups of the op."""
+        return self._op.groups
+
     @cached_property
     def places(self) -> Places:
         """For each number of the op's weight, its flat place in the kernel."""
@@ -67,26 +73,38 @@ class Slot:
         Raises:
             Refused: the op has not the shape of the layer.
         """
-        if op.weight.shape != self.places.shape:
+        kernel = np.empty(self.shape, op.weight.dtype)
+        bias = None if op.bias is None else np.empty(self.bias_shape, op.bias.dtype)
+        self.fill(kernel, bias, op, range(self._op.groups))
+        return kernel, bias
+
+    def fill(self, kernel: Array, bias: Array | None, op: Op, groups: Sequence[int]) -> None:
+        """Puts an op's numbers into a kernel and a bias in the layer's layout, in C order.
+
+        Args:
+            kernel: the kernel.
+            bias: the bias; None without one.
+            op: some groups of the layer.
+            groups: which.
+
+        Raises:
+            Refused: the op has not the shape of the layer.
+        """
+        own, total = self._op, self._op.groups
+        places = by_group(self.places, total)[list(groups)]
+        shape = (len(own.weight) // total * len(groups), *own.weight.shape[1:])
+        if op.weight.shape != shape:
             raise Refused(
-                f"values of shape {op.weight.shape} do not fit its kernel, which is "
-                f"{self.places.shape}"
+                f"values of shape {op.weight.shape} do not fit its kernel, which is {shape}"
             )
         if (op.bias is None) != (self.bias is None):
             raise Refused("new values do not fit into its parameters")
-        kernel = _scattered(op.weight, self.places, self.shape)
-        if op.bias is None:
-            return kernel, None
-        assert self._op.bias is not None
-        return kernel, _scattered(op.bias, self._op.bias.astype(np.int64), self.bias_shape)
+        kernel.reshape(-1)[places.reshape(-1)] = op.weight.reshape(-1)
+        if op.bias is not None and bias is not None and own.bias is not None:
+            behind = by_group(own.bias, total)[list(groups)].astype(np.int64)
+            bias.reshape(-1)[behind.reshape(-1)] = op.bias
 
 
 def _counted(shape: tuple[int, ...]) -> Array:
     """The flat places of an array, as the floats that an op is made of; exact below 2**53."""
     return np.arange(np.prod(shape, dtype=np.int64), dtype=np.float64).reshape(shape)
-
-
-def _scattered(values: Array, places: Places, shape: tuple[int, ...]) -> Array:
-    flat = np.empty(places.size, values.dtype)
-    flat[places.reshape(-1)] = values.reshape(-1)
-    return flat.reshape(shape)

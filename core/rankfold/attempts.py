@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -115,9 +115,10 @@ def _followed(
     visitor = Refit(chosen, ops, sequential=refit, seed=run.seed)
     with progress("refitting" if refit else "measuring", len(chosen)) as advance:
 
-        def visit(path: str, fit: Any, held: Any) -> Chain:
-            advance(path)
-            return visitor.visit(path, fit, held)
+        def visit(path: str, fit: Any, held: Any, groups: Sequence[int] | None = None, /) -> Chain:
+            if not visitor.knows(path):
+                advance(path)
+            return visitor.visit(path, fit, held, groups)
 
         errors = run.adapter.follow(
             run.model,
@@ -128,7 +129,7 @@ def _followed(
             rng=np.random.default_rng(run.seed),
         )
     for path, item in chosen.items():
-        decision = visitor.decisions.get(path) or decide(*item)
+        decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
             decision = Decision(measured, decision.op, decision.chain)

@@ -197,8 +197,25 @@ class Trace:
     macs: Mapping[str, int] = field(default_factory=dict)
 
 
-Visit: TypeAlias = "Callable[[str, Joint | None, Joint | None], Chain]"
-"""From a layer's path and the sums over its fitted and its held-out positions to its chain."""
+class Visit(Protocol):
+    """From a layer and the sums over its fitted and its held-out positions to its chain."""
+
+    def __call__(
+        self,
+        path: str,
+        fit: Joint | None,
+        held: Joint | None,
+        groups: Sequence[int] | None = None,
+        /,
+    ) -> Chain:
+        """The chain of a layer, or of some of its groups.
+
+        Args:
+            path: of the layer.
+            fit: sums over fitted positions.
+            held: sums over held-out ones.
+            groups: which groups the sums are of, and the chain is to be of; None for the layer.
+        """
 
 
 class Adapter(Protocol):
@@ -339,11 +356,14 @@ class DataAware(Protocol):
         None for an `Embedding`, for a layer without moments in the form "patches", and for one
         whose inputs in the two models do not correspond.
 
+        A stack of layers of which one is called after the other, as in a loop, may be met part by
+        part: `visit(path, fit, held, groups)` for each, with the groups of the op that are called.
+
         Args:
             model: the model.
             calibration: the batches.
             layers: the layers to meet, by path, as `read` gives them.
-            visit: called once per layer, in the order of execution.
+            visit: called once per layer, or once for each of its groups, in the order of execution.
             sequential: whether the compressed model goes on with what its own layers give; else
                 every layer meets the inputs that it has in the model, and its chain is only
                 measured.

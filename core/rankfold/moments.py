@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -52,10 +52,22 @@ class LayerMoments:
     samples: int
     uses: float
 
+    def of_groups(self, groups: Sequence[int]) -> LayerMoments:
+        """The moments of some of the groups."""
+        inputs, mean, grads = (
+            None if array is None else array[list(groups)]
+            for array in (self.inputs, self.mean, self.grads)
+        )
+        assert inputs is not None
+        assert mean is not None
+        return LayerMoments(inputs, mean, grads, self.samples, self.uses)
+
 
 @dataclass(frozen=True, eq=False)
 class Joint:
     """Sums over positions of the original layer's output y and the compressed one's input x.
+
+    They are of all groups of a layer, or of those that `rankfold.contracts.Visit` is told of.
 
     Attributes:
         xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.

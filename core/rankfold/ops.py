@@ -321,6 +321,26 @@ def without_geometry(op: Op) -> Op:
     return type(op)(op.weight, op.bias, groups=op.groups)
 
 
+def of_groups(op: Op, groups: Sequence[int], total: int) -> Op:
+    """What an op does in some of the groups of a layer.
+
+    Args:
+        op: the layer, or a stage of a chain in its place.
+        groups: which.
+        total: how many groups the layer has.
+    """
+    if isinstance(op, Embedding):
+        raise RankfoldError("Embedding: a table has no groups")
+    weight = by_group(op.weight, total)[list(groups)].reshape(-1, *op.weight.shape[1:])
+    bias = None if op.bias is None else by_group(op.bias, total)[list(groups)].reshape(-1)
+    return replace(op, weight=weight, bias=bias, groups=op.groups // total * len(groups))
+
+
+def by_group(array: Array, total: int) -> Array:
+    """A weight or a bias as (groups of the layer, ..., *rest)."""
+    return array.reshape(total, -1, *array.shape[1:])
+
+
 def _set(op: Op, name: str, value: object) -> None:
     object.__setattr__(op, name, value)
 

@@ -9,7 +9,7 @@ by layer, whether the refit is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -20,8 +20,9 @@ from rankfold.contracts import Choice, Decomposition
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.metric import Metric, rows_of
-from rankfold.moments import Joint
-from rankfold.ops import Array, Chain, Embedding, Op, with_weight
+from rankfold.moments import Joint, LayerMoments
+from rankfold.ops import Array, Chain, Embedding, Op, by_group, of_groups, with_weight
+from rankfold.plan import LayerPlan
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 from rankfold.verify import relative_distance
@@ -39,9 +40,6 @@ class Refit:
         ops: these layers.
         sequential: whether weights are refitted; else the chains are those of the choices.
         seed: of the run.
-
-    Attributes:
-        decisions: by path, what was decided so far.
     """
 
     def __init__(
@@ -56,71 +54,78 @@ class Refit:
         self._ops = ops
         self._sequential = sequential
         self._seed = seed
-        self.decisions: dict[str, Decision] = {}
+        self._met: dict[str, _Met] = {}
         self._changed = False
 
-    def visit(self, path: str, fit: Joint | None, held: Joint | None) -> Chain:
-        """The chain of a layer, from the sums over fitted and over held-out positions."""
+    def visit(
+        self,
+        path: str,
+        fit: Joint | None,
+        held: Joint | None,
+        groups: Sequence[int] | None = None,
+        /,
+    ) -> Chain:
+        """The chain of a layer or of some of its groups; see `rankfold.contracts.Visit`."""
         layer, choice = self._chosen[path]
         layer.hold(self._ops[path])
-        decision = decide(layer, choice)
-        op = layer.op
-        chain: Chain = decision.chain or (op,)
+        if path not in self._met:
+            decision = decide(layer, choice)
+            self._met[path] = _Met(decision, layer.op, decision.chain or (layer.op,))
+            self._changed |= decision.chain is not None
+        met = self._met[path]
+        op, chain = met.part(groups)
         once = layer.calls in (None, 1)
-        self._changed |= decision.chain is not None
-        if self._sequential and self._changed:  # until then the inputs are those of the original
-            if fit is not None and held is not None and once:
-                decision, chain = self._refitted(layer, decision, chain, fit, held)
-            elif not isinstance(op, Embedding):  # its inputs are others now
-                unknown = msgspec.structs.replace(decision.layer, predicted=None)
-                decision = replace(decision, layer=unknown)
-        self.decisions[path] = decision
+        if self._sequential and not isinstance(op, Embedding):
+            if not self._changed:  # until then the inputs are those of the original
+                met.unchanged(fit, held)
+            elif fit is None or held is None or not once:
+                met.unknown = True  # its inputs are others now
+            else:
+                part = _Part(op, chain, groups, fit, held)
+                metric = layer.spectrum.metric if groups is None else part.metric(layer.moments)
+                if metric is not None:
+                    best = self._refitted(layer, met.start.layer, part, metric)
+                    met.take(best, part)
+                    chain = best.chain
         layer.release()
         return chain
 
-    def _refitted(
-        self, layer: Layer, decision: Decision, chain: Chain, fit: Joint, held: Joint
-    ) -> tuple[Decision, Chain]:
-        op, metric, done = layer.op, layer.spectrum.metric, decision.layer
-        if metric is None:
-            return decision, chain
-        best = _Tried(chain, _error(op, chain, held, metric))
-        start = best
+    def knows(self, path: str) -> bool:
+        """Whether a layer was met."""
+        return path in self._met
+
+    def decision(self, path: str) -> Decision:
+        """What was decided on a layer that was met."""
+        return self._met[path].decision()
+
+    def _refitted(self, layer: Layer, done: LayerPlan, part: _Part, metric: Metric) -> _Tried:
+        """The best of the chain and its refits, by the held-out positions."""
+        op, held = part.op, part.held
+        best = _Tried(part.chain, _error(op, part.chain, held, metric), done.sensitivity)
         nothing = with_weight(op, np.zeros_like(op.weight))
         rounding = _ROUNDING * _error(op, (nothing,), held, metric)
         for ridge in RIDGES:
             try:
                 made, sensitivity = self._regressed(
-                    layer, done.method, done.ranks, metric, fit, ridge
+                    layer, op, done.method, done.ranks, metric, part.fit, ridge
                 )
             except (Refused, np.linalg.LinAlgError):
                 continue
             error = _error(op, made, held, metric)
             if error < best.error - rounding:
                 best = _Tried(made, error, sensitivity)
-        chain = best.chain
-        size = float(np.trace(fit.yy + held.yy, axis1=1, axis2=2).sum())
-        apart = _error(op, chain, fit, None) + _error(op, chain, held, None)
-        changes: dict[str, object] = {"refit": best is not start}
-        if done.method is not None or best is not start:
-            changes["predicted"] = float(np.sqrt(max(apart, 0.0) / max(size, 1e-300)))
-        if best is start:
-            return replace(decision, layer=msgspec.structs.replace(done, **changes)), chain
-        if done.method is not None:
-            changes["error"] = relative_distance(op.weight, reconstruct(op, chain))
-            changes["sensitivity"] = best.sensitivity
-        return Decision(msgspec.structs.replace(done, **changes), op, chain), chain
+        return best
 
     def _regressed(
         self,
         layer: Layer,
+        op: Op,
         method: str | None,
         ranks: tuple[int, ...],
         metric: Metric,
         fit: Joint,
         ridge: float,
     ) -> tuple[Chain, float | None]:
-        op = layer.op
         target, inputs, mean = regression(op, fit, ridge)
         if method is None:
             return (target,), None
@@ -135,6 +140,120 @@ class Refit:
             raise Refused(f"{method} gave values that are not finite")
         lost = rows_of(target) - rows_of(with_weight(op, reconstruct(op, factored.chain)))
         return shifted(factored.chain, measure, lost), factored.sensitivity
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A layer or some of its groups, with the chain before a refit and the sums to refit it to."""
+
+    op: Op
+    chain: Chain
+    groups: Sequence[int] | None
+    fit: Joint
+    held: Joint
+
+    def metric(self, moments: LayerMoments | None) -> Metric | None:
+        """The measure of these groups, from the moments of the layer."""
+        if moments is None or self.groups is None:
+            return None
+        return Metric(self.op, moments.of_groups(self.groups))
+
+    def apart(self, chain: Chain) -> float:
+        """Σ ‖y − ŷ‖² of a chain."""
+        return _error(self.op, chain, self.fit, None) + _error(self.op, chain, self.held, None)
+
+
+class _Met:
+    """A layer that was met, as a whole or in part.
+
+    Args:
+        start: what was decided on it without a refit.
+        op: the layer.
+        chain: in its place so far.
+
+    Attributes:
+        start: as given.
+        unknown: whether it met inputs that nothing is known of.
+    """
+
+    def __init__(self, start: Decision, op: Op, chain: Chain) -> None:
+        self.start = start
+        self.unknown = False
+        self._op = op
+        self._chain = chain
+        self._own = False
+        self._tried = self._refit = False
+        self._apart = self._size = 0.0
+        self._sensitivities: list[tuple[float, float]] = []
+
+    def part(self, groups: Sequence[int] | None) -> tuple[Op, Chain]:
+        """The layer and its chain in some groups; in all for None."""
+        if groups is None:
+            return self._op, self._chain
+        total = self._op.groups
+        chain = tuple(of_groups(stage, groups, total) for stage in self._chain)
+        return of_groups(self._op, groups, total), chain
+
+    def unchanged(self, fit: Joint | None, held: Joint | None) -> None:
+        """Notes positions at which the output is that of the original."""
+        self._size += sum(_size(joint) for joint in (fit, held) if joint is not None)
+
+    def take(self, best: _Tried, part: _Part) -> None:
+        """Takes the chain that is best in some groups."""
+        self._tried = True
+        self._size += _size(part.fit) + _size(part.held)
+        self._apart += part.apart(best.chain)
+        if best.sensitivity is not None:
+            energy = float(np.square(part.op.weight, dtype=np.float64).sum())
+            self._sensitivities.append((energy, best.sensitivity))
+        if best.chain is part.chain:
+            return
+        self._refit = True
+        if part.groups is None:
+            self._chain = best.chain
+            return
+        if not self._own:
+            self._chain, self._own = tuple(map(_copied, self._chain)), True
+        total, groups = self._op.groups, list(part.groups)
+        for stage, new in zip(self._chain, best.chain, strict=True):
+            by_group(stage.weight, total)[groups] = by_group(new.weight, len(groups))
+            if stage.bias is not None and new.bias is not None:
+                by_group(stage.bias, total)[groups] = by_group(new.bias, len(groups))
+
+    def decision(self) -> Decision:
+        """What was decided on the layer so far."""
+        start, done = self.start, self.start.layer
+        changes: dict[str, object] = {}
+        if self._tried:
+            changes["refit"] = self._refit
+            if done.method is not None or self._refit:
+                share = max(self._apart, 0.0) / max(self._size, 1e-300)
+                changes["predicted"] = float(np.sqrt(share))
+        if self.unknown:
+            changes["predicted"] = None
+        if not self._refit:
+            return replace(start, layer=msgspec.structs.replace(done, **changes))
+        if done.method is not None:
+            dense = reconstruct(self._op, self._chain)
+            changes["error"] = relative_distance(self._op.weight, dense)
+            changes["sensitivity"] = None
+            if self._sensitivities:
+                energies, values = zip(*self._sensitivities, strict=True)
+                changes["sensitivity"] = float(np.average(values, weights=energies))
+        return Decision(msgspec.structs.replace(done, **changes), self._op, self._chain)
+
+
+def _copied(stage: Op) -> Op:
+    """A stage whose arrays are its own."""
+    if isinstance(stage, Embedding):
+        return stage
+    bias = None if stage.bias is None else np.array(stage.bias)
+    return replace(stage, weight=np.array(stage.weight, order="C"), bias=bias)
+
+
+def _size(joint: Joint) -> float:
+    """Σ ‖y‖² over the positions of a sum."""
+    return float(np.trace(joint.yy, axis1=1, axis2=2).sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from rankfold.calibration import Calibration
 from rankfold.contracts import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Joint
-from rankfold.ops import Array, Chain, Embedding, Linear, Op, blank
+from rankfold.ops import Array, Chain, Embedding, Linear, Op, blank, of_groups
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.linen.params import Refilled
 from rankfold_jax.nnx.adapter import NNXAdapter
@@ -60,11 +60,18 @@ class Met:
         found = {path: self.adapter.read(model, path) for path in self.adapter.layers(model)}
         self.ops: Mapping[str, Op] = {p: op for p, op in found.items() if not only or p in only}
         self.joints: dict[str, tuple[Joint | None, Joint | None]] = {}
+        self.parts: dict[str, list[tuple[tuple[int, ...], Joint | None, Joint | None]]] = {}
 
-        def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
-            assert path not in self.joints
-            self.joints[path] = fit, held
-            return chain(self.ops[path])
+        def visit(
+            path: str, fit: Joint | None, held: Joint | None, groups: Sequence[int] | None = None, /
+        ) -> Chain:
+            op = self.ops[path]
+            if groups is None:
+                assert path not in self.joints
+                self.joints[path] = fit, held
+                return chain(op)
+            self.parts.setdefault(path, []).append((tuple(groups), fit, held))
+            return chain(of_groups(op, groups, op.groups))
 
         follow: Visit = visit
         self.errors = self.adapter.follow(
@@ -282,27 +289,33 @@ class Scanned(nn.Module):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_the_layers_of_a_loop_are_met_before_it_and_measured(axis: int) -> None:
-    x = normal(8, 4)
+def test_the_layers_of_a_scan_are_met_turn_by_turn(axis: int) -> None:
+    batches = [normal(8, 4), normal(5, 4)]
+    x = np.concatenate(batches)
     model = bound(Scanned(axis), x)
-    met = Met(model, x, truncated)
-    assert list(met.joints) == ["first", "steps.Dense_0", "last"]
-    assert met.joints["steps.Dense_0"] == (None, None)
+    met = Met(model, batches, truncated)
+    assert list(met.joints) == ["first", "last"]
+    (path, parts) = met.parts.popitem()
+    assert (path, met.parts) == ("steps.Dense_0", {})
     assert met.joints["last"][0] is not None
-    assert Met(model, x, itself).errors == dict.fromkeys(met.joints, 0.0)
+    assert Met(model, batches, itself).errors == dict.fromkeys(met.errors, 0.0)
+    assert set(met.errors) == {"first", path, "last"}
     first, stack, _ = met.ops.values()
-    weights = stack.weight.reshape(3, 4, 4)
-    small = truncated(stack)[0].weight.reshape(3, 4, 4)
-    assert stack.bias is not None
-    biases = stack.bias.reshape(3, 4)
+    held_out = np.arange(13) % 4 == 3
     a, b = (x @ op.weight.T + op.bias for op in (first, truncated(first)[0]))
     apart = size = 0.0
-    for place in range(3):
-        y = a @ weights[place].T + biases[place]
-        y_hat = b @ small[place].T + biases[place]
+    for place, (groups, *joints) in enumerate(parts):
+        assert groups == (place,)
+        op = of_groups(stack, groups, 3)
+        y, y_hat = (one @ w.weight.T + w.bias for one, w in ((a, op), (b, truncated(op)[0])))
+        for joint, rows in zip(joints, (~held_out, held_out), strict=True):
+            assert joint is not None
+            assert joint.count == rows.sum()
+            np.testing.assert_allclose(joint.xx[0], b[rows].T @ b[rows], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(joint.yx[0], y[rows].T @ b[rows], rtol=1e-4, atol=1e-4)
         apart, size = apart + np.square(y - y_hat).sum(), size + np.square(y).sum()
         a, b = np.tanh(y), np.tanh(y_hat)
-    assert met.errors["steps.Dense_0"] == pytest.approx(np.sqrt(apart / size), rel=1e-4)
+    assert met.errors[path] == pytest.approx(np.sqrt(apart / size), rel=1e-4)
 
 
 class Looping(nnx.Module):

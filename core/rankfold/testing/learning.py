@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +76,10 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
     calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
     met: list[tuple[Joint | None, Joint | None]] = []
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(
+        path: str, fit: Joint | None, held: Joint | None, groups: Sequence[int] | None = None, /
+    ) -> Chain:
+        assert groups is None, f"{name}: groups {groups} of a layer that is called as a whole"
         met.append((fit, held))
         return (_scaled(op, factor),)
 
