@@ -1,0 +1,1 @@
+"""What it costs to hand the layers of a checkpoint to the workers of a cluster."""
