@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.scheduling
 
-writes docs/results/scheduling.md. The layers are so small that nearly all of the time is what passing
-them on costs. A minute or two on two cores.
+writes docs/results/scheduling.md. The layers are so small that nearly all of the time goes into
+handing them on. A minute or two on two cores.
 """
 
 from __future__ import annotations
