@@ -9,9 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,6 +21,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.guarded import Guarded
 from rankfold.metric import Metric, rows_of
 from rankfold.moments import LayerMoments
+from rankfold.offers import Candidate, Cost, Offer, spread, undominated
 from rankfold.ops import (
     Array,
     Chain,
@@ -36,7 +36,6 @@ from rankfold.ops import (
     params,
     with_weight,
 )
-from rankfold.parallel import threads_for
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
@@ -45,95 +44,6 @@ _BISECTIONS = 24
 _TIMED = 10
 _FASTER = 0.97
 Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
-
-
-@dataclass(frozen=True, order=False)
-class Cost:
-    """Parameters, and multiply-accumulates in one forward pass on the example inputs."""
-
-    params: int
-    macs: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs)
-
-    def less(self, other: Cost) -> Cost:
-        """What is left of it without another."""
-        return Cost(self.params - other.params, self.macs - other.macs)
-
-    def within(self, other: Cost) -> bool:
-        """Whether neither is above the other's."""
-        return self.params <= other.params and self.macs <= other.macs
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One way to decompose a layer: its chain, what it costs and what it loses.
-
-    Attributes:
-        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
-        loss: what it costs in the loss, up to a factor that all layers share; without calibration
-            data the square of `error`.
-        output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
-        remark: what to know of how it was found.
-        sensitivity: of a CP model; see `rankfold.contracts.Factored`.
-    """
-
-    method: str
-    ranks: Ranks
-    chain: Chain
-    cost: Cost
-    error: float
-    loss: float
-    output: float | None = None
-    remark: str = ""
-    sensitivity: float | None = None
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a method at some ranks would cost and lose, without its chain; its time if measured."""
-
-    method: str
-    ranks: Ranks
-    cost: Cost
-    loss: float
-    seconds: float = 0.0
-
-
-class Group(list["Layer"]):
-    """The layers that one policy decides on.
-
-    Args:
-        layers: in the model's order.
-        rest: what everything else in the model costs, with what was decided on it.
-        total: what the original model costs.
-        measure: gives the seconds of one forward pass of the model.
-        executor: works on the layers; None for one after the other.
-
-    Attributes:
-        executor: as given.
-        threads: how many BLAS takes meanwhile; None for its own choice.
-        notes: what the policy has to say of the whole; it may append to them.
-        seconds: of one forward pass of the model (before, after), where the policy predicts them.
-    """
-
-    def __init__(
-        self,
-        layers: Iterable[Layer],
-        rest: Cost,
-        total: Cost,
-        measure: Callable[[], float] = lambda: 0.0,
-        executor: Executor | None = None,
-    ) -> None:
-        super().__init__(layers)
-        self.executor = executor
-        self.threads = threads_for(layer.order for layer in self)
-        self.rest = rest
-        self.total = total
-        self.measure = measure
-        self.seconds: tuple[float, float] | None = None
-        self.notes: list[str] = []
 
 
 class Layer:
@@ -269,7 +179,7 @@ class Layer:
                         found.append(Offer(name, ranks, cost, loss))
             except Refused as refused:
                 self.refusals[name] = refused.reason
-        self._offers[multiple_of] = _undominated(found)
+        self._offers[multiple_of] = undominated(found)
         return self._offers[multiple_of]
 
     def faster(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
@@ -281,7 +191,7 @@ class Layer:
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
         if self._timed is None:
-            few = _spread(offers, _TIMED)
+            few = spread(offers, _TIMED)
             chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
             first, *others = self._timer(chains)
             timed = [replace(o, seconds=s) for o, s in zip(few, others, strict=True)]
@@ -463,22 +373,6 @@ def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
     shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
     bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
     return (*chain[:-1], replace(last, bias=bias))
-
-
-def _undominated(offers: list[Offer]) -> list[Offer]:
-    """Those that no other one beats in parameters, in MACs and in loss at once."""
-    kept: list[Offer] = []
-    for offer in sorted(offers, key=lambda o: (o.loss, o.cost.params, o.cost.macs)):
-        if not any(other.cost.within(offer.cost) for other in kept):
-            kept.append(offer)
-    return kept
-
-
-def _spread(offers: Sequence[Offer], count: int) -> list[Offer]:
-    """Some of the offers, from the least to the greatest loss."""
-    if len(offers) <= count:
-        return list(offers)
-    return [offers[round(i * (len(offers) - 1) / (count - 1))] for i in range(count)]
 
 
 def _nominal_extent(op: Op) -> Extent:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rankfold.candidates import Candidate, Cost, Layer
+from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Ranks
 from rankfold.errors import Refused
+from rankfold.offers import Candidate, Cost
 from rankfold.ops import Conv
 
 _TIE = 1e-6

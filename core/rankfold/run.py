@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.calibration import Calibration, Loss
-from rankfold.candidates import Cost, Group, Layer
+from rankfold.candidates import Layer
 from rankfold.contracts import (
     Adapter,
     Choice,
@@ -24,9 +24,11 @@ from rankfold.contracts import (
 )
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.group import Group
 from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
+from rankfold.offers import Cost
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
 from rankfold.parallel import each, limited
 from rankfold.plan import LayerPlan, Plan

@@ -17,11 +17,13 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from rankfold.candidates import Cost, Group, Layer, Offer
+from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Policy
 from rankfold.errors import Infeasible, RankfoldError
+from rankfold.group import Group
 from rankfold.hookspecs import hookimpl
 from rankfold.knapsack import Solution, cheapest, least_share
+from rankfold.offers import Cost, Offer
 from rankfold.ops import Array
 from rankfold.parallel import each
 from rankfold.policies.arguments import fraction

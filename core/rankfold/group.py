@@ -1,0 +1,45 @@
+"""The layers that one policy decides on, and what the rest of the model costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+
+from rankfold.candidates import Layer
+from rankfold.offers import Cost
+from rankfold.parallel import threads_for
+
+
+class Group(list[Layer]):
+    """The layers that one policy decides on.
+
+    Args:
+        layers: in the model's order.
+        rest: what everything else in the model costs, with what was decided on it.
+        total: what the original model costs.
+        measure: gives the seconds of one forward pass of the model.
+        executor: works on the layers; None for one after the other.
+
+    Attributes:
+        executor: as given.
+        threads: how many BLAS takes meanwhile; None for its own choice.
+        notes: what the policy has to say of the whole; it may append to them.
+        seconds: of one forward pass of the model (before, after), where the policy predicts them.
+    """
+
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        rest: Cost,
+        total: Cost,
+        measure: Callable[[], float] = lambda: 0.0,
+        executor: Executor | None = None,
+    ) -> None:
+        super().__init__(layers)
+        self.executor = executor
+        self.threads = threads_for(layer.order for layer in self)
+        self.rest = rest
+        self.total = total
+        self.measure = measure
+        self.seconds: tuple[float, float] | None = None
+        self.notes: list[str] = []
