@@ -29,6 +29,7 @@ _CELLS = 6
 _POINTS = 17
 _ROUNDS = 9
 _LEAST_NOISE = 1e-100
+_LEAST = 1e-200
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +60,21 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     matrix = np.asarray(matrix, dtype=np.float64)
     if matrix.ndim != 2 or matrix.size == 0:
         raise RankfoldError(f"evbmf: shape {matrix.shape}; give a matrix with elements")
-    scale = max(float(matrix.max()), -float(matrix.min()))
-    if not math.isfinite(scale):
-        raise RankfoldError("evbmf: the matrix has NaN or infinite values")
-    if scale == 0.0:
-        return EVBMF(0, 0.0, np.empty(0))
     if sigma2 is not None and not (sigma2 > 0.0 and math.isfinite(sigma2)):
         raise RankfoldError(f"evbmf: sigma2 {sigma2}; a noise variance is positive and finite")
     short, long = sorted(matrix.shape)
-    known = None if sigma2 is None else sigma2 / scale / scale
     wide = matrix if matrix.shape[0] == short else matrix.T
-    squares = linalg.eigenvalues(linalg.gram(linalg.over(wide, scale)))
-    found = from_squares(squares, (short, long), known)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram, scale = linalg.gram(wide), 1.0
+    if not _LEAST < np.trace(gram) < 1.0 / _LEAST:  # its squares are out of range
+        scale = max(float(matrix.max()), -float(matrix.min()))
+        if not math.isfinite(scale):
+            raise RankfoldError("evbmf: the matrix has NaN or infinite values")
+        if scale == 0.0:
+            return EVBMF(0, 0.0, np.empty(0))
+        gram = linalg.gram(linalg.over(wide, scale))
+    known = None if sigma2 is None else sigma2 / scale / scale
+    found = from_squares(linalg.eigenvalues(gram), (short, long), known)
     variance = found.sigma2 * scale * scale if sigma2 is None else sigma2
     return EVBMF(found.rank, variance, found.singular_values * scale)
 
