@@ -16,7 +16,12 @@ _CONV1D = frozenset(
 )
 """The model types whose layers of these names are `Conv1D`; elsewhere they are `nn.Linear`."""
 _NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
+EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+"""Parameters of the experts' modules that are stacks."""
+_PARALLEL = ("input_linear", "output_linear")
+_ROUTERS = ("gate", "router")
 _MATRIX = 2
+_STACK = 3
 _DEPTH = 3
 
 
@@ -113,7 +118,58 @@ def _model_types(settings: Any, depth: int) -> Iterator[str]:
         yield from _model_types(part, depth - 1)
 
 
+@dataclass(frozen=True)
+class Experts:
+    """Stacks of the matrices of all experts, (experts, rows, columns), one tensor each.
+
+    Routers are left alone: they are small, and no `nn.Linear` in the models.
+
+    Attributes:
+        name: of the rule.
+    """
+
+    name: str = "experts"
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | str | None:
+        """Rows may be output or input: a product of factors is the same."""
+        path, _, last = name.rpartition(".")
+        layer = path.rpartition(".")[2]
+        if len(shape) == _MATRIX and last == _WEIGHT and layer in _ROUTERS:
+            experts = set(_experts(settings, _DEPTH))
+            if shape[0] in experts or (not settings and shape[0] < shape[1]):
+                return "by its name the router of a mixture of experts"
+        stack = last in EXPERTS or (last == _WEIGHT and layer in _PARALLEL)
+        return Stored(name) if stack and len(shape) == _STACK else None
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """One group an expert."""
+        return Linear(weight.reshape(-1, weight.shape[-1]), groups=len(weight))
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """The originals of a parametrization, in the layout of the stack."""
+        path, dot, last = name.rpartition(".")
+        return {
+            f"{path}{dot}parametrizations.{last}.original{place}": stage.weight.reshape(
+                stage.groups, -1, stage.weight.shape[1]
+            )
+            for place, stage in enumerate(chain)
+        }
+
+
+def _experts(settings: Any, depth: int) -> Iterator[int]:
+    """The numbers of experts that a configuration and its parts tell."""
+    if not isinstance(settings, Mapping) or not depth:
+        return
+    for key, value in settings.items():
+        if isinstance(value, int) and "expert" in key:
+            yield value
+        yield from _experts(value, depth - 1)
+
+
 TENSOR_RULES: tuple[TensorRule, ...] = (
     Projections("conv1d", True, transposed),
     Projections("conv1d-or-linear", False, as_its_bias_says),
+    Experts(),
 )
