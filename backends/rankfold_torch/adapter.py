@@ -124,7 +124,7 @@ class TorchAdapter:
     def run(self, module: nn.Module | Factors, x: Array) -> Array:
         """The module's output, computed in float64."""
         if isinstance(module, Factors):
-            return to_array(module.run(torch.from_numpy(x)).cpu())
+            return to_array(module.run(torch.from_numpy(np.ascontiguousarray(x))).cpu())
         return layers.run(module, x)
 
     def precision(self, model: nn.Module, path: str) -> float:

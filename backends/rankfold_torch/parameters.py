@@ -76,7 +76,7 @@ class Held:
             ):
                 raise Refused("a parameter can only be a product of as many matrices as it holds")
             shape = (*stack, stage.weight.shape[0] // stage.groups, stage.weight.shape[1])
-            factor = copied_as(stage.weight.reshape(shape), self.tensor)
+            factor = copied_as(stage.weight.reshape(shape), self.tensor).contiguous()
             made.append(nn.Parameter(factor, requires_grad=self.tensor.requires_grad))
         return Factors(tuple(made))
 
@@ -160,12 +160,21 @@ def held_at(model: nn.Module, path: str) -> Held | None:
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
     """Gives a module factors or plain values in place of a parameter or of its factors."""
+    if parametrize.is_parametrized(module):
+        _own_class(module)
     if isinstance(new, Factors):
         parametrize.register_parametrization(module, name, Product(new), unsafe=True)
         return
     if parametrize.is_parametrized(module, name):
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     setattr(module, name, new)
+
+
+def _own_class(module: nn.Module) -> None:
+    """Parametrizations are properties of a class, which a copy of a module shares with it."""
+    kind = type(module)
+    parts = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, parts)
 
 
 def empty(tensor: nn.Parameter) -> nn.Parameter:

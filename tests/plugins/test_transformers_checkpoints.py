@@ -42,6 +42,24 @@ def tied_llama() -> Any:
     return tf.LlamaForCausalLM(tf.LlamaConfig(**SMALL, tie_word_embeddings=True))
 
 
+def mixtral() -> Any:
+    return tf.MixtralForCausalLM(tf.MixtralConfig(**SMALL, num_local_experts=4))
+
+
+def qwen_moe() -> Any:
+    sizes = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 8, "num_experts_per_tok": 2}
+    return tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(**SMALL, **sizes))
+
+
+def gpt_oss() -> Any:
+    return tf.GptOssForCausalLM(tf.GptOssConfig(**SMALL, num_local_experts=4, head_dim=8))
+
+
+def jet_moe() -> Any:
+    given = {name: SMALL[name] for name in SMALL if name != "num_attention_heads"}
+    return tf.JetMoeForCausalLM(tf.JetMoeConfig(**given, num_local_experts=4, kv_channels=8))
+
+
 def bigcode() -> Any:
     sizes = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 17}
     ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -172,3 +190,81 @@ def test_the_model_type_tells_the_layout(settings: dict[str, Any], op: str, tmp_
     (tmp_path / "config.json").write_text(json.dumps(settings))
     plan = rf.compress_checkpoint(tmp_path, tmp_path / "small", rf.Ranks(2))
     assert plan["h.c_proj"].op == op
+
+
+class TestExperts:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("shards", ["1GB", "40KB"])
+    @pytest.mark.parametrize(
+        ("make", "stack"),
+        [
+            (mixtral, "mlp.experts.gate_up_proj"),
+            (qwen_moe, "mlp.experts.down_proj"),
+            (gpt_oss, "mlp.experts.gate_up_proj"),
+            (jet_moe, "mlp.input_linear.weight"),
+        ],
+    )
+    def test_stacks_are_compressed_as_in_the_live_model(
+        self,
+        make: Callable[[], Any],
+        stack: str,
+        shards: str,
+        dtype: torch.dtype,
+        tmp_path: Path,
+    ) -> None:
+        model = made(make, dtype)
+        folder = tmp_path / "whole"
+        model.save_pretrained(folder, max_shard_size=shards, save_original_format=False)
+        plan = same_as_live(make, model, folder, rf.Ratio(0.4))
+        assert plan[f"model.layers.1.{stack}"].op.endswith("groups 4")
+        assert plan[f"model.layers.1.{stack}"].method == "svd"
+
+    @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+    @pytest.mark.parametrize("make", [mixtral, gpt_oss])
+    def test_full_rank_reproduces_every_implementation(
+        self, make: Callable[[], Any], implementation: str
+    ) -> None:
+        model = made(make)
+        model.set_experts_implementation(implementation)
+        small = rf.compress(model, rf.Ranks("full"), include="*.experts.*")
+        assert len(small.plan.replaced) == 4
+        torch.testing.assert_close(outputs(small.model), outputs(model), rtol=1e-4, atol=1e-5)
+
+    def test_factors_have_the_layout_of_the_stack(self, tmp_path: Path) -> None:
+        model = made(gpt_oss)
+        model.save_pretrained(tmp_path / "whole", save_original_format=False)
+        rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ranks(5))
+        stored = load_file(tmp_path / "small" / "weights.safetensors")
+        path = "model.layers.0.mlp.experts"
+        first, last = (
+            stored[f"{path}.parametrizations.gate_up_proj.original{place}"] for place in (0, 1)
+        )
+        assert (first.shape, last.shape) == ((4, 5, 80), (4, 32, 5))
+        stack = model.model.layers[0].mlp.experts.gate_up_proj
+        for product, matrix in zip(last @ first, stack, strict=True):
+            left, values, right = torch.linalg.svd(matrix.detach())
+            torch.testing.assert_close(product, (left[:, :5] * values[:5]) @ right[:5])
+        bias = f"{path}.gate_up_proj_bias"
+        assert torch.equal(stored[bias], model.state_dict()[bias])
+
+    @pytest.mark.parametrize("make", [mixtral, gpt_oss])
+    @pytest.mark.parametrize("configured", [True, False])
+    def test_routers_are_left_alone(
+        self, make: Callable[[], Any], configured: bool, tmp_path: Path
+    ) -> None:
+        model = made(make)
+        model.save_pretrained(tmp_path / "whole", save_original_format=False)
+        if not configured:
+            (tmp_path / "whole" / "config.json").unlink()
+        plan = same_as_live(make, model, tmp_path / "whole", rf.Ratio(0.4))
+        routers = [layer for layer in plan.layers if "router of a mixture" in layer.reason]
+        assert len(routers) == 2
+
+    def test_experts_one_by_one_are_linears_that_a_model_of_stacks_has_not(
+        self, tmp_path: Path
+    ) -> None:
+        made(mixtral).save_pretrained(tmp_path / "whole", save_original_format=True)
+        plan = rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ranks(5))
+        assert plan["model.layers.0.block_sparse_moe.experts.2.w1"].op == "Linear 32→40"
+        with pytest.raises(rf.RankfoldError, match=r"save_pretrained\(\) may"):
+            rf.load(made(mixtral), tmp_path / "small")
