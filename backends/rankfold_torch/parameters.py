@@ -155,7 +155,8 @@ def held_at(model: nn.Module, path: str) -> Held | None:
     """The parameter at the path of a layer; None where that is a module."""
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
-    return Held(module, name) if module._parameters.get(name) is not None else None
+    held = name in module._parameters and module._parameters[name] is not None
+    return Held(module, name) if held else None
 
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
