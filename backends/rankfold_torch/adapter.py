@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -33,15 +34,19 @@ from rankfold_torch import (
     tracing,
     weights,
 )
+from rankfold_torch.layers import to_array
+from rankfold_torch.parameters import Factors, Held, held_at, names_in
 from rankfold_torch.refusals import (
     Surroundings,
     check_class,
+    check_parameter,
     check_parts,
     check_root,
     check_state,
     is_quantized,
 )
 
+_NAME = "torch"
 _MATRIX_AXES = 2
 
 
@@ -56,9 +61,14 @@ class TorchAdapter:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
-        """Stock layers, and any other module that holds a matrix or a kernel of its own."""
+        """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
         check_root(model)
-        return {path: type(module).__name__ for path, module in self._found(model).items()}
+        return {
+            path: f"{type(layer.module).__name__}.{layer.name}"
+            if isinstance(layer, Held)
+            else type(layer).__name__
+            for path, layer in self._found(model).items()
+        }
 
     def size(self, model: nn.Module) -> int:
         """The number of parameters, shared ones counted once."""
@@ -66,15 +76,24 @@ class TorchAdapter:
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """The further paths of a module that stands in several places."""
-        module = model.get_submodule(path)
-        return tuple(
-            other
+        held = held_at(model, path)
+        module = model.get_submodule(path) if held is None else held.module
+        end = "" if held is None else f".{held.name}"
+        others = (
+            f"{other}{end}".lstrip(".")
             for other, found in model.named_modules(remove_duplicate=False)
-            if found is module and other != path
+            if found is module
         )
+        return tuple(other for other in others if other != path)
 
     def read(self, model: nn.Module, path: str) -> Op:
         """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        held = held_at(model, path)
+        if held is not None:
+            check_parameter(held.module, held.name)
+            owner = path.rpartition(".")[0]
+            self._surroundings(model).check_parameter(owner, held.module, held.name)
+            return held.read()
         module = model.get_submodule(path)
         rule = self._rule(module)
         if rule is None:
@@ -88,10 +107,13 @@ class TorchAdapter:
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
         check_root(model)
-        return tracing.trace(model, self._found(model), inputs)
+        return tracing.trace(model, self._modules(model), inputs)
 
-    def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module:
-        """An `nn.Sequential` of stock layers."""
+    def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
+        """An `nn.Sequential` of stock layers; the factors of a parameter."""
+        held = held_at(model, path)
+        if held is not None:
+            return held.build(chain)
         module = model.get_submodule(path)
         rule = self._rule(module)
         if rule is None or rule.build is None:
@@ -99,19 +121,24 @@ class TorchAdapter:
         built: nn.Module = _ruled(rule.build, chain, module)
         return built
 
-    def run(self, module: nn.Module, x: Array) -> Array:
+    def run(self, module: nn.Module | Factors, x: Array) -> Array:
         """The module's output, computed in float64."""
+        if isinstance(module, Factors):
+            return to_array(module.run(torch.from_numpy(np.ascontiguousarray(x))).cpu())
         return layers.run(module, x)
 
     def precision(self, model: nn.Module, path: str) -> float:
         """Machine epsilon of the layer's dtype."""
+        held = held_at(model, path)
+        if held is not None:
+            return torch.finfo(held.tensor.dtype).eps
         dtype = next(model.get_submodule(path).parameters(recurse=False)).dtype
         return torch.finfo(dtype).eps
 
     def replace(
-        self, model: nn.Module, modules: Mapping[str, nn.Module], *, inplace: bool
+        self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
     ) -> nn.Module:
-        """Swaps layers by identity, so that shared modules stay shared.
+        """Swaps layers by identity, so that shared modules stay shared, and parameters by name.
 
         The copy never copies the layers that are replaced.
         """
@@ -134,8 +161,9 @@ class TorchAdapter:
         rng: np.random.Generator,
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
-        """One forward and backward pass per batch, with hooks on the layers."""
-        return moments.moments(model, calibration, layers, rng, advance)
+        """One forward and backward pass per batch, with hooks on the modules."""
+        own = {path: op for path, op in layers.items() if held_at(model, path) is None}
+        return moments.moments(model, calibration, own, rng, advance)
 
     def follow(
         self,
@@ -149,7 +177,7 @@ class TorchAdapter:
     ) -> Mapping[str, float]:
         """Both runs are of the model itself, each in a thread of its own."""
 
-        def build(path: str, chain: Chain) -> nn.Module:
+        def build(path: str, chain: Chain) -> Any:
             first, op = chain[0], layers[path]
             same = type(first) is type(op) and first.weight.shape == op.weight.shape
             if len(chain) == 1 and same:
@@ -160,8 +188,11 @@ class TorchAdapter:
             model, calibration, layers, visit, build, sequential=sequential, rng=rng
         )
 
-    def refilled(self, model: nn.Module, path: str, op: Op) -> nn.Module:
+    def refilled(self, model: nn.Module, path: str, op: Op) -> nn.Module | nn.Parameter:
         """A copy of the layer alone."""
+        held = held_at(model, path)
+        if held is not None:
+            return held.filled(op.weight)
         module = model.get_submodule(path)
         rule = self._rule(module)
         return refilling.refilled(module, op, None if rule is None else partial(_read_by, rule))
@@ -171,7 +202,11 @@ class TorchAdapter:
         modules = {}
         for path in paths:
             op = self.read(model, path)
-            chain = layers.chain(small.get_submodule(path))
+            held = held_at(model, path)
+            if held is None:
+                chain = layers.chain(small.get_submodule(path))
+            else:
+                chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
             modules[path] = self.refilled(model, path, composed(op, chain))
         return swapping.replaced(small, modules, inplace=False)
 
@@ -184,11 +219,18 @@ class TorchAdapter:
     def seconds(
         self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
     ) -> tuple[float, ...]:
-        """Chains that cannot be built take forever."""
+        """Chains that cannot be built take forever, and so do those of a parameter.
+
+        They are multiplied out for every use; the parameter itself has no time of its own.
+        """
+        if held_at(model, path) is not None:
+            return (0.0, *(math.inf for _ in chains))
         built: list[nn.Module | None] = []
         for chain in chains:
             try:
-                built.append(self.build(model, path, chain))
+                made = self.build(model, path, chain)
+                assert isinstance(made, nn.Module)
+                built.append(made)
             except Refused:
                 built.append(None)
         return timing.seconds(model.get_submodule(path), self.read(model, path), built, extents)
@@ -197,15 +239,30 @@ class TorchAdapter:
         """Whole forward passes in eval mode without gradients."""
         return timing.model_seconds(models, inputs)
 
-    def _found(self, model: nn.Module) -> dict[str, nn.Module]:
+    def _found(self, model: nn.Module) -> dict[str, nn.Module | Held]:
+        found: dict[str, nn.Module | Held] = {}
+        for path, module in model.named_modules():
+            names = names_in(module, _NAME)
+            if names is not None:
+                for name, parameter in module._parameters.items():
+                    if name in names and _is_matrix(parameter):
+                        found[f"{path}.{name}".lstrip(".")] = Held(module, name)
+            elif self._is_layer(module):
+                found[path] = module
+        return found
+
+    def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
         return {
-            path: module
-            for path, module in model.named_modules()
-            if isinstance(module, (*layers.KINDS, LazyModuleMixin))
+            path: layer for path, layer in self._found(model).items() if not isinstance(layer, Held)
+        }
+
+    def _is_layer(self, module: nn.Module) -> bool:
+        return (
+            isinstance(module, (*layers.KINDS, LazyModuleMixin))
             or is_quantized(module)
             or self._rule(module) is not None
             or any(_is_matrix(p) for p in module._parameters.values())
-        }
+        )
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
@@ -213,7 +270,7 @@ class TorchAdapter:
             return None
         for rule in registry().rules:
             name, _, cls = rule.layer.partition(":")
-            if rule.adapter != "torch" or name not in sys.modules:
+            if rule.adapter != _NAME or name not in sys.modules:
                 continue
             if type(module) is getattr(sys.modules[name], cls, None):
                 return rule

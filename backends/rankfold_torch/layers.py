@@ -259,7 +259,7 @@ def _fill(
     weight = stage.weight
     if isinstance(stage, ConvTranspose):
         weight = swap_channels(weight, stage.groups)
-    tensor = _like(weight, old)
+    tensor = copied_as(weight, old)
     if tensor.ndim in (4, 5) and not old.is_contiguous():
         layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
         if old.is_contiguous(memory_format=layout):
@@ -268,12 +268,12 @@ def _fill(
     if stage.bias is not None:
         bias = like.bias
         assert isinstance(bias, torch.Tensor)
-        module.bias = nn.Parameter(_like(stage.bias, bias), requires_grad=bias.requires_grad)
+        module.bias = nn.Parameter(copied_as(stage.bias, bias), requires_grad=bias.requires_grad)
     return module
 
 
-def _like(array: Array, tensor: torch.Tensor) -> torch.Tensor:
-    # always a copy: the built model shares no memory with the original or with a template
+def copied_as(array: Array, tensor: torch.Tensor) -> torch.Tensor:
+    """Values with the dtype and on the device of a tensor; a copy, not of anything's memory."""
     made = array.clone() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
     return made.to(device=tensor.device, dtype=tensor.dtype)
 

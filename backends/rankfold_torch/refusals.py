@@ -7,7 +7,7 @@ A layer is replaced only if nothing but its own `forward` uses its weight. Whate
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -19,15 +19,18 @@ from rankfold_torch.layers import KINDS
 from rankfold_torch.sources import reads_of
 from rankfold_torch.tracing import Hook
 
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
     "_backward_hooks",
     "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
+    *_STATE_HOOKS,
 )
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -110,23 +113,49 @@ def check_state(module: nn.Module) -> None:
         names = sorted(module._parameters)
         raise Refused(f"its weight is computed from {names} (weight_norm, spectral_norm or alike)")
     for part, tensor in module._parameters.items():
-        if tensor is None:
-            continue
-        if type(tensor.data) is not torch.Tensor or tensor.layout is not torch.strided:
-            raise Refused(f"its {part} is a {type(tensor.data).__name__}, not a plain dense tensor")
-        if tensor.device.type == "meta":
-            raise Refused(f"its {part} is on the meta device: it has no values; see to_empty()")
-        if tensor.dtype not in _FLOATS:
-            raise Refused(f"its {part} is {tensor.dtype}; a float dtype is needed")
+        if tensor is not None:
+            _check_tensor(part, tensor)
     dtypes = {t.dtype for t in module._parameters.values() if t is not None}
     if len(dtypes) > 1:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
     tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
     held = [hook for hooks in _HOOKS for hook in (getattr(module, hooks, None) or {}).values()]
-    if not all(isinstance(hook, Hook) for hook in held) or any(
-        getattr(tensor, hooks, None) for tensor in tensors for hooks in _GRADIENT_HOOKS
-    ):
+    if not all(isinstance(hook, Hook) for hook in held) or any(map(_has_hooks, tensors)):
         raise Refused("it has hooks, which would be lost; remove them to have it compressed")
+
+
+def check_parameter(module: nn.Module, name: str) -> None:
+    """Refuses a layer that is a parameter for how it is held. Its module stays, hooks included.
+
+    Raises:
+        Refused: and why.
+    """
+    tensor = module._parameters[name]
+    assert tensor is not None
+    if nn.parameter.is_lazy(tensor):
+        raise Refused("lazy: run the model once on example inputs first")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise Refused("its module is a ScriptModule")
+    _check_tensor(name, tensor)
+    if not tensor.numel():
+        raise Refused("it is empty")
+    if any(getattr(module, hooks, None) for hooks in _STATE_HOOKS):
+        raise Refused("its module has hooks on its state, which names the parameter")
+    if _has_hooks(tensor):
+        raise Refused("it has hooks, which would be lost; remove them to have it compressed")
+
+
+def _check_tensor(part: str, tensor: torch.Tensor) -> None:
+    if type(tensor.data) is not torch.Tensor or tensor.layout is not torch.strided:
+        raise Refused(f"its {part} is a {type(tensor.data).__name__}, not a plain dense tensor")
+    if tensor.device.type == "meta":
+        raise Refused(f"its {part} is on the meta device: it has no values; see to_empty()")
+    if tensor.dtype not in _FLOATS:
+        raise Refused(f"its {part} is {tensor.dtype}; a float dtype is needed")
+
+
+def _has_hooks(tensor: torch.Tensor) -> bool:
+    return any(getattr(tensor, hooks, None) for hooks in _GRADIENT_HOOKS)
 
 
 def check_parts(module: nn.Module) -> None:
@@ -165,6 +194,25 @@ class Surroundings:
         Raises:
             Refused: and why.
         """
+        self._check_owners(path)
+        for part, tensor in module._parameters.items():
+            if tensor is not None:
+                self._check_ties(tensor, part, lambda other, _: other is module)
+        if id(module) in self._reads:
+            raise Refused(self._reads[id(module)])
+
+    def check_parameter(self, path: str, module: nn.Module, name: str) -> None:
+        """Refuses a parameter of the module at a path. Whoever reads it gets the product, too.
+
+        Raises:
+            Refused: and why.
+        """
+        self._check_owners(path)
+        tensor = module._parameters[name]
+        assert tensor is not None
+        self._check_ties(tensor, name, lambda other, part: other is module and part == name)
+
+    def _check_owners(self, path: str) -> None:
         for owner_path, owner in _owners(self._model, path):
             if isinstance(owner, nn.MultiheadAttention):
                 raise Refused("owned by nn.MultiheadAttention, which reads its weight itself")
@@ -175,14 +223,13 @@ class Surroundings:
                 raise Refused(f"inside the {name} wrapper {owner_path!r}")
             if parametrize.is_parametrized(owner) or name == "ParametrizationList":
                 raise Refused(f"inside the parametrized module {owner_path!r}")
-        for part, tensor in module._parameters.items():
-            if tensor is None:
-                continue
-            for other, where, held in self._holders[_storage(tensor)]:
-                if other is not module and _overlap(held, tensor):
-                    raise Refused(f"tied: its {part} is also {where!r}")
-        if id(module) in self._reads:
-            raise Refused(self._reads[id(module)])
+
+    def _check_ties(
+        self, tensor: torch.Tensor, part: str, own: Callable[[nn.Module, str], bool]
+    ) -> None:
+        for other, where, held in self._holders[_storage(tensor)]:
+            if not own(other, where.rpartition(".")[2]) and _overlap(held, tensor):
+                raise Refused(f"tied: its {part} is also {where!r}")
 
 
 def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -5,20 +5,46 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
+from rankfold_torch.parameters import Factors, empty, held_at, put
+
+New: TypeAlias = nn.Module | nn.Parameter | Factors
+"""What takes the place of a layer: a module, or the values or factors of a parameter."""
 
 
-def replaced(model: nn.Module, modules: Mapping[str, nn.Module], *, inplace: bool) -> nn.Module:
-    """Swaps layers by identity; see `rankfold.contracts.Adapter`."""
+def replaced(model: nn.Module, new: Mapping[str, New], *, inplace: bool) -> nn.Module:
+    """Swaps layers by identity, parameters by name; see `rankfold.contracts.Adapter`."""
+    modules = {path: item for path, item in new.items() if isinstance(item, nn.Module)}
+    parameters = {path: item for path, item in new.items() if not isinstance(item, nn.Module)}
+    shells = {
+        id(held.tensor): empty(held.tensor)
+        for path in parameters
+        if (held := held_at(model, path)) is not None
+    }
+    swapped = _swapped_modules(model, modules, shells, inplace=inplace)
+    for path, item in parameters.items():
+        owner, _, name = path.rpartition(".")
+        put(swapped.get_submodule(owner), name, item)
+    return swapped
+
+
+def _swapped_modules(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    shells: Mapping[int, nn.Parameter],
+    *,
+    inplace: bool,
+) -> nn.Module:
+    """The model with other modules; a copy has shells in place of some parameters, by id."""
     new = {id(model.get_submodule(path)): module for path, module in modules.items()}
     if not inplace:
         _check_closures(model)
-        memo: dict[int, Any] = {**new, **_computed(model)}
+        memo: dict[int, Any] = {**new, **shells, **_computed(model)}
         try:
             copied: nn.Module = copy.deepcopy(model, memo)
         except Exception as error:  # whatever the copied attributes raise

@@ -35,6 +35,10 @@ WEIGHTS = "weights.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 VERSION = 2
 _MAX_PLAN_BYTES = 256 * 2**20
+_NAMES = (
+    ", or its checkpoint names or splits tensors otherwise than the model's own state does "
+    "(save_pretrained() may): compress a file of that state"
+)
 _FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
@@ -153,7 +157,11 @@ def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     from rankfold.pipeline import check_planned, check_same
 
     plan, by_shape = saved.plan, bool(saved.job)
-    check_planned(plan.replaced if by_shape else plan.layers, adapter.layers(model))
+    known = adapter.layers(model)
+    if by_shape:
+        check_planned(plan.replaced, known, _NAMES)
+    else:
+        check_planned(plan.layers, known)
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
     modules: dict[str, Any] = {}

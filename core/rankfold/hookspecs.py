@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import pluggy
 
@@ -63,6 +64,30 @@ class LayerRule:
     build: str | None = None
 
 
+@dataclass(frozen=True)
+class ParameterRule:
+    """Teaches an adapter parameters that are layers of their own, used by their module directly.
+
+    Such a parameter is a matrix, or a stack of matrices along its leading axes: (*stack, rows,
+    columns), as the weights of a mixture of experts are. Its layer is `Linear(groups=)`, one group
+    a matrix, rows being the output channels; where they are the input, the ranks and the error are
+    the same. Its path is that of the module and the name of the parameter, joined by a dot.
+
+    Attributes:
+        adapter: name of the adapter.
+        layer: a glob pattern of "module:Class" of the owning module's class; subclasses are not
+            matched.
+        names: of the parameters.
+    """
+
+    adapter: str
+    layer: str
+    names: tuple[str, ...]
+
+
+Rule: TypeAlias = LayerRule | ParameterRule | TensorRule
+
+
 @hookspec
 def rankfold_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]  # a specification
     """Frameworks: how to recognise their models and where their adapter is."""
@@ -79,8 +104,8 @@ def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]  
 
 
 @hookspec
-def rankfold_layer_rules() -> Iterable[LayerRule | TensorRule]:  # type: ignore[empty-body]  # same
-    """Layer classes that an adapter does not know by itself."""
+def rankfold_layer_rules() -> Iterable[Rule]:  # type: ignore[empty-body]  # same
+    """Layers that an adapter does not know by itself, in models and in checkpoints."""
 
 
 @hookspec

@@ -283,8 +283,13 @@ def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:
     return planned.macs if same else None
 
 
-def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str]) -> None:
+def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint: str = "") -> None:
     """Sees to it that a model has every layer of a plan.
+
+    Args:
+        planned: the layers of the plan.
+        layers: those of the model.
+        hint: what else may be wrong.
 
     Raises:
         RankfoldError: naming the first layer that it lacks.
@@ -293,6 +298,7 @@ def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str]) -> No
         if layer.path not in layers:
             raise RankfoldError(
                 f"layer {layer.path!r} of the plan is not in the model; the plan is for another"
+                f"{hint}"
             )
 
 

@@ -25,7 +25,7 @@ import pluggy
 from rankfold import hookspecs
 from rankfold.contracts import Adapter, Decomposition, Policy, TensorRule
 from rankfold.errors import RankfoldError
-from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule
+from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
 from rankfold.plan import LayerPlan
 
 
@@ -52,6 +52,7 @@ class Registry:
         policies: by name.
         adapters: by name.
         rules: the layer rules of all plugins.
+        parameter_rules: those for parameters.
         tensor_rules: those for checkpoints, by name.
         problems: what went wrong, in order.
     """
@@ -63,6 +64,7 @@ class Registry:
     policies: dict[str, type[Policy]] = field(default_factory=dict)
     adapters: dict[str, AdapterSpec] = field(default_factory=dict)
     rules: list[LayerRule] = field(default_factory=list)
+    parameter_rules: list[ParameterRule] = field(default_factory=list)
     tensor_rules: dict[str, TensorRule] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -164,7 +166,8 @@ class Registry:
         adapters = self._declared("rankfold_adapters", plugin)
         declared = self._declared("rankfold_layer_rules", plugin)
         rules = [rule for rule in declared if isinstance(rule, LayerRule)]
-        tensor_rules = [rule for rule in declared if not isinstance(rule, LayerRule)]
+        parameter_rules = [rule for rule in declared if isinstance(rule, ParameterRule)]
+        tensor_rules = [r for r in declared if not isinstance(r, (LayerRule, ParameterRule))]
         for method in decompositions:
             for part in ("refuse", "max_ranks", "modes", "ranks", "template", "decompose"):
                 if not callable(getattr(method, part, None)):
@@ -177,7 +180,10 @@ class Registry:
         for rule in tensor_rules:
             for part in ("recognise", "op", "stages"):
                 if not callable(getattr(rule, part, None)):
-                    raise TypeError(f"{rule!r} is neither a LayerRule nor has it a method {part!r}")
+                    raise TypeError(
+                        f"{rule!r} is neither a LayerRule nor a ParameterRule nor has it a method "
+                        f"{part!r}"
+                    )
         for spec in adapters:
             readers = (reader for _, reader in spec.readers)
             _check_targets(spec, (*spec.model_types, spec.target, *readers))
@@ -185,6 +191,10 @@ class Registry:
             _check_targets(
                 rule, (rule.layer, rule.read, *(() if rule.build is None else (rule.build,)))
             )
+        for parameters in parameter_rules:
+            _check_targets(parameters, (parameters.layer,))
+            if not isinstance(parameters.names, tuple) or not all(parameters.names):
+                raise TypeError(f"{parameters!r}: give its names as a tuple")
         _check_new("decomposition", decompositions, self.decompositions)
         _check_new("policy", policies, self.policies)
         _check_new("adapter", adapters, self.adapters)
@@ -193,12 +203,14 @@ class Registry:
         self.policies.update({policy.name: policy for policy in policies})
         self.adapters.update({spec.name: spec for spec in adapters})
         self.rules.extend(rules)
+        self.parameter_rules.extend(parameter_rules)
         self.tensor_rules.update({rule.name: rule for rule in tensor_rules})
         self.declared[name] = [
             *(f"decomposition {method.name}" for method in decompositions),
             *(f"policy {policy.name}" for policy in policies),
             *(f"adapter {spec.name}" for spec in adapters),
             *(f"layer rule {rule.layer}" for rule in rules),
+            *(f"parameter rule {rule.layer}" for rule in parameter_rules),
             *(f"tensor rule {rule.name}" for rule in tensor_rules),
         ]
 

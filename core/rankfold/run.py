@@ -302,7 +302,7 @@ class Run:
         if layer.path in self.spoilt:
             return self.spoilt[layer.path]
         if self.moments is not None and layer.moments is None:
-            return "it has no moments: it is not run on the calibration data"
+            return "it has no moments: it is not run on the calibration data as a layer of its own"
         return _unfit(layer.op)
 
     def built(self, decision: Decision, modules: dict[str, Any]) -> LayerPlan:

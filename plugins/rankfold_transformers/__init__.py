@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable
 
-from rankfold.hookspecs import LayerRule, hookimpl
+from rankfold.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold_transformers.stored import EXPERTS, TENSOR_RULES
 
 RANKFOLD_API = (1, 0)
 
 
 @hookimpl
-def rankfold_layer_rules() -> Iterable[LayerRule]:
-    """Teaches the PyTorch adapter GPT-2's `Conv1D`."""
+def rankfold_layer_rules() -> Iterable[Rule]:
+    """Teaches GPT-2's `Conv1D` and stacks of experts, in PyTorch models and in checkpoints."""
     return (
         LayerRule(
             adapter="torch",
             layer="transformers.pytorch_utils:Conv1D",
             read="rankfold_transformers.conv1d:read",
         ),
+        ParameterRule("torch", "transformers.models.*:*Experts", EXPERTS),
+        ParameterRule("torch", "transformers.models.*:*ParallelExperts", ("weight",)),
+        *TENSOR_RULES,
     )

@@ -12,7 +12,7 @@ import pytest
 
 import rankfold as rf
 from rankfold.decompose.svd import SVD
-from rankfold.hookspecs import AdapterSpec, LayerRule, hookimpl
+from rankfold.hookspecs import AdapterSpec, LayerRule, ParameterRule, hookimpl
 from rankfold.plan import LayerPlan
 from rankfold.registry import Registry, registry
 
@@ -182,6 +182,23 @@ def test_layer_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     found = Registry()
     found.load([entry(monkeypatch, "rules", declaring(rankfold_layer_rules=lambda: [rule]))])
     assert found.rules == [rule]
+
+
+def test_parameter_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = ParameterRule("torch", "a.*:B*", ("c",))
+    found = Registry()
+    found.load([entry(monkeypatch, "rules", declaring(rankfold_layer_rules=lambda: [rule]))])
+    assert found.parameter_rules == [rule]
+    assert found.declared["rules"] == ["parameter rule a.*:B*"]
+
+
+@pytest.mark.parametrize("rule", [("torch", "a", ("c",)), ("torch", "a:B", "c")])
+def test_a_malformed_parameter_rule_is_a_problem(
+    rule: tuple[str, str, tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, made = Registry(), ParameterRule(*rule)
+    found.load([entry(monkeypatch, "rules", declaring(rankfold_layer_rules=lambda: [made]))])
+    assert [(p.plugin, p.stage) for p in found.problems] == [("rules", "declare")]
 
 
 @pytest.mark.parametrize("names", [["svd", "magic"], ["SVD"], []])

@@ -13,7 +13,7 @@ from rankfold.contracts import Stored, TensorRule, Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import is_int
 from rankfold.linalg import is_finite
-from rankfold.ops import Array, Chain, Extent, Op
+from rankfold.ops import Array, Chain, Extent, Op, blank
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
@@ -35,6 +35,16 @@ class Slot:
     weight: str
     bias: str | None
     refusal: str
+
+    def blank(self, checkpoint: Checkpoint) -> Op:
+        """The layer as an op without its values.
+
+        Raises:
+            RankfoldError: weight and bias do not fit each other.
+        """
+        bias = None if self.bias is None else blank(*checkpoint.entry(self.bias).shape)
+        weight = blank(*checkpoint.entry(self.weight).shape)
+        return rule_of(self.rule).op(self.weight, weight, bias)
 
     def read(self, checkpoint: Checkpoint) -> Op:
         """The layer as an op.

@@ -140,7 +140,7 @@ def _intact(folder: Path, saved: Saved) -> bool:
 
 
 def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
-    shapes = [source.entry(slot.weight).shape for slot in slots.values()]
+    shapes = [slot.blank(source).weight.shape for slot in slots.values()]
     return threads_for(min(shape[0], math.prod(shape[1:])) for shape in shapes)
 
 

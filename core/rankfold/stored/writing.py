@@ -19,7 +19,7 @@ from rankfold.candidates import Layer
 from rankfold.contracts import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import LayerMoments, Moments
-from rankfold.ops import Array, Op, blank, with_weight
+from rankfold.ops import Array, Op, with_weight
 from rankfold.parallel import limited
 from rankfold.plan import LayerPlan
 from rankfold.reference import reconstruct
@@ -198,18 +198,11 @@ def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
     return entry.dtype, entry.shape
 
 
-def _shape_of(work: Work, slot: Slot) -> Op:
-    """The layer without its values."""
-    checkpoint = work.checkpoint
-    bias = None if slot.bias is None else blank(*checkpoint.entry(slot.bias).shape)
-    return rule_of(slot.rule).op(slot.weight, blank(*checkpoint.entry(slot.weight).shape), bias)
-
-
 def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
     assert layer.method is not None
     slot = work.slots[layer.path]
     method = registry().methods([layer.method])[layer.method]
-    chain = method.template(_shape_of(work, slot), layer.ranks)
+    chain = method.template(slot.blank(work.checkpoint), layer.ranks)
     return rule_of(slot.rule).stages(slot.weight, chain)
 
 
