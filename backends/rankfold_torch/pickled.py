@@ -53,16 +53,18 @@ class Pickled:
                     "safetensors file does not hold"
                 )
             size = tensor.numel() * tensor.element_size()
+            if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < size:
+                raise RankfoldError(f"{str(self._file)!r}: {name!r} is more than the file holds")
             entries[name] = Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), 0, size)
         return Header(entries, {"format": "pt"})
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor."""
+        """The bytes of a tensor, or of a part of it."""
         if entry.size == 0:
             return np.empty(0, np.uint8)
-        tensor = self._tensors[entry.name].detach().contiguous()
+        tensor = self._tensors[entry.name].detach().resolve_conj().resolve_neg().contiguous()
         made: Array = tensor.reshape(-1).view(torch.uint8).numpy()
-        return made
+        return made[entry.begin : entry.begin + entry.size]
 
 
 def state_dict(file: Path) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import without_geometry
 from rankfold.plan import Plan, validate
 from rankfold.registry import registry
+from rankfold.stored.headers import read_header
 
 if TYPE_CHECKING:
     from rankfold.contracts import Adapter
@@ -137,6 +139,8 @@ def load(
                 f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
                 "exchanged; save the model anew"
             )
+    if len(files) > 1:
+        _check_distinct(files)
     adapter = adapter or registry().adapter(model)
     if inputs is not None:
         adapter.trace(model, inputs)
@@ -204,6 +208,14 @@ def _read_plan(folder: Path) -> Saved:
     return saved
 
 
+def _check_distinct(files: Iterable[Path]) -> None:
+    owner: dict[str, Path] = {}
+    for file in files:
+        for name in read_header(file).entries:
+            if owner.setdefault(name, file) is not file:
+                raise RankfoldError(f"tensor {name!r} is in {str(owner[name])!r} and {str(file)!r}")
+
+
 def _check_file(file: Path) -> None:
     if file.is_symlink() or not file.is_file():
         raise RankfoldError(
@@ -217,6 +229,8 @@ def check_replaceable(folder: Path) -> None:
     Raises:
         RankfoldError: it is something else, or the working directory is in it.
     """
+    if "\0" in str(folder):
+        raise RankfoldError(f"{str(folder)!r} is no path")
     try:
         if folder.is_symlink():
             raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.errors import RankfoldError
+from rankfold.linalg import is_real
 from rankfold.ops import Array, Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
@@ -158,6 +159,8 @@ class Moments(Mapping[str, LayerMoments]):
         """
         from safetensors import SafetensorError, safe_open
 
+        if not Path(file).is_file():  # a pipe would be waited for
+            raise RankfoldError(f"{str(file)!r} holds no moments: it is missing or no plain file")
         try:
             with safe_open(Path(file), framework="numpy") as stored:
                 about = json.loads((stored.metadata() or {})["rankfold.moments"])
@@ -177,10 +180,15 @@ class Moments(Mapping[str, LayerMoments]):
                         else None
                         for name in _ARRAYS
                     }
-                    layers[facts["path"]] = LayerMoments(
+                    found = LayerMoments(
                         **arrays, samples=int(facts["samples"]), uses=float(facts["uses"])
                     )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                    _check(found)
+                    layers[str(facts["path"])] = found
+        except (
+            *(OSError, SafetensorError, LookupError, TypeError, ValueError),
+            *(AttributeError, OverflowError, RecursionError),
+        ) as error:
             if isinstance(error, RankfoldError):
                 raise
             raise RankfoldError(f"{str(file)!r} holds no moments: {error!r}") from None
@@ -188,3 +196,21 @@ class Moments(Mapping[str, LayerMoments]):
 
 
 _ARRAYS = ("inputs", "mean", "grads")
+
+
+def _check(moments: LayerMoments) -> None:
+    """Sees to it that what was read can be computed with.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for name in _ARRAYS:
+        values = getattr(moments, name)
+        if values is None and name == "grads":
+            continue
+        if not is_real(values) or not np.isfinite(values).all():
+            raise ValueError(f"{name} are no finite numbers")
+    if moments.inputs.ndim not in (2, 3) or moments.mean.shape != moments.inputs.shape[:2]:
+        raise ValueError("inputs and mean do not fit each other")
+    if moments.samples < 1 or not 0.0 <= moments.uses < math.inf:
+        raise ValueError(f"{moments.samples} samples, {moments.uses} uses")

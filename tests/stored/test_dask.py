@@ -62,16 +62,17 @@ def test_a_worker_that_is_killed_is_made_up_for(
 ) -> None:
     source = sharded(tmp_path / "source", files=8, layers=4, shape=(400, 600))
     rf.compress_checkpoint(source, tmp_path / "serial", rf.Ratio(0.4))
-    work = tmp_path / ".dask.rankfold" / "new"
+    work = tmp_path / ".dask.rankfold"
     killed = []
 
     def kill() -> None:
         limit = time.monotonic() + 60
-        while time.monotonic() < limit and not list(work.glob("*.part")):
+        while time.monotonic() < limit and not list(work.glob("new-*/*.part")):
             time.sleep(0.001)
-        worker = next(iter(cluster.workers.values()))
-        os.kill(worker.pid, signal.SIGKILL)
-        killed.append(worker.pid)
+        if work.exists():
+            worker = next(iter(cluster.workers.values()))
+            os.kill(worker.pid, signal.SIGKILL)
+            killed.append(worker.pid)
 
     killer = threading.Thread(target=kill)
     with opened(address(cluster)) as executor:

@@ -17,6 +17,7 @@ from rankfold.ops import Array, Chain, Extent, Op, blank
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
+_POSITIONS = 2**40
 _SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
 
 
@@ -54,9 +55,10 @@ class Slot:
         """
         if self.refusal:
             raise Refused(self.refusal)
+        weight = checkpoint.array(self.weight)
         bias = None if self.bias is None else checkpoint.array(self.bias)
         try:
-            return rule_of(self.rule).op(self.weight, checkpoint.array(self.weight), bias)
+            return rule_of(self.rule).op(self.weight, weight, bias)
         except RankfoldError as error:
             raise Refused(str(error)) from None
 
@@ -120,11 +122,12 @@ class CheckpointAdapter:
         """
         slot = self.slots(model)[path]
         op = slot.read(model)
-        if not self._excluded(path) and not is_finite(op.weight):
-            raise RankfoldError(
-                f"tensor {slot.weight!r} has NaN or infinite values; to copy it as it is, pass "
-                f"exclude={path!r}"
-            )
+        for name, values in ((slot.weight, op.weight), (slot.bias, op.bias)):
+            if values is not None and not self._excluded(path) and not is_finite(values):
+                raise RankfoldError(
+                    f"tensor {name!r} has NaN or infinite values; to copy it as it is, pass "
+                    f"exclude={path!r}"
+                )
         return op
 
     def trace(self, model: Checkpoint, inputs: Any) -> Trace:
@@ -227,4 +230,6 @@ def _extent(pattern: str, extent: Any) -> Extent:
         raise RankfoldError(
             f"inputs: {pattern!r} is {extent!r}; give the shape of the input without its channels"
         )
+    if math.prod(sizes) >= _POSITIONS:
+        raise RankfoldError(f"inputs: {pattern!r} is {extent!r}: more positions than any input has")
     return sizes

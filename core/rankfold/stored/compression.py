@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, as_completed, wait
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from rankfold.errors import RankfoldError
 from rankfold.moments import Moments
 from rankfold.parallel import threads_for
 from rankfold.pipeline import plan as planned
-from rankfold.plan import LayerPlan, Plan
+from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import Advance, progress
 from rankfold.selection import Selection
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.source import Checkpoint
-from rankfold.stored.workplace import Workplace, workplace, write_whole
+from rankfold.stored.workplace import Workplace, work_folder, workplace, write_whole
 from rankfold.stored.writing import Done, Part, Work, sha256_of, write
 
 
@@ -83,22 +83,27 @@ def compress_checkpoint(
         )
     source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
     target = Path(os.path.abspath(output))  # noqa: PTH100
-    if target in (source.path, source.folder):
+    if _same(target, source.path) or _same(target, source.folder):
         raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
     check_replaceable(target)
     known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
+    if known is not None and not known.is_file():
+        raise RankfoldError(f"moments {str(known)!r} is missing or not a plain file")
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))))
     if not adapter.slots(source):
         raise RankfoldError(
             f"{str(source.path)!r} has no tensor that is known to be the weight of a layer"
         )
     job = _job(source, selection, inputs, methods, placement, seed, known)
-    before = saved_at(target)
-    if before is not None and before.job == job and _intact(target, before):
-        return before.plan
+    before = _finished(target, job)
+    if before is not None and not work_folder(target).exists():
+        return before
     with workplace(target, job) as place:
+        before = _finished(target, job)  # by a run that has just ended, or was killed tidying up
+        if before is not None:
+            return before
         plan = place.read("plan.json", Plan)
-        if plan is None:
+        if plan is None or not _fits(plan, adapter.slots(source)):
             plan = planned(
                 source,
                 policy,
@@ -118,10 +123,29 @@ def compress_checkpoint(
         work = Work(source, slots, place.files, placement, seed, known, _threads(source, slots))
         done = _written(work, _parts(source, plan, slots), place, executor)
         plan = _as_stored(plan, done)
-        _complete(place.files, Saved.of(plan, {d.file: d.sha256 for d in done}, job), done)
-        place.publish(target)
-        place.remove()
+        names = _complete(place.files, Saved.of(plan, {d.file: d.sha256 for d in done}, job), done)
+        if Checkpoint(source.path).fingerprint != source.fingerprint:
+            place.clear()
+            raise RankfoldError(f"{str(source.path)!r} was changed while it was compressed")
+        place.publish(target, names)
     return plan
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file or folder, by whatever links."""
+    try:
+        return path == other or path.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _fits(plan: Plan, slots: Mapping[str, Slot]) -> bool:
+    """Whether a plan that was found can be one of these layers."""
+    try:
+        validate(plan)
+    except RankfoldError:
+        return False
+    return [layer.path for layer in plan.layers] == list(slots)
 
 
 def _job(source: Checkpoint, selection: Selection, *settings: object) -> str:
@@ -132,11 +156,18 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _intact(folder: Path, saved: Saved) -> bool:
-    return all(
-        (folder / name).is_file() and sha256_of(folder / name) == digest
-        for name, digest in saved.files.items()
-    )
+def _finished(folder: Path, job: str) -> Plan | None:
+    """The plan of a job's result that is there as it was written; None for any other."""
+    saved = saved_at(folder)
+    if saved is None or saved.job != job or (len(saved.files) > 1 and not _plain(folder / INDEX)):
+        return None
+    files = ((folder / name, digest) for name, digest in saved.files.items())
+    whole = all(_plain(file) and sha256_of(file) == digest for file, digest in files)
+    return saved.plan if whole else None
+
+
+def _plain(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
 
 
 def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
@@ -198,8 +229,7 @@ def _each(
                     "are kept, so the same call goes on from there"
                 ) from error
     finally:
-        for future in futures:
-            future.cancel()
+        wait([future for future in futures if not future.cancel()])  # they still write
 
 
 def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
@@ -216,12 +246,15 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
     return msgspec.structs.replace(plan, layers=tuple(map(stored, plan.layers)))
 
 
-def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> None:
-    """Adds the plan and, for several files, their index."""
+def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
+    """Adds the plan and, for several files, their index; gives the names of all files."""
+    names = {PLAN, *saved.files}
     if len(done) > 1:
         index: dict[str, Any] = {
             "metadata": {"total_size": sum(sum(one.tensors.values()) for one in done)},
             "weight_map": {name: one.file for one in done for name in sorted(one.tensors)},
         }
         write_whole(folder / INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
+        names.add(INDEX)
     write_whole(folder / PLAN, msgspec.json.format(msgspec.json.encode(saved), indent=1))
+    return names

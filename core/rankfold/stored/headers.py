@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,15 @@ from rankfold.ops import Array
 LENGTH = 8
 """The bytes that tell the length of the header."""
 _MOST = 100_000_000
+_AXES = 64
+_NUMBERS = 2**59
+"""Of an array, along its axes that are not empty: NumPy counts its bytes in 63 bits."""
+_LARGE = 16 * 2**20
+_BYTES = 16
+"""That a large JSON document has for each of its lists and objects, at least."""
+_HALF = re.compile("[\ud800-\udfff]")
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_METADATA = "__metadata__"
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -85,7 +95,9 @@ def read_header(file: Path) -> Header:
                 raise _damaged(
                     file, f"a header of {length} bytes in a file of {total}; it is cut short"
                 )
-            text = stream.read(length)
+            if stream.read(1) != b"{":
+                raise _damaged(file, "a header that is not a JSON object")
+            text = b"{" + stream.read(length - 1)
     except OSError as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
     try:
@@ -96,11 +108,13 @@ def read_header(file: Path) -> Header:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON document without repeated keys, NaN or too much depth.
+    """A JSON document without repeated keys, NaN, half characters or too much depth.
 
     Raises:
         ValueError: it is none.
     """
+    if len(text) > _LARGE and _BYTES * (text.count(b"[") + text.count(b"{")) > len(text):
+        raise ValueError("JSON of more lists and objects than data")
     try:
         return json.loads(
             text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_int
@@ -116,7 +130,7 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: A
         tensors: type and shape by name, in the order of their data.
         metadata: of the file.
     """
-    found: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    found: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     begin = 0
     for name, (dtype, shape) in tensors.items():
         end = begin + nbytes(dtype, shape)
@@ -150,6 +164,16 @@ def viewed(data: Array, entry: Entry) -> Array:
     return data.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
 
 
+def check_name(name: str) -> None:
+    """Sees to it that the name of a tensor can be written and shown.
+
+    Raises:
+        RankfoldError: it cannot.
+    """
+    if not name or name == _METADATA or _UNFIT.search(name):
+        raise RankfoldError(f"{name!r} is no name for a tensor")
+
+
 def check_plain(file: Path) -> None:
     """Sees to it that a file is there and is neither a link nor a device.
 
@@ -171,7 +195,7 @@ def check_plain(file: Path) -> None:
 def _checked(found: Any, start: int, total: int) -> Header:
     if not isinstance(found, dict):
         raise ValueError("a header that is not a JSON object")
-    metadata = found.pop("__metadata__", {})
+    metadata = found.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("metadata that are not texts")
     entries = {}
@@ -198,6 +222,8 @@ def _entry(name: str, given: Any, start: int) -> Entry:
         raise ValueError(f"tensor {name!r} of type {dtype!r}, which is not known")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name!r} with a shape or offsets that are no counts")
+    if len(shape) > _AXES or math.prod(size for size in shape if size) > _NUMBERS:
+        raise ValueError(f"tensor {name!r} of a shape that no array can have")
     begin, end = offsets
     bits = math.prod(shape) * _BITS[dtype]
     if bits % 8 or end - begin != bits // 8:
@@ -215,6 +241,9 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} stands twice")
+    for key, value in pairs:
+        if _HALF.search(key) or (isinstance(value, str) and _HALF.search(value)):
+            raise ValueError(f"half of a surrogate pair in {key!r}")
     return found
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
@@ -19,6 +19,7 @@ from rankfold.stored.headers import (
     FLOATS,
     Entry,
     Header,
+    check_name,
     check_plain,
     parse_json,
     read_header,
@@ -26,7 +27,9 @@ from rankfold.stored.headers import (
 )
 
 _INDEX = ".index.json"
-_MOST_JSON = 256 * 2**20
+_MOST_INDEX = 100_000_000
+_MOST_SETTINGS = 16 * 2**20
+_PIECE = 8 * 2**20
 
 
 class File(Protocol):
@@ -37,12 +40,12 @@ class File(Protocol):
         """Its tensors and its metadata."""
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, (size,) uint8, read when they are looked at."""
+        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
 
 
 @dataclass(frozen=True)
 class Safetensors:
-    """A safetensors file, by memory map."""
+    """A safetensors file."""
 
     file: Path
 
@@ -52,10 +55,19 @@ class Safetensors:
         return read_header(self.file)
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, mapped."""
-        if entry.size == 0:
-            return np.empty(0, np.uint8)
-        return np.memmap(self.file, np.uint8, "r", offset=entry.begin, shape=(entry.size,))
+        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
+        found = np.empty(entry.size, np.uint8)
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(entry.begin)
+                rest = found.data
+                while rest and (count := stream.readinto(rest)):
+                    rest = rest[count:]
+        except OSError as error:
+            raise RankfoldError(f"{str(self.file)!r} cannot be read: {error}") from None
+        if rest:
+            raise RankfoldError(f"{str(self.file)!r} has been cut short meanwhile")
+        return found
 
 
 class Checkpoint:
@@ -106,6 +118,7 @@ class Checkpoint:
                         f"{str(self.folder)!r}: tensor {tensor!r} is in {self.owner[tensor]!r} and "
                         f"in {name!r}"
                     )
+                check_name(tensor)
                 self.owner[tensor] = name
         if mapping is not None and mapping != self.owner:
             wrong = sorted(mapping.items() ^ self.owner.items())[0]
@@ -123,8 +136,15 @@ class Checkpoint:
         return self.files[self.owner[name]].header.entries[name]
 
     def data(self, name: str) -> Array:
-        """The bytes of a tensor, read when they are looked at."""
+        """The bytes of a tensor."""
         return self.files[self.owner[name]].data(self.entry(name))
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        """The bytes of a tensor, a few megabytes at a time."""
+        entry, file = self.entry(name), self.files[self.owner[name]]
+        for begin in range(0, entry.size, _PIECE):
+            size = min(_PIECE, entry.size - begin)
+            yield file.data(replace(entry, begin=entry.begin + begin, size=size))
 
     def array(self, name: str) -> Array:
         """A tensor of floating-point numbers.
@@ -135,7 +155,7 @@ class Checkpoint:
         entry = self.entry(name)
         found = viewed(self.data(name), entry)
         wide = found.dtype in (np.float32, np.float64)
-        return np.array(found) if wide else found.astype(np.float32)
+        return found if wide else found.astype(np.float32)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds floating-point numbers that can be decomposed."""
@@ -144,7 +164,7 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """Of names, headers, sizes and times of change: another one where a file was exchanged."""
-        found = hashlib.sha256()
+        found = hashlib.sha256(repr(self.settings).encode(errors="replace"))
         for name, file in self.files.items():
             stat = (self.folder / name).stat()
             tensors = [
@@ -202,7 +222,7 @@ def _opened(file: Path) -> File:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = _json(index)
+        found = _json(index, _MOST_INDEX)
     except ValueError as error:
         raise RankfoldError(f"{str(index)!r} is damaged: {error}") from None
     mapping = found.get("weight_map") if isinstance(found, dict) else None
@@ -224,15 +244,15 @@ def _settings(file: Path) -> Mapping[str, Any]:
     try:
         if file.is_symlink() or not file.is_file():
             return {}
-        found = _json(file)
+        found = _json(file, _MOST_SETTINGS)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _json(file: Path) -> Any:
+def _json(file: Path, most: int) -> Any:
     check_plain(file)
-    if file.stat().st_size > _MOST_JSON:
+    if file.stat().st_size > most:
         raise ValueError("it is larger than any such file")
     return parse_json(file.read_bytes())
 

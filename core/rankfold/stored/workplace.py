@@ -2,57 +2,83 @@
 
 A killed run leaves its plan and its finished files there, each with a record of its content, and
 the next run of the same job goes on from them. The result appears under its own name when it is
-complete, by renaming.
+complete, by renaming. Nothing that lies there is trusted: notes carry a seal, files their hash.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from rankfold.checkpoint import check_replaceable, saved_at
 from rankfold.errors import RankfoldError
 from rankfold.stored.writing import Done, sha256_of
 
 T = TypeVar("T")
+_LOCK = "lock"
+_JOB = "job.json"
+_OLD = "old"
+_TRIES = 10
+_MOST = 256 * 2**20
+
+
+class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A note and the hash of it, its name and its job."""
+
+    seal: str
+    value: msgspec.Raw
 
 
 class Workplace:
     """The folder of one unfinished result.
 
+    Args:
+        folder: its place.
+        job: tells one job from another.
+
     Attributes:
-        files: where the files of the result go.
+        files: where the files of the result go; a worker of another job that outlived it does not
+            find the way there.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, job: str) -> None:
         self._folder = folder
-        self.files = folder / "new"
+        self._job = job
+        self.files = folder / f"new-{job[:16]}"
         self._records = folder / "done"
 
     def read(self, name: str, kind: type[T]) -> T | None:
-        """What `note` noted; None where it did not."""
-        try:
-            return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        """What `note` noted for this job; None where it did not."""
+        found = self._note(name)
+        if found is None or found.seal != self._seal(name, bytes(found.value)):
             return None
+        return _decoded(found.value, kind)
 
     def note(self, name: str, value: object) -> None:
         """Notes something, whole or not at all."""
-        self._folder.joinpath(name).parent.mkdir(exist_ok=True)
-        write_whole(self._folder / name, msgspec.json.encode(value))
+        content = msgspec.json.encode(value)
+        sealed = _Sealed(self._seal(name, content), msgspec.Raw(content))
+        write_whole(self._folder / name, msgspec.json.encode(sealed))
 
     def finished(self, file: str) -> Done | None:
-        """The record of a file that is complete and as it was written; None for any other."""
+        """The record of a file that is complete and as it was written.
+
+        None for any other, which is deleted.
+        """
         done = self.read(f"done/{file}.json", Done)
         path = self.files / file
-        if done is None or path.is_symlink() or not path.is_file():
-            return None
-        return done if done.file == file and sha256_of(path) == done.sha256 else None
+        plain = path.is_file() and not path.is_symlink()
+        if plain and done is not None and done.file == file and sha256_of(path) == done.sha256:
+            return done
+        _delete(path)
+        return None
 
     def finish(self, done: Done) -> None:
         """Records a finished file."""
@@ -63,30 +89,97 @@ class Workplace:
         """Whether anything is finished."""
         return self._records.is_dir() and any(self._records.iterdir())
 
-    def publish(self, output: Path) -> None:
-        """Gives the files their place; an earlier result there is replaced as a whole."""
+    def begin(self, output: Path) -> None:
+        """Takes up the work of an earlier run of this job, or makes room for it.
+
+        Raises:
+            RankfoldError: an unfinished run is of another job.
+            OSError: the folder cannot be written.
+        """
+        if output.exists():
+            _delete(self._folder / _OLD)
+        else:
+            self._put_back(output)
+        begun = self._begun()
+        if begun not in (None, self._job) and self.started:
+            before = saved_at(output)
+            if before is None or before.job != begun:
+                raise RankfoldError(
+                    f"{str(self._folder)!r} holds an unfinished run with another checkpoint or "
+                    "other settings; repeat that run to finish it, or delete that folder"
+                )
+        if begun != self._job:
+            self.clear()
+            self.note(_JOB, self._job)
+        for folder in (self.files, self._records):
+            if folder.is_symlink() or not folder.is_dir():
+                _delete(folder)
+                folder.mkdir()
         for file in self.files.glob("*.part"):
-            file.unlink()
+            _delete(file)
+
+    def publish(self, output: Path, names: set[str]) -> None:
+        """Gives the files their place; an earlier result there is replaced as a whole.
+
+        Args:
+            output: the place.
+            names: of the files; any other one is deleted.
+
+        Raises:
+            RankfoldError: something else has come to be in that place.
+            OSError: the files cannot be renamed.
+        """
+        check_replaceable(output)
+        for file in self.files.iterdir():
+            if file.name not in names:
+                _delete(file)
         sync(self.files)
-        old = self._folder / "old"
+        old = self._folder / _OLD
         if output.exists():
             output.rename(old)
         try:
             self.files.rename(output)
         except OSError:
-            if old.exists():
-                old.rename(output)
+            self._put_back(output)
             raise
         sync(output.parent)
 
-    def remove(self) -> None:
-        """Removes what is left."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def clear(self) -> None:
+        """Removes everything but the lock."""
+        for entry in sorted(self._folder.iterdir(), key=lambda entry: entry.name == _JOB):
+            if entry.name != _LOCK:
+                _delete(entry)
+
+    def _put_back(self, output: Path) -> None:
+        """An earlier result, where a run was killed between the two renamings."""
+        old = self._folder / _OLD
+        if old.is_dir() and not old.is_symlink() and not output.exists():
+            old.rename(output)
+
+    def _begun(self) -> str | None:
+        """The job that was begun here."""
+        found = self._note(_JOB)
+        job = None if found is None else _decoded(found.value, str)
+        return None if job is None else Workplace(self._folder, job).read(_JOB, str)
+
+    def _note(self, name: str) -> _Sealed | None:
+        file = self._folder / name
+        try:
+            if file.is_symlink() or not file.is_file() or file.stat().st_size > _MOST:
+                return None
+            return _decoded(file.read_bytes(), _Sealed)
+        except OSError:
+            return None
+
+    def _seal(self, name: str, content: bytes) -> str:
+        return hashlib.sha256(f"{self._job}\n{name}\n".encode() + content).hexdigest()
 
 
 @contextmanager
 def workplace(output: Path, job: str) -> Iterator[Workplace]:
     """The workplace of a result, locked.
+
+    It is removed at the end, unless files are finished there and the run has failed.
 
     Args:
         output: the folder to be.
@@ -96,55 +189,76 @@ def workplace(output: Path, job: str) -> Iterator[Workplace]:
         RankfoldError: another run is at it, an unfinished one is of another job, or the folder
             cannot be written.
     """
-    from filelock import FileLock, Timeout
-
-    folder = output.parent / f".{output.name}.rankfold"
-    place = Workplace(folder)
+    folder = work_folder(output)
+    made = [parent for parent in output.parents if not parent.exists()]
+    lock = None
+    kept = False
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        if folder.is_symlink():
-            raise RankfoldError(f"{str(folder)!r} is a link; remove it")
-        folder.mkdir(exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise RankfoldError(
-            f"another run is writing to {str(output)!r} just now; wait for it or name another "
-            "folder"
-        ) from None
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {str(output.parent)!r}: {error}") from None
-    try:
-        if not folder.joinpath("lock").exists():  # its last owner has just finished
-            raise RankfoldError(f"another run has just written {str(output)!r}; run this one again")
-        begun = place.read("job.json", str)
-        if begun not in (None, job) and place.started:
-            raise RankfoldError(
-                f"{str(folder)!r} holds an unfinished run with another checkpoint or other "
-                "settings; repeat that run to finish it, or delete that folder"
-            )
-        if begun != job:
-            for part in ("plan.json", "job.json"):
-                folder.joinpath(part).unlink(missing_ok=True)
-            shutil.rmtree(place.files, ignore_errors=True)
-            place.note("job.json", job)
-        place.files.mkdir(exist_ok=True)
-        for file in place.files.glob("*.part"):
-            file.unlink()
-        yield place
+        lock = _locked(folder, output)
+        place = Workplace(folder, job)
+        try:
+            place.begin(output)
+            yield place
+        except BaseException:
+            kept = place.started
+            raise
+        finally:
+            if not kept:
+                with suppress(OSError):
+                    place.clear()
     except OSError as error:
         raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
     finally:
-        if not place.started:
-            place.remove()
-        lock.release()
+        if lock is not None:
+            with suppress(OSError):
+                if not kept:
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
+            lock.release()
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def work_folder(output: Path) -> Path:
+    """Where the work on a result lies until it is finished."""
+    return output.parent / f".{output.name}.rankfold"
+
+
+def _locked(folder: Path, output: Path) -> Any:
+    """A lock on a folder, which is made if need be.
+
+    Its last owner removes lock and folder before it lets go of them, so both are made anew then.
+    """
+    from filelock import FileLock, Timeout
+
+    if folder.is_symlink() or (folder / _LOCK).is_symlink():
+        raise RankfoldError(f"{str(folder)!r} or its lock is a link; remove it")
+    for attempt in range(_TRIES):
+        try:
+            folder.mkdir(exist_ok=True)
+            lock = FileLock(folder / _LOCK, timeout=0)
+            lock.acquire()
+        except Timeout:
+            raise RankfoldError(
+                f"another run is writing to {str(output)!r} just now; wait for it or name another "
+                "folder"
+            ) from None
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+        else:
+            return lock
+    raise AssertionError
 
 
 def write_whole(file: Path, content: bytes) -> None:
     """Writes a small file, whole or not at all."""
     fresh = file.with_name(f"{file.name}.fresh")
     try:
-        with fresh.open("wb") as stream:
+        _delete(fresh)
+        with fresh.open("xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -162,3 +276,17 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

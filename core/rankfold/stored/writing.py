@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from rankfold.candidates import Layer
 from rankfold.contracts import Placement
 from rankfold.errors import RankfoldError, Refused
+from rankfold.guarded import Guarded
 from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Array, Op, with_weight
 from rankfold.parallel import limited
@@ -119,9 +120,9 @@ def write(work: Work, part: Part) -> Done:
     sensitivities: dict[str, float] = {}
     try:
         with _Fresh(work.folder, part.name, end) as fresh:
-            fresh.put(0, np.frombuffer(header, np.uint8))
+            fresh.put(0, [np.frombuffer(header, np.uint8)])
             for name in copied:
-                fresh.put(places[name], checkpoint.data(name))
+                fresh.put(places[name], checkpoint.pieces(name))
             with limited(work.threads):
                 for layer in part.layers:
                     stages, error, sensitivity = _decomposed(work, layer)
@@ -129,7 +130,7 @@ def write(work: Work, part: Part) -> Done:
                     if sensitivity is not None:
                         sensitivities[layer.path] = sensitivity
                     for name, stage in stages.items():
-                        fresh.put(places[name], _bytes(stage, kinds[name][0]))
+                        fresh.put(places[name], [_bytes(stage, kinds[name][0])])
             sha256 = fresh.finish()
     except OSError as error:
         raise RankfoldError(
@@ -157,12 +158,11 @@ class _Fresh:
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
         self._final = folder / name
-        handle, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".part", dir=folder)
-        self._file = Path(temporary)
-        self._stream = os.fdopen(handle, "r+b")
+        self._file = folder / f"{name}.{secrets.token_hex(8)}.part"
+        self._stream = self._file.open("x+b")
         try:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, size)  # a full disk is told of at once
+                os.posix_fallocate(self._stream.fileno(), 0, size)  # tells of a full disk at once
             else:
                 self._stream.truncate(size)
         except OSError:
@@ -172,17 +172,15 @@ class _Fresh:
     def __enter__(self) -> _Fresh:
         return self
 
-    def put(self, place: int, data: Array) -> None:
+    def put(self, place: int, data: Iterable[Array]) -> None:
         self._stream.seek(place)
-        self._stream.write(data.data)
+        for piece in data:
+            self._stream.write(piece.data)
 
     def finish(self) -> str:
         self._stream.flush()
         os.fsync(self._stream.fileno())
         digest = sha256_of(self._file)
-        mask = os.umask(0)
-        os.umask(mask)
-        self._file.chmod(0o666 & ~mask)
         self._file.replace(self._final)
         return digest
 
@@ -201,9 +199,22 @@ def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
 def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
     assert layer.method is not None
     slot = work.slots[layer.path]
-    method = registry().methods([layer.method])[layer.method]
-    chain = method.template(slot.blank(work.checkpoint), layer.ranks)
+    method = Guarded(registry().methods([layer.method])[layer.method])
+    op = slot.blank(work.checkpoint)
+    try:
+        reason = method.refuse(op)
+        if reason is not None:
+            raise Refused(reason)
+        chain = method.template(op, layer.ranks)
+    except Refused as refused:
+        raise _not_as_planned(layer, refused) from None
     return rule_of(slot.rule).stages(slot.weight, chain)
+
+
+def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
+    return RankfoldError(
+        f"layer {layer.path!r} cannot be decomposed as planned: {refused.reason}; exclude it"
+    )
 
 
 def _stored_as(checkpoint: Checkpoint, slot: Slot, name: str, stage: Array) -> str:
@@ -217,21 +228,20 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
     """The stages of a layer as they are stored, their error and their sensitivity."""
     assert planned.method is not None
     slot = work.slots[planned.path]
-    layer = Layer(
-        (planned.path,),
-        lambda: slot.read(work.checkpoint),
-        registry().methods([planned.method]),
-        None,
-        work.placement,
-        work.seed,
-        _moments(work, planned.path),
-    )
+    methods, moments = registry().methods([planned.method]), _moments(work, planned.path)
     try:
+        layer = Layer(
+            (planned.path,),
+            lambda: slot.read(work.checkpoint),
+            methods,
+            None,
+            work.placement,
+            work.seed,
+            moments,
+        )
         candidate = layer.candidate(planned.method, planned.ranks)
     except Refused as refused:
-        raise RankfoldError(
-            f"layer {planned.path!r} cannot be decomposed as planned: {refused.reason}; exclude it"
-        ) from None
+        raise _not_as_planned(planned, refused) from None
     dtype = numpy_dtype(work.checkpoint.entry(slot.weight).dtype)
     rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
     error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))

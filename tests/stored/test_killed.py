@@ -1,0 +1,156 @@
+"""Runs that are killed, anywhere: the next ones end with the result of a run that was not."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tests.stored.files import contents, sharded
+from tests.stored.killing import CALLS
+
+import rankfold as rf
+from rankfold.stored import workplace as workplaces
+from rankfold.stored import writing
+
+POLICY = rf.Ratio(0.4)
+SCRIPT = """
+import os, sys
+import rankfold as rf
+from rankfold.executors import opened
+
+source, out, executor = sys.argv[1:]
+if __name__ == "__main__":
+    print("ready", flush=True)
+    with opened(executor or None) as pool:
+        rf.compress_checkpoint(source, out, rf.Ratio(0.4), executor=pool)
+    print("done", flush=True)
+"""
+
+
+def started(source: Path, out: Path, script: Path, executor: str = "") -> subprocess.Popen[str]:
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, str(script), str(source), str(out), executor],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize(("executor", "kills"), [("", 15), ("processes:2", 3)])
+def test_runs_killed_at_any_time_end_as_one_that_was_not(
+    tmp_path: Path, executor: str, kills: int
+) -> None:
+    source = sharded(tmp_path / "source", files=8, layers=3, shape=(150, 200))
+    rf.compress_checkpoint(source, tmp_path / "expected", POLICY)
+    out, work = tmp_path / "out", tmp_path / ".out.rankfold"
+    rf.compress_checkpoint(source, out, rf.Ratio(0.9))  # an earlier result, in its place
+    rng, known, killed, length = random.Random(0), {}, 0, 0.5
+    for _ in range(kills):
+        run = started(source, out, tmp_path / "run.py", executor)
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        begin = time.monotonic()
+        try:
+            run.wait(rng.uniform(0.0, length))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            killed += 1
+        run.stdout.close()
+        run.wait()
+        records = {file: file.stat() for file in work.glob("done/*.json")}
+        for file, (inode, changed) in known.items():
+            if file in records:  # what was finished is not done again
+                assert (records[file].st_ino, records[file].st_mtime_ns) == (inode, changed)
+        known = {file: (stat.st_ino, stat.st_mtime_ns) for file, stat in records.items()}
+        if run.returncode == 0:
+            length = max(0.05, time.monotonic() - begin)
+            assert contents(out) == contents(tmp_path / "expected")
+            rf.compress_checkpoint(source, out, rf.Ratio(0.9))
+            known = {}
+    assert killed
+    rf.compress_checkpoint(source, out, POLICY)
+    assert contents(out) == contents(tmp_path / "expected")
+    assert not work.exists()
+
+
+class Killed(BaseException):
+    """Nothing is tidied up behind it."""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+@pytest.mark.parametrize("case", ["finished_by_the_next", "gives_way"])
+def test_a_run_killed_at_any_call_of_the_system_does_no_harm(tmp_path: Path, case: str) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.stored.killing", str(tmp_path), case]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert 20 < int(run.stdout) < 999
+
+
+def test_a_call_of_the_system_that_fails_is_an_error_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sharded(tmp_path / "source", files=2, layers=1)
+    before = contents(source)
+    rf.compress_checkpoint(source, tmp_path / "expected", POLICY)
+    expected = contents(tmp_path / "expected")
+    for last in range(1, 1000):
+        folder = tmp_path / str(last)
+        folder.mkdir()
+        out = folder / "out"
+        rf.compress_checkpoint(source, out, rf.Ratio(0.9))
+        old = contents(out)
+        failed = 0
+
+        def failing(call):
+            def wrapped(*arguments, **keywords):
+                nonlocal failed
+                failed += 1
+                if failed == last:  # noqa: B023 - called within the loop
+                    raise OSError(errno.EIO, "input/output error")
+                return call(*arguments, **keywords)
+
+            return wrapped
+
+        with monkeypatch.context() as patched:
+            for module, name in CALLS:
+                patched.setattr(module, name, failing(getattr(module, name)))
+            with suppress(rf.RankfoldError):
+                rf.compress_checkpoint(source, out, POLICY)
+        assert contents(out) in (old, expected)
+        rf.compress_checkpoint(source, out, POLICY)
+        assert contents(out) == expected
+        assert list(folder.iterdir()) == [out], last
+        if failed < last:
+            break
+    assert 20 < last < 999
+    assert contents(source) == before
+
+
+def test_nothing_is_taken_for_finished_that_was_only_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sharded(tmp_path / "source", files=3, layers=1)
+    out = tmp_path / "out"
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing._Fresh, "finish", killed)
+        with pytest.raises(Killed):
+            rf.compress_checkpoint(source, out, POLICY)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["source"]
+    with monkeypatch.context() as patched:
+        patched.setattr(workplaces.Workplace, "publish", killed)
+        with pytest.raises(Killed):
+            rf.compress_checkpoint(source, out, POLICY)
+    assert not out.exists()
+    assert len(list((tmp_path / ".out.rankfold").glob("done/*.json"))) == 3
