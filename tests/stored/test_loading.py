@@ -1,5 +1,6 @@
 """What was compressed as a checkpoint is what is compressed as a model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_given_shapes_count_the_macs_of_a_budget(tmp_path: Path) -> None:
     assert plan.macs[1] <= 0.5 * plan.macs[0]
 
 
+def in_two(file: Path, folder: Path) -> Path:
+    """The tensors of a file in two, with an index."""
+    tensors = load_file(file)
+    folder.mkdir()
+    names = sorted(tensors)
+    owner = {name: f"part-{place % 2}.safetensors" for place, name in enumerate(names)}
+    for part in set(owner.values()):
+        save_file({n: tensors[n] for n in names if owner[n] == part}, folder / part)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": owner}))
+    return folder
+
+
 def test_nnx_and_linen_models_are_the_same_either_way(tmp_path: Path) -> None:
     jax = pytest.importorskip("jax")
     from flax import linen, nnx
@@ -97,8 +110,9 @@ def test_nnx_and_linen_models_are_the_same_either_way(tmp_path: Path) -> None:
     other = other.bind(other.init(jax.random.key(0), x))
     for name, model in (("nnx", Own(nnx.Rngs(0))), ("linen", other)):
         rf.compress(model, rf.Ranks(3), inputs=x, exclude="*").save(tmp_path / name)
-        source = tmp_path / name / "weights.safetensors"
+        source = in_two(tmp_path / name / "weights.safetensors", tmp_path / f"{name}-in")
         plan = rf.compress_checkpoint(source, tmp_path / f"{name}-out", rf.Ranks(3))
+        assert len(list((tmp_path / f"{name}-out").glob("*.safetensors"))) == 2
         assert {layer.path for layer in plan.replaced} >= {"head"}
         loaded = rf.load(model, tmp_path / f"{name}-out", inputs=x)
         small = rf.compress(model, rf.Ranks(3), inputs=x)
