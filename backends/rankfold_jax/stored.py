@@ -13,7 +13,6 @@ from rankfold.errors import RankfoldError
 from rankfold.ops import Array, Chain, Conv, Embedding, Linear, Op
 
 _CONVOLUTIONS = (3, 4, 5)
-_AMBIGUOUS = 3
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class FlaxTensors:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | str | None:
+    ) -> Stored | None:
         """Leaves stacks of layers alone, which look like convolutions."""
         path, _, last = name.rpartition(".")
         if not name.startswith(self.root) or last not in ("kernel", "embedding"):
@@ -42,10 +41,17 @@ class FlaxTensors:
             return Stored(path) if len(shape) == 2 else None
         if len(shape) not in (2, *_CONVOLUTIONS):
             return None
-        if len(shape) == _AMBIGUOUS and "conv" not in path.rpartition(".")[2].lower():
-            return "a kernel of three axes: a stack of layers, several heads or a convolution"
-        if len(shape) > 2 and shape[-2] == 1:
-            return "one input channel: depthwise, or as good as"
+        layer, kernel = path.rpartition(".")[2].lower(), shape[:-2]
+        told = "conv" in layer or (len(kernel) > 1 and len(set(kernel)) == 1)
+        refusal = ""
+        if kernel and not told:
+            refusal = "by its shape a convolution, a stack of layers or several heads"
+        elif kernel and "transpose" in layer:
+            refusal = "by its name a transposed convolution"
+        elif kernel and shape[-2] == 1:
+            refusal = "one input channel: depthwise, or as good as"
+        if refusal:
+            return Stored(path, refusal=refusal)
         return Stored(path, name.removesuffix(last) + "bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:

@@ -22,19 +22,20 @@ class TorchTensors:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | str | None:
+    ) -> Stored | None:
         """Leaves alone what its name or shape makes out to be something else."""
         path, _, last = name.rpartition(".")
         if last != _WEIGHT or len(shape) not in (2, *_CONVOLUTIONS):
             return None
         layer = path.rpartition(".")[2].lower()
         if len(shape) == 2:
-            if "embed" in layer or layer in _TABLES:
-                return "by its name a table: table look-ups are left alone in checkpoints"
+            if "emb" in layer or layer in _TABLES:
+                return Stored(path, refusal="by its name a table, which is left alone here")
         elif any(word in path.lower() for word in _TRANSPOSED):
-            return "by its name a transposed convolution, whose layout is not told by its shape"
+            why = "by its name a transposed convolution, whose layout is not told by its shape"
+            return Stored(path, refusal=why)
         elif shape[1] == 1:
-            return "one input channel: depthwise, or as good as"
+            return Stored(path, refusal="one input channel: depthwise, or as good as")
         return Stored(path, f"{path}.bias" if path else "bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import without_geometry
 from rankfold.plan import Plan, validate
 from rankfold.registry import registry
 from rankfold.stored.headers import read_header
@@ -38,8 +37,8 @@ INDEX = f"{WEIGHTS}.index.json"
 VERSION = 2
 _MAX_PLAN_BYTES = 256 * 2**20
 _NAMES = (
-    ", or its checkpoint names or splits tensors otherwise than the model's own state does "
-    "(save_pretrained() may): compress a file of that state"
+    ", or its checkpoint names or splits tensors otherwise than the model's own state does: "
+    "compress one with the names of the state (save_pretrained(save_original_format=False))"
 )
 _FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
 
@@ -52,7 +51,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         files: the hashes of the files with the weights, by name.
         plan: of the model.
         job: tells by which call a checkpoint was compressed; "" for a model. The ops of such a plan
-            have no stride, padding or dilation.
+            need not have the stride, padding and dilation of the model's.
     """
 
     rankfold: int
@@ -160,29 +159,34 @@ def saved_at(folder: Path) -> Saved | None:
 def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     from rankfold.pipeline import check_planned, check_same
 
-    plan, by_shape = saved.plan, bool(saved.job)
+    plan = saved.plan
     known = adapter.layers(model)
-    if by_shape:
+    if saved.job:
         check_planned(plan.replaced, known, _NAMES)
     else:
         check_planned(plan.layers, known)
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
     modules: dict[str, Any] = {}
+    failed: dict[str, str] = {}
     for layer in plan.replaced:
         assert layer.method is not None
         method = methods[layer.method]
         try:
             op = adapter.read(model, layer.path)
-            check_same(layer, without_geometry(op) if by_shape else op)
+            check_same(layer, op)
             reason = method.refuse(op)
             if reason is not None:
                 raise Refused(reason)
             modules[layer.path] = adapter.build(model, layer.path, method.template(op, layer.ranks))
         except (Refused, RankfoldError) as refused:
-            raise RankfoldError(
-                f"layer {layer.path!r} of this model cannot be replaced as the plan says: {refused}"
-            ) from None
+            failed[layer.path] = str(refused)
+    if failed:
+        path, why = next(iter(failed.items()))
+        remedy = f"compress it anew with exclude={list(failed)}"
+        raise RankfoldError(
+            f"layer {path!r} of this model cannot be replaced as the plan says: {why}; {remedy}"
+        )
     return modules
 
 

@@ -117,10 +117,12 @@ class Stored:
     Attributes:
         path: of the layer.
         bias: the name that the layer's bias has, if it has one.
+        refusal: why the layer is left alone; "" where it is not.
     """
 
     path: str
     bias: str = ""
+    refusal: str = ""
 
 
 class TensorRule(Protocol):
@@ -135,8 +137,8 @@ class TensorRule(Protocol):
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | str | None:
-        """The layer that a tensor is the weight of, why it is left alone, or None: not known.
+    ) -> Stored | None:
+        """The layer that a tensor is the weight of; None: not known.
 
         Args:
             name: of the tensor.

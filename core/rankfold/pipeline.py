@@ -17,7 +17,7 @@ from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Moments
-from rankfold.ops import Op, describe
+from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -256,7 +256,7 @@ def apply(
             given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
             try:
                 layer = run.layer((path,))
-                if given.op != kind:  # which stands for a layer that could not be read
+                if given.method or given.params:  # a layer that could not be read has neither
                     check_same(given, layer.op)
                 reason = given.reason or ("" if given.method else "left alone by the plan")
                 decision = decide(layer, Choice(given.method, given.ranks, reason))
@@ -303,12 +303,12 @@ def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint:
 
 
 def check_same(planned: LayerPlan, op: Op) -> None:
-    """Sees to it that a layer is the one that was planned.
+    """Sees to it that a layer is the one that was planned, in a checkpoint perhaps.
 
     Raises:
         RankfoldError: naming the layer and what it is.
     """
-    if planned.op and planned.op != describe(op):
+    if planned.op and planned.op not in (describe(op), describe(without_geometry(op))):
         raise RankfoldError(
             f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
         )

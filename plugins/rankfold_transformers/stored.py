@@ -19,7 +19,6 @@ _NAMES = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """Parameters of the experts' modules that are stacks."""
 _PARALLEL = ("input_linear", "output_linear")
-_ROUTERS = ("gate", "router")
 _MATRIX = 2
 _STACK = 3
 _DEPTH = 3
@@ -83,7 +82,7 @@ class Projections:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | str | None:
+    ) -> Stored | None:
         """Knows nothing where a model_type says that they are ordinary `Linear`s."""
         path, _, last = name.rpartition(".")
         if last != _WEIGHT or len(shape) != _MATRIX or path.rpartition(".")[2] not in _NAMES:
@@ -132,14 +131,15 @@ class Experts:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | str | None:
+    ) -> Stored | None:
         """Rows may be output or input: a product of factors is the same."""
         path, _, last = name.rpartition(".")
-        layer = path.rpartition(".")[2]
-        if len(shape) == _MATRIX and last == _WEIGHT and layer in _ROUTERS:
+        parts = path.split(".")
+        layer = parts[-1]
+        if len(shape) == _MATRIX and last == _WEIGHT and ("router" in parts or layer == "gate"):
             experts = set(_experts(settings, _DEPTH))
             if shape[0] in experts or (not settings and shape[0] < shape[1]):
-                return "by its name the router of a mixture of experts"
+                return Stored(path, refusal="by its name the router of a mixture of experts")
         stack = last in EXPERTS or (last == _WEIGHT and layer in _PARALLEL)
         return Stored(name) if stack and len(shape) == _STACK else None
 

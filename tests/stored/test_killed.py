@@ -147,10 +147,32 @@ def test_nothing_is_taken_for_finished_that_was_only_begun(
         patched.setattr(writing._Fresh, "finish", killed)
         with pytest.raises(Killed):
             rf.compress_checkpoint(source, out, POLICY)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["source"]
+    assert not out.exists()
+    assert not list((tmp_path / ".out.rankfold").glob("done/*.json"))
     with monkeypatch.context() as patched:
         patched.setattr(workplaces.Workplace, "publish", killed)
         with pytest.raises(Killed):
             rf.compress_checkpoint(source, out, POLICY)
     assert not out.exists()
     assert len(list((tmp_path / ".out.rankfold").glob("done/*.json"))) == 3
+
+
+def test_a_plan_that_was_made_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sharded(tmp_path / "source", files=1)
+    out = tmp_path / "out"
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing._Fresh, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rf.compress_checkpoint(source, out, POLICY)
+    from rankfold.stored import compression
+
+    with monkeypatch.context() as patched:
+        patched.setattr(compression, "planned", interrupted)
+        rf.compress_checkpoint(source, out, POLICY)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]

@@ -144,3 +144,79 @@ def test_a_model_of_other_shapes_is_refused(tmp_path: Path) -> None:
     other[3] = nn.Conv2d(32, 48, (3, 2), groups=2)
     with pytest.raises(RankfoldError, match="layer '3' is Conv 32→48 3×2 groups 2, but the plan"):
         rf.load(other, tmp_path / "out")
+
+
+def strided() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(16, 64, 8, stride=8),
+        nn.Conv2d(64, 64, 3, padding=1, groups=4),
+        nn.Conv2d(64, 64, 3, padding=1),
+    )
+
+
+def test_a_budget_over_macs_holds_with_the_strides_that_are_given(tmp_path: Path) -> None:
+    save_file(strided().state_dict(), tmp_path / "model.safetensors")
+    inputs = {
+        "0": {"shape": (1, 32, 32), "stride": 8},
+        "1": {"shape": (1, 4, 4), "padding": 1, "groups": 4},
+        "2": {"shape": (1, 4, 4), "padding": 1},
+    }
+    policy = rf.Budget(macs=0.5)
+    file = tmp_path / "model.safetensors"
+    plan = rf.compress_checkpoint(file, tmp_path / "out", policy, inputs=inputs)
+    live = rf.plan(strided(), policy, inputs=torch.zeros(1, 16, 32, 32))
+    assert [(p.ranks, p.macs, p.op) for p in plan.layers] == [
+        (p.ranks, p.macs, p.op) for p in live.layers
+    ]
+    x = torch.randn(2, 16, 32, 32)
+    loaded = rf.load(strided(), tmp_path / "out")
+    assert torch.equal(loaded(x), rf.apply(strided(), plan).model(x))
+
+
+def test_a_plan_of_a_checkpoint_serves_the_model(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Embedding(30, 24), nn.Linear(24, 40), strided()[0])
+    names = {"0.weight": "token_embedding.weight"}
+    state = {names.get(name, name): tensor for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    plan = rf.compress_checkpoint(
+        tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4), exclude="token_embedding"
+    )
+    assert [layer.path for layer in plan.layers] == ["1", "2", "token_embedding"]
+    named = nn.ModuleDict({"1": model[1], "2": model[2], "token_embedding": model[0]})
+    assert rf.apply(named, plan).plan["2"].method == plan["2"].method
+
+
+def test_tensors_can_be_dropped(tmp_path: Path) -> None:
+    state = {**network().state_dict(), "5.mask": torch.ones(64, 64), "inv_freq": torch.ones(3)}
+    save_file(state, tmp_path / "model.safetensors")
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    for wrong, message in (("nothing*", "matches no tensor"), ("5.weight", "it cannot go")):
+        with pytest.raises(RankfoldError, match=message):
+            rf.compress_checkpoint(file, out, rf.Ratio(0.4), drop=wrong)
+    rf.compress_checkpoint(file, out, rf.Ratio(0.4), drop=["*.mask", "inv_freq"])
+    rf.load(network(), out)
+
+
+def test_all_layers_that_cannot_be_replaced_are_named(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "model.safetensors")
+    rf.compress_checkpoint(tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4))
+    other = network()
+    other[3], other[6] = nn.Conv2d(32, 48, (3, 2), groups=2), nn.Embedding(40, 64)
+    with pytest.raises(RankfoldError, match=r"exclude=\['3', '6'\]"):
+        rf.load(other, tmp_path / "out")
+
+
+def test_limits_that_nothing_counts_towards_are_an_error(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "model.safetensors")
+    file, out = tmp_path / "model.safetensors", tmp_path / "out"
+    with pytest.raises(RankfoldError, match="'5' has 'strides'; give a shape"):
+        rf.compress_checkpoint(
+            file, out, rf.Ratio(0.4), inputs={"5": {"shape": (1,), "strides": 2}}
+        )
+    stored = {"a.embedding": torch.randn(20, 30)}
+    save_file(stored, tmp_path / "table.safetensors")
+    with pytest.raises(RankfoldError, match="no layer counts any"):
+        rf.compress_checkpoint(
+            tmp_path / "table.safetensors", out, rf.Budget(macs=0.5), inputs={"a": (1,)}
+        )

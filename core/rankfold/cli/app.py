@@ -70,6 +70,10 @@ def compress(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Glob pattern of layers to leave alone.")
     ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a checkpoint: glob pattern of tensors not to copy."),
+    ] = None,
     inputs: Annotated[
         Path | None,
         typer.Option(
@@ -98,6 +102,7 @@ def compress(
             methods,
             include,
             exclude or [],
+            drop or [],
             inputs,
             moments,
             executor,

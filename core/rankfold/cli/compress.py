@@ -34,6 +34,7 @@ class Options:
     methods: str | None
     include: list[str] | None
     exclude: list[str]
+    drop: list[str]
     inputs: Path | None
     moments: Path | None
     executor: str | None
@@ -68,19 +69,26 @@ def _checkpoint(options: Options, policy: Policy, methods: list[str] | None) -> 
         factory = ":" in options.target
         hint = "; a factory needs --weights" if factory else ""
         raise RankfoldError(f"checkpoint {options.target!r} is not a file or a folder{hint}")
-    with opened(options.executor) as executor:
-        return compress_checkpoint(
-            options.target,
-            options.output,
-            policy,
-            inputs=_inputs(options.inputs),
-            methods=methods,
-            include=options.include,
-            exclude=options.exclude,
-            seed=options.seed,
-            moments=options.moments,
-            executor=executor,
+    try:
+        with opened(options.executor) as executor:
+            return compress_checkpoint(
+                options.target,
+                options.output,
+                policy,
+                inputs=_inputs(options.inputs),
+                methods=methods,
+                include=options.include,
+                exclude=options.exclude,
+                drop=options.drop,
+                seed=options.seed,
+                moments=options.moments,
+                executor=executor,
+            )
+    except KeyboardInterrupt:
+        print(
+            "rankfold: interrupted; what is finished is kept for the same command", file=sys.stderr
         )
+        raise
 
 
 def _inputs(file: Path | None) -> Any:

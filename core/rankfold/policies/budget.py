@@ -110,6 +110,8 @@ class Budget:
         wants_inputs = [n for n in ("macs", "latency") if getattr(self, n) is not None]
         if wants_inputs and any(not layer.traced for layer in group):
             raise RankfoldError(f"Budget: {wants_inputs[0]}= needs example inputs; pass inputs=")
+        if self.macs is not None and group and group.total.macs == 0:
+            raise RankfoldError("Budget: macs= has nothing to limit: no layer counts any")
         problem = _Problem(self, group)
         if not problem.offers:
             problem.check_feasible()

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rankfold.contracts import Stored, TensorRule, Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import is_int
 from rankfold.linalg import is_finite
-from rankfold.ops import Array, Chain, Extent, Op, blank
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Extent, Op, blank
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
 _POSITIONS = 2**40
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_Given: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
 _SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
 
 
@@ -30,12 +32,14 @@ class Slot:
         weight: the name of the tensor.
         bias: that of the bias; None without one.
         refusal: why the layer is left alone; "" where it is not.
+        geometry: stride, padding, dilation and groups, as far as they are given.
     """
 
     rule: str
     weight: str
     bias: str | None
     refusal: str
+    geometry: Mapping[str, Any] = field(default_factory=dict)
 
     def blank(self, checkpoint: Checkpoint) -> Op:
         """The layer as an op without its values.
@@ -45,7 +49,7 @@ class Slot:
         """
         bias = None if self.bias is None else blank(*checkpoint.entry(self.bias).shape)
         weight = blank(*checkpoint.entry(self.weight).shape)
-        return rule_of(self.rule).op(self.weight, weight, bias)
+        return self._op(weight, bias)
 
     def read(self, checkpoint: Checkpoint) -> Op:
         """The layer as an op.
@@ -58,9 +62,13 @@ class Slot:
         weight = checkpoint.array(self.weight)
         bias = None if self.bias is None else checkpoint.array(self.bias)
         try:
-            return rule_of(self.rule).op(self.weight, weight, bias)
+            return self._op(weight, bias)
         except RankfoldError as error:
             raise Refused(str(error)) from None
+
+    def _op(self, weight: Array, bias: Array | None) -> Op:
+        op = rule_of(self.rule).op(self.weight, weight, bias)
+        return replace(op, **self.geometry) if isinstance(op, (Conv, ConvTranspose)) else op
 
 
 @dataclass(frozen=True)
@@ -80,17 +88,33 @@ class CheckpointAdapter:
 
     Args:
         excluded: tells of a layer path whether it is to be left alone: its values may be anything.
+        inputs: as for `rankfold.compress_checkpoint`.
+
+    Raises:
+        RankfoldError: the inputs are no shapes.
     """
 
-    def __init__(self, excluded: Callable[[str], bool] = lambda path: False) -> None:
+    def __init__(
+        self, excluded: Callable[[str], bool] = lambda path: False, inputs: Any = None
+    ) -> None:
         self._excluded = excluded
+        self._given = _given(inputs)
         self._slots: dict[str, Slot] | None = None
 
     def slots(self, model: Checkpoint) -> dict[str, Slot]:
         """The layers that tensors are the weights of, by path, in the order of the files."""
         if self._slots is None:
-            self._slots = slots(model)
+            self._slots = {
+                path: replace(slot, geometry=self._of(path)[1])
+                for path, slot in slots(model).items()
+            }
+            for pattern in self._given:
+                if not any(fnmatchcase(path, pattern) for path in self._slots):
+                    raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
         return self._slots
+
+    def _of(self, path: str) -> _Given:
+        return next((g for p, g in self._given.items() if fnmatchcase(path, p)), (None, {}))
 
     def layers(self, model: Checkpoint) -> Mapping[str, str]:
         """The shapes of their weights."""
@@ -132,19 +156,10 @@ class CheckpointAdapter:
 
     def trace(self, model: Checkpoint, inputs: Any) -> Trace:
         """The extents that are given for layers, by glob patterns of their paths."""
-        if not isinstance(inputs, Mapping):
-            raise RankfoldError(
-                f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
-                "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
-            )
-        given = {pattern: _extent(pattern, extent) for pattern, extent in inputs.items()}
         extents: dict[str, tuple[Extent, ...]] = {}
         for path in self.slots(model):
-            found = next((e for p, e in given.items() if fnmatchcase(path, p)), None)
-            extents[path] = () if found is None else (found,)
-        for pattern in given:
-            if not any(fnmatchcase(path, pattern) for path in extents):
-                raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
+            extent, _ = self._of(path)
+            extents[path] = () if extent is None else (extent,)
         return Trace(extents, {})
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
@@ -206,15 +221,15 @@ def _slot(
         known = rule.recognise(name, shape, checkpoint.settings)
         if known is None:
             continue
-        if isinstance(known, str):
-            return name, Slot(rule.name, name, None, known)
         return known.path, _checked(checkpoint, rule, name, known)
     return None
 
 
 def _checked(checkpoint: Checkpoint, rule: TensorRule, name: str, known: Stored) -> Slot:
     bias = known.bias if known.bias and known.bias in checkpoint else None
-    refusal = ""
+    refusal = known.refusal
+    if refusal:
+        return Slot(rule.name, name, None, refusal)
     if not checkpoint.is_float(name):
         refusal = f"it is stored as {checkpoint.entry(name).dtype}"
     elif any(name + end in checkpoint for end in _SCALES):
@@ -222,6 +237,28 @@ def _checked(checkpoint: Checkpoint, rule: TensorRule, name: str, known: Stored)
     elif bias is not None and not checkpoint.is_float(bias):
         refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
     return Slot(rule.name, name, bias, refusal)
+
+
+def _given(inputs: Any) -> dict[str, _Given]:
+    """Extents and geometries by pattern."""
+    if inputs is None:
+        return {}
+    if not isinstance(inputs, Mapping):
+        raise RankfoldError(
+            f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
+            "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
+        )
+    found: dict[str, _Given] = {}
+    for pattern, value in inputs.items():
+        geometry = dict(value) if isinstance(value, Mapping) else {}
+        shape = geometry.pop("shape", None) if isinstance(value, Mapping) else value
+        unknown = sorted(geometry.keys() - _GEOMETRY)
+        if unknown:
+            raise RankfoldError(
+                f"inputs: {pattern!r} has {unknown[0]!r}; give a shape and {', '.join(_GEOMETRY)}"
+            )
+        found[pattern] = _extent(pattern, shape), geometry
+    return found
 
 
 def _extent(pattern: str, extent: Any) -> Extent:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed, wait
+from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ from rankfold.parallel import threads_for
 from rankfold.pipeline import plan as planned
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import Advance, progress
-from rankfold.selection import Selection
+from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.source import Checkpoint
-from rankfold.stored.workplace import Workplace, work_folder, workplace, write_whole
+from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace, write_whole
 from rankfold.stored.writing import Done, Part, Work, sha256_of, write
 
 
@@ -33,11 +34,12 @@ def compress_checkpoint(
     output: str | PathLike[str],
     policy: Policy,
     *,
-    inputs: Mapping[str, Sequence[int]] | None = None,
+    inputs: Mapping[str, Sequence[int] | Mapping[str, Any]] | None = None,
     methods: Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
     overrides: Mapping[str, Policy] | None = None,
+    drop: str | Sequence[str] = (),
     placement: Placement = "balanced",
     seed: int = 0,
     moments: str | PathLike[str] | None = None,
@@ -56,11 +58,15 @@ def compress_checkpoint(
             files as the checkpoint has.
         policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
         inputs: for glob patterns of layer paths, the shape of the layer's input without its
-            channels: {"conv*": (1, 32, 32)}. Layers of no pattern count no MACs.
+            channels, {"conv*": (1, 32, 32)}; or that and the stride, padding, dilation and groups
+            of a convolution, {"conv*": {"shape": (1, 32, 32), "stride": 2}}, which are else taken
+            to be 1, 0, 1 and 1. Layers of no pattern count no MACs.
         methods: as for `rankfold.plan`.
         include: as for `rankfold.plan`.
         exclude: as for `rankfold.plan`.
         overrides: as for `rankfold.plan`.
+        drop: glob patterns of tensors that are not copied: masks and the like that older versions
+            of a model stored and its present one does not know.
         placement: as for `rankfold.plan`.
         seed: as for `rankfold.plan`.
         moments: a file of `rankfold.Moments.save`, gathered on the live model; they are held in
@@ -77,10 +83,8 @@ def compress_checkpoint(
             writing it.
     """
     selection = Selection(policy, include, exclude, overrides)
-    if executor is not None and not hasattr(executor, "submit"):
-        raise RankfoldError(
-            f"executor: {type(executor).__name__}; give a concurrent.futures.Executor"
-        )
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
     source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
     target = Path(os.path.abspath(output))  # noqa: PTH100
     if _same(target, source.path) or _same(target, source.folder):
@@ -89,12 +93,14 @@ def compress_checkpoint(
     known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
     if known is not None and not known.is_file():
         raise RankfoldError(f"moments {str(known)!r} is missing or not a plain file")
-    adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))))
+    adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
     if not adapter.slots(source):
         raise RankfoldError(
-            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer"
+            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer: names "
+            "end in .weight (PyTorch) or .kernel and .embedding (Flax)"
         )
-    job = _job(source, selection, inputs, methods, placement, seed, known)
+    dropped = _dropped(source, adapter.slots(source), drop)
+    job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
     before = _finished(target, job)
     if before is not None and not work_folder(target).exists():
         return before
@@ -102,7 +108,7 @@ def compress_checkpoint(
         before = _finished(target, job)  # by a run that has just ended, or was killed tidying up
         if before is not None:
             return before
-        plan = place.read("plan.json", Plan)
+        plan = place.read(PLANNED, Plan)
         if plan is None or not _fits(plan, adapter.slots(source)):
             plan = planned(
                 source,
@@ -118,10 +124,10 @@ def compress_checkpoint(
                 executor=executor,
                 adapter=adapter,
             )
-            place.note("plan.json", plan)
+            place.note(PLANNED, plan)
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
         work = Work(source, slots, place.files, placement, seed, known, _threads(source, slots))
-        done = _written(work, _parts(source, plan, slots), place, executor)
+        done = _written(work, _parts(source, plan, slots, dropped), place, executor)
         plan = _as_stored(plan, done)
         names = _complete(place.files, Saved.of(plan, {d.file: d.sha256 for d in done}, job), done)
         if Checkpoint(source.path).fingerprint != source.fingerprint:
@@ -175,9 +181,26 @@ def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
     return threads_for(min(shape[0], math.prod(shape[1:])) for shape in shapes)
 
 
-def _parts(source: Checkpoint, plan: Plan, slots: Mapping[str, Slot]) -> list[Part]:
+def _dropped(
+    source: Checkpoint, slots: Mapping[str, Slot], drop: str | Sequence[str]
+) -> frozenset[str]:
+    """The tensors that are not copied."""
+    patterns = listed(drop)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in source.owner):
+            raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
+    found = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
+    for slot in slots.values():
+        if slot.weight in found or slot.bias in found:
+            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
+    return found
+
+
+def _parts(
+    source: Checkpoint, plan: Plan, slots: Mapping[str, Slot], dropped: frozenset[str]
+) -> list[Part]:
     """A file for each of the checkpoint's; a layer goes where its weight was."""
-    used = {slot.weight for slot in slots.values()}
+    used = {*dropped, *(slot.weight for slot in slots.values())}
     used |= {slot.bias for slot in slots.values() if slot.bias is not None}
     count = len(source.files)
     parts = []

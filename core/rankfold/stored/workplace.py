@@ -19,11 +19,14 @@ import msgspec
 
 from rankfold.checkpoint import check_replaceable, saved_at
 from rankfold.errors import RankfoldError
+from rankfold.plan import Plan
 from rankfold.stored.writing import Done, sha256_of
 
 T = TypeVar("T")
 _LOCK = "lock"
 _JOB = "job.json"
+PLANNED = "plan.json"
+"""The name of the note with the plan."""
 _OLD = "old"
 _TRIES = 10
 _MOST = 256 * 2**20
@@ -88,6 +91,11 @@ class Workplace:
     def started(self) -> bool:
         """Whether anything is finished."""
         return self._records.is_dir() and any(self._records.iterdir())
+
+    @property
+    def planned(self) -> bool:
+        """Whether a plan is made."""
+        return self.read(PLANNED, Plan) is not None
 
     def begin(self, output: Path) -> None:
         """Takes up the work of an earlier run of this job, or makes room for it.
@@ -201,7 +209,7 @@ def workplace(output: Path, job: str) -> Iterator[Workplace]:
             place.begin(output)
             yield place
         except BaseException:
-            kept = place.started
+            kept = place.started or place.planned
             raise
         finally:
             if not kept:

@@ -39,7 +39,7 @@ class Part:
         name: of the file.
         source: of the checkpoint's file that it is made from.
         layers: that are replaced, whose weights are in that file.
-        dropped: tensors of that file that go with layers of other files.
+        dropped: tensors that are not copied, or go with a layer.
     """
 
     name: str
