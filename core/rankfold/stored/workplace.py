@@ -187,7 +187,7 @@ class Workplace:
 def workplace(output: Path, job: str) -> Iterator[Workplace]:
     """The workplace of a result, locked.
 
-    It is removed at the end, unless files are finished there and the run has failed.
+    It is removed at the end, unless the run has failed and a plan or files are finished there.
 
     Args:
         output: the folder to be.
