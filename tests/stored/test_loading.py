@@ -214,6 +214,9 @@ def test_limits_that_nothing_counts_towards_are_an_error(tmp_path: Path) -> None
         rf.compress_checkpoint(
             file, out, rf.Ratio(0.4), inputs={"5": {"shape": (1,), "strides": 2}}
         )
+    for limit in ({"latency": 0.5}, {"drop": 0.01, "evaluate": len}):
+        with pytest.raises(RankfoldError, match="needs the model itself"):
+            rf.compress_checkpoint(file, out, rf.Budget(**limit))
     stored = {"a.embedding": torch.randn(20, 30)}
     save_file(stored, tmp_path / "table.safetensors")
     with pytest.raises(RankfoldError, match="no layer counts any"):

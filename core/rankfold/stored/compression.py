@@ -85,6 +85,9 @@ def compress_checkpoint(
     selection = Selection(policy, include, exclude, overrides)
     if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
+    for limit in ("latency", "drop"):
+        if getattr(policy, limit, None) is not None:
+            raise RankfoldError(f"{limit}= needs the model itself; limit params= or macs=")
     source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
     target = Path(os.path.abspath(output))  # noqa: PTH100
     if _same(target, source.path) or _same(target, source.folder):
