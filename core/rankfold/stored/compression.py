@@ -26,7 +26,7 @@ from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.source import Checkpoint
 from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace, write_whole
-from rankfold.stored.writing import Done, Part, Work, sha256_of, write
+from rankfold.stored.writing import Done, Part, UnfinishedError, Work, sha256_of, write
 
 
 def compress_checkpoint(
@@ -250,7 +250,7 @@ def _each(
             except RankfoldError:
                 raise
             except Exception as error:  # of the executor: a worker has died, its pool is gone
-                raise RankfoldError(
+                raise UnfinishedError(
                     f"{futures[future].name!r} was not written: {error!r}; files that are finished "
                     "are kept, so the same call goes on from there"
                 ) from error

@@ -20,7 +20,7 @@ import msgspec
 from rankfold.checkpoint import check_replaceable, saved_at
 from rankfold.errors import RankfoldError
 from rankfold.plan import Plan
-from rankfold.stored.writing import Done, sha256_of
+from rankfold.stored.writing import Done, UnfinishedError, sha256_of
 
 T = TypeVar("T")
 _LOCK = "lock"
@@ -187,7 +187,8 @@ class Workplace:
 def workplace(output: Path, job: str) -> Iterator[Workplace]:
     """The workplace of a result, locked.
 
-    It is removed at the end, unless the run has failed and a plan or files are finished there.
+    It is removed at the end, unless the run has failed and files are finished there, or a plan and
+    it was not the plan or the checkpoint that failed.
 
     Args:
         output: the folder to be.
@@ -208,8 +209,9 @@ def workplace(output: Path, job: str) -> Iterator[Workplace]:
         try:
             place.begin(output)
             yield place
-        except BaseException:
-            kept = place.started or place.planned
+        except BaseException as error:
+            wrong = isinstance(error, RankfoldError) and not isinstance(error, UnfinishedError)
+            kept = place.started or (place.planned and not wrong)
             raise
         finally:
             if not kept:

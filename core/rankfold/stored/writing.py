@@ -89,6 +89,10 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     tensors: dict[str, int]
 
 
+class UnfinishedError(RankfoldError):
+    """Nothing is wrong with the checkpoint or the call: the same call goes on from there."""
+
+
 def write(work: Work, part: Part) -> Done:
     """Writes one file, whole or not at all.
 
@@ -133,7 +137,7 @@ def write(work: Work, part: Part) -> Done:
                         fresh.put(places[name], [_bytes(stage, kinds[name][0])])
             sha256 = fresh.finish()
     except OSError as error:
-        raise RankfoldError(
+        raise UnfinishedError(
             f"cannot write {part.name!r} to {str(work.folder)!r}: {error}; files that are finished "
             "are kept, so the same call goes on from there"
         ) from None
