@@ -256,7 +256,7 @@ def apply(
             given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
             try:
                 layer = run.layer((path,))
-                if given.method or given.params:  # a layer that could not be read has neither
+                if given.op != kind:  # which stands for a layer that could not be read
                     check_same(given, layer.op)
                 reason = given.reason or ("" if given.method else "left alone by the plan")
                 decision = decide(layer, Choice(given.method, given.ranks, reason))

@@ -264,7 +264,7 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
 
     def stored(layer: LayerPlan) -> LayerPlan:
         if layer.path not in errors:
-            return layer
+            return msgspec.structs.replace(layer, op="")  # its shape alone does not tell
         return msgspec.structs.replace(
             layer, error=errors[layer.path], sensitivity=sensitivities.get(layer.path)
         )
