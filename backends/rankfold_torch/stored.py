@@ -8,6 +8,7 @@ from typing import Any
 from rankfold.contracts import Stored
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array, Chain, Conv, Linear, Op
+from rankfold.stored.naming import numbered
 
 _WEIGHT = "weight"
 _TABLES = ("wte", "wpe", "shared", "relative_attention_bias")
@@ -48,13 +49,7 @@ class TorchTensors:
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
         """Those of an `nn.Sequential`."""
-        path = name.removesuffix(_WEIGHT)
-        found: dict[str, Array] = {}
-        for place, stage in enumerate(chain):
-            found[f"{path}{place}.weight"] = stage.weight
-            if stage.bias is not None:
-                found[f"{path}{place}.bias"] = stage.bias
-        return found
+        return numbered(name.rpartition(".")[0], chain)
 
 
 TORCH_TENSORS = TorchTensors()

@@ -9,7 +9,6 @@ holds.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.files import sha256_of, sync
 from rankfold.plan import Plan, validate
 from rankfold.registry import registry
 from rankfold.stored.headers import read_header
@@ -87,15 +87,15 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
         fresh = scratch / "new"
         fresh.mkdir()
         adapter.save_weights(compressed.model, fresh / WEIGHTS)
-        saved = Saved.of(compressed.plan, {WEIGHTS: _sha256(fresh / WEIGHTS)})
+        saved = Saved.of(compressed.plan, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
         (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
         for part in (fresh / WEIGHTS, fresh / PLAN, fresh):
-            _sync(part)
+            sync(part)
         if folder.exists():
             folder.rename(scratch / "old")
         fresh.rename(folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
     finally:
@@ -133,7 +133,7 @@ def load(
     files = [folder / name for name in sorted(saved.files)]
     for file in files:
         _check_file(file)
-        if _sha256(file) != saved.files[file.name]:
+        if sha256_of(file) != saved.files[file.name]:
             raise RankfoldError(
                 f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
                 "exchanged; save the model anew"
@@ -266,16 +266,3 @@ def _is_inside(folder: Path) -> bool:
     except FileNotFoundError:  # it has been deleted
         return False
     return any(folder.samefile(parent) for parent in (here, *here.parents))
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

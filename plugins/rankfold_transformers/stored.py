@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from rankfold.contracts import Stored, TensorRule
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array, Chain, Linear, Op
+from rankfold.stored.naming import numbered
 
 _WEIGHT = "weight"
 _CONV1D = frozenset(
@@ -98,13 +99,7 @@ class Projections:
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
         """Those of an `nn.Sequential` of `nn.Linear`s."""
-        path = name.removesuffix(_WEIGHT)
-        found: dict[str, Array] = {}
-        for place, stage in enumerate(chain):
-            found[f"{path}{place}.weight"] = stage.weight
-            if stage.bias is not None:
-                found[f"{path}{place}.bias"] = stage.bias
-        return found
+        return numbered(name.rpartition(".")[0], chain)
 
 
 def _model_types(settings: Any, depth: int) -> Iterator[str]:

@@ -17,6 +17,7 @@ import msgspec
 from rankfold.checkpoint import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
 from rankfold.contracts import Placement, Policy
 from rankfold.errors import RankfoldError
+from rankfold.files import sha256_of, write_whole
 from rankfold.moments import Moments
 from rankfold.parallel import threads_for
 from rankfold.pipeline import plan as planned
@@ -25,8 +26,8 @@ from rankfold.progress import Advance, progress
 from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.source import Checkpoint
-from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace, write_whole
-from rankfold.stored.writing import Done, Part, UnfinishedError, Work, sha256_of, write
+from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace
+from rankfold.stored.writing import Done, Part, UnfinishedError, Work, write
 
 
 def compress_checkpoint(

@@ -8,7 +8,6 @@ complete, by renaming. Nothing that lies there is trusted: notes carry a seal, f
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,8 +18,9 @@ import msgspec
 
 from rankfold.checkpoint import check_replaceable, saved_at
 from rankfold.errors import RankfoldError
+from rankfold.files import sha256_of, sync, write_whole
 from rankfold.plan import Plan
-from rankfold.stored.writing import Done, UnfinishedError, sha256_of
+from rankfold.stored.writing import Done, UnfinishedError
 
 T = TypeVar("T")
 _LOCK = "lock"
@@ -261,31 +261,6 @@ def _locked(folder: Path, output: Path) -> Any:
         else:
             return lock
     raise AssertionError
-
-
-def write_whole(file: Path, content: bytes) -> None:
-    """Writes a small file, whole or not at all."""
-    fresh = file.with_name(f"{file.name}.fresh")
-    try:
-        _delete(fresh)
-        with fresh.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(file)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Sees to it that what was written is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import secrets
@@ -18,6 +17,7 @@ import numpy as np
 from rankfold.candidates import Layer
 from rankfold.contracts import Placement
 from rankfold.errors import RankfoldError, Refused
+from rankfold.files import sha256_of
 from rankfold.guarded import Guarded
 from rankfold.moments import LayerMoments, Moments
 from rankfold.ops import Array, Op, with_weight
@@ -149,12 +149,6 @@ def write(work: Work, part: Part) -> Done:
         sensitivities=sensitivities,
         tensors=sizes,
     )
-
-
-def sha256_of(file: Path) -> str:
-    """Of the content of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 class _Fresh:
