@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
 from rankfold.errors import Refused
+from rankfold.faults import contained
 from rankfold.hookspecs import LayerRule
 from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op
+from rankfold.ops import Array, Chain, Extent, Op, is_op
 from rankfold.progress import Advance
 from rankfold.reference import composed
-from rankfold.registry import registry, resolve
+from rankfold.registry import imported, registry, resolve
 from rankfold_torch import (
     following,
     layers,
@@ -269,17 +269,14 @@ class TorchAdapter:
         if type(module) in layers.KINDS:
             return None
         for rule in registry().rules:
-            name, _, cls = rule.layer.partition(":")
-            if rule.adapter != _NAME or name not in sys.modules:
-                continue
-            if type(module) is getattr(sys.modules[name], cls, None):
+            if rule.adapter == _NAME and type(module) is imported(rule.layer):
                 return rule
         return None
 
 
 def _read_by(rule: LayerRule, module: nn.Module) -> Op:
     op = _ruled(rule.read, module)
-    if isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):
+    if is_op(op):
         return op
     raise Refused(f"the layer rule {rule.read!r} gave {type(op).__name__}, not an op")
 
@@ -291,10 +288,5 @@ def _is_matrix(parameter: torch.Tensor | None) -> bool:
 
 
 def _ruled(target: str, *arguments: Any) -> Any:
-    try:
-        function: Callable[..., Any] = resolve(target)
-        return function(*arguments)
-    except Refused:
-        raise
-    except Exception as error:  # a plugin's fault must not stop the rest
-        raise Refused(f"the layer rule {target!r} failed: {error!r}") from error
+    with contained(f"the layer rule {target!r}", Refused):
+        return resolve(target)(*arguments)

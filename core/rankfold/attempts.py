@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rankfold.allocation import is_whole, named
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, DataAware, Policy
 from rankfold.decision import Decision, decide
@@ -49,7 +50,7 @@ def compressed(run: Run, selection: Selection, *, refit: bool, inplace: bool) ->
     model = best.model
     if inplace:
         model = run.adapter.replace(run.model, best.modules, inplace=True)
-    return model, msgspec.structs.replace(best.plan, policy=repr(policy))
+    return model, msgspec.structs.replace(best.plan, policy=named(policy))
 
 
 def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Attempt:
@@ -71,7 +72,7 @@ def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Atte
             decided.append(done)
             if decision.layer.method is not None and done.method is None:
                 spoilt[done.path] = done.reason
-        if not (spoilt and getattr(selection.policy, "whole", False)):
+        if not (spoilt and is_whole(selection.policy)):
             break
         run.spoilt.update(spoilt)
     for done in decided:

@@ -36,6 +36,7 @@ from rankfold.ops import (
     params,
     with_weight,
 )
+from rankfold.protection import protected
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
@@ -111,7 +112,7 @@ class Layer:
         self.order = min(rows, math.prod(rest))
         self.numbers = math.prod(op.weight.shape)
         for name, method in methods.items():
-            guarded = Guarded(method)
+            guarded = Guarded(name, method)
             try:
                 reason = guarded.refuse(op)
             except Refused as refused:
@@ -119,7 +120,7 @@ class Layer:
             if reason is None:
                 self.methods[name] = guarded
             else:
-                self.refusals[name] = str(reason)
+                self.refusals[name] = reason
 
     def __getstate__(self) -> dict[str, Any]:
         """The layer for another process: with its op or how to read it, without the model."""
@@ -145,7 +146,7 @@ class Layer:
     def op(self) -> Op:
         """The layer as an op."""
         if self._op is None:
-            self._op = self._read()
+            self._op = protected(self._read())  # which may be the memory of the user's model
         return self._op
 
     @property
@@ -276,9 +277,13 @@ class Layer:
             Refused: the method failed.
         """
         try:
-            return self.cost(self.methods[method].template(self.op, ranks))
+            template = self.methods[method].template(self.op, ranks)
         except RankfoldError as error:
             raise RankfoldError(f"layer {self.path!r}: {error}") from None
+        try:
+            return self.cost(template)
+        except RankfoldError as error:
+            raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
     def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
         """The largest ranks in the proportions of `base` whose cost is within a limit."""
@@ -325,7 +330,10 @@ class Layer:
                 sensitivity=factored.sensitivity,
             )
         rows = rows_of(self.op) / spectrum.scale
-        dense = reconstruct(self.op, factored.chain) / spectrum.scale
+        try:
+            dense = reconstruct(self.op, factored.chain) / spectrum.scale
+        except RankfoldError as error:
+            raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
         apart = rows_of(with_weight(self.op, dense)) - rows
         loss = self._loss(metric.squared(apart))
         chain = shifted(factored.chain, metric, -spectrum.scale * apart)

@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained
 from rankfold.files import sha256_of, sync
+from rankfold.guarded import Guarded
 from rankfold.plan import Plan, validate
+from rankfold.protection import copied, protected
 from rankfold.registry import registry
 from rankfold.stored.headers import read_header
 
@@ -171,14 +174,17 @@ def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     failed: dict[str, str] = {}
     for layer in plan.replaced:
         assert layer.method is not None
-        method = methods[layer.method]
+        method = Guarded(layer.method, methods[layer.method])
         try:
-            op = adapter.read(model, layer.path)
+            with contained("reading the layer", Refused):
+                op = protected(adapter.read(model, layer.path))
             check_same(layer, op)
             reason = method.refuse(op)
             if reason is not None:
                 raise Refused(reason)
-            modules[layer.path] = adapter.build(model, layer.path, method.template(op, layer.ranks))
+            stages = tuple(map(copied, method.template(op, layer.ranks)))
+            with contained("building the replacement", Refused):
+                modules[layer.path] = adapter.build(model, layer.path, stages)
         except (Refused, RankfoldError) as refused:
             failed[layer.path] = str(refused)
     if failed:

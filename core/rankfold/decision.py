@@ -12,10 +12,12 @@ import numpy as np
 from rankfold import linalg
 from rankfold.candidates import Layer
 from rankfold.contracts import Adapter, Choice, DataAware
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, shown
 from rankfold.moments import input_form
 from rankfold.ops import Chain, Op, describe
 from rankfold.plan import LayerPlan
+from rankfold.protection import copied
 from rankfold.verify import check_chain
 
 
@@ -81,18 +83,20 @@ def build(
     done, op, chain = decision.layer, decision.op, decision.chain
     if op is None or chain is None:
         return done, None
+    stages = tuple(map(copied, chain))  # the module may keep these arrays, and be trained with them
     try:
-        if done.method is None:
-            assert isinstance(adapter, DataAware)
-            return done, adapter.refilled(model, done.path, chain[0])
-        assert done.error is not None
-        module = adapter.build(model, done.path, chain)
-        epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
-        check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
+        with contained("building the replacement", Refused):
+            if done.method is None:
+                assert isinstance(adapter, DataAware)
+                return done, adapter.refilled(model, done.path, stages[0])
+            assert done.error is not None
+            module = adapter.build(model, done.path, stages)
+            epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
+            check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
     except Refused as refused:
         return _undone(done, refused.reason), None
-    except Exception as error:  # an adapter's or a layer rule's fault must not stop the rest
-        return _undone(done, f"building the replacement failed: {error!r}"), None
+    except RankfoldError as error:
+        return _undone(done, f"building the replacement failed: {shown(error)}"), None
     return done, module
 
 

@@ -2,59 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, TypeVar
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
-from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Chain, Op
+from rankfold.errors import Refused
+from rankfold.faults import contained
+from rankfold.ops import Chain, Op, is_op, layout
+from rankfold.protection import copied, protected
 from rankfold.spectrum import Spectrum
 
-T = TypeVar("T")
 _STEPS = 8
 
 
 class Guarded:
     """A decomposition whose faults cost a layer its decomposition, and nothing else.
 
+    Whatever its methods raise or give in place of what they should becomes a refusal, except for an
+    error about the arguments they were given. One that is not rankfold's own gets a copy of the op:
+    the memory of an op may be that of the user's model, and there are ways around its protection.
+
     Args:
-        method: the decomposition; whatever its methods raise becomes a refusal, except for an
-            error about the arguments they were given.
+        name: under which it is registered.
+        method: the decomposition.
     """
 
-    def __init__(self, method: Decomposition) -> None:
+    def __init__(self, name: str, method: Decomposition) -> None:
+        self.name = name
         self._method = method
-        self.name = method.name
+        self._is_ours = type(method).__module__.startswith("rankfold.")
 
     def refuse(self, op: Op) -> str | None:
         """As `Decomposition.refuse`."""
-        return self._call(self._method.refuse, op)
+        with contained(self.name, Refused):
+            reason = self._method.refuse(self._lent(op))
+            return None if reason is None else str.__str__(reason)
 
     def max_ranks(self, op: Op) -> Ranks:
         """As `Decomposition.max_ranks`."""
-        return self._call(self._method.max_ranks, op)
+        with contained(self.name, Refused):
+            return _ranks(self._method.max_ranks(self._lent(op)))
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """As `Decomposition.modes`."""
-        return self._call(self._method.modes, op, spectrum)
+        with contained(self.name, Refused):
+            modes = tuple(self._method.modes(self._lent(op), spectrum))
+            if not all(isinstance(mode, Mode) for mode in modes):
+                raise TypeError(f"modes are {[type(mode).__name__ for mode in modes]}, not Modes")
+            return modes
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
         """As `Decomposition.ranks`."""
-        return self._call(self._method.ranks, mode_ranks)
+        with contained(self.name, Refused):
+            return _ranks(self._method.ranks(mode_ranks))
 
     def template(self, op: Op, ranks: Ranks) -> Chain:
         """As `Decomposition.template`."""
-        return self._call(self._method.template, op, ranks)
+        with contained(self.name, Refused):
+            return _chain(self._method.template(self._lent(op), ranks))
 
     def offers(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[Ranks, float | None]]:
         """As `Decomposition.offers`; a few ranks without an error where there is no such method."""
-        if hasattr(self._method, "offers"):
-            return self._call(self._method.offers, op, spectrum, multiple_of)
+        with contained(self.name, Refused):
+            offers = getattr(self._method, "offers", None)
+            if offers is not None:
+                return [
+                    (_ranks(ranks), None if error is None else float(error))
+                    for ranks, error in offers(self._lent(op), spectrum, multiple_of)
+                ]
         most = self.max_ranks(op)
         steps = [step / _STEPS for step in range(1, _STEPS + 1)]
         grid = {tuple(max(1, round(step * rank)) for rank in most) for step in steps}
@@ -70,16 +90,36 @@ class Guarded:
         rng: np.random.Generator,
     ) -> Factored:
         """As `Decomposition.decompose`."""
-        call = partial(self._method.decompose, spectrum=spectrum, placement=placement, rng=rng)
-        factored = self._call(call, op, ranks)
-        if not isinstance(factored, Factored):
-            raise Refused(f"{self.name} failed: it gave {type(factored).__name__}, not Factored")
-        return factored
+        planned = [layout(stage) for stage in self.template(op, ranks)]
+        with contained(self.name, Refused):
+            factored = self._method.decompose(
+                self._lent(op), ranks, spectrum=spectrum, placement=placement, rng=rng
+            )
+            if not isinstance(factored, Factored):
+                raise TypeError(f"decompose gave {type(factored).__name__}, not Factored")
+            chain = _chain(factored.chain)
+            if [layout(stage) for stage in chain] != planned:
+                raise ValueError("decompose gave other layers than template")
+            if not self._is_ours:  # which may use the memory for the next layer
+                chain = tuple(map(copied, chain))
+            sensitivity = factored.sensitivity
+            return Factored(
+                tuple(map(protected, chain)),
+                float(factored.error),
+                str.__str__(factored.remark),
+                None if sensitivity is None else float(sensitivity),
+            )
 
-    def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        try:
-            return function(*arguments)
-        except (RankfoldError, Refused):
-            raise
-        except Exception as error:  # a plugin's fault must not stop the rest
-            raise Refused(f"{self.name} failed: {error!r}") from error
+    def _lent(self, op: Op) -> Op:
+        return op if self._is_ours else protected(copied(op))
+
+
+def _ranks(values: Iterable[Any]) -> Ranks:
+    return tuple(map(operator.index, values))
+
+
+def _chain(stages: Iterable[Any]) -> Chain:
+    chain = tuple(stages)
+    if not chain or not all(map(is_op, chain)):
+        raise TypeError(f"a chain is {[type(stage).__name__ for stage in chain]}, not of ops")
+    return chain

@@ -43,6 +43,10 @@ class Eigen:
     values: Array
     vectors: Array
 
+    def __post_init__(self) -> None:
+        for name in ("values", "vectors"):  # all decompositions of a layer share them
+            object.__setattr__(self, name, read_only(getattr(self, name)))
+
     def leading(self, rank: int) -> Array:
         """The first `rank` eigenvectors of each group, (groups, n, rank)."""
         return self.vectors[..., :rank]
@@ -153,6 +157,27 @@ def contiguous(array: Array) -> Array:
         return np.ascontiguousarray(array)
     made: Array = namespace(array).asarray(array, copy=True)
     return made
+
+
+def copied(array: Array) -> Array:
+    """An array of memory of its own, with its elements in order."""
+    if isinstance(array, np.ndarray):
+        return np.array(array, order="C")
+    return contiguous(array)
+
+
+def read_only(array: Array) -> Array:
+    """A view that cannot be written to; of another library's array, which has none, itself."""
+    if not isinstance(array, np.ndarray):
+        return array
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def takes_no_memory(array: Array) -> bool:
+    """Whether all elements of an array are one and the same number in memory."""
+    return isinstance(array, np.ndarray) and array.size > 1 and not any(array.strides)
 
 
 def norms(array: Array, axis: int) -> Array:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.linalg import is_real
+from rankfold.linalg import is_real, read_only
 from rankfold.ops import Array, Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
@@ -52,6 +52,12 @@ class LayerMoments:
     grads: Array | None
     samples: int
     uses: float
+
+    def __post_init__(self) -> None:
+        for name in _ARRAYS:  # policies and decompositions look at what the user has gathered
+            array = getattr(self, name)
+            if array is not None:
+                object.__setattr__(self, name, read_only(array))
 
     def of_groups(self, groups: Sequence[int]) -> LayerMoments:
         """The moments of some of the groups."""

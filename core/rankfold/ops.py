@@ -16,16 +16,16 @@ The *extent* of an op's input is its shape without the channel axis: the leading
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
 from rankfold.geometry import Geometry, is_int, padding, per_axis
-from rankfold.linalg import host, is_real
+from rankfold.linalg import host, is_real, takes_no_memory
 
 Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
@@ -175,6 +175,18 @@ Chain: TypeAlias = tuple[Op, ...]
 Convolution: TypeAlias = Conv | ConvTranspose
 
 
+def is_op(value: object) -> TypeGuard[Op]:
+    """Whether something is a layer of this vocabulary."""
+    return isinstance(value, (Linear, Conv, ConvTranspose, Embedding))
+
+
+def layout(op: Op) -> tuple[object, ...]:
+    """All that an op is but its numbers: class, shapes and geometry."""
+    shapes = [getattr(array, "shape", None) for array in (op.weight, op.bias)]
+    arrays = ("weight", "bias")
+    return (type(op), *shapes, *(v for name, v in vars(op).items() if name not in arrays))
+
+
 def geometry(op: Convolution) -> Geometry:
     """The geometry of a convolution, typed: ops take ints as a convenience, this never has any."""
     return Geometry(
@@ -291,18 +303,20 @@ def blank(*shape: int) -> Array:
 
 def is_blank(op: Op) -> bool:
     """Whether only the shape of an op is known."""
-    weight = op.weight
-    return isinstance(weight, np.ndarray) and weight.size > 1 and not any(weight.strides)
+    return takes_no_memory(op.weight)
 
 
 def on_host(op: Op) -> Op:
     """The same layer with its arrays as NumPy's."""
-    made = replace(op, weight=host(op.weight))
-    return (
-        made
-        if isinstance(made, Embedding)
-        else replace(made, bias=None if op.bias is None else host(op.bias))
-    )
+    return mapped(op, host)
+
+
+def mapped(op: Op, change: Callable[[Array], Array]) -> Op:
+    """The same layer with other arrays in place of its own."""
+    weight = change(op.weight)
+    if isinstance(op, Embedding) or op.bias is None:
+        return replace(op, weight=weight)
+    return replace(op, weight=weight, bias=change(op.bias))
 
 
 def with_weight(op: Op, weight: Array) -> Op:

@@ -13,10 +13,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
+from importlib.metadata import EntryPoint, distributions, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -24,8 +26,10 @@ import pluggy
 
 from rankfold import hookspecs
 from rankfold.contracts import Adapter, Decomposition, Policy, TensorRule
+from rankfold.declarations import Declarations, check_api, check_marked
 from rankfold.errors import RankfoldError
-from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.faults import is_users, told
+from rankfold.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
 from rankfold.plan import LayerPlan
 
 
@@ -82,17 +86,18 @@ class Registry:
             try:
                 module = entry.load()
                 stage = "api"
-                _check_api(module)
+                check_api(module)
                 stage = "register"
                 self._manager.register(module, name=entry.name)
                 stage = "check"
-                _check_marked(module)
+                check_marked(module)
                 self._manager.check_pending()
                 stage = "declare"
                 self._declare(entry.name, module)
-            except (Exception, SystemExit) as error:  # a plugin must not harm the others
-                if module is not None and self._manager.get_plugin(entry.name) is module:
-                    self._manager.unregister(name=entry.name)
+            except BaseException as error:  # a plugin must not harm the others
+                if is_users(error):
+                    raise
+                self._forget(entry.name, module)
                 self._record(entry.name, stage, error)
             else:
                 self.plugins[entry.name] = _distribution(entry)
@@ -104,14 +109,17 @@ class Registry:
             RankfoldError: no adapter knows the model; plugins with problems are named.
         """
         for spec in self.adapters.values():
-            if not any(isinstance(model, cls) for cls in _imported(spec.model_types)):
+            classes = map(imported, spec.model_types)
+            if not any(isinstance(cls, type) and isinstance(model, cls) for cls in classes):
                 continue
             try:
-                made: Adapter = resolve(spec.target)()
-            except Exception as error:
+                adapter: Adapter = resolve(spec.target)()
+            except BaseException as error:
+                if is_users(error):
+                    raise
                 self._record(spec.name, "adapter", error)
                 continue
-            return made
+            return adapter
         known = ", ".join(
             f"{spec.name} ({', '.join(spec.model_types)})" for spec in self.adapters.values()
         )
@@ -144,11 +152,12 @@ class Registry:
         """Tells every observer; one that raises is recorded and harms nobody else."""
         for name in list(self.plugins):
             plugin = self._manager.get_plugin(name)
-            if not hasattr(plugin, "rankfold_layer_done"):
-                continue
             try:
-                self._call("rankfold_layer_done", plugin, report=report)
-            except Exception as error:
+                if hasattr(plugin, "rankfold_layer_done"):
+                    self._call("rankfold_layer_done", plugin, report=report)
+            except BaseException as error:
+                if is_users(error):
+                    raise
                 self._record(name, "layer_done", error)
 
     def _call(self, hook: str, plugin: object, **arguments: object) -> list[Any]:
@@ -161,74 +170,74 @@ class Registry:
         return [item for items in self._call(hook, plugin) for item in items]
 
     def _declare(self, name: str, plugin: object) -> None:
-        decompositions = self._declared("rankfold_decompositions", plugin)
-        policies = self._declared("rankfold_policies", plugin)
-        adapters = self._declared("rankfold_adapters", plugin)
-        declared = self._declared("rankfold_layer_rules", plugin)
-        rules = [rule for rule in declared if isinstance(rule, LayerRule)]
-        parameter_rules = [rule for rule in declared if isinstance(rule, ParameterRule)]
-        tensor_rules = [r for r in declared if not isinstance(r, (LayerRule, ParameterRule))]
-        for method in decompositions:
-            for part in ("refuse", "max_ranks", "modes", "ranks", "template", "decompose"):
-                if not callable(getattr(method, part, None)):
-                    raise TypeError(f"decomposition {method!r} has no method {part!r}")
-        for policy in policies:
-            for part in ("allocate", "from_text"):
-                if not callable(getattr(policy, part, None)):
-                    raise TypeError(f"policy {policy!r} has no method {part!r}")
-        _check_type(adapters, AdapterSpec)
-        for rule in tensor_rules:
-            for part in ("recognise", "op", "stages"):
-                if not callable(getattr(rule, part, None)):
-                    raise TypeError(
-                        f"{rule!r} is neither a LayerRule nor a ParameterRule nor has it a method "
-                        f"{part!r}"
-                    )
-        for spec in adapters:
-            readers = (reader for _, reader in spec.readers)
-            _check_targets(spec, (*spec.model_types, spec.target, *readers))
-        for rule in rules:
-            _check_targets(
-                rule, (rule.layer, rule.read, *(() if rule.build is None else (rule.build,)))
-            )
-        for parameters in parameter_rules:
-            _check_targets(parameters, (parameters.layer,))
-            if not isinstance(parameters.names, tuple) or not all(parameters.names):
-                raise TypeError(f"{parameters!r}: give its names as a tuple")
-        _check_new("decomposition", decompositions, self.decompositions)
-        _check_new("policy", policies, self.policies)
-        _check_new("adapter", adapters, self.adapters)
-        _check_new("tensor rule", tensor_rules, self.tensor_rules)
-        self.decompositions.update({method.name: method for method in decompositions})
-        self.policies.update({policy.name: policy for policy in policies})
-        self.adapters.update({spec.name: spec for spec in adapters})
-        self.rules.extend(rules)
-        self.parameter_rules.extend(parameter_rules)
-        self.tensor_rules.update({rule.name: rule for rule in tensor_rules})
-        self.declared[name] = [
-            *(f"decomposition {method.name}" for method in decompositions),
-            *(f"policy {policy.name}" for policy in policies),
-            *(f"adapter {spec.name}" for spec in adapters),
-            *(f"layer rule {rule.layer}" for rule in rules),
-            *(f"parameter rule {rule.layer}" for rule in parameter_rules),
-            *(f"tensor rule {rule.name}" for rule in tensor_rules),
-        ]
+        new = Declarations.of(partial(self._declared, plugin=plugin))
+        for what, ours, theirs in (
+            ("decomposition", self.decompositions, new.decompositions),
+            ("policy", self.policies, new.policies),
+            ("adapter", self.adapters, new.adapters),
+            ("tensor rule", self.tensor_rules, new.tensor_rules),
+        ):
+            for taken in ours.keys() & theirs.keys():
+                raise ValueError(f"{what} {taken!r} is already registered")
+        self.decompositions.update(new.decompositions)  # nothing can fail from here on
+        self.policies.update(new.policies)
+        self.adapters.update(new.adapters)
+        self.rules.extend(new.rules)
+        self.parameter_rules.extend(new.parameter_rules)
+        self.tensor_rules.update(new.tensor_rules)
+        self.declared[name] = new.words
+
+    def _forget(self, name: str, module: ModuleType | None) -> None:
+        """Unregisters a module that failed, unless it is in use under that name already."""
+        if name not in self.plugins and self._manager.get_plugin(name) is module is not None:
+            self._manager.unregister(name=name)
 
     def _record(self, plugin: str, stage: str, error: BaseException) -> None:
+        problem = Problem(plugin, stage, told(error))
         if self.strict:
-            raise RankfoldError(f"plugin {plugin!r} failed at {stage}: {error!r}") from error
-        text = f"{type(error).__name__}: {error}"
-        self.problems.append(Problem(plugin, stage, text))
+            raise RankfoldError(str(problem)) from error
+        self.problems.append(problem)
 
 
-@cache
-def registry() -> Registry:
-    """The registry of the installed plugins, made on first use."""
-    made = Registry(strict=os.environ.get("RANKFOLD_STRICT_PLUGINS", "") not in ("", "0"))
-    names = os.environ.get("RANKFOLD_DISABLE_PLUGINS", "")
-    disabled = frozenset(name.strip() for name in names.split(",") if name.strip())
-    made.load(entry_points(group=PROJECT), disabled)
-    return made
+class Installed:
+    """The registry of the installed plugins, made on first use by whichever thread comes first.
+
+    A plugin that asks for it while it is loaded gets what there is so far, rankfold's own at least.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._loading: Registry | None = None
+        self._loaded: Registry | None = None
+
+    def __call__(self) -> Registry:
+        """The registry."""
+        if self._loaded is not None:
+            return self._loaded
+        with self._lock:
+            if self._loaded is None and self._loading is not None:
+                return self._loading
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def cache_clear(self) -> None:
+        """Has the plugins loaded anew at the next call."""
+        self._loaded = None
+
+    def _load(self) -> Registry:
+        strict = os.environ.get("RANKFOLD_STRICT_PLUGINS", "") not in ("", "0")
+        names = os.environ.get("RANKFOLD_DISABLE_PLUGINS", "")
+        disabled = frozenset(name.strip() for name in names.split(",") if name.strip())
+        self._loading = Registry(strict=strict)
+        try:
+            self._loading.load(_entry_points(), disabled)
+            return self._loading
+        finally:
+            self._loading = None
+
+
+registry = Installed()
 
 
 def resolve(target: str) -> Callable[..., Any]:
@@ -238,53 +247,33 @@ def resolve(target: str) -> Callable[..., Any]:
     return found
 
 
-def _imported(targets: Iterable[str]) -> list[type]:
-    classes = []
-    for target in targets:
-        module, _, name = target.partition(":")
-        if module in sys.modules:
-            cls = getattr(sys.modules[module], name, None)
-            if isinstance(cls, type):
-                classes.append(cls)
-    return classes
+def imported(target: str) -> object:
+    """The object that "module:name" stands for; None where it is not imported yet or not there."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(sys.modules.get(module), name, None)
+    except BaseException as error:  # of a module that imports its parts when they are asked for
+        if is_users(error):
+            raise
+        return None
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    try:
+        return entry_points(group=PROJECT)
+    except Exception:  # one distribution with a damaged list hides those of all others
+        return list(_readable_entry_points())
+
+
+def _readable_entry_points() -> Iterator[EntryPoint]:
+    for distribution in distributions():
+        with suppress(Exception):  # and is no plugin
+            yield from distribution.entry_points.select(group=PROJECT)
 
 
 def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else entry.value
-
-
-def _check_marked(module: ModuleType) -> None:
-    for name, value in vars(module).items():
-        hook = name.startswith(f"{PROJECT}_") and callable(value)
-        if hook and not hasattr(value, f"{PROJECT}_impl"):
-            raise TypeError(f"function {name!r} is not marked with rankfold.hookspecs.hookimpl")
-
-
-def _check_api(module: ModuleType) -> None:
-    stated = getattr(module, "RANKFOLD_API", None)
-    if not (isinstance(stated, tuple) and len(stated) == 2):
-        raise TypeError(f"RANKFOLD_API is {stated!r}; state it as {API}")
-    if stated[0] != API[0] or stated[1] > API[1]:
-        raise TypeError(f"RANKFOLD_API is {stated}; this rankfold offers {API}")
-
-
-def _check_type(items: Iterable[object], cls: type) -> None:
-    for item in items:
-        if not isinstance(item, cls):
-            raise TypeError(f"{item!r} is not a {cls.__name__}")
-
-
-def _check_targets(item: object, targets: Iterable[object]) -> None:
-    for target in targets:
-        if not (isinstance(target, str) and all(target.partition(":"))):
-            raise TypeError(f"{item!r}: {target!r} is not of the form 'module:name'")
-
-
-def _check_new(what: str, items: Iterable[Any], known: Iterable[str]) -> None:
-    names = list(known)
-    for item in items:
-        if not isinstance(getattr(item, "name", None), str) or not item.name:
-            raise TypeError(f"{what} {item!r} has no name")
-        if item.name in names:
-            raise ValueError(f"{what} {item.name!r} is already registered")
-        names.append(item.name)
+    try:
+        name = None if entry.dist is None else entry.dist.name
+    except Exception:  # what is left of a distribution that was removed by hand has no name
+        return entry.value
+    return name or entry.value

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.allocation import allocated, is_whole, named
 from rankfold.calibration import Calibration, Loss
 from rankfold.candidates import Layer
 from rankfold.contracts import (
@@ -251,7 +252,7 @@ class Run:
                     seen.setdefault(id(policy), (policy, []))[1].append(layer)
                 layer.release()
             before = dict(costs)
-            if getattr(selection.policy, "whole", False):  # its limits hold where nothing is left
+            if is_whole(selection.policy):  # its limits hold where nothing is left
                 seen.setdefault(id(selection.policy), (selection.policy, []))
             order = sorted(seen.values(), key=lambda group: group[0] is selection.policy)
             for policy, layers in order:
@@ -273,11 +274,8 @@ class Run:
 
     def _chosen(self, policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
         """What a policy chooses; with an executor, decomposed there where it chooses for all."""
-        choices = policy.allocate(group)
-        if not group:
-            next(choices, None)
-        pairs = _paired(policy, group, choices)
-        wanted = self.calibration is None and getattr(policy, "whole", False)
+        pairs = allocated(policy, group)
+        wanted = self.calibration is None and is_whole(policy)
         if self._executor is None or not wanted:
             yield from pairs
             return
@@ -323,7 +321,7 @@ class Run:
         done = {layer.path: layer for layer in decided}
         return Plan(
             layers=tuple(done[path] for path in self.kinds),
-            policy=repr(policy),
+            policy=named(policy),
             size=self.size,
             seed=self.seed,
             placement=self._placement,
@@ -336,24 +334,6 @@ class Run:
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op if self.calibration is None and self.moments is None else on_host(op)
-
-
-def _paired(
-    policy: Policy, group: Group, choices: Iterator[Choice]
-) -> Iterator[tuple[Layer, Choice]]:
-    """Each layer with its choice.
-
-    Raises:
-        RankfoldError: the policy gives something else than one choice per layer.
-    """
-    for layer in group:
-        choice = next(choices, None)
-        if not isinstance(choice, Choice):
-            raise RankfoldError(
-                f"layer {layer.path!r}: policy {policy!r} gave {choice!r} for it; a policy yields "
-                "one rankfold.Choice per layer"
-            )
-        yield layer, choice
 
 
 def _tried(layer: Layer, choice: Choice) -> None:

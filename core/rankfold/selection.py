@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
+from rankfold.faults import contained, shown
 from rankfold.patterns import check_patterns, matches
 
 
@@ -41,8 +42,10 @@ class Selection:
                 "policies"
             )
         for policy in (self.policy, *(self.overrides or {}).values()):
-            if isinstance(policy, type) or not callable(getattr(policy, "allocate", None)):
-                raise RankfoldError(f"policy {policy!r}; use for example rankfold.VBMF()")
+            with contained("policy", RankfoldError):
+                usable = callable(getattr(policy, "allocate", None))
+            if isinstance(policy, type) or not usable:
+                raise RankfoldError(f"policy {shown(policy)}; use for example rankfold.VBMF()")
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
         """Sees to it that every pattern matches a layer, given the paths of each.

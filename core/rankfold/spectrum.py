@@ -23,6 +23,7 @@ from rankfold.linalg import (
     namespace,
     over,
     permuted,
+    read_only,
     sampled,
 )
 from rankfold.metric import Metric
@@ -56,7 +57,7 @@ class Spectrum:
         self.scale = magnitude(weight)
         self.kernel: tuple[int, ...] = weight.shape[2:]
         scaled = over(grouped(op), self.scale)
-        self.tensor: Array = scaled.reshape(*scaled.shape[:3], -1)
+        self.tensor: Array = read_only(scaled.reshape(*scaled.shape[:3], -1))
         self.energy = inner(self.tensor, self.tensor)
         self._transposed = isinstance(op, Embedding)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
+from rankfold.faults import contained, told
 from rankfold.registry import registry
 
 
@@ -23,7 +24,8 @@ def read_policy(text: str) -> Policy:
     if name not in policies:
         known = ", ".join(sorted(policies)) or "none (no plugin is installed)"
         raise RankfoldError(f"policy {name!r} is unknown; use one of {known}")
-    return policies[name].from_text(argument)
+    with contained(f"policy {name!r}", RankfoldError):
+        return policies[name].from_text(argument)
 
 
 def make_model(target: str) -> Any:
@@ -51,4 +53,4 @@ def make_model(target: str) -> Any:
 def _cause(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return f"it calls sys.exit({error.code!r}); keep that out of what makes the model"
-    return f"{type(error).__name__}: {error}"
+    return told(error)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from rankfold.contracts import Stored, TensorRule, Trace
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, shown
 from rankfold.geometry import is_int
-from rankfold.linalg import is_finite
-from rankfold.ops import Array, Chain, Conv, ConvTranspose, Extent, Op, blank
+from rankfold.linalg import is_finite, read_only
+from rankfold.ops import Array, Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
@@ -46,6 +49,7 @@ class Slot:
 
         Raises:
             RankfoldError: weight and bias do not fit each other.
+            Refused: the rule fails.
         """
         bias = None if self.bias is None else blank(*checkpoint.entry(self.bias).shape)
         weight = blank(*checkpoint.entry(self.weight).shape)
@@ -67,8 +71,26 @@ class Slot:
             raise Refused(str(error)) from None
 
     def _op(self, weight: Array, bias: Array | None) -> Op:
-        op = rule_of(self.rule).op(self.weight, weight, bias)
+        with contained(f"tensor rule {self.rule!r}", Refused):
+            op = rule_of(self.rule).op(
+                self.weight, read_only(weight), None if bias is None else read_only(bias)
+            )
+            if not is_op(op):
+                raise TypeError(f"op gave {type(op).__name__}")
         return replace(op, **self.geometry) if isinstance(op, (Conv, ConvTranspose)) else op
+
+    def stages(self, chain: Chain) -> Mapping[str, Array]:
+        """The tensors that take the place of weight and bias.
+
+        Raises:
+            Refused: the rule fails.
+        """
+        with contained(f"tensor rule {self.rule!r}", Refused):
+            tensors = dict(rule_of(self.rule).stages(self.weight, chain))
+            for name, array in tensors.items():
+                if not isinstance(name, str) or not isinstance(array, np.ndarray):
+                    raise TypeError(f"stages gave {type(array).__name__} for {shown(name)}")
+        return tensors
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,7 @@ def rule_of(name: str) -> TensorRule:
 
 def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
     """The layers of a checkpoint by path, in the order of its files."""
-    rules = list(reversed(registry().tensor_rules.values()))
+    rules = dict(reversed(registry().tensor_rules.items()))
     found: dict[str, Slot] = {}
     for name in checkpoint.owner:
         slot = _slot(checkpoint, name, rules)
@@ -214,29 +236,44 @@ def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
 
 
 def _slot(
-    checkpoint: Checkpoint, name: str, rules: Iterable[TensorRule]
+    checkpoint: Checkpoint, name: str, rules: Mapping[str, TensorRule]
 ) -> tuple[str, Slot] | None:
-    shape = checkpoint.entry(name).shape
-    for rule in rules:
-        known = rule.recognise(name, shape, checkpoint.settings)
+    shape, failed = checkpoint.entry(name).shape, ""
+    for word, rule in rules.items():
+        try:
+            known = _recognised(word, rule, name, shape, checkpoint.settings)
+        except Refused as refused:  # so it is not known whether the next rule may have it
+            failed = failed or refused.reason
+            continue
         if known is None:
             continue
-        return known.path, _checked(checkpoint, rule, name, known)
+        known = replace(known, refusal=failed) if failed else known
+        return known.path, _checked(checkpoint, word, name, known)
     return None
 
 
-def _checked(checkpoint: Checkpoint, rule: TensorRule, name: str, known: Stored) -> Slot:
+def _recognised(
+    word: str, rule: TensorRule, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+) -> Stored | None:
+    with contained(f"tensor rule {word!r}", Refused):
+        known = rule.recognise(name, shape, settings)
+        if not isinstance(known, Stored | None):
+            raise TypeError(f"recognise gave {type(known).__name__}")
+        return known
+
+
+def _checked(checkpoint: Checkpoint, rule: str, name: str, known: Stored) -> Slot:
     bias = known.bias if known.bias and known.bias in checkpoint else None
     refusal = known.refusal
     if refusal:
-        return Slot(rule.name, name, None, refusal)
+        return Slot(rule, name, None, refusal)
     if not checkpoint.is_float(name):
         refusal = f"it is stored as {checkpoint.entry(name).dtype}"
     elif any(name + end in checkpoint for end in _SCALES):
         refusal = "it is quantised: its values stand for others, with a scale beside them"
     elif bias is not None and not checkpoint.is_float(bias):
         refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
-    return Slot(rule.name, name, bias, refusal)
+    return Slot(rule, name, bias, refusal)
 
 
 def _given(inputs: Any) -> dict[str, _Given]:

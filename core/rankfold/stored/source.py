@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import contained
 from rankfold.ops import Array
 from rankfold.registry import registry, resolve
 from rankfold.stored.headers import (
@@ -213,8 +214,9 @@ def _opened(file: Path) -> File:
             reader = dict(spec.readers).get(file.suffix)
             if reader is not None:
                 check_plain(file)
-                made: File = resolve(reader)(file)
-                return made
+                with contained(f"reader {reader!r} of {str(file)!r}", RankfoldError):
+                    opened: File = resolve(reader)(file)
+                    return opened
     found = Safetensors(file)
     _ = found.header
     return found

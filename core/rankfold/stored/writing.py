@@ -25,7 +25,7 @@ from rankfold.parallel import limited
 from rankfold.plan import LayerPlan
 from rankfold.reference import reconstruct
 from rankfold.registry import registry
-from rankfold.stored.adapter import Slot, rule_of
+from rankfold.stored.adapter import Slot
 from rankfold.stored.headers import alignment, header_bytes, nbytes, numpy_dtype
 from rankfold.stored.source import Checkpoint
 from rankfold.verify import relative_distance
@@ -197,16 +197,15 @@ def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
 def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
     assert layer.method is not None
     slot = work.slots[layer.path]
-    method = Guarded(registry().methods([layer.method])[layer.method])
-    op = slot.blank(work.checkpoint)
+    method = Guarded(layer.method, registry().methods([layer.method])[layer.method])
     try:
+        op = slot.blank(work.checkpoint)
         reason = method.refuse(op)
         if reason is not None:
             raise Refused(reason)
-        chain = method.template(op, layer.ranks)
+        return slot.stages(method.template(op, layer.ranks))
     except Refused as refused:
         raise _not_as_planned(layer, refused) from None
-    return rule_of(slot.rule).stages(slot.weight, chain)
 
 
 def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
@@ -248,7 +247,10 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
             f"layer {planned.path!r}: its factors are out of the range of "
             f"{work.checkpoint.entry(slot.weight).dtype}; exclude it"
         )
-    stages = rule_of(slot.rule).stages(slot.weight, candidate.chain)
+    try:
+        stages = slot.stages(candidate.chain)
+    except Refused as refused:
+        raise _not_as_planned(planned, refused) from None
     return stages, error, candidate.sensitivity
 
 

@@ -1,0 +1,113 @@
+"""Errors of code that is not rankfold's: one net for all of them, and few safe words for each.
+
+A plugin may raise anything: `SystemExit`, a `BaseException` of its own, an error whose text cannot
+be made or has a million letters. Wherever such code is called, it is called within `contained`.
+
+What the user raises gets through, it is no fault of the code that it interrupts: Ctrl-C, and what a
+signal handler of theirs raises. `MemoryError` does not: it comes of one array that is too large, of
+which nothing has been taken, and the other layers are smaller.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType
+
+from rankfold.errors import RankfoldError, Refused
+
+LONGEST = 500
+"""Letters of a foreign text in a reason or a message: more than a line, less than a page."""
+_LONGEST_OF_OURS = 4 * LONGEST
+
+
+@contextmanager
+def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> Iterator[None]:
+    """Runs code of others; what it raises becomes one of rankfold's errors.
+
+    `RankfoldError`, and `Refused` where a fault becomes one, go through as they are: such code is
+    meant to speak in these.
+
+    Args:
+        who: what runs, as the error is to name it.
+        becomes: `Refused` where a fault costs one layer, `RankfoldError` where it ends the call.
+
+    Raises:
+        RankfoldError: the code raised it, or another error that becomes one.
+        Refused: the same.
+    """
+    try:
+        yield
+    except (RankfoldError, becomes) as error:
+        if _is_clear(error):
+            raise
+        ours = RankfoldError if issubclass(type(error), RankfoldError) else becomes
+        raise ours(told(error)) from error
+    except BaseException as error:
+        if is_users(error):
+            raise
+        raise becomes(f"{who} failed: {shown(error)}") from error
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether an error is the user's, of Ctrl-C or a signal handler, not of the code that ran."""
+    if issubclass(type(error), KeyboardInterrupt):
+        return True
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def told(error: BaseException) -> str:
+    """The class and the text of an error, in one short line."""
+    return _safe(lambda: f"{type(error).__name__}: {error!s}", error, LONGEST)
+
+
+def shown(value: object, longest: int = LONGEST) -> str:
+    """The repr of a value, in one short line."""
+    return _safe(lambda: repr(value), value, longest)
+
+
+def short(text: str, longest: int = LONGEST) -> str:
+    """A text in one line, cut where it is long, with nothing in it that a terminal would obey."""
+    line = " ".join(text[: 2 * longest].split())
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    cut = len(line) > longest or len(text) > 2 * longest
+    return f"{line[:longest]}…" if cut else line
+
+
+def _safe(words: Callable[[], str], value: object, longest: int) -> str:
+    """A text that code of others makes."""
+    try:
+        return short(str.__str__(words()), longest)  # a plain one, where it is of a subclass
+    except BaseException as error:
+        if is_users(error):
+            raise
+        kind: str = type.__dict__["__name__"].__get__(type(value))  # whatever its metaclass says
+        return f"{kind[:longest]}, whose text cannot be made"
+
+
+def _is_clear(error: RankfoldError | Refused) -> bool:
+    """Whether an error that code of others raised has a text, and not an endless one."""
+    try:
+        text = error.reason if isinstance(error, Refused) else str(error)
+        return type(text) is str and len(text) <= _LONGEST_OF_OURS
+    except BaseException as other:
+        if is_users(other):
+            raise
+        return False
+
+
+def _code(handler: object) -> CodeType | None:
+    """The code of a function, a method, a partial or an object that can be called."""
+    if isinstance(handler, signal.Handlers):
+        return None
+    for name in ("func", "__func__"):
+        handler = getattr(handler, name, handler)
+    code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
