@@ -11,6 +11,7 @@ import numpy as np
 
 from rankfold.calibration import examples
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 
 
 class Inputs:
@@ -65,7 +66,7 @@ class Inputs:
 
 def failed(error: Exception) -> RankfoldError:
     """The error for a model that fails on its example inputs."""
-    return RankfoldError(f"inputs: the model fails on them with {type(error).__name__}: {error}")
+    return RankfoldError(f"inputs: the model fails on them with {told(error)}")
 
 
 def is_array(value: Any) -> bool:

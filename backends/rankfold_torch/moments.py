@@ -13,6 +13,7 @@ from torch import nn
 
 from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 from rankfold.losses import draws, failure
 from rankfold.moments import LayerMoments, full_gradients, input_form
 from rankfold.ops import Embedding, Linear, Op
@@ -201,8 +202,7 @@ def _batch(
             loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever the backward pass of the model raises
             raise RankfoldError(
-                f"calibration: the gradient of the loss on batch {index} fails with "
-                f"{type(error).__name__}: {error}"
+                f"calibration: the gradient of the loss on batch {index} fails with {told(error)}"
             ) from error
         if gathering.error is not None:
             raise gathering.error

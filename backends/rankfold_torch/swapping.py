@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 from rankfold_torch.parameters import Factors, empty, held_at, put
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
@@ -49,7 +50,7 @@ def _swapped_modules(
             copied: nn.Module = copy.deepcopy(model, memo)
         except Exception as error:  # whatever the copied attributes raise
             raise RankfoldError(
-                f"the model cannot be copied ({error}); pass inplace=True to change it itself"
+                f"the model cannot be copied ({told(error)}); pass inplace=True to change it itself"
             ) from error
         return copied
     if id(model) in new:

@@ -13,6 +13,7 @@ from torch import nn
 
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 from rankfold.ops import Extent, macs
 from rankfold_torch.layers import CONVS, TRANSPOSED, sized
 
@@ -53,9 +54,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         try:
             call(model, inputs)
         except Exception as error:  # whatever the model raises on these inputs
-            raise RankfoldError(
-                f"inputs: the model fails on them with {type(error).__name__}: {error}"
-            ) from error
+            raise RankfoldError(f"inputs: the model fails on them with {told(error)}") from error
     return Trace(
         {path: tuple(found) for path, found in extents.items()},
         watch.refusals,

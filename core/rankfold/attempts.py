@@ -15,10 +15,12 @@ from rankfold.candidates import Layer
 from rankfold.contracts import Choice, DataAware, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError
+from rankfold.faults import of_adapter
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
 from rankfold.progress import progress
+from rankfold.protection import copied
 from rankfold.refit import Refit
 from rankfold.registry import registry
 from rankfold.run import Run
@@ -49,7 +51,8 @@ def compressed(run: Run, selection: Selection, *, refit: bool, inplace: bool) ->
         best = attempt(policy, copy=not inplace or run.calibration is not None)
     model = best.model
     if inplace:
-        model = run.adapter.replace(run.model, best.modules, inplace=True)
+        with of_adapter(run.adapter):
+            model = run.adapter.replace(run.model, best.modules, inplace=True)
     return model, msgspec.structs.replace(best.plan, policy=named(policy))
 
 
@@ -80,7 +83,8 @@ def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Atte
     plan = run.plan_of(decided, selection.policy, notes)
     if not copy:
         return Attempt(None, plan, modules)
-    small = run.adapter.replace(run.model, modules, inplace=False)
+    with of_adapter(run.adapter):
+        small = run.adapter.replace(run.model, modules, inplace=False)
     loss = latency = None
     if isinstance(run.adapter, DataAware):
         if run.predicted is not None:
@@ -119,16 +123,18 @@ def _followed(
         def visit(path: str, fit: Any, held: Any, groups: Sequence[int] | None = None, /) -> Chain:
             if not visitor.knows(path):
                 advance(path)
-            return visitor.visit(path, fit, held, groups)
+            chain = visitor.visit(path, fit, held, groups)
+            return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
-        errors = run.adapter.follow(
-            run.model,
-            run.calibration,
-            ops,
-            visit,
-            sequential=refit,
-            rng=np.random.default_rng(run.seed),
-        )
+        with of_adapter(run.adapter):
+            errors = run.adapter.follow(
+                run.model,
+                run.calibration,
+                ops,
+                visit,
+                sequential=refit,
+                rng=np.random.default_rng(run.seed),
+            )
     for path, item in chosen.items():
         decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
         if path in errors and decision.chain is not None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import contained
+from rankfold.faults import contained, of_adapter
 from rankfold.files import sha256_of, sync
 from rankfold.guarded import Guarded
 from rankfold.plan import Plan, validate
@@ -144,11 +144,12 @@ def load(
     if len(files) > 1:
         _check_distinct(files)
     adapter = adapter or registry().adapter(model)
-    if inputs is not None:
-        adapter.trace(model, inputs)
-    modules = _modules(adapter, model, saved)
-    small = adapter.replace(model, modules, inplace=False)
-    return adapter.load_weights(small, *files)
+    with of_adapter(adapter):
+        if inputs is not None:
+            adapter.trace(model, inputs)
+        modules = _modules(adapter, model, saved)
+        small = adapter.replace(model, modules, inplace=False)
+        return adapter.load_weights(small, *files)
 
 
 def saved_at(folder: Path) -> Saved | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import CodeType
 
 from rankfold.errors import RankfoldError, Refused
@@ -48,6 +48,11 @@ def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> Iterato
         if is_users(error):
             raise
         raise becomes(f"{who} failed: {shown(error)}") from error
+
+
+def of_adapter(adapter: object) -> AbstractContextManager[None]:
+    """Runs what an adapter does to a whole model: its fault ends the call."""
+    return contained(f"adapter {type(adapter).__name__}", RankfoldError)
 
 
 def is_users(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from rankfold.calibration import Calibration
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 from rankfold.ops import Array
 
 _ENOUGH_EXAMPLES = 64
@@ -68,16 +69,13 @@ def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> Any
         return calibration.loss(outputs, batch)
     except Exception as error:  # whatever a user's function raises
         raise RankfoldError(
-            f"loss {calibration.loss_name!r}: it fails on batch {index} with "
-            f"{type(error).__name__}: {error}"
+            f"loss {calibration.loss_name!r}: it fails on batch {index} with {told(error)}"
         ) from error
 
 
 def failure(index: int, error: BaseException) -> RankfoldError:
     """What is raised where a model fails on a batch."""
-    return RankfoldError(
-        f"calibration: the model fails on batch {index} with {type(error).__name__}: {error}"
-    )
+    return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
 
 
 class Divergence:

@@ -16,6 +16,7 @@ from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import of_adapter
 from rankfold.moments import Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan import LayerPlan, Plan, validate
@@ -268,7 +269,8 @@ def apply(
                     decision = decision.with_macs(_macs_of(given, decision.layer))
             decided.append(run.built(decision, modules))
             registry().layer_done(decided[-1])
-    small = run.adapter.replace(model, modules, inplace=inplace)
+    with of_adapter(run.adapter):
+        small = run.adapter.replace(model, modules, inplace=inplace)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
     return Compressed(small, applied)
 

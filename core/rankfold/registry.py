@@ -262,7 +262,7 @@ def _entry_points() -> Iterable[EntryPoint]:
     try:
         return entry_points(group=PROJECT)
     except Exception:  # one distribution with a damaged list hides those of all others
-        return list(_readable_entry_points())
+        return dict.fromkeys(_readable_entry_points())
 
 
 def _readable_entry_points() -> Iterator[EntryPoint]:

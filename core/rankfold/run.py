@@ -25,6 +25,7 @@ from rankfold.contracts import (
 )
 from rankfold.decision import Decision, build, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, of_adapter
 from rankfold.group import Group
 from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
@@ -102,9 +103,10 @@ class Run:
         self._layers: dict[str, Layer] = {}
         self._times: dict[Hashable, tuple[float, ...]] = {}
         self.moments: Moments | None = None
-        self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
-        self.kinds = adapter.layers(model)
-        self.size = adapter.size(model)
+        with of_adapter(adapter):
+            self._trace: Trace | None = None if inputs is None else adapter.trace(model, inputs)
+            self.kinds = adapter.layers(model)
+            self.size = adapter.size(model)
         self._methods: dict[str, Decomposition] = registry().methods(names)
         self._placement: Placement = placement
         self.seed = seed
@@ -199,7 +201,8 @@ class Run:
             except Refused:
                 continue
         rng = np.random.default_rng(self.seed)
-        with progress("calibrating", len(self.calibration.batches)) as advance:
+        steps = len(self.calibration.batches)
+        with progress("calibrating", steps) as advance, of_adapter(self.adapter):
             found = self.adapter.moments(self.model, self.calibration, ops, rng, advance)
         seen = predictions(found, ops)
         if seen < FEWEST:
@@ -226,7 +229,8 @@ class Run:
         self, selection: Selection, notes: list[str]
     ) -> Iterator[tuple[Layer, Choice] | LayerPlan]:
         """What is to be done to each layer, policy by policy; or its plan where that is settled."""
-        paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
+        with of_adapter(self.adapter):
+            paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
         selection.check(list(paths.values()))
         seen: dict[int, tuple[Policy, list[Layer]]] = {}
         costs: dict[str, Cost] = {}
@@ -330,7 +334,8 @@ class Run:
         )
 
     def _read(self, path: str) -> Op:
-        op = self.adapter.read(self.model, path)
+        with contained("reading the layer", Refused):
+            op = self.adapter.read(self.model, path)
         if self._trace is not None and path in self._trace.refusals:
             raise Refused(self._trace.refusals[path])
         return op if self.calibration is None and self.moments is None else on_host(op)

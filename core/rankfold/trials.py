@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from rankfold.errors import Infeasible, RankfoldError
+from rankfold.faults import shown
 from rankfold.plan import Plan, Trial
 from rankfold.policies.budget import Budget
 from rankfold.progress import progress
@@ -134,7 +135,7 @@ def _score(budget: Budget, model: Any) -> float:
     try:
         score = float(budget.evaluate(model))
     except Exception as error:  # whatever the caller's function raises
-        raise RankfoldError(f"Budget: evaluate fails with {error!r}") from error
+        raise RankfoldError(f"Budget: evaluate fails with {shown(error)}") from error
     if not math.isfinite(score):
         raise RankfoldError(f"Budget: evaluate gave {score}; a finite score is needed")
     return score

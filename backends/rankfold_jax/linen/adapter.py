@@ -15,6 +15,7 @@ from flax.core import freeze, unfreeze
 
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import told
 from rankfold.ops import Array, Chain, Op, blank, with_weight
 from rankfold.reference import composed
 from rankfold_jax.chains import FOREIGN, checked, stage_op
@@ -322,9 +323,7 @@ class LinenAdapter(FlowDataAware[nn.Module]):
             try:
                 jax.eval_shape(forward, variables, recording.inputs.arrays)
             except Exception as error:  # whatever the model raises without its layers
-                raise RankfoldError(
-                    f"the compressed model fails with {type(error).__name__}: {error}"
-                ) from error
+                raise RankfoldError(f"the compressed model fails with {told(error)}") from error
         missed = sorted(".".join(path) for path in planned - fired)
         if missed:
             raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from io import TextIOWrapper
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
             _fail(f"{usage()} (see --help)")
         if os.environ.get("RANKFOLD_DEBUG"):
             raise
-        _fail(f"{type(error).__name__}: {error} (RANKFOLD_DEBUG=1 shows where)")
+        _fail(f"{told(error)} (RANKFOLD_DEBUG=1 shows where)")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -17,6 +17,7 @@ import msgspec
 from rankfold.checkpoint import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
 from rankfold.contracts import Placement, Policy
 from rankfold.errors import RankfoldError
+from rankfold.faults import shown
 from rankfold.files import sha256_of, write_whole
 from rankfold.moments import Moments
 from rankfold.parallel import threads_for
@@ -252,8 +253,8 @@ def _each(
                 raise
             except Exception as error:  # of the executor: a worker has died, its pool is gone
                 raise UnfinishedError(
-                    f"{futures[future].name!r} was not written: {error!r}; files that are finished "
-                    "are kept, so the same call goes on from there"
+                    f"{futures[future].name!r} was not written: {shown(error)}; files that are "
+                    "finished are kept, so the same call goes on from there"
                 ) from error
     finally:
         wait([future for future in futures if not future.cancel()])  # they still write

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import is_users, shown
 from rankfold.testing.checks import CHECKS
 from rankfold.testing.harness import Harness, Unsupported
 
@@ -70,10 +71,12 @@ def _run(name: str, harness: Harness, expected: str | None) -> CheckResult:
         CHECKS[name](harness)
     except Unsupported as missing:
         return CheckResult(name, "skipped", f"the harness does not have {missing}")
-    except Exception as error:  # whatever an adapter raises is its failure
+    except BaseException as error:  # whatever an adapter raises is its failure
+        if is_users(error):
+            raise
         if expected is not None:
             return CheckResult(name, "expected", expected)
-        text = str(error) if isinstance(error, AssertionError) else f"{error!r}"
+        text = str(error) if isinstance(error, AssertionError) else shown(error)
         return CheckResult(name, "failed", text)
     if expected is not None:
         return CheckResult(name, "failed", f"passes, though it was expected to fail: {expected}")
