@@ -6,7 +6,6 @@ computed, and forgets it on `release`, so that planning a model holds one layer 
 
 from __future__ import annotations
 
-import copy
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -206,7 +205,8 @@ class Layer:
 
     def only(self, method: str) -> Layer:
         """The same layer with one allowed method, sharing what has been computed so far."""
-        view = copy.copy(self)
+        view = object.__new__(Layer)
+        vars(view).update(vars(self))  # copy.copy() would make what travels to another process
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
         return view
 

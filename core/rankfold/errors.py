@@ -1,8 +1,18 @@
 """The ways in which rankfold says no."""
 
+from __future__ import annotations
+
+from rankfold.texts import message
+
 
 class RankfoldError(ValueError):
-    """A call that cannot be carried out: the message names the layer, the value and the remedy."""
+    """A call that cannot be carried out: the message names the layer, the value and the remedy.
+
+    What it quotes may come from a file, so it can be printed and is no longer than can be read.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(message(str(text)))
 
 
 class Infeasible(RankfoldError):  # noqa: N818 - what it says of a budget
@@ -12,8 +22,8 @@ class Infeasible(RankfoldError):  # noqa: N818 - what it says of a budget
         factor: the least factor on all of them with which they can.
     """
 
-    def __init__(self, message: str, factor: float) -> None:
-        super().__init__(message)
+    def __init__(self, text: str, factor: float) -> None:
+        super().__init__(text)
         self.factor = factor
 
 
@@ -21,5 +31,5 @@ class Refused(Exception):  # noqa: N818 - a decision with a reason, not a failur
     """One layer is left alone, and this is why; it becomes the `reason` in the plan."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = message(str(reason))
+        super().__init__(self.reason)

@@ -8,25 +8,19 @@ error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (M
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from rankfold.errors import RankfoldError
-from rankfold.linalg import is_real, read_only
+from rankfold.linalg import read_only
 from rankfold.ops import Array, Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
 """The largest order of a patch moment: 512 channels of a 3×3 kernel."""
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
-_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +48,7 @@ class LayerMoments:
     uses: float
 
     def __post_init__(self) -> None:
-        for name in _ARRAYS:  # policies and decompositions look at what the user has gathered
+        for name in ("inputs", "mean", "grads"):  # policies and decompositions look at what the user has gathered
             array = getattr(self, name)
             if array is not None:
                 object.__setattr__(self, name, read_only(array))
@@ -135,22 +129,9 @@ class Moments(Mapping[str, LayerMoments]):
         Raises:
             RankfoldError: the file cannot be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
+        from rankfold.stored.moments import write_moments
 
-        arrays: dict[str, Array] = {}
-        facts = []
-        for index, (path, layer) in enumerate(self._layers.items()):
-            facts.append({"path": path, "samples": layer.samples, "uses": layer.uses})
-            for name in _ARRAYS:
-                value = getattr(layer, name)
-                if value is not None:
-                    arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
-        about = {"version": _VERSION, "loss": self.loss, "layers": facts}
-        try:
-            save_file(arrays, Path(file), metadata={"rankfold.moments": json.dumps(about)})
-        except (OSError, SafetensorError) as error:
-            raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
+        write_moments(Path(file), self._layers, self.loss)
 
     @classmethod
     def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
@@ -163,60 +144,7 @@ class Moments(Mapping[str, LayerMoments]):
         Raises:
             RankfoldError: the file is missing, damaged or holds something else.
         """
-        from safetensors import SafetensorError, safe_open
+        from rankfold.stored.moments import read_moments
 
-        if not Path(file).is_file():  # a pipe would be waited for
-            raise RankfoldError(f"{str(file)!r} holds no moments: it is missing or no plain file")
-        try:
-            with safe_open(Path(file), framework="numpy") as stored:
-                about = json.loads((stored.metadata() or {})["rankfold.moments"])
-                if about["version"] != _VERSION:
-                    raise RankfoldError(
-                        f"{str(file)!r} has version {about['version']}; this rankfold reads "
-                        f"version {_VERSION}"
-                    )
-                names = set(stored.keys())
-                layers = {}
-                for index, facts in enumerate(about["layers"]):
-                    if only not in (None, facts["path"]):
-                        continue
-                    arrays: dict[str, Any] = {
-                        name: stored.get_tensor(f"{index}.{name}")
-                        if f"{index}.{name}" in names
-                        else None
-                        for name in _ARRAYS
-                    }
-                    found = LayerMoments(
-                        **arrays, samples=int(facts["samples"]), uses=float(facts["uses"])
-                    )
-                    _check(found)
-                    layers[str(facts["path"])] = found
-        except (
-            *(OSError, SafetensorError, LookupError, TypeError, ValueError),
-            *(AttributeError, OverflowError, RecursionError),
-        ) as error:
-            if isinstance(error, RankfoldError):
-                raise
-            raise RankfoldError(f"{str(file)!r} holds no moments: {error!r}") from None
-        return cls(layers, str(about["loss"]))
-
-
-_ARRAYS = ("inputs", "mean", "grads")
-
-
-def _check(moments: LayerMoments) -> None:
-    """Sees to it that what was read can be computed with.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    for name in _ARRAYS:
-        values = getattr(moments, name)
-        if values is None and name == "grads":
-            continue
-        if not is_real(values) or not np.isfinite(values).all():
-            raise ValueError(f"{name} are no finite numbers")
-    if moments.inputs.ndim not in (2, 3) or moments.mean.shape != moments.inputs.shape[:2]:
-        raise ValueError("inputs and mean do not fit each other")
-    if moments.samples < 1 or not 0.0 <= moments.uses < math.inf:
-        raise ValueError(f"{moments.samples} samples, {moments.uses} uses")
+        about, layers = read_moments(Path(file), only)
+        return cls(layers, about.loss)

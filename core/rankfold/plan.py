@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 import msgspec
 
@@ -10,6 +12,9 @@ from rankfold.contracts import Placement
 from rankfold.errors import RankfoldError
 
 VERSION = 1
+_MOST = 10**30
+"""No layer has more parameters or multiply-accumulates, and sums of such counts are floats yet."""
+_LARGEST = 1e300
 
 
 class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,15 +174,21 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def validate(plan: Plan) -> None:
-    """Checks what the types alone do not say.
+    """Checks what the types alone do not say, and of a plan made by hand the types, too.
 
     Raises:
-        RankfoldError: another version, a layer twice, a method without ranks or the reverse.
+        RankfoldError: another version, a layer twice, a method without ranks or the reverse, a
+            count or an error that none can be; the message names the layer and the field.
     """
     if plan.version != VERSION:
         raise RankfoldError(
             f"the plan has version {plan.version}; this rankfold reads version {VERSION}"
         )
+    _check_counts("the plan", "size", (plan.size,))
+    for name in ("predicted_latency", "latency"):
+        _check_measure("the plan", name, getattr(plan, name))
+    for trial in plan.trials:
+        _check_measure("the plan", "trials: share", trial.share)
     seen: set[str] = set()
     for layer in plan.layers:
         if layer.path in seen:
@@ -188,6 +199,36 @@ def validate(plan: Plan) -> None:
                 f"layer {layer.path!r}: method {layer.method!r} with ranks {layer.ranks}; a "
                 "method needs ranks and ranks need a method"
             )
+        for name in ("ranks", "params", "macs"):
+            _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
+        for name in ("error", "predicted", "measured", "sensitivity"):
+            _check_measure(f"layer {layer.path!r}", name, getattr(layer, name))
+
+
+def _check_counts(owner: str, field: str, counts: Iterable[Any]) -> None:
+    for count in counts:
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        if not whole or not 0 <= count <= _MOST:
+            raise RankfoldError(
+                f"{owner}: {field} holds {_shown(count)}; use whole numbers from 0 to {_MOST:.0e}"
+            )
+
+
+def _check_measure(owner: str, field: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (Integral, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= _LARGEST:
+        raise RankfoldError(
+            f"{owner}: {field} is {_shown(value)}; use a number from 0 to {_LARGEST:.0e}, or None"
+        )
+
+
+def _shown(value: object) -> str:
+    """A value that may be an integer of too many digits for Python to write."""
+    if isinstance(value, int) and abs(value) > _MOST:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
 
 
 def _total(pairs: Iterable[tuple[int, int] | None]) -> tuple[int, int]:

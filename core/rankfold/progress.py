@@ -24,7 +24,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from rankfold.report.literal import printable
+    from rankfold.texts import printable
 
     columns = (
         TextColumn(what),

@@ -39,7 +39,7 @@ def _replace_what_cannot_be_encoded() -> None:
 
 
 def _fail(message: str) -> None:
-    from rankfold.report.literal import printable
+    from rankfold.texts import printable
 
     print(f"rankfold: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from rankfold.checkpoint import check_replaceable
 from rankfold.cli.arguments import make_model, read_policy
 from rankfold.contracts import Policy
@@ -18,9 +20,9 @@ from rankfold.executors import opened
 from rankfold.pipeline import compress
 from rankfold.plan import Plan
 from rankfold.registry import registry
-from rankfold.report.literal import literal
 from rankfold.report.table import plan_table, totals, wide_console
 from rankfold.stored.compression import compress_checkpoint
+from rankfold.texts import printable
 
 
 @dataclass(frozen=True)
@@ -128,4 +130,4 @@ def _show(plan: Plan, output: Path) -> None:
         raise OSError("it is closed")
     console = wide_console()
     console.print(plan_table(plan))
-    console.print(literal(f"{totals(plan)}; written to {output}"), soft_wrap=True)
+    console.print(Text(f"{totals(plan)}; written to {printable(str(output))}"), soft_wrap=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from rich.text import Text
 
-
-def printable(text: str) -> str:
-    """The text with control characters and the like as Python writes them in a repr."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+from rankfold.texts import printable
 
 
 def literal(text: str, style: str = "") -> Text:
-    """Such a text for a table."""
+    """A text for a table or a console."""
     return Text(printable(text), style)

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rankfold.plan import LayerPlan, Plan
 from rankfold.report.literal import literal
+from rankfold.texts import printable
 
 _WIDTH = 120
 
@@ -63,7 +64,7 @@ def totals(plan: Plan) -> str:
     for trial in plan.trials:
         text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
         text += "" if trial.kept else ", too low"
-    return "; ".join([text, *plan.notes])
+    return "; ".join([text, *map(printable, plan.notes)])
 
 
 def change(pair: tuple[int, int]) -> str:
