@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.hookspecs import LayerRule
 from rankfold.moments import LayerMoments
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op
@@ -29,6 +29,7 @@ from rankfold_torch import (
     losses,
     moments,
     refilling,
+    stale,
     swapping,
     timing,
     tracing,
@@ -59,6 +60,7 @@ class TorchAdapter:
 
     def __init__(self) -> None:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
+        self._run: stale.Run | None = None
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
@@ -107,7 +109,9 @@ class TorchAdapter:
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
         check_root(model)
-        return tracing.trace(model, self._modules(model), inputs)
+        trace = tracing.trace(model, self._modules(model), inputs)
+        self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
+        return trace
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """An `nn.Sequential` of stock layers; the factors of a parameter."""
@@ -141,8 +145,17 @@ class TorchAdapter:
         """Swaps layers by identity, so that shared modules stay shared, and parameters by name.
 
         The copy never copies the layers that are replaced.
+
+        Raises:
+            RankfoldError: something holds a layer where no other can take its place.
         """
-        return swapping.replaced(model, modules, inplace=inplace)
+        return _whole(swapping.replaced(model, modules, inplace=inplace))
+
+    def replaced(
+        self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """As `replace`; where example inputs were traced, the result is run on them once."""
+        return swapping.replaced(model, modules, inplace=inplace, run=self._run)
 
     def save_weights(self, model: nn.Module, file: Path) -> None:
         """Every parameter and persistent buffer, tied ones once."""
@@ -208,7 +221,7 @@ class TorchAdapter:
             else:
                 chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
             modules[path] = self.refilled(model, path, composed(op, chain))
-        return swapping.replaced(small, modules, inplace=False)
+        return _whole(swapping.replaced(small, modules, inplace=False))
 
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration
@@ -275,6 +288,14 @@ class TorchAdapter:
             if type(module) is getattr(sys.modules[name], cls, None):
                 return rule
         return None
+
+
+def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
+    """The model, where every layer was replaced."""
+    model, left = result
+    for path, reason in left.items():
+        raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
+    return model
 
 
 def _read_by(rule: LayerRule, module: nn.Module) -> Op:
