@@ -36,6 +36,7 @@ from rankfold_torch import (
     weights,
 )
 from rankfold_torch.layers import to_array
+from rankfold_torch.memory import settle
 from rankfold_torch.parameters import Factors, Held, held_at, names_in
 from rankfold_torch.refusals import (
     Surroundings,
@@ -122,7 +123,9 @@ class TorchAdapter:
         rule = self._rule(module)
         if rule is None or rule.build is None:
             return layers.build(chain, module)
-        built: nn.Module = _ruled(rule.build, chain, module)
+        with torch.inference_mode(mode=False):
+            built: nn.Module = _ruled(rule.build, chain, module)
+            settle(built)
         return built
 
     def run(self, module: nn.Module | Factors, x: Array) -> Array:
@@ -163,7 +166,8 @@ class TorchAdapter:
 
     def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
         """Fills the model after checking names, shapes and dtypes."""
-        weights.load_weights(model, file, *more)
+        with torch.inference_mode(mode=False):
+            weights.load_weights(model, file, *more)
         return model
 
     def moments(
@@ -208,7 +212,9 @@ class TorchAdapter:
             return held.filled(op.weight)
         module = model.get_submodule(path)
         rule = self._rule(module)
-        return refilling.refilled(module, op, None if rule is None else partial(_read_by, rule))
+        read = None if rule is None else partial(_read_by, rule)
+        with torch.inference_mode(mode=False):
+            return refilling.refilled(module, op, read)
 
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
         """A copy of the compressed model, with a copy of the layer in place of each chain."""

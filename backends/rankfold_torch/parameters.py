@@ -20,7 +20,8 @@ from rankfold.changes import Changes
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Array, Chain, Linear
 from rankfold.registry import registry
-from rankfold_torch.layers import copied_as, to_array
+from rankfold_torch.layers import to_array
+from rankfold_torch.memory import parameter
 
 _FIRST = "original0"
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -80,14 +81,12 @@ class Held:
             ):
                 raise Refused("a parameter can only be a product of as many matrices as it holds")
             shape = (*stack, stage.weight.shape[0] // stage.groups, stage.weight.shape[1])
-            factor = copied_as(stage.weight.reshape(shape), self.tensor).contiguous()
-            made.append(nn.Parameter(factor, requires_grad=self.tensor.requires_grad))
+            made.append(parameter(stage.weight.reshape(shape), self.tensor))
         return Factors(tuple(made))
 
     def filled(self, weight: Array) -> nn.Parameter:
         """The parameter itself with other values."""
-        values = copied_as(weight.reshape(tuple(self.tensor.shape)), self.tensor)
-        return nn.Parameter(values, requires_grad=self.tensor.requires_grad)
+        return parameter(weight.reshape(tuple(self.tensor.shape)), self.tensor)
 
     def chain(self, small: nn.Module) -> Chain:
         """The chain whose stages are the factors that a compressed copy of the module has now.

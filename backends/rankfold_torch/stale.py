@@ -55,17 +55,13 @@ def holders(
 
 def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str, object]]:
     """What the modules of a model hold, and the functions of their classes."""
-    classes: set[type] = set()
     for path, module in model.named_modules():
         if id(module) in apart:
             continue
         for name, value in vars(module).items():
             yield f"{f'{path}.{name}'.lstrip('.')!r} (a {type(value).__name__})", value
-        if type(module) not in classes:
-            classes.add(type(module))
-            for name, function in closures_of(type(module), below=nn.Module):
-                if not (function.__module__ or "").startswith("torch."):  # these key caches by it
-                    yield f"the method {name}", function
+        for function in closures_of(type(module)):
+            yield f"the method {function.__qualname__}", function
 
 
 def miscalled(

@@ -15,6 +15,8 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 _NOT_ENTERED = (type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex)
+_FRAMEWORKS = ("torch.", "jax.", "flax.")
+"""Whose functions may know a module by closure (as the key of a cache) without calling it."""
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
 
@@ -51,24 +53,24 @@ def reached(
             seen.add(id(item))
             kept.append(item)
             stack.extend(_contents(item))
+            if id(type(item)) not in seen:
+                seen.add(id(type(item)))
+                stack.extend(closures_of(type(item)))
     return words
 
 
-def closures_of(cls: type, *, below: type) -> Iterator[tuple[str, FunctionType]]:
-    """The functions that a class has by itself and from its bases, with their names.
-
-    Args:
-        cls: the class.
-        below: the base at which to stop.
-    """
-    for base in cls.__mro__[: cls.__mro__.index(below)]:
-        for name, value in vars(base).items():
+def closures_of(cls: type) -> Iterator[FunctionType]:
+    """The functions of a class and its bases that hold anything by closure."""
+    for base in cls.__mro__:
+        for value in list(vars(base).values()):
             if isinstance(value, (staticmethod, classmethod)):
                 value = value.__func__
             elif isinstance(value, property):
                 value = value.fget
-            if isinstance(value, FunctionType):
-                yield f"{cls.__name__}.{name}", value
+            if not isinstance(value, FunctionType) or not value.__closure__:
+                continue
+            if not (value.__module__ or "").startswith(_FRAMEWORKS):
+                yield value
 
 
 def _contents(item: Any) -> Iterable[object]:
