@@ -15,7 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained
 from rankfold.hookspecs import LayerRule
 from rankfold.moments import LayerMoments
@@ -29,12 +29,14 @@ from rankfold_torch import (
     losses,
     moments,
     refilling,
+    stale,
     swapping,
     timing,
     tracing,
     weights,
 )
 from rankfold_torch.layers import to_array
+from rankfold_torch.memory import settle
 from rankfold_torch.parameters import Factors, Held, held_at, names_in
 from rankfold_torch.refusals import (
     Surroundings,
@@ -59,6 +61,7 @@ class TorchAdapter:
 
     def __init__(self) -> None:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
+        self._run: stale.Run | None = None
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
@@ -107,7 +110,9 @@ class TorchAdapter:
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
         check_root(model)
-        return tracing.trace(model, self._modules(model), inputs)
+        trace = tracing.trace(model, self._modules(model), inputs)
+        self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
+        return trace
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """An `nn.Sequential` of stock layers; the factors of a parameter."""
@@ -118,7 +123,9 @@ class TorchAdapter:
         rule = self._rule(module)
         if rule is None or rule.build is None:
             return layers.build(chain, module)
-        built: nn.Module = _ruled(rule.build, chain, module)
+        with torch.inference_mode(mode=False):
+            built: nn.Module = _ruled(rule.build, chain, module)
+            settle(built)
         return built
 
     def run(self, module: nn.Module | Factors, x: Array) -> Array:
@@ -141,8 +148,17 @@ class TorchAdapter:
         """Swaps layers by identity, so that shared modules stay shared, and parameters by name.
 
         The copy never copies the layers that are replaced.
+
+        Raises:
+            RankfoldError: something holds a layer where no other can take its place.
         """
-        return swapping.replaced(model, modules, inplace=inplace)
+        return _whole(swapping.replaced(model, modules, inplace=inplace))
+
+    def replaced(
+        self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """As `replace`; where example inputs were traced, the result is run on them once."""
+        return swapping.replaced(model, modules, inplace=inplace, run=self._run)
 
     def save_weights(self, model: nn.Module, file: Path) -> None:
         """Every parameter and persistent buffer, tied ones once."""
@@ -150,7 +166,8 @@ class TorchAdapter:
 
     def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
         """Fills the model after checking names, shapes and dtypes."""
-        weights.load_weights(model, file, *more)
+        with torch.inference_mode(mode=False):
+            weights.load_weights(model, file, *more)
         return model
 
     def moments(
@@ -195,7 +212,9 @@ class TorchAdapter:
             return held.filled(op.weight)
         module = model.get_submodule(path)
         rule = self._rule(module)
-        return refilling.refilled(module, op, None if rule is None else partial(_read_by, rule))
+        read = None if rule is None else partial(_read_by, rule)
+        with torch.inference_mode(mode=False):
+            return refilling.refilled(module, op, read)
 
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
         """A copy of the compressed model, with a copy of the layer in place of each chain."""
@@ -208,7 +227,7 @@ class TorchAdapter:
             else:
                 chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
             modules[path] = self.refilled(model, path, composed(op, chain))
-        return swapping.replaced(small, modules, inplace=False)
+        return _whole(swapping.replaced(small, modules, inplace=False))
 
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration
@@ -272,6 +291,14 @@ class TorchAdapter:
             if rule.adapter == _NAME and type(module) is imported(rule.layer):
                 return rule
         return None
+
+
+def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
+    """The model, where every layer was replaced."""
+    model, left = result
+    for path, reason in left.items():
+        raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
+    return model
 
 
 def _read_by(rule: LayerRule, module: nn.Module) -> Op:

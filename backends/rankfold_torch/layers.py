@@ -25,6 +25,7 @@ from rankfold.ops import (
     channels,
     geometry,
 )
+from rankfold_torch.memory import parameter
 
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -259,23 +260,12 @@ def _fill(
     weight = stage.weight
     if isinstance(stage, ConvTranspose):
         weight = swap_channels(weight, stage.groups)
-    tensor = copied_as(weight, old)
-    if tensor.ndim in (4, 5) and not old.is_contiguous():
-        layout = torch.channels_last if tensor.ndim == 4 else torch.channels_last_3d
-        if old.is_contiguous(memory_format=layout):
-            tensor = tensor.contiguous(memory_format=layout)
-    module.weight = nn.Parameter(tensor, requires_grad=old.requires_grad)
+    module.weight = parameter(weight, old)
     if stage.bias is not None:
         bias = like.bias
         assert isinstance(bias, torch.Tensor)
-        module.bias = nn.Parameter(copied_as(stage.bias, bias), requires_grad=bias.requires_grad)
+        module.bias = parameter(stage.bias, bias)
     return module
-
-
-def copied_as(array: Array, tensor: torch.Tensor) -> torch.Tensor:
-    """Values with the dtype and on the device of a tensor; a copy, not of anything's memory."""
-    made = array.clone() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
-    return made.to(device=tensor.device, dtype=tensor.dtype)
 
 
 def swap_channels(weight: Array, groups: int) -> Array:

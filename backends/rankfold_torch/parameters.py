@@ -6,7 +6,9 @@ parametrization (`torch.nn.utils.parametrize`) that multiplies them out when the
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -14,12 +16,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from rankfold.changes import Changes
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Array, Chain, Linear
 from rankfold.registry import registry
-from rankfold_torch.layers import copied_as, to_array
+from rankfold_torch.layers import to_array
+from rankfold_torch.memory import parameter
 
 _FIRST = "original0"
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +81,12 @@ class Held:
             ):
                 raise Refused("a parameter can only be a product of as many matrices as it holds")
             shape = (*stack, stage.weight.shape[0] // stage.groups, stage.weight.shape[1])
-            factor = copied_as(stage.weight.reshape(shape), self.tensor).contiguous()
-            made.append(nn.Parameter(factor, requires_grad=self.tensor.requires_grad))
+            made.append(parameter(stage.weight.reshape(shape), self.tensor))
         return Factors(tuple(made))
 
     def filled(self, weight: Array) -> nn.Parameter:
         """The parameter itself with other values."""
-        values = copied_as(weight.reshape(tuple(self.tensor.shape)), self.tensor)
-        return nn.Parameter(values, requires_grad=self.tensor.requires_grad)
+        return parameter(weight.reshape(tuple(self.tensor.shape)), self.tensor)
 
     def chain(self, small: nn.Module) -> Chain:
         """The chain whose stages are the factors that a compressed copy of the module has now.
@@ -169,6 +172,37 @@ def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
     if parametrize.is_parametrized(module, name):
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     setattr(module, name, new)
+
+
+def prepare(module: nn.Module, new: Mapping[str, Factors | nn.Parameter], changes: Changes) -> None:
+    """Prepares that a module is as `put` makes it: all is first done to a shadow of it.
+
+    Args:
+        module: the module.
+        new: by name of a parameter, what it is to have in its place.
+        changes: to be made afterwards.
+    """
+    shadow = _shadow(module)
+    for name, item in new.items():
+        put(shadow, name, item)
+    values = dict(vars(shadow))
+    for kind in _REGISTRIES:
+        changes.contents(vars(module)[kind], values[kind])
+        values[kind] = vars(module)[kind]
+    changes.attribute(module, "__class__", type(shadow))
+    changes.contents(vars(module), values)
+
+
+def _shadow(module: nn.Module) -> nn.Module:
+    """A module that holds the same, and registers what it is given for itself alone."""
+    shadow: nn.Module = object.__new__(type(module))
+    vars(shadow).update(vars(module))
+    for kind in _REGISTRIES:
+        vars(shadow)[kind] = copy.copy(vars(module)[kind])
+    listed = shadow._modules.get("parametrizations")
+    if listed is not None:
+        shadow._modules["parametrizations"] = _shadow(listed)
+    return shadow
 
 
 def _own_class(module: nn.Module) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from rankfold.errors import Refused
 from rankfold.ops import Array, ConvTranspose, Op
 from rankfold_torch.layers import swap_channels
+from rankfold_torch.memory import settle
 
 
 def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) -> nn.Module:
@@ -27,6 +28,7 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
         Refused: the values do not fit into the layer.
     """
     copied = copy.deepcopy(module)
+    settle(copied)
     for parameter in copied.parameters():
         parameter.grad = None
     weight, bias = _parameter(copied, "weight"), _parameter(copied, "bias")

@@ -1,111 +1,190 @@
-"""Other modules in place of layers of a model, in a copy or in the model itself."""
+"""Other modules in place of layers of a model: in a copy, or in the model itself at one stroke."""
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from rankfold.changes import Changes
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
-from rankfold_torch.parameters import Factors, empty, held_at, put
+from rankfold_torch.copying import copied
+from rankfold_torch.exchanging import exchange
+from rankfold_torch.parameters import Factors, empty, held_at, prepare, put
+from rankfold_torch.stale import Run, calls, holders, miscalled
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
 """What takes the place of a layer: a module, or the values or factors of a parameter."""
+Left: TypeAlias = dict[str, str]
+"""By path of a layer that must be left alone, why."""
 
 
-def replaced(model: nn.Module, new: Mapping[str, New], *, inplace: bool) -> nn.Module:
-    """Swaps layers by identity, parameters by name; see `rankfold.contracts.Adapter`."""
+def replaced(
+    model: nn.Module, new: Mapping[str, New], *, inplace: bool, run: Run | None = None
+) -> tuple[nn.Module, Left]:
+    """Swaps layers by identity, parameters by name; see `rankfold.contracts.Checked`.
+
+    Args:
+        model: the model.
+        new: by path, what takes the place of a layer.
+        inplace: change the model itself, all at once.
+        run: what was seen when the model ran; the result is then run, too.
+    """
     modules = {path: item for path, item in new.items() if isinstance(item, nn.Module)}
     parameters = {path: item for path, item in new.items() if not isinstance(item, nn.Module)}
-    shells = {
-        id(held.tensor): empty(held.tensor)
-        for path in parameters
-        if (held := held_at(model, path)) is not None
-    }
-    swapped = _swapped_modules(model, modules, shells, inplace=inplace)
-    for path, item in parameters.items():
-        owner, _, name = path.rpartition(".")
-        put(swapped.get_submodule(owner), name, item)
-    return swapped
+    with torch.inference_mode(mode=False):
+        return (_changed if inplace else _copied)(model, modules, parameters, run)
 
 
-def _swapped_modules(
+def _copied(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    shells: Mapping[int, nn.Parameter],
-    *,
-    inplace: bool,
-) -> nn.Module:
-    """The model with other modules; a copy has shells in place of some parameters, by id."""
-    new = {id(model.get_submodule(path)): module for path, module in modules.items()}
-    if not inplace:
-        _check_closures(model)
-        memo: dict[int, Any] = {**new, **shells, **_computed(model)}
-        try:
-            copied: nn.Module = copy.deepcopy(model, memo)
-        except Exception as error:  # whatever the copied attributes raise
-            raise RankfoldError(
-                f"the model cannot be copied ({told(error)}); pass inplace=True to change it itself"
-            ) from error
-        return copied
-    if id(model) in new:
+    parameters: Mapping[str, Factors | nn.Parameter],
+    run: Run | None,
+) -> tuple[nn.Module, Left]:
+    """A copy with modules in place of layers, which are never copied themselves."""
+    old = {path: model.get_submodule(path) for path in modules}
+    tensors = _tensors(model, old, parameters)
+    memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
+    memo |= {id(tensor): empty(tensor) for path in parameters for tensor in tensors[path]}
+    made = copied(model, memo)
+    for path, item in parameters.items():
+        owner, _, name = path.rpartition(".")
+        put(made.get_submodule(owner), name, item)
+    own = {id(module) for module in made.modules()}
+    gone = {path: module for path, module in model.named_modules() if id(module) not in own}
+    _check_apart(made, gone, modules)
+    left = {
+        path: "what holds it gives no copy of itself when it is copied"
+        for path, module in modules.items()
+        if id(module) not in own
+    }
+    doubles = {id(memo[id(t)]): p for p, held in tensors.items() for t in held if id(t) in memo}
+    left |= _kept(made, doubles, modules)
+    if run is None or left:
+        return made, left
+    try:
+        counts, called = miscalled(made, modules, old, gone, run)
+    except RankfoldError:
+        if _runs(model, run):
+            raise
+        return made, {}
+    if called:
+        raise RankfoldError(
+            f"a copy of the model goes on calling the model's own {called[0]!r}, which something "
+            "holds that is not copied with it; pass inplace=True"
+        )
+    return made, _unlike(model, old, counts, run)
+
+
+def _changed(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    parameters: Mapping[str, Factors | nn.Parameter],
+    run: Run | None,
+) -> tuple[nn.Module, Left]:
+    """The model itself, which stays changed only if nothing that is replaced is still at work."""
+    if "" in modules:
         raise RankfoldError("a model that is a single layer cannot be replaced in place")
-    seen: set[int] = set()
-    for owner in list(model.modules()):
-        _swapped(vars(owner), new, seen)
-    return model
+    old = {path: model.get_submodule(path) for path in modules}
+    targets = {id(layer): path for path, layer in old.items()}
+    for path, held in _tensors(model, old, parameters).items():
+        targets |= {id(tensor): path for tensor in held}
+    changes = Changes()
+    for owner, paths in groupby(sorted(parameters), lambda path: path.rpartition(".")[0]):
+        items = {path.rpartition(".")[2]: parameters[path] for path in paths}
+        prepare(model.get_submodule(owner), items, changes)
+    exchange(model, {id(old[path]): module for path, module in modules.items()}, changes)
+    counts: Mapping[str, int] = {}
+    try:
+        changes.make()
+        left = _kept(model, targets, modules)
+        if run is not None and not left:
+            counts, called = miscalled(model, modules, old, old, run)
+            left = dict.fromkeys(called, "something holds it besides and goes on calling it")
+    except RankfoldError:
+        changes.take_back()
+        if _runs(model, run):
+            raise
+        changes.make()
+        return model, {}
+    except BaseException:
+        changes.take_back()
+        raise
+    if left or counts:
+        changes.take_back()
+        left = left or _unlike(model, old, counts, run)
+        if not left:
+            changes.make()
+    return model, left
 
 
-def _check_closures(model: nn.Module) -> None:
-    """Refuses to copy functions that hold a module of the model by closure: they would keep it."""
-    own = {id(module) for module in model.modules()}
-    for path, owner in model.named_modules():
-        for name, value in vars(owner).items():
-            if not inspect.isfunction(value):
-                continue
-            for held in inspect.getclosurevars(value).nonlocals.values():
-                if id(held) in own:
-                    where = f"{path}.{name}".lstrip(".")
-                    raise RankfoldError(
-                        f"the function {where!r} of the model holds one of its modules by closure, "
-                        "which a copy would go on calling; pass inplace=True"
-                    )
+def _check_apart(
+    made: nn.Module, gone: Mapping[str, nn.Module], new: Mapping[str, nn.Module]
+) -> None:
+    """Sees to it that a copy does not lead to what it is a copy of.
+
+    Raises:
+        RankfoldError: it does.
+    """
+    shared = {id(tensor) for tensor in made.parameters()}
+    names = {id(module): path for path, module in gone.items()}
+    for path, module in gone.items():
+        for name, tensor in module.named_parameters(prefix=path, recurse=False):
+            if id(tensor) not in shared:
+                names[id(tensor)] = name
+    for found, word in holders(made, names, new.values()).items():
+        raise RankfoldError(
+            f"{word} of the model holds the model's {names[found] or 'own self'!r} by closure, "
+            "weak reference or alike, which a copy would go on using; pass inplace=True"
+        )
 
 
-def _computed(model: nn.Module) -> dict[int, torch.Tensor]:
-    """Copies of tensors with a history, which cannot be deep-copied; forward makes them anew."""
+def _kept(
+    result: nn.Module, targets: Mapping[int, str], new: Mapping[str, nn.Module]
+) -> dict[str, str]:
+    """Why layers must be left alone because what they are made of is still held, by path."""
     return {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
+        targets[found]: f"it is also held by {word}, where no other can take its place"
+        for found, word in holders(result, targets, new.values()).items()
     }
 
 
-def _swapped(value: Any, new: Mapping[int, nn.Module], seen: set[int]) -> Any:
-    """A value with modules replaced by identity, in dicts, lists, tuples and sets within it too.
+def _unlike(
+    model: nn.Module, old: Mapping[str, nn.Module], counts: Mapping[str, int], run: Run | None
+) -> dict[str, str]:
+    """Why layers must be left alone because their replacements are not called as they were.
 
-    Dicts and lists are changed in place; a tuple or a set that holds such a module is made anew.
+    The model itself may call them now more often, now less: from a cache, or at random.
     """
-    if id(value) in new:
-        return new[id(value)]
-    if id(value) in seen or not isinstance(value, (dict, list, tuple, set)):
-        return value
-    seen.add(id(value))
-    if isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in list(items):
-            changed = _swapped(item, new, seen)
-            if changed is not item:
-                value[key] = changed
-        return value
-    changed_items = [_swapped(item, new, seen) for item in value]
-    if all(a is b for a, b in zip(changed_items, value, strict=True)):
-        return value
-    named = hasattr(value, "_fields")
-    return type(value)(*changed_items) if named else type(value)(changed_items)
+    if run is None or not counts:
+        return {}
+    again = calls(model, run.inputs, old)
+    return {
+        path: f"in its place a module would be called {count} times, not {again[path]}"
+        for path, count in counts.items()
+        if count != again[path] == run.calls.get(path, 0)
+    }
+
+
+def _runs(model: nn.Module, run: Run | None) -> bool:
+    """Whether the model can be run once more."""
+    try:
+        calls(model, None if run is None else run.inputs, {})
+    except RankfoldError:
+        return False
+    return True
+
+
+def _tensors(
+    model: nn.Module, layers: Mapping[str, nn.Module], parameters: Mapping[str, object]
+) -> dict[str, list[nn.Parameter]]:
+    """The parameters that are replaced, by path of their layer; none where factors are."""
+    own = {path: list(layer.parameters()) for path, layer in layers.items()}
+    for path in parameters:
+        held = held_at(model, path)
+        own[path] = [] if held is None else [held.tensor]
+    return own

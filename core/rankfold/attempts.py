@@ -23,6 +23,7 @@ from rankfold.progress import progress
 from rankfold.protection import copied
 from rankfold.refit import Refit
 from rankfold.registry import registry
+from rankfold.replacing import replaced
 from rankfold.run import Run
 from rankfold.selection import Selection
 from rankfold.trials import Attempt, fast_enough, search
@@ -39,29 +40,44 @@ def compressed(run: Run, selection: Selection, *, refit: bool, inplace: bool) ->
     """
     policy = selection.policy
 
+    scored = isinstance(policy, Budget) and policy.drop is not None
+    optional = inplace and not scored
+
     def attempt(trial: Policy, *, copy: bool = True) -> Attempt:
-        return _attempt(run, replace(selection, policy=trial), refit=refit, copy=copy)
+        chosen = replace(selection, policy=trial)
+        return _attempt(run, chosen, refit=refit, copy=copy, optional=optional)
 
-    if isinstance(policy, Budget) and policy.drop is not None:
-        resource = "macs" if run.traced else "params"
-        best = search(policy, run.model, partial(fast_enough, attempt), resource)
-    elif isinstance(policy, Budget) and policy.latency is not None:
-        best = fast_enough(attempt, policy)
-    else:
-        best = attempt(policy, copy=not inplace or run.calibration is not None)
-    model = best.model
-    if inplace:
-        with of_adapter(run.adapter):
-            model = run.adapter.replace(run.model, best.modules, inplace=True)
-    return model, msgspec.structs.replace(best.plan, policy=named(policy))
+    while True:
+        if isinstance(policy, Budget) and scored:
+            resource = "macs" if run.traced else "params"
+            best = search(policy, run.model, partial(fast_enough, attempt), resource)
+        elif isinstance(policy, Budget) and policy.latency is not None:
+            best = fast_enough(attempt, policy)
+        else:
+            best = attempt(policy, copy=not inplace or run.calibration is not None)
+        model = best.model
+        if inplace:
+            model, left = replaced(run.adapter, run.model, best.modules, inplace=True)
+            if left:
+                run.spoilt.update(left)
+                continue
+        return model, msgspec.structs.replace(best.plan, policy=named(policy))
 
 
-def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Attempt:
+def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool, optional: bool) -> Attempt:
     """What replaces the layers, in a copy of the model and measured there if there is one.
 
     A policy that has a whole model to keep within limits decides anew, without the layer, when one
-    of its replacements cannot be built.
+    of its replacements cannot be built; any policy does, when one cannot take the layer's place.
+
+    Args:
+        run: over the model's layers.
+        selection: which policy decides on which layer.
+        refit: whether layers are refitted where there is calibration data.
+        copy: whether a copy is wanted.
+        optional: whether to do without one where the model cannot be copied.
     """
+    small: Any = None
     while True:
         notes: list[str] = []
         modules: dict[str, Any] = {}
@@ -75,16 +91,26 @@ def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Atte
             decided.append(done)
             if decision.layer.method is not None and done.method is None:
                 spoilt[done.path] = done.reason
-        if not (spoilt and is_whole(selection.policy)):
-            break
-        run.spoilt.update(spoilt)
+        if spoilt and is_whole(selection.policy):
+            run.spoilt.update(spoilt)
+            continue
+        if copy:
+            try:
+                small, left = replaced(run.adapter, run.model, modules, inplace=False)
+            except RankfoldError as error:
+                if not optional:
+                    raise
+                notes.append(f"the result is not measured: {error}")
+                copy, left = False, {}
+            if left:
+                run.spoilt.update(left)
+                continue
+        break
     for done in decided:
         registry().layer_done(done)
     plan = run.plan_of(decided, selection.policy, notes)
     if not copy:
         return Attempt(None, plan, modules)
-    with of_adapter(run.adapter):
-        small = run.adapter.replace(run.model, modules, inplace=False)
     loss = latency = None
     if isinstance(run.adapter, DataAware):
         if run.predicted is not None:

@@ -275,7 +275,12 @@ class Adapter(Protocol):
         """The machine epsilon of the layer's own dtype."""
 
     def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
-        """The model with these modules in place of the layers: a copy, unless inplace."""
+        """The model with these modules in place of the layers: a copy, unless inplace.
+
+        Raises:
+            RankfoldError: it cannot be copied, or something holds a layer where no other can take
+                its place; a model to be changed is then unchanged.
+        """
 
     def save_weights(self, model: Any, file: Path) -> None:
         """Writes every parameter and buffer to a safetensors file.
@@ -297,6 +302,26 @@ class Adapter(Protocol):
 
         Raises:
             RankfoldError: file and model do not fit; the model is then unchanged.
+        """
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What an adapter offers beyond `Adapter` where a layer may stay at work after `replace`."""
+
+    def replaced(
+        self, model: Any, modules: Mapping[str, Any], *, inplace: bool
+    ) -> tuple[Any, Mapping[str, str]]:
+        """As `replace`, with a check that nothing of what is replaced is still held or called.
+
+        Where `trace` was called, the result is run once on the same inputs.
+
+        Returns:
+            The model, and by path of each layer that must be left alone, why. Where there is such a
+            layer, the model is of no use, and a model to be changed is as it was.
+
+        Raises:
+            RankfoldError: as for `replace`.
         """
 
 

@@ -94,13 +94,14 @@ def build(
             epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
             check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
     except Refused as refused:
-        return _undone(done, refused.reason), None
+        return undone(done, refused.reason), None
     except RankfoldError as error:
-        return _undone(done, f"building the replacement failed: {shown(error)}"), None
+        return undone(done, f"building the replacement failed: {shown(error)}"), None
     return done, module
 
 
-def _undone(done: LayerPlan, reason: str) -> LayerPlan:
+def undone(done: LayerPlan, reason: str) -> LayerPlan:
+    """The plan of a layer that is left alone after all."""
     return msgspec.structs.replace(
         done,
         method=None,

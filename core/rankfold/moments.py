@@ -48,7 +48,8 @@ class LayerMoments:
     uses: float
 
     def __post_init__(self) -> None:
-        for name in ("inputs", "mean", "grads"):  # policies and decompositions look at what the user has gathered
+        # what the user has gathered is looked at by policies and decompositions of others
+        for name in ("inputs", "mean", "grads"):
             array = getattr(self, name)
             if array is not None:
                 object.__setattr__(self, name, read_only(array))

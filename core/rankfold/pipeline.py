@@ -14,14 +14,14 @@ import msgspec
 from rankfold.attempts import compressed
 from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
-from rankfold.decision import Decision, decide
+from rankfold.decision import Decision, decide, undone
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import of_adapter
 from rankfold.moments import Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
+from rankfold.replacing import replaced_where_possible
 from rankfold.run import FEWEST, Run
 from rankfold.selection import Selection
 
@@ -268,9 +268,10 @@ def apply(
                 if inputs is None:
                     decision = decision.with_macs(_macs_of(given, decision.layer))
             decided.append(run.built(decision, modules))
-            registry().layer_done(decided[-1])
-    with of_adapter(run.adapter):
-        small = run.adapter.replace(model, modules, inplace=inplace)
+    small, left = replaced_where_possible(run.adapter, model, modules, inplace=inplace)
+    decided = [undone(d, left[d.path]) if d.path in left else d for d in decided]
+    for done in decided:
+        registry().layer_done(done)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
     return Compressed(small, applied)
 

@@ -1,0 +1,80 @@
+"""Copies of modules that hold what the modules hold, whatever their classes make of a copy.
+
+`copy.deepcopy` leaves it to a class how it is copied. Some classes make themselves anew and lose
+what a module is besides its weights (a GraphModule of torch.fx comes back in training mode and
+without its forward hooks), others lose the weights, too.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.errors import RankfoldError
+from rankfold.faults import told
+
+_OWN = tuple(vars(nn.Module()))
+"""The attributes of every module: its mode, registries and hooks."""
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A copy of a model.
+
+    Args:
+        model: the model.
+        memo: by id of an object, what stands in the copy for it; filled on the way.
+
+    Raises:
+        RankfoldError: something that the model holds cannot be copied.
+    """
+    others = set(memo)
+    modes = [
+        (module, module.training)
+        for root in memo.values()
+        if isinstance(root, nn.Module)
+        for module in root.modules()
+    ]
+    memo.update(_computed(model))
+    try:
+        made: nn.Module = copy.deepcopy(model, memo)
+        _complete(model, made, memo, others)
+    except Exception as error:  # whatever the copied attributes raise
+        raise RankfoldError(
+            f"the model cannot be copied ({told(error)}); pass inplace=True to change it itself"
+        ) from error
+    for module, mode in modes:
+        module.training = mode
+    return made
+
+
+def _complete(module: nn.Module, made: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Gives a copy what the module holds, where the way its class is copied lost it.
+
+    A class whose copies are the very same object, or of another class, wants that.
+    """
+    if made is module or type(made).__qualname__ != type(module).__qualname__:
+        return
+    if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
+        return
+    seen.add(id(module))
+    for name in _OWN:
+        if name in vars(module):
+            vars(made)[name] = copy.deepcopy(vars(module)[name], memo)  # known where not lost
+    for name, value in memo.get(id(vars(module)), {}).items():
+        vars(made).setdefault(name, value)
+    for name, child in module._modules.items():
+        if child is not None:
+            _complete(child, made._modules[name], memo, seen)
+
+
+def _computed(model: nn.Module) -> dict[int, torch.Tensor]:
+    """Copies of tensors with a history, which cannot be deep-copied; forward makes them anew."""
+    return {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }

@@ -1,0 +1,91 @@
+"""What Python objects lead to: a search of the object graph for objects that should be gone.
+
+A model may hold a layer in ways that no registry of modules knows: in the cell of a closure, a
+default argument, a partial, a bound method, a hook, a weak reference, a generator or any object's
+attribute. The garbage collector knows what refers to what, so the search asks it. Classes, modules
+of Python and the globals of functions are not entered: through them everything leads to everything.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Collection, Iterable, Iterator
+from types import CodeType, FrameType, FunctionType, ModuleType
+from typing import Any
+
+_NOT_ENTERED = (type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex)
+_FRAMEWORKS = ("torch.", "jax.", "flax.")
+"""Whose functions may know a module by closure (as the key of a cache) without calling it."""
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
+
+
+def reached(
+    starts: Iterable[tuple[str, object]],
+    targets: Collection[int],
+    *,
+    known: Iterable[int] = (),
+    leaves: tuple[type, ...] = (),
+) -> dict[int, str]:
+    """Finds which objects can be got to from others.
+
+    Args:
+        starts: objects to start from, each with a word for it.
+        targets: the objects to look for, by id; they are not entered.
+        known: objects that are not entered, by id.
+        leaves: types whose instances are not entered.
+
+    Returns:
+        By id of each target that was reached, the word for the first start that leads to it.
+    """
+    seen = set(known)
+    kept: list[object] = []  # objects made on the way, whose ids must not be used again
+    words: dict[int, str] = {}
+    for word, start in starts:
+        stack = [start]
+        while stack:
+            item = stack.pop()
+            if id(item) in targets:
+                words.setdefault(id(item), word)
+                continue
+            if id(item) in seen or issubclass(type(item), (*_NOT_ENTERED, *leaves)):
+                continue
+            seen.add(id(item))
+            kept.append(item)
+            stack.extend(_contents(item))
+            if id(type(item)) not in seen:
+                seen.add(id(type(item)))
+                stack.extend(closures_of(type(item)))
+    return words
+
+
+def closures_of(cls: type) -> Iterator[FunctionType]:
+    """The functions of a class and its bases that hold anything by closure."""
+    for base in cls.__mro__:
+        for value in list(vars(base).values()):
+            if isinstance(value, (staticmethod, classmethod)):
+                value = value.__func__
+            elif isinstance(value, property):
+                value = value.fget
+            if not isinstance(value, FunctionType) or not value.__closure__:
+                continue
+            if not (value.__module__ or "").startswith(_FRAMEWORKS):
+                yield value
+
+
+def _contents(item: Any) -> Iterable[object]:
+    kind = type(item)  # not `isinstance`, which asks the object and may run code of it
+    if issubclass(kind, FunctionType):
+        return (*(item.__closure__ or ()), item.__defaults__, item.__kwdefaults__, vars(item))
+    if issubclass(kind, weakref.ReferenceType):
+        return (weakref.ReferenceType.__call__(item),)
+    if issubclass(kind, _PROXIES):
+        return _behind(item)
+    return gc.get_referents(item)
+
+
+def _behind(proxy: Any) -> Iterable[object]:
+    try:
+        return (proxy.__repr__.__self__,)
+    except ReferenceError:  # what it stood for is gone
+        return ()
