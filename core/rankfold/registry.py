@@ -191,6 +191,8 @@ class Registry:
             _check_targets(
                 rule, (rule.layer, rule.read, *(() if rule.build is None else (rule.build,)))
             )
+            if not isinstance(rule.folds, str):
+                raise TypeError(f"{rule!r}: say in words what it folds")
         for parameters in parameter_rules:
             _check_targets(parameters, (parameters.layer,))
             if not isinstance(parameters.names, tuple) or not all(parameters.names):
