@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from rankfold.contracts import TensorRule
-from rankfold.hookspecs import AdapterSpec, hookimpl
+from rankfold.hookspecs import AdapterSpec, LayerRule, Rule, hookimpl
 from rankfold_torch.stored import TORCH_TENSORS
 
 RANKFOLD_API = (1, 0)
@@ -25,6 +24,16 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
 
 
 @hookimpl
-def rankfold_layer_rules() -> Iterable[TensorRule]:
-    """How layers lie in a checkpoint."""
-    return (TORCH_TENSORS,)
+def rankfold_layer_rules() -> Iterable[Rule]:
+    """How layers lie in a checkpoint, and the convolutions of this package as layers."""
+    return (
+        TORCH_TENSORS,
+        *(
+            LayerRule(
+                adapter="torch",
+                layer=f"rankfold_torch.same:SameConv{axes}d",
+                read="rankfold_torch.rules:read_same",
+            )
+            for axes in (1, 2, 3)
+        ),
+    )

@@ -107,6 +107,11 @@ class TorchAdapter:
         self._surroundings(model).check(path, module)
         return layers.read(module) if rule is None else _read_by(rule, module)
 
+    def folded(self, model: nn.Module, path: str) -> str:
+        """What the layer's rule folds into the weight; "" without a rule."""
+        rule = None if held_at(model, path) else self._rule(model.get_submodule(path))
+        return "" if rule is None else rule.folds
+
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
         check_root(model)
@@ -212,6 +217,8 @@ class TorchAdapter:
             return held.filled(op.weight)
         module = model.get_submodule(path)
         rule = self._rule(module)
+        if rule is not None and rule.folds:
+            raise Refused(f"its {rule.folds} would change new values")
         read = None if rule is None else partial(_read_by, rule)
         with torch.inference_mode(mode=False):
             return refilling.refilled(module, op, read)
@@ -226,6 +233,11 @@ class TorchAdapter:
                 chain = layers.chain(small.get_submodule(path))
             else:
                 chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
+            if folds := self.folded(model, path):
+                raise Refused(
+                    f"the {folds} of layer {path!r} was folded into its chain and cannot be taken "
+                    "out again"
+                )
             modules[path] = self.refilled(model, path, composed(op, chain))
         return _whole(swapping.replaced(small, modules, inplace=False))
 

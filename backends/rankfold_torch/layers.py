@@ -26,6 +26,7 @@ from rankfold.ops import (
     geometry,
 )
 from rankfold_torch.memory import parameter
+from rankfold_torch.same import SAME
 
 CONVS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, type[nn.Module]] = {
@@ -65,7 +66,11 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def read(module: nn.Module) -> Op:
-    """The op of a stock layer whose weights have been found to be ordinary tensors."""
+    """The op of a stock layer, or of a subclass as if it were one.
+
+    It is what a layer rule names, or begins with, for a layer that is a stock layer in all but its
+    class. The weights have been found to be ordinary tensors.
+    """
     weight = to_array(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
     bias: Any = getattr(module, "bias", None)
     return _as_op(module, weight, None if bias is None else to_array(bias))
@@ -188,6 +193,9 @@ def _build_embedding(stage: Embedding, like: nn.Module) -> nn.Module:
 def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
     geo = geometry(stage)
     padding: Any = _conv_padding(geo)
+    kinds = CONVS
+    if padding is None:
+        kinds, padding = SAME, ((0, 0),) * geo.axes
     before: list[nn.Module] = []
     if not isinstance(padding, str) and any(low != high for low, high in padding):
         amounts = [side for pair in reversed(padding) for side in pair]
@@ -199,7 +207,7 @@ def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
     elif not isinstance(padding, str):
         padding = tuple(low for low, _ in padding)
     layer = _fill(
-        CONVS[geo.axes],
+        kinds[geo.axes],
         stage,
         like,
         *reversed(channels(stage)),
@@ -208,7 +216,7 @@ def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
         padding=padding,
         dilation=geo.dilation,
         groups=stage.groups,
-        padding_mode=stage.padding_mode if any_padding(padding) else "zeros",
+        padding_mode=stage.padding_mode if kinds is SAME or any_padding(padding) else "zeros",
     )
     return [*before, layer]
 
@@ -219,10 +227,14 @@ def any_padding(padding: str | tuple[int, ...]) -> bool:
 
 
 def _conv_padding(geo: Geometry) -> Any:
-    """What PyTorch can take: "same", or pairs."""
+    """What PyTorch can take: "same", or pairs; None where it is "same" at a stride."""
     if not isinstance(geo.padding, str):
         return geo.padding
+    if all(reach == 1 for reach in geo.reach):
+        return ((0, 0),) * geo.axes
     if any(s > 1 for s in geo.stride):
+        if geo.padding == "same":
+            return None
         raise Refused(f"PyTorch has no padding {geo.padding!r} with stride {geo.stride}")
     if geo.padding == "same":
         return "same"

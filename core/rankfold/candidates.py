@@ -62,6 +62,7 @@ class Layer:
         attended: MACs of products with the table of an `Embedding`, beside look-ups.
         reader: reads the op in another process; without it the op travels there. Chains then stay
             there.
+        folded: what the layer computes the op's weight by; "" where that is its own.
 
     Attributes:
         path: the layer's path in the model.
@@ -72,6 +73,7 @@ class Layer:
         calls: how often the layer is called in one pass; None without example inputs.
         order: the smaller side of its matrix.
         numbers: how many its weight has.
+        folded: what the layer computes the op's weight by; "" where that is its own.
     """
 
     def __init__(
@@ -86,9 +88,11 @@ class Layer:
         timer: Timer | None = None,
         attended: int = 0,
         reader: Callable[[], Op] | None = None,
+        folded: str = "",
     ) -> None:
         self.path = paths[0]
         self._reader = reader
+        self.folded = folded
         self._attended = attended
         self._timer = timer
         self._offers: dict[int, list[Offer]] = {}

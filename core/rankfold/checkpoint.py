@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rankfold.contracts import Folding
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.files import sha256_of, sync
@@ -180,6 +181,11 @@ def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             with contained("reading the layer", Refused):
                 op = protected(adapter.read(model, layer.path))
             check_same(layer, op)
+            if saved.job and isinstance(adapter, Folding) and adapter.folded(model, layer.path):
+                raise Refused(
+                    f"the tensors of a checkpoint lack its {adapter.folded(model, layer.path)}; "
+                    "compress the model itself"
+                )
             reason = method.refuse(op)
             if reason is not None:
                 raise Refused(reason)

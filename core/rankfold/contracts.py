@@ -334,6 +334,14 @@ class Distributed(Protocol):
 
 
 @runtime_checkable
+class Folding(Protocol):
+    """What an adapter offers beyond `Adapter` where `read` folds something into a weight."""
+
+    def folded(self, model: Any, path: str) -> str:
+        """What the layer computes the op's weight by, in words; "" where that is its own."""
+
+
+@runtime_checkable
 class DataAware(Protocol):
     """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
 

@@ -60,6 +60,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             predicted = candidate.output
             sensitivity = candidate.sensitivity
             reason = reason or layer.remark(after) or candidate.remark
+            reason = _with_folded(reason, layer.folded)
     decided = LayerPlan(
         path=layer.path,
         method=method,
@@ -74,6 +75,12 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         moments="" if layer.moments is None else input_form(op),
     )
     return Decision(decided, op if chain is not None else None, chain)
+
+
+def _with_folded(reason: str, folded: str) -> str:
+    """A remark with what else is to be known of a weight that a layer computes; once."""
+    remark = f"{folded} folded in: fine-tuning goes on without it"
+    return "; ".join(filter(None, (reason, remark))) if folded and remark not in reason else reason
 
 
 def build(
@@ -94,7 +101,8 @@ def build(
             epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
             check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
     except Refused as refused:
-        return undone(done, refused.reason), None
+        unfilled = f"{done.reason}; not refitted: {refused.reason}"
+        return undone(done, refused.reason if done.method else unfilled), None
     except RankfoldError as error:
         return undone(done, f"building the replacement failed: {shown(error)}"), None
     return done, module

@@ -56,6 +56,8 @@ class Declarations:
         for rule in rules:
             build = () if rule.build is None else (rule.build,)
             _check_targets(rule, (rule.layer, rule.read, *build))
+            if not isinstance(rule.folds, str):
+                raise TypeError(f"{shown(rule)}: say in words what it folds")
         for parameters in parameter_rules:
             _check_targets(parameters, (parameters.layer,))
             if not isinstance(parameters.names, tuple) or not all(parameters.names):

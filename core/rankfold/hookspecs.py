@@ -17,7 +17,7 @@ from rankfold.contracts import Decomposition, Policy, TensorRule
 from rankfold.plan import LayerPlan
 
 PROJECT = "rankfold"
-API = (1, 0)
+API = (1, 1)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
@@ -56,12 +56,16 @@ class LayerRule:
         read: "module:function" from a layer to the op it stands for.
         build: "module:function" from (chain, layer) to the module that replaces it; None for the
             adapter's own.
+        folds: what the layer computes its weight by, in words ("weight standardisation"), where
+            `read` gives the weight that comes of it; "" where that is the layer's own. Plans say
+            so, for fine-tuning goes on without it; and nothing is written back into such a layer.
     """
 
     adapter: str
     layer: str
     read: str
     build: str | None = None
+    folds: str = ""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rankfold.contracts import (
     DataAware,
     Decomposition,
     Distributed,
+    Folding,
     Placement,
     Policy,
     Trace,
@@ -138,6 +139,9 @@ class Run:
                 partial(self._seconds, paths[0], extents),
                 self._attended(paths[0]),
                 self._reader(paths[0]),
+                self.adapter.folded(self.model, paths[0])
+                if isinstance(self.adapter, Folding)
+                else "",
             )
         return self._layers[paths[0]]
 

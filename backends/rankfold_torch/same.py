@@ -1,0 +1,93 @@
+"""Convolutions that keep ceil(size / stride) outputs, as TensorFlow's and XLA's "SAME" does.
+
+PyTorch's own `padding="same"` exists at stride 1 alone: beyond it the padding depends on the size
+of the input. One class is one stage of a chain, so that stages have the same names in a model as in
+a checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def same_padded(
+    x: torch.Tensor, kernel: list[int], stride: list[int], dilation: list[int], mode: str
+) -> torch.Tensor:
+    """The input with as much around it as a convolution needs for ceil(size / stride) outputs.
+
+    An odd element goes to the high end.
+
+    Args:
+        x: (..., *spatial).
+        kernel: of the convolution, per spatial axis.
+        stride: per spatial axis.
+        dilation: per spatial axis.
+        mode: what to pad with, as `nn.Conv2d` has it.
+    """
+    axes = len(kernel)
+    amounts: list[int] = []
+    for back in range(axes):  # functional.pad begins with the last axis
+        axis = axes - 1 - back
+        size = x.shape[x.dim() - 1 - back]
+        outputs = (size + stride[axis] - 1) // stride[axis]
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        total = max((outputs - 1) * stride[axis] + reach - size, 0)
+        amounts += [total // 2, total - total // 2]
+    return functional.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
+
+
+torch.fx.wrap("same_padded")  # its sizes are numbers only when the model runs
+
+
+class SameConv1d(nn.Conv1d):
+    """`nn.Conv1d` with "SAME" padding at any stride."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
+        """(size) of the input over the stride, rounded up."""
+        padded = same_padded(
+            input,
+            list(self.kernel_size),
+            list(self.stride),
+            list(self.dilation),
+            self.padding_mode,
+        )
+        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
+        return output
+
+
+class SameConv2d(nn.Conv2d):
+    """`nn.Conv2d` with "SAME" padding at any stride."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
+        """(height, width) of the input over the stride, rounded up."""
+        padded = same_padded(
+            input,
+            list(self.kernel_size),
+            list(self.stride),
+            list(self.dilation),
+            self.padding_mode,
+        )
+        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
+        return output
+
+
+class SameConv3d(nn.Conv3d):
+    """`nn.Conv3d` with "SAME" padding at any stride."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
+        """(depth, height, width) of the input over the stride, rounded up."""
+        padded = same_padded(
+            input,
+            list(self.kernel_size),
+            list(self.stride),
+            list(self.dilation),
+            self.padding_mode,
+        )
+        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
+        return output
+
+
+SAME: dict[int, type[nn.Module]] = {1: SameConv1d, 2: SameConv2d, 3: SameConv3d}
+"""By the number of spatial axes."""
