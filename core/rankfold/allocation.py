@@ -57,4 +57,7 @@ def _checked(choice: object, who: str) -> Choice:
         raise RankfoldError(
             f"{who} gave {shown(choice)} for it; its method and its reason are texts"
         )
-    return Choice(choice.method, tuple(map(operator.index, choice.ranks)), choice.reason)
+    reason = choice.reason
+    if choice.method is None and not reason:
+        reason = "left alone by its policy, without a reason"
+    return Choice(choice.method, tuple(map(operator.index, choice.ranks)), reason)
