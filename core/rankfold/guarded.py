@@ -13,7 +13,7 @@ from rankfold.errors import Refused
 from rankfold.faults import contained
 from rankfold.linalg import host, read_only
 from rankfold.ops import Chain, Op, is_op, layout
-from rankfold.protection import copied, protected
+from rankfold.protection import copied, is_ours, protected
 from rankfold.spectrum import Spectrum
 
 _STEPS = 8
@@ -34,7 +34,7 @@ class Guarded:
     def __init__(self, name: str, method: Decomposition) -> None:
         self.name = name
         self._method = method
-        self._is_ours = type(method).__module__.startswith("rankfold.")
+        self._is_ours = is_ours(method)
 
     def refuse(self, op: Op) -> str | None:
         """As `Decomposition.refuse`."""

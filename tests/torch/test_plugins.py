@@ -13,6 +13,7 @@ import rankfold as rf
 from rankfold.errors import Refused
 from rankfold.hookspecs import LayerRule, hookimpl
 from rankfold.registry import registry
+from rankfold_torch import layers as torch_layers
 
 PARTS = ("refuse", "max_ranks", "modes", "ranks", "template", "offers", "decompose")
 POLICIES = {
@@ -264,6 +265,30 @@ def test_a_decomposition_that_works_in_place_does_not_change_the_model(
     assert same(before, values(model))
     if way is in_numpy:
         assert "read-only" in small.plan["0"].reason
+
+
+@pytest.mark.parametrize("part", ["refuse", "modes", "template", "decompose", "allocate"])
+def test_tensors_that_stay_where_they_are_are_not_written_to_either(
+    part: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_layers, "STAYING", ("cpu",))
+
+    def divide(array: Any) -> None:
+        array /= 7.0
+
+    def allocate(layers: Sequence[rf.Layer]) -> Iterator[rf.Choice]:
+        for layer in layers:
+            if part == "allocate":
+                divide(layer.op.weight)
+            yield rf.Choice("in_place", (2,))
+
+    monkeypatch.setitem(registry().decompositions, "in_place", InPlace(part, divide, "weight"))
+    before = values(model)
+    policy: Any = Allocating(allocate)
+    small = rf.compress(model, policy, methods=["in_place"])
+    assert same(before, values(model))
+    right = rf.compress(model, rf.Ranks(2), methods=["svd"])
+    assert same(values(small.model), values(right.model))
 
 
 def reached(layer: rf.Layer) -> dict[str, np.ndarray]:
