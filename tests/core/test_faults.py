@@ -166,7 +166,9 @@ def handle(code: str, *what: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "handler", [Handler(), Handler().method, partial(handle, "too late")], ids=str
+    "handler",
+    [Handler(), Handler().method, partial(handle, "too late")],
+    ids=["object", "method", "partial"],
 )
 def test_what_a_signal_handler_of_the_user_raises_gets_through(
     handler: Callable[..., None],
