@@ -8,11 +8,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 
+import numpy as np
+
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Policy
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, shown
 from rankfold.group import Group
+from rankfold.protection import is_ours
 
 _LONGEST = 10_000
 
@@ -32,6 +35,8 @@ def allocated(policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
     for layer in group:
         with contained(who, RankfoldError):
             choice = _checked(next(choices, None), f"layer {layer.path!r}: {who}")
+        if not is_ours(policy) and not isinstance(layer.op.weight, np.ndarray):
+            layer.release()  # what can be written to may have been: it is read anew
         yield layer, choice
     with contained(who, RankfoldError):  # where it may still do something
         getattr(choices, "close", lambda: None)()
@@ -57,4 +62,7 @@ def _checked(choice: object, who: str) -> Choice:
         raise RankfoldError(
             f"{who} gave {shown(choice)} for it; its method and its reason are texts"
         )
-    return Choice(choice.method, tuple(map(operator.index, choice.ranks)), choice.reason)
+    reason = choice.reason
+    if choice.method is None and not reason:
+        reason = "left alone by its policy, without a reason"
+    return Choice(choice.method, tuple(map(operator.index, choice.ranks)), reason)

@@ -172,7 +172,7 @@ class Layer:
         for name, method in self.methods.items():
             try:
                 for ranks, squared in method.offers(self.op, self.spectrum, multiple_of):
-                    cost = self.template_cost(name, ranks)
+                    cost = self.cost_as_ranked(name, ranks)
                     if self.grew(cost) is not None:
                         continue
                     if squared is None:
@@ -289,6 +289,17 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
+    def cost_as_ranked(self, method: str, ranks: Ranks) -> Cost:
+        """The cost of a method at ranks that it has given itself.
+
+        Raises:
+            Refused: the method failed, or its ranks are out of its own range.
+        """
+        try:
+            return self.template_cost(method, ranks)
+        except RankfoldError as error:
+            raise Refused(f"{method} gave ranks that it does not take: {error}") from None
+
     def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
         """The largest ranks in the proportions of `base` whose cost is within a limit."""
         most = self.methods[method].max_ranks(self.op)
@@ -340,7 +351,7 @@ class Layer:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
         apart = rows_of(with_weight(self.op, dense)) - rows
         loss = self._loss(metric.squared(apart))
-        chain = shifted(factored.chain, metric, -spectrum.scale * apart)
+        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * apart)))
         whole = metric.output(rows) + self._mean_output(metric, rows)
         output = math.sqrt(max(0.0, metric.output(apart)) / max(whole, 1e-300))
         return Candidate(

@@ -38,7 +38,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
                 reasons[name] = nothing_found
                 continue
             wanted[name] = method.ranks(mode_ranks)
-            cost = layer.template_cost(name, wanted[name])
+            cost = layer.cost_as_ranked(name, wanted[name])
         except Refused as refused:
             reasons[name] = refused.reason
             continue

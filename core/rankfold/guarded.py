@@ -11,8 +11,9 @@ import numpy as np
 from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.errors import Refused
 from rankfold.faults import contained
+from rankfold.linalg import host, read_only
 from rankfold.ops import Chain, Op, is_op, layout
-from rankfold.protection import copied, protected
+from rankfold.protection import copied, is_ours, protected
 from rankfold.spectrum import Spectrum
 
 _STEPS = 8
@@ -33,7 +34,7 @@ class Guarded:
     def __init__(self, name: str, method: Decomposition) -> None:
         self.name = name
         self._method = method
-        self._is_ours = type(method).__module__.startswith("rankfold.")
+        self._is_ours = is_ours(method)
 
     def refuse(self, op: Op) -> str | None:
         """As `Decomposition.refuse`."""
@@ -49,9 +50,9 @@ class Guarded:
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """As `Decomposition.modes`."""
         with contained(self.name, Refused):
-            modes = tuple(self._method.modes(self._lent(op), spectrum))
-            if not all(isinstance(mode, Mode) for mode in modes):
-                raise TypeError(f"modes are {[type(mode).__name__ for mode in modes]}, not Modes")
+            modes = tuple(map(_mode, self._method.modes(self._lent(op), spectrum)))
+            if not modes:
+                raise ValueError("modes gave none")
             return modes
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
@@ -116,6 +117,16 @@ class Guarded:
 
 def _ranks(values: Iterable[Any]) -> Ranks:
     return tuple(map(operator.index, values))
+
+
+def _mode(mode: Mode) -> Mode:
+    values = host(mode.values)
+    if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
+        raise TypeError(f"values of a mode are {values.dtype} of shape {values.shape}")
+    rows, columns = map(operator.index, mode.sides)
+    return Mode(
+        read_only(values), (rows, columns), operator.index(mode.channels), float(mode.scale)
+    )
 
 
 def _chain(stages: Iterable[Any]) -> Chain:

@@ -57,20 +57,20 @@ class Metric:
         self.mean: Array | None = None
         if op.bias is not None and inputs.ndim == 3:
             mean = np.asarray(moments.mean, dtype=np.float64)
-            self.mean = mean if mean.shape[1] == inputs.shape[1] else None
+            self.mean = linalg.read_only(mean) if mean.shape[1] == inputs.shape[1] else None
             if inputs.shape[1] != self._into * self._taps:
                 self.mean = None
         if self.mean is not None:
             inputs = inputs - self.mean[:, :, None] * self.mean[:, None, :]
-        self._seen = inputs
+        self._seen = linalg.read_only(inputs)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
-        self.inputs = shrunk(inputs, samples)
+        self.inputs = linalg.read_only(shrunk(inputs, samples))
         self._grads: Array | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
-            self._grads = shrunk(grads, samples)
+            self._grads = linalg.read_only(shrunk(grads, samples))
 
     @classmethod
     def of_inputs(cls, op: Op, inputs: Array, mean: Array | None, like: Metric) -> Metric:

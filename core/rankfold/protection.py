@@ -26,6 +26,11 @@ def copied(op: Op) -> Op:
     return mapped(op, _copied)
 
 
+def is_ours(plugin: object) -> bool:
+    """Whether the code of a plugin is rankfold's own, which works on copies."""
+    return type(plugin).__module__.startswith("rankfold.")
+
+
 def _protected(array: Array) -> Array:
     return linalg.read_only(array) if isinstance(array, np.ndarray) else linalg.copied(array)
 

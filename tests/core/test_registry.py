@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 import types
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -23,7 +24,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 class Named:
     """A decomposition in everything but its name."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: object) -> None:
         self.name = name
 
     def __getattr__(self, part: str) -> object:
@@ -36,6 +37,42 @@ def declaring(**hooks: object) -> dict[str, object]:
 
 def raising() -> None:
     raise RuntimeError("broken on purpose")
+
+
+class OfNoException(BaseException):
+    pass
+
+
+class TextlessError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit("no text")
+
+    __repr__ = __str__
+
+
+def raised(error: BaseException) -> object:
+    raise error
+
+
+class NamedOnce(Named):
+    """A decomposition whose name is a property that can be asked for once."""
+
+    def __init__(self) -> None:
+        self.names = ["once"]
+
+    @property
+    def name(self) -> str:
+        return self.names.pop()
+
+
+class Unnamed:
+    """Has every part but raises when asked for its name, and for what it is."""
+
+    def __getattribute__(self, part: str) -> object:
+        return raised(OfNoException()) if part in ("name", "from_text") else raising
+
+    def __repr__(self) -> str:
+        raise SystemExit("no text")
 
 
 def unknown_argument(colour: object) -> tuple[()]:
@@ -56,8 +93,27 @@ BROKEN = {
     "no_adapter_spec": (declaring(rankfold_adapters=lambda: ["torch"]), "declare"),
     "no_rule": (declaring(rankfold_layer_rules=lambda: [None]), "declare"),
     "taken_name": (declaring(rankfold_decompositions=lambda: [Named("svd")]), "declare"),
+    "base_exception": (
+        declaring(rankfold_policies=lambda: raised(OfNoException())),
+        "declare",
+    ),
+    "generator_exit": (declaring(rankfold_adapters=lambda: raised(GeneratorExit())), "declare"),
+    "textless": (declaring(rankfold_layer_rules=lambda: raised(TextlessError())), "declare"),
+    "lazy": (
+        declaring(rankfold_policies=lambda: (raised(OfNoException()) for _ in "a")),
+        "declare",
+    ),
+    "twice": (declaring(rankfold_decompositions=lambda: [Named("a"), Named("a")]), "declare"),
+    "blank_name": (declaring(rankfold_decompositions=lambda: [Named(" ")]), "declare"),
+    "unprintable": (declaring(rankfold_decompositions=lambda: [Named("\x1b[2J")]), "declare"),
+    "number_for_a_name": (declaring(rankfold_decompositions=lambda: [Named(5)]), "declare"),
+    "raising_name": (declaring(rankfold_decompositions=lambda: [Unnamed()]), "declare"),
+    "raising_part": (declaring(rankfold_policies=lambda: [Unnamed()]), "declare"),
     "no_name": (declaring(rankfold_decompositions=lambda: [Named("")]), "declare"),
 }
+
+
+IMPORTS = ("exits", "syntax", "missing", "base")
 
 
 def entry(monkeypatch: pytest.MonkeyPatch, name: str, content: dict[str, object]) -> EntryPoint:
@@ -71,21 +127,29 @@ def installed() -> list[EntryPoint]:
     return list(importlib.metadata.entry_points(group="rankfold"))
 
 
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch):
+    registry.cache_clear()
+    yield monkeypatch
+    registry.cache_clear()
+
+
 def test_broken_plugins_side_by_side_are_each_reported_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "plugin_exits.py").write_text("raise SystemExit('gone')")
     (tmp_path / "plugin_syntax.py").write_text("def (")
+    (tmp_path / "plugin_base.py").write_text("class Own(BaseException): ...\nraise Own")
     monkeypatch.syspath_prepend(tmp_path)
     points = [entry(monkeypatch, name, content) for name, (content, _) in BROKEN.items()]
-    points += [EntryPoint(n, f"plugin_{n}", "rankfold") for n in ("exits", "syntax", "missing")]
+    points += [EntryPoint(n, f"plugin_{n}", "rankfold") for n in IMPORTS]
     points.append(EntryPoint("svd", "plugin_raises", "rankfold"))
     good = entry(monkeypatch, "good", declaring(rankfold_decompositions=lambda: [Named("thirds")]))
     found = Registry()
     found.load([*points, good, *installed()])
     stages = {problem.plugin: problem.stage for problem in found.problems}
     expected = {name: stage for name, (_, stage) in BROKEN.items()}
-    imports = dict.fromkeys(("exits", "syntax", "missing"), "import")
+    imports = dict.fromkeys(IMPORTS, "import")
     assert stages == {**expected, **imports, "svd": "register"}
     assert len(found.problems) == len(stages)
     assert "good" in found.plugins
@@ -103,6 +167,58 @@ def test_a_broken_plugin_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) 
     assert found.plugins == {}
 
 
+def test_a_name_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    once = declaring(rankfold_decompositions=lambda: [NamedOnce()])
+    found = Registry()
+    found.load([entry(monkeypatch, "once", once)])
+    assert list(found.decompositions) == ["once"]
+    assert found.declared == {"once": ["decomposition once"]}
+
+
+def test_a_plugin_that_is_listed_twice_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    twice = entry(monkeypatch, "twice", declaring(rankfold_decompositions=lambda: [Named("two")]))
+    found = Registry()
+    found.load([twice, twice])
+    assert list(found.plugins) == ["twice"]
+    assert found._manager.get_plugin("twice") is not None
+    assert [problem.stage for problem in found.problems] == ["register"]
+
+
+def test_the_interrupt_of_the_user_ends_the_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = declaring(rankfold_policies=lambda: raised(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        Registry().load([entry(monkeypatch, "waiting", waiting)])
+
+
+def test_a_distribution_with_a_damaged_list_hides_no_plugin(
+    fresh: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, listed in (("damaged", "[rankfold]\nno_value"), ("nameless", "[rankfold]\nb = c")):
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_text(listed)
+    fresh.syspath_prepend(tmp_path)
+    assert {"svd", "vbmf"} <= set(registry().plugins)
+    assert [problem.plugin for problem in registry().problems] == ["b"]
+
+
+def test_threads_share_one_registry(fresh: pytest.MonkeyPatch) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: registry(), range(8)))
+    assert all(other is found[0] for other in found)
+    assert {"svd", "vbmf"} <= set(found[0].plugins)
+
+
+def test_a_plugin_that_asks_for_the_registry_gets_what_there_is(
+    fresh: pytest.MonkeyPatch,
+) -> None:
+    asking = declaring(rankfold_decompositions=lambda: [registry().decompositions["svd"]])
+    point = entry(fresh, "asking", asking)
+    fresh.setattr("rankfold.registry.entry_points", lambda group: [*installed(), point])
+    (problem,) = registry().problems
+    assert "'svd' is already registered" in problem.error
+
+
 def test_the_built_ins_win_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     first = entry(monkeypatch, "aaa", declaring(rankfold_decompositions=lambda: [Named("svd")]))
     found = Registry()
@@ -114,13 +230,6 @@ def test_the_built_ins_win_whatever_the_order(monkeypatch: pytest.MonkeyPatch) -
 def test_strict_raises_at_the_first_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(rf.RankfoldError, match=r"plugin 'raises' failed at declare.*on purpose"):
         Registry(strict=True).load([entry(monkeypatch, "raises", BROKEN["raises"][0])])
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch):
-    registry.cache_clear()
-    yield monkeypatch
-    registry.cache_clear()
 
 
 def test_plugins_are_left_out_by_the_environment(fresh: pytest.MonkeyPatch) -> None:
@@ -147,7 +256,7 @@ def test_an_observer_hears_of_layers_and_a_raising_one_is_recorded(
         heard.append(report.path)
 
     def fail(report: LayerPlan) -> None:
-        raise RuntimeError("deaf")
+        raise SystemExit("deaf")
 
     found = Registry()
     found.load(

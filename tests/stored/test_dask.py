@@ -60,7 +60,7 @@ def test_no_tensor_travels(cluster: "distributed.LocalCluster", tmp_path: Path) 
 def test_a_worker_that_is_killed_is_made_up_for(
     cluster: "distributed.LocalCluster", tmp_path: Path
 ) -> None:
-    source = sharded(tmp_path / "source", files=8, layers=4, shape=(400, 600))
+    source = sharded(tmp_path / "source", files=8, layers=3, shape=(300, 440))
     rf.compress_checkpoint(source, tmp_path / "serial", rf.Ratio(0.4))
     work = tmp_path / ".dask.rankfold"
     killed = []

@@ -70,7 +70,7 @@ def peak(source: Path, out: Path, policy: str, space: int = 0) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no resource module")
 def test_the_peak_is_a_small_multiple_of_the_largest_tensor(tmp_path: Path) -> None:
-    source = large(tmp_path / "source", files=5, layers=15)
+    source = large(tmp_path / "source", files=4, layers=9)
     assert peak(source, tmp_path / "out", "ratio") < 8 * LARGEST + 20 * MIB
     assert peak(source, tmp_path / "budget", "budget") < 20 * LARGEST + 20 * MIB
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import cache
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -530,7 +531,7 @@ class Variational(nn.Module):
 
 
 POLICIES = {"energy": rf.Energy(0.6), "ratio": rf.Ratio(0.25), "vbmf": rf.VBMF()}
-each_model = pytest.mark.parametrize("name", MODELS)
+IN_TURNS = dict(zip(MODELS, cycle(POLICIES), strict=False))  # ranks differ, not what is done
 
 
 def run(model: nn.Module, inputs: Any) -> Any:
@@ -568,12 +569,40 @@ def made(name: str) -> Made:
     return model.eval(), inputs
 
 
-@each_model
+@pytest.fixture(scope="module", params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    """All tests of a network run one after the other, on one network."""
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def network(name: str) -> Made:
+    torch.manual_seed(0)
+    return made(name)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Parameters of a network, and what became of it under a policy."""
+
+    before: int
+    small: rf.Compressed
+    inputs: Any
+
+
+@pytest.fixture(scope="module")
+def shrunk(name: str, network: Made) -> Shrunk:
+    model, inputs = network
+    small = rf.compress(model, POLICIES[IN_TURNS[name]], inputs=inputs)
+    return Shrunk(sum(p.numel() for p in model.parameters()), small, inputs)
+
+
 @pytest.mark.parametrize("methods", [None, ("svd", "cp3")], ids=["default", "cp3"])
 def test_full_rank_reproduces_the_network(
-    name: str, methods: Any, untouched: Untouched, distance: Callable[..., float]
+    network: Made, methods: Any, untouched: Untouched, distance: Callable[..., float]
 ) -> None:
-    model, inputs = made(name)
+    model, inputs = network
     with untouched(model):
         small = rf.compress(model, rf.Ranks("full"), methods=methods)
     pairs = list(zip(tensors(run(small.model, inputs)), tensors(run(model, inputs)), strict=True))
@@ -581,45 +610,25 @@ def test_full_rank_reproduces_the_network(
     assert max(distance(got, expected) for got, expected in pairs) < 1e-3
 
 
-@cache
-def compressed(name: str, policy: str) -> tuple[int, rf.Compressed, Any]:
-    """Of each network and policy: parameters before, the result and the inputs."""
-    torch.manual_seed(0)
-    model, inputs = made(name)
-    small = rf.compress(model, POLICIES[policy], inputs=inputs)
-    return sum(p.numel() for p in model.parameters()), small, inputs
+def test_a_policy_never_adds_parameters(shrunk: Shrunk, count: Callable[[nn.Module], int]) -> None:
+    assert count(shrunk.small.model) <= shrunk.before
 
 
-@each_model
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_never_adds_parameters(
-    name: str, policy: str, count: Callable[[nn.Module], int]
-) -> None:
-    before, small, _ = compressed(name, policy)
-    assert count(small.model) <= before
-
-
-@each_model
-@pytest.mark.parametrize("policy", POLICIES)
 def test_the_planned_size_is_that_of_the_network(
-    name: str, policy: str, count: Callable[[nn.Module], int]
+    shrunk: Shrunk, count: Callable[[nn.Module], int]
 ) -> None:
-    before, small, _ = compressed(name, policy)
-    assert small.plan.model_params == (before, count(small.model))
+    assert shrunk.small.plan.model_params == (shrunk.before, count(shrunk.small.model))
 
 
-@each_model
-@pytest.mark.parametrize("policy", POLICIES)
-def test_a_policy_never_adds_macs_but_to_look_ups(name: str, policy: str) -> None:
-    plan = compressed(name, policy)[1].plan
+def test_a_policy_never_adds_macs_but_to_look_ups(shrunk: Shrunk) -> None:
+    plan = shrunk.small.plan
+    assert plan.macs is not None
     assert plan.macs[1] <= plan.macs[0] + added(plan)
 
 
-@each_model
-@pytest.mark.parametrize("policy", POLICIES)
-def test_the_compressed_network_runs(name: str, policy: str) -> None:
-    _, small, inputs = compressed(name, policy)
-    assert all(y.isfinite().all() for y in tensors(run(small.model, inputs)))
+def test_the_compressed_network_runs(shrunk: Shrunk) -> None:
+    outputs = tensors(run(shrunk.small.model, shrunk.inputs))
+    assert all(y.isfinite().all() for y in outputs)
 
 
 def added(plan: rf.Plan) -> int:
@@ -627,23 +636,15 @@ def added(plan: rf.Plan) -> int:
     return sum(x.macs[1] for x in plan.replaced if x.macs and x.macs[0] == 0)
 
 
-@each_model
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_layer_of_the_network_left_alone_has_a_reason(name: str, policy: str) -> None:
-    plan = compressed(name, policy)[1].plan
-    assert [layer.path for layer in plan.layers if layer.method is None and not layer.reason] == []
+def test_every_layer_of_the_network_left_alone_has_a_reason(shrunk: Shrunk) -> None:
+    layers = shrunk.small.plan.layers
+    assert [layer.path for layer in layers if layer.method is None and not layer.reason] == []
 
 
-@each_model
-def test_the_network_has_layers_that_can_be_replaced(name: str) -> None:
-    model, _ = made(name)
-    assert rf.plan(model, rf.Ranks("full")).replaced
-
-
-@each_model
-def test_the_network_is_planned_alike_with_and_without_inputs(name: str) -> None:
+def test_the_network_is_planned_alike_with_and_without_inputs(network: Made) -> None:
     """What is seen while it runs forbids no more than what its source shows."""
-    model, inputs = made(name)
+    model, inputs = network
     full = rf.Ranks("full")
     without = [layer.path for layer in rf.plan(model, full).replaced]
+    assert without, "it has no layer that can be replaced"
     assert [layer.path for layer in rf.plan(model, full, inputs=inputs).replaced] == without

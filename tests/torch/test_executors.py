@@ -72,8 +72,15 @@ def test_what_is_no_executor_is_named() -> None:
         rf.plan(network(), rf.VBMF(), executor=2)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("methods", [None, ("svd", "cp"), ("svd", "cp3")], ids=str)
-@pytest.mark.parametrize("policy", [*POLICIES, rf.Ranks("full")], ids=repr)
+@pytest.mark.parametrize(
+    ("policy", "methods"),
+    [
+        *((policy, None) for policy in (*POLICIES, rf.Ranks("full"))),
+        (rf.Ratio(0.3), ("svd", "cp")),
+        (rf.Ranks("full"), ("svd", "cp3")),
+    ],
+    ids=repr,
+)
 def test_tensors_that_stay_where_they_are_are_decomposed_alike(
     policy: rf.Policy, methods: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 EXTENTS = (11, 13, 9)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 drawn = settings(
-    max_examples=30,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     database=None,
