@@ -59,7 +59,7 @@ def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str,
         if id(module) in apart:
             continue
         for name, value in vars(module).items():
-            yield f"{f'{path}.{name}'.lstrip('.')!r} (a {type(value).__name__})", value
+            yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
         for function in closures_of(type(module)):
             yield f"the method {function.__qualname__}", function
 
