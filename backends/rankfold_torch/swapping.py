@@ -101,6 +101,11 @@ def _changed(
     counts: Mapping[str, int] = {}
     try:
         changes.make()
+    except Exception as error:  # whatever a container of the model raises
+        raise RankfoldError(
+            f"the model cannot be changed ({error}); leave inplace= out to have a copy"
+        ) from error
+    try:
         left = _kept(model, targets, modules)
         if run is not None and not left:
             counts, called = miscalled(model, modules, old, old, run)
