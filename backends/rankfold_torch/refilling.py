@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from rankfold.errors import Refused
-from rankfold.ops import Array, ConvTranspose, Op
+from rankfold.ops import Array, ConvTranspose, Op, on_host
 from rankfold_torch.layers import swap_channels
-from rankfold_torch.memory import settle
+from rankfold_torch.memory import parameter, settle
 
 
 def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) -> nn.Module:
@@ -29,20 +29,21 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
     """
     copied = copy.deepcopy(module)
     settle(copied)
-    for parameter in copied.parameters():
-        parameter.grad = None
-    weight, bias = _parameter(copied, "weight"), _parameter(copied, "bias")
+    for tensor in copied.parameters():
+        tensor.grad = None
+    weight, bias = (copied._parameters.get(name) for name in ("weight", "bias"))
     if weight is None or (bias is None) != (op.bias is None):
         raise Refused("new values do not fit into its parameters")
-    if bias is not None and op.bias is not None:
-        _fill(bias, op.bias)
+    if op.bias is not None:
+        _fill(copied, "bias", op.bias)
     if read is None:
         swapped = isinstance(op, ConvTranspose)
-        _fill(weight, swap_channels(op.weight, op.groups) if swapped else op.weight)
+        _fill(copied, "weight", swap_channels(op.weight, op.groups) if swapped else op.weight)
         return copied
+    op = on_host(op)
     for layout in _layouts(op):
         if layout.shape == tuple(weight.shape):
-            _fill(weight, layout)
+            _fill(copied, "weight", layout)
             if _agree(read(copied), op, torch.finfo(weight.dtype).eps):
                 return copied
     raise Refused("its layer rule reads a layout that new values cannot be written in")
@@ -53,18 +54,14 @@ def _layouts(op: Op) -> tuple[Array, ...]:
     return op.weight, transposed, swap_channels(op.weight, op.groups)
 
 
-def _parameter(module: nn.Module, name: str) -> torch.Tensor | None:
-    found = getattr(module, name, None)
-    return found if isinstance(found, nn.Parameter) else None
-
-
-def _fill(parameter: torch.Tensor, values: Array) -> None:
-    if tuple(parameter.shape) != values.shape:
+def _fill(module: nn.Module, name: str, values: Array) -> None:
+    old = module._parameters[name]
+    assert old is not None
+    if tuple(old.shape) != tuple(values.shape):
         raise Refused(
-            f"values of shape {values.shape} do not fit its parameter {tuple(parameter.shape)}"
+            f"values of shape {tuple(values.shape)} do not fit its parameter {tuple(old.shape)}"
         )
-    with torch.no_grad():
-        parameter.copy_(torch.from_numpy(np.array(values)))
+    module._parameters[name] = parameter(values, old)
 
 
 def _agree(found: Op, op: Op, epsilon: float) -> bool:

@@ -22,6 +22,7 @@ from rankfold.faults import told
 from rankfold.reachability import closures_of, reached
 from rankfold_torch import losses, tracing
 
+_REGISTRIES = ("_parameters", "_buffers")  # whose ties are a matter of the refusals
 _LEAVES = (torch.Tensor, torch.device, torch.dtype, torch.Generator)
 
 
@@ -41,17 +42,27 @@ class Run:
 def holders(
     result: nn.Module, targets: Collection[int], new: Collection[nn.Module] = ()
 ) -> dict[int, str]:
-    """By the ids of those of the targets that a model leads to, what of it holds them.
+    """By the identities of those of the targets that a model leads to, what of it holds them.
 
     Args:
         result: the model.
-        targets: ids of modules and tensors that it must not lead to.
+        targets: identities of modules and tensors that it must not lead to.
         new: modules of it that may hold whatever they like.
     """
     apart = {id(part) for module in new for part in module.modules()}
     own = {id(module) for module in result.modules()}
     starts = _attributes(result, apart)
-    return reached(starts, targets, known=(own | apart) - set(targets), leaves=_LEAVES)
+    known = (own | apart) - set(targets)
+    return reached(starts, targets, known=known, leaves=_LEAVES, identity=identity)
+
+
+def identity(item: object) -> int:
+    """Equal for one object, and for tensors that lie in one storage: views of one weight."""
+    if type(item) in (torch.Tensor, nn.Parameter):
+        tensor: torch.Tensor = item  # type: ignore[assignment]  # by the line above
+        if tensor.layout is torch.strided and tensor.device.type != "meta":
+            return tensor.untyped_storage().data_ptr() or id(tensor)
+    return id(item)
 
 
 def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str, object]]:
@@ -60,7 +71,9 @@ def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str,
         if id(module) in apart:
             continue
         for name, value in vars(module).items():
-            yield f"{f'{path}.{name}'.lstrip('.')!r} (a {type(value).__name__})", value
+            if name in _REGISTRIES:
+                continue
+            yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
         for function in closures_of(type(module)):
             yield f"the method {function.__qualname__}", function
 

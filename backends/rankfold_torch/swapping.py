@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from rankfold.errors import RankfoldError
 from rankfold_torch.copying import copied
 from rankfold_torch.exchanging import exchange
 from rankfold_torch.parameters import Factors, empty, held_at, prepare, put
-from rankfold_torch.stale import Run, calls, holders, miscalled
+from rankfold_torch.stale import Run, calls, holders, identity, miscalled
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
 """What takes the place of a layer: a module, or the values or factors of a parameter."""
@@ -49,7 +49,10 @@ def _copied(
     old = {path: model.get_submodule(path) for path in modules}
     tensors = _tensors(model, old, parameters)
     memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
-    memo |= {id(tensor): empty(tensor) for path in parameters for tensor in tensors[path]}
+    for path in parameters:
+        held = held_at(model, path)
+        if held is not None:
+            memo[id(held.tensor)] = empty(held.tensor)
     made = copied(model, memo)
     for path, item in parameters.items():
         owner, _, name = path.rpartition(".")
@@ -62,8 +65,7 @@ def _copied(
         for path, module in modules.items()
         if id(module) not in own
     }
-    doubles = {id(memo[id(t)]): p for p, held in tensors.items() for t in held if id(t) in memo}
-    left |= _kept(made, doubles, modules)
+    left |= _kept(model, tensors, old)  # whose copies would be values of before
     if run is None or left:
         return made, left
     try:
@@ -91,8 +93,7 @@ def _changed(
         raise RankfoldError("a model that is a single layer cannot be replaced in place")
     old = {path: model.get_submodule(path) for path in modules}
     targets = {id(layer): path for path, layer in old.items()}
-    for path, held in _tensors(model, old, parameters).items():
-        targets |= {id(tensor): path for tensor in held}
+    targets |= _tensors(model, old, parameters)
     changes = Changes()
     for owner, paths in groupby(sorted(parameters), lambda path: path.rpartition(".")[0]):
         items = {path.rpartition(".")[2]: parameters[path] for path in paths}
@@ -101,6 +102,11 @@ def _changed(
     counts: Mapping[str, int] = {}
     try:
         changes.make()
+    except Exception as error:  # whatever a container of the model raises
+        raise RankfoldError(
+            f"the model cannot be changed ({error}); leave inplace= out to have a copy"
+        ) from error
+    try:
         left = _kept(model, targets, modules)
         if run is not None and not left:
             counts, called = miscalled(model, modules, old, old, run)
@@ -130,12 +136,12 @@ def _check_apart(
     Raises:
         RankfoldError: it does.
     """
-    shared = {id(tensor) for tensor in made.parameters()}
+    shared = {identity(tensor) for tensor in made.parameters()}
     names = {id(module): path for path, module in gone.items()}
     for path, module in gone.items():
         for name, tensor in module.named_parameters(prefix=path, recurse=False):
-            if id(tensor) not in shared:
-                names[id(tensor)] = name
+            if identity(tensor) not in shared:
+                names[identity(tensor)] = name
     for found, word in holders(made, names, new.values()).items():
         raise RankfoldError(
             f"{word} of the model holds the model's {names[found] or 'own self'!r} by closure, "
@@ -180,11 +186,12 @@ def _runs(model: nn.Module, run: Run | None) -> bool:
 
 
 def _tensors(
-    model: nn.Module, layers: Mapping[str, nn.Module], parameters: Mapping[str, object]
-) -> dict[str, list[nn.Parameter]]:
-    """The parameters that are replaced, by path of their layer; none where factors are."""
-    own = {path: list(layer.parameters()) for path, layer in layers.items()}
+    model: nn.Module, layers: Mapping[str, nn.Module], parameters: Iterable[str]
+) -> dict[int, str]:
+    """The parameters that are replaced, by identity, with the path of their layer."""
+    own = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
     for path in parameters:
         held = held_at(model, path)
-        own[path] = [] if held is None else [held.tensor]
+        if held is not None:  # else it is a product of factors
+            own[identity(held.tensor)] = path
     return own

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -26,17 +26,19 @@ def reached(
     *,
     known: Iterable[int] = (),
     leaves: tuple[type, ...] = (),
+    identity: Callable[[object], int] = id,
 ) -> dict[int, str]:
     """Finds which objects can be got to from others.
 
     Args:
         starts: objects to start from, each with a word for it.
-        targets: the objects to look for, by id; they are not entered.
+        targets: the objects to look for, by identity; they are not entered.
         known: objects that are not entered, by id.
         leaves: types whose instances are not entered.
+        identity: what two objects that stand for the same have in common.
 
     Returns:
-        By id of each target that was reached, the word for the first start that leads to it.
+        By identity of each target that was reached, the word for the first start that leads to it.
     """
     seen = set(known)
     kept: list[object] = []  # objects made on the way, whose ids must not be used again
@@ -45,8 +47,8 @@ def reached(
         stack = [start]
         while stack:
             item = stack.pop()
-            if id(item) in targets:
-                words.setdefault(id(item), word)
+            if identity(item) in targets:
+                words.setdefault(identity(item), word)
                 continue
             if id(item) in seen or issubclass(type(item), (*_NOT_ENTERED, *leaves)):
                 continue

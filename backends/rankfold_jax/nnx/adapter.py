@@ -17,7 +17,7 @@ from rankfold_jax import jaxprs
 from rankfold_jax.chains import FOREIGN, checked
 from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
-from rankfold_jax.nnx import layers, tracing
+from rankfold_jax.nnx import layers, stale, tracing
 from rankfold_jax.nnx.flows import flow, slot_of
 from rankfold_jax.nnx.graph import exchanged, modules, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
@@ -117,15 +117,38 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
     ) -> nnx.Module:
-        """Swaps modules by identity, so that shared ones stay shared."""
+        """Swaps modules by identity, so that shared ones stay shared.
+
+        Raises:
+            RankfoldError: something holds a layer where no other can take its place.
+        """
+        target, left = self.replaced(model, modules, inplace=inplace)
+        for path, reason in left.items():
+            raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
+        return target
+
+    def replaced(
+        self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
+    ) -> tuple[nnx.Module, Mapping[str, str]]:
+        """As `replace`; where a layer must be left alone, a model to be changed is as before."""
         if "" in modules:
             if inplace:
                 raise RankfoldError("a model that is a single layer cannot be replaced in place")
-            return modules[""]
+            return modules[""], {}
         target = model if inplace else nnx.clone(model)
         own = dict(paths(target))
-        exchanged(target, {id(own[path]): module for path, module in modules.items()}, {})
-        return target
+        old = {path: own[path] for path in modules}
+        try:
+            exchanged(target, {id(old[path]): module for path, module in modules.items()}, {})
+            left = stale.kept(target, old)
+            if not inplace:
+                stale.check_apart(target, model)
+        except BaseException:
+            _restored(target, modules, old)
+            raise
+        if left:
+            _restored(target, modules, old)
+        return target, left
 
     def save_weights(self, model: nnx.Module, file: Path) -> None:
         """Every array of the model's state, shared ones once."""
@@ -171,6 +194,13 @@ def _arrays(model: nnx.Module) -> dict[str, Any]:
             inside = rest.removeprefix("value").removeprefix(".")
             named[".".join(part for part in (*map(str, path), inside) if part)] = leaf
     return named
+
+
+def _restored(
+    model: nnx.Module, new: Mapping[str, nnx.Module], old: Mapping[str, nnx.Module]
+) -> None:
+    """Puts layers back in the place of what replaced them, as far as it did."""
+    exchanged(model, {id(module): old[path] for path, module in new.items()}, {})
 
 
 def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], T]:

@@ -51,9 +51,7 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, nnx.Variable | jax.Array | str | bytes | int | float) or node is None:
         return
     if isinstance(node, nnx.Pytree):
-        for name, value in list(vars(node).items()):
-            if not name.startswith(_HIDDEN):
-                yield name, value
+        yield from attributes(node)
     elif isinstance(node, Mapping):
         yield from ((str(name), value) for name, value in node.items())
     elif isinstance(node, list | tuple):
@@ -62,6 +60,13 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
         for path, value in _one_level(node)[0]:
             if value is not node:
                 yield jax.tree_util.keystr(path, simple=True, separator="."), value
+
+
+def attributes(node: nnx.Pytree) -> Iterator[tuple[str, Any]]:
+    """What a module holds by name, static attributes included."""
+    for name, value in list(vars(node).items()):
+        if not name.startswith(_HIDDEN):
+            yield name, value
 
 
 def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:
