@@ -37,6 +37,7 @@ from rankfold_torch import (
 )
 from rankfold_torch.layers import to_array
 from rankfold_torch.memory import settle
+from rankfold_torch.meta import shaped
 from rankfold_torch.parameters import Factors, Held, held_at, names_in
 from rankfold_torch.refusals import (
     Surroundings,
@@ -91,20 +92,31 @@ class TorchAdapter:
 
     def read(self, model: nn.Module, path: str) -> Op:
         """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        return self._read(model, path, lambda module: module)
+
+    def structure(self, model: nn.Module, path: str) -> Op:
+        """As `read`, of a layer on the meta device too."""
+        return self._read(model, path, shaped)
+
+    def _read(self, model: nn.Module, path: str, valued: Callable[[nn.Module], nn.Module]) -> Op:
+        """Reads a layer of values that a function gives it."""
         held = held_at(model, path)
         if held is not None:
+            held = Held(valued(held.module), held.name)
             check_parameter(held.module, held.name)
             owner = path.rpartition(".")[0]
-            self._surroundings(model).check_parameter(owner, held.module, held.name)
+            surrounded = model.get_submodule(owner)
+            self._surroundings(model).check_parameter(owner, surrounded, held.name)
             return held.read()
-        module = model.get_submodule(path)
+        own = model.get_submodule(path)
+        module = valued(own)
         rule = self._rule(module)
         if rule is None:
             check_class(module)
         check_state(module)
         if rule is None:
             check_parts(module)
-        self._surroundings(model).check(path, module)
+        self._surroundings(model).check(path, own)
         return layers.read(module) if rule is None else _read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:

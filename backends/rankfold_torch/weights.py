@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rankfold.errors import RankfoldError
-from rankfold_torch.pickled import state_dict
-
-_SHOWN = 5
+from rankfold.stored.formats import reader_of
+from rankfold.stored.headers import read_header
+from rankfold.stored.wrappers import matched
+from rankfold.texts import some
+from rankfold_torch.meta import materialise
+from rankfold_torch.pickled import read_state
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
@@ -39,27 +42,30 @@ def save_weights(model: nn.Module, file: Path) -> None:
 def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
     """Fills a model from safetensors files, after checking every name, shape and dtype.
 
-    A `.pt` or `.pth` file of a plain state dict is read with `weights_only=True`.
+    A file of `torch.save` is read with `weights_only=True`. Names may have what wrappers of the
+    model add, on either side. What is on the meta device gets its values on the CPU.
 
     Raises:
         RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
             the model does not take the values, because it ties what the file does not.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for one in (file, *more):
-        tensors.update(_read(one))
-    kept, aliases = _distinct(model)
+    stored: dict[str, torch.Tensor] = {}
+    for part in (file, *more):
+        stored.update(_read(part))
+    kept, aliases = _distinct(model, valueless=True)
+    known = set(kept) | {alias for names in aliases.values() for alias in names}
+    names = matched(stored.keys(), known)
+    tensors = {names[name]: tensor for name, tensor in stored.items()}
     missing = sorted(
         name
         for name in kept
         if name not in tensors and not any(a in tensors for a in aliases[name])
     )
-    known = set(kept) | {alias for names in aliases.values() for alias in names}
     unknown = sorted(set(tensors) - known)
     if missing or unknown:
         raise RankfoldError(
-            f"{str(file)!r} does not fit the model: it lacks {_some(missing)} and has "
-            f"{_some(unknown)} that the model has not"
+            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
+            f"{some(unknown)} that the model has not"
         )
     state = model.state_dict()
     for name, tensor in tensors.items():
@@ -69,14 +75,16 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
                 f"{str(file)!r}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the model's is "
                 f"{own.dtype} {tuple(own.shape)}; make the model of that shape and dtype first"
             )
+    materialise(model)
+    state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
             own = state[name]
             if all(step or size < 2 for step, size in zip(own.stride(), own.shape, strict=True)):
                 own.copy_(tensor)
             else:  # an expanded tensor has no memory of its own to copy into
-                owner, _, part = name.rpartition(".")
-                getattr(model.get_submodule(owner), part).data = tensor.to(own.device)
+                owner, _, part_name = name.rpartition(".")
+                getattr(model.get_submodule(owner), part_name).data = tensor.to(own.device)
     filled = model.state_dict()
     for name, tensor in tensors.items():
         if not _same_bytes(filled[name], tensor):
@@ -87,13 +95,12 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix in (".pt", ".pth", ".bin"):
-        return state_dict(file)
+    if reader_of(file) is not None:
+        return read_state(file).tensors
+    read_header(file)
     try:
-        with safe_open(file, framework="pt") as stored:
-            del stored
         return load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError) as error:  # a type that this PyTorch has not
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 
 
@@ -102,17 +109,25 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b)
 
 
-def _distinct(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """The state without repetitions, and the further names of each tensor kept."""
+def _distinct(
+    model: nn.Module, *, valueless: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """The state without repetitions, and the further names of each tensor kept.
+
+    Args:
+        model: whose state it is.
+        valueless: whether tensors on the meta device are in order.
+    """
     kept: dict[str, torch.Tensor] = {}
     aliases: dict[str, list[str]] = {}
     owners: dict[tuple[object, ...], str] = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=valueless).items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
             raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
-        if tensor.device.type == "meta":
+        if tensor.is_meta and not valueless:
             raise RankfoldError(f"{name!r} is on the meta device: it has no values; see to_empty()")
         key: tuple[object, ...] = (
+            id(tensor) if tensor.is_meta else 0,
             tensor.untyped_storage().data_ptr(),
             tensor.storage_offset(),
             tensor.shape,
@@ -126,8 +141,3 @@ def _distinct(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, list
         kept[name] = tensor
         aliases[name] = []
     return kept, aliases
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) or "nothing"
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

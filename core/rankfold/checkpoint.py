@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from rankfold.contracts import Folding
+from rankfold.claims import SAVING, claimed, publish
+from rankfold.contracts import Folding, Structured
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.files import sha256_of, sync
@@ -30,6 +28,8 @@ from rankfold.plan import Plan, validate
 from rankfold.protection import copied, protected
 from rankfold.registry import registry
 from rankfold.stored.headers import read_header
+from rankfold.stored.wrappers import matched
+from rankfold.texts import some
 
 if TYPE_CHECKING:
     from rankfold.contracts import Adapter
@@ -40,10 +40,14 @@ WEIGHTS = "weights.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 VERSION = 2
 _MAX_PLAN_BYTES = 256 * 2**20
+_PATIENCE = 60.0
+"""Seconds that a save waits for another one of the same folder, as processes that train together
+make it: longer than it takes to write the weights, shorter than to look for what has hung."""
 _NAMES = (
     ", or its checkpoint names or splits tensors otherwise than the model's own state does: "
     "compress one with the names of the state (save_pretrained(save_original_format=False))"
 )
+_EXCLUDED = 50
 _FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
@@ -56,17 +60,37 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         plan: of the model.
         job: tells by which call a checkpoint was compressed; "" for a model. The ops of such a plan
             need not have the stride, padding and dilation of the model's.
+        sizes: of these files in bytes, by name; older versions wrote none.
     """
 
     rankfold: int
     files: dict[str, str]
     plan: Plan
     job: str = ""
+    sizes: dict[str, int] = {}
 
     @classmethod
-    def of(cls, plan: Plan, files: dict[str, str], job: str = "") -> Saved:
-        """Of this version."""
-        return cls(rankfold=VERSION, files=files, plan=plan, job=job)
+    def of(cls, plan: Plan, folder: Path, files: dict[str, str], job: str = "") -> Saved:
+        """Of this version, of files that lie in a folder."""
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        return cls(rankfold=VERSION, files=files, plan=plan, job=job, sizes=sizes)
+
+    def is_of(self, file: Path) -> bool:
+        """Whether a file is the one of its name that is meant.
+
+        Its size and what its header says of that are looked at first: a file with holes may be as
+        long as it likes, and take as long to read.
+
+        Raises:
+            RankfoldError: it is not a safetensors file that is whole and sound.
+        """
+        read_header(file)
+        try:
+            size = file.stat().st_size
+            known = self.sizes.get(file.name, size) == size
+            return known and sha256_of(file) == self.files[file.name]
+        except OSError as error:
+            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 
 
 def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
@@ -83,33 +107,17 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
     adapter = adapter or registry().adapter(compressed.model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
     check_replaceable(folder)
-    made = [parent for parent in folder.parents if not parent.exists()]
-    scratch: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".rankfold-", dir=folder.parent))
-        fresh = scratch / "new"
+    with claimed(folder, _PATIENCE) as work:
+        check_replaceable(folder)
+        fresh = work / SAVING
         fresh.mkdir()
         adapter.save_weights(compressed.model, fresh / WEIGHTS)
-        saved = Saved.of(compressed.plan, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
+        saved = Saved.of(compressed.plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
         (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
-        for part in (fresh / WEIGHTS, fresh / PLAN, fresh):
+        for part in (fresh / WEIGHTS, fresh / PLAN):
             sync(part)
-        if folder.exists():
-            folder.rename(scratch / "old")
-        fresh.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
-    finally:
-        if scratch is not None:
-            if (scratch / "old").exists() and not folder.exists():
-                (scratch / "old").rename(folder)
-            shutil.rmtree(scratch, ignore_errors=True)
-        for parent in made if not folder.exists() else ():
-            with suppress(OSError):
-                parent.rmdir()
+        publish(fresh, folder)
 
 
 def load(
@@ -137,7 +145,7 @@ def load(
     files = [folder / name for name in sorted(saved.files)]
     for file in files:
         _check_file(file)
-        if sha256_of(file) != saved.files[file.name]:
+        if not saved.is_of(file):
             raise RankfoldError(
                 f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
                 "exchanged; save the model anew"
@@ -164,12 +172,19 @@ def saved_at(folder: Path) -> Saved | None:
 def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     from rankfold.pipeline import check_planned, check_same
 
-    plan = saved.plan
     known = adapter.layers(model)
+    paths = matched([layer.path for layer in saved.plan.layers], known.keys())
+    plan = msgspec.structs.replace(
+        saved.plan,
+        layers=tuple(
+            msgspec.structs.replace(layer, path=paths[layer.path]) for layer in saved.plan.layers
+        ),
+    )
     if saved.job:
         check_planned(plan.replaced, known, _NAMES)
     else:
         check_planned(plan.layers, known)
+    read = adapter.structure if isinstance(adapter, Structured) else adapter.read
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
     modules: dict[str, Any] = {}
@@ -179,7 +194,7 @@ def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
         method = Guarded(layer.method, methods[layer.method])
         try:
             with contained("reading the layer", Refused):
-                op = protected(adapter.read(model, layer.path))
+                op = protected(read(model, layer.path))
             check_same(layer, op)
             if saved.job and isinstance(adapter, Folding) and adapter.folded(model, layer.path):
                 raise Refused(
@@ -196,7 +211,8 @@ def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             failed[layer.path] = str(refused)
     if failed:
         path, why = next(iter(failed.items()))
-        remedy = f"compress it anew with exclude={list(failed)}"
+        layers = some(list(map(repr, failed)), _EXCLUDED)
+        remedy = f"compress it anew with exclude=[{layers}]"
         raise RankfoldError(
             f"layer {path!r} of this model cannot be replaced as the plan says: {why}; {remedy}"
         )
@@ -217,7 +233,9 @@ def _read_plan(folder: Path) -> Saved:
             f"{str(file)!r} has version {saved.rankfold}; this rankfold reads version {VERSION}"
         )
     if not saved.files or not all(_FILE.fullmatch(name) for name in saved.files):
-        raise RankfoldError(f"{str(file)!r} names files that no rankfold writes: {saved.files}")
+        raise RankfoldError(
+            f"{str(file)!r} names files that no rankfold writes: {some(list(saved.files))}"
+        )
     try:
         validate(saved.plan)
     except RankfoldError as error:

@@ -342,6 +342,14 @@ class Folding(Protocol):
 
 
 @runtime_checkable
+class Structured(Protocol):
+    """What an adapter offers beyond `Adapter` so that models without values can be loaded into."""
+
+    def structure(self, model: Any, path: str) -> Op:
+        """As `Adapter.read`, of a layer that has only a shape, too: its values do not matter."""
+
+
+@runtime_checkable
 class DataAware(Protocol):
     """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
 

@@ -27,6 +27,10 @@ class Infeasible(RankfoldError):  # noqa: N818 - what it says of a budget
         self.factor = factor
 
 
+class UnfinishedError(RankfoldError):
+    """Nothing is wrong with the model or the call: the same call can be repeated."""
+
+
 class Refused(Exception):  # noqa: N818 - a decision with a reason, not a failure
     """One layer is left alone, and this is why; it becomes the `reason` in the plan."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any
 
 from rankfold.errors import RankfoldError
@@ -42,7 +46,54 @@ def _local(text: str) -> Executor:
         )
     if kind == "threads":
         return ThreadPoolExecutor(int(count))
-    return ProcessPoolExecutor(int(count), mp_context=get_context("spawn"))
+    return _Processes(int(count), mp_context=get_context("spawn"), initializer=_begin)
+
+
+class _Processes(ProcessPoolExecutor):
+    """Processes that end with this one, and that an interrupt leaves ready for the next job.
+
+    One that dies of it while it waits would break the pool, and with it what others are writing.
+    """
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        with _uninterrupted():  # as a process that is started here inherits it
+            return super().submit(_interruptible, fn, *args, **kwargs)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts off interrupts until the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    """Makes a process a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    parent = parent_process()
+    if parent is not None:  # it waits for jobs on a pipe that it writes to itself: no end is seen
+        Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _interruptible(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return job(*args, **kwargs)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _watch(sentinel: int) -> None:
+    wait([sentinel])
+    os._exit(1)  # nobody is left to be told, and an exception would only end this thread
 
 
 def _dask(text: str) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import BrokenExecutor, Executor, Future
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.linalg import LARGE
 
 if TYPE_CHECKING:
@@ -40,15 +41,47 @@ def each(layers: Iterable[Layer], work: Callable[..., T], *others: Iterable[Any]
     own = list(layers)
     rows = zip(own, *others, strict=True)
     batches = list(_batches(rows))
-    futures = [executor.submit(_worked, threads, here, work, batch) for batch in batches]
+    futures: list[Future[Any]] = []
     try:
+        with working(f"layer {own[0].path!r} and others" if own else "no layer"):
+            for batch in batches:
+                futures.append(executor.submit(_worked, threads, here, work, batch))
         for batch, future in zip(batches, futures, strict=True):
-            for (layer, *_), (result, found) in zip(batch, future.result(), strict=True):
+            with working(f"layer {batch[0][0].path!r}"):
+                results = future.result()
+            for (layer, *_), (result, found) in zip(batch, results, strict=True):
                 layer.learn(found)
                 yield result
     finally:
         for future in futures:
             future.cancel()
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Makes an executor's own failure an error that says what has happened and what to do.
+
+    Args:
+        what: is worked on.
+
+    Raises:
+        UnfinishedError: a worker has died, or the executor takes or gives no work.
+    """
+    try:
+        yield
+    except (RankfoldError, Refused):
+        raise
+    except BrokenExecutor as error:
+        raise UnfinishedError(
+            f"{what}: a worker of the executor has died ({error}), most often because the memory "
+            "was full: use fewer workers. Files of a checkpoint that are finished are kept, so the "
+            "same call goes on from there"
+        ) from error
+    except Exception as error:  # what cannot be pickled, a scheduler that is gone, a pool shut down
+        raise UnfinishedError(
+            f"{what}: the executor failed: {error!r}. Files of a checkpoint that are finished are "
+            "kept, so the same call goes on from there"
+        ) from error
 
 
 def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:

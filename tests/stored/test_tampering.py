@@ -118,7 +118,7 @@ def sealed(file: Path, change) -> None:
     changed(file, change)
     found = json.loads(file.read_bytes())
     folder = file.parent if file.parent.name != "done" else file.parent.parent
-    job = json.loads((folder / "job.json").read_bytes())["value"]
+    job = json.loads((folder / "job.json").read_bytes())["value"]["key"]
     value = json.dumps(found["value"], separators=(",", ":"), ensure_ascii=False)
     name = file.relative_to(folder)
     found["seal"] = hashlib.sha256(f"{job}\n{name}\n{value}".encode()).hexdigest()
@@ -275,14 +275,55 @@ def test_other_settings_are_refused_until_the_work_is_finished(source: Path, wor
     assert contents(work) == before
 
 
-def test_other_settings_of_the_model_are_another_job(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["config.json", "model-00002-of-00003.safetensors"])
+def test_work_on_a_checkpoint_that_has_changed_since_is_discarded(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     own = shutil.copytree(source, tmp_path / "own")
     stop(own, tmp_path / "out", monkeypatch)
-    (own / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(rf.RankfoldError, match="unfinished run"):
-        rf.compress_checkpoint(own, tmp_path / "out", POLICY)
+    if name == "config.json":
+        (own / name).write_text('{"model_type": "gpt2"}')
+    else:
+        stat = (own / name).stat()
+        bent(own / name)
+        os.utime(own / name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    rf.compress_checkpoint(own, tmp_path / "expected", POLICY)
+    rf.compress_checkpoint(own, tmp_path / "out", POLICY)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    assert not (tmp_path / ".out.rankfold").exists()
+
+
+def test_a_copy_of_the_checkpoint_goes_on_from_the_same_work(
+    source: Path, work: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(source, work.parent / "elsewhere")
+    monkeypatch.setattr(compression, "planned", lambda *a, **k: pytest.fail("planned again"))
+    assert finished(copied, work) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "chown") or os.geteuid() != 0, reason="cannot give files away")
+def test_the_work_of_another_user_is_neither_used_nor_touched(
+    source: Path, work: Path, expected: dict[str, str]
+) -> None:
+    for entry in (work, *work.rglob("*")):
+        os.chown(entry, 65534, 65534)
+    (first_of_two, *_) = sorted(work.glob("new-*/*-00001-*"))
+    bent(first_of_two)
+    digest = hashlib.sha256(first_of_two.read_bytes()).hexdigest()
+    sealed(next(work.glob("done/*-00001-*.json")), lambda done: done.update(sha256=digest))
+    before = contents(work)
+    rf.compress_checkpoint(source, work.parent / "out", POLICY)
+    assert contents(work.parent / "out") == expected
+    assert contents(work) == before
+    assert {entry.name for entry in work.parent.iterdir()} == {"out", work.name}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no modes")
+def test_a_work_folder_is_its_owners_alone(source: Path, work: Path) -> None:
+    assert work.stat().st_mode & 0o777 == 0o700
+    work.chmod(0o770)
+    with pytest.raises(rf.RankfoldError, match="can be written by others"):
+        rf.compress_checkpoint(source, work.parent / "out", POLICY)
 
 
 def test_an_earlier_result_that_was_put_aside_comes_back(

@@ -13,8 +13,9 @@ import pytest
 from tests.stored.files import contents, sharded
 
 import rankfold as rf
+from rankfold.claims import work_folder
 from rankfold.stored import compression
-from rankfold.stored.workplace import work_folder, workplace
+from rankfold.stored.workplace import workplace
 
 POLICY = rf.Ratio(0.4)
 SLOW = """

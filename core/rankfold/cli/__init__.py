@@ -14,14 +14,18 @@ from rankfold.faults import told
 def main() -> None:
     """Runs the command line; an error is one line on standard error and exit code 2."""
     from rankfold.cli.app import app
+    from rankfold.cli.signals import Terminated, end_in_order
 
     _replace_what_cannot_be_encoded()
+    end_in_order()
     try:
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except RankfoldError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Terminated as error:
+        raise SystemExit(error.code) from None
     except Exception as error:  # the outermost boundary: a user never meets a traceback
         usage: Callable[[], str] | None = getattr(error, "format_message", None)
         if usage is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rich.text import Text
 
 from rankfold.checkpoint import check_replaceable
 from rankfold.cli.arguments import make_model, read_policy
+from rankfold.cli.signals import Terminated
 from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
 from rankfold.executors import opened
@@ -22,7 +22,10 @@ from rankfold.plan import Plan
 from rankfold.registry import registry
 from rankfold.report.table import plan_table, totals, wide_console
 from rankfold.stored.compression import compress_checkpoint
+from rankfold.stored.headers import check_plain, parse_json
 from rankfold.texts import printable
+
+_MOST_INPUTS = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _checkpoint(options: Options, policy: Policy, methods: list[str] | None) -> 
                 moments=options.moments,
                 executor=executor,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         print(
             "rankfold: interrupted; what is finished is kept for the same command", file=sys.stderr
         )
@@ -97,8 +100,11 @@ def _inputs(file: Path | None) -> Any:
     if file is None:
         return None
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        check_plain(file)
+        if file.stat().st_size > _MOST_INPUTS:
+            raise ValueError("it is larger than any such file")
+        return parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise RankfoldError(f"inputs {str(file)!r} cannot be read: {error}") from None
 
 

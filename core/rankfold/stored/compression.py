@@ -6,7 +6,8 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, as_completed, wait
+from concurrent.futures import Executor, Future, as_completed, wait
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
@@ -15,20 +16,21 @@ from typing import Any
 import msgspec
 
 from rankfold.checkpoint import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
+from rankfold.claims import work_folder
 from rankfold.contracts import Placement, Policy
 from rankfold.errors import RankfoldError
-from rankfold.faults import shown
 from rankfold.files import sha256_of, write_whole
 from rankfold.moments import Moments
-from rankfold.parallel import threads_for
+from rankfold.parallel import threads_for, working
 from rankfold.pipeline import plan as planned
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import Advance, progress
 from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
+from rankfold.stored.moments import check_moments_file
 from rankfold.stored.source import Checkpoint
-from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace
-from rankfold.stored.writing import Done, Part, UnfinishedError, Work, write
+from rankfold.stored.workplace import PLANNED, Job, Workplace, workplace
+from rankfold.stored.writing import Done, Part, Work, write
 
 
 def compress_checkpoint(
@@ -55,7 +57,8 @@ def compress_checkpoint(
 
     Args:
         checkpoint: a .safetensors file, a folder with one or with several and their index, that
-            index, or a .pt file of a plain state dict (with PyTorch).
+            index, or a file of torch.save() with a state dict in it (with PyTorch), whatever its
+            name.
         output: the folder to write, for `rankfold.load`: plan.json and the weights, in as many
             files as the checkpoint has.
         policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
@@ -96,8 +99,8 @@ def compress_checkpoint(
         raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
     check_replaceable(target)
     known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
-    if known is not None and not known.is_file():
-        raise RankfoldError(f"moments {str(known)!r} is missing or not a plain file")
+    if known is not None:
+        check_moments_file(known)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
     if not adapter.slots(source):
         raise RankfoldError(
@@ -106,11 +109,11 @@ def compress_checkpoint(
         )
     dropped = _dropped(source, adapter.slots(source), drop)
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
-    before = _finished(target, job)
+    before = _finished(target, job.key)
     if before is not None and not work_folder(target).exists():
         return before
-    with workplace(target, job) as place:
-        before = _finished(target, job)  # by a run that has just ended, or was killed tidying up
+    with workplace(target, job) as place, _watched(source, place):
+        before = _finished(target, job.key)  # by a run that has just ended or was killed
         if before is not None:
             return before
         plan = place.read(PLANNED, Plan)
@@ -129,17 +132,41 @@ def compress_checkpoint(
                 executor=executor,
                 adapter=adapter,
             )
+            plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
             place.note(PLANNED, plan)
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
         work = Work(source, slots, place.files, placement, seed, known, _threads(source, slots))
         done = _written(work, _parts(source, plan, slots, dropped), place, executor)
         plan = _as_stored(plan, done)
-        names = _complete(place.files, Saved.of(plan, {d.file: d.sha256 for d in done}, job), done)
-        if Checkpoint(source.path).fingerprint != source.fingerprint:
-            place.clear()
-            raise RankfoldError(f"{str(source.path)!r} was changed while it was compressed")
+        saved = Saved.of(plan, place.files, {d.file: d.sha256 for d in done}, job.key)
+        names = _complete(place.files, saved, done)
+        if not source.is_unchanged():
+            raise _changed(source)
         place.publish(target, names)
     return plan
+
+
+@contextmanager
+def _watched(source: Checkpoint, place: Workplace) -> Iterator[None]:
+    """Discards all work on a checkpoint that has changed, whatever error that has led to.
+
+    Raises:
+        RankfoldError: it has changed.
+    """
+    try:
+        yield
+    except RankfoldError as error:
+        if source.is_unchanged():
+            raise
+        place.clear()
+        raise _changed(source) from error
+
+
+def _changed(source: Checkpoint) -> RankfoldError:
+    return RankfoldError(
+        f"{str(source.path)!r} was changed or removed while it was compressed; what was made of it "
+        "is discarded: repeat the call when it is complete"
+    )
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -159,12 +186,16 @@ def _fits(plan: Plan, slots: Mapping[str, Slot]) -> bool:
     return [layer.path for layer in plan.layers] == list(slots)
 
 
-def _job(source: Checkpoint, selection: Selection, *settings: object) -> str:
+def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
     """Tells whether two calls are for the same result."""
     *others, moments = settings
-    content = None if moments is None else sha256_of(Path(str(moments)))
-    facts = (source.fingerprint, repr(selection), repr(others), content)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    try:
+        content = None if moments is None else sha256_of(Path(str(moments)))
+    except OSError as error:
+        raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
+    facts = (source.content, repr(selection), repr(others), content)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    return Job(key, str(source.path), source.content)
 
 
 def _finished(folder: Path, job: str) -> Plan | None:
@@ -172,9 +203,10 @@ def _finished(folder: Path, job: str) -> Plan | None:
     saved = saved_at(folder)
     if saved is None or saved.job != job or (len(saved.files) > 1 and not _plain(folder / INDEX)):
         return None
-    files = ((folder / name, digest) for name, digest in saved.files.items())
-    whole = all(_plain(file) and sha256_of(file) == digest for file, digest in files)
-    return saved.plan if whole else None
+    try:
+        return saved.plan if all(saved.is_of(folder / name) for name in saved.files) else None
+    except RankfoldError:
+        return None
 
 
 def _plain(file: Path) -> bool:
@@ -243,19 +275,16 @@ def _each(
             advance(part.name)
             yield write(work, part)
         return
-    futures = {executor.submit(write, work, part): part for part in parts}
+    futures: dict[Future[Done], str] = {}
     try:
+        with working(f"{len(parts)} files"):
+            for part in parts:
+                futures[executor.submit(write, work, part)] = part.name
         for future in as_completed(futures):
-            advance(futures[future].name)
-            try:
-                yield future.result()
-            except RankfoldError:
-                raise
-            except Exception as error:  # of the executor: a worker has died, its pool is gone
-                raise UnfinishedError(
-                    f"{futures[future].name!r} was not written: {shown(error)}; files that are "
-                    "finished are kept, so the same call goes on from there"
-                ) from error
+            advance(futures[future])
+            with working(f"file {futures[future]!r}"):
+                done = future.result()
+            yield done
     finally:
         wait([future for future in futures if not future.cancel()])  # they still write
 

@@ -74,10 +74,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: its tensors by name and its metadata."""
+    """What a file says of itself.
+
+    Attributes:
+        entries: its tensors by name.
+        metadata: that go along with them.
+        notes: what to know of how they were found, for a plan.
+    """
 
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def holds_header(start: bytes, total: int) -> bool:
+    """Whether a file begins as a safetensors file does.
+
+    Args:
+        start: its first nine bytes.
+        total: its bytes in all.
+    """
+    length = int.from_bytes(start[:LENGTH], "little")
+    return length <= min(_MOST, total - LENGTH) and start[LENGTH:] == b"{"
 
 
 def read_header(file: Path) -> Header:

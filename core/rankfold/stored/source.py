@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained
+from rankfold.files import sha256_of
 from rankfold.ops import Array
-from rankfold.registry import registry, resolve
+from rankfold.progress import progress
+from rankfold.stored.formats import reader_of
 from rankfold.stored.headers import (
     FLOATS,
     Entry,
@@ -26,8 +28,11 @@ from rankfold.stored.headers import (
     read_header,
     viewed,
 )
+from rankfold.stored.wrappers import unwrapped
+from rankfold.texts import some
 
 _INDEX = ".index.json"
+_SETTINGS = "config.json"
 _MOST_INDEX = 100_000_000
 _MOST_SETTINGS = 16 * 2**20
 _PIECE = 8 * 2**20
@@ -78,7 +83,7 @@ class Checkpoint:
 
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
-            or a file of another kind that a framework's plugin reads (.pt, .pth, .bin).
+            or a file of another kind that a framework's plugin reads (of torch.save).
 
     Raises:
         RankfoldError: files are missing, damaged, links or outside of the folder, or the index does
@@ -87,8 +92,9 @@ class Checkpoint:
     Attributes:
         path: as given.
         files: of tensors, by name, in order.
-        owner: the file of each tensor, by name.
+        owner: the file of each tensor, by name; names are without what wrappers of a model add.
         settings: what config.json beside the files says; empty without one.
+        notes: what to know of how the tensors were found.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -99,7 +105,7 @@ class Checkpoint:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, self.fingerprint)
+        return _reopened, (self.path, self.outline, self._stamps)
 
     def _open(self) -> None:
         index = _index_of(self.path)
@@ -110,31 +116,43 @@ class Checkpoint:
             mapping = _weight_map(index)
             files = [index.parent / name for name in sorted(set(mapping.values()))]
         self.folder = files[0].parent
+        for path in files:
+            check_plain(path)
+        self._paths = files
+        self._stamps = _stamps((*files, self.folder / _SETTINGS))
         self.files: dict[str, File] = {file.name: _opened(file) for file in files}
-        self.owner: dict[str, str] = {}
+        stored: dict[str, str] = {}
         for name, file in self.files.items():
             for tensor in file.header.entries:
-                if tensor in self.owner:
+                if tensor in stored:
                     raise RankfoldError(
-                        f"{str(self.folder)!r}: tensor {tensor!r} is in {self.owner[tensor]!r} and "
+                        f"{str(self.folder)!r}: tensor {tensor!r} is in {stored[tensor]!r} and "
                         f"in {name!r}"
                     )
                 check_name(tensor)
-                self.owner[tensor] = name
-        if mapping is not None and mapping != self.owner:
-            wrong = sorted(mapping.items() ^ self.owner.items())[0]
+                stored[tensor] = name
+        if mapping is not None and mapping != stored:
+            wrong = sorted(mapping.items() ^ stored.items())[0]
             raise RankfoldError(
                 f"{str(index)!r}: tensor {wrong[0]!r} is not where the index says; the index is of "
                 "other files"
             )
-        self.settings = _settings(self.folder / "config.json")
+        short, parts = unwrapped(stored)
+        self._stored_as = {name: tensor for tensor, name in short.items()}
+        self.owner = {name: stored[tensor] for name, tensor in self._stored_as.items()}
+        for name in self.owner:
+            check_name(name)
+        wrappers = (f"names without {some(parts)}, which wrappers of the model add",)
+        notes = [note for file in self.files.values() for note in file.header.notes]
+        self.notes = (*notes, *(wrappers if parts else ()))
+        self.settings = _settings(self.folder / _SETTINGS)
 
     def __contains__(self, name: str) -> bool:
         return name in self.owner
 
     def entry(self, name: str) -> Entry:
         """Type and shape of a tensor."""
-        return self.files[self.owner[name]].header.entries[name]
+        return self.files[self.owner[name]].header.entries[self._stored_as[name]]
 
     def data(self, name: str) -> Array:
         """The bytes of a tensor."""
@@ -163,22 +181,83 @@ class Checkpoint:
         return self.entry(name).dtype in FLOATS
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Of names, headers, sizes and times of change: another one where a file was exchanged."""
-        found = hashlib.sha256(repr(self.settings).encode(errors="replace"))
-        for name, file in self.files.items():
-            stat = (self.folder / name).stat()
+    def outline(self) -> str:
+        """Of headers, sizes and times: the same for all processes that see these files."""
+        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        for file, stamp in zip(self.files.values(), self._stamps, strict=False):
             tensors = [
                 (e.name, e.dtype, e.shape, e.begin, e.size) for e in file.header.entries.values()
             ]
-            found.update(repr((name, stat.st_size, stat.st_mtime_ns, tensors)).encode())
-        return found.hexdigest()
+            digest.update(repr((stamp[:2] if stamp else None, tensors)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def content(self) -> str:
+        """Of all that the files hold, wherever they lie and whatever they are called.
+
+        No time or number that a file system keeps would do: tools set them.
+
+        Raises:
+            RankfoldError: they cannot be read.
+        """
+        try:
+            return self._content()
+        except OSError as error:
+            raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
+
+    def _content(self) -> str:
+        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        with progress("hashing", len(self._paths)) as advance:
+            for file in self._paths:
+                advance(file.name)
+                digest.update(sha256_of(file).encode())
+        return digest.hexdigest()
+
+    def is_unchanged(self) -> bool:
+        """Whether the files still hold what they held when they were opened.
+
+        A file that has been neither written nor exchanged since then has its stamp yet; where that
+        is another one, by a backup or a change of mode, the content counts.
+
+        Raises:
+            RankfoldError: they cannot be read just now.
+        """
+        try:
+            if _stamps((*self._paths, self.folder / _SETTINGS)) == self._stamps:
+                return True
+            return self.settings == _settings(self.folder / _SETTINGS) and (
+                self.content == self._content()
+            )
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
+
+
+_Stamp: TypeAlias = tuple[int, int, int, int]
+
+
+def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
+    """Size, time of change, of change of state and inode of each file; None for one that is gone.
+
+    Whatever sets the time of change changes that of the state.
+    """
+    found: list[_Stamp | None] = []
+    for file in files:
+        try:
+            stat = file.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(None)
+        else:
+            found.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    return tuple(found)
 
 
 @lru_cache(maxsize=4)
-def _reopened(path: Path, fingerprint: str) -> Checkpoint:
+def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Checkpoint:
+    """A checkpoint in another process; the stamps, which may differ there, tell files apart."""
     found = Checkpoint(path)
-    if found.fingerprint != fingerprint:
+    if found.outline != outline:
         raise RankfoldError(
             f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
         )
@@ -209,14 +288,10 @@ def _single(path: Path) -> Path:
 
 
 def _opened(file: Path) -> File:
-    if file.suffix != ".safetensors":
-        for spec in registry().adapters.values():
-            reader = dict(spec.readers).get(file.suffix)
-            if reader is not None:
-                check_plain(file)
-                with contained(f"reader {reader!r} of {str(file)!r}", RankfoldError):
-                    opened: File = resolve(reader)(file)
-                    return opened
+    reader = reader_of(file)
+    if reader is not None:
+        with contained(f"the reader of {str(file)!r}", RankfoldError):
+            return reader(file)
     found = Safetensors(file)
     _ = found.header
     return found

@@ -16,7 +16,7 @@ import numpy as np
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Placement
-from rankfold.errors import RankfoldError, Refused
+from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.files import sha256_of
 from rankfold.guarded import Guarded
 from rankfold.moments import LayerMoments, Moments
@@ -87,10 +87,6 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     errors: dict[str, float]
     sensitivities: dict[str, float]
     tensors: dict[str, int]
-
-
-class UnfinishedError(RankfoldError):
-    """Nothing is wrong with the checkpoint or the call: the same call goes on from there."""
 
 
 def write(work: Work, part: Part) -> Done:

@@ -1,0 +1,199 @@
+"""The hidden folder beside an output in which it is made: one name, one owner, locked while in use.
+
+What a process that was killed leaves there is found by the next one that makes the same output. The
+lock is gone with the process that holds it, so nothing that is in use is taken for a leftover.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rankfold.errors import RankfoldError
+from rankfold.files import sync
+
+LOCK = "lock"
+SAVING = "saving"
+"""The name of a folder about to become the output; one that is found there is a leftover."""
+_OLD = "old"
+_TRIES = 100
+_LONGEST_NAME = 255
+_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def work_folder(output: Path) -> Path:
+    """Where the work on an output lies until it is finished."""
+    name = f".{output.name}.rankfold"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.rankfold"
+    return output.parent / name
+
+
+@contextmanager
+def claimed(output: Path, patience: float = 0.0) -> Iterator[Path]:
+    """The work folder of an output, made if need be and locked.
+
+    It is removed at the end where nothing is left in it, with parents that were made for it. An
+    earlier output that `publish` has put aside is back in its place, or deleted where there is a
+    new one.
+
+    Args:
+        output: the folder to be.
+        patience: seconds to wait for another process or thread that makes the same output.
+
+    Raises:
+        RankfoldError: another one is at it, the folder is somebody else's, or it cannot be written.
+    """
+    folder = work_folder(output)
+    if _is_foreign(folder):  # in a folder like /tmp the caller could not even remove it
+        folder = folder.with_name(f"{folder.name}.{os.geteuid()}")
+    made = [parent for parent in output.parents if not parent.exists()]
+    lock = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder, output, time.monotonic() + patience)
+        _settle(folder, output)
+        yield folder
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {str(output)!r}: {error}") from None
+    finally:
+        if lock is not None:
+            with suppress(OSError):
+                _settle(folder, output)
+                if [entry.name for entry in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
+            lock.release()
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def publish(fresh: Path, output: Path) -> None:
+    """Gives a folder its place; an earlier one there is replaced as a whole.
+
+    Args:
+        fresh: within the folder that `claimed` gave for the output.
+        output: the place.
+
+    Raises:
+        OSError: the folders cannot be renamed.
+    """
+    sync(fresh)
+    if output.exists():
+        output.rename(fresh.parent / _OLD)
+    fresh.rename(output)
+    sync(output.parent)
+
+
+def delete(path: Path) -> None:
+    """Removes a file, a link or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _settle(folder: Path, output: Path) -> None:
+    """Undoes what a process was killed at, between two renamings or before them."""
+    old = folder / _OLD
+    if output.exists():
+        delete(old)
+    elif old.is_dir() and not old.is_symlink():
+        old.rename(output)
+    delete(folder / SAVING)
+
+
+def _locked(folder: Path, output: Path, until: float) -> Any:
+    """A lock on a folder, which is made if need be.
+
+    Its last owner removes lock and folder before it lets go of them. So both may have to be made
+    anew, and a lock that was won may be of a file that is gone: it is not, if the file in its place
+    is the same as before. (A number of an inode is not given away while the file is open.)
+    """
+    from filelock import FileLock, Timeout
+
+    for attempt in range(_TRIES):
+        try:
+            folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+            _check_owned(folder)
+            before = _lock_file(folder / LOCK)
+            lock = FileLock(folder / LOCK)
+            lock.acquire(timeout=max(0.0, until - time.monotonic()))
+        except Timeout:
+            raise RankfoldError(
+                f"another run is writing to {str(output)!r} just now; wait for it or name another "
+                "folder"
+            ) from None
+        except FileNotFoundError:
+            if attempt == _TRIES - 1:
+                raise
+            continue
+        with suppress(FileNotFoundError):
+            if _lock_file(folder / LOCK) == before:
+                return lock
+        lock.release()
+    raise OSError("others make and remove it all the time")
+
+
+def _lock_file(file: Path) -> int:
+    """The inode of the lock, which is made if need be; never through a link that lies there."""
+    with suppress(FileExistsError):
+        file.open("xb").close()
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise RankfoldError(f"{str(file)!r} is a link or no plain file; remove it")
+    return found.st_ino
+
+
+def _check_owned(folder: Path) -> None:
+    """Sees to it that a work folder is a folder of the caller's own, into which no other writes.
+
+    Raises:
+        RankfoldError: it is not: whoever made it decides what is in it.
+    """
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise RankfoldError(f"{str(folder)!r} is a link or no folder; remove it")
+    if _is_foreign(folder):
+        raise RankfoldError(
+            f"{str(folder)!r} is of another owner, so what lies there is not trusted; have it "
+            "removed, or name another output"
+        )
+    if os.name == "posix" and found.st_mode & _OTHERS:
+        raise RankfoldError(
+            f"{str(folder)!r} can be written by others, so what lies there is not trusted; remove "
+            "it, or name another output"
+        )
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder is there that this process has not made, nor one of the same user."""
+    try:
+        owner = folder.lstat().st_uid
+    except OSError:
+        return False
+    return os.name == "posix" and owner not in (os.geteuid(), _owner_of_files_in(folder))
+
+
+def _owner_of_files_in(folder: Path) -> int | None:
+    """The owner that a file of this process gets there: some network file systems map all users."""
+    if folder.is_symlink():
+        return None
+    probe = folder / f"owner.{secrets.token_hex(8)}"
+    try:
+        with probe.open("xb") as stream:
+            return os.fstat(stream.fileno()).st_uid
+    except OSError:
+        return None
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
