@@ -144,9 +144,11 @@ def load(
     adapter = adapter or registry().adapter(model)
     if inputs is not None:
         adapter.trace(model, inputs)
-    modules = _modules(adapter, model, saved)
+    modules = modules_of(adapter, model, saved)
     small = adapter.replace(model, modules, inplace=False)
-    return adapter.load_weights(small, *files)
+    loaded = adapter.load_weights(small, *files)
+    registry().model_done(loaded, saved.plan)
+    return loaded
 
 
 def saved_at(folder: Path) -> Saved | None:
@@ -157,7 +159,17 @@ def saved_at(folder: Path) -> Saved | None:
         return None
 
 
-def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
+def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
+    """The structure of a compressed model: blank modules for the layers that its plan replaces.
+
+    Args:
+        adapter: of the model.
+        model: of the architecture that was compressed.
+        saved: its plan.
+
+    Raises:
+        RankfoldError: the plan does not fit the model.
+    """
     from rankfold.pipeline import check_planned, check_same
 
     plan = saved.plan
