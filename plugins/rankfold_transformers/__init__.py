@@ -4,13 +4,12 @@ The layer rules use the public plugin API alone. Importing this package makes "r
 transformers, before or after transformers is imported, and imports no framework.
 """
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 from rankfold.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
 from rankfold.plan import Plan
-from rankfold_transformers.registration import register
+from rankfold_transformers.registration import is_registered, register
 from rankfold_transformers.stored import EXPERTS, TENSOR_RULES
 
 RANKFOLD_API = (1, 1)
@@ -47,7 +46,7 @@ def rankfold_layer_rules() -> Iterable[Rule]:
 @hookimpl
 def rankfold_model_done(model: Any, plan: Plan) -> None:
     """Leaves the plan in the model's configuration, for `from_pretrained`."""
-    if "transformers.modeling_utils" in sys.modules:
+    if is_registered():
         from rankfold_transformers.records import record
 
         record(model, plan)
@@ -56,7 +55,7 @@ def rankfold_model_done(model: Any, plan: Plan) -> None:
 @hookimpl
 def rankfold_model_expanded(model: Any, plan: Plan) -> None:
     """Takes the plan out of the model's configuration."""
-    if "transformers.modeling_utils" in sys.modules:
+    if is_registered():
         from rankfold_transformers.records import erase
 
         erase(model, plan)

@@ -7,7 +7,7 @@ ordinary model, and no quantized one: it can be cast, trained and saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,11 @@ class RankfoldQuantizer(HfQuantizer):
                 "from_pretrained compresses nothing: load the model, then call rankfold.compress"
             )
         assert isinstance(self.quantization_config, RankfoldConfig)
-        plans = [_of(model, plan) for plan in self.quantization_config.read()]
-        if plans:
-            _check_files(plans[0], checkpoint_files or ())
-        exchanges = [exchange for plan in plans for exchange in restructured(model, plan)]
+        names = _names(checkpoint_files or ())
+        exchanges: list[Exchange] = []
+        for plan in self.quantization_config.read():
+            _check_compressed(plan, names)
+            exchanges += restructured(model, _fitted(model, plan, names))
         vars(model)["initialize_weights"] = partial(_initialize, model, exchanges)
         return model
 
@@ -83,41 +84,59 @@ class RankfoldQuantizer(HfQuantizer):
         return model
 
 
-def _of(model: Any, plan: Plan) -> Plan:
+def _fitted(model: Any, plan: Plan, names: Collection[str]) -> Plan:
     """The plan with the paths of this model, which may be the base of the one that was saved.
 
-    Or the reverse: `from_pretrained` of a model with a head takes the files of one without.
+    Or one with another head: what the files have nothing of is left to transformers, which says so.
+
+    Args:
+        model: to be loaded.
+        plan: of the one that was saved.
+        names: of the tensors in the files; none where that is not known.
     """
     start = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     if not start:
         return plan
     layers = plan.replaced
-    inside = any(layer.path.startswith(start) for layer in layers)
-    if hasattr(model, model.base_model_prefix):
-        known = registry().adapter(model).layers(model)
-        if inside or any(layer.path in known for layer in layers):
-            return plan
+    if not hasattr(model, model.base_model_prefix):
+        if any(layer.path.startswith(start) for layer in layers):  # and the rest is a head
+            layers = tuple(
+                msgspec.structs.replace(layer, path=layer.path.removeprefix(start))
+                for layer in layers
+                if layer.path.startswith(start)
+            )
+        return msgspec.structs.replace(plan, layers=layers)
+    known = registry().adapter(model).layers(model)
+    if not any(layer.path.startswith(start) or layer.path in known for layer in layers):
         layers = tuple(msgspec.structs.replace(layer, path=start + layer.path) for layer in layers)
-    elif inside:
-        layers = tuple(
-            msgspec.structs.replace(layer, path=layer.path.removeprefix(start))
-            for layer in layers
-            if layer.path.startswith(start)
-        )
-    return msgspec.structs.replace(plan, layers=layers)
+    kept = (
+        layer
+        for layer in layers
+        if layer.path.startswith(start)
+        or (layer.path in known and (not names or _has(names, layer.path)))
+    )
+    return msgspec.structs.replace(plan, layers=tuple(kept))
 
 
-def _check_files(plan: Plan, files: Sequence[str]) -> None:
-    """Sees to it that the files hold no weights of the layers that were replaced.
+def _has(names: Collection[str], path: str) -> bool:
+    return any(name.startswith(f"{path}.") for name in names)
 
-    They do where a model was made anew from the configuration of a compressed one, and saved.
-    """
-    names = {
+
+def _names(files: Sequence[str]) -> set[str]:
+    """The names of the tensors in safetensors files."""
+    return {
         name
         for file in files
         if file.endswith(".safetensors")
         for name in read_header(Path(file)).entries
     }
+
+
+def _check_compressed(plan: Plan, names: Collection[str]) -> None:
+    """Sees to it that the files hold no weights of the layers that were replaced.
+
+    They do where a model was made anew from the configuration of a compressed one, and saved.
+    """
     for layer in plan.replaced:
         if f"{layer.path}.weight" in names:
             raise RankfoldError(

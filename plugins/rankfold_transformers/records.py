@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rankfold.errors import RankfoldError
@@ -101,6 +100,8 @@ def recorded(config: Any) -> list[Plan]:
 
 def _models(model: Any) -> Iterator[tuple[str, Any]]:
     """The outermost models of transformers in a model."""
+    from transformers.modeling_utils import PreTrainedModel  # whose import is what imports this
+
     if isinstance(model, PreTrainedModel):
         yield "", model
         return

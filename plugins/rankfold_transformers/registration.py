@@ -13,16 +13,26 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-REGISTRY = "transformers.quantizers.auto"
+_REGISTRY = "transformers.quantizers.auto"
 _QUANTIZER = "rankfold_transformers.pretrained"
 
 
 def register() -> None:
     """Registers the method now, or as soon as transformers' registry is imported; once."""
-    if REGISTRY in sys.modules:
-        importlib.import_module(_QUANTIZER)
+    if _REGISTRY in sys.modules:
+        _register()
     elif not any(isinstance(finder, _Awaited) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Awaited())
+
+
+def is_registered() -> bool:
+    """Whether transformers is imported and knows the method."""
+    return _QUANTIZER in sys.modules
+
+
+def _register() -> None:
+    if hasattr(sys.modules[_REGISTRY], "register_quantizer"):  # transformers has it from 4.49 on
+        importlib.import_module(_QUANTIZER)
 
 
 class _Awaited(MetaPathFinder):
@@ -31,7 +41,7 @@ class _Awaited(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != REGISTRY:
+        if fullname != _REGISTRY:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
@@ -53,4 +63,4 @@ class _Registering(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(_QUANTIZER)
+        _register()
