@@ -156,9 +156,11 @@ def load(
     with of_adapter(adapter):
         if inputs is not None:
             adapter.trace(model, inputs)
-        modules = _modules(adapter, model, saved)
+        modules = modules_of(adapter, model, saved)
         small = adapter.replace(model, modules, inplace=False)
-        return adapter.load_weights(small, *files)
+        loaded = adapter.load_weights(small, *files)
+    registry().model_done(loaded, saved.plan)
+    return loaded
 
 
 def saved_at(folder: Path) -> Saved | None:
@@ -169,7 +171,17 @@ def saved_at(folder: Path) -> Saved | None:
         return None
 
 
-def _modules(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
+def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
+    """The structure of a compressed model: blank modules for the layers that its plan replaces.
+
+    Args:
+        adapter: of the model.
+        model: of the architecture that was compressed.
+        saved: its plan.
+
+    Raises:
+        RankfoldError: the plan does not fit the model.
+    """
     from rankfold.pipeline import check_planned, check_same
 
     known = adapter.layers(model)

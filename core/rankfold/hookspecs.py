@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pluggy
 
 from rankfold.contracts import Decomposition, Policy, TensorRule
-from rankfold.plan import LayerPlan
+from rankfold.plan import LayerPlan, Plan
 
 PROJECT = "rankfold"
 API = (1, 1)
@@ -115,3 +115,17 @@ def rankfold_layer_rules() -> Iterable[Rule]:  # type: ignore[empty-body]  # sam
 @hookspec
 def rankfold_layer_done(report: LayerPlan) -> None:
     """Called by compress and apply after each layer, with what was done to it and why."""
+
+
+@hookspec
+def rankfold_model_done(model: Any, plan: Plan) -> None:
+    """Called with every model that compress, apply or load give, and the plan that it follows.
+
+    It may leave a note of the plan at the model; weights and structure must stay as they are. Of a
+    model that was compressed before, the plan is that of the last compression.
+    """
+
+
+@hookspec
+def rankfold_model_expanded(model: Any, plan: Plan) -> None:
+    """Called with every model that `Compressed.expanded` gives: it follows the plan no longer."""

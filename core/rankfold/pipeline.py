@@ -63,9 +63,12 @@ class Compressed:
         if not isinstance(used, DataAware):
             raise RankfoldError(f"{type(used).__name__} cannot expand models")
         try:
-            return used.expanded(model, self.model, [layer.path for layer in self.plan.replaced])
+            paths = [layer.path for layer in self.plan.replaced]
+            whole = used.expanded(model, self.model, paths)
         except Refused as refused:
             raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
+        registry().model_expanded(whole, self.plan)
+        return whole
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes plan.json and weights.safetensors; see `rankfold.load`.
@@ -181,7 +184,9 @@ def compress(
     used = adapter or registry().adapter(model)
     run = Run(used, model, inputs, methods, placement, seed, executor)
     run.learn(calibration, loss, moments)
-    return Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
+    small = Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
+    registry().model_done(small.model, small.plan)
+    return small
 
 
 def gather(
@@ -273,6 +278,7 @@ def apply(
     for done in decided:
         registry().layer_done(done)
     applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
+    registry().model_done(small, applied)
     return Compressed(small, applied)
 
 

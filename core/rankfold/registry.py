@@ -30,7 +30,7 @@ from rankfold.declarations import Declarations, check_api, check_marked
 from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, told
 from rankfold.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
-from rankfold.plan import LayerPlan
+from rankfold.plan import LayerPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,27 @@ class Registry:
 
     def layer_done(self, report: LayerPlan) -> None:
         """Tells every observer; one that raises is recorded and harms nobody else."""
+        self._tell("layer_done", report=report)
+
+    def model_done(self, model: Any, plan: Plan) -> None:
+        """Tells every observer of a compressed model; as `layer_done`."""
+        self._tell("model_done", model=model, plan=plan)
+
+    def model_expanded(self, model: Any, plan: Plan) -> None:
+        """Tells every observer of a model that is no longer compressed; as `layer_done`."""
+        self._tell("model_expanded", model=model, plan=plan)
+
+    def _tell(self, what: str, **arguments: object) -> None:
+        hook = f"{PROJECT}_{what}"
         for name in list(self.plugins):
             plugin = self._manager.get_plugin(name)
             try:
-                if hasattr(plugin, "rankfold_layer_done"):
-                    self._call("rankfold_layer_done", plugin, report=report)
+                if hasattr(plugin, hook):
+                    self._call(hook, plugin, **arguments)
             except BaseException as error:
                 if is_users(error):
                     raise
-                self._record(name, "layer_done", error)
+                self._record(name, what, error)
 
     def _call(self, hook: str, plugin: object, **arguments: object) -> list[Any]:
         others = [p for p in self._manager.get_plugins() if p is not plugin]

@@ -1,11 +1,20 @@
-"""Layer rules for Hugging Face transformers: a plugin that uses the public plugin API alone."""
+"""Hugging Face transformers: layer rules, and `from_pretrained` of compressed models.
+
+The layer rules use the public plugin API alone. Importing this package makes "rankfold" known to
+transformers, before or after transformers is imported, and imports no framework.
+"""
 
 from collections.abc import Iterable
+from typing import Any
 
 from rankfold.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold.plan import Plan
+from rankfold_transformers.registration import is_registered, register
 from rankfold_transformers.stored import EXPERTS, TENSOR_RULES
 
 RANKFOLD_API = (1, 1)
+
+register()
 
 
 @hookimpl
@@ -32,3 +41,21 @@ def rankfold_layer_rules() -> Iterable[Rule]:
         ParameterRule("torch", "transformers.models.*:*ParallelExperts", ("weight",)),
         *TENSOR_RULES,
     )
+
+
+@hookimpl
+def rankfold_model_done(model: Any, plan: Plan) -> None:
+    """Leaves the plan in the model's configuration, for `from_pretrained`."""
+    if is_registered():
+        from rankfold_transformers.records import record
+
+        record(model, plan)
+
+
+@hookimpl
+def rankfold_model_expanded(model: Any, plan: Plan) -> None:
+    """Takes the plan out of the model's configuration."""
+    if is_registered():
+        from rankfold_transformers.records import erase
+
+        erase(model, plan)

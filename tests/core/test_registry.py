@@ -14,7 +14,7 @@ import pytest
 import rankfold as rf
 from rankfold.decompose.svd import SVD
 from rankfold.hookspecs import AdapterSpec, LayerRule, ParameterRule, hookimpl
-from rankfold.plan import LayerPlan
+from rankfold.plan import LayerPlan, Plan
 from rankfold.registry import Registry, registry
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +268,38 @@ def test_an_observer_hears_of_layers_and_a_raising_one_is_recorded(
     found.layer_done(LayerPlan(path="fc"))
     assert heard == ["fc"]
     assert [(p.plugin, p.stage) for p in found.problems] == [("a_fails", "layer_done")]
+
+
+@pytest.mark.parametrize("event", ["model_done", "model_expanded"])
+def test_an_observer_hears_of_models_and_a_raising_one_is_recorded(
+    event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[object, Plan]] = []
+
+    def listen(model: object, plan: Plan) -> None:
+        heard.append((model, plan))
+
+    def fail(model: object, plan: Plan) -> None:
+        raise RuntimeError("deaf")
+
+    found = Registry()
+    found.load(
+        [
+            entry(monkeypatch, "a_fails", declaring(**{f"rankfold_{event}": fail})),
+            entry(monkeypatch, "b_listens", declaring(**{f"rankfold_{event}": listen})),
+        ]
+    )
+    model, plan = object(), Plan(layers=())
+    getattr(found, event)(model, plan)
+    assert heard == [(model, plan)]
+    assert [(p.plugin, p.stage) for p in found.problems] == [("a_fails", event)]
+
+
+def test_a_rule_that_says_badly_what_it_folds_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = LayerRule("torch", "a:B", read="c:d", folds=True)  # type: ignore[arg-type]
+    found = Registry()
+    found.load([entry(monkeypatch, "folds", declaring(rankfold_layer_rules=lambda: [rule]))])
+    assert "say in words what it folds" in str(found.problems[0])
 
 
 def test_no_adapter_names_the_problems_there_were(monkeypatch: pytest.MonkeyPatch) -> None:

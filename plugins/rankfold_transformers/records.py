@@ -1,0 +1,154 @@
+"""The plans that stand in a model's configuration: what `from_pretrained` rebuilds it by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from rankfold.errors import RankfoldError
+from rankfold.plan import LayerPlan, Plan, validate
+from rankfold.registry import registry
+
+METHOD = "rankfold"
+_ATTRIBUTE = "quantization_config"
+_DEFAULTS = LayerPlan(path="")
+
+
+class RankfoldConfig(QuantizationConfigMixin):
+    """What config.json says of a compressed model under `quantization_config`.
+
+    Args:
+        plans: of the compressions that made the model, in order, each of the model that the one
+            before it gave; the layers that were replaced.
+        quant_method: always "rankfold".
+        version: of this format.
+
+    Raises:
+        RankfoldError: another version, or not plans.
+    """
+
+    VERSION = 1
+
+    def __init__(
+        self,
+        plans: Sequence[Mapping[str, Any]] = (),
+        quant_method: str = METHOD,
+        version: int = VERSION,
+    ) -> None:
+        if version != self.VERSION:
+            raise RankfoldError(
+                f"config.json is of version {version} of rankfold's format; this rankfold reads "
+                f"version {self.VERSION}"
+            )
+        self.quant_method = METHOD  # type: ignore[assignment]  # the type lists transformers' own
+        self.version = version
+        self.plans = list(plans)
+        self.read()
+
+    def read(self) -> tuple[Plan, ...]:
+        """The plans.
+
+        Raises:
+            RankfoldError: they are none.
+        """
+        try:
+            plans = tuple(msgspec.convert(plan, Plan) for plan in self.plans)
+        except msgspec.ValidationError as error:
+            raise RankfoldError(f"{_ATTRIBUTE} of config.json holds no plan: {error}") from None
+        for plan in plans:
+            validate(plan)
+        return plans
+
+
+def record(model: Any, plan: Plan) -> None:
+    """Adds a plan to the configuration of the models of transformers that a model is or holds.
+
+    Plans that stand there and are not of this model (of a fresh one that was made from the
+    configuration of a compressed one) go.
+    """
+    for path, part in _models(model):
+        relative = _relative(plan, path)
+        layers = registry().adapter(part).layers(part)
+        replaced = {layer.path for layer in relative.replaced}
+        kept = [
+            earlier
+            for earlier in recorded(part.config)
+            if not any(layer.path in layers or layer.path in replaced for layer in earlier.replaced)
+        ]
+        _write(part, [*kept, relative] if replaced else kept)
+
+
+def erase(model: Any, plan: Plan) -> None:
+    """Takes the last plan out of the configuration, where it is this one: its layers are back."""
+    for path, part in _models(model):
+        plans = recorded(part.config)
+        if plans and _paths(plans[-1]) == _paths(_relative(plan, path)):
+            _write(part, plans[:-1])
+
+
+def recorded(config: Any) -> list[Plan]:
+    """The plans that a configuration holds."""
+    held = getattr(config, _ATTRIBUTE, None)
+    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
+        held = RankfoldConfig(**held)
+    return list(held.read()) if isinstance(held, RankfoldConfig) else []
+
+
+def _models(model: Any) -> Iterator[tuple[str, Any]]:
+    """The outermost models of transformers in a model."""
+    from transformers.modeling_utils import PreTrainedModel  # whose import is what imports this
+
+    if isinstance(model, PreTrainedModel):
+        yield "", model
+        return
+    for name, child in model.named_children() if hasattr(model, "named_children") else ():
+        for path, part in _models(child):
+            yield f"{name}.{path}".rstrip("."), part
+
+
+def _relative(plan: Plan, path: str) -> Plan:
+    """The plan of what stands at a path."""
+    start = f"{path}." if path else ""
+    layers = tuple(
+        msgspec.structs.replace(layer, path=layer.path.removeprefix(start))
+        for layer in plan.replaced
+        if layer.path.startswith(start)
+    )
+    return msgspec.structs.replace(plan, layers=layers)
+
+
+def _paths(plan: Plan) -> list[tuple[str, str | None, tuple[int, ...]]]:
+    return [(layer.path, layer.method, layer.ranks) for layer in plan.replaced]
+
+
+def _write(model: Any, plans: Sequence[Plan]) -> None:
+    """Gives a model a configuration of its own with these plans; others may share the old one."""
+    old = model.config
+    if not plans and not hasattr(old, _ATTRIBUTE):
+        return
+    new = copy.copy(old)
+    if plans:
+        setattr(new, _ATTRIBUTE, RankfoldConfig([_written(plan) for plan in plans]))
+    elif hasattr(new, _ATTRIBUTE):
+        delattr(new, _ATTRIBUTE)
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if value is old:
+                setattr(module, name, new)
+
+
+def _written(plan: Plan) -> dict[str, Any]:
+    """The part of a plan that says how the structure came about, for people and for `read`."""
+    layers = [
+        {
+            name: value
+            for name in ("path", "method", "ranks", "op", "error", "params", "refit")
+            if (value := msgspec.to_builtins(getattr(layer, name))) != getattr(_DEFAULTS, name)
+        }
+        for layer in plan.replaced
+    ]
+    return {"policy": plan.policy, "layers": layers}

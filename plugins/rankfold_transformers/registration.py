@@ -1,0 +1,66 @@
+"""Makes "rankfold" a method that `from_pretrained` knows, without importing transformers.
+
+Whoever has rankfold may import transformers before it, after it, or never. Where it is imported
+already the method is registered at once; else once its registry of methods has been imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_REGISTRY = "transformers.quantizers.auto"
+_QUANTIZER = "rankfold_transformers.pretrained"
+
+
+def register() -> None:
+    """Registers the method now, or as soon as transformers' registry is imported; once."""
+    if _REGISTRY in sys.modules:
+        _register()
+    elif not any(isinstance(finder, _Awaited) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Awaited())
+
+
+def is_registered() -> bool:
+    """Whether transformers is imported and knows the method."""
+    return _QUANTIZER in sys.modules
+
+
+def _register() -> None:
+    if hasattr(sys.modules[_REGISTRY], "register_quantizer"):  # transformers has it from 4.49 on
+        importlib.import_module(_QUANTIZER)
+
+
+class _Awaited(MetaPathFinder):
+    """Finds one module, as Python itself does, to be there when it has been imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _REGISTRY:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Registering(spec.loader)
+            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
+        return spec
+
+
+class _Registering(Loader):
+    """Loads a module as its own loader does, and registers the method then."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register()

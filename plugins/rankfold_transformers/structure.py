@@ -1,0 +1,99 @@
+"""The structure of a compressed model, built in a model that has no values yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.checkpoint import VERSION, Saved, modules_of
+from rankfold.plan import Plan
+from rankfold.registry import registry
+from rankfold_torch.parameters import Factors
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """A chain in the place of a layer.
+
+    Attributes:
+        path: of the layer.
+        owner: the module that held it.
+        name: of the layer there.
+        layer: that was replaced.
+        chain: that stands there now.
+    """
+
+    path: str
+    owner: nn.Module
+    name: str
+    layer: nn.Module
+    chain: nn.Module
+
+
+def restructured(model: nn.Module, plan: Plan) -> list[Exchange]:
+    """Puts chains without values in the places of the layers that a plan replaces.
+
+    Raises:
+        RankfoldError: the plan does not fit the model.
+    """
+    adapter = registry().adapter(model)
+    before = [
+        (f"{path}.{name}".lstrip("."), owner, name, layer)
+        for path, owner in model.named_modules()
+        for name, layer in owner.named_children()
+    ]
+    with _readable(model):
+        saved = Saved(rankfold=VERSION, files={}, plan=plan)
+        modules = modules_of(_OnMeta(adapter), model, saved)
+        adapter.replace(model, modules, inplace=True)
+    return [
+        Exchange(path, owner, name, layer, chain)
+        for path, owner, name, layer in before
+        if (chain := owner._modules[name]) is not layer and chain is not None
+    ]
+
+
+class _OnMeta:
+    """An adapter whose modules have no values, so that no more than one of them takes memory."""
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adapter, name)
+
+    def build(self, *arguments: Any) -> Any:
+        """The module of the adapter, on the meta device."""
+        built = self._adapter.build(*arguments)
+        if not isinstance(built, Factors):
+            return built.to("meta")
+        return replace(built, tensors=tuple(map(_without_values, built.tensors)))
+
+
+def _without_values(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
+
+
+@contextmanager
+def _readable(model: nn.Module) -> Iterator[None]:
+    """Parameters without values are zeros inside that take no memory: layers can be read as ops."""
+    blanks: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    for module in model.modules():
+        for name, tensor in module._parameters.items():
+            if tensor is not None and tensor.device.type == "meta":
+                zero = torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+                blank = nn.Parameter(zero, requires_grad=tensor.requires_grad)
+                module._parameters[name] = blank
+                blanks[id(blank)] = (blank, tensor)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            for name, tensor in module._parameters.items():
+                if id(tensor) in blanks:
+                    module._parameters[name] = blanks[id(tensor)][1]

@@ -1,0 +1,239 @@
+"""Compressed models of transformers: saved by `save_pretrained`, opened by `from_pretrained`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rankfold as rf
+from rankfold.registry import registry
+
+IDS = torch.arange(3, 14)[None]
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+WORDS: dict[str, Any] = {"vocab_size": 53, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TEXT = {"input_ids": IDS}
+
+
+def llama(**options: Any) -> Any:
+    config = tf.LlamaConfig(**SIZES, **WORDS, **options, num_key_value_heads=2)
+    return tf.LlamaForCausalLM(config).eval()
+
+
+def gpt2() -> Any:
+    sizes = {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 17}
+    return tf.GPT2LMHeadModel(tf.GPT2Config(**sizes, **WORDS)).eval()
+
+
+def bert() -> Any:
+    return tf.BertForSequenceClassification(tf.BertConfig(**SIZES, **WORDS)).eval()
+
+
+def vit() -> Any:
+    config = tf.ViTConfig(**SIZES, image_size=30, patch_size=6, num_labels=5)
+    return tf.ViTForImageClassification(config).eval()
+
+
+def t5() -> Any:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+    config = tf.T5Config(**sizes, vocab_size=53, decoder_start_token_id=0)
+    return tf.T5ForConditionalGeneration(config).eval()
+
+
+def mixtral() -> Any:
+    config = tf.MixtralConfig(**SIZES, **WORDS, num_local_experts=4, num_key_value_heads=2)
+    return tf.MixtralForCausalLM(config).eval()
+
+
+MODELS: dict[str, tuple[Callable[[], Any], dict[str, torch.Tensor]]] = {
+    "llama": (llama, TEXT),
+    "tied llama": (lambda: llama(tie_word_embeddings=True), TEXT),
+    "gpt2": (gpt2, TEXT),
+    "bert": (bert, TEXT),
+    "vit": (vit, {"pixel_values": torch.ones(1, 3, 30, 30)}),
+    "t5": (t5, {**TEXT, "decoder_input_ids": torch.arange(5)[None]}),
+    "mixtral": (mixtral, TEXT),
+}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def logits(model: Any, inputs: Any = TEXT) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(**inputs).logits
+    return found
+
+
+def compressed(model: Any) -> rf.Compressed:
+    return rf.compress(model, rf.Ratio(0.4))
+
+
+def reopened(model: Any, folder: Path) -> Any:
+    model.save_pretrained(folder)
+    return type(model).from_pretrained(folder)
+
+
+def plans(model: Any) -> list[int]:
+    """How many layers each plan in the configuration replaces."""
+    return [len(plan["layers"]) for plan in model.config.quantization_config.plans]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compressed_model_is_opened_from_shards_and_saved_again(
+    name: str, tmp_path: Path
+) -> None:
+    make, inputs = MODELS[name]
+    small = compressed(make()).model
+    small.save_pretrained(tmp_path / "small", max_shard_size="20KB")
+    assert len(list((tmp_path / "small").glob("*.safetensors"))) > 1
+    back, report = type(small).from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert torch.equal(logits(back, inputs), logits(small, inputs))
+    assert torch.equal(logits(reopened(back, tmp_path / "again"), inputs), logits(small, inputs))
+
+
+@pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"dtype": torch.bfloat16}])
+def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: Path) -> None:
+    small = compressed(llama()).model
+    small.save_pretrained(tmp_path / "small")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small", **options)
+    assert {p.dtype for p in back.parameters()} == {options.get("dtype", torch.float32)}
+    assert type(back.model.layers[0].mlp.up_proj[0]) is nn.Linear
+    generated = back.generate(IDS, max_new_tokens=3, do_sample=False)
+    if "dtype" not in options:
+        assert torch.equal(generated, small.generate(IDS, max_new_tokens=3, do_sample=False))
+
+
+def test_the_configuration_of_the_original_stays_as_it_is() -> None:
+    config = tf.LlamaConfig(**SIZES, **WORDS)
+    shared, original = tf.LlamaForCausalLM(config), tf.LlamaForCausalLM(config)
+    before = config.to_json_string()
+    assert plans(compressed(original).model) == [16]
+    rf.compress(shared, rf.Ratio(0.4), inplace=True)
+    assert plans(shared) == [16]
+    assert config.to_json_string() == original.config.to_json_string() == before
+
+
+def test_what_is_opened_is_an_ordinary_model(tmp_path: Path) -> None:
+    back = reopened(compressed(llama()).model, tmp_path / "small")
+    assert not getattr(back, "is_quantized", False)
+    assert not hasattr(back, "hf_quantizer")
+    back.train()(IDS, labels=IDS).loss.backward()
+    assert all(p.grad is not None for p in back.parameters())
+    assert back.half().dtype is torch.float16
+    assert back.float().dtype is torch.float32
+
+
+def test_a_model_that_is_compressed_twice_is_opened(tmp_path: Path) -> None:
+    once = reopened(compressed(llama()).model, tmp_path / "once")
+    twice = rf.compress(once, rf.Ranks(5)).model
+    assert (plans(once), plans(twice)) == ([16], [16, 32])
+    assert torch.equal(logits(reopened(twice, tmp_path / "twice")), logits(twice))
+
+
+def test_an_expanded_model_is_no_compressed_one(tmp_path: Path) -> None:
+    original = llama()
+    small = compressed(original)
+    whole = small.expanded(original)
+    assert not hasattr(whole.config, "quantization_config")
+    assert plans(small.model) == [16]
+    assert torch.equal(logits(reopened(whole, tmp_path / "whole")), logits(whole))
+    further = rf.compress(whole, rf.Ratio(0.3)).model
+    assert torch.equal(logits(reopened(further, tmp_path / "less")), logits(further))
+
+
+def test_what_load_and_apply_give_is_saved_for_from_pretrained(tmp_path: Path) -> None:
+    original = llama()
+    small = compressed(original)
+    small.save(tmp_path / "out")
+    loaded = rf.load(tf.LlamaForCausalLM(small.model.config), tmp_path / "out")
+    applied = rf.apply(original, small.plan).model
+    assert plans(loaded) == plans(applied) == [16]
+    for number, model in enumerate((loaded, applied)):
+        assert torch.equal(logits(reopened(model, tmp_path / f"{number}")), logits(small.model))
+
+
+def test_a_model_of_transformers_within_another_is_opened(tmp_path: Path) -> None:
+    small = compressed(nn.Sequential(bert())).model
+    assert torch.equal(logits(reopened(small[0], tmp_path / "small")), logits(small[0]))
+
+
+def test_base_and_other_heads_are_opened(tmp_path: Path) -> None:
+    small = compressed(llama()).model
+    small.save_pretrained(tmp_path / "small")
+    small.model.save_pretrained(tmp_path / "base")
+    state = small.model(IDS).last_hidden_state
+    for back in (
+        tf.AutoModel.from_pretrained(tmp_path / "small"),
+        tf.AutoModel.from_pretrained(tmp_path / "base"),
+        tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").model,
+        tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").model,
+    ):
+        assert torch.equal(back(IDS).last_hidden_state, state)
+
+
+def test_a_whole_model_under_the_configuration_of_a_compressed_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    whole = tf.LlamaForCausalLM(compressed(llama()).model.config)
+    with pytest.raises(rf.RankfoldError, match=r"hold the whole weight of 'model.embed_tokens'"):
+        reopened(whole, tmp_path / "whole")
+    assert plans(rf.compress(whole, rf.Ranks(3), include="*up_proj").model) == [2]
+
+
+def test_files_that_lack_weights_of_a_chain_are_refused(tmp_path: Path) -> None:
+    small = compressed(llama()).model
+    small.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.1.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(rf.RankfoldError, match=r"lack model.layers.0.mlp.up_proj.1.weight"):
+        type(small).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "version 9"),
+        ({"plans": [{"layers": [{"path": 3}]}]}, "holds no plan"),
+        ({"plans": [{"layers": [{"path": "no", "method": "svd", "ranks": [3]}]}]}, "'model.no'"),
+        ({"plans": [{"layers": [{"path": "lm_head", "method": "svd", "ranks": [99]}]}]}, "rank 99"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    small = compressed(llama()).model
+    small.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"].update(change)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(rf.RankfoldError, match=message):
+        type(small).from_pretrained(tmp_path)
+
+
+def test_from_pretrained_does_not_compress(tmp_path: Path) -> None:
+    original = llama()
+    method = compressed(original).model.config.quantization_config
+    original.save_pretrained(tmp_path)
+    with pytest.raises(rf.RankfoldError, match=r"then call rankfold\.compress"):
+        type(original).from_pretrained(tmp_path, quantization_config=method)
+
+
+def test_the_hooks_report_no_problem() -> None:
+    compressed(llama())
+    assert not registry().problems
