@@ -15,6 +15,7 @@ from rankfold.contracts import Choice, DataAware, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError
 from rankfold.ops import Chain, Embedding, Op
+from rankfold.parallel import limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
 from rankfold.progress import progress
@@ -118,7 +119,8 @@ def _followed(
         def visit(path: str, fit: Any, held: Any, groups: Sequence[int] | None = None, /) -> Chain:
             if not visitor.knows(path):
                 advance(path)
-            return visitor.visit(path, fit, held, groups)
+            with limited(run.threads):
+                return visitor.visit(path, fit, held, groups)
 
         errors = run.adapter.follow(
             run.model,
@@ -129,7 +131,8 @@ def _followed(
             rng=np.random.default_rng(run.seed),
         )
     for path, item in chosen.items():
-        decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
+        with limited(run.threads):
+            decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
             decision = Decision(measured, decision.op, decision.chain)

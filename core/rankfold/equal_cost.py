@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Ranks
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.offers import Candidate, Cost
 from rankfold.ops import Conv
 
@@ -39,8 +39,8 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
                 continue
             wanted[name] = method.ranks(mode_ranks)
             cost = layer.template_cost(name, wanted[name])
-        except Refused as refused:
-            reasons[name] = refused.reason
+        except (Refused, RankfoldError) as fault:  # ranks of a policy, never the user's
+            reasons[name] = str(fault)
             continue
         grew = layer.grew(cost)
         if grew is not None:
@@ -55,8 +55,8 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
         try:
             base = wanted.get(name, method.max_ranks(layer.op))
             within = layer.largest_within(name, limit, base)
-        except Refused as refused:
-            reasons[name] = refused.reason
+        except (Refused, RankfoldError) as fault:
+            reasons[name] = str(fault)
             continue
         if within is not None:
             contenders[name] = within

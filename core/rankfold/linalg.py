@@ -200,13 +200,22 @@ def leading(matrices: Array, rank: int) -> Array:
     """An orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
     if rank > matrices.shape[-1]:
         return eigh(gram(matrices)).leading(rank)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    size = min(matrices.shape[-2:])
-    if not isinstance(matrices, np.ndarray) or size < LARGE or rank > _FEW * size:
+    if not few_pay(matrices, rank):
         return left_eigen(matrices).leading(rank)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
     grams = gram(matrices if wide else matrices.mT)
     found = np.stack([_few_vectors(one, rank) for one in grams])
     return found if wide else np.linalg.qr(matrices @ found)[0]
+
+
+def few_pay(matrices: Array, rank: int) -> bool:
+    """Whether that many singular vectors are computed without the others.
+
+    It depends on shape, rank and library alone: where it depended on what is known already, so
+    would the last bits of a result.
+    """
+    size = min(matrices.shape[-2:])
+    return isinstance(matrices, np.ndarray) and bool(size >= LARGE and rank <= _FEW * size)
 
 
 def _few_vectors(matrix: Array, rank: int) -> Array:

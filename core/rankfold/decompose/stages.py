@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold import linalg
-from rankfold.contracts import Placement, Ranks
+from rankfold.contracts import Mode, Placement, Ranks
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, geometry
+from rankfold.spectrum import Spectrum
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:
@@ -66,6 +67,26 @@ def trivial(op: Convolution, axis: int) -> bool:
         and geo.stride[axis] == 1
         and unpadded
         and geo.output_padding[axis] == 0
+    )
+
+
+def channel_modes(spectrum: Spectrum) -> tuple[Mode, Mode]:
+    """The output and the input unfolding of a kernel."""
+    _, out, into, positions = spectrum.tensor.shape
+
+    def outputs() -> Array:
+        if positions == 1 and out > into:  # the input unfolding is this one transposed
+            return spectrum.input.values
+        return spectrum.output.values[:, : into * positions]
+
+    def inputs() -> Array:
+        if positions == 1 and out <= into:
+            return spectrum.output.values
+        return spectrum.input.values[:, : out * positions]
+
+    return (
+        Mode(outputs, (out, into * positions), out, spectrum.scale),
+        Mode(inputs, (into, out * positions), into, spectrum.scale),
     )
 
 

@@ -20,7 +20,7 @@ from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.grid import spaced
 from rankfold.decompose.regression import Regression
-from rankfold.decompose.stages import along, cast, check_ranks, pointwise
+from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -57,22 +57,7 @@ class Tucker2:
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The output and the input unfolding."""
-        out, into, positions = self._sizes(op)
-        most_out, most_in = self.max_ranks(op)
-        return (
-            Mode(
-                spectrum.output.values[:, :most_out],
-                (out, into * positions),
-                out,
-                spectrum.scale,
-            ),
-            Mode(
-                spectrum.input.values[:, :most_in],
-                (into, out * positions),
-                into,
-                spectrum.scale,
-            ),
-        )
+        return channel_modes(spectrum)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
         """(output rank, input rank)."""
@@ -129,7 +114,7 @@ class Tucker2:
         if spectrum.metric is not None:
             return self._regressed(op, ranks, spectrum, placement)
         core, left, right = _hooi(
-            spectrum, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
+            spectrum, spectrum.leading("output", r_out), spectrum.leading("input", r_in)
         )
         error = spectrum.relative_error(linalg.inner(core, core))
         return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
@@ -185,7 +170,7 @@ class Tucker2:
     @staticmethod
     def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Nested orthonormal bases (groups, in, rank) of the input channels."""
-        yield spectrum.input.leading(rank)
+        yield spectrum.leading("input", rank)
         metric = spectrum.metric
         if metric is None:
             return
@@ -293,13 +278,12 @@ def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, 
     A large tensor is projected in float32, unless what is left out is too small to be seen in it.
     """
     groups, out, into, positions = spectrum.tensor.shape
-    least = max(
-        float(spectrum.output.values[:, left.shape[2] :].sum()),
-        float(spectrum.input.values[:, right.shape[2] :].sum()),
-    )
     fixed = left.shape[2] == out or right.shape[2] == into
     small = math.prod(spectrum.tensor.shape) < _SMALL
-    precise = fixed or small or least < _PRECISE**2 * spectrum.energy
+    precise = fixed or small
+    if not precise:
+        least = max(spectrum.left_out("output", left), spectrum.left_out("input", right))
+        precise = least < _PRECISE**2 * spectrum.energy
     tensor = spectrum.tensor if precise else linalg.single(spectrum.tensor)
     by_input = linalg.contiguous(tensor.swapaxes(2, 3)).reshape(groups, -1, into)
 
