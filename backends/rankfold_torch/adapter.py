@@ -59,6 +59,7 @@ class TorchAdapter:
 
     def __init__(self) -> None:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
+        self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
@@ -79,11 +80,7 @@ class TorchAdapter:
         held = held_at(model, path)
         module = model.get_submodule(path) if held is None else held.module
         end = "" if held is None else f".{held.name}"
-        others = (
-            f"{other}{end}".lstrip(".")
-            for other, found in model.named_modules(remove_duplicate=False)
-            if found is module
-        )
+        others = (f"{other}{end}".lstrip(".") for other in self._paths(model)[id(module)])
         return tuple(other for other in others if other != path)
 
     def read(self, model: nn.Module, path: str) -> Op:
@@ -298,3 +295,11 @@ def _ruled(target: str, *arguments: Any) -> Any:
         raise
     except Exception as error:  # a plugin's fault must not stop the rest
         raise Refused(f"the layer rule {target!r} failed: {error!r}") from error
+
+
+def _paths(model: nn.Module) -> Mapping[int, list[str]]:
+    """All paths of each module, by its identity."""
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    return paths

@@ -66,6 +66,7 @@ class Layer:
         calls: how often the layer is called in one pass; None without example inputs.
         order: the smaller side of its matrix.
         numbers: how many its weight has.
+        costs: what it and chains in its place cost, from shapes alone.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Layer:
         self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
         op = self.op
-        self._costs = Costs(op, extents, attended)
+        self.costs = Costs(op, extents, attended)
         rows, *rest = op.weight.shape
         self.order = min(rows, math.prod(rest))
         self.numbers = math.prod(op.weight.shape)
@@ -147,6 +148,15 @@ class Layer:
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
 
+    @property
+    def contenders(self) -> dict[str, Guarded]:
+        """The allowed methods without those that another allowed one surpasses on this layer."""
+        return {
+            name: method
+            for name, method in self.methods.items()
+            if method.surpassed(self.costs.outline) not in self.methods
+        }
+
     def offers(self, multiple_of: int = 1) -> list[Offer]:
         """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
 
@@ -169,7 +179,7 @@ class Layer:
         offers: list[Offer] = []
         losses: dict[str, dict[Ranks, float]] = {}
         failures: dict[str, str] = {}
-        for name, method in self.methods.items():
+        for name, method in self.contenders.items():
             points: dict[Ranks, float] = {}
             try:
                 for ranks, squared in method.offers(self.op, self.spectrum, multiple_of):
@@ -238,7 +248,7 @@ class Layer:
         Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
         along every axis: good for comparing chains of one layer, not layers.
         """
-        return self._costs.of(ops)
+        return self.costs.of(ops)
 
     def grew(self, cost: Cost) -> str | None:
         """Why a chain of that cost is no gain; None where it is one.
@@ -246,11 +256,11 @@ class Layer:
         A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
         MACs, so an `Embedding` is judged by its parameters.
         """
-        return self._costs.grew(cost)
+        return self.costs.grew(cost)
 
     def remark(self, cost: Cost) -> str:
         """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
-        return self._costs.remark(cost)
+        return self.costs.remark(cost)
 
     def candidate(self, method: str, ranks: Ranks) -> Candidate:
         """The chain of a method at given ranks.
@@ -272,13 +282,13 @@ class Layer:
             Refused: the method failed.
         """
         try:
-            return self.cost(self.methods[method].template(self._costs.outline, ranks))
+            return self.cost(self.methods[method].template(self.costs.outline, ranks))
         except RankfoldError as error:
             raise RankfoldError(f"layer {self.path!r}: {error}") from None
 
     def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
         """The largest ranks in the proportions of `base` whose cost is within a limit."""
-        most = self.methods[method].max_ranks(self._costs.outline)
+        most = self.methods[method].max_ranks(self.costs.outline)
 
         def scaled(factor: float) -> Ranks:
             return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))

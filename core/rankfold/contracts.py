@@ -95,7 +95,9 @@ class Decomposition(Protocol):
 
     A decomposition may have a further method `offers(op, spectrum, multiple_of)` that gives ranks
     for a budget to choose from, each with its squared error in the units of `spectrum.tensor` under
-    `spectrum.metric`. Without it, a few ranks are decomposed.
+    `spectrum.metric`. Without it, a few ranks are decomposed. It may also have a method
+    `surpassed(op)`, which gives the name of a decomposition that loses no more at any cost, or
+    None: where that one is allowed too, no policy that compares methods looks at this one.
     """
 
     @property

@@ -31,7 +31,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     wanted: dict[str, Ranks] = {}
     limit: Cost | None = None
     contenders: dict[str, Ranks] = {}
-    for name, method in layer.methods.items():
+    for name, method in layer.contenders.items():
         try:
             mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
             if min(mode_ranks) < 1:
@@ -49,7 +49,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
             limit, contenders = cost, {name: wanted[name]}
     if limit is None:
         return Choice(None, reason=_summary(layer, reasons))
-    for name, method in layer.methods.items():
+    for name, method in layer.contenders.items():
         if name in contenders:
             continue
         try:

@@ -33,6 +33,11 @@ class Guarded:
         """As `Decomposition.refuse`."""
         return self._call(self._method.refuse, op)
 
+    def surpassed(self, op: Op) -> str | None:
+        """As `Decomposition.surpassed`; None where there is no such method."""
+        method = getattr(self._method, "surpassed", None)
+        return None if method is None else self._call(method, op)
+
     def max_ranks(self, op: Op) -> Ranks:
         """As `Decomposition.max_ranks`."""
         return self._call(self._method.max_ranks, op)

@@ -57,6 +57,29 @@ def namespace(array: Array) -> Any:
     return array_api_compat.array_namespace(array)
 
 
+def taken(array: Any) -> Any:
+    """What a user gives, as an array that decompositions can compute with.
+
+    A tensor comes without its graph. Half precision of other libraries than NumPy, and bfloat16
+    anywhere, comes as float32, in which it is exact. What is not on an accelerator in PyTorch or
+    CuPy comes as NumPy's: JAX computes in float64 only where that is switched on. Anything else
+    comes as it is.
+    """
+    if hasattr(array, "detach") and hasattr(array, "requires_grad"):
+        array = array.detach()
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        return array
+    import array_api_compat
+
+    if array_api_compat.is_jax_array(array):
+        return taken(np.asarray(array))
+    if array_api_compat.is_torch_array(array) and str(array.dtype) == "torch.bfloat16":
+        return array.float()
+    return array
+
+
 def is_real(array: Any) -> bool:
     """Whether something is an array of floating-point numbers, of any library of the standard."""
     if isinstance(array, np.ndarray):
@@ -153,6 +176,12 @@ def contiguous(array: Array) -> Array:
         return np.ascontiguousarray(array)
     made: Array = namespace(array).asarray(array, copy=True)
     return made
+
+
+def copied(array: Array) -> Array:
+    """An array in memory of its own."""
+    duplicate: Array = namespace(array).asarray(array, copy=True)
+    return duplicate
 
 
 def norms(array: Array, axis: int) -> Array:

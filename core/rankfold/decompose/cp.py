@@ -263,6 +263,9 @@ def parafac(tensor: Array, rank: int) -> CPTensor:
     """
     from tensorly.cp_tensor import CPTensor
 
+    tensor = linalg.taken(tensor)
+    if linalg.is_real(tensor):
+        tensor = linalg.host(tensor)
     tensor = np.asarray(tensor, dtype=np.float64)
     if tensor.ndim < 2 or tensor.size == 0 or not np.isfinite(tensor).all() or not tensor.any():
         raise RankfoldError(

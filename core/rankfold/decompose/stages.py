@@ -9,7 +9,7 @@ import numpy as np
 from rankfold import linalg
 from rankfold.contracts import Mode, Placement, Ranks
 from rankfold.errors import RankfoldError
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, geometry
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Embedding, Op, geometry
 from rankfold.spectrum import Spectrum
 
 
@@ -91,7 +91,7 @@ def channel_modes(spectrum: Spectrum) -> tuple[Mode, Mode]:
 
 
 def cast(chain: Chain, op: Op) -> Chain:
-    """The chain with its weights in the dtype of the layer it replaces.
+    """The chain with its weights in the dtype of the layer it replaces, in memory of its own.
 
     Raises:
         RankfoldError: a stage exceeds the range of that dtype.
@@ -104,7 +104,13 @@ def cast(chain: Chain, op: Op) -> Chain:
             f"{type(op).__name__}: a stage of the chain exceeds the range of {dtype}; use the "
             "placement 'balanced' or a wider dtype"
         )
-    return tuple(replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
+    stages = (replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
+    return tuple(
+        stage
+        if isinstance(stage, Embedding) or stage.bias is None
+        else replace(stage, bias=linalg.copied(stage.bias))
+        for stage in stages
+    )
 
 
 def place_scale(

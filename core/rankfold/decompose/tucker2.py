@@ -50,6 +50,10 @@ class Tucker2:
             return f"tucker2 applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
+    def surpassed(self, op: Op) -> str | None:
+        """By "svd" on kernels of one position: its two stages do what these three do."""
+        return "svd" if isinstance(op, Conv) and math.prod(op.weight.shape[2:]) == 1 else None
+
     def max_ranks(self, op: Op) -> Ranks:
         """The channels of a group, or the other side of the unfolding where that is smaller."""
         out, into, positions = self._sizes(op)
@@ -75,8 +79,14 @@ class Tucker2:
         return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
 
     def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
-        """Errors of the regression on input channels, before any sweep of HOOI."""
+        """Errors of the regression on input channels, before any sweep of HOOI.
+
+        A kernel of one position is a matrix: its rank is the lesser of the two, so only equal ranks
+        are worth their cost, and what they explain adds up without further eigenvalues.
+        """
         most_out, most_in = self.max_ranks(op)
+        if spectrum.tensor.shape[3] == 1:
+            return self._of_a_matrix(spectrum, min(most_out, most_in), multiple_of)
         outs = spaced(most_out, multiple_of, _COUNT)
         ins = spaced(most_in, multiple_of, _COUNT)
         best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
@@ -93,6 +103,22 @@ class Tucker2:
         return [
             (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
             for ranks, worth in best.items()
+        ]
+
+    def _of_a_matrix(
+        self, spectrum: Spectrum, most: int, multiple_of: int
+    ) -> list[tuple[Ranks, float]]:
+        if spectrum.metric is None:
+            worth = np.cumsum(channel_modes(spectrum)[0].values.sum(axis=0))
+        else:
+            worth = np.zeros(most)
+            for basis in self._input_bases(spectrum, most):
+                explained = _explained(spectrum, basis)
+                worth = np.maximum(worth, np.cumsum((explained * explained).sum(axis=(0, 2))))
+        total = spectrum.weight_of_all
+        return [
+            ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
+            for rank in spaced(most, multiple_of, _COUNT)
         ]
 
     def decompose(
@@ -239,9 +265,10 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
     """
     from tensorly.tucker_tensor import TuckerTensor
 
-    op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
+    tensor = linalg.taken(tensor)
     if tensor.ndim < 3:
         raise RankfoldError(f"a tensor of shape {tensor.shape}; the layout is (out, in, *kernel)")
+    op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
     first, core, last = decompose(TUCKER2, op, ranks, "classical")
     shape = (*core.weight.shape[:2], *tensor.shape[2:])
     factors = [last.weight[:, :, 0], first.weight[:, :, 0].T]
