@@ -63,6 +63,7 @@ class TorchAdapter:
     def __init__(self) -> None:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
         self._run: stale.Run | None = None
+        self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
@@ -83,11 +84,7 @@ class TorchAdapter:
         held = held_at(model, path)
         module = model.get_submodule(path) if held is None else held.module
         end = "" if held is None else f".{held.name}"
-        others = (
-            f"{other}{end}".lstrip(".")
-            for other, found in model.named_modules(remove_duplicate=False)
-            if found is module
-        )
+        others = (f"{other}{end}".lstrip(".") for other in self._paths(model)[id(module)])
         return tuple(other for other in others if other != path)
 
     def read(self, model: nn.Module, path: str) -> Op:
@@ -341,3 +338,11 @@ def _is_matrix(parameter: torch.Tensor | None) -> bool:
 def _ruled(target: str, *arguments: Any) -> Any:
     with contained(f"the layer rule {target!r}", Refused):
         return resolve(target)(*arguments)
+
+
+def _paths(model: nn.Module) -> Mapping[int, list[str]]:
+    """All paths of each module, by its identity."""
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    return paths

@@ -17,6 +17,7 @@ from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError
 from rankfold.faults import of_adapter
 from rankfold.ops import Chain, Embedding, Op
+from rankfold.parallel import limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
 from rankfold.progress import progress
@@ -149,7 +150,8 @@ def _followed(
         def visit(path: str, fit: Any, held: Any, groups: Sequence[int] | None = None, /) -> Chain:
             if not visitor.knows(path):
                 advance(path)
-            chain = visitor.visit(path, fit, held, groups)
+            with limited(run.threads):
+                chain = visitor.visit(path, fit, held, groups)
             return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
         with of_adapter(run.adapter):
@@ -162,7 +164,8 @@ def _followed(
                 rng=np.random.default_rng(run.seed),
             )
     for path, item in chosen.items():
-        decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
+        with limited(run.threads):
+            decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
             decision = Decision(measured, decision.op, decision.chain)

@@ -16,30 +16,24 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.contracts import Decomposition, Placement, Ranks
+from rankfold.costs import Costs
 from rankfold.errors import RankfoldError, Refused
 from rankfold.guarded import Guarded
 from rankfold.metric import Metric, rows_of
 from rankfold.moments import LayerMoments
-from rankfold.offers import Candidate, Cost, Offer, spread, undominated
+from rankfold.offers import Candidate, Cost, Offer, Priced, spread, undominated
 from rankfold.ops import (
     Array,
     Chain,
-    Conv,
-    ConvTranspose,
     Embedding,
     Extent,
     Op,
-    as_chain,
-    geometry,
-    macs,
-    params,
     with_weight,
 )
 from rankfold.protection import protected
 from rankfold.reference import reconstruct
 from rankfold.spectrum import Spectrum
 
-_NOMINAL_OUTPUT = 32
 _BISECTIONS = 24
 _TIMED = 10
 _FASTER = 0.97
@@ -74,6 +68,7 @@ class Layer:
         order: the smaller side of its matrix.
         numbers: how many its weight has.
         folded: what the layer computes the op's weight by; "" where that is its own.
+        costs: what it and chains in its place cost, from shapes alone.
     """
 
     def __init__(
@@ -93,10 +88,9 @@ class Layer:
         self.path = paths[0]
         self._reader = reader
         self.folded = folded
-        self._attended = attended
         self._timer = timer
-        self._offers: dict[int, list[Offer]] = {}
-        self._timed: tuple[float, list[Offer]] | None = None
+        self._priced: dict[int, Priced] = {}
+        self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
         self.moments = moments
         self.paths = paths
         self._read = read
@@ -106,11 +100,11 @@ class Layer:
         self._spectrum: Spectrum | None = None
         self._candidates: dict[tuple[str, Ranks], Candidate] = {}
         self.traced = extents is not None
-        self._extents = extents
         self.calls = None if extents is None else len(extents)
         self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
         op = self.op
+        self.costs = Costs(op, extents, attended)
         rows, *rest = op.weight.shape
         self.order = min(rows, math.prod(rest))
         self.numbers = math.prod(op.weight.shape)
@@ -131,18 +125,16 @@ class Layer:
         return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
 
     @property
-    def findings(self) -> tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]:
-        """What was found out so far: offers and candidates."""
+    def findings(self) -> tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]:
+        """What was computed so far: offers and candidates."""
         candidates = dict(self._candidates)
         if self._reader is not None:
             candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
-        return dict(self._offers), candidates
+        return dict(self._priced), candidates
 
-    def learn(
-        self, found: tuple[dict[int, list[Offer]], dict[tuple[str, Ranks], Candidate]]
-    ) -> None:
-        """Takes over what was found out elsewhere."""
-        self._offers.update(found[0])
+    def learn(self, found: tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]) -> None:
+        """Takes over what was computed elsewhere."""
+        self._priced.update(found[0])
         self._candidates.update(found[1])
 
     @property
@@ -160,31 +152,56 @@ class Layer:
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
 
+    @property
+    def contenders(self) -> dict[str, Guarded]:
+        """The allowed methods without those that another allowed one surpasses on this layer."""
+        return {
+            name: method
+            for name, method in self.methods.items()
+            if method.surpassed(self.costs.outline) not in self.methods
+        }
+
     def offers(self, multiple_of: int = 1) -> list[Offer]:
         """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
 
         Args:
             multiple_of: of the ranks, where there are such.
         """
-        if multiple_of in self._offers:
-            return self._offers[multiple_of]
-        found: list[Offer] = []
-        for name, method in self.methods.items():
+        return self.priced(multiple_of).offers
+
+    def priced(self, multiple_of: int = 1) -> Priced:
+        """The offers, and what else was learnt on the way to them.
+
+        Args:
+            multiple_of: of the ranks, where there are such.
+        """
+        if multiple_of not in self._priced:
+            self._priced[multiple_of] = self._price(multiple_of)
+        return self._priced[multiple_of]
+
+    def _price(self, multiple_of: int) -> Priced:
+        offers: list[Offer] = []
+        losses: dict[str, dict[Ranks, float]] = {}
+        failures: dict[str, str] = {}
+        for name, method in self.contenders.items():
+            points: dict[Ranks, float] = {}
             try:
                 for ranks, squared in method.offers(self.op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
-                    if self.grew(cost) is not None:
+                    grew = self.grew(cost) is not None
+                    if squared is None and grew:
                         continue
-                    if squared is None:
-                        loss = self.candidate(name, ranks).loss
-                    else:
-                        loss = self._loss(squared)
+                    loss = (
+                        self.candidate(name, ranks).loss if squared is None else self._loss(squared)
+                    )
                     if math.isfinite(loss):
-                        found.append(Offer(name, ranks, cost, loss))
-            except Refused as refused:
-                self.refusals[name] = refused.reason
-        self._offers[multiple_of] = undominated(found)
-        return self._offers[multiple_of]
+                        points[ranks] = loss
+                        if not grew:
+                            offers.append(Offer(name, ranks, cost, loss))
+            except (Refused, RankfoldError) as fault:  # ranks of its own, not the user's
+                failures[name] = str(fault)
+            losses[name] = points
+        return Priced(undominated(offers), losses, failures)
 
     def faster(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
         """The seconds of the layer, and a few of the offers that measure faster, with theirs.
@@ -194,13 +211,13 @@ class Layer:
         """
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
-        if self._timed is None:
-            few = spread(offers, _TIMED)
+        few = tuple(spread(offers, _TIMED))
+        if few not in self._timed:
             chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
             first, *others = self._timer(chains)
             timed = [replace(o, seconds=s) for o, s in zip(few, others, strict=True)]
-            self._timed = first, [o for o in timed if o.seconds < _FASTER * first]
-        return self._timed
+            self._timed[few] = first, [o for o in timed if o.seconds < _FASTER * first]
+        return self._timed[few]
 
     @property
     def worth(self) -> float:
@@ -208,15 +225,22 @@ class Layer:
         return self._loss(self.spectrum.weight_of_all)
 
     def only(self, method: str) -> Layer:
-        """The same layer with one allowed method, sharing what has been computed so far."""
+        """The same layer with one allowed method.
+
+        It shares the spectrum and the candidates, which do not depend on what else is allowed;
+        offers do, for those of one method beat those of another.
+        """
         view = object.__new__(Layer)
         vars(view).update(vars(self))  # copy.copy() would make what travels to another process
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
+        view._priced, view._timed = {}, {}
         return view
 
     def hold(self, op: Op) -> None:
-        """Takes the op, where it cannot be read just now."""
-        self._op = op
+        """Takes the op, where it cannot be read just now, and forgets what is known of another."""
+        if op is not self._op:
+            self.release()
+            self._op = op
 
     def release(self) -> None:
         """Forgets the op, the spectrum and all candidates."""
@@ -229,14 +253,7 @@ class Layer:
         Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
         along every axis: good for comparing chains of one layer, not layers.
         """
-        extents = self._extents
-        if extents is None:
-            extents = (_nominal_extent(self.op),)
-        chain = as_chain(ops)
-        count = sum(macs(chain, extent) for extent in extents)
-        if self._attended:  # with the table, or with one factor of it after the other
-            count += self._attended * params(chain) // params(as_chain(self.op))
-        return Cost(params(chain), count)
+        return self.costs.of(ops)
 
     def grew(self, cost: Cost) -> str | None:
         """Why a chain of that cost is no gain; None where it is one.
@@ -244,22 +261,11 @@ class Layer:
         A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
         MACs, so an `Embedding` is judged by its parameters.
         """
-        before = self.cost(self.op)
-        if cost.params >= before.params:
-            return f"grew: parameters {before.params} → {cost.params}"
-        if before.macs and cost.macs > before.macs:
-            where = "" if self.traced else " for a nominal input; give inputs= for the real ones"
-            return f"grew: MACs {before.macs} → {cost.macs}{where}"
-        return None
+        return self.costs.grew(cost)
 
     def remark(self, cost: Cost) -> str:
         """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
-        if self.traced and not self._extents:
-            return "no call of it is counted on the example inputs"
-        if self.cost(self.op).macs == 0 and cost.macs:
-            added = f"adds {cost.macs} MACs" if self.traced else "adds MACs"
-            return f"{added}: a table look-up has none"
-        return ""
+        return self.costs.remark(cost)
 
     def candidate(self, method: str, ranks: Ranks) -> Candidate:
         """The chain of a method at given ranks.
@@ -281,7 +287,7 @@ class Layer:
             Refused: the method failed.
         """
         try:
-            template = self.methods[method].template(self.op, ranks)
+            template = self.methods[method].template(self.costs.outline, ranks)
         except RankfoldError as error:
             raise RankfoldError(f"layer {self.path!r}: {error}") from None
         try:
@@ -302,7 +308,7 @@ class Layer:
 
     def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
         """The largest ranks in the proportions of `base` whose cost is within a limit."""
-        most = self.methods[method].max_ranks(self.op)
+        most = self.methods[method].max_ranks(self.costs.outline)
 
         def scaled(factor: float) -> Ranks:
             return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
@@ -323,9 +329,12 @@ class Layer:
         rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
         method = self.methods[name]
         spectrum = self.spectrum
-        factored = method.decompose(
-            self.op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
-        )
+        try:
+            factored = method.decompose(
+                self.op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
+            )
+        except RankfoldError as fault:  # the ranks have been found to be in range
+            raise Refused(f"{name} failed: {fault}") from fault
         if not math.isfinite(factored.error) or not all(
             linalg.is_finite(stage.weight) for stage in factored.chain
         ):
@@ -379,7 +388,7 @@ class Layer:
         spectrum = self.spectrum
         if spectrum.metric is None:
             return squared / spectrum.energy
-        return squared * spectrum.scale**2 * spectrum.metric.uses
+        return squared * spectrum.scale**2 * spectrum.metric.uses * spectrum.metric.unit
 
 
 def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
@@ -396,15 +405,3 @@ def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
     shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
     bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
     return (*chain[:-1], replace(last, bias=bias))
-
-
-def _nominal_extent(op: Op) -> Extent:
-    if not isinstance(op, (Conv, ConvTranspose)):
-        return (1,)
-    geo = geometry(op)
-    if isinstance(op, ConvTranspose):
-        return (1, *(_NOMINAL_OUTPUT + 2 * max(p) for p in geo.pads((1,) * geo.axes)))
-    return (
-        1,
-        *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, geo.reach, strict=True)),
-    )

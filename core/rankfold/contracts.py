@@ -35,22 +35,41 @@ Ranks: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
 
 
-@dataclass(frozen=True, eq=False)
 class Mode:
     """One matrix of a layer whose rank a policy chooses.
 
-    Attributes:
-        values: (groups, n), the squared singular values of the weight over `scale`, descending,
-            where n is the smaller side of the matrix.
+    Args:
+        values: those below, or a function that gives them: it is called only where a policy looks
+            at them, so that one which looks at shapes alone costs no eigendecomposition.
         sides: the (rows, columns) of the matrix of one group.
         channels: the channel count that a rank given as a share refers to.
         scale: what the weight was divided by.
+
+    Attributes:
+        sides: as given.
+        channels: as given.
+        scale: as given.
     """
 
-    values: Array
-    sides: tuple[int, int]
-    channels: int
-    scale: float
+    def __init__(
+        self,
+        values: Array | Callable[[], Array],
+        sides: tuple[int, int],
+        channels: int,
+        scale: float,
+    ) -> None:
+        self._values = values
+        self.sides = sides
+        self.channels = channels
+        self.scale = scale
+
+    @property
+    def values(self) -> Array:
+        """The squared singular values of the weight over `scale`.
+
+        (groups, n), descending, where n is the smaller side of the matrix.
+        """
+        return self._values() if callable(self._values) else self._values
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +95,9 @@ class Decomposition(Protocol):
 
     A decomposition may have a further method `offers(op, spectrum, multiple_of)` that gives ranks
     for a budget to choose from, each with its squared error in the units of `spectrum.tensor` under
-    `spectrum.metric`. Without it, a few ranks are decomposed.
+    `spectrum.metric`. Without it, a few ranks are decomposed. It may also have a method
+    `surpassed(op)`, which gives the name of a decomposition that loses no more at any cost, or
+    None: where that one is allowed too, no policy that compares methods looks at this one.
     """
 
     @property

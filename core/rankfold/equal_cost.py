@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Mode, Ranks
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.offers import Candidate, Cost
 from rankfold.ops import Conv
 
@@ -31,7 +31,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     wanted: dict[str, Ranks] = {}
     limit: Cost | None = None
     contenders: dict[str, Ranks] = {}
-    for name, method in layer.methods.items():
+    for name, method in layer.contenders.items():
         try:
             mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
             if min(mode_ranks) < 1:
@@ -39,8 +39,8 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
                 continue
             wanted[name] = method.ranks(mode_ranks)
             cost = layer.cost_as_ranked(name, wanted[name])
-        except Refused as refused:
-            reasons[name] = refused.reason
+        except (Refused, RankfoldError) as fault:  # ranks of a policy, never the user's
+            reasons[name] = str(fault)
             continue
         grew = layer.grew(cost)
         if grew is not None:
@@ -49,14 +49,14 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
             limit, contenders = cost, {name: wanted[name]}
     if limit is None:
         return Choice(None, reason=_summary(layer, reasons))
-    for name, method in layer.methods.items():
+    for name, method in layer.contenders.items():
         if name in contenders:
             continue
         try:
             base = wanted.get(name, method.max_ranks(layer.op))
             within = layer.largest_within(name, limit, base)
-        except Refused as refused:
-            reasons[name] = refused.reason
+        except (Refused, RankfoldError) as fault:
+            reasons[name] = str(fault)
             continue
         if within is not None:
             contenders[name] = within

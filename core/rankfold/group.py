@@ -7,7 +7,6 @@ from concurrent.futures import Executor
 
 from rankfold.candidates import Layer
 from rankfold.offers import Cost
-from rankfold.parallel import threads_for
 
 
 class Group(list[Layer]):
@@ -19,10 +18,11 @@ class Group(list[Layer]):
         total: what the original model costs.
         measure: gives the seconds of one forward pass of the model.
         executor: works on the layers; None for one after the other.
+        threads: how many BLAS takes meanwhile; None for its own choice.
 
     Attributes:
         executor: as given.
-        threads: how many BLAS takes meanwhile; None for its own choice.
+        threads: as given.
         notes: what the policy has to say of the whole; it may append to them.
         seconds: of one forward pass of the model (before, after), where the policy predicts them.
     """
@@ -34,10 +34,11 @@ class Group(list[Layer]):
         total: Cost,
         measure: Callable[[], float] = lambda: 0.0,
         executor: Executor | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__(layers)
         self.executor = executor
-        self.threads = threads_for(layer.order for layer in self)
+        self.threads = threads
         self.rest = rest
         self.total = total
         self.measure = measure

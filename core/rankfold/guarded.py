@@ -42,6 +42,13 @@ class Guarded:
             reason = self._method.refuse(self._lent(op))
             return None if reason is None else str.__str__(reason)
 
+    def surpassed(self, op: Op) -> str | None:
+        """As `Decomposition.surpassed`; None where there is no such method."""
+        with contained(self.name, Refused):
+            surpassed = getattr(self._method, "surpassed", None)
+            reason = None if surpassed is None else surpassed(self._lent(op))
+            return None if reason is None else str.__str__(reason)
+
     def max_ranks(self, op: Op) -> Ranks:
         """As `Decomposition.max_ranks`."""
         with contained(self.name, Refused):

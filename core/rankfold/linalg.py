@@ -61,6 +61,29 @@ def namespace(array: Array) -> Any:
     return array_api_compat.array_namespace(array)
 
 
+def taken(array: Any) -> Any:
+    """What a user gives, as an array that decompositions can compute with.
+
+    A tensor comes without its graph. Half precision of other libraries than NumPy, and bfloat16
+    anywhere, comes as float32, in which it is exact. What is not on an accelerator in PyTorch or
+    CuPy comes as NumPy's: JAX computes in float64 only where that is switched on. Anything else
+    comes as it is.
+    """
+    if hasattr(array, "detach") and hasattr(array, "requires_grad"):
+        array = array.detach()
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        return array
+    import array_api_compat
+
+    if array_api_compat.is_jax_array(array):
+        return taken(np.asarray(array))
+    if array_api_compat.is_torch_array(array) and str(array.dtype) == "torch.bfloat16":
+        return array.float()
+    return array
+
+
 def is_real(array: Any) -> bool:
     """Whether something is an array of floating-point numbers, of any library of the standard."""
     if isinstance(array, np.ndarray):
@@ -225,13 +248,22 @@ def leading(matrices: Array, rank: int) -> Array:
     """An orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
     if rank > matrices.shape[-1]:
         return eigh(gram(matrices)).leading(rank)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    size = min(matrices.shape[-2:])
-    if not isinstance(matrices, np.ndarray) or size < LARGE or rank > _FEW * size:
+    if not few_pay(matrices, rank):
         return left_eigen(matrices).leading(rank)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
     grams = gram(matrices if wide else matrices.mT)
     found = np.stack([_few_vectors(one, rank) for one in grams])
     return found if wide else np.linalg.qr(matrices @ found)[0]
+
+
+def few_pay(matrices: Array, rank: int) -> bool:
+    """Whether that many singular vectors are computed without the others.
+
+    It depends on shape, rank and library alone: where it depended on what is known already, so
+    would the last bits of a result.
+    """
+    size = min(matrices.shape[-2:])
+    return isinstance(matrices, np.ndarray) and bool(size >= LARGE and rank <= _FEW * size)
 
 
 def _few_vectors(matrix: Array, rank: int) -> Array:

@@ -8,6 +8,7 @@ nothing but the plain error of the weight is left.
 
 from __future__ import annotations
 
+import copy
 import math
 from functools import cached_property
 
@@ -21,6 +22,8 @@ from rankfold.ops import Array, Embedding, Op
 POSITIONS = 16
 """As how many samples the positions of one example count, at most: they are alike."""
 _FLOOR = 1e-6
+_LEAST = 1e-12
+"""Of the mean variance, of a group and of the whole layer: keeps what never occurs invertible."""
 
 
 class Metric:
@@ -36,8 +39,11 @@ class Metric:
         Refused: the moments are not those of a layer of that shape, or not finite.
 
     Attributes:
+        inputs: C without units, its largest variance 1.
         mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
         uses: positions per example.
+        unit: what a squared error of 1 is worth in the loss, per position; 0 where the layer never
+            counts, because its inputs or its gradients are all zero.
     """
 
     def __init__(self, op: Op, moments: LayerMoments) -> None:
@@ -64,48 +70,38 @@ class Metric:
             inputs = inputs - self.mean[:, :, None] * self.mean[:, None, :]
         self._seen = linalg.read_only(inputs)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
+        inputs, self.unit = _without_unit(inputs)
         self.inputs = linalg.read_only(shrunk(inputs, samples))
-        self._grads: Array | None = None
+        self._roots: tuple[Array, Array] | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
-            self._grads = linalg.read_only(shrunk(grads, samples))
+            grads, worth = _without_unit(grads)
+            self._roots = _roots(shrunk(grads, samples))
+            self.unit *= worth
 
-    @classmethod
-    def of_inputs(cls, op: Op, inputs: Array, mean: Array | None, like: Metric) -> Metric:
-        """The measure with another moment of the inputs, centred if a mean is given.
+    def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
+        """The same measure of outputs with another moment of the inputs.
 
         Args:
-            op: the layer.
-            inputs: (groups, d, d), taken as it is.
+            inputs: (groups, d, d), centred if a mean is given; taken without shrinkage.
             mean: (groups, d) or None.
-            like: its gradients are taken over.
         """
-        made = cls(op, LayerMoments(inputs, inputs[:, 0], None, like.samples, like.uses))
-        made.inputs = made._seen = inputs
-        made.mean = mean
-        vars(made)["roots"] = like.roots
-        return made
+        other = copy.copy(self)
+        for derived in ("full_inputs", "channels"):  # of the old inputs
+            vars(other).pop(derived, None)
+        _, before = _without_unit(self._seen)
+        other.inputs, unit = _without_unit(inputs)
+        other.unit = self.unit / before * unit if before else 0.0
+        other._seen = inputs
+        other.mean = mean
+        return other
 
     @property
     def channels_only(self) -> bool:
         """Whether the kernel's positions are taken for independent."""
         return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
-
-    @cached_property
-    def roots(self) -> tuple[Array, Array] | None:
-        """G½ and its inverse, (groups, out/groups, out/groups) or diagonals; None for identity."""
-        if self._grads is None:
-            return None
-        if self._grads.ndim == 2:
-            root = np.sqrt(np.maximum(self._grads, _FLOOR * self._grads.max() + 1e-300))
-            return root, 1.0 / root
-        eigen = linalg.eigh(self._grads)
-        least = np.maximum(_FLOOR * eigen.values[:, :1], 1e-300)
-        root = np.sqrt(np.maximum(eigen.values, least))[:, None, :]
-        turned = eigen.vectors.swapaxes(1, 2)
-        return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
 
     def to_loss(self, rows: Array) -> Array:
         """G½ A for A (groups, out/groups, n)."""
@@ -150,7 +146,7 @@ class Metric:
         return mean
 
     def squared(self, rows: Array) -> float:
-        """tr(G A C Aᵀ) of rows A (groups, out/groups, d)."""
+        """tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
         scaled = self.to_loss(rows)
         return float(np.vdot(self.times_inputs(scaled), scaled))
 
@@ -174,9 +170,9 @@ class Metric:
         return turned
 
     def _by(self, which: int, rows: Array) -> Array:
-        if self.roots is None:
+        if self._roots is None:
             return rows
-        root = self.roots[which]
+        root = self._roots[which]
         scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
         return scaled
 
@@ -211,6 +207,37 @@ def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) 
     )
 
 
+def _without_unit(moment: Array) -> tuple[Array, float]:
+    """A moment over its largest variance, and that; the identity and 0 where all of it is zero.
+
+    Squares of moments of the smallest and the largest activations would leave the range of
+    float64, and a root of nothing could not be inverted.
+    """
+    variances = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
+    largest = float(variances.max(initial=0.0))
+    if largest > 0.0:
+        return moment / largest, largest
+    same = (
+        np.ones_like(moment) if moment.ndim == 2 else np.zeros_like(moment) + np.eye(len(moment[0]))
+    )
+    return same, 0.0
+
+
+def _roots(grads: Array) -> tuple[Array, Array]:
+    """G½ and its inverse, (groups, out/groups, out/groups) or diagonals.
+
+    Eigenvalues are at least a share of the largest one of all groups: the outputs of a group that
+    never count would else be whitened by next to nothing, and their inverse exceed every range.
+    """
+    if grads.ndim == 2:
+        root = np.sqrt(np.maximum(grads, _FLOOR * grads.max()))
+        return root, 1.0 / root
+    eigen = linalg.eigh(grads)
+    root = np.sqrt(np.maximum(eigen.values, _FLOOR * eigen.values.max()))[:, None, :]
+    turned = eigen.vectors.swapaxes(1, 2)
+    return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
+
+
 def shrunk(moment: Array, samples: int) -> Array:
     """A moment of few samples, moved towards the multiple of the identity of the same trace.
 
@@ -221,11 +248,12 @@ def shrunk(moment: Array, samples: int) -> Array:
     if moment.ndim == 2:
         level = moment.mean(axis=1, keepdims=True)
         share = 1.0 / (1.0 + samples)
-        mixed: Array = (1.0 - share) * moment + (share + 1e-12) * level + 1e-300
+        mixed: Array = (1.0 - share) * moment + (share + _LEAST) * level + _LEAST * level.max()
         return mixed
     size = moment.shape[1]
-    made = np.empty_like(moment)
-    for place, group in enumerate(moment):
+    levels = np.trace(moment, axis1=1, axis2=2) / size
+    shrunken = np.empty_like(moment)
+    for index, group in enumerate(moment):
         trace = float(np.trace(group))
         square = float(np.vdot(group, group))
         spread = square - trace * trace / size
@@ -234,9 +262,10 @@ def shrunk(moment: Array, samples: int) -> Array:
             share = min(1.0, (square + trace * trace) / ((samples + 1.0) * spread))
         if size == 1:
             share = 0.0
-        made[place] = (1.0 - share) * group
-        made[place][np.diag_indices(size)] += (share + 1e-12) * trace / size + 1e-300
-    return made
+        shrunken[index] = (1.0 - share) * group
+        added = (share + _LEAST) * levels[index] + _LEAST * levels.max()
+        shrunken[index][np.diag_indices(size)] += added
+    return shrunken
 
 
 def rows_of(op: Op) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.contracts import Ranks
@@ -61,6 +61,21 @@ class Offer:
     cost: Cost
     loss: float
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """What the allowed methods of a layer would cost and lose.
+
+    Attributes:
+        offers: those that do not grow and that no other one beats.
+        losses: by method, the loss at all ranks that were looked at, those that grow included.
+        failures: by method, why it offers nothing.
+    """
+
+    offers: list[Offer]
+    losses: Mapping[str, Mapping[Ranks, float]]
+    failures: Mapping[str, str]
 
 
 def undominated(offers: list[Offer]) -> list[Offer]:

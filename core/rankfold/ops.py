@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
 from rankfold.geometry import Geometry, is_int, padding, per_axis
-from rankfold.linalg import host, is_real, takes_no_memory
+from rankfold.linalg import host, is_real, taken, takes_no_memory
 
 Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
@@ -361,6 +361,9 @@ def _set(op: Op, name: str, value: object) -> None:
 
 def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
     name = type(op).__name__
+    _set(op, "weight", taken(op.weight))
+    if op.bias is not None:
+        _set(op, "bias", taken(op.bias))
     weight, shape = op.weight, tuple(getattr(op.weight, "shape", ()))
     if not is_real(weight):
         kind = weight.dtype if isinstance(weight, np.ndarray) else type(weight).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -18,6 +19,7 @@ from rankfold.decision import Decision, decide, undone
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Moments
 from rankfold.ops import Op, describe, without_geometry
+from rankfold.parallel import limited
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -256,7 +258,10 @@ def apply(
     wanted = {layer.path: layer for layer in plan.layers}
     modules: dict[str, Any] = {}
     decided: list[LayerPlan] = []
-    with progress("decomposing", len(run.kinds)) as advance:
+    for path in run.kinds:  # all of them say how many threads BLAS takes
+        with suppress(Refused):
+            run.layer((path,)).release()
+    with progress("decomposing", len(run.kinds)) as advance, limited(run.threads):
         for path, kind in run.kinds.items():
             advance(path)
             given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))

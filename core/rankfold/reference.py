@@ -48,6 +48,7 @@ def forward(ops: Op | Iterable[Op], x: Array) -> Array:
     Raises:
         RankfoldError: the input is too small for a kernel.
     """
+    x = linalg.taken(x)
     for op in as_chain(ops):
         if isinstance(op, Embedding):
             x = linalg.double(op.weight)[linalg.like(x, op.weight)]

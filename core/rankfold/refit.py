@@ -109,8 +109,8 @@ class Refit:
                 made, sensitivity = self._regressed(
                     layer, op, done.method, done.ranks, metric, part.fit, ridge
                 )
-            except (Refused, np.linalg.LinAlgError):
-                continue
+            except (Refused, RankfoldError, np.linalg.LinAlgError):
+                continue  # with the chain before the refit
             error = _error(op, made, held, metric)
             if error < best.error - rounding:
                 best = _Tried(made, error, sensitivity)
@@ -129,7 +129,7 @@ class Refit:
         target, inputs, mean = regression(op, fit, ridge)
         if method is None:
             return (target,), None
-        measure = Metric.of_inputs(op, inputs, mean, metric)
+        measure = metric.with_inputs(inputs, mean)
         spectrum = Spectrum(target, measure)
         rng = np.random.default_rng(self._seed)
         decomposition: Decomposition = layer.methods[method]

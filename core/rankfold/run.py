@@ -33,7 +33,7 @@ from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import LayerMoments, Moments
 from rankfold.offers import Cost
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
-from rankfold.parallel import each, limited
+from rankfold.parallel import each, limited, threads_for
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
 from rankfold.registry import registry
@@ -144,6 +144,15 @@ class Run:
                 else "",
             )
         return self._layers[paths[0]]
+
+    @property
+    def threads(self) -> int | None:
+        """How many threads BLAS takes: by all layers that were read, whatever is done to them.
+
+        The number may show in the last bits of a result, so it has to be the same when a plan is
+        made, when it is carried out at once and when it is carried out later.
+        """
+        return threads_for(layer.order for layer in self._layers.values())
 
     def _reader(self, path: str) -> Callable[[], Op] | None:
         if isinstance(self.adapter, Distributed):
@@ -268,8 +277,9 @@ class Run:
                 own = [layer.path for layer in layers]
                 rest = whole.less(sum((costs[p] for p in own), Cost(0, 0)))
                 whole = self._whole(before, before)
-                group = Group(layers, rest, whole, self._model_seconds, self._executor)
-                with limited(group.threads):
+                measure, threads = self._model_seconds, self.threads
+                group = Group(layers, rest, whole, measure, self._executor, threads)
+                with limited(threads):
                     for layer, choice in self._chosen(policy, group):
                         if choice.method in layer.methods:
                             costs[layer.path] = layer.template_cost(choice.method, choice.ranks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from rankfold.linalg import (
     Eigen,
     eigh,
     few,
+    few_pay,
     inner,
     leading,
     left_eigen,
@@ -29,6 +31,7 @@ from rankfold.linalg import (
 from rankfold.metric import Metric
 from rankfold.ops import Array, Embedding, Op, grouped
 
+Side: TypeAlias = Literal["output", "input", "spatial_rows", "spatial_columns"]
 _VISIBLE = 1.0 - 1e-4
 """Of the energy: what is left out beyond can not be seen in float32."""
 
@@ -116,7 +119,9 @@ class Spectrum:
     ) -> tuple[Array, Array, float, str]:
         """The truncated singular value decomposition of `matrix`.
 
-        Where a few of many singular vectors are wanted, and no more is known yet, they are sampled.
+        Where a few of many singular vectors are wanted, they are sampled. Whether they are depends
+        on the shape, the rank and `exact` alone, never on what has been computed before: a plan
+        carried out later, or on an executor, has to give the same factors.
 
         Args:
             rank: 1 to the smaller side.
@@ -128,19 +133,43 @@ class Spectrum:
             product keeps, and how they were found where that matters.
         """
         matrix = self.matrix
-        wide = matrix.shape[1] <= matrix.shape[2]
-        known = ("output" if wide else "input") in vars(self)
-        if not known and not exact and few(rank, min(matrix.shape[1:])):
+        if not exact and few(rank, min(matrix.shape[1:])):
             left, right = sampled(matrix, rank, rng)
             if inner(right, right) < _VISIBLE * self.energy:
                 return left, right, inner(right, right), "subspace found by sampling"
-        if wide:
-            basis = self.output.leading(rank) if known or not exact else leading(matrix, rank)
+        if matrix.shape[1] <= matrix.shape[2]:
+            basis = self.leading("output", rank)
             right = basis.mT @ matrix
             return basis, right, inner(right, right), ""
-        basis = self.input.leading(rank) if known or not exact else leading(matrix.mT, rank)
+        basis = self.leading("input", rank)
         left = matrix @ basis
         return left, basis.mT, inner(left, left), ""
+
+    def leading(self, side: Side, rank: int) -> Array:
+        """The leading left singular vectors (groups, n, rank) of an unfolding.
+
+        Args:
+            side: the Gram whose eigenvectors they are, by the name of its attribute.
+            rank: 1 to the smaller side of the unfolding.
+        """
+        unfolding = self._unfolding(side)
+        if few_pay(unfolding, rank):
+            return leading(unfolding, rank)
+        eigen: Eigen = getattr(self, side)
+        return eigen.leading(rank)
+
+    def left_out(self, side: Side, basis: Array) -> float:
+        """How much of `energy` a basis (groups, n, rank) of an unfolding leaves out."""
+        inside = basis.mT @ self._unfolding(side)
+        return max(0.0, self.energy - inner(inside, inside))
+
+    def _unfolding(self, side: Side) -> Array:
+        if side == "output":
+            return self.matrix
+        if side == "input":
+            return self.input_unfolding
+        unfolding = self.spatial_unfolding
+        return unfolding if side == "spatial_rows" else unfolding.mT
 
     @cached_property
     def spatial_rows(self) -> Eigen:

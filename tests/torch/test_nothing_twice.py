@@ -32,3 +32,21 @@ def test_every_eigenproblem_is_solved_once(
     small = rf.compress(model, policy, inputs=torch.randn(1, 5, 8, 8), methods=methods)
     assert small.plan.replaced
     assert set(solved.values()) == {1}
+
+
+def test_the_paths_of_all_layers_are_found_in_one_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: Counter[bool] = Counter()
+    usual = nn.Module.named_modules
+
+    def named_modules(
+        self: nn.Module, memo: object = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> object:
+        walks[remove_duplicate] += not prefix  # the walk calls itself with prefixes
+        return usual(self, memo, prefix, remove_duplicate)  # type: ignore[arg-type]  # handed on
+
+    monkeypatch.setattr(nn.Module, "named_modules", named_modules)
+    shared = nn.Linear(7, 5)
+    model = nn.Sequential(*(nn.Linear(7, 7) for _ in range(9)), shared, nn.Linear(5, 7), shared)
+    plan = rf.plan(model, rf.Ratio(0.5), exclude="11")
+    assert plan["9"].reason == "excluded by '11'"
+    assert walks[False] == 1

@@ -38,6 +38,7 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
     def __init__(self) -> None:
         self._modules = _by_identity(modules)
         self._surroundings = _by_identity(Surroundings)
+        self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, Seen] = {}
         self._built: dict[int, tuple[layers.Chain, layers.Held]] = {}
 
@@ -53,7 +54,7 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
     def aliases(self, model: nnx.Module, path: str) -> tuple[str, ...]:
         """The further paths of a module that stands in several places."""
         module = self._modules(model)[path]
-        return tuple(other for other, found in paths(model) if found is module and other != path)
+        return tuple(other for other in self._paths(model)[id(module)] if other != path)
 
     def read(self, model: nnx.Module, path: str) -> Op:
         """The layer at a path as an op; refused for what it is or for what surrounds it."""
@@ -213,3 +214,11 @@ def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], 
         return known[id(model)]
 
     return remembered
+
+
+def _paths_by_module(model: nnx.Module) -> Mapping[int, list[str]]:
+    """All paths of each module, by its identity."""
+    found: dict[int, list[str]] = {}
+    for path, module in paths(model):
+        found.setdefault(id(module), []).append(path)
+    return found

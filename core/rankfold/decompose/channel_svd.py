@@ -42,7 +42,10 @@ class ChannelSVD:
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The output unfolding."""
         sides = spectrum.matrix.shape[1:]
-        values = spectrum.output.values[:, : min(sides)]
+
+        def values() -> Array:
+            return spectrum.output.values[:, : min(sides)]
+
         return (Mode(values, sides, sides[0], spectrum.scale),)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
@@ -78,7 +81,7 @@ class ChannelSVD:
             right, left = projection(spectrum, ranks[0])
             error = spectrum.distance(np.matmul(left, right))
         else:
-            left = spectrum.output.leading(ranks[0])
+            left = spectrum.leading("output", ranks[0])
             right = left.mT @ spectrum.matrix
             error = spectrum.relative_error(inner(right, right))
         right, left = place_scale(right, left, spectrum.scale, placement)

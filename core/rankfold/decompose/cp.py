@@ -25,7 +25,7 @@ from rankfold.decompose.direct import decompose
 from rankfold.decompose.grid import spaced
 from rankfold.decompose.multilinear import balance, relative_sensitivity
 from rankfold.decompose.regression import Regression
-from rankfold.decompose.stages import along, cast, check_ranks, pointwise, trivial
+from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise, trivial
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -66,21 +66,7 @@ class CP:
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The output and the input unfolding."""
-        _, out, into, positions = spectrum.tensor.shape
-        return (
-            Mode(
-                spectrum.output.values[:, : into * positions],
-                (out, into * positions),
-                out,
-                spectrum.scale,
-            ),
-            Mode(
-                spectrum.input.values[:, : out * positions],
-                (into, out * positions),
-                into,
-                spectrum.scale,
-            ),
-        )
+        return channel_modes(spectrum)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
         """The larger of the two: the number of rank-1 terms both modes need."""
@@ -277,6 +263,9 @@ def parafac(tensor: Array, rank: int) -> CPTensor:
     """
     from tensorly.cp_tensor import CPTensor
 
+    tensor = linalg.taken(tensor)
+    if linalg.is_real(tensor):
+        tensor = linalg.host(tensor)
     tensor = np.asarray(tensor, dtype=np.float64)
     if tensor.ndim < 2 or tensor.size == 0 or not np.isfinite(tensor).all() or not tensor.any():
         raise RankfoldError(

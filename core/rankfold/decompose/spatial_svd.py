@@ -44,9 +44,12 @@ class SpatialSVD:
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The matrix (out · kw, in · kh)."""
         rows, columns = self._sides(op)
-        eigen = spectrum.spatial_rows if rows <= columns else spectrum.spatial_columns
         channels = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
-        return (Mode(eigen.values, (rows, columns), channels, spectrum.scale),)
+
+        def values() -> Array:
+            return (spectrum.spatial_rows if rows <= columns else spectrum.spatial_columns).values
+
+        return (Mode(values, (rows, columns), channels, spectrum.scale),)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
         """The rank of the matrix."""
@@ -95,11 +98,11 @@ class SpatialSVD:
         matrix = spectrum.spatial_unfolding
         rows, columns = self._sides(op)
         if rows <= columns:
-            left = spectrum.spatial_rows.leading(ranks[0])
+            left = spectrum.leading("spatial_rows", ranks[0])
             right = left.mT @ matrix
             kept = linalg.inner(right, right)
         else:
-            vectors = spectrum.spatial_columns.leading(ranks[0])
+            vectors = spectrum.leading("spatial_columns", ranks[0])
             left = matrix @ vectors
             right = vectors.mT
             kept = linalg.inner(left, left)
@@ -133,10 +136,10 @@ class SpatialSVD:
         matrix = spectrum.spatial_unfolding
         rows, columns = self._sides(op)
         if rows <= columns:
-            plain = spectrum.spatial_rows.leading(rank)
+            plain = spectrum.leading("spatial_rows", rank)
             yield np.matmul(plain.swapaxes(1, 2), matrix)
         else:
-            yield spectrum.spatial_columns.leading(rank).swapaxes(1, 2)
+            yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
         groups, out, into = spectrum.tensor.shape[:3]
         kh, kw = spectrum.kernel
         weighted = metric.to_loss(spectrum.rows).reshape(groups, out, into, kh, kw)

@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold import linalg
-from rankfold.contracts import Placement, Ranks
+from rankfold.contracts import Mode, Placement, Ranks
 from rankfold.errors import RankfoldError
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, geometry
+from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Embedding, Op, geometry
+from rankfold.spectrum import Spectrum
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:
@@ -69,8 +70,28 @@ def trivial(op: Convolution, axis: int) -> bool:
     )
 
 
+def channel_modes(spectrum: Spectrum) -> tuple[Mode, Mode]:
+    """The output and the input unfolding of a kernel."""
+    _, out, into, positions = spectrum.tensor.shape
+
+    def outputs() -> Array:
+        if positions == 1 and out > into:  # the input unfolding is this one transposed
+            return spectrum.input.values
+        return spectrum.output.values[:, : into * positions]
+
+    def inputs() -> Array:
+        if positions == 1 and out <= into:
+            return spectrum.output.values
+        return spectrum.input.values[:, : out * positions]
+
+    return (
+        Mode(outputs, (out, into * positions), out, spectrum.scale),
+        Mode(inputs, (into, out * positions), into, spectrum.scale),
+    )
+
+
 def cast(chain: Chain, op: Op) -> Chain:
-    """The chain with its weights in the dtype of the layer it replaces.
+    """The chain with its weights in the dtype of the layer it replaces, in memory of its own.
 
     Raises:
         RankfoldError: a stage exceeds the range of that dtype.
@@ -83,7 +104,13 @@ def cast(chain: Chain, op: Op) -> Chain:
             f"{type(op).__name__}: a stage of the chain exceeds the range of {dtype}; use the "
             "placement 'balanced' or a wider dtype"
         )
-    return tuple(replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
+    stages = (replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
+    return tuple(
+        stage
+        if isinstance(stage, Embedding) or stage.bias is None
+        else replace(stage, bias=linalg.copied(stage.bias))
+        for stage in stages
+    )
 
 
 def place_scale(

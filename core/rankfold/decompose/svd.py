@@ -54,7 +54,11 @@ class TruncatedSVD:
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The matrix itself."""
         sides = (op.weight.shape[0] // op.groups, op.weight.shape[1])
-        values = (spectrum.output if sides[0] <= sides[1] else spectrum.input).values
+        wide = sides[0] <= sides[1]
+
+        def values() -> Array:
+            return (spectrum.output if wide else spectrum.input).values
+
         return (Mode(values, sides, min(sides), spectrum.scale),)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:

@@ -20,7 +20,7 @@ from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.grid import spaced
 from rankfold.decompose.regression import Regression
-from rankfold.decompose.stages import along, cast, check_ranks, pointwise
+from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
 from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -50,6 +50,10 @@ class Tucker2:
             return f"tucker2 applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
+    def surpassed(self, op: Op) -> str | None:
+        """By "svd" on kernels of one position: its two stages do what these three do."""
+        return "svd" if isinstance(op, Conv) and math.prod(op.weight.shape[2:]) == 1 else None
+
     def max_ranks(self, op: Op) -> Ranks:
         """The channels of a group, or the other side of the unfolding where that is smaller."""
         out, into, positions = self._sizes(op)
@@ -57,22 +61,7 @@ class Tucker2:
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The output and the input unfolding."""
-        out, into, positions = self._sizes(op)
-        most_out, most_in = self.max_ranks(op)
-        return (
-            Mode(
-                spectrum.output.values[:, :most_out],
-                (out, into * positions),
-                out,
-                spectrum.scale,
-            ),
-            Mode(
-                spectrum.input.values[:, :most_in],
-                (into, out * positions),
-                into,
-                spectrum.scale,
-            ),
-        )
+        return channel_modes(spectrum)
 
     def ranks(self, mode_ranks: Ranks) -> Ranks:
         """(output rank, input rank)."""
@@ -90,8 +79,14 @@ class Tucker2:
         return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
 
     def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
-        """Errors of the regression on input channels, before any sweep of HOOI."""
+        """Errors of the regression on input channels, before any sweep of HOOI.
+
+        A kernel of one position is a matrix: its rank is the lesser of the two, so only equal ranks
+        are worth their cost, and what they explain adds up without further eigenvalues.
+        """
         most_out, most_in = self.max_ranks(op)
+        if spectrum.tensor.shape[3] == 1:
+            return self._of_a_matrix(spectrum, min(most_out, most_in), multiple_of)
         outs = spaced(most_out, multiple_of, _COUNT)
         ins = spaced(most_in, multiple_of, _COUNT)
         best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
@@ -108,6 +103,22 @@ class Tucker2:
         return [
             (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
             for ranks, worth in best.items()
+        ]
+
+    def _of_a_matrix(
+        self, spectrum: Spectrum, most: int, multiple_of: int
+    ) -> list[tuple[Ranks, float]]:
+        if spectrum.metric is None:
+            worth = np.cumsum(channel_modes(spectrum)[0].values.sum(axis=0))
+        else:
+            worth = np.zeros(most)
+            for basis in self._input_bases(spectrum, most):
+                explained = _explained(spectrum, basis)
+                worth = np.maximum(worth, np.cumsum((explained * explained).sum(axis=(0, 2))))
+        total = spectrum.weight_of_all
+        return [
+            ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
+            for rank in spaced(most, multiple_of, _COUNT)
         ]
 
     def decompose(
@@ -129,7 +140,7 @@ class Tucker2:
         if spectrum.metric is not None:
             return self._regressed(op, ranks, spectrum, placement)
         core, left, right = _hooi(
-            spectrum, spectrum.output.leading(r_out), spectrum.input.leading(r_in)
+            spectrum, spectrum.leading("output", r_out), spectrum.leading("input", r_in)
         )
         error = spectrum.relative_error(linalg.inner(core, core))
         return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
@@ -185,7 +196,7 @@ class Tucker2:
     @staticmethod
     def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Nested orthonormal bases (groups, in, rank) of the input channels."""
-        yield spectrum.input.leading(rank)
+        yield spectrum.leading("input", rank)
         metric = spectrum.metric
         if metric is None:
             return
@@ -254,9 +265,10 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
     """
     from tensorly.tucker_tensor import TuckerTensor
 
-    op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
+    tensor = linalg.taken(tensor)
     if tensor.ndim < 3:
         raise RankfoldError(f"a tensor of shape {tensor.shape}; the layout is (out, in, *kernel)")
+    op = Conv(weight=tensor.reshape(*tensor.shape[:2], -1))
     first, core, last = decompose(TUCKER2, op, ranks, "classical")
     shape = (*core.weight.shape[:2], *tensor.shape[2:])
     factors = [last.weight[:, :, 0], first.weight[:, :, 0].T]
@@ -293,13 +305,12 @@ def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, 
     A large tensor is projected in float32, unless what is left out is too small to be seen in it.
     """
     groups, out, into, positions = spectrum.tensor.shape
-    least = max(
-        float(spectrum.output.values[:, left.shape[2] :].sum()),
-        float(spectrum.input.values[:, right.shape[2] :].sum()),
-    )
     fixed = left.shape[2] == out or right.shape[2] == into
     small = math.prod(spectrum.tensor.shape) < _SMALL
-    precise = fixed or small or least < _PRECISE**2 * spectrum.energy
+    precise = fixed or small
+    if not precise:
+        least = max(spectrum.left_out("output", left), spectrum.left_out("input", right))
+        precise = least < _PRECISE**2 * spectrum.energy
     tensor = spectrum.tensor if precise else linalg.single(spectrum.tensor)
     by_input = linalg.contiguous(tensor.swapaxes(2, 3)).reshape(groups, -1, into)
 

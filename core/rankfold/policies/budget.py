@@ -1,7 +1,8 @@
 """`Budget`: the least loss within limits on the whole model, or the least cost within a loss.
 
 Every allowed method at a well-spaced grid of ranks is an offer of a layer, and so is the layer as
-it is. One offer per layer is chosen by mixed-integer linear programming (`knapsack`). With
+it is. One offer per layer is chosen by mixed-integer linear programming (`knapsack`); what that
+leaves of the limits is used by raising ranks between those on offer (`remainder`). With
 calibration data the losses of the offers are in units of the model's loss, so that layers compare;
 without, they are squared relative errors of the weights.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -18,15 +19,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Policy
+from rankfold.contracts import Choice, Policy, Ranks
 from rankfold.errors import Infeasible, RankfoldError
 from rankfold.group import Group
 from rankfold.hookspecs import hookimpl
 from rankfold.knapsack import Solution, cheapest, least_share
-from rankfold.offers import Cost, Offer
+from rankfold.offers import Cost, Offer, Priced
 from rankfold.ops import Array
 from rankfold.parallel import each
 from rankfold.policies.arguments import fraction
+from rankfold.remainder import Rungs, raised
 
 RANKFOLD_API = (1, 0)
 FAST_MULTIPLE = 16
@@ -118,17 +120,17 @@ class Budget:
             return
         solution = problem.solved()
         group.notes.append(f"proven within {solution.gap:.2%} of the best on offer")
+        ranks = problem.raised(solution)
         if self.latency is not None:
             group.seconds = problem.predicted_seconds(solution)
-        for own, index in zip(problem.offers, solution.chosen, strict=True):
+        for place, (own, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
             offer = own[index]
             if offer is not None:
-                yield Choice(offer.method, offer.ranks)
+                yield Choice(offer.method, ranks[place])
             elif len(own) > 1:
                 yield Choice(None, reason="kept by the budget")
             else:
-                slow = self.latency is not None
-                yield Choice(None, reason="nothing faster" if slow else "nothing cheaper")
+                yield Choice(None, reason=problem.nothing(place))
 
     @classmethod
     def from_text(cls, argument: str) -> Self:
@@ -145,11 +147,23 @@ def _shown(value: object) -> str:
     return getattr(value, "__qualname__", "a function") if callable(value) else repr(value)
 
 
-def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[list[Offer], float]:
+def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[Priced, float]:
     """What a layer offers, and what it is worth where that is wanted."""
-    found = layer.offers(multiple), layer.worth if with_worth else 0.0
+    priced = layer.priced(multiple), layer.worth if with_worth else 0.0
     layer.release()
-    return found
+    return priced
+
+
+def _interpolated(timed: Sequence[Offer], macs: int) -> float:
+    """The seconds of a method at other ranks, from those at the ranks that were measured.
+
+    Beyond these it takes its time in proportion to the MACs, which is no less than it will take.
+    """
+    known = sorted({offer.cost.macs: offer.seconds for offer in timed}.items())
+    counts, seconds = zip(*known, strict=True)
+    if macs > counts[-1]:
+        return float(max(seconds) * macs / max(1, counts[-1]))
+    return float(np.interp(macs, counts, np.maximum.accumulate(seconds)))
 
 
 class _Problem:
@@ -168,14 +182,20 @@ class _Problem:
         first_seconds = 0.0
         self._traced = all(layer.traced for layer in group)
         priced = partial(_priced, multiple, with_worth=budget.error is not None)
-        for layer, (offers, own_worth) in zip(group, each(group, priced), strict=True):
+        self._layers = list(group)
+        self._priced: list[Priced] = []
+        self._seconds: list[float] = []
+        self._multiple = multiple
+        for layer, (found, own_worth) in zip(group, each(group, priced), strict=True):
+            self._priced.append(found)
             cost = layer.cost(layer.op)
-            seconds = 0.0
+            seconds, offers = 0.0, found.offers
             if timed:
                 seconds, offers = layer.faster(offers)
             own: list[Offer | None] = [None, *offers]
             held = Offer("", (), cost, 0.0, seconds)
             first_seconds += seconds
+            self._seconds.append(seconds)
             self.offers.append(own)
             costs.append([self._cost(offer or held) for offer in own])
             self._values.append(np.array([0.0 if o is None else o.loss for o in own]))
@@ -193,6 +213,48 @@ class _Problem:
         self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])
         self._limits = self._asked * (1.0 + 1e-12) - self._fixed
         self._worth = worth
+        self._added = np.zeros(len(self._names))
+
+    def nothing(self, place: int) -> str:
+        """Why a layer has no offer: its methods may have failed."""
+        timed = self._budget.latency is not None
+        failures = self._priced[place].failures.values()
+        return "; ".join(("nothing faster" if timed else "nothing cheaper", *failures))
+
+    def raised(self, solution: Solution) -> dict[int, Ranks]:
+        """The ranks of the layers that are decomposed, with what the offers leave of the limits."""
+        chosen = dict(enumerate(solution.chosen))
+        rungs = {
+            place: self._rungs(place, o)
+            for place, i in chosen.items()
+            if (o := self.offers[place][i])
+        }
+        if self._budget.error is not None:  # what is wanted there is the least cost
+            return {place: own.ranks for place, own in rungs.items()}
+        spent = sum(self._costs[place][index] for place, index in chosen.items())
+        room, scale = self._limits - spent, np.maximum(self._limits, 1e-300)
+        ranks = dict(zip(rungs, raised(list(rungs.values()), room, scale), strict=True))
+        for place, own in rungs.items():
+            before, after = own.cost(own.ranks), own.cost(ranks[place])
+            assert before is not None
+            assert after is not None
+            self._added += after - before
+        return ranks
+
+    def _rungs(self, place: int, offer: Offer) -> Rungs:
+        layer = self._layers[place]
+        same = [o for o in self.offers[place] if o is not None and o.method == offer.method]
+
+        def cost(ranks: Ranks) -> Array | None:
+            cost = layer.template_cost(offer.method, ranks)
+            seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
+            if layer.grew(cost) is not None or seconds > self._seconds[place]:
+                return None
+            return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
+
+        losses = self._priced[place].losses[offer.method]
+        most = layer.methods[offer.method].max_ranks(layer.costs.outline)
+        return Rungs(offer.ranks, most, self._multiple, losses, cost)
 
     def solved(self) -> Solution:
         """The choice; or the error that names the smallest limits there are."""
@@ -232,7 +294,7 @@ class _Problem:
         after = self._fixed[place] + sum(
             own[index, place] for own, index in zip(self._costs, solution.chosen, strict=True)
         )
-        return float(before), float(after)
+        return float(before), float(after + self._added[place])
 
     def _within(self, error: float) -> Solution | None:
         """The least cost within a loss and whatever limits there are besides."""

@@ -57,7 +57,15 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     Raises:
         RankfoldError: not a matrix, empty, or not finite; sigma2 not positive.
     """
-    matrix = np.asarray(matrix, dtype=np.float64)
+    matrix = linalg.taken(matrix)
+    if not isinstance(matrix, np.ndarray) and linalg.is_real(matrix):
+        matrix = linalg.host(matrix)
+    try:
+        matrix = np.asarray(matrix, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise RankfoldError(
+            f"evbmf: {type(matrix).__name__} is no matrix of numbers: {error}"
+        ) from None
     if matrix.ndim != 2 or matrix.size == 0:
         raise RankfoldError(f"evbmf: shape {matrix.shape}; give a matrix with elements")
     if sigma2 is not None and not (sigma2 > 0.0 and math.isfinite(sigma2)):

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
@@ -135,7 +135,8 @@ def compress_checkpoint(
             plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
             place.note(PLANNED, plan)
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
-        work = Work(source, slots, place.files, placement, seed, known, _threads(source, slots))
+        threads = _threads(source, adapter.slots(source))
+        work = Work(source, slots, place.files, placement, seed, known, threads)
         done = _written(work, _parts(source, plan, slots, dropped), place, executor)
         plan = _as_stored(plan, done)
         saved = Saved.of(plan, place.files, {d.file: d.sha256 for d in done}, job.key)
@@ -214,8 +215,14 @@ def _plain(file: Path) -> bool:
 
 
 def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
-    shapes = [slot.blank(source).weight.shape for slot in slots.values()]
-    return threads_for(min(shape[0], math.prod(shape[1:])) for shape in shapes)
+    """By all layers, as for a live model: the number may show in the last bits of a result."""
+    orders = []
+    for slot in slots.values():
+        if not slot.refusal:
+            with suppress(RankfoldError):  # its weight and its bias do not fit each other
+                rows, *rest = slot.blank(source).weight.shape
+                orders.append(min(rows, math.prod(rest)))
+    return threads_for(orders)
 
 
 def _dropped(
