@@ -128,8 +128,7 @@ def residual(framework: str) -> Any:
 ORDER = ["stem", "conv", "head"]
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-@pytest.mark.parametrize("framework", ["nnx", "linen"])
+@pytest.mark.parametrize(("framework", "sequential"), [("nnx", True), ("linen", False)])
 def test_the_layers_themselves_change_nothing(framework: str, sequential: bool) -> None:
     model = residual(framework)
     met = Met(model, [normal(n, 9, 8, 3) for n in (5, 3)], itself, sequential=sequential)
@@ -142,8 +141,7 @@ def test_the_layers_themselves_change_nothing(framework: str, sequential: bool) 
         assert fit.count == 3 * held.count
 
 
-@pytest.mark.parametrize("framework", ["nnx", "linen"])
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(("framework", "sequential"), [("nnx", False), ("linen", True)])
 def test_sums_and_errors_are_those_of_a_direct_computation(
     sequential: bool, framework: str
 ) -> None:

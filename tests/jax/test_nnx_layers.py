@@ -156,7 +156,7 @@ def geometries(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(geometries())
 def test_reduced_rank_is_the_convolution_with_the_reconstructed_kernel(g: dict[str, Any]) -> None:
     into, out = 6, 10
@@ -197,7 +197,7 @@ def test_reduced_rank_is_the_convolution_with_the_reconstructed_kernel(g: dict[s
     np.testing.assert_allclose(small.model(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     st.integers(1, 4),
     st.integers(1, 4),
