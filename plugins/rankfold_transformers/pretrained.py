@@ -7,7 +7,7 @@ ordinary model, and no quantized one: it can be cast, trained and saved.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from rankfold.errors import RankfoldError
-from rankfold.plan import Plan
+from rankfold.plan import LayerPlan, Plan
 from rankfold.registry import registry
 from rankfold.stored.headers import read_header
-from rankfold_transformers.records import METHOD, RankfoldConfig, recorded
+from rankfold_transformers.records import METHOD, RankfoldConfig, write
 from rankfold_transformers.structure import Exchange, restructured
 
-_THERE = "_is_hf_initialized"
+_LOADED = "_is_hf_initialized"
 """By this attribute of a tensor transformers knows that it has its values."""
 
 register_quantization_config(METHOD)(RankfoldConfig)
@@ -65,108 +65,133 @@ class RankfoldQuantizer(HfQuantizer):
                 "from_pretrained compresses nothing: load the model, then call rankfold.compress"
             )
         assert isinstance(self.quantization_config, RankfoldConfig)
-        names = _names(checkpoint_files or ())
-        exchanges: list[Exchange] = []
-        for plan in self.quantization_config.read():
-            _check_compressed(plan, names)
-            exchanges += restructured(model, _fitted(model, plan, names))
-        vars(model)["initialize_weights"] = partial(_initialize, model, exchanges)
+        plans = self.quantization_config.read()
+        _check_compressed(plans, checkpoint_files or ())
+        self._plans: list[Plan] = []
+        self._exchanges: list[Exchange] = []
+        for plan in plans:  # each of the model that the one before it gives
+            self._plans.append(_fitted(model, plan))
+            self._exchanges += restructured(model, self._plans[-1])
+        vars(model)["initialize_weights"] = partial(self._initialize, model)
         return model
 
+    def _initialize(self, model: Any) -> None:
+        """Gives values to what the files lack, as transformers does after loading.
+
+        A model's own code for that reaches into its layers (`self.fc.weight`), so it finds them as
+        they were, with weights that are marked as being there. A head of which the files have
+        nothing, since they are of a model without it, becomes a layer again and gets values.
+
+        Raises:
+            RankfoldError: the files lack weights of a chain.
+        """
+        lacking = [e for e in self._exchanges if _is_head(model, e) and not any(_loaded(e))]
+        exchanges = [e for e in self._exchanges if not any(_is_within(e, head) for head in lacking)]
+        self._plans = [_without(plan, lacking) for plan in self._plans]
+        for exchange in lacking:
+            device = next(exchange.chain.parameters()).device
+            exchange.owner._modules[exchange.name] = exchange.layer.to_empty(device=device)
+        for exchange in exchanges:
+            for (name, _), loaded in zip(
+                exchange.chain.named_parameters(), _loaded(exchange), strict=True
+            ):
+                if not loaded:
+                    raise RankfoldError(
+                        f"the files lack {exchange.path}.{name}, which the plan in config.json "
+                        "calls for: save the compressed model anew"
+                    )
+            for tensor in exchange.layer.parameters():
+                setattr(tensor, _LOADED, True)
+        for exchange in reversed(exchanges):
+            exchange.owner._modules[exchange.name] = exchange.layer
+        try:
+            type(model).initialize_weights(model)
+        finally:
+            for exchange in exchanges:
+                exchange.owner._modules[exchange.name] = exchange.chain
+
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Leaves nothing at the model that says it is quantized, but its configuration."""
+        """Leaves nothing at the model that says it is quantized, but the plans that it follows."""
         for name in ("hf_quantizer", "quantization_method", "initialize_weights"):
             vars(model).pop(name, None)
         model.is_quantized = False
         for module in model.modules():
             vars(getattr(module, "config", module)).pop("_is_quantized", None)
-        assert recorded(model.config)
+        write(model, self._plans)
         return model
 
 
-def _fitted(model: Any, plan: Plan, names: Collection[str]) -> Plan:
+def _fitted(model: Any, plan: Plan) -> Plan:
     """The plan with the paths of this model, which may be the base of the one that was saved.
 
-    Or one with another head: what the files have nothing of is left to transformers, which says so.
-
-    Args:
-        model: to be loaded.
-        plan: of the one that was saved.
-        names: of the tensors in the files; none where that is not known.
+    Or the reverse, or one with another head: layers of heads that it does not have are left out.
     """
-    start = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    start = _base(model)
+    layers = plan.replaced
     if not start:
         return plan
-    layers = plan.replaced
-    if not hasattr(model, model.base_model_prefix):
-        if any(layer.path.startswith(start) for layer in layers):  # and the rest is a head
-            layers = tuple(
-                msgspec.structs.replace(layer, path=layer.path.removeprefix(start))
-                for layer in layers
-                if layer.path.startswith(start)
-            )
-        return msgspec.structs.replace(plan, layers=layers)
-    known = registry().adapter(model).layers(model)
-    if not any(layer.path.startswith(start) or layer.path in known for layer in layers):
-        layers = tuple(msgspec.structs.replace(layer, path=start + layer.path) for layer in layers)
-    kept = (
+    inside = any(layer.path.startswith(start) for layer in layers)
+    if hasattr(model, model.base_model_prefix):
+        known = registry().adapter(model).layers(model)
+        if not inside and not any(layer.path in known for layer in layers):
+            return _renamed(plan, [(layer, start + layer.path) for layer in layers])
+        kept = [layer for layer in layers if layer.path.startswith(start) or layer.path in known]
+        return _renamed(plan, [(layer, layer.path) for layer in kept])
+    if not inside:
+        return plan
+    kept = [layer for layer in layers if layer.path.startswith(start)]
+    return _renamed(plan, [(layer, layer.path.removeprefix(start)) for layer in kept])
+
+
+def _renamed(plan: Plan, paths: Iterable[tuple[LayerPlan, str]]) -> Plan:
+    layers = (msgspec.structs.replace(layer, path=path) for layer, path in paths)
+    return msgspec.structs.replace(plan, layers=tuple(layers))
+
+
+def _base(model: Any) -> str:
+    """How the paths of what is not a head of a model begin."""
+    return f"{model.base_model_prefix}." if model.base_model_prefix else ""
+
+
+def _is_head(model: Any, exchange: Exchange) -> bool:
+    return hasattr(model, model.base_model_prefix) and not exchange.path.startswith(_base(model))
+
+
+def _is_within(exchange: Exchange, other: Exchange) -> bool:
+    return f"{exchange.path}.".startswith(f"{other.path}.")
+
+
+def _without(plan: Plan, heads: Sequence[Exchange]) -> Plan:
+    """A plan without the layers of heads that are no longer compressed."""
+    kept = tuple(
         layer
-        for layer in layers
-        if layer.path.startswith(start)
-        or (layer.path in known and (not names or _has(names, layer.path)))
+        for layer in plan.layers
+        if not any(f"{layer.path}.".startswith(f"{head.path}.") for head in heads)
     )
-    return msgspec.structs.replace(plan, layers=tuple(kept))
+    return msgspec.structs.replace(plan, layers=kept)
 
 
-def _has(names: Collection[str], path: str) -> bool:
-    return any(name.startswith(f"{path}.") for name in names)
+def _loaded(exchange: Exchange) -> list[bool]:
+    """Which parameters of a chain were in the files."""
+    return [getattr(tensor, _LOADED, False) for tensor in exchange.chain.parameters()]
 
 
-def _names(files: Sequence[str]) -> set[str]:
-    """The names of the tensors in safetensors files."""
-    return {
+def _check_compressed(plans: Sequence[Plan], files: Sequence[str]) -> None:
+    """Sees to it that the files hold no weights of the layers that were replaced.
+
+    They do where a model was made anew from the configuration of a compressed one, and saved.
+    """
+    names = {
         name
         for file in files
         if file.endswith(".safetensors")
         for name in read_header(Path(file)).entries
     }
-
-
-def _check_compressed(plan: Plan, names: Collection[str]) -> None:
-    """Sees to it that the files hold no weights of the layers that were replaced.
-
-    They do where a model was made anew from the configuration of a compressed one, and saved.
-    """
-    for layer in plan.replaced:
-        if f"{layer.path}.weight" in names:
-            raise RankfoldError(
-                f"config.json tells of a compressed model, but its files hold the whole weight of "
-                f"{layer.path!r}: they are of another model; take quantization_config out of it"
-            )
-
-
-def _initialize(model: Any, exchanges: Sequence[Exchange]) -> None:
-    """Gives values to what the files lack, as transformers does after loading.
-
-    A model's own code for that reaches into its layers (`self.fc.weight`), so it finds them as they
-    were, with weights that are marked as being there.
-
-    Raises:
-        RankfoldError: the files lack weights of a chain.
-    """
-    for exchange in exchanges:
-        for name, tensor in exchange.chain.named_parameters():
-            if not getattr(tensor, _THERE, False):
+    for plan in plans:
+        for layer in plan.replaced:
+            if f"{layer.path}.weight" in names:
                 raise RankfoldError(
-                    f"the files lack {exchange.path}.{name}, which the plan in config.json calls "
-                    "for: save the compressed model anew"
+                    "config.json tells of a compressed model, but its files hold the whole weight "
+                    f"of {layer.path!r}: they are of another model; take quantization_config out "
+                    "of it"
                 )
-        for tensor in exchange.layer.parameters():
-            setattr(tensor, _THERE, True)
-    for exchange in reversed(exchanges):
-        exchange.owner._modules[exchange.name] = exchange.layer
-    try:
-        type(model).initialize_weights(model)
-    finally:
-        for exchange in exchanges:
-            exchange.owner._modules[exchange.name] = exchange.chain

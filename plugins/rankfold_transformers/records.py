@@ -79,7 +79,7 @@ def record(model: Any, plan: Plan) -> None:
             for earlier in recorded(part.config)
             if not any(layer.path in layers or layer.path in replaced for layer in earlier.replaced)
         ]
-        _write(part, [*kept, relative] if replaced else kept)
+        write(part, [*kept, relative] if replaced else kept)
 
 
 def erase(model: Any, plan: Plan) -> None:
@@ -87,7 +87,7 @@ def erase(model: Any, plan: Plan) -> None:
     for path, part in _models(model):
         plans = recorded(part.config)
         if plans and _paths(plans[-1]) == _paths(_relative(plan, path)):
-            _write(part, plans[:-1])
+            write(part, plans[:-1])
 
 
 def recorded(config: Any) -> list[Plan]:
@@ -125,8 +125,13 @@ def _paths(plan: Plan) -> list[tuple[str, str | None, tuple[int, ...]]]:
     return [(layer.path, layer.method, layer.ranks) for layer in plan.replaced]
 
 
-def _write(model: Any, plans: Sequence[Plan]) -> None:
-    """Gives a model a configuration of its own with these plans; others may share the old one."""
+def write(model: Any, plans: Sequence[Plan]) -> None:
+    """Gives a model a configuration of its own with these plans; others may share the old one.
+
+    Args:
+        model: of transformers.
+        plans: that it follows.
+    """
     old = model.config
     if not plans and not hasattr(old, _ATTRIBUTE):
         return

@@ -55,10 +55,16 @@ def mixtral() -> Any:
     return tf.MixtralForCausalLM(config).eval()
 
 
+def gpt_neox() -> Any:
+    """A model whose head has another name in its files."""
+    return tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**SIZES, **WORDS)).eval()
+
+
 MODELS: dict[str, tuple[Callable[[], Any], dict[str, torch.Tensor]]] = {
     "llama": (llama, TEXT),
     "tied llama": (lambda: llama(tie_word_embeddings=True), TEXT),
     "gpt2": (gpt2, TEXT),
+    "gpt_neox": (gpt_neox, TEXT),
     "bert": (bert, TEXT),
     "vit": (vit, {"pixel_values": torch.ones(1, 3, 30, 30)}),
     "t5": (t5, {**TEXT, "decoder_input_ids": torch.arange(5)[None]}),
@@ -184,6 +190,14 @@ def test_base_and_other_heads_are_opened(tmp_path: Path) -> None:
         tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").model,
     ):
         assert torch.equal(back(IDS).last_hidden_state, state)
+
+
+def test_a_head_that_the_files_lack_is_a_layer_again(tmp_path: Path) -> None:
+    compressed(llama()).model.model.save_pretrained(tmp_path / "base")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert type(back.lm_head) is nn.Linear
+    assert plans(back) == [15]
+    assert torch.equal(logits(reopened(back, tmp_path / "whole")), logits(back))
 
 
 def test_a_whole_model_under_the_configuration_of_a_compressed_one_is_refused(
