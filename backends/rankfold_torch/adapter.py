@@ -107,7 +107,13 @@ class TorchAdapter:
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """One forward pass in eval mode without gradients."""
         check_root(model)
-        return tracing.trace(model, self._modules(model), inputs)
+        found = tracing.trace(model, self._modules(model), inputs)
+        self.recall()
+        return found
+
+    def recall(self) -> None:
+        """A run shows what `forward` reads, so that its source is asked for the rest alone."""
+        self._surroundings = cache(partial(Surroundings, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """An `nn.Sequential` of stock layers; the factors of a parameter."""

@@ -128,6 +128,8 @@ def load(
         RankfoldError: the folder is incomplete, damaged or of another version, or does not fit
             the model.
     """
+    from rankfold.contracts import Recalling
+
     folder = Path(folder)
     saved = _read_plan(folder)
     files = [folder / name for name in sorted(saved.files)]
@@ -143,6 +145,8 @@ def load(
     adapter = adapter or registry().adapter(model)
     if inputs is not None:
         adapter.trace(model, inputs)
+    elif isinstance(adapter, Recalling):
+        adapter.recall()
     modules = _modules(adapter, model, saved)
     small = adapter.replace(model, modules, inplace=False)
     return adapter.load_weights(small, *files)
