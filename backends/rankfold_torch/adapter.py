@@ -126,7 +126,12 @@ class TorchAdapter:
         check_root(model)
         trace = tracing.trace(model, self._modules(model), inputs)
         self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
+        self.recall()
         return trace
+
+    def recall(self) -> None:
+        """A run shows what `forward` reads, so that its source is asked for the rest alone."""
+        self._surroundings = cache(partial(Surroundings, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """An `nn.Sequential` of stock layers; the factors of a parameter."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import Geometry
 from rankfold.ops import (
     Array,
@@ -21,10 +23,11 @@ from rankfold.ops import (
     Embedding,
     Linear,
     Op,
-    blank,
     channels,
     geometry,
 )
+from rankfold_torch import geometry as geometry_of
+from rankfold_torch.compressed import LowRankSequential
 from rankfold_torch.memory import parameter
 from rankfold_torch.same import SAME
 
@@ -40,9 +43,9 @@ KINDS: tuple[type[nn.Module], ...] = (
     *CONVS.values(),
     *TRANSPOSED.values(),
 )
+_COMPUTING = ("forward", "__call__", "_call_impl", "_conv_forward", "_output_padding")
 STAYING = ("cuda",)
 """Types of devices that have float64, and all of the linear algebra that decompositions need."""
-_CARRIED = (bool, int, float, str, tuple, torch.dtype, type(None))
 _PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
@@ -70,18 +73,33 @@ def read(module: nn.Module) -> Op:
 
     It is what a layer rule names, or begins with, for a layer that is a stock layer in all but its
     class. The weights have been found to be ordinary tensors.
+
+    Raises:
+        Refused: its geometry was set to what PyTorch cannot run.
     """
     weight = to_array(module.weight)  # type: ignore[arg-type]  # stock layers have a weight
     bias: Any = getattr(module, "bias", None)
-    return _as_op(module, weight, None if bias is None else to_array(bias))
+    try:
+        return _as_op(module, weight, None if bias is None else to_array(bias))
+    except RankfoldError as error:  # groups that do not divide the channels, say
+        raise Refused(str(error)) from None
 
 
-def sized(module: nn.Module) -> Op | None:
-    """The op of a stock layer without its values, for what it costs; None for other modules."""
-    weight = getattr(module, "weight", None) if isinstance(module, KINDS) else None
-    if not isinstance(weight, torch.Tensor) or nn.parameter.is_lazy(weight):
-        return None
-    return _as_op(module, blank(*weight.shape), None)
+def stock(module: nn.Module) -> type[nn.Module] | None:
+    """The stock class that a layer is of; None for other modules."""
+    return next((kind for kind in KINDS if isinstance(module, kind)), None)
+
+
+def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer runs the code of a stock class alone."""
+    return all(_code(module, part) is _code(kind, part) for part in _COMPUTING)
+
+
+def _code(owner: Any, name: str) -> Any:
+    """A function of a class, or of a module where that has been given it back as its own."""
+    member = inspect.getattr_static(owner, name, None)
+    bound = isinstance(member, MethodType) and member.__self__ is owner
+    return member.__func__ if bound else member
 
 
 def _as_op(module: nn.Module, weight: Array, bias: Array | None) -> Op:
@@ -89,41 +107,15 @@ def _as_op(module: nn.Module, weight: Array, bias: Array | None) -> Op:
         return Embedding(weight)
     if isinstance(module, nn.Linear):
         return Linear(weight, bias)
+    axes = weight.ndim - 2
     if isinstance(module, tuple(TRANSPOSED.values())):
-        return _read_transposed(module, weight, bias)
-    return _read_conv(module, weight, bias)
+        options = geometry_of.transposed(module, axes)
+        return ConvTranspose(swap_channels(weight, options["groups"]), bias, **options)
+    return Conv(weight, bias, **geometry_of.convolution(module, axes))
 
 
-def _read_conv(module: Any, weight: Array, bias: Array | None) -> Conv:
-    padding = module.padding if isinstance(module.padding, str) else tuple(module.padding)
-    return Conv(
-        weight,
-        bias,
-        stride=tuple(module.stride),
-        padding=padding,
-        dilation=tuple(module.dilation),
-        groups=module.groups,
-        padding_mode=module.padding_mode,
-    )
-
-
-def _read_transposed(module: Any, weight: Array, bias: Array | None) -> ConvTranspose:
-    return ConvTranspose(
-        swap_channels(weight, module.groups),
-        bias,
-        stride=tuple(module.stride),
-        padding=tuple(module.padding),
-        dilation=tuple(module.dilation),
-        groups=module.groups,
-        output_padding=tuple(module.output_padding),
-    )
-
-
-def build(chain: Chain, like: nn.Module) -> nn.Sequential:
+def build(chain: Chain, like: nn.Module) -> LowRankSequential:
     """The chain as stock layers with the dtype, device, mode and so on of the layer replaced.
-
-    What parents read from a layer besides its weights (in_features, stride and the like) is set on
-    the `nn.Sequential` as plain attributes.
 
     Raises:
         Refused: PyTorch has no layer for a stage.
@@ -140,10 +132,7 @@ def build(chain: Chain, like: nn.Module) -> nn.Sequential:
             modules.append(_build_transposed(stage, like))
         else:
             modules.extend(_build_conv(stage, like))
-    built = nn.Sequential(*modules)
-    for name, value in carried(like).items():
-        setattr(built, name, value)
-    return built.train(like.training)
+    return LowRankSequential.of(modules, like).train(like.training)
 
 
 def chain(built: nn.Module) -> Chain:
@@ -155,16 +144,6 @@ def chain(built: nn.Module) -> Chain:
     if not isinstance(built, nn.Sequential) or not any(isinstance(m, KINDS) for m in built):
         raise Refused(f"a {type(built).__name__} stands in its place, not a chain of layers")
     return tuple(read(stage) for stage in built if isinstance(stage, KINDS))
-
-
-def carried(layer: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a layer that its replacement gets: sizes, geometry, additions."""
-    plain = vars(nn.Module())
-    return {
-        name: value
-        for name, value in vars(layer).items()
-        if name not in plain and isinstance(value, _CARRIED)
-    }
 
 
 def run(module: nn.Module, x: Array) -> Array:

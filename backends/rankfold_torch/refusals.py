@@ -6,7 +6,6 @@ A layer is replaced only if nothing but its own `forward` uses its weight. Whate
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 
 import torch
@@ -15,7 +14,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from rankfold.errors import RankfoldError, Refused
-from rankfold_torch.layers import KINDS
+from rankfold_torch.layers import computes_as, stock
+from rankfold_torch.sharing import overlap, storage
 from rankfold_torch.sources import reads_of
 from rankfold_torch.tracing import Hook
 
@@ -35,7 +35,6 @@ _HOOKS = (
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _QUANTIZED = ("torch.ao.nn", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
-_COMPUTING = ("forward", "__call__", "_call_impl", "_conv_forward", "_output_padding")
 _WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
 
 
@@ -86,14 +85,25 @@ def check_class(module: nn.Module) -> None:
         raise Refused("recurrent weights are not decomposed")
     if isinstance(module, nn.MultiheadAttention):
         raise Refused("owned by nn.MultiheadAttention, which reads it itself")
-    stock = next((kind for kind in KINDS if isinstance(module, kind)), None)
-    if stock is None:
+    kind = stock(module)
+    if kind is None:
         raise Refused(f"no rule reads a {name}; a layer rule can teach it")
-    if any(
-        inspect.getattr_static(module, part, None) is not inspect.getattr_static(stock, part, None)
-        for part in _COMPUTING
-    ):
+    _check_dispatched(module)
+    if not computes_as(module, kind):
         raise Refused(f"{name} has a forward of its own; a layer rule can teach it")
+
+
+def _check_dispatched(module: nn.Module) -> None:
+    """Refuses a layer whose forward is exchanged by accelerate, which moves its weight about."""
+    hook = vars(module).get("_hf_hook")
+    if hook is not None:
+        away = any(t is not None and t.device.type == "meta" for t in module._parameters.values())
+        raise Refused(
+            f"it has a hook of accelerate, {type(hook).__name__}"
+            f"{', and its weight is offloaded' if away else ''}: take all of them off with "
+            "accelerate.hooks.remove_hook_from_module(model, recurse=True), or load the model "
+            "without device_map and offload; compress, then dispatch the result"
+        )
 
 
 def check_state(module: nn.Module) -> None:
@@ -102,6 +112,7 @@ def check_state(module: nn.Module) -> None:
     Raises:
         Refused: and why.
     """
+    _check_dispatched(module)
     if parametrize.is_parametrized(module):
         raise Refused(
             "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
@@ -176,17 +187,18 @@ class Surroundings:
 
     Args:
         model: the model; it must not change while this is in use.
+        traced: whether a run of the model is watched, which shows what it reads.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, traced: bool = False) -> None:
         self._model = model
-        self._reads = reads_of(model)
+        self._reads = reads_of(model, traced=traced)
         self._holders: dict[int, list[tuple[nn.Module, str, torch.Tensor]]] = {}
         for path, module in model.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     holder = (module, f"{path}.{name}".lstrip("."), tensor)
-                    self._holders.setdefault(_storage(tensor), []).append(holder)
+                    self._holders.setdefault(storage(tensor), []).append(holder)
 
     def check(self, path: str, module: nn.Module) -> None:
         """Refuses a layer for what surrounds it in the model.
@@ -227,8 +239,8 @@ class Surroundings:
     def _check_ties(
         self, tensor: torch.Tensor, part: str, own: Callable[[nn.Module, str], bool]
     ) -> None:
-        for other, where, held in self._holders[_storage(tensor)]:
-            if not own(other, where.rpartition(".")[2]) and _overlap(held, tensor):
+        for other, where, held in self._holders[storage(tensor)]:
+            if not own(other, where.rpartition(".")[2]) and overlap(held, tensor):
                 raise Refused(f"tied: its {part} is also {where!r}")
 
 
@@ -238,32 +250,3 @@ def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     for depth, part in enumerate(parts):
         yield ".".join(parts[:depth]), owner
         owner = owner._modules[part]  # type: ignore[assignment]  # a path has no None
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """Equal for tensors that lie in the same storage."""
-    if not _is_plain(tensor):
-        return id(tensor)
-    return tensor.untyped_storage().data_ptr() or id(tensor)
-
-
-def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one storage share memory."""
-    if a is b or not (_is_plain(a) and _is_plain(b)):
-        return a is b
-    (a_start, a_end), (b_start, b_end) = _span(a), _span(b)
-    return a_start < b_end and b_start < a_end
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    if nn.parameter.is_lazy(tensor) or tensor.device.type == "meta":
-        return False
-    return type(tensor.data) is torch.Tensor and tensor.layout is torch.strided
-
-
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
-    first = int(tensor.storage_offset())
-    last = first + sum(
-        (int(n) - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    return first * tensor.element_size(), (last + 1) * tensor.element_size()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops import Extent, macs
-from rankfold_torch.layers import CONVS, TRANSPOSED, sized
+from rankfold.ops import Extent
+from rankfold_torch.layers import CONVS, TRANSPOSED
+from rankfold_torch.weight_uses import WeightUses
 
 one_at_a_time = threading.RLock()
 
@@ -36,35 +38,53 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         RankfoldError: the model fails on the inputs.
     """
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
-    watch = _Watch({id(module): path for path, module in layers.items()})
+    eager = {p: m for p, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
+    uses = WeightUses(eager)
     with ExitStack() as stack:
-        stack.enter_context(one_at_a_time)  # modules and their class are watched while it runs
+        stack.enter_context(one_at_a_time)
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
-        for path, module in layers.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            before = Hook(_enter, watch, path)
-            after = Hook(_leave, watch, extents[path])
+        for path, module in eager.items():
+            before = Hook(_enter, uses, path)
+            after = Hook(_leave, uses, extents[path])
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
             handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
             stack.callback(handle.remove)
-        stack.enter_context(watch.reading())
+        stack.enter_context(uses.watching())
         try:
-            call(model, inputs)
+            uses.note(call(model, inputs))
         except Exception as error:  # whatever the model raises on these inputs
-            raise RankfoldError(f"inputs: the model fails on them with {told(error)}") from error
+            raise RankfoldError(
+                f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
+            ) from error
     return Trace(
         {path: tuple(found) for path, found in extents.items()},
-        watch.refusals,
-        {path: _macs(layers[path], found) for path, found in extents.items()},
+        uses.refusals,
+        {path: uses.macs.get(path, 0) for path in layers},
     )
 
 
-def _macs(layer: nn.Module, extents: Iterable[Extent]) -> int:
-    op = sized(layer)
-    return 0 if op is None else sum(macs((op,), extent) for extent in extents)
+def _hint(model: nn.Module, inputs: Any) -> str:
+    """How a list is written that a model takes as one argument, where that may be what is wrong."""
+    if not isinstance(inputs, (tuple, list)):
+        return ""
+    if not all(isinstance(item, torch.Tensor) for item in inputs):
+        return ""
+    if isinstance(inputs, tuple):
+        try:
+            inspect.signature(model.forward).bind(*inputs)
+        except TypeError:
+            pass
+        except ValueError:  # a forward without a signature
+            return ""
+        else:
+            return ""
+    kind = type(inputs).__name__
+    return (
+        f"; a {kind} is taken as positional arguments, {len(inputs)} of them: for one argument "
+        f"that is a {kind}, write inputs=({'[...]' if kind == 'list' else '(...)'},)"
+    )
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -76,59 +96,23 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
-class _Watch:
-    """Records reads of a layer's weight or bias by anything but the layer itself."""
-
-    def __init__(self, paths: Mapping[int, str]) -> None:
-        self.paths = paths
-        self.refusals: dict[str, str] = {}
-        self.running: list[nn.Module] = []
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Watches attribute look-ups of modules; parameters are found by `__getattr__`."""
-        original = nn.Module.__getattr__
-        thread = threading.get_ident()
-
-        def watched(module: nn.Module, name: str) -> Any:
-            value = original(module, name)
-            own = bool(self.running) and self.running[-1] is module
-            if (
-                not own
-                and name in ("weight", "bias")
-                and id(module) in self.paths
-                and not torch.compiler.is_compiling()
-                and threading.get_ident() == thread
-            ):
-                reason = f"its {name} is read from outside the layer"
-                self.refusals.setdefault(self.paths[id(module)], reason)
-            return value
-
-        nn.Module.__getattr__ = watched  # type: ignore[method-assign]  # restored below
-        try:
-            yield
-        finally:
-            nn.Module.__getattr__ = original  # type: ignore[method-assign]
-
-
 def _enter(
-    watch: _Watch, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    uses: WeightUses, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     if len(args) + len(kwargs) > 1 or set(kwargs) - {"input"}:
-        watch.refusals.setdefault(path, "it is called with more than its input")
-    watch.running.append(module)
+        uses.refusals.setdefault(path, "it is called with more than its input")
+    uses.enter(path, module)
 
 
 def _leave(
-    watch: _Watch,
+    uses: WeightUses,
     extents: list[Extent],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
-    if watch.running and watch.running[-1] is module:
-        watch.running.pop()
+    uses.leave(module)
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, torch.Tensor):
         extents.append(_extent(module, x))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.claims import SAVING, claimed, publish
-from rankfold.contracts import Folding, Structured
+from rankfold.contracts import Folding, Recalling, Structured
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.files import sha256_of, sync
@@ -156,6 +156,8 @@ def load(
     with of_adapter(adapter):
         if inputs is not None:
             adapter.trace(model, inputs)
+        elif isinstance(adapter, Recalling):
+            adapter.recall()
         modules = modules_of(adapter, model, saved)
         small = adapter.replace(model, modules, inplace=False)
         loaded = adapter.load_weights(small, *files)

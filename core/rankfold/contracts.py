@@ -371,6 +371,14 @@ class Structured(Protocol):
 
 
 @runtime_checkable
+class Recalling(Protocol):
+    """What an adapter offers beyond `Adapter` that learns from `trace` what may be replaced."""
+
+    def recall(self) -> None:
+        """Takes it that `trace` has run: what is to be replaced was chosen on example inputs."""
+
+
+@runtime_checkable
 class DataAware(Protocol):
     """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
 

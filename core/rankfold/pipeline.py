@@ -14,7 +14,7 @@ import msgspec
 
 from rankfold.attempts import compressed
 from rankfold.calibration import Loss
-from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
+from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy, Recalling
 from rankfold.decision import Decision, decide, undone
 from rankfold.errors import RankfoldError, Refused
 from rankfold.moments import Moments
@@ -255,6 +255,8 @@ def apply(
         adapter or registry().adapter(model), model, inputs, methods, plan.placement, plan.seed
     )
     check_planned(plan.layers, run.kinds)
+    if any(layer.macs for layer in plan.layers) and isinstance(run.adapter, Recalling):
+        run.adapter.recall()
     wanted = {layer.path: layer for layer in plan.layers}
     modules: dict[str, Any] = {}
     decided: list[LayerPlan] = []

@@ -10,15 +10,6 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 import rankfold as rf
 
 
-class ReadsDtype(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(24, 20)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc(x.to(self.fc.weight.dtype))
-
-
 class ReadsThroughALocal(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +101,7 @@ class ReadsTheFirst(nn.Module):
         self.net = nn.Sequential(nn.Linear(24, 20), nn.Linear(20, 24))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x.to(self.net[0].weight.dtype))
+        return self.net(x) * self.net[0].weight.mean()
 
 
 def with_gradient_hook() -> nn.Module:
@@ -152,7 +143,6 @@ LEFT: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "linear1",
         "its weight is read by TransformerEncoderLayer.forward",
     ),
-    "dtype read": (ReadsDtype, "fc", "its weight is read by ReadsDtype.forward"),
     "read through a local": (ReadsThroughALocal, "layers.0", "its weight is read by"),
     "output_size": (CallsWithOutputSize, "up", "called with more than its input"),
     "tied embedding": (Tied, "embed", "tied: its weight is also 'head.weight'"),

@@ -101,7 +101,7 @@ def test_random_geometry(drawn: tuple[nn.Module, torch.Tensor], name: str) -> No
 def test_the_result_is_a_sequential_of_stock_layers(name: str, placement: str) -> None:
     layer = nn.Conv2d(7, 11, 1 if name == "svd" else 3)
     small = rf.compress(layer, rf.Ranks(2), methods=[name], placement=placement)
-    assert type(small.model) is nn.Sequential
+    assert isinstance(small.model, nn.Sequential)
     assert all(type(stage) in STOCK for stage in small.model)
 
 
@@ -189,7 +189,7 @@ def test_inplace_changes_the_model_and_every_reference_in_it() -> None:
         small = rf.compress(model, rf.Ranks("full"), inputs=x, inplace=inplace)
         assert (small.model is model) == inplace
         assert small.model.a is small.model.b is small.model.listed[0] is small.model.named["a"]
-        assert type(small.model.a) is nn.Sequential
+        assert isinstance(small.model.a, nn.Sequential)
         assert small.plan["a"].macs[0] == 4 * 3 * 24 * 24
         torch.testing.assert_close(small.model(x), before, atol=1e-4, rtol=1e-4)
 

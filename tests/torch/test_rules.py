@@ -135,7 +135,7 @@ def test_full_rank_reproduces_a_layer_read_by_a_rule(
 def test_without_a_build_the_replacement_is_a_sequential(rule: Callable[..., None]) -> None:
     rule()
     built = rf.compress(model(), rf.Ranks(2)).model[0]
-    assert type(built) is nn.Sequential
+    assert isinstance(built, nn.Sequential)
     assert [type(stage) for stage in built] == [nn.Linear, nn.Linear]
 
 

@@ -145,7 +145,7 @@ def test_loading_decomposes_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch
 
     for method in registry().decompositions.values():
         monkeypatch.setattr(type(method), "decompose", fail)
-    assert type(rf.load(conv(), saved)[0]) is nn.Sequential
+    assert isinstance(rf.load(conv(), saved)[0], nn.Sequential)
 
 
 def test_loading_leaves_the_fresh_model_as_it_was(saved: Path, untouched: Untouched) -> None:

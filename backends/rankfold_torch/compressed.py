@@ -1,0 +1,210 @@
+"""What stands in the place of a layer: an `nn.Sequential` that goes on describing the layer.
+
+Parents ask a layer for `stride`, `in_features` or `weight.dtype`. The replacement answers: its
+sizes and geometry are those of the layer, and its `weight` and `bias` tell dtype, device and shape,
+as they are now, but have no values. What would have no effect (setting a stride) or no meaning (the
+values of a weight that is not there) is an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import pydoc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.errors import RankfoldError
+
+TENSORS = ("weight", "bias")
+# fmt: off
+PLAIN = frozenset(
+    (
+        "dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu",
+        "is_xpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_leaf",
+        "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size",
+        "is_floating_point", "is_complex", "is_signed", "get_device", "__len__",
+    )
+)
+# fmt: on
+"""What can be asked of a tensor that has no values."""
+CONSTANTS = frozenset(
+    (*nn.Linear.__constants__, *nn.Embedding.__constants__, *nn.Conv2d.__constants__, "transposed")
+)
+"""The attributes that the computation of a stock layer is made with."""
+_LIKE = ("to", "type_as")
+_SHAPE = "dense_shape"
+_NUMBERS = (bool, int, float, str, tuple, torch.dtype, type(None))
+
+
+def carried(layer: nn.Module) -> dict[str, Any]:
+    """The plain attributes of a layer that its replacement gets: sizes, geometry, additions."""
+    plain = vars(nn.Module())
+    return {
+        name: value
+        for name, value in vars(layer).items()
+        if name in CONSTANTS or (name not in plain and isinstance(value, _NUMBERS))
+    }
+
+
+class AbsentTensor(torch.Tensor):
+    """A weight or a bias as far as it is known without values: see `PLAIN`."""
+
+    _is_param = True  # what isinstance(..., nn.Parameter) looks at
+    label: str
+
+    @classmethod
+    def like(cls, label: str, shape: Sequence[int], tensor: torch.Tensor) -> AbsentTensor:
+        """That of a shape, with dtype, device and `requires_grad` of another tensor."""
+        made: AbsentTensor = cls._make_wrapper_subclass(
+            cls,
+            shape,
+            dtype=tensor.dtype,
+            device=tensor.device,
+            requires_grad=tensor.requires_grad,
+        )
+        made.label = label
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's takes more
+        """What is known."""
+        return f"<{self.label} of a compressed layer: {tuple(self.shape)}, {self.dtype}>"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answers what is known; any other use of the tensor is an error."""
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        as_pattern = name in _LIKE and not isinstance(args[0], cls)  # x.to(weight): its dtype
+        if name in PLAIN or as_pattern:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), name)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch types the one that is switched off
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """No operation has a result."""
+        raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), str(func))
+
+
+def _no_values(label: str, use: str) -> RankfoldError:
+    return RankfoldError(
+        f"the {label} of a compressed layer has no values, which {use!r} needs: they are in its "
+        "stages, layer[0] and so on; or compress with exclude= for this layer"
+    )
+
+
+def _described(label: str) -> property:
+    """A property that describes the weight or the bias of the layer."""
+
+    def read(layer: LowRankSequential) -> torch.Tensor | None:
+        shape = vars(layer).get(_SHAPE)
+        pattern: Any = next(layer.parameters(), None)
+        if shape is None or pattern is None:  # a slice of the stages, or quantized ones
+            raise AttributeError(label)
+        if label == "bias":
+            pattern = layer[-1].bias
+            if pattern is None:
+                return None
+            shape = pattern.shape
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+            return _unknown(shape, pattern)  # tracers take no tensor but a plain one
+        return AbsentTensor.like(label, shape, pattern)
+
+    return property(read, doc=f"Dtype, device and shape of the {label} of the layer; no values.")
+
+
+def _unknown(shape: Sequence[int], pattern: torch.Tensor) -> torch.Tensor:
+    """A plain tensor in the memory of one element; NaN, so that no value of it can pass for one."""
+    return pattern.detach().new_full((), torch.nan).expand(tuple(shape))
+
+
+class LowRankSequential(nn.Sequential):
+    """The stages of a compressed layer, under the constants of the layer.
+
+    In a pickle it is an `nn.Sequential` wherever rankfold is not installed.
+
+    Raises:
+        RankfoldError: a constant of the layer, its weight or its bias is set.
+    """
+
+    __jit_unused_properties__ = TENSORS
+    weight = _described("weight")
+    bias = _described("bias")
+
+    @staticmethod
+    def of(stages: Sequence[nn.Module], layer: nn.Module) -> LowRankSequential:
+        """The stages in the place of a layer."""
+        built = LowRankSequential(*stages)
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)
+        vars(built).update({**carried(layer), _SHAPE: tuple(weight.shape)})
+        return built
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what would have no effect."""
+        own = vars(self)
+        if _SHAPE in own and (name in TENSORS or (name in CONSTANTS and name in own)):
+            same = name in own and type(value) is type(own[name]) and value == own[name]
+            if not same:
+                raise RankfoldError(
+                    f"{name} of a compressed layer cannot be set, it would have no effect: its "
+                    f"stages {', '.join(type(stage).__name__ for stage in self)} compute with "
+                    f"their own; set {name} on the original layer, then compress"
+                )
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        """For pickles, which must be read without rankfold, too."""
+        state = dict(vars(self))
+        for name in TENSORS if _SHAPE in state else ():
+            tensor = getattr(self, name, None)
+            if tensor is not None:  # what parents may ask for where this class is not known
+                tensor = _unknown(tensor.shape, next(self.parameters()))
+            state[name] = tensor
+        module = _Call(pydoc.locate, (__name__,))
+        return _Call(getattr, (module, type(self).__name__, nn.Sequential)), (), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """From a pickle."""
+        own = {name: value for name, value in state.items() if name not in TENSORS}
+        super().__setstate__(own)  # type: ignore[no-untyped-call]  # torch's own
+
+    def __copy__(self) -> LowRankSequential:
+        """A shallow copy, as of any module."""
+        copied = LowRankSequential.__new__(LowRankSequential)
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LowRankSequential:
+        """A copy of the same class."""
+        copied = memo[id(self)] = LowRankSequential.__new__(LowRankSequential)
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that is made when a pickle is read, of what the standard library has."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.function, self.arguments
+
+    def __call__(self) -> Any:
+        """Stands for the class, which pickles call to make an object."""
+        return self.function(*self.arguments)()
