@@ -1,11 +1,11 @@
-"""One forward pass that records the extents of every layer's inputs and who reads its weight."""
+"""One forward pass: the extents of every layer's inputs, reads of its weight, and the outputs."""
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +15,12 @@ from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.ops import Extent, macs
 from rankfold_torch.layers import CONVS, TRANSPOSED, sized
+from rankfold_torch.output_layers import OutputLayers
 
 one_at_a_time = threading.RLock()
 
 
-class Hook(functools.partial[Any]):
+class Hook(partial[Any]):
     """A hook of a trace, which a call in another thread may see on a model."""
 
 
@@ -36,6 +37,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     """
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
     watch = _Watch({id(module): path for path, module in layers.items()})
+    output_layers = OutputLayers(model, inputs, layers)
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time)  # modules and their class are watched while it runs
         stack.enter_context(unchanged(model))
@@ -44,14 +46,15 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             before = Hook(_enter, watch, path)
-            after = Hook(_leave, watch, extents[path])
+            after = Hook(_leave, watch, extents[path], partial(output_layers.mark, path))
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
             handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
             stack.callback(handle.remove)
         stack.enter_context(watch.reading())
+        stack.enter_context(output_layers)
         try:
-            call(model, inputs)
+            output = call(model, inputs)
         except Exception as error:  # whatever the model raises on these inputs
             raise RankfoldError(
                 f"inputs: the model fails on them with {type(error).__name__}: {error}"
@@ -60,6 +63,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         {path: tuple(found) for path, found in extents.items()},
         watch.refusals,
         {path: _macs(layers[path], found) for path, found in extents.items()},
+        output_layers.of(output),
     )
 
 
@@ -123,6 +127,7 @@ def _enter(
 def _leave(
     watch: _Watch,
     extents: list[Extent],
+    mark: Callable[[Any], None],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -130,6 +135,7 @@ def _leave(
 ) -> None:
     if watch.running and watch.running[-1] is module:
         watch.running.pop()
+    mark(output)
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, torch.Tensor):
         extents.append(_extent(module, x))

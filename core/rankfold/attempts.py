@@ -15,6 +15,7 @@ from rankfold.contracts import Choice, DataAware, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError
 from rankfold.ops import Chain, Embedding, Op
+from rankfold.output_layers import judged
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
 from rankfold.progress import progress
@@ -71,7 +72,7 @@ def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool) -> Atte
             decided.append(done)
             if decision.layer.method is not None and done.method is None:
                 spoilt[done.path] = done.reason
-        if not (spoilt and getattr(selection.policy, "whole", False)):
+        if not (spoilt and judged(selection.policy) == "model"):
             break
         run.spoilt.update(spoilt)
     for done in decided:

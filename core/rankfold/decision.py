@@ -57,7 +57,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
             sensitivity = candidate.sensitivity
-            reason = reason or layer.remark(after) or candidate.remark
+            remarks = (reason, layer.remark(after), candidate.remark)
+            reason = "; ".join(dict.fromkeys(remark for remark in remarks if remark))
     decided = LayerPlan(
         path=layer.path,
         method=method,

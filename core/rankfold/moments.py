@@ -26,6 +26,8 @@ PATCH_LIMIT = 4608
 """The largest order of a patch moment: 512 channels of a 3×3 kernel."""
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
+FEWEST = 16
+"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
 _VERSION = 1
 
 
@@ -214,3 +216,13 @@ def _check(moments: LayerMoments) -> None:
         raise ValueError("inputs and mean do not fit each other")
     if moments.samples < 1 or not 0.0 <= moments.uses < math.inf:
         raise ValueError(f"{moments.samples} samples, {moments.uses} uses")
+
+
+def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
+    """How many predictions calibration data shows: examples, or tokens where each gets its own.
+
+    The layer that is used least often says which; tables are no measure, they may be looked up for
+    positions alone.
+    """
+    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)

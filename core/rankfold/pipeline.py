@@ -16,12 +16,12 @@ from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import Moments
+from rankfold.moments import FEWEST, Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
-from rankfold.run import FEWEST, Run
+from rankfold.run import Run
 from rankfold.selection import Selection
 
 

@@ -26,6 +26,7 @@ from rankfold import hookspecs
 from rankfold.contracts import Adapter, Decomposition, Policy, TensorRule
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.output_layers import judged
 from rankfold.plan import LayerPlan
 
 
@@ -176,6 +177,7 @@ class Registry:
             for part in ("allocate", "from_text"):
                 if not callable(getattr(policy, part, None)):
                     raise TypeError(f"policy {policy!r} has no method {part!r}")
+            judged(policy)
         _check_type(adapters, AdapterSpec)
         for rule in tensor_rules:
             for part in ("recognise", "op", "stages"):

@@ -18,6 +18,7 @@ from rankfold.contracts import (
     DataAware,
     Decomposition,
     Distributed,
+    NamesOutputs,
     Placement,
     Policy,
     Trace,
@@ -27,9 +28,10 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.group import Group
 from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
-from rankfold.moments import LayerMoments, Moments
+from rankfold.moments import FEWEST, Moments, predictions
 from rankfold.offers import Cost
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.output_layers import NAMED, TRACED, guessed, judged
 from rankfold.parallel import each, limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
@@ -37,8 +39,6 @@ from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
 
-FEWEST = 16
-"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
 
@@ -227,7 +227,9 @@ class Run:
         """What is to be done to each layer, policy by policy; or its plan where that is settled."""
         paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
         selection.check(list(paths.values()))
-        seen: dict[int, tuple[Policy, list[Layer]]] = {}
+        output_layers = self._output_layers()
+        asked: list[tuple[Layer, Policy, str]] = []
+        inner = False  # whether there is a layer to compress besides those that give the outputs
         costs: dict[str, Cost] = {}
         with progress("planning", len(self.kinds)) as advance:
             for path, kind in self.kinds.items():
@@ -242,16 +244,27 @@ class Run:
                     yield LayerPlan(path=path, op=kind, reason=reason or refused.reason, macs=pair)
                     continue
                 costs[path] = layer.cost(layer.op)
-                reason = reason or self.unfit(layer)
+                unfit = self.unfit(layer)
+                inner |= not unfit and bool(layer.methods) and path not in output_layers
+                reason = reason or unfit
                 if reason:
                     advance(path)
                     yield layer, Choice(None, reason=reason)
                 else:
                     policy = selection.policy_of(paths[path])
-                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
+                    spared = judged(policy) == "layer" and not selection.names(paths[path])
+                    asked.append((layer, policy, output_layers.get(path, "") if spared else ""))
                 layer.release()
             before = dict(costs)
-            if getattr(selection.policy, "whole", False):  # its limits hold where nothing is left
+            seen: dict[int, tuple[Policy, list[Layer]]] = {}
+            for layer, policy, reason in asked:
+                if reason and inner:  # a model of nothing else was handed over for its outputs
+                    advance(layer.path)
+                    yield layer, Choice(None, reason=reason)
+                    layer.release()
+                else:
+                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
+            if judged(selection.policy) == "model":  # its limits hold where nothing is left
                 seen.setdefault(id(selection.policy), (selection.policy, []))
             order = sorted(seen.values(), key=lambda group: group[0] is selection.policy)
             for policy, layers in order:
@@ -277,7 +290,7 @@ class Run:
         if not group:
             next(choices, None)
         pairs = _paired(policy, group, choices)
-        wanted = self.calibration is None and getattr(policy, "whole", False)
+        wanted = self.calibration is None and judged(policy) == "model"
         if self._executor is None or not wanted:
             yield from pairs
             return
@@ -290,6 +303,14 @@ class Run:
         """One decision per layer, without a refit."""
         for item in self.choices(selection, notes):
             yield Decision(item) if isinstance(item, LayerPlan) else decide(*item)
+
+    def _output_layers(self) -> Mapping[str, str]:
+        """The layers that give the outputs of the model, each with the reason that says so."""
+        if self._trace is not None and self._trace.outputs is not None:
+            return dict.fromkeys(self._trace.outputs, TRACED)
+        if isinstance(self.adapter, NamesOutputs):
+            return dict.fromkeys(self.adapter.named_outputs(self.model), NAMED)
+        return guessed(list(self.kinds))
 
     def _whole(self, before: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
         """What the model costs with what was decided so far."""
@@ -361,16 +382,6 @@ def _tried(layer: Layer, choice: Choice) -> None:
     if choice.method in layer.methods:
         with suppress(RankfoldError, Refused):
             layer.candidate(choice.method, choice.ranks)
-
-
-def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
-    """How many predictions calibration data shows: examples, or tokens where each gets its own.
-
-    The layer that is used least often says which; tables are no measure, they may be looked up for
-    positions alone.
-    """
-    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
-    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)
 
 
 def _shapes(chain: Chain) -> tuple[object, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
+from rankfold.output_layers import judged
 from rankfold.patterns import check_patterns, matches
 
 
@@ -21,7 +22,8 @@ class Selection:
         overrides: policies by pattern; the first match counts.
 
     Raises:
-        RankfoldError: something that is no policy is given as one.
+        RankfoldError: something that is no policy is given as one, or a policy judges what it
+            cannot.
     """
 
     policy: Policy
@@ -43,6 +45,7 @@ class Selection:
         for policy in (self.policy, *(self.overrides or {}).values()):
             if isinstance(policy, type) or not callable(getattr(policy, "allocate", None)):
                 raise RankfoldError(f"policy {policy!r}; use for example rankfold.VBMF()")
+            judged(policy)
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
         """Sees to it that every pattern matches a layer, given the paths of each.
@@ -62,6 +65,11 @@ class Selection:
         if self.include is not None and not any(matches(p, paths) for p in listed(self.include)):
             return "not included"
         return ""
+
+    def names(self, paths: Sequence[str]) -> bool:
+        """Whether a pattern of `include` or `overrides` matches a layer."""
+        patterns = (*listed(self.include or ()), *(self.overrides or ()))
+        return any(matches(pattern, paths) for pattern in patterns)
 
     def policy_of(self, paths: Sequence[str]) -> Policy:
         """The policy that decides on a layer."""

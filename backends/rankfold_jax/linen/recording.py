@@ -30,6 +30,7 @@ from rankfold_jax.linen.layers import (
     own_product,
     shape_of,
 )
+from rankfold_jax.output_layers import Leaf, output_layers
 from rankfold_jax.uses import extents_of
 from rankfold_jax.versions import replacements
 
@@ -104,8 +105,13 @@ class Recording:
             ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
             for path, value in leaves(params)
         ]
-        owners += [None] * len(jax.tree.leaves(others))
-        self.trace = self._trace(self.found, counted(closed, owners))
+        learned = [Leaf(owner, learned=True) for owner in owners]
+        rest = len(jax.tree.leaves(others))
+        outputs = output_layers(
+            closed, [*learned, *(Leaf() for _ in range(rest))], self.inputs.names
+        )
+        owners += [None] * rest
+        self.trace = self._trace(self.found, counted(closed, owners), outputs)
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
@@ -126,7 +132,9 @@ class Recording:
             self.layers[path] = _recorded(module, kind, einsum)
         return output
 
-    def _trace(self, found: jaxprs.Found, counts: Mapping[str, int]) -> Trace:
+    def _trace(
+        self, found: jaxprs.Found, counts: Mapping[str, int], outputs: frozenset[str]
+    ) -> Trace:
         extents: dict[str, tuple[Extent, ...]] = {}
         refusals: dict[str, str] = {}
         for path, layer in self.layers.items():
@@ -139,7 +147,7 @@ class Recording:
                 extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
             except Refused as refused:
                 refusals[name] = refused.reason
-        return Trace(extents, refusals, counts)
+        return Trace(extents, refusals, counts, outputs)
 
 
 def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorded:

@@ -24,6 +24,7 @@ from rankfold_jax.counting import counted
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.nnx.graph import modules, variables
 from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
+from rankfold_jax.output_layers import Leaf, output_layers
 from rankfold_jax.stacks import Seen
 from rankfold_jax.uses import extents_of, seen_axes
 from rankfold_jax.versions import replacements
@@ -110,7 +111,12 @@ def trace(
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    return Trace(extents, watch.refusals, counted(closed, owners)), seen
+    leaves_of_model = [
+        Leaf(owner, isinstance(value, nnx.Param))
+        for owner, value in zip(owners, arrays, strict=True)
+    ]
+    outputs = output_layers(closed, leaves_of_model, given.names)
+    return Trace(extents, watch.refusals, counted(closed, owners), outputs), seen
 
 
 def _own(module: Any) -> bool:

@@ -14,6 +14,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import is_int
 from rankfold.linalg import is_finite
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Extent, Op, blank
+from rankfold.output_layers import by_names
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
@@ -161,6 +162,10 @@ class CheckpointAdapter:
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
         return Trace(extents, {})
+
+    def named_outputs(self, model: Checkpoint) -> Iterable[str]:
+        """See `rankfold.contracts.NamesOutputs`; a place in the files tells nothing."""
+        return by_names(list(self.slots(model)))
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
         """Not here."""
