@@ -17,7 +17,7 @@ from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form
-from rankfold_jax.padding import lax_padding, per_axis
+from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Dense,
@@ -90,22 +90,27 @@ def form_of(
     if module.mask is not None:
         raise Refused("masked")
     axes = len(kernel) - 2
-    shared = (
-        per_axis(module.strides, axes),
-        lax_padding(module.padding, axes),
-        per_axis(module.kernel_dilation, axes),
-    )
+    strides, dilation = per_axis(module.strides, axes), per_axis(module.kernel_dilation, axes)
     if kind is nn.ConvTranspose:
         inputs, outputs = kernel[-2:][::-1] if module.transpose_kernel else kernel[-2:]
+        padding = transposed_padding(module.padding, reach_of(kernel[:-2], dilation))
         return TransposedForm(
-            kernel[:-2], inputs, outputs, *shared, flipped=module.transpose_kernel
+            kernel[:-2],
+            inputs,
+            outputs,
+            strides,
+            padding,
+            dilation,
+            flipped=module.transpose_kernel,
         )
     groups = module.feature_group_count
     return ConvForm(
         kernel[:-2],
         kernel[-2] * groups,
         kernel[-1],
-        *shared,
+        strides,
+        lax_padding(module.padding, axes),
+        dilation,
         groups=groups,
         input_dilation=per_axis(module.input_dilation, axes),
     )
