@@ -70,6 +70,7 @@ class Registry:
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._declared_rules: list[tuple[str, LayerRule | ParameterRule]] = []
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -97,6 +98,19 @@ class Registry:
                 self._record(entry.name, stage, error)
             else:
                 self.plugins[entry.name] = _distribution(entry)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        """Notes rules for adapters that nobody declares; the plugins stay in use.
+
+        The adapter's own plugin may not be installed, so this is no error where problems are.
+        """
+        for plugin, rule in self._declared_rules:
+            if rule.adapter not in self.adapters:
+                known = ", ".join(self.adapters) or "none"
+                text = f"{rule.layer!r} is for an unknown adapter, {rule.adapter!r}; known: {known}"
+                self.problems.append(Problem(plugin, "layer rules", text))
+        self._declared_rules.clear()
 
     def adapter(self, model: object) -> Adapter:
         """The adapter for a model; frameworks are looked up only where already imported.
@@ -206,6 +220,8 @@ class Registry:
         self.adapters.update({spec.name: spec for spec in adapters})
         self.rules.extend(rules)
         self.parameter_rules.extend(parameter_rules)
+        self._declared_rules += [(name, rule) for rule in rules]
+        self._declared_rules += [(name, rule) for rule in parameter_rules]
         self.tensor_rules.update({rule.name: rule for rule in tensor_rules})
         self.declared[name] = [
             *(f"decomposition {method.name}" for method in decompositions),

@@ -200,7 +200,9 @@ def test_tensors_can_be_dropped(tmp_path: Path) -> None:
 
 def test_all_layers_that_cannot_be_replaced_are_named(tmp_path: Path) -> None:
     save_file(network().state_dict(), tmp_path / "model.safetensors")
-    rf.compress_checkpoint(tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4))
+    rf.compress_checkpoint(
+        tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4), include="*"
+    )
     other = network()
     other[3], other[6] = nn.Conv2d(32, 48, (3, 2), groups=2), nn.Embedding(40, 64)
     with pytest.raises(RankfoldError, match=r"exclude=\['3', '6'\]"):

@@ -142,12 +142,16 @@ class StageSpec:
         use_bias: whether it has a bias.
         kernel_box: how its kernel is boxed, as an `nn.Partitioned` without a value; None if not.
         bias_box: the same for its bias.
+        ruled: whether it is in the place of a layer that a layer rule reads.
+        module: what a layer rule built, unbound, which has no form; None for a stock layer.
     """
 
-    form: Form
+    form: Form | None
     use_bias: bool
     kernel_box: Any = None
     bias_box: Any = None
+    ruled: bool = False
+    module: nn.Module | None = None
 
 
 def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
@@ -156,9 +160,11 @@ def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
     Args:
         spec: of the stage.
         module: the layer replaced.
-        name: of the new layer in it.
+        name: of the new layer in it; None for one that is not in it yet.
     """
     form = spec.form
+    if spec.module is not None:
+        return spec.module.clone(name=name, parent=None if name is None else module)
     kernel_init: Any = nn.initializers.lecun_normal()
     bias_init: Any = nn.initializers.zeros_init()
     if spec.kernel_box is not None:
@@ -233,7 +239,9 @@ def in_double(module: nn.Module) -> nn.Module:
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
     options = {name: value for name, value in plain.items() if name in known}
-    return module.clone(parent=None, name=None, param_dtype=jnp.float64, **options)
+    if "param_dtype" in known:
+        options["param_dtype"] = jnp.float64
+    return module.clone(parent=None, name=None, **options)
 
 
 def unboxed(value: Any) -> Any:
