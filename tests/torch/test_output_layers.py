@@ -1,4 +1,4 @@
-"""Layers whose output is an output of the model, seen in a trace, and what comes of a classifier."""
+"""Layers whose output is an output of the model, as a trace shows them."""
 
 from __future__ import annotations
 
