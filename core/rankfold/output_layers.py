@@ -1,4 +1,4 @@
-"""Which layers give the outputs of a model, where no trace tells: by their names, by their order.
+"""Which layers give the outputs of a model: by a trace, else by their names or their order.
 
 The rank of such a layer bounds what the model can tell apart, and its few rows say little of that
 rank, so policies that judge one layer at a time leave it alone.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import get_args
+from typing import Any, get_args
 
-from rankfold.contracts import Judges
+from rankfold.contracts import Adapter, Judges, NamesOutputs, Trace
 from rankfold.errors import RankfoldError
 
 TRACED = (
@@ -81,6 +81,24 @@ def judged(policy: object) -> Judges:
         if judges == known:
             return known
     raise RankfoldError(f"policy {policy!r}: judges is {judges!r}; use one of {_JUDGES}")
+
+
+def output_layers(
+    adapter: Adapter, model: Any, trace: Trace | None, paths: Sequence[str]
+) -> Mapping[str, str]:
+    """The layers that give the outputs of a model, each with the reason that says so.
+
+    Args:
+        adapter: of the model.
+        model: the model.
+        trace: of the model; None without example inputs.
+        paths: of all its layers, in its order.
+    """
+    if trace is not None and trace.outputs is not None:
+        return dict.fromkeys(trace.outputs, TRACED)
+    if isinstance(adapter, NamesOutputs):
+        return dict.fromkeys(adapter.named_outputs(model), NAMED)
+    return guessed(paths)
 
 
 def by_names(paths: Sequence[str]) -> frozenset[str]:

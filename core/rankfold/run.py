@@ -18,7 +18,6 @@ from rankfold.contracts import (
     DataAware,
     Decomposition,
     Distributed,
-    NamesOutputs,
     Placement,
     Policy,
     Trace,
@@ -31,7 +30,7 @@ from rankfold.metric import Mismatch, check_moments
 from rankfold.moments import FEWEST, Moments, predictions
 from rankfold.offers import Cost
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
-from rankfold.output_layers import NAMED, TRACED, guessed, judged
+from rankfold.output_layers import judged, output_layers
 from rankfold.parallel import each, limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
@@ -227,7 +226,7 @@ class Run:
         """What is to be done to each layer, policy by policy; or its plan where that is settled."""
         paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
         selection.check(list(paths.values()))
-        output_layers = self._output_layers()
+        outputs = output_layers(self.adapter, self.model, self._trace, list(self.kinds))
         asked: list[tuple[Layer, Policy, str]] = []
         inner = False  # whether there is a layer to compress besides those that give the outputs
         costs: dict[str, Cost] = {}
@@ -245,7 +244,7 @@ class Run:
                     continue
                 costs[path] = layer.cost(layer.op)
                 unfit = self.unfit(layer)
-                inner |= not unfit and bool(layer.methods) and path not in output_layers
+                inner |= not unfit and bool(layer.methods) and path not in outputs
                 reason = reason or unfit
                 if reason:
                     advance(path)
@@ -253,7 +252,7 @@ class Run:
                 else:
                     policy = selection.policy_of(paths[path])
                     spared = judged(policy) == "layer" and not selection.names(paths[path])
-                    asked.append((layer, policy, output_layers.get(path, "") if spared else ""))
+                    asked.append((layer, policy, outputs.get(path, "") if spared else ""))
                 layer.release()
             before = dict(costs)
             seen: dict[int, tuple[Policy, list[Layer]]] = {}
@@ -303,14 +302,6 @@ class Run:
         """One decision per layer, without a refit."""
         for item in self.choices(selection, notes):
             yield Decision(item) if isinstance(item, LayerPlan) else decide(*item)
-
-    def _output_layers(self) -> Mapping[str, str]:
-        """The layers that give the outputs of the model, each with the reason that says so."""
-        if self._trace is not None and self._trace.outputs is not None:
-            return dict.fromkeys(self._trace.outputs, TRACED)
-        if isinstance(self.adapter, NamesOutputs):
-            return dict.fromkeys(self.adapter.named_outputs(self.model), NAMED)
-        return guessed(list(self.kinds))
 
     def _whole(self, before: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
         """What the model costs with what was decided so far."""
