@@ -102,7 +102,7 @@ class ConvForm:
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
         """Convolutions, depthwise and pointwise ones included."""
-        return _stages(chain, stack)
+        return stages_of(chain, stack)
 
     def extent(self, use: Use) -> tuple[int, ...] | None:
         """(batch, *spatial), before the padding that Flax does itself."""
@@ -197,7 +197,7 @@ class TransposedForm:
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
         """Pointwise convolutions around a transposed one."""
-        return _stages(chain, stack)
+        return stages_of(chain, stack)
 
     def extent(self, use: Use) -> tuple[int, ...] | None:
         """(batch, *spatial) of the input."""
@@ -237,7 +237,16 @@ def adjoint(
         raise Refused(str(error)) from None
 
 
-def _stages(chain: Chain, stack: int) -> tuple[Stage, ...]:
+def stages_of(chain: Chain, stack: int) -> tuple[Stage, ...]:
+    """Convolutions for a chain.
+
+    Args:
+        chain: of convolutions.
+        stack: how many layers the groups of its ops belong to.
+
+    Raises:
+        Refused: an op is none, or Flax has no layer for it.
+    """
     found = []
     for op in chain:
         if not isinstance(op, (Conv, ConvTranspose)):

@@ -39,6 +39,10 @@ class FlowDataAware(ABC, Generic[Model]):
     def _dtype(self, model: Model, path: str) -> Any:
         """Of the layer's kernel."""
 
+    @abstractmethod
+    def _is_laid_out(self, model: Model, path: str) -> bool:
+        """Whether the numbers of the layer's op are to be found among the model's arrays."""
+
     def moments(
         self,
         model: Model,
@@ -48,7 +52,8 @@ class FlowDataAware(ABC, Generic[Model]):
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
         """One compiled forward and backward pass per batch."""
-        return moments.moments(self._flow(model, layers), calibration, layers, rng, advance)
+        known = {path: op for path, op in layers.items() if self._is_laid_out(model, path)}
+        return moments.moments(self._flow(model, known), calibration, known, rng, advance)
 
     def follow(
         self,

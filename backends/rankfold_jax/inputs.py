@@ -24,6 +24,7 @@ class Inputs:
     Attributes:
         arrays: the arrays, which a trace may replace.
         examples: how many there are.
+        names: of the arrays that `call` gave last, as they stand in what the function returned.
     """
 
     def __init__(self, given: Any) -> None:
@@ -34,13 +35,16 @@ class Inputs:
         else:
             whole = ((given,), {})
         self.examples = examples(given)
+        self.names: list[str] = []
         self._leaves, self._tree = jax.tree.flatten(whole)
         self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
         self.arrays = [self._leaves[i] for i in self._places]
 
     def call(self, function: Callable[..., Any], arrays: list[Any]) -> list[Any]:
         """The arrays that a function gives for these arguments with other arrays in place."""
-        return [leaf for leaf in jax.tree.leaves(self.output(function, arrays)) if is_array(leaf)]
+        leaves = jax.tree_util.tree_leaves_with_path(self.output(function, arrays))
+        self.names = [jax.tree_util.keystr(path) for path, leaf in leaves if is_array(leaf)]
+        return [leaf for _, leaf in leaves if is_array(leaf)]
 
     def output(self, function: Callable[..., Any], arrays: Sequence[Any]) -> Any:
         """What a function gives for these arguments with other arrays in place."""

@@ -55,19 +55,45 @@ def padding_of(op: Conv) -> LaxPadding:
 
 
 def lax_padding(padding: object, axes: int) -> LaxPadding:
-    """A padding as Flax takes it, canonical: a string or pairs.
+    """A padding of a convolution as Flax takes it, canonical: a string or pairs.
+
+    The names that Flax hands on to JAX may be in any case, those that it knows itself may not.
 
     Raises:
         Refused: Flax would refuse it, too.
     """
     if isinstance(padding, str):
-        return padding
+        return padding.upper() if padding.upper() in _STRINGS else padding
     values = (padding,) * axes if isinstance(padding, int) else padding
     if isinstance(values, Sequence) and len(values) == axes:
         pairs = [(p, p) if isinstance(p, int) else p for p in values]
         if all(isinstance(p, Sequence) and len(p) == 2 for p in pairs):
             return tuple((int(p[0]), int(p[1])) for p in pairs)
     raise Refused(f"padding {padding!r} is none of Flax's")
+
+
+def transposed_padding(padding: object, reach: tuple[int, ...]) -> LaxPadding:
+    """A padding of a transposed convolution as Flax takes it, canonical: a string or pairs.
+
+    `lax.conv_transpose` knows "SAME" and "VALID" as they are written here. Any other way to write
+    them, and "SAME_LOWER", is the padding of the convolution of the dilated input.
+
+    Args:
+        padding: of the layer.
+        reach: what its dilated kernel spans along each axis.
+
+    Raises:
+        Refused: Flax would refuse it, too.
+    """
+    if padding in ("SAME", "VALID"):
+        return str(padding)
+    canonical = lax_padding(padding, len(reach))
+    if canonical == "VALID":
+        return ((0, 0),) * len(reach)
+    if canonical in ("SAME", "SAME_LOWER"):
+        pairs = tuple(((r - 1) // 2, r // 2) for r in reach)
+        return pairs if canonical == "SAME" else tuple((high, low) for low, high in pairs)
+    return canonical
 
 
 def per_axis(value: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:

@@ -16,13 +16,12 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from rankfold.calibration import Calibration
 from rankfold.contracts import Trace, Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import contained
 from rankfold.hookspecs import LayerRule
+from rankfold.layer_rules import carried_out, read_by, rule_for
 from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Chain, Extent, Op, is_op
+from rankfold.ops import Array, Chain, Extent, Op
 from rankfold.progress import Advance
 from rankfold.reference import composed
-from rankfold.registry import imported, registry, resolve
 from rankfold_torch import (
     following,
     layers,
@@ -114,7 +113,7 @@ class TorchAdapter:
         if rule is None:
             check_parts(module)
         self._surroundings(model).check(path, own)
-        return layers.read(module) if rule is None else _read_by(rule, module)
+        return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
         """What the layer's rule folds into the weight; "" without a rule."""
@@ -143,7 +142,7 @@ class TorchAdapter:
         if rule is None or rule.build is None:
             return layers.build(chain, module)
         with torch.inference_mode(mode=False):
-            built: nn.Module = _ruled(rule.build, chain, module)
+            built: nn.Module = carried_out(rule.build, chain, module)
             settle(built)
         return built
 
@@ -233,7 +232,7 @@ class TorchAdapter:
         rule = self._rule(module)
         if rule is not None and rule.folds:
             raise Refused(f"its {rule.folds} would change new values")
-        read = None if rule is None else partial(_read_by, rule)
+        read = None if rule is None else partial(read_by, rule)
         with torch.inference_mode(mode=False):
             return refilling.refilled(module, op, read)
 
@@ -311,12 +310,7 @@ class TorchAdapter:
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
-        if type(module) in layers.KINDS:
-            return None
-        for rule in registry().rules:
-            if rule.adapter == _NAME and type(module) is imported(rule.layer):
-                return rule
-        return None
+        return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
 
 
 def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
@@ -327,22 +321,10 @@ def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
     return model
 
 
-def _read_by(rule: LayerRule, module: nn.Module) -> Op:
-    op = _ruled(rule.read, module)
-    if is_op(op):
-        return op
-    raise Refused(f"the layer rule {rule.read!r} gave {type(op).__name__}, not an op")
-
-
 def _is_matrix(parameter: torch.Tensor | None) -> bool:
     if parameter is None or nn.parameter.is_lazy(parameter):
         return parameter is not None
     return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
-
-
-def _ruled(target: str, *arguments: Any) -> Any:
-    with contained(f"the layer rule {target!r}", Refused):
-        return resolve(target)(*arguments)
 
 
 def _paths(model: nn.Module) -> Mapping[int, list[str]]:

@@ -1,12 +1,12 @@
-"""One forward pass that records the extents of every layer's inputs and who reads its weight."""
+"""One forward pass: the extents of every layer's inputs, reads of its weight, and the outputs."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.ops import Extent
 from rankfold_torch.layers import CONVS, TRANSPOSED
+from rankfold_torch.output_layers import OutputLayers
 from rankfold_torch.weight_uses import WeightUses
 
 one_at_a_time = threading.RLock()
 
 
-class Hook(functools.partial[Any]):
+class Hook(partial[Any]):
     """A hook of a trace, which a call in another thread may see on a model."""
 
 
@@ -40,20 +41,23 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
     eager = {p: m for p, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
     uses = WeightUses(eager)
+    output_layers = OutputLayers(model, inputs, layers)
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time)
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
         for path, module in eager.items():
             before = Hook(_enter, uses, path)
-            after = Hook(_leave, uses, extents[path])
+            after = Hook(_leave, uses, extents[path], partial(output_layers.mark, path))
             handle = module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
             handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
             stack.callback(handle.remove)
         stack.enter_context(uses.watching())
+        stack.enter_context(output_layers)
         try:
-            uses.note(call(model, inputs))
+            output = call(model, inputs)
+            uses.note(output)
         except Exception as error:  # whatever the model raises on these inputs
             raise RankfoldError(
                 f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
@@ -62,6 +66,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         {path: tuple(found) for path, found in extents.items()},
         uses.refusals,
         {path: uses.macs.get(path, 0) for path in layers},
+        output_layers.of(output),
     )
 
 
@@ -107,12 +112,14 @@ def _enter(
 def _leave(
     uses: WeightUses,
     extents: list[Extent],
+    mark: Callable[[Any], None],
     module: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
     uses.leave(module)
+    mark(output)
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, torch.Tensor):
         extents.append(_extent(module, x))

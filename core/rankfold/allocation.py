@@ -42,12 +42,6 @@ def allocated(policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
         getattr(choices, "close", lambda: None)()
 
 
-def is_whole(policy: Policy) -> bool:
-    """Whether a policy has limits on the whole model to keep."""
-    with contained(f"policy {shown(policy)}", RankfoldError):
-        return bool(getattr(policy, "whole", False))
-
-
 def named(policy: Policy) -> str:
     """A policy as plans record it."""
     return shown(policy, _LONGEST)

@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rankfold.allocation import is_whole, named
+from rankfold.allocation import named
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, DataAware, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError
 from rankfold.faults import of_adapter
 from rankfold.ops import Chain, Embedding, Op
+from rankfold.output_layers import judged
 from rankfold.parallel import limited
 from rankfold.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
@@ -92,7 +93,7 @@ def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool, optiona
             decided.append(done)
             if decision.layer.method is not None and done.method is None:
                 spoilt[done.path] = done.reason
-        if spoilt and is_whole(selection.policy):
+        if spoilt and judged(selection.policy) == "model":
             run.spoilt.update(spoilt)
             continue
         if copy:

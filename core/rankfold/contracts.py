@@ -6,7 +6,7 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import (
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Ranks: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
+Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
 
 class Mode:
@@ -190,6 +191,12 @@ class Choice:
 class Policy(Protocol):
     """Chooses a method and ranks for each layer.
 
+    A policy may have a further attribute `judges`, one of `Judges`. It is "layer" where there is
+    none, for a policy that judges one layer at a time: then a layer whose output is an output of
+    the model is left alone, unless it is named. "model" is for one that judges the whole model,
+    whose limits hold where no layer is left as well, and "nothing" for one that does what it is
+    told.
+
     Attributes:
         name: the word for it on the command line.
     """
@@ -213,11 +220,16 @@ class Trace:
         refusals: for some layer paths, why what was seen forbids replacing the layer.
         macs: for layers of which it is known, the multiply-accumulates of all calls; they count
             where a layer cannot be read as an op.
+        outputs: the paths of the layers whose output is an output of the model: a value that it
+            returns depends on that output and on no other activation, and has met no further
+            weights, but biases, on its way. So reshaping, selecting, scaling, squashing and
+            concatenating are all that happens to it. None where this is not known.
     """
 
     extents: Mapping[str, tuple[Extent, ...]]
     refusals: Mapping[str, str]
     macs: Mapping[str, int] = field(default_factory=dict)
+    outputs: frozenset[str] | None = None
 
 
 class Visit(Protocol):
@@ -376,6 +388,14 @@ class Recalling(Protocol):
 
     def recall(self) -> None:
         """Takes it that `trace` has run: what is to be replaced was chosen on example inputs."""
+
+
+@runtime_checkable
+class NamesOutputs(Protocol):
+    """What an adapter offers beyond `Adapter` where names tell what a trace does not."""
+
+    def named_outputs(self, model: Any) -> Iterable[str]:
+        """The paths of the layers that give outputs of the model, as far as their names tell."""
 
 
 @runtime_checkable

@@ -59,8 +59,10 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
             sensitivity = candidate.sensitivity
-            reason = reason or layer.remark(after) or candidate.remark
-            reason = _with_folded(reason, layer.folded)
+            remarks = [reason, layer.remark(after), candidate.remark]
+            if layer.folded:
+                remarks.append(f"{layer.folded} folded in: fine-tuning goes on without it")
+            reason = "; ".join(dict.fromkeys(remark for remark in remarks if remark))
     decided = LayerPlan(
         path=layer.path,
         method=method,
@@ -75,12 +77,6 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         moments="" if layer.moments is None else input_form(op),
     )
     return Decision(decided, op if chain is not None else None, chain)
-
-
-def _with_folded(reason: str, folded: str) -> str:
-    """A remark with what else is to be known of a weight that a layer computes; once."""
-    remark = f"{folded} folded in: fine-tuning goes on without it"
-    return "; ".join(filter(None, (reason, remark))) if folded and remark not in reason else reason
 
 
 def build(

@@ -21,6 +21,8 @@ PATCH_LIMIT = 4608
 """The largest order of a patch moment: 512 channels of a 3×3 kernel."""
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
+FEWEST = 16
+"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,3 +151,13 @@ class Moments(Mapping[str, LayerMoments]):
 
         about, layers = read_moments(Path(file), only)
         return cls(layers, about.loss)
+
+
+def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
+    """How many predictions calibration data shows: examples, or tokens where each gets its own.
+
+    The layer that is used least often says which; tables are no measure, they may be looked up for
+    positions alone.
+    """
+    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)

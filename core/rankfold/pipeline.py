@@ -17,14 +17,14 @@ from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy, Recalling
 from rankfold.decision import Decision, decide, undone
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import Moments
+from rankfold.moments import FEWEST, Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.parallel import limited
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import progress
 from rankfold.registry import registry
 from rankfold.replacing import replaced_where_possible
-from rankfold.run import FEWEST, Run
+from rankfold.run import Run
 from rankfold.selection import Selection
 
 

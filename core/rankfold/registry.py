@@ -73,6 +73,7 @@ class Registry:
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._declared_rules: list[tuple[str, LayerRule | ParameterRule]] = []
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
@@ -101,6 +102,19 @@ class Registry:
                 self._record(entry.name, stage, error)
             else:
                 self.plugins[entry.name] = _distribution(entry)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        """Notes rules for adapters that nobody declares; the plugins stay in use.
+
+        The adapter's own plugin may not be installed, so this is no error where problems are.
+        """
+        for plugin, rule in self._declared_rules:
+            if rule.adapter not in self.adapters:
+                known = ", ".join(self.adapters) or "none"
+                text = f"{rule.layer!r} is for an unknown adapter, {rule.adapter!r}; known: {known}"
+                self.problems.append(Problem(plugin, "layer rules", text))
+        self._declared_rules.clear()
 
     def adapter(self, model: object) -> Adapter:
         """The adapter for a model; frameworks are looked up only where already imported.
@@ -195,6 +209,8 @@ class Registry:
         self.policies.update(new.policies)
         self.adapters.update(new.adapters)
         self.rules.extend(new.rules)
+        self._declared_rules += [(name, rule) for rule in new.rules]
+        self._declared_rules += [(name, rule) for rule in new.parameter_rules]
         self.parameter_rules.extend(new.parameter_rules)
         self.tensor_rules.update(new.tensor_rules)
         self.declared[name] = new.words

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.allocation import allocated, is_whole, named
+from rankfold.allocation import allocated, named
 from rankfold.calibration import Calibration, Loss
 from rankfold.candidates import Layer
 from rankfold.contracts import (
@@ -30,9 +30,10 @@ from rankfold.faults import contained, of_adapter
 from rankfold.group import Group
 from rankfold.linalg import host, is_finite
 from rankfold.metric import Mismatch, check_moments
-from rankfold.moments import LayerMoments, Moments
+from rankfold.moments import FEWEST, Moments, predictions
 from rankfold.offers import Cost
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.output_layers import judged, output_layers
 from rankfold.parallel import each, limited, threads_for
 from rankfold.plan import LayerPlan, Plan
 from rankfold.progress import progress
@@ -40,8 +41,6 @@ from rankfold.registry import registry
 from rankfold.selection import Selection, listed
 from rankfold.spectrum import magnitude
 
-FEWEST = 16
-"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
 
@@ -245,7 +244,9 @@ class Run:
         with of_adapter(self.adapter):
             paths = {path: (path, *self.adapter.aliases(self.model, path)) for path in self.kinds}
         selection.check(list(paths.values()))
-        seen: dict[int, tuple[Policy, list[Layer]]] = {}
+        outputs = output_layers(self.adapter, self.model, self._trace, list(self.kinds))
+        asked: list[tuple[Layer, Policy, str]] = []
+        inner = False  # whether there is a layer to compress besides those that give the outputs
         costs: dict[str, Cost] = {}
         with progress("planning", len(self.kinds)) as advance:
             for path, kind in self.kinds.items():
@@ -260,16 +261,27 @@ class Run:
                     yield LayerPlan(path=path, op=kind, reason=reason or refused.reason, macs=pair)
                     continue
                 costs[path] = layer.cost(layer.op)
-                reason = reason or self.unfit(layer)
+                unfit = self.unfit(layer)
+                inner |= not unfit and bool(layer.methods) and path not in outputs
+                reason = reason or unfit
                 if reason:
                     advance(path)
                     yield layer, Choice(None, reason=reason)
                 else:
                     policy = selection.policy_of(paths[path])
-                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
+                    spared = judged(policy) == "layer" and not selection.names(paths[path])
+                    asked.append((layer, policy, outputs.get(path, "") if spared else ""))
                 layer.release()
             before = dict(costs)
-            if is_whole(selection.policy):  # its limits hold where nothing is left
+            seen: dict[int, tuple[Policy, list[Layer]]] = {}
+            for layer, policy, reason in asked:
+                if reason and inner:  # a model of nothing else was handed over for its outputs
+                    advance(layer.path)
+                    yield layer, Choice(None, reason=reason)
+                    layer.release()
+                else:
+                    seen.setdefault(id(policy), (policy, []))[1].append(layer)
+            if judged(selection.policy) == "model":  # its limits hold where nothing is left
                 seen.setdefault(id(selection.policy), (selection.policy, []))
             order = sorted(seen.values(), key=lambda group: group[0] is selection.policy)
             for policy, layers in order:
@@ -293,7 +305,7 @@ class Run:
     def _chosen(self, policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
         """What a policy chooses; with an executor, decomposed there where it chooses for all."""
         pairs = allocated(policy, group)
-        wanted = self.calibration is None and is_whole(policy)
+        wanted = self.calibration is None and judged(policy) == "model"
         if self._executor is None or not wanted:
             yield from pairs
             return
@@ -360,16 +372,6 @@ def _tried(layer: Layer, choice: Choice) -> None:
     if choice.method in layer.methods:
         with suppress(RankfoldError, Refused):
             layer.candidate(choice.method, choice.ranks)
-
-
-def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
-    """How many predictions calibration data shows: examples, or tokens where each gets its own.
-
-    The layer that is used least often says which; tables are no measure, they may be looked up for
-    positions alone.
-    """
-    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
-    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)
 
 
 def _shapes(chain: Chain) -> tuple[object, ...]:

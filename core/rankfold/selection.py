@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rankfold.contracts import Policy
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, shown
+from rankfold.output_layers import judged
 from rankfold.patterns import check_patterns, matches
 
 
@@ -22,7 +23,8 @@ class Selection:
         overrides: policies by pattern; the first match counts.
 
     Raises:
-        RankfoldError: something that is no policy is given as one.
+        RankfoldError: something that is no policy is given as one, or a policy judges what it
+            cannot.
     """
 
     policy: Policy
@@ -46,6 +48,7 @@ class Selection:
                 usable = callable(getattr(policy, "allocate", None))
             if isinstance(policy, type) or not usable:
                 raise RankfoldError(f"policy {shown(policy)}; use for example rankfold.VBMF()")
+            judged(policy)
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
         """Sees to it that every pattern matches a layer, given the paths of each.
@@ -65,6 +68,11 @@ class Selection:
         if self.include is not None and not any(matches(p, paths) for p in listed(self.include)):
             return "not included"
         return ""
+
+    def names(self, paths: Sequence[str]) -> bool:
+        """Whether a pattern of `include` or `overrides` matches a layer."""
+        patterns = (*listed(self.include or ()), *(self.overrides or ()))
+        return any(matches(pattern, paths) for pattern in patterns)
 
     def policy_of(self, paths: Sequence[str]) -> Policy:
         """The policy that decides on a layer."""

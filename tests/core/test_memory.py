@@ -24,7 +24,7 @@ model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(layers)
 rf.plan(nn.Linear(48, 32), rf.Energy(0.5))  # what is imported on the way does not count
 unit = 1 if sys.platform == "darwin" else 1024
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-plan = rf.plan(model, rf.Energy(0.3))
+plan = rf.plan(model, rf.Energy(0.3), include="*")
 assert len(plan.replaced) == layers
 print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """

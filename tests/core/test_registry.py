@@ -325,6 +325,31 @@ def test_layer_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.rules == [rule]
 
 
+@pytest.mark.parametrize(
+    "rule", [LayerRule("nxn", "a:B", "c:d"), ParameterRule("nxn", "a:B", ("w",))]
+)
+def test_a_rule_for_an_unknown_adapter_is_told_and_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch, rule: LayerRule | ParameterRule
+) -> None:
+    other = declaring(rankfold_adapters=lambda: [AdapterSpec("late", ("a:B",), "a:C")])
+    rules = [rule, LayerRule("late", "a:B", "c:d")]
+    content = declaring(rankfold_layer_rules=lambda: rules)
+    found = Registry(strict=True)
+    found.load([entry(monkeypatch, "a_rules", content), entry(monkeypatch, "b_late", other)])
+    (problem,) = found.problems
+    assert (problem.plugin, problem.stage) == ("a_rules", "layer rules")
+    assert problem.error == "'a:B' is for an unknown adapter, 'nxn'; known: late"
+    assert "a_rules" in found.plugins
+
+
+def test_a_policy_that_judges_what_it_cannot_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = type("Odd", (rf.VBMF,), {"name": "odd", "judges": "all"})
+    found = Registry()
+    found.load([entry(monkeypatch, "odd", declaring(rankfold_policies=lambda: [policy]))])
+    (problem,) = found.problems
+    assert "judges is 'all'" in str(problem)
+
+
 def test_parameter_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = ParameterRule("torch", "a.*:B*", ("c",))
     found = Registry()

@@ -569,7 +569,8 @@ def test_biases_of_replacements_stay_out_of_the_inputs_without_a_refit() -> None
 
     model = Two(nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(2.0, 1.0, (64, 20)), jnp.float32)
-    small = rf.compress(model, rf.Ratio(0.25), inputs=x[:1], calibration=[x], refit=False)
+    options: dict[str, Any] = {"include": "*", "calibration": [x], "refit": False}
+    small = rf.compress(model, rf.Ratio(0.25), inputs=x[:1], **options)
     inside = model.a(x)
     whole = model.b(inside)
     apart = np.linalg.norm(whole - small.model.b(inside)) / np.linalg.norm(whole)

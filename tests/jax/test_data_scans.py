@@ -173,7 +173,7 @@ def test_a_scanned_stack_is_refitted_like_a_loop(name: str) -> None:
     scanned, loop = MODELS[name]()
     batches = data(last=8 if name == "nnx" else 16)
     np.testing.assert_allclose(scanned(batches[0]), loop(batches[0]), rtol=1e-3, atol=1e-3)
-    options: dict[str, Any] = {"inputs": batches[0], "calibration": batches}
+    options: dict[str, Any] = {"inputs": batches[0], "calibration": batches, "include": "*"}
     one, other = (rf.compress(model, POLICY, **options) for model in (scanned, loop))
     assert one.plan.loss == pytest.approx(other.plan.loss, rel=1e-3)
     order = list(getattr(loop, "order", range(LENGTH)))

@@ -119,6 +119,7 @@ def per_axis(axes: int, values: st.SearchStrategy[int]) -> st.SearchStrategy[tup
 
 def paddings(axes: int) -> st.SearchStrategy[Any]:
     names = ["SAME", "SAME_LOWER", "VALID", "CIRCULAR", "REFLECT"] + ["CAUSAL"] * (axes == 1)
+    names += ["same", "Same_lower", "valid"]  # JAX takes any case, Flax's own names have one
     return st.one_of(
         st.sampled_from(names),
         st.integers(0, 2),
@@ -544,3 +545,18 @@ def test_a_side_of_one_is_reproduced_or_left_alone(make: Any) -> None:
     model, _, plan = compressed(layer, rf.Ranks(1), inputs=x)
     assert plan.method or plan.reason
     assert off(model(x), layer(x)) < ROUNDING
+
+
+@pytest.mark.parametrize("padding", ["same", "SAME_LOWER", "valid"])
+def test_paddings_that_only_the_convolution_within_a_transposed_one_knows(padding: str) -> None:
+    layer = nnx.ConvTranspose(5, 7, (3, 4), padding=padding, kernel_dilation=2, rngs=rngs())
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 5))
+    small = rf.compress(layer, rf.Ranks("full"), methods=["tucker2"], inputs=x)
+    assert small.plan[""].method == "tucker2"
+    np.testing.assert_allclose(small.model(x), layer(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["circular", "reflect", "causal"])
+def test_paddings_of_flax_in_another_case_are_none(padding: str) -> None:
+    layer = nnx.Conv(5, 7, (3,), padding=padding, rngs=rngs())
+    assert rf.plan(layer, rf.Ranks(2))[""].reason == f"padding {padding!r} is unknown"

@@ -200,7 +200,9 @@ def test_tensors_can_be_dropped(tmp_path: Path) -> None:
 
 def test_all_layers_that_cannot_be_replaced_are_named(tmp_path: Path) -> None:
     save_file(network().state_dict(), tmp_path / "model.safetensors")
-    rf.compress_checkpoint(tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4))
+    rf.compress_checkpoint(
+        tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.4), include="*"
+    )
     other = network()
     other[3], other[6] = nn.Conv2d(32, 48, (3, 2), groups=2), nn.Embedding(40, 64)
     with pytest.raises(RankfoldError, match=r"exclude=\['3', '6'\]"):
@@ -223,3 +225,15 @@ def test_limits_that_nothing_counts_towards_are_an_error(tmp_path: Path) -> None
         rf.compress_checkpoint(
             tmp_path / "table.safetensors", out, rf.Budget(macs=0.5), inputs={"a": (1,)}
         )
+
+
+def test_a_head_is_left_alone_where_its_name_tells(tmp_path: Path) -> None:
+    shapes = {"body.0": (30, 20), "body.2": (31, 30), "head": (10, 31)}
+    tensors = {f"{path}.weight": torch.randn(shape) for path, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    plan = rf.compress_checkpoint(tmp_path / "model.safetensors", tmp_path / "out", rf.Ratio(0.3))
+    assert [layer.path for layer in plan.replaced] == ["body.0", "body.2"]
+    assert plan["head"].reason.startswith("by its name it gives an output of the model")
+    file, out = tmp_path / "model.safetensors", tmp_path / "named"
+    named = rf.compress_checkpoint(file, out, rf.Ratio(0.3), overrides={"head": rf.Ratio(0.2)})
+    assert named["head"].method == "svd"

@@ -121,7 +121,7 @@ def test_two_traces_at_once_leave_no_trace() -> None:
     plans: list[rf.Plan] = []
 
     def work(target: nn.Module) -> None:
-        plans.append(rf.plan(target, rf.Ratio(0.3), inputs=X))
+        plans.append(rf.plan(target, rf.Ratio(0.3), inputs=X, include="*"))
 
     threads = [threading.Thread(target=work, args=(m,)) for m in (shared, shared, Slow(0.1))]
     for thread in threads:

@@ -133,7 +133,7 @@ def test_dtype_device_mode_and_gradient_flags_are_kept() -> None:
     model[0].weight.requires_grad_(False)
     model[7].bias.requires_grad_(False)
     model[3].eval()
-    small = rf.compress(model, rf.Ratio(0.5)).model
+    small = rf.compress(model, rf.Ratio(0.5), include="*").model
     assert {p.dtype for p in small.parameters()} == {torch.float64}
     assert [stage.weight.requires_grad for stage in small[0]] == [False] * len(small[0])
     assert small[0][-1].bias.requires_grad

@@ -311,7 +311,7 @@ def test_a_method_that_does_not_apply_is_the_reason(model: nn.Module) -> None:
 def test_noise_has_no_rank(model: nn.Module) -> None:
     nn.init.normal_(model[5].weight)
     plan = rf.plan(model, rf.VBMF())
-    assert plan["5"].reason == "rank 0: EVBMF found no structure above the noise"
+    assert plan["5"].reason.startswith("rank 0: EVBMF found no structure above the noise")
 
 
 def filled(value: float, *shape: int) -> nn.Module:

@@ -28,7 +28,7 @@ def saved(tmp_path: Path) -> Path:
         sound(tmp_path / "source" / name, tensors)
         owner |= dict.fromkeys(tensors, name)
     indexed(tmp_path / "source", owner)
-    rf.compress_checkpoint(tmp_path / "source", tmp_path / "out", rf.Ratio(0.4))
+    rf.compress_checkpoint(tmp_path / "source", tmp_path / "out", rf.Ratio(0.4), include="*")
     return tmp_path / "out"
 
 

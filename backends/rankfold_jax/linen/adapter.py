@@ -44,6 +44,7 @@ from rankfold_jax.linen.params import (
     refilled_param,
 )
 from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
+from rankfold_jax.linen.rules import RuledLayer
 from rankfold_jax.sharding import epsilon
 from rankfold_jax.slots import Slot
 from rankfold_jax.stacks import Stack, find_stacks
@@ -95,6 +96,9 @@ class LinenAdapter(FlowDataAware[nn.Module]):
 
     def read(self, model: nn.Module, path: str) -> Op:
         """The layer at a path as an op; refused for what it is or what is done with it."""
+        ruled = self._ruled(model, path)
+        if ruled is not None:
+            return ruled.op()
         layer, arrays, stack = self._held(model, path)
         assert not isinstance(layer.form, Refused)
         kernel, *bias = (
@@ -108,6 +112,10 @@ class LinenAdapter(FlowDataAware[nn.Module]):
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> Built:
         """The chain as stock layers that are made within the layer replaced."""
+        ruled = self._ruled(model, path)
+        if ruled is not None:
+            replaced = self._recorded(model).layers[self._paths[path]]
+            return Built(*ruled.build(chain), replaced, [], ruled)
         layer, arrays, stacks = self._held(model, path)
         assert not isinstance(layer.form, Refused)
         specs, params = [], {}
@@ -140,7 +148,8 @@ class LinenAdapter(FlowDataAware[nn.Module]):
             Refused: what stands there is not a chain that this adapter built.
         """
         op = self.read(model, path)
-        _, _, stacks = self._held(model, path)
+        ruled = self._ruled(model, path)
+        stacks = [Stack()] if ruled is not None else self._held(model, path)[2]
         check_bound(small)
         own = self._paths[path]
         specs = specs_of(small, own)
@@ -149,6 +158,8 @@ class LinenAdapter(FlowDataAware[nn.Module]):
         known = nodes(small)
         chain = []
         for place, spec in enumerate(specs):
+            if spec.form is None:
+                raise Refused(f"{FOREIGN}a layer rule built it")
             node = known.get((*own, f"lr{place}"), {})
             name = "embedding" if isinstance(spec.form, EmbedForm) else "kernel"
             if node.keys() != {name, *(["bias"] if spec.use_bias else [])}:
@@ -169,6 +180,9 @@ class LinenAdapter(FlowDataAware[nn.Module]):
     def run(self, module: Built, x: Array) -> Array:
         """The chain's output, computed in float64."""
         form = module.layer.form
+        if module.ruled is not None:
+            with jax.enable_x64(True):
+                return module.ruled.run(module.specs, module.params, x)
         assert not isinstance(form, Refused)
         with jax.enable_x64(True):
             layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
@@ -238,6 +252,9 @@ class LinenAdapter(FlowDataAware[nn.Module]):
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:
         """The layer's own parameters, with other numbers."""
+        ruled = self._ruled(model, path)
+        if ruled is not None:
+            return Refilled(ruled.refilled(op))
         layer, arrays, stacks = self._held(model, path)
         assert not isinstance(layer.form, Refused)
         kernel, bias = _slot(layer, arrays, stacks, 0, 1).filled(op)
@@ -269,13 +286,38 @@ class LinenAdapter(FlowDataAware[nn.Module]):
         places = {own: place for place, (own, _) in enumerate(leaves(params_of(model)))}
         slots = {}
         for path in paths:
+            own, ruled = self._paths[path], self._ruled(model, path)
+            if ruled is not None:
+                slots[path] = ruled.slot(
+                    {at[-1]: place for at, place in places.items() if at[:-1] == own}
+                )
+                continue
             layer, arrays, stacks = self._held(model, path)
-            own = self._paths[path]
             kernel, bias = places[(*own, array_name(layer.kind))], places.get((*own, "bias"), 0)
             slots[path] = _slot(layer, arrays, stacks, kernel, bias)
         return replace(found, slots=slots)
 
+    def _ruled(self, model: nn.Module, path: str) -> RuledLayer | None:
+        """The layer at a path, if a layer rule reads it."""
+        layer = self._recorded(model).layers.get(self._paths[path])
+        if layer is None or layer.rule is None:
+            return None
+        return RuledLayer(layer.rule, layer.module, nodes(model)[self._paths[path]])
+
+    def _is_laid_out(self, model: nn.Module, path: str) -> bool:
+        ruled = self._ruled(model, path)
+        if ruled is None:
+            return True
+        try:
+            ruled.slot(dict.fromkeys(nodes(model)[self._paths[path]], 0))
+        except Refused:
+            return False
+        return True
+
     def _dtype(self, model: nn.Module, path: str) -> Any:
+        ruled = self._ruled(model, path)
+        if ruled is not None:
+            return ruled.dtype
         return unboxed(self._held(model, path)[1][0]).dtype
 
     def _recorded(self, model: nn.Module) -> Recording:

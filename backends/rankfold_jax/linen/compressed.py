@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rankfold.errors import RankfoldError
-from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make
+from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make, raw
 from rankfold_jax.versions import replacements
 
 Path: TypeAlias = tuple[str, ...]
@@ -151,30 +151,42 @@ class _Interceptor:
 
     def __call__(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if module.scope is None or (
-            context.orig_method.func not in CALLS
-            and context.orig_method.func not in (SETUP, ATTEND)
-        ):
+        if module.scope is None:
             return function(*args, **kwargs)
         path = tuple(module.scope.path)
         depth = len(self._root)
         specs = self._table.get(path[depth:]) if path[:depth] == self._root else None
-        if specs is None:
+        if specs is None or not _is_theirs(module, context.orig_method.func, specs):
             return function(*args, **kwargs)
         if _active.fired is not None:
             _active.fired.add(path[depth:])
         return _replaced(module, specs, context.orig_method.func, args, kwargs)
 
 
+def _is_theirs(module: Any, function: Any, specs: tuple[StageSpec, ...]) -> bool:
+    """Whether a method is one that the stages of a chain take the place of."""
+    if not specs[0].ruled:
+        return function in CALLS or function in (SETUP, ATTEND)
+    cls = type(module)
+    own = raw(cls.setup) is not raw(nn.Module.setup) and function is raw(cls.setup)
+    return own or function is raw(cls.__call__)
+
+
 def _replaced(
     module: Any, specs: tuple[StageSpec, ...], method: Any, args: Any, kwargs: Any
 ) -> Any:
     names = [f"lr{place}" for place in range(len(specs))]
-    if method is SETUP:
+    cls = type(module)
+    in_setup = isinstance(module, nn.Embed)
+    if specs[0].ruled:
+        in_setup = not getattr(raw(cls.__call__), "compact", False)
+    if method in (SETUP, raw(cls.setup)):
+        if not in_setup:  # its layers are made where it is called
+            return None
         for name, spec in zip(names, specs, strict=True):
             setattr(module, name, make(spec, module, None))
         return None
-    if isinstance(module, nn.Embed):
+    if in_setup:
         layers = [getattr(module, name) for name in names]
     else:
         layers = [make(spec, module, name) for name, spec in zip(names, specs, strict=True)]
@@ -182,6 +194,7 @@ def _replaced(
     if method is ATTEND:
         table, *behind = layers
         for layer, spec in zip(reversed(behind), reversed(specs), strict=False):
+            assert spec.form is not None
             x = x @ _matrix(layer, spec.form.kernel_shape[0], x.dtype).T
         return table.attend(x)
     for layer in layers:

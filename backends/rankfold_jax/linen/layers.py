@@ -17,7 +17,7 @@ from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form
-from rankfold_jax.padding import lax_padding, per_axis
+from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Dense,
@@ -90,22 +90,27 @@ def form_of(
     if module.mask is not None:
         raise Refused("masked")
     axes = len(kernel) - 2
-    shared = (
-        per_axis(module.strides, axes),
-        lax_padding(module.padding, axes),
-        per_axis(module.kernel_dilation, axes),
-    )
+    strides, dilation = per_axis(module.strides, axes), per_axis(module.kernel_dilation, axes)
     if kind is nn.ConvTranspose:
         inputs, outputs = kernel[-2:][::-1] if module.transpose_kernel else kernel[-2:]
+        padding = transposed_padding(module.padding, reach_of(kernel[:-2], dilation))
         return TransposedForm(
-            kernel[:-2], inputs, outputs, *shared, flipped=module.transpose_kernel
+            kernel[:-2],
+            inputs,
+            outputs,
+            strides,
+            padding,
+            dilation,
+            flipped=module.transpose_kernel,
         )
     groups = module.feature_group_count
     return ConvForm(
         kernel[:-2],
         kernel[-2] * groups,
         kernel[-1],
-        *shared,
+        strides,
+        lax_padding(module.padding, axes),
+        dilation,
         groups=groups,
         input_dilation=per_axis(module.input_dilation, axes),
     )
@@ -137,12 +142,16 @@ class StageSpec:
         use_bias: whether it has a bias.
         kernel_box: how its kernel is boxed, as an `nn.Partitioned` without a value; None if not.
         bias_box: the same for its bias.
+        ruled: whether it is in the place of a layer that a layer rule reads.
+        module: what a layer rule built, unbound, which has no form; None for a stock layer.
     """
 
-    form: Form
+    form: Form | None
     use_bias: bool
     kernel_box: Any = None
     bias_box: Any = None
+    ruled: bool = False
+    module: nn.Module | None = None
 
 
 def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
@@ -151,9 +160,11 @@ def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
     Args:
         spec: of the stage.
         module: the layer replaced.
-        name: of the new layer in it.
+        name: of the new layer in it; None for one that is not in it yet.
     """
     form = spec.form
+    if spec.module is not None:
+        return spec.module.clone(name=name, parent=None if name is None else module)
     kernel_init: Any = nn.initializers.lecun_normal()
     bias_init: Any = nn.initializers.zeros_init()
     if spec.kernel_box is not None:
@@ -228,7 +239,9 @@ def in_double(module: nn.Module) -> nn.Module:
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
     options = {name: value for name, value in plain.items() if name in known}
-    return module.clone(parent=None, name=None, param_dtype=jnp.float64, **options)
+    if "param_dtype" in known:
+        options["param_dtype"] = jnp.float64
+    return module.clone(parent=None, name=None, **options)
 
 
 def unboxed(value: Any) -> Any:

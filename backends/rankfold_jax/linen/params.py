@@ -17,6 +17,7 @@ from rankfold_jax.forms import Roles
 from rankfold_jax.linen.compressed import Path
 from rankfold_jax.linen.layers import StageSpec, unboxed
 from rankfold_jax.linen.recording import Recorded, leaves
+from rankfold_jax.linen.rules import RuledLayer
 from rankfold_jax.sharding import Axes, to_numpy
 from rankfold_jax.stacks import Stack
 
@@ -32,12 +33,14 @@ class Built:
         params: {'lr0': {'kernel': ...}, ...}.
         layer: the layer replaced.
         stacks: of its kernel and of its bias.
+        ruled: the layer, where a layer rule reads it.
     """
 
     specs: tuple[StageSpec, ...]
     params: dict[str, dict[str, Any]]
     layer: Recorded
     stacks: list[Stack]
+    ruled: RuledLayer | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +124,7 @@ def put_params(params: dict[str, Any], path: Path, built: Built | Refilled) -> N
     node = params
     for name in path:
         node = node[name]
-    for name in ("kernel", "embedding", "bias"):
+    ruled = isinstance(built, Built) and built.ruled is not None
+    for name in list(node) if ruled else ("kernel", "embedding", "bias"):
         node.pop(name, None)
     node.update(built.params)

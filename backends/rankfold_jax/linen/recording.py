@@ -17,8 +17,9 @@ from flax import linen as nn
 
 from rankfold.contracts import Trace
 from rankfold.errors import Refused
+from rankfold.hookspecs import LayerRule
 from rankfold.ops import Extent
-from rankfold_jax import jaxprs
+from rankfold_jax import jaxprs, ruled
 from rankfold_jax.counting import counted
 from rankfold_jax.forms import Form
 from rankfold_jax.inputs import Inputs, failed
@@ -30,6 +31,8 @@ from rankfold_jax.linen.layers import (
     own_product,
     shape_of,
 )
+from rankfold_jax.linen.rules import Calls, RuledLayer, rule_of, shapes_in
+from rankfold_jax.output_layers import Leaf, output_layers
 from rankfold_jax.uses import extents_of
 from rankfold_jax.versions import replacements
 
@@ -45,12 +48,14 @@ class Recorded:
         kind: the stock class whose computation it does.
         form: its form, or why it has none.
         bias: whether it has a bias.
+        rule: the layer rule that reads it, if it is none of the stock layers.
     """
 
     module: nn.Module
     kind: type[nn.Module]
     form: Form | Refused
     bias: bool
+    rule: LayerRule | None = None
 
 
 class Recording:
@@ -68,6 +73,7 @@ class Recording:
         classes: the class name of every module called.
         matrices: the modules called that have a matrix of their own, a stack of vectors is none.
         calls: how often each of the stock layers was called, at least.
+        ruled: the calls of the layers that layer rules read.
         found: what the jaxpr does with the kernels.
         trace: the extents of the layers' inputs, and why some must be left alone.
         inputs: the example inputs.
@@ -78,9 +84,11 @@ class Recording:
         self.classes: dict[Path, str] = {}
         self.matrices: set[Path] = set()
         self.calls: Counter[Path] = Counter()
+        self.ruled: dict[Path, Calls] = {}
         self.inputs = Inputs(inputs)
         module, variables = model.unbind()
         params = variables.get("params", {})
+        self._params = params
         others = {name: value for name, value in variables.items() if name != "params"}
         labels = [
             ".".join(path[:-1]) if path[-1] in ("kernel", "embedding") else None
@@ -104,8 +112,13 @@ class Recording:
             ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
             for path, value in leaves(params)
         ]
-        owners += [None] * len(jax.tree.leaves(others))
-        self.trace = self._trace(self.found, counted(closed, owners))
+        learned = [Leaf(owner, learned=True) for owner in owners]
+        rest = len(jax.tree.leaves(others))
+        outputs = output_layers(
+            closed, [*learned, *(Leaf() for _ in range(rest))], self.inputs.names
+        )
+        owners += [None] * rest
+        self.trace = self._trace(self.found, counted(closed, owners), outputs)
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
@@ -118,6 +131,14 @@ class Recording:
         if any(is_matrix(value) for value in own if not isinstance(value, Mapping)):
             self.matrices.add(path)
         self.calls[path] += context.orig_method.func in (*CALLS, ATTEND)
+        rule = rule_of(module, context.orig_method.func)
+        if rule is not None:
+            node = self._node(path)
+            refused = Refused("a layer rule reads it")
+            layer = Recorded(module.clone(parent=None), type(module), refused, False, rule)
+            self.layers.setdefault(path, layer)
+            self.ruled.setdefault(path, Calls()).note(module, args, kwargs, shapes_in(node))
+            return output
         kind = CALLS.get(context.orig_method.func)
         if kind is None or not module.has_variable("params", array_name(kind)):
             return output
@@ -126,11 +147,36 @@ class Recording:
             self.layers[path] = _recorded(module, kind, einsum)
         return output
 
-    def _trace(self, found: jaxprs.Found, counts: Mapping[str, int]) -> Trace:
+    def _node(self, path: Path) -> Mapping[str, Any]:
+        """The parameters at a path as the model holds them."""
+        node: Any = self._params
+        for name in path:
+            node = node.get(name, {})
+        return node  # type: ignore[no-any-return]  # Flax leaves it Any
+
+    def ruled_layer(self, path: Path) -> RuledLayer:
+        """A layer that a layer rule reads."""
+        layer = self.layers[path]
+        assert layer.rule is not None
+        return RuledLayer(layer.rule, layer.module, self._node(path))
+
+    def _trace(
+        self, found: jaxprs.Found, counts: Mapping[str, int], outputs: frozenset[str]
+    ) -> Trace:
         extents: dict[str, tuple[Extent, ...]] = {}
         refusals: dict[str, str] = {}
         for path, layer in self.layers.items():
             name = ".".join(path)
+            if layer.rule is not None:
+                calls_of_rule = self.ruled[path]
+                try:
+                    op = self.ruled_layer(path).op()
+                except Refused:  # and so it will be when it is read to be compressed
+                    continue
+                if calls_of_rule.refusal:
+                    refusals[name] = calls_of_rule.refusal
+                extents[name] = ruled.extents(op, calls_of_rule.shapes, counts[name])
+                continue
             if isinstance(layer.form, Refused):
                 continue
             try:
@@ -139,7 +185,7 @@ class Recording:
                 extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
             except Refused as refused:
                 refusals[name] = refused.reason
-        return Trace(extents, refusals, counts)
+        return Trace(extents, refusals, counts, outputs)
 
 
 def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorded:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,9 +18,10 @@ from rankfold_jax import jaxprs
 from rankfold_jax.chains import FOREIGN, checked
 from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
-from rankfold_jax.nnx import layers, stale, tracing
-from rankfold_jax.nnx.flows import flow, slot_of
+from rankfold_jax.nnx import layers, rules, stale, tracing
+from rankfold_jax.nnx.flows import flow, held_in, slot_of
 from rankfold_jax.nnx.graph import exchanged, modules, paths
+from rankfold_jax.nnx.layers import Held
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
 from rankfold_jax.stacks import Seen
@@ -40,7 +42,7 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         self._surroundings = _by_identity(Surroundings)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, Seen] = {}
-        self._built: dict[int, tuple[layers.Chain, layers.Held]] = {}
+        self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Stock layers, and any other module that holds a matrix or a kernel of its own."""
@@ -59,6 +61,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
     def read(self, model: nnx.Module, path: str) -> Op:
         """The layer at a path as an op; refused for what it is or for what surrounds it."""
         module = self._modules(model)[path]
+        rule = rules.rule_of(module)
+        if rule is not None:
+            self._surroundings(model).check(path, module)
+            return rules.read(rule, module)
         check_class(module)
         check_state(module)
         self._surroundings(model).check(path, module)
@@ -74,11 +80,16 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         return trace
 
     def build(self, model: nnx.Module, path: str, chain: Chain) -> nnx.Module:
-        """A `Chain`, which is an `nnx.Sequential` of stock layers."""
+        """A `Chain`, which is an `nnx.Sequential` of stock layers, or what a layer rule builds."""
         module = self._modules(model)[path]
+        rule = rules.rule_of(module)
+        if rule is not None:
+            made = rules.build(rule, module, chain)
+            self._built[id(made)] = (made, partial(_run_ruled, made, self.read(model, path)))
+            return made
         held = layers.held(module, self._seen.get(path, Seen()))
         built = layers.build(held.form.stages(chain, held.stack.count), module, held)
-        self._built[id(built)] = (built, held)
+        self._built[id(built)] = (built, partial(_run, built, held))
         return built
 
     def chain(self, model: nnx.Module, small: nnx.Module, path: str) -> Chain:
@@ -93,7 +104,7 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
             Refused: what stands there is not a chain that this adapter built.
         """
         op = self.read(model, path)
-        held = layers.held(self._modules(model)[path], self._seen.get(path, Seen()))
+        held = self._held(model, path)
         found = dict(paths(small)).get(path)
         if not isinstance(found, layers.Chain):
             raise Refused(f"a {type(found).__name__} stands in its place, not a chain")
@@ -107,9 +118,8 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
 
     def run(self, module: nnx.Module, x: Array) -> Array:
         """The module's output, computed in float64."""
-        built, held = self._built[id(module)]
         with jax.enable_x64(True):
-            return held.form.run(layers.runner(built, held), x, held.stack.count)
+            return self._built[id(module)][1](x)
 
     def precision(self, model: nnx.Module, path: str) -> float:
         """Machine epsilon of the layer's parameters."""
@@ -164,9 +174,11 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
 
     def refilled(self, model: nnx.Module, path: str, op: Op) -> nnx.Module:
         """A copy of the layer alone."""
-        module = self._modules(model)[path]
-        held = layers.held(module, self._seen.get(path, Seen()))
+        module, rule = self._modules(model)[path], rules.rule_of(self._modules(model)[path])
+        held = self._held(model, path)
         kernel, bias = slot_of(held, 0, 1).filled(op)
+        if rule is not None:
+            return rules.refilled(rule, module, kernel, bias)
         return layers.refilled(module, held, kernel, bias)
 
     def expanded(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> nnx.Module:
@@ -179,12 +191,32 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         }
         return self.replace(small, filled, inplace=False)
 
+    def _held(self, model: nnx.Module, path: str) -> Held:
+        return held_in(self._modules(model)[path], self._seen.get(path, Seen()))
+
+    def _is_laid_out(self, model: nnx.Module, path: str) -> bool:
+        try:
+            self._held(model, path)
+        except Refused:
+            return False
+        return True
+
     def _flow(self, model: nnx.Module, paths: Iterable[str]) -> Flow:
         return flow(model, paths, self._seen)
 
     def _dtype(self, model: nnx.Module, path: str) -> Any:
         module = self._modules(model)[path]
+        if rules.rule_of(module) is not None:
+            return rules.dtype_of(module)
         return getattr(module, layers.kernel_name(module)).get_raw_value().dtype
+
+
+def _run(built: layers.Chain, held: Held, x: Array) -> Array:
+    return held.form.run(layers.runner(built, held), x, held.stack.count)
+
+
+def _run_ruled(built: nnx.Module, op: Op, x: Array) -> Array:
+    return rules.runner(built, op)(x)
 
 
 def _arrays(model: nnx.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from flax import nnx
 
 from rankfold_jax.flow import Flow
 from rankfold_jax.inputs import Inputs
+from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.graph import modules
 from rankfold_jax.nnx.layers import Held, held
 from rankfold_jax.slots import Slot
@@ -31,7 +32,7 @@ def flow(
     copy = nnx.clone(model)
     copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
     inside = modules(copy)
-    layers = {path: held(inside[path], (seen or {}).get(path, Seen())) for path in paths}
+    layers = {path: held_in(inside[path], (seen or {}).get(path, Seen())) for path in paths}
     graphdef, state = nnx.split(copy)
     leaves: dict[int, int] = {}
     values: list[Any] = []
@@ -48,6 +49,16 @@ def flow(
         return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
     return Flow(function, values, slots)
+
+
+def held_in(module: nnx.Module, seen: Seen) -> Held:
+    """A layer as its parameters lie in it, whether it is a stock one or one that a rule reads.
+
+    Raises:
+        Refused: what the layer computes is not known from its parameters alone.
+    """
+    rule = rules.rule_of(module)
+    return held(module, seen) if rule is None else rules.held(rule, module)
 
 
 def slot_of(layer: Held, kernel: int, bias: int) -> Slot:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,12 @@ from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form, Roles, Stage
-from rankfold_jax.padding import lax_padding, per_axis
+from rankfold_jax.nnx.graph import modules
+from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
 from rankfold_jax.sharding import Axes, to_numpy
 from rankfold_jax.stacks import Seen, Stack, find_stacks
 
+T = TypeVar("T", bound=nnx.Module)
 KINDS: tuple[type[nnx.Module], ...] = (
     nnx.Linear,
     nnx.LinearGeneral,
@@ -158,19 +161,21 @@ def form_of(module: Any) -> Form:
         return EinsumForm(
             module.einsum_str, tuple(module.kernel_shape), tuple(module.bias_shape or ())
         )
-    axes = len(module.kernel_size)
-    shared = (
-        tuple(module.kernel_size),
-        module.in_features,
-        module.out_features,
-        per_axis(module.strides, axes),
-        lax_padding(module.padding, axes),
-        per_axis(module.kernel_dilation, axes),
-    )
+    kernel = tuple(module.kernel_size)
+    axes = len(kernel)
+    sizes = (kernel, module.in_features, module.out_features, per_axis(module.strides, axes))
+    dilation = per_axis(module.kernel_dilation, axes)
     if isinstance(module, nnx.ConvTranspose):
-        return TransposedForm(*shared, flipped=module.transpose_kernel)
+        padding = transposed_padding(module.padding, reach_of(kernel, dilation))
+        return TransposedForm(*sizes, padding, dilation, flipped=module.transpose_kernel)
     dilated = per_axis(module.input_dilation, axes)
-    return ConvForm(*shared, groups=module.feature_group_count, input_dilation=dilated)
+    return ConvForm(
+        *sizes,
+        lax_padding(module.padding, axes),
+        dilation,
+        groups=module.feature_group_count,
+        input_dilation=dilated,
+    )
 
 
 def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
@@ -183,13 +188,13 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
     """
     built = []
     for place, stage in enumerate(stages):
-        made: Any = nnx.eval_shape(lambda stage=stage: _make(stage, module))
+        layer_of_stage: Any = nnx.eval_shape(partial(made, stage, module))
         ends = {"first": place == 0, "last": place == len(stages) - 1}
         full = layer.stack.roles(layer.form.roles)
         roles = layer.stack.roles(stage.form.roles)
-        made_name = kernel_name(made)
+        name = kernel_name(layer_of_stage)
         variable = _variable(layer.kernel, layer.stack.back(stage.kernel), full, roles, **ends)
-        setattr(made, made_name, variable)
+        setattr(layer_of_stage, name, variable)
         if stage.bias is not None:
             assert layer.bias is not None
             stack = layer.bias_stack
@@ -200,9 +205,14 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
                 stack.roles(stage.form.bias_roles),
                 **ends,
             )
-            made.bias = variable
-        built.append(made)
-    chain = Chain(*built)
+            layer_of_stage.bias = variable
+        built.append(layer_of_stage)
+    return chained(built, module)
+
+
+def chained(stages: Sequence[Any], module: nnx.Module) -> Chain:
+    """Stock layers as the one that stands in the place of a layer, with its further attributes."""
+    chain = Chain(*stages)
     for name, value in vars(module).items():
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)
@@ -269,7 +279,7 @@ def _variable(
     return type(like).from_metadata(value, metadata)
 
 
-def _make(stage: Stage, module: Any) -> nnx.Module:
+def made(stage: Stage, module: Any) -> nnx.Module:
     """A stock layer of the stage's form; its arrays are exchanged afterwards."""
     form = stage.form
     rngs = nnx.Rngs(0)
@@ -333,23 +343,27 @@ def options_of(module: Any, kind: type[nnx.Module]) -> dict[str, Any]:
     return {name: getattr(module, name) for name in names if hasattr(module, name)}
 
 
-def plain(module: Chain) -> Chain:
-    """The same chain with float64 arrays, computing in the dtype of its arrays."""
-    double: Chain = nnx.clone(module)
-    layers: list[Any] = list(double.layers)
-    for layer in layers:
-        for name in ("dtype", "preferred_element_type", "precision"):
-            if hasattr(layer, name):
-                setattr(layer, name, None)
-        layer.param_dtype = jnp.float64
-    wide = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), nnx.state(double))
+def in_double(module: T) -> T:
+    """The same module with float64 arrays; stock layers compute in the dtype of their arrays."""
+    double = nnx.clone(module)
+    for layer in modules(double).values():
+        if isinstance(layer, KINDS):
+            for name in ("dtype", "preferred_element_type", "precision"):
+                if hasattr(layer, name):
+                    setattr(layer, name, None)
+            layer.param_dtype = jnp.float64  # type: ignore[attr-defined]  # all of KINDS have it
+    wide = jax.tree.map(_wide, nnx.state(double, nnx.Param))
     nnx.update(double, wide)
     return double
 
 
+def _wide(x: Any) -> Any:
+    return np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
 def runner(module: Chain, layer: Held) -> Callable[[Array], Array]:
     """The chain as a function of stacked inputs, in the precision that is switched on."""
-    double = plain(module)
+    double = in_double(module)
     stack = layer.stack
 
     def once(layer: Chain, x: Any) -> Any:

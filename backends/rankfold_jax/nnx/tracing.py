@@ -18,17 +18,19 @@ from flax import nnx
 
 from rankfold.contracts import Trace
 from rankfold.errors import Refused
-from rankfold.ops import Extent
-from rankfold_jax import jaxprs
+from rankfold.ops import Extent, Op
+from rankfold_jax import jaxprs, ruled
 from rankfold_jax.counting import counted
 from rankfold_jax.inputs import Inputs, failed
+from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.graph import modules, variables
 from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
+from rankfold_jax.output_layers import Leaf, output_layers
 from rankfold_jax.stacks import Seen
 from rankfold_jax.uses import extents_of, seen_axes
 from rankfold_jax.versions import replacements
 
-_PATH = "rankfold_path"
+_PATH, _PARTS = "rankfold_path", "rankfold_parts"
 _NORMS = (nnx.BatchNorm, nnx.LayerNorm, nnx.RMSNorm, nnx.GroupNorm, nnx.InstanceNorm)
 _WATCHED = ("kernel", "embedding", "bias")
 
@@ -40,6 +42,21 @@ class Watch:
         self.refusals: dict[str, str] = {}
         self.running: list[str] = []
         self.calls: Counter[str] = Counter()
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def called(self, path: str, module: nnx.Module, args: Any, kwargs: Any) -> None:
+        """A layer is called; of one that a rule reads the call tells what its arrays do not."""
+        self.calls[path] += 1
+        parts = vars(module).get(_PARTS)
+        if parts is None:
+            return
+        given = (*args, *kwargs.values())
+        if len(given) != 1:
+            self.refusals.setdefault(path, "it is called with more than its input")
+        elif parts != _shapes(module):
+            self.refusals.setdefault(path, "a rule reads one layer; this is a stack of them")
+        else:
+            self.shapes.setdefault(path, []).append(np.shape(given[0]))
 
     def read(self, path: str, name: str) -> None:
         """An array of a layer is looked up."""
@@ -81,6 +98,11 @@ def trace(
         leaves[id(getattr(module, kernel_name(module)))] = path
         setattr(module, _PATH, path)
         module.__class__ = _watched(type(module))
+    ruled_ops = _ruled_ops(model, layers)
+    for path in ruled_ops:
+        setattr(inside[path], _PATH, path)
+        setattr(inside[path], _PARTS, _shapes(inside[path]))
+        inside[path].__class__ = _watched(type(inside[path]))
     graphdef, state = nnx.split(copy)
     arrays = [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
     labels = [leaves.get(id(value)) for value in arrays]
@@ -110,7 +132,33 @@ def trace(
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    return Trace(extents, watch.refusals, counted(closed, owners)), seen
+    counts = counted(closed, owners)
+    for path, op in ruled_ops.items():
+        extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
+    leaves_of_model = [
+        Leaf(owner, isinstance(value, nnx.Param))
+        for owner, value in zip(owners, arrays, strict=True)
+    ]
+    outputs = output_layers(closed, leaves_of_model, given.names)
+    return Trace(extents, watch.refusals, counts, outputs), seen
+
+
+def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:
+    """The layers that rules read."""
+    found = {}
+    for path, module in layers.items():
+        rule = rules.rule_of(module)
+        if rule is not None:
+            try:
+                found[path] = rules.read(rule, module)
+            except Refused:  # and so it will be when it is read to be compressed
+                continue
+    return found
+
+
+def _shapes(module: nnx.Module) -> str:
+    """The names and shapes of a module's own arrays, as a word that a graph can hold."""
+    return str({name: np.shape(v.get_raw_value()) for name, v in variables(module).items()})
 
 
 def _own(module: Any) -> bool:
@@ -144,7 +192,7 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
             path = vars(self).get(_PATH)
             if not _watches or path is None:
                 return original(self, *args, **kwargs)
-            _watches[-1].calls[path] += 1
+            _watches[-1].called(path, self, args, kwargs)
             running = _watches[-1].running
             running.append(path)
             try:
@@ -155,11 +203,12 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
         return call
 
     def look_up(self: Any, name: str) -> Any:
-        if name in _WATCHED and _watches:
+        value = object.__getattribute__(self, name)
+        if _watches and (name in _WATCHED or isinstance(value, nnx.Variable)):
             path = vars(self).get(_PATH)
             if path is not None:
                 _watches[-1].read(path, name)
-        return object.__getattribute__(self, name)
+        return value
 
     parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}
     return type(kind.__name__, (kind,), {**parts, "__getattribute__": look_up})
@@ -171,6 +220,7 @@ def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
         path: module
         for path, module in modules(model).items()
         if isinstance(module, KINDS)
+        or rules.rule_of(module) is not None
         or (
             not isinstance(module, _NORMS)
             and any(_is_matrix(variable) for variable in variables(module).values())

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Policy, Ranks
+from rankfold.contracts import Choice, Judges, Policy, Ranks
 from rankfold.errors import Infeasible, RankfoldError
 from rankfold.group import Group
 from rankfold.hookspecs import hookimpl
@@ -66,7 +66,7 @@ class Budget:
     evaluate: Callable[[Any], float] | None = None
     multiple_of: int = 1
     name: ClassVar[str] = "budget"
-    whole: ClassVar[bool] = True
+    judges: ClassVar[Judges] = "model"
 
     def __post_init__(self) -> None:
         for name in _SHARES:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeAlias
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Decomposition, Policy
+from rankfold.contracts import Choice, Decomposition, Judges, Policy
 from rankfold.contracts import Ranks as MethodRanks
 from rankfold.errors import RankfoldError, Refused
 from rankfold.geometry import is_int
@@ -40,6 +40,7 @@ class Ranks:
 
     ranks: Given | Mapping[str, Given]
     name: ClassVar[str] = "ranks"
+    judges: ClassVar[Judges] = "nothing"
 
     def __post_init__(self) -> None:
         if isinstance(self.ranks, Mapping):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self, SupportsFloat
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Mode, Policy
+from rankfold.contracts import Choice, Judges, Mode, Policy
 from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
@@ -34,6 +34,7 @@ class Ratio:
 
     share: float
     name: ClassVar[str] = "ratio"
+    judges: ClassVar[Judges] = "layer"
 
     def __post_init__(self) -> None:
         if not isinstance(self.share, SupportsFloat) or not 0.0 < self.share <= 1.0:

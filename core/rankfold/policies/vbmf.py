@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Self, SupportsFloat
 
 from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Mode, Policy
+from rankfold.contracts import Choice, Judges, Mode, Policy
 from rankfold.equal_cost import least_error
 from rankfold.errors import RankfoldError
 from rankfold.hookspecs import hookimpl
@@ -16,6 +16,9 @@ from rankfold.policies.arguments import fraction
 from rankfold.policies.evbmf import from_squares
 
 RANKFOLD_API = (1, 0)
+_FEW_ROWS = 32
+"""EVBMF is exact where both sides of a matrix are large. On a trained ten-row classifier it gave
+rank 1, and 12.8 % in place of 94.8 % right."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class VBMF:
 
     Where the true rank is a large share of the channels EVBMF finds nothing and the layer is left
     alone: that is the method. `Energy` serves there. The groups of a grouped convolution get the
-    largest of their ranks.
+    largest of their ranks. The plan says where a rank rests on a matrix of fewer than 32 rows, or
+    columns where those are fewer: it says little.
 
     Args:
         weaken: how far to go from the EVBMF rank R_vbmf (0.0) towards the full rank R (1.0), as
@@ -38,6 +42,7 @@ class VBMF:
     weaken: float = 0.0
     sigma2: float | None = None
     name: ClassVar[str] = "vbmf"
+    judges: ClassVar[Judges] = "layer"
 
     def __post_init__(self) -> None:
         if not isinstance(self.weaken, SupportsFloat) or not 0.0 <= self.weaken <= 1.0:
@@ -52,11 +57,22 @@ class VBMF:
         yield from each(layers, self._choose)
 
     def _choose(self, layer: Layer) -> Choice:
-        return least_error(
+        ranked: list[Mode] = []
+
+        def rank(mode: Mode) -> int:
+            ranked.append(mode)
+            return self._rank(mode)
+
+        choice = least_error(
             layer,
-            self._rank,
+            rank,
             nothing_found="rank 0: EVBMF found no structure above the noise",
         )
+        rows = min((min(mode.sides) for mode in ranked), default=_FEW_ROWS)
+        if rows >= _FEW_ROWS:
+            return choice
+        few = f"EVBMF had {rows} rows to go by: fewer than {_FEW_ROWS} say little of a rank"
+        return replace(choice, reason=f"{choice.reason}; {few}" if choice.reason else few)
 
     def _rank(self, mode: Mode) -> int:
         known = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from rankfold.faults import contained, shown
 from rankfold.geometry import is_int
 from rankfold.linalg import is_finite, read_only
 from rankfold.ops import Array, Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
+from rankfold.output_layers import by_names
 from rankfold.registry import registry
 from rankfold.stored.source import Checkpoint
 
@@ -183,6 +184,10 @@ class CheckpointAdapter:
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
         return Trace(extents, {})
+
+    def named_outputs(self, model: Checkpoint) -> Iterable[str]:
+        """See `rankfold.contracts.NamesOutputs`; a place in the files tells nothing."""
+        return by_names(list(self.slots(model)))
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
         """Not here."""

@@ -8,6 +8,7 @@ from rankfold.errors import RankfoldError
 from rankfold.ops import Embedding, params
 from rankfold.reference import forward
 from rankfold.testing.assertions import (
+    drawn_linear,
     epsilon,
     extent,
     fresh_adapter,
@@ -17,7 +18,7 @@ from rankfold.testing.assertions import (
 )
 from rankfold.testing.cases import CASES, decomposed, distance, methods, probe, square, supported
 from rankfold.testing.check import TOLERANCE, check
-from rankfold.testing.harness import Harness
+from rankfold.testing.harness import Harness, Unsupported
 
 
 @check()
@@ -96,6 +97,19 @@ def check_trace(harness: Harness) -> None:
         found = trace.extents.get(path)
         assert found == (wanted,), f"{name}: extents {found} in place of {(wanted,)}"
         unchanged(name, before, harness.state(model))
+
+
+@check("trace")
+def check_outputs(harness: Harness) -> None:
+    """A trace that tells which layers give the outputs of a model names the last of a sequence."""
+    ops = [CASES["linear"], square(7), drawn_linear(5, 7)]
+    model = harness.model(ops)
+    adapter = harness.adapter()
+    outputs = adapter.trace(model, harness.inputs(probe(ops[0]))).outputs
+    if outputs is None:
+        raise Unsupported("traces that tell which layers give the outputs")
+    last = list(adapter.layers(model))[-1]
+    assert outputs == {last}, f"outputs {sorted(outputs)} in place of {[last]}"
 
 
 @check("read")

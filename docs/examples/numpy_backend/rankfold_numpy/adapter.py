@@ -74,10 +74,13 @@ class NumpyAdapter:
         )
 
     def trace(self, model, inputs):
-        """One forward pass that notes the shape of every layer's input."""
+        """One forward pass that notes the shape of every layer's input.
+
+        Layers follow on each other, so the last one gives the output of the model.
+        """
         extents = dict.fromkeys(self.layers(model), ())
         names = {id(dict(walk(model))[path]): path for path in extents}
-        x = inputs
+        x, path = inputs, None
         for _, layer in walk(model):
             path = names[id(layer)]
             extents[path] = (*extents[path], x.shape[:-1])
@@ -85,7 +88,7 @@ class NumpyAdapter:
                 x = layer(x)
             except ValueError as error:
                 raise RankfoldError(f"inputs: layer {path!r} fails on them: {error}") from error
-        return Trace(extents, {})
+        return Trace(extents, {}, outputs=frozenset({path} - {None}))
 
     def build(self, model, path, chain):
         """A small model of the framework's own layers, in the dtype and mode of the layer."""

@@ -1,0 +1,230 @@
+"""Linen layers that a layer rule of a plugin reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from rankfold.errors import Refused
+from rankfold.hookspecs import LayerRule
+from rankfold.layer_rules import carried_out, read_by, rule_for
+from rankfold.ops import Array, Chain, Op, blank, with_weight
+from rankfold_jax import ruled
+from rankfold_jax.linen.layers import KINDS, StageSpec, in_double, make, raw, unboxed
+from rankfold_jax.sharding import to_numpy
+from rankfold_jax.slots import Slot
+from rankfold_jax.stacks import Stack
+
+_NAME = "linen"
+
+
+def rule_of(module: nn.Module, function: Any) -> LayerRule | None:
+    """The rule that reads a module, of which a method is called; the stock layers need none.
+
+    Args:
+        module: called. Under jit, remat and the like it is of its own class within.
+        function: that the method was written as.
+    """
+    cls: Any = type(module)
+    if cls in KINDS or function is not raw(cls.__call__):
+        return None
+    return rule_for(_NAME, cls)
+
+
+@dataclass
+class Calls:
+    """The calls of a layer that a rule reads.
+
+    Attributes:
+        shapes: of its input.
+        refusal: why the layer is left alone; "" where it is not.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    refusal: str = ""
+
+    def note(self, module: nn.Module, args: Any, kwargs: Any, stored: Mapping[str, Any]) -> None:
+        """The layer is called.
+
+        Args:
+            module: bound as it is called.
+            args: of the call.
+            kwargs: the same.
+            stored: the shapes of its parameters in the model.
+        """
+        given = (*args, *kwargs.values())
+        if len(given) != 1:
+            self.refusal = "it is called with more than its input"
+        elif shapes_in(module.variables.get("params", {})) != stored:
+            self.refusal = "a rule reads one layer; this is a stack of them"
+        else:
+            self.shapes.append(np.shape(given[0]))
+
+
+def shapes_in(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The shapes of the parameters of a layer, boxed or not."""
+    values = {name: unboxed(value) for name, value in node.items()}
+    return jax.tree.map(np.shape, values)  # type: ignore[no-any-return]  # a tree of the same kind
+
+
+class RuledLayer:
+    """A layer as its rule reads it.
+
+    Args:
+        rule: of the layer.
+        module: the layer, unbound.
+        node: its parameters, boxed or not, by name.
+    """
+
+    def __init__(self, rule: LayerRule, module: nn.Module, node: Mapping[str, Any]) -> None:
+        self._rule = rule
+        self._module = module
+        self._node = dict(node)
+
+    def op(self) -> Op:
+        """The layer as an op; blank where it has only shapes.
+
+        Raises:
+            Refused: the rule declines or fails.
+        """
+        values = {name: unboxed(value) for name, value in self._node.items()}
+        leaves = jax.tree.leaves(values)
+        if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+            return self._read(values)
+        op = self._read(jax.tree.map(_numbers_of, values))
+        return with_weight(op, blank(*op.weight.shape))
+
+    def build(self, chain: Chain) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
+        """What the rule builds for a chain, or stock layers, and the parameters of these.
+
+        Raises:
+            Refused: the rule declines or fails, or Flax has no layer for an op.
+        """
+        if self._rule.build is not None:
+            built = carried_out(self._rule.build, chain, self.bound())
+            if not isinstance(built, nn.Module) or built.scope is None:
+                raise Refused(f"the layer rule {self._rule.build!r} gave no bound module")
+            module, variables = built.unbind()
+            params = dict(variables.get("params", {}))
+            spec = StageSpec(None, use_bias=False, ruled=True, module=module)
+            return (spec,), {"lr0": params}
+        specs, named = [], {}
+        for place, stage in enumerate(ruled.stages(chain)):
+            specs.append(StageSpec(stage.form, stage.bias is not None, ruled=True))
+            name = "embedding" if type(stage.form).__name__ == "EmbedForm" else "kernel"
+            own = {name: jnp.asarray(stage.kernel[0], self.dtype)}
+            if stage.bias is not None:
+                own["bias"] = jnp.asarray(stage.bias[0], self.dtype)
+            named[f"lr{place}"] = own
+        return tuple(specs), named
+
+    def run(self, specs: Sequence[StageSpec], params: Mapping[str, Any], x: Array) -> Array:
+        """The output of what stands in its place, in float64."""
+        layers = [in_double(make(spec, self._module, None)) for spec in specs]
+        double = jax.tree.map(_wide, {name: params[f"lr{i}"] for i, name in enumerate(params)})
+
+        def call(x: Array) -> Array:
+            y: Any = jnp.asarray(x)
+            for layer, own in zip(layers, double.values(), strict=True):
+                y = layer.apply({"params": own}, y)
+            return np.asarray(y)
+
+        return ruled.run(self.op(), call, x)
+
+    def slot(self, places: Mapping[str, int]) -> Slot:
+        """Where the numbers of its op lie among the arrays of a model.
+
+        Args:
+            places: of its parameters, by name.
+
+        Raises:
+            Refused: what the rule reads is not the parameters laid out otherwise.
+        """
+        kernel, bias = self._names()
+        numbers = self._numbers()
+        form = ruled.RuledForm(
+            partial(self._laid_out, kernel, bias),
+            numbers[kernel].shape,
+            () if bias is None else numbers[bias].shape,
+        )
+        slot = Slot(form, places[kernel], form.kernel_shape, Stack())
+        if bias is None:
+            return slot
+        return Slot(
+            form, places[kernel], form.kernel_shape, Stack(), places[bias], form.bias_shape, Stack()
+        )
+
+    def refilled(self, op: Op) -> dict[str, Any]:
+        """Its parameters with the numbers of an op in them, boxed as they were.
+
+        Raises:
+            Refused: they cannot be written in.
+        """
+        names = self._names()
+        filled = self.slot(dict.fromkeys(self._node, 0)).filled(op)
+        params = dict(self._node)
+        for name, values in zip(names, filled, strict=True):
+            if name is not None:
+                like = self._node[name]
+                array = jnp.asarray(values, unboxed(like).dtype)
+                boxed = isinstance(like, nn.meta.AxisMetadata)
+                params[name] = like.replace_boxed(array) if boxed else array
+        return params
+
+    def bound(self) -> nn.Module:
+        """The layer with its parameters, as a rule is given it."""
+        return self._module.bind({"params": {n: unboxed(v) for n, v in self._node.items()}})
+
+    @property
+    def dtype(self) -> Any:
+        """Of the largest of its parameters.
+
+        Raises:
+            Refused: it has none of floating-point numbers.
+        """
+        arrays = [unboxed(value) for value in self._node.values()]
+        floats = [a for a in arrays if jnp.issubdtype(getattr(a, "dtype", int), jnp.floating)]
+        if not floats:
+            raise Refused("it has no parameters of floating-point numbers")
+        return max(floats, key=lambda array: array.size).dtype
+
+    def _read(self, params: Mapping[str, Any]) -> Op:
+        return read_by(self._rule, self._module.bind({"params": dict(params)}))
+
+    def _numbers(self) -> dict[str, Array]:
+        return {
+            name: _numbers_of(unboxed(value))
+            for name, value in self._node.items()
+            if not isinstance(value, Mapping)
+        }
+
+    def _names(self) -> tuple[str, str | None]:
+        numbers = self._numbers()
+        names = ruled.layout(self.op(), numbers, lambda other: self._read({**self._node, **other}))
+        if names is None:
+            raise Refused(ruled.NO_LAYOUT)
+        return names
+
+    def _laid_out(self, kernel: str, bias: str | None, weight: Array, added: Array | None) -> Op:
+        changed: dict[str, Any] = {**self._node, kernel: weight}
+        if bias is not None and added is not None:
+            changed[bias] = added
+        return self._read(changed)
+
+
+def _numbers_of(array: Any) -> Array:
+    """The numbers of an array; zeros for one that has only a shape."""
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return np.zeros(array.shape, np.float32)
+    return to_numpy(array)
+
+
+def _wide(x: Any) -> Any:
+    return np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
