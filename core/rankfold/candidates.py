@@ -203,9 +203,10 @@ class Layer:
         return self._loss(self.spectrum.weight_of_all)
 
     def only(self, method: str) -> Layer:
-        """The same layer with one allowed method, sharing what has been computed so far."""
+        """The same layer with one allowed method, sharing its spectrum and its candidates."""
         view = object.__new__(Layer)
         vars(view).update(vars(self))  # copy.copy() would make what travels to another process
+        view._offers, view._timed, view.refusals = {}, None, dict(self.refusals)
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
         return view
 
