@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from rankfold.errors import RankfoldError
+from rankfold.stored.headers import read_header
+from rankfold.stored.wrappers import matched
+from rankfold.texts import some
 from rankfold_jax.sharding import put
-
-_SHOWN = 5
 
 
 def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
@@ -48,17 +49,20 @@ def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, j
     Raises:
         RankfoldError: a file is damaged, or they do not hold just these.
     """
-    file, found = files[0], {}
-    for one in files:
+    file, stored = files[0], {}
+    for part in files:
+        read_header(part)
         try:
-            found.update(load_file(one))
-        except (SafetensorError, OSError) as error:
-            raise RankfoldError(f"{str(one)!r} cannot be read: {error}") from None
+            stored.update(load_file(part))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RankfoldError(f"{str(part)!r} cannot be read: {error}") from None
+    names = matched(stored.keys(), wanted.keys())
+    found = {names[name]: array for name, array in stored.items()}
     missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
     if missing or unknown:
         raise RankfoldError(
-            f"{str(file)!r} does not fit the model: it lacks {_some(missing)} and has "
-            f"{_some(unknown)} that the model has not"
+            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
+            f"{some(unknown)} that the model has not"
         )
     loaded = {}
     for name, like in wanted.items():
@@ -86,8 +90,3 @@ def _like(array: jax.Array, like: Any) -> jax.Array:
     if isinstance(like, jax.Array) and like.committed:
         return put(array, like.sharding)
     return array
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN]) or "nothing"
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

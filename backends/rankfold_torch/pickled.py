@@ -197,13 +197,11 @@ def _leads(value: Any, depth: int = _DEPTH) -> bool:
 def _checked(file: Path, found: Any) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict) or not found:
         raise RankfoldError(
-            f"{str(file)!r} is not a state dict of tensors but {_kind(found)}; {_REMEDY}"
+            f"{str(file)!r} is no state dict of tensors: it is {_kind(found)}; {_REMEDY}"
         )
     for name, tensor in found.items():
         if not isinstance(name, str):
-            raise RankfoldError(
-                f"{str(file)!r} is not a state dict of tensors: it has a key {name!r}"
-            )
+            raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")
         plain = type(tensor) in (torch.Tensor, nn.Parameter)
         if not plain or tensor.is_nested or tensor.is_quantized:
             raise RankfoldError(
@@ -218,4 +216,4 @@ def _kind(value: Any) -> str:
         return "a nested tensor"
     if isinstance(value, torch.Tensor) and value.is_quantized:
         return "a quantized tensor"
-    return "an empty dict" if value == {} else f"a {type(value).__name__}"
+    return "an empty dict" if value == {} else f"of type {type(value).__name__}"

@@ -233,7 +233,7 @@ class Layer:
         view = object.__new__(Layer)
         vars(view).update(vars(self))  # copy.copy() would make what travels to another process
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
-        view._priced, view._timed = {}, {}
+        view._priced, view._timed, view.refusals = {}, {}, dict(self.refusals)
         return view
 
     def hold(self, op: Op) -> None:

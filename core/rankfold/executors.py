@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from threading import Thread
+from types import FrameType
 from typing import Any
 
 from rankfold.errors import RankfoldError
@@ -73,9 +74,29 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class _Interrupts:
+    """What an interrupt does to a worker: it ends its job, or the next one before that begins.
+
+    Attributes:
+        running: whether there is a job.
+        stopped: whether there has been an interrupt.
+    """
+
+    running = False
+    stopped = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        if self.running:
+            raise KeyboardInterrupt
+
+
+_interrupts = _Interrupts()
+
+
 def _begin() -> None:
     """Makes a process a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _interrupts)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = parent_process()
@@ -84,11 +105,13 @@ def _begin() -> None:
 
 
 def _interruptible(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _interrupts.running = True
     try:
+        if _interrupts.stopped:
+            raise KeyboardInterrupt
         return job(*args, **kwargs)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _interrupts.running = False
 
 
 def _watch(sentinel: int) -> None:

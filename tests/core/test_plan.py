@@ -2,9 +2,11 @@
 
 import json
 
+import msgspec
 import pytest
 
 import rankfold as rf
+from rankfold.errors import Infeasible, Refused
 
 
 @pytest.fixture
@@ -83,3 +85,66 @@ def test_damaged_plans_are_refused(plan: rf.Plan, case: str) -> None:
     make, message = BAD[case]
     with pytest.raises(rf.RankfoldError, match=message):
         rf.Plan.from_json(make(plan))
+
+
+ABSURD = {
+    "parameters beyond all floats": ("params", [10**400, 1]),
+    "negative parameters": ("params", [-3, 1]),
+    "negative MACs": ("macs", [5, -1]),
+    "MACs beyond all floats": ("macs", [1, 10**309]),
+    "a negative rank": ("ranks", [7, -5]),
+    "a negative error": ("error", -0.5),
+    "a huge error": ("error", 1e305),
+    "a negative prediction": ("predicted", -1e-9),
+    "a negative measurement": ("measured", -2.0),
+    "a negative sensitivity": ("sensitivity", -1.0),
+}
+
+
+@pytest.mark.parametrize(("field", "value"), ABSURD.values(), ids=ABSURD)
+def test_values_that_no_layer_has_are_refused_by_the_name_of_the_field(
+    plan: rf.Plan, field: str, value: object
+) -> None:
+    found = json.loads(plan.to_json())
+    found["layers"][0][field] = value
+    with pytest.raises(rf.RankfoldError, match=f"layer 'features.0': {field} "):
+        rf.Plan.from_json(json.dumps(found))
+
+
+@pytest.mark.parametrize("value", [float("nan"), "0.1", True, float("inf")])
+def test_a_plan_made_by_hand_is_checked_too(plan: rf.Plan, value: object) -> None:
+    layer = msgspec.structs.replace(plan.layers[0], error=value)
+    with pytest.raises(rf.RankfoldError, match=r"layer 'features.0': error "):
+        rf.apply(None, msgspec.structs.replace(plan, layers=(layer,)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("size", -1), ("size", 10**400), ("latency", -0.1), ("seed", None)]
+)
+def test_values_that_no_plan_has_are_refused_by_the_name_of_the_field(
+    plan: rf.Plan, field: str, value: object
+) -> None:
+    text = json.dumps({**json.loads(plan.to_json()), field: value})
+    with pytest.raises(rf.RankfoldError, match=field):
+        rf.Plan.from_json(text)
+
+
+def test_nothing_in_a_plan_reaches_the_terminal_as_a_command(plan: rf.Plan) -> None:
+    evil = "\x1b]0;x\x07\u202e\r\n\x9b31m"
+    layer = msgspec.structs.replace(
+        plan.layers[0], path=evil, method=evil, op=evil, reason=evil, moments=evil
+    )
+    text = str(msgspec.structs.replace(plan, layers=(layer,), policy=evil, notes=(evil,)))
+    assert all(c.isprintable() for c in text.replace("\n", ""))
+    assert r"\x1b]0;x\x07\u202e\r\n\x9b31m" in text
+
+
+@pytest.mark.parametrize("error", [rf.RankfoldError, Infeasible, Refused])
+def test_errors_can_be_printed_and_are_cut_where_nobody_reads_on(error: type) -> None:
+    begin, end = "layer 'a\x1b[2J': ", "; exclude it\nor not\u202e"
+    more = (1.5,) if error is Infeasible else ()
+    text = str(error(begin + "x" * 100_000 + end, *more))
+    assert len(text) < 5000
+    assert text.startswith(r"layer 'a\x1b[2J': x")
+    assert text.endswith("; exclude it\nor not\\u202e")
+    assert "characters more" in text

@@ -104,7 +104,22 @@ ABOUT = {
     "uses of none": facts(uses=float("nan")),
     "negative uses": facts(uses=-1.0),
     "paths of lists": facts(path=["a"]),
+    "a layer twice": facts(path="a"),
+    "something more": {**facts(), "more": 1},
+    "text for samples": facts(samples="64"),
+    "half a sample": facts(samples=64.5),
+    "samples beyond all counting": facts(samples=10**400),
+    "uses beyond all counting": facts(uses=10**300),
+    "a number for the loss": {**facts(), "loss": 1},
+    "no name of the loss": {**facts(), "loss": None},
 }
+for _key in facts():
+    ABOUT[f"without {_key}"] = {k: v for k, v in facts().items() if k != _key}
+for _key in facts()["layers"][0]:
+    ABOUT[f"a layer without {_key}"] = {
+        **facts(),
+        "layers": [{k: v for k, v in layer.items() if k != _key} for layer in facts()["layers"]],
+    }
 
 
 @pytest.mark.parametrize("arrays", WRONG.values(), ids=WRONG)
@@ -143,6 +158,16 @@ def test_odd_but_finite_moments_do_no_harm(source: Path, tmp_path: Path) -> None
                 rf.compress_checkpoint(source, tmp_path / "out", policy, moments=file)
             except rf.RankfoldError:
                 continue
+
+
+def test_moments_in_a_file_with_holes_are_refused_before_it_is_read(
+    source: Path, tmp_path: Path
+) -> None:
+    file = stored(tmp_path / "moments")
+    os.truncate(file, 2**40)
+    refused(source, file)
+    with pytest.raises(rf.RankfoldError, match="belong to no tensor"):
+        rf.Moments.load(file)
 
 
 def test_what_is_no_file_of_moments_is_refused(source: Path, tmp_path: Path) -> None:

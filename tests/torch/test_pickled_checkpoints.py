@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from torch import nn
 
 import rankfold as rf
@@ -84,6 +86,14 @@ CONTENTS = {
     "no values": {**state(), "a.weight": torch.ones(4, 5, device="meta")},
     "two numbers in one": {**state(), "a": torch.ones(3, dtype=torch.complex128)},
     "quantised": {**state(), "a": torch.ones(3, dtype=torch.uint16)},
+    "a tensor of rows": {
+        **state(),
+        "a": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    },
+    "two models": {"teacher": state(), "student": state()},
+    "too deep": {"a": {"b": {"c": {"d": {"e": state()}}}}},
+    "two names in one": {**state(), **{f"_orig_mod.{name}": t for name, t in state().items()}},
+    "one name with a wrapper": {**state(), "module.fc.weight": torch.ones(12, 20)},
 }
 
 
@@ -91,6 +101,112 @@ CONTENTS = {
 def test_what_is_no_state_dict_of_plain_tensors_is_refused(tmp_path: Path, content) -> None:
     torch.save(content, tmp_path / "x.pt")
     refused(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["last.ckpt", "best.pth.tar", "model", "model.pt"])
+def test_a_file_is_known_by_its_content(tmp_path: Path, name: str, legacy: bool) -> None:
+    content = {"state_dict": state(), "epoch": 3}
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    plan = rf.compress_checkpoint(tmp_path / name, tmp_path / "out", POLICY)
+    assert plan["fc"].method == "svd"
+    assert plan.notes == ("tensors from 'state_dict' of the file",)
+
+
+def test_safetensors_files_of_any_name_are_read(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "pytorch_model.bin", "model.ckpt"):
+        save_file(state(), tmp_path / name)
+        assert rf.compress_checkpoint(tmp_path / name, tmp_path / "out", POLICY)["fc"].method
+
+
+def test_a_name_that_promises_safetensors_leads_to_no_pickle(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "x.safetensors")
+    refused(tmp_path / "x.safetensors", r"a file of torch.save\(\), not what its name says")
+    (tmp_path / "x.ckpt").write_bytes(b"neither of them")
+    refused(tmp_path / "x.ckpt", r"nor one of torch.save\(\)")
+
+
+CONTAINERS = {
+    "of a trainer": lambda state: {"state_dict": state, "epoch": torch.tensor(3)},
+    "with an optimizer": lambda state: {
+        "model": state,
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []},
+    },
+    "of a parallel trainer": lambda state: {"module": state, "ema": state},
+    "in another": lambda state: {"model": {"state_dict": state}},
+    "of an unknown name": lambda state: {"teacher": state, "epoch": 3},
+}
+
+
+@pytest.mark.parametrize("pack", CONTAINERS.values(), ids=CONTAINERS)
+def test_the_state_is_found_in_what_trainers_save(tmp_path: Path, pack) -> None:
+    torch.save(state(), tmp_path / "plain.pt")
+    torch.save(pack(state()), tmp_path / "packed.ckpt")
+    plain = rf.compress_checkpoint(tmp_path / "plain.pt", tmp_path / "a", POLICY)
+    packed = rf.compress_checkpoint(tmp_path / "packed.ckpt", tmp_path / "b", POLICY)
+    assert packed.layers == plain.layers
+    assert plain.notes == ()
+    assert packed.notes
+    files = [tmp_path / out / "weights.safetensors" for out in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 12), nn.ReLU(), nn.Sequential(nn.Linear(12, 9)))
+
+
+class Own(nn.Module):
+    """A model that calls a part of its own as a wrapper does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.module(x)
+
+
+WRAPPERS = {
+    "module.": lambda name: f"module.{name}",
+    "_orig_mod.": lambda name: f"_orig_mod.{name}",
+    "both": lambda name: f"module._orig_mod.{name}",
+    "twice": lambda name: f"module.module.{name}",
+    "in the middle": lambda name: name.replace("2.", "2._checkpoint_wrapped_module."),
+    "of shards": lambda name: f"_fsdp_wrapped_module.{name}".replace("2.", "2._orig_mod."),
+    "a trainer's": lambda name: f"net.{name}",
+}
+
+
+@pytest.mark.parametrize("rename", WRAPPERS.values(), ids=WRAPPERS)
+def test_checkpoints_of_wrapped_models_are_loaded_into_plain_ones(tmp_path: Path, rename) -> None:
+    torch.save({rename(n): t for n, t in network().state_dict().items()}, tmp_path / "x.pt")
+    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", POLICY)
+    assert len(plan.replaced) == 2
+    x = torch.randn(3, 20)
+    loaded = rf.load(network(), tmp_path / "out")
+    assert torch.equal(loaded(x), rf.compress(network(), POLICY).model(x))
+
+
+def test_a_part_of_the_models_own_is_no_wrapper(tmp_path: Path) -> None:
+    torch.save(Own().state_dict(), tmp_path / "x.pt")
+    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", POLICY)
+    assert plan.notes == ("names without module, which wrappers of the model add",)
+    x = torch.randn(3, 20)
+    loaded = rf.load(Own(), tmp_path / "out")
+    assert torch.equal(loaded(x), rf.compress(Own(), POLICY).model(x))
+
+
+def test_archives_that_take_more_memory_than_room_are_refused(tmp_path: Path) -> None:
+    torch.save(state(), tmp_path / "sound.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "sound.pt") as sound,
+        zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for part in sound.infolist():
+            bomb.writestr(part.filename, sound.read(part))
+        bomb.writestr("archive/data/9", b"\0" * 10_000_000)
+    refused(tmp_path / "x.pt", "is compressed")
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _saving(layer: Layer, policy: Policy) -> str:
     try:
         choice = next(policy.allocate([layer]))
     except RankfoldError as error:
-        return str(error)
+        return str(error).split(":")[0]
     if choice.method is None:
         return choice.reason.split(":")[0]
     cost = layer.template_cost(choice.method, choice.ranks)

@@ -228,7 +228,7 @@ class Checkpoint:
             return self.settings == _settings(self.folder / _SETTINGS) and (
                 self.content == self._content()
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
         except OSError as error:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from rankfold.errors import RankfoldError
-from rankfold.texts import some
 
 _PARTS = frozenset(
     {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
@@ -39,12 +38,15 @@ def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
         parts.add(_FRONT.rstrip("."))
         short = {name: value.removeprefix(_FRONT) for name, value in short.items()}
     owners: dict[str, str] = {}
+    values = set(short.values())
     for name, value in short.items():
-        if owners.setdefault(value, name) != name:
-            raise RankfoldError(
-                f"{owners[value]!r} and {name!r} are both {value!r} without what wrappers of the "
-                f"model add to names ({some(sorted(parts))}); keep one of them"
-            )
+        bare = value.removeprefix(_FRONT)  # of some names alone, it may be the model's own part
+        for form in {value, bare if bare in values else value}:
+            if owners.setdefault(form, name) != name:
+                raise RankfoldError(
+                    f"{owners[form]!r} and {name!r} are both {form!r} without what wrappers of the "
+                    "model add to names; keep one of them"
+                )
     return short, tuple(sorted(parts))
 
 

@@ -1,0 +1,125 @@
+"""Saves that are killed, that meet each other, or that are loaded after somebody changed them."""
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from tests.stored.files import contents
+
+import rankfold as rf
+from rankfold import checkpoint
+from rankfold.claims import work_folder
+
+torch = pytest.importorskip("torch")
+fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+
+
+def network(seed: int = 0) -> "torch.nn.Module":
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.ReLU(), torch.nn.Linear(40, 18))
+
+
+@pytest.fixture(scope="module")
+def small() -> rf.Compressed:
+    return rf.compress(network(), rf.Ratio(0.4))
+
+
+@fork
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir"])
+def test_the_next_save_removes_what_a_killed_one_has_left(
+    small: rf.Compressed, tmp_path: Path, call: str
+) -> None:
+    out = tmp_path / "out"
+    small.save(out)
+    expected = contents(out)
+    for last in range(1, 6):
+        child = os.fork()
+        if child == 0:
+            count, real = 0, getattr(os, call)
+
+            def killing(*arguments, **keywords):
+                nonlocal count
+                count += 1
+                if count == last:  # noqa: B023 - called within the loop
+                    os._exit(9)
+                return real(*arguments, **keywords)  # noqa: B023 - called within the loop
+
+            setattr(os, call, killing)
+            try:
+                small.save(out)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert len(list(tmp_path.iterdir())) <= 2
+        small.save(out)
+        assert list(tmp_path.iterdir()) == [out]
+        assert contents(out) == expected
+
+
+def test_saves_at_once_leave_one_of_them_whole(small: rf.Compressed, tmp_path: Path) -> None:
+    out, start, errors = tmp_path / "out", threading.Barrier(4), []
+    other = rf.compress(network(), rf.Ratio(0.6))
+
+    def save(model: rf.Compressed) -> None:
+        start.wait()
+        try:
+            for _ in range(3):
+                model.save(out)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(m,)) for m in (small, other, small, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert list(tmp_path.iterdir()) == [out]
+    rf.load(network(), out)
+
+
+def test_a_save_does_not_touch_one_that_is_under_way(
+    small: rf.Compressed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr(checkpoint, "_PATIENCE", 0.0)
+    with checkpoint.claimed(out) as work:
+        (work / "precious").touch()
+        with pytest.raises(rf.RankfoldError, match="another run is writing"):
+            small.save(out)
+        assert (work / "precious").exists()
+        (work / "precious").unlink()
+    small.save(out)
+    assert not work_folder(out).exists()
+
+
+def test_a_save_keeps_the_unfinished_work_on_a_checkpoint(
+    small: rf.Compressed, tmp_path: Path
+) -> None:
+    work = work_folder(tmp_path / "out")
+    work.mkdir(mode=0o700)
+    (work / "plan.json").write_text("{}")
+    small.save(tmp_path / "out")
+    assert [entry.name for entry in work.iterdir() if entry.name != "lock"] == ["plan.json"]
+
+
+@pytest.mark.parametrize("sizes", [True, False], ids=["recorded", "of an older version"])
+def test_weights_with_holes_are_refused_before_they_are_read(
+    small: rf.Compressed, tmp_path: Path, sizes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small.save(tmp_path / "out")
+    plan = tmp_path / "out" / "plan.json"
+    found = json.loads(plan.read_text())
+    assert found["sizes"] == {
+        "weights.safetensors": (tmp_path / "out" / "weights.safetensors").stat().st_size
+    }
+    if not sizes:
+        del found["sizes"]
+        plan.write_text(json.dumps(found))
+        rf.load(network(), tmp_path / "out")
+    os.truncate(tmp_path / "out" / "weights.safetensors", 2**40)
+    monkeypatch.setattr(checkpoint, "sha256_of", lambda file: pytest.fail("is read"))
+    with pytest.raises(rf.RankfoldError, match="belong to no tensor"):
+        rf.load(network(), tmp_path / "out")
