@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice
 from rankfold.decision import Decision
-from rankfold.metric import rows_of
+from rankfold.metric import Metric, rows_of
 from rankfold.moments import Joint, LayerMoments
 from rankfold.ops import Array, Conv, Linear, Op, of_groups
 from rankfold.reference import reconstruct
-from rankfold.refit import Refit
+from rankfold.refit import Refit, _error, _standard_error
 from rankfold.registry import registry
 from rankfold.verify import relative_distance
 
@@ -198,3 +200,33 @@ def test_without_a_refit_parts_are_those_of_the_chain() -> None:
     for place, stage in enumerate(decision.chain):
         whole = np.concatenate([part[place].weight for part in parts])
         np.testing.assert_array_equal(whole, stage.weight)
+
+
+def test_a_refit_that_loses_on_what_was_held_out_is_not_taken() -> None:
+    case = Case("linear")
+    refit = case.refit(case.op, [0, 1, 2])
+    fit, held = case.joints([0, 1, 2])
+    misled = replace(fit, yx=-fit.yx, y=-fit.y)
+    before = refit.visit("layer", misled, held)
+    done = refit.decision("layer")
+    assert done.layer.method == "svd"
+    assert not done.layer.refit
+    assert done.chain is not None
+    same_chain(before, done.chain)
+
+
+def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
+    rng = np.random.default_rng(1)
+    op = Linear(rng.standard_normal((6, 5)), rng.standard_normal(6))
+    chains = [(replace(op, weight=op.weight + 0.3 * rng.standard_normal((6, 5))),) for _ in "ab"]
+    metric = Metric(op, moments_of(rng.standard_normal((400, 1, 5))))
+    gains, announced = [], []
+    for _ in range(300):
+        x = rng.standard_normal((40, 1, 5))
+        y = np.einsum("od,ngd->ngo", op.weight, x) + op.bias
+        y += 0.2 * rng.standard_normal(y.shape)
+        sums = joint(x, y)
+        first, second = (_error(op, chain, sums, metric) for chain in chains)
+        gains.append(first - second)
+        announced.append(_standard_error(op, chains[0], chains[1], sums, metric))
+    assert np.mean(announced) == pytest.approx(np.std(gains), rel=0.25)

@@ -1,0 +1,76 @@
+"""Small decisions on which results hang: ties, medians, what is faster, what counts."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from rankfold import timing
+from rankfold.candidates import Layer
+from rankfold.equal_cost import _least
+from rankfold.moments import LayerMoments
+from rankfold.offers import Candidate, Cost
+from rankfold.ops import Embedding, Linear, params
+from rankfold.registry import registry
+from rankfold.run import predictions
+
+RNG = np.random.default_rng(8)
+
+
+def test_of_methods_that_differ_by_rounding_the_first_is_taken() -> None:
+    class Known:
+        def candidate(self, method: str, ranks: tuple[int, ...]) -> Candidate:
+            loss = {"first": 0.25, "rounding": 0.25 * (1 - 1e-7), "better": 0.25 * (1 - 1e-3)}
+            return Candidate(method, ranks, (), Cost(1, 1), 0.5, loss[method])
+
+    layer = cast(Any, Known())
+    assert _least(layer, {"first": (2,), "rounding": (3,)}, {}).method == "first"
+    assert _least(layer, {"first": (2,), "better": (3,)}, {}).method == "better"
+
+
+def test_no_layer_is_offered_what_measures_slower() -> None:
+    def seconds(chains: object) -> list[float]:
+        return [1.0, *(0.5 if index % 2 else 1.5 for index in range(len(cast(list[Any], chains))))]
+
+    op = Linear(RNG.standard_normal((37, 41)))
+    known = registry().methods(("svd",))
+    layer = Layer(("x",), lambda: op, known, [(1,)], "balanced", 0, timer=seconds)
+    first, faster = layer.faster(layer.offers())
+    assert first == 1.0
+    assert faster
+    assert {offer.seconds for offer in faster} == {0.5}
+
+
+def test_tables_do_not_say_how_many_predictions_there_are() -> None:
+    def of(samples: int, uses: float) -> LayerMoments:
+        return LayerMoments(np.eye(3)[None], np.ones((1, 3)), None, samples, uses)
+
+    layers = {"table": Embedding(np.ones((5, 3))), "linear": Linear(np.ones((4, 3)))}
+    moments = {"table": of(2, 1.0), "linear": of(30, 7.0)}
+    assert predictions(moments, layers) == 210
+    assert predictions({"table": of(2, 1.0)}, layers) == 2
+
+
+def test_a_time_is_the_median_of_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    turns = iter([3.0] * 3 + [1.0, 2.0, 7.0, 9.0, 8.0] + [7.0] * 100)  # after two warm-ups and one
+
+    def work() -> None:
+        clock[0] += next(turns)
+
+    assert timing.medians([work], budget=0.0) == (7.0,)
+
+
+def test_products_with_a_table_are_counted_for_it_and_for_its_factors() -> None:
+    op = Embedding(RNG.standard_normal((50, 11)))
+    attended = 7 * params(op)
+    known = registry().methods(("svd",))
+    layer = Layer(("x",), lambda: op, known, [(4,)], "balanced", 0, attended=attended)
+    assert layer.cost(op).macs == attended
+    chain = layer.methods["svd"].template(op, (3,))
+    look_up = 4 * 3 * 11  # what follows the smaller table
+    assert layer.cost(chain).macs == 7 * params(chain) + look_up
