@@ -15,9 +15,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold_torch.changes import Hook
 from rankfold_torch.layers import KINDS
 from rankfold_torch.sources import reads_of
-from rankfold_torch.tracing import Hook
 
 _STATE_HOOKS = (
     "_state_dict_hooks",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,15 +13,13 @@ from torch import nn
 from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.ops import Extent, macs
+from rankfold.restoring import settled
+from rankfold_torch.changes import Hook, hooked, unchanged
 from rankfold_torch.layers import CONVS, TRANSPOSED, sized
-
-one_at_a_time = threading.RLock()
-
-
-class Hook(functools.partial[Any]):
-    """A hook of a trace, which a call in another thread may see on a model."""
+from rankfold_torch.watching import READS
 
 
+@settled
 def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
     """Runs the model once in eval mode, without gradients, and leaves it as it was.
 
@@ -37,18 +34,14 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
     watch = _Watch({id(module): path for path, module in layers.items()})
     with ExitStack() as stack:
-        stack.enter_context(one_at_a_time)  # modules and their class are watched while it runs
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
-        for path, module in layers.items():
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            before = Hook(_enter, watch, path)
-            after = Hook(_leave, watch, extents[path])
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-            stack.callback(handle.remove)
-            handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
-            stack.callback(handle.remove)
+        hooks = [
+            (module, Hook(_enter, watch, path), Hook(_leave, watch, extents[path]))
+            for path, module in layers.items()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        stack.enter_context(hooked(hooks))
         stack.enter_context(watch.reading())
         try:
             call(model, inputs)
@@ -88,11 +81,9 @@ class _Watch:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Watches attribute look-ups of modules; parameters are found by `__getattr__`."""
-        original = nn.Module.__getattr__
         thread = threading.get_ident()
 
-        def watched(module: nn.Module, name: str) -> Any:
-            value = original(module, name)
+        def watched(module: nn.Module, name: str) -> None:
             own = bool(self.running) and self.running[-1] is module
             if (
                 not own
@@ -103,13 +94,9 @@ class _Watch:
             ):
                 reason = f"its {name} is read from outside the layer"
                 self.refusals.setdefault(self.paths[id(module)], reason)
-            return value
 
-        nn.Module.__getattr__ = watched  # type: ignore[method-assign]  # restored below
-        try:
+        with READS.by(watched):
             yield
-        finally:
-            nn.Module.__getattr__ = original  # type: ignore[method-assign]
 
 
 def _enter(
@@ -143,38 +130,3 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
             batch = x.shape[0] if x.ndim == axes + 2 else 1
             return (batch, *x.shape[-axes:])
     return tuple(x.shape[:-1])
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; modes, buffers and random states are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, dict(module._buffers))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    values = {
-        buffer: buffer.detach().clone()
-        for _, held in buffers
-        for buffer in held.values()
-        if buffer is not None and buffer.device.type != "meta"
-    }
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        for module, _ in modes:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, held in buffers:
-                module._buffers.clear()
-                module._buffers.update(held)
-            with torch.no_grad():
-                for buffer, value in values.items():
-                    if buffer.shape != value.shape:
-                        buffer.data = value
-                    elif not torch.equal(buffer, value):
-                        buffer.copy_(value)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.exclusive import exclusive
 from rankfold.files import sha256_of, sync
 from rankfold.plan import Plan, validate
 from rankfold.registry import registry
@@ -65,6 +66,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return cls(rankfold=VERSION, files=files, plan=plan, job=job)
 
 
+@exclusive("compressed.model")
 def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
     """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
 
@@ -108,6 +110,7 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
                 parent.rmdir()
 
 
+@exclusive("model")
 def load(
     model: Any, folder: str | PathLike[str], *, inputs: Any = None, adapter: Adapter | None = None
 ) -> Any:

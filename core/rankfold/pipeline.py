@@ -16,6 +16,7 @@ from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
+from rankfold.exclusive import exclusive
 from rankfold.moments import Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan import LayerPlan, Plan, validate
@@ -41,6 +42,7 @@ class Compressed:
         """What was done to each layer and what it saves, as a table."""
         return str(self.plan)
 
+    @exclusive("model", "self.model")
     def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
         """The original model with the weights of this one, to be compressed further.
 
@@ -77,6 +79,7 @@ class Compressed:
         save(self, Path(folder))
 
 
+@exclusive("model")
 def plan(
     model: Any,
     policy: Policy,
@@ -133,6 +136,7 @@ def plan(
     return run.plan_of(decided, policy, notes)
 
 
+@exclusive("model")
 def compress(
     model: Any,
     policy: Policy,
@@ -183,6 +187,7 @@ def compress(
     return Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
 
 
+@exclusive("model")
 def gather(
     model: Any,
     calibration: Any,
@@ -213,6 +218,7 @@ def gather(
     return run.moments
 
 
+@exclusive("model")
 def apply(
     model: Any,
     plan: Plan,

@@ -19,7 +19,7 @@ from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, tracing
 from rankfold_jax.nnx.flows import flow, slot_of
-from rankfold_jax.nnx.graph import exchanged, modules, paths
+from rankfold_jax.nnx.graph import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
 from rankfold_jax.stacks import Seen
@@ -40,6 +40,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         self._surroundings = _by_identity(Surroundings)
         self._seen: dict[str, Seen] = {}
         self._built: dict[int, tuple[layers.Chain, layers.Held]] = {}
+
+    def parts(self, model: nnx.Module) -> Iterable[object]:
+        """The modules and Variables."""
+        return nodes(model)
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Stock layers, and any other module that holds a matrix or a kernel of its own."""

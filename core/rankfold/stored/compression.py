@@ -23,6 +23,7 @@ from rankfold.parallel import threads_for
 from rankfold.pipeline import plan as planned
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import Advance, progress
+from rankfold.restoring import settled
 from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.source import Checkpoint
@@ -30,6 +31,7 @@ from rankfold.stored.workplace import PLANNED, Workplace, work_folder, workplace
 from rankfold.stored.writing import Done, Part, UnfinishedError, Work, write
 
 
+@settled
 def compress_checkpoint(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
