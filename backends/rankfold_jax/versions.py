@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import flax
 import jax
 
 from rankfold.errors import RankfoldError
+from rankfold.restoring import Restored
 
 if not hasattr(jax, "make_user_context"):
     raise RankfoldError(
@@ -16,5 +19,18 @@ if not hasattr(jax, "make_user_context"):
         f"newer (flax is {flax.__version__})"
     )
 
-replacements: Any = jax.make_user_context(default_value=None)  # type: ignore[no-untyped-call]  # JAX leaves it so
+_context: Any = jax.make_user_context(default_value=None)  # type: ignore[no-untyped-call]  # JAX leaves it so
 """Part of the key of every cache of traces: what replaces layers while a function is traced."""
+
+
+@contextmanager
+def replacements(what: object) -> Iterator[None]:
+    """Inside, this replaces or records layers while functions are traced, in this thread."""
+    before = _context.value
+
+    def undo() -> None:
+        if _context.value is not before:
+            _context(before).__enter__()  # sets it; what it would put back is of no interest
+
+    with Restored(undo), _context(what):
+        yield

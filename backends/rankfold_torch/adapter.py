@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,14 @@ class TorchAdapter:
         self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
         self._run: stale.Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
+
+    def parts(self, model: nn.Module) -> Iterable[object]:
+        """The modules, and the tensors that these may share with those of other models."""
+        for module in model.modules():
+            yield module
+            if not isinstance(module, torch.jit.ScriptModule):  # whose tensors are always new ones
+                tensors = (*module._parameters.values(), *module._buffers.values())
+                yield from (tensor for tensor in tensors if tensor is not None)
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""

@@ -23,7 +23,9 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.losses import failure
 from rankfold.moments import Joint, input_form
 from rankfold.ops import Chain, Embedding, Op
+from rankfold.restoring import Restored, settled
 from rankfold_torch import losses, patches, tracing
+from rankfold_torch.changes import ABSENT, exchanged, unchanged
 from rankfold_torch.remembering import Remembered
 from rankfold_torch.sums import Distance, Joints
 from rankfold_torch.turns import Turn
@@ -31,6 +33,7 @@ from rankfold_torch.turns import Turn
 _ORIGINAL, _COMPRESSED = "original", "compressed"
 
 
+@settled
 def follow(
     model: nn.Module,
     calibration: Calibration,
@@ -53,14 +56,12 @@ def follow(
         rng: draws the sample of positions.
     """
     with ExitStack() as stack:
-        stack.enter_context(tracing.one_at_a_time)
-        stack.enter_context(tracing.unchanged(model))
+        stack.enter_context(unchanged(model))
         following = _Following(model, layers, visit, build, rng, sequential=sequential)
         stack.enter_context(following.watching())
         batches = following.begun(calibration)
-        for batch in batches:
-            for turn in batch.turns:
-                stack.callback(turn.stop)
+        turns = [turn for batch in batches for turn in batch.turns]
+        stack.enter_context(Restored(partial(_stop, turns)))
         following.run(batches)
     return {path: error.value for path, error in following.errors.items()}
 
@@ -133,35 +134,22 @@ class _Following:
             module = model.get_submodule(path)
             if not isinstance(module, torch.jit.ScriptModule):
                 self._watched[path] = module, module.forward
+        self._places = [(vars(module), "forward") for module, _ in self._watched.values()]
+        self._usual = [known.get(name, ABSENT) for known, name in self._places]
         self.errors: dict[str, Distance] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Inside, layers pause when they are called in a turn."""
-        before = {path: vars(module).get("forward") for path, (module, _) in self._watched.items()}
-        for path, (module, usual) in self._watched.items():
-            vars(module)["forward"] = partial(self._forward, path, usual)
-        try:
-            with self._remembered.noticing():
-                yield
-        finally:
-            for path, (module, _) in self._watched.items():
-                vars(module).pop("forward", None)
-                if before[path] is not None:
-                    vars(module)["forward"] = before[path]
+        values = [partial(self._forward, path, usual) for path, (_, usual) in self._watched.items()]
+        with self._remembered.noticing(), exchanged(self._places, values):
+            yield
 
     @contextmanager
     def _lifted(self) -> Iterator[None]:
         """Inside, layers are as they always are, while all turns are paused."""
-        now = {path: vars(module).pop("forward") for path, (module, _) in self._watched.items()}
-        for module, usual in self._watched.values():
-            if getattr(usual, "__self__", None) is not module:
-                vars(module)["forward"] = usual
-        try:
+        with exchanged(self._places, self._usual):
             yield
-        finally:
-            for path, (module, _) in self._watched.items():
-                vars(module)["forward"] = now[path]
 
     def begun(self, calibration: Calibration) -> list[_Batch]:
         """The runs of all batches, not started."""
@@ -274,6 +262,11 @@ class _Following:
         if call.y is not None:
             self.errors[path].add(call.y, y)
         return y
+
+
+def _stop(turns: Sequence[Turn]) -> None:
+    for turn in turns:
+        turn.stop()
 
 
 def _forward_pass(model: nn.Module, inputs: Any) -> None:

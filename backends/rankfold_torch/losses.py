@@ -15,7 +15,9 @@ from rankfold import losses
 from rankfold.calibration import Calibration, examples
 from rankfold.errors import RankfoldError
 from rankfold.ops import Array
+from rankfold.restoring import settled
 from rankfold_torch import tracing
+from rankfold_torch.changes import unchanged
 
 _IMAGE_AXES = (4, 5)
 _CACHES = ("past_key_values", "mems")
@@ -137,6 +139,7 @@ def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
     return value.reshape(())
 
 
+@settled
 def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
     """The mean loss of the model and of the compressed one; see `rankfold.contracts.DataAware`."""
     found = losses.Divergence()
@@ -164,7 +167,7 @@ def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:
 
 
 def _outputs(model: nn.Module, inputs: Any, index: int) -> Any:
-    with tracing.one_at_a_time, tracing.unchanged(model), torch.no_grad():
+    with unchanged(model), torch.no_grad():
         try:
             return tracing.call(model, cloned(inputs))
         except Exception as error:  # whatever the model raises on these inputs

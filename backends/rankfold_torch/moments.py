@@ -18,10 +18,13 @@ from rankfold.losses import draws, failure
 from rankfold.moments import LayerMoments, full_gradients, input_form
 from rankfold.ops import Embedding, Linear, Op
 from rankfold.progress import Advance
+from rankfold.restoring import Restored, settled
 from rankfold_torch import losses, patches, tracing
+from rankfold_torch.changes import Hook, hooked, unchanged
 from rankfold_torch.sums import Sum, product, working
 
 
+@settled
 def moments(
     model: nn.Module,
     calibration: Calibration,
@@ -36,17 +39,17 @@ def moments(
     gathering = _Gathering(sum(counts), rng)
     found = {path: _Layer(path, op) for path, op in layers.items()}
     with ExitStack() as stack:
-        stack.enter_context(tracing.one_at_a_time)
-        stack.enter_context(tracing.unchanged(model))
+        stack.enter_context(unchanged(model))
         stack.enter_context(_differentiable(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for path, layer in found.items():
-            module = model.get_submodule(path)
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            hook = tracing.Hook(_after, gathering, layer)
-            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        modules = [(model.get_submodule(path), layer) for path, layer in found.items()]
+        hooks = [
+            (module, None, Hook(_after, gathering, layer))
+            for module, layer in modules
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        stack.enter_context(hooked(hooks))
         for index, inputs in enumerate(calibration.inputs):
             advance(f"batch {index}")
             _batch(model, calibration, index, losses.cloned(inputs), often, generators, gathering)
@@ -213,14 +216,16 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
     """No parameter has a gradient inside, and every module can be differentiated in eval mode."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    for module, _ in recurrent:  # cuDNN has no backward pass in eval mode
-        module.training, module.dropout = True, 0.0
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         for parameter in trainable:
             parameter.requires_grad_(True)
         for module, dropout in recurrent:
             module.dropout = dropout
+
+    with Restored(undo):
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for module, _ in recurrent:  # cuDNN has no backward pass in eval mode
+            module.training, module.dropout = True, 0.0
+        yield

@@ -14,10 +14,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold_torch.changes import Hook
 from rankfold_torch.layers import computes_as, stock
 from rankfold_torch.sharing import overlap, storage
 from rankfold_torch.sources import reads_of
-from rankfold_torch.tracing import Hook
 
 _STATE_HOOKS = (
     "_state_dict_hooks",

@@ -8,7 +8,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-_ABSENT = object()
+from rankfold.restoring import Restored
+from rankfold_torch.changes import ABSENT, put
+from rankfold_torch.watching import WRITES
+
 _OWN = frozenset(vars(nn.Module())) | {"forward"}
 Place: TypeAlias = tuple[int, str]
 
@@ -28,20 +31,15 @@ class Remembered:
     @contextmanager
     def noticing(self) -> Iterator[None]:
         """Inside, it is noticed which attributes are set."""
-        original = nn.Module.__setattr__
 
         def noticed(module: nn.Module, name: str, value: Any) -> None:
             place = id(module), name
             known = place in self._first or name in _OWN
             if not known and id(module) in self._own:
-                self._first[place] = module, vars(module).get(name, _ABSENT)
-            original(module, name, value)
+                self._first[place] = module, vars(module).get(name, ABSENT)
 
-        nn.Module.__setattr__ = noticed  # type: ignore[method-assign,assignment]
-        try:
+        with Restored(self._forget), WRITES.by(noticed):
             yield
-        finally:
-            nn.Module.__setattr__ = original  # type: ignore[method-assign]
 
     @contextmanager
     def of(self, run: Hashable) -> Iterator[None]:
@@ -52,15 +50,15 @@ class Remembered:
             yield
         finally:
             self._values[run] = {
-                place: vars(module).get(place[1], _ABSENT)
+                place: vars(module).get(place[1], ABSENT)
                 for place, (module, _) in self._first.items()
             }
-            self._set({place: value for place, (_, value) in self._first.items()})
+            self._forget()
+
+    def _forget(self) -> None:
+        """The attributes as they were at first."""
+        self._set({place: value for place, (_, value) in self._first.items()})
 
     def _set(self, values: dict[Place, Any]) -> None:
-        for place, value in values.items():
-            own = vars(self._first[place][0])
-            if value is _ABSENT:
-                own.pop(place[1], None)
-            else:
-                own[place[1]] = value
+        places = [(vars(self._first[place][0]), place[1]) for place in values]
+        put(places, list(values.values()))

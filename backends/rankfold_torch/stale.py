@@ -20,7 +20,9 @@ from torch import nn
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.reachability import closures_of, reached
+from rankfold.restoring import settled
 from rankfold_torch import losses, tracing
+from rankfold_torch.changes import Hook, exchanged, hooked, unchanged
 
 _REGISTRIES = ("_parameters", "_buffers")  # whose ties are a matter of the refusals
 _LEAVES = (torch.Tensor, torch.device, torch.dtype, torch.Generator)
@@ -112,6 +114,7 @@ def miscalled(
     return other, [path for path in gone if counts[path, False]]
 
 
+@settled
 def calls(
     model: nn.Module,
     inputs: Any,
@@ -131,17 +134,17 @@ def calls(
     """
     counts: Counter[Any] = Counter()
     with ExitStack() as stack:
-        stack.enter_context(tracing.one_at_a_time)
-        stack.enter_context(tracing.unchanged(model))
+        stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
-        for key, module in modules.items():
-            if not isinstance(module, torch.jit.ScriptModule):
-                hook = tracing.Hook(_count, counts, key)
-                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-                stack.callback(handle.remove)
-        for key, module in (acting or {}).items():
-            vars(modules[key])["forward"] = module.forward
-            stack.callback(vars(modules[key]).pop, "forward")
+        hooks = [
+            (module, None, Hook(_count, counts, key))
+            for key, module in modules.items()
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        stack.enter_context(hooked(hooks))
+        places = [(vars(modules[key]), "forward") for key in acting or {}]
+        forwards = [module.forward for module in (acting or {}).values()]
+        stack.enter_context(exchanged(places, forwards))
         try:
             tracing.call(model, losses.cloned(inputs))
         except Exception as error:  # whatever the model raises without its layers
@@ -152,7 +155,12 @@ def calls(
 
 
 def _count(
-    counts: Counter[Any], key: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    counts: Counter[Any],
+    key: Any,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
 ) -> None:
     if isinstance(args[0] if args else kwargs.get("input"), torch.Tensor):
         counts[key] += 1

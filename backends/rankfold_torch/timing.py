@@ -11,7 +11,9 @@ from torch import nn
 
 from rankfold import timing
 from rankfold.ops import Embedding, Extent, Linear, Op, channels
+from rankfold.restoring import settled
 from rankfold_torch import tracing
+from rankfold_torch.changes import unchanged
 
 
 def seconds(
@@ -43,6 +45,7 @@ def model_seconds(models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]
     return _measured(models, passing, timing.MODEL)
 
 
+@settled
 def _measured(
     modules: Sequence[nn.Module | None],
     passing: Callable[[nn.Module], Callable[[], object]],
@@ -56,9 +59,8 @@ def _measured(
             torch.cuda.synchronize(device)
 
     with ExitStack() as stack:
-        stack.enter_context(tracing.one_at_a_time)
         for module in whole:
-            stack.enter_context(tracing.unchanged(module))
+            stack.enter_context(unchanged(module))
         stack.enter_context(torch.no_grad())
         passes = [None if module is None else passing(module) for module in modules]
         return timing.medians(passes, budget, wait)

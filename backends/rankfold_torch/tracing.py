@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -16,17 +15,14 @@ from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.ops import Extent
+from rankfold.restoring import settled
+from rankfold_torch.changes import Hook, dispatched, hooked, unchanged
 from rankfold_torch.layers import CONVS, TRANSPOSED
 from rankfold_torch.output_layers import OutputLayers
 from rankfold_torch.weight_uses import WeightUses
 
-one_at_a_time = threading.RLock()
 
-
-class Hook(partial[Any]):
-    """A hook of a trace, which a call in another thread may see on a model."""
-
-
+@settled
 def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
     """Runs the model once in eval mode, without gradients, and leaves it as it was.
 
@@ -43,18 +39,19 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     uses = WeightUses(eager)
     output_layers = OutputLayers(model, inputs, layers)
     with ExitStack() as stack:
-        stack.enter_context(one_at_a_time)
         stack.enter_context(unchanged(model))
         stack.enter_context(torch.no_grad())
-        for path, module in eager.items():
-            before = Hook(_enter, uses, path)
-            after = Hook(_leave, uses, extents[path], partial(output_layers.mark, path))
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-            stack.callback(handle.remove)
-            handle = module.register_forward_hook(after, with_kwargs=True, always_call=True)
-            stack.callback(handle.remove)
+        hooks = [
+            (
+                module,
+                Hook(_enter, uses, path),
+                Hook(_leave, uses, extents[path], partial(output_layers.mark, path)),
+            )
+            for path, module in eager.items()
+        ]
+        stack.enter_context(hooked(hooks))
         stack.enter_context(uses.watching())
-        stack.enter_context(output_layers)
+        stack.enter_context(dispatched(output_layers))
         try:
             output = call(model, inputs)
             uses.note(output)
@@ -133,38 +130,3 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
             batch = x.shape[0] if x.ndim == axes + 2 else 1
             return (batch, *x.shape[-axes:])
     return tuple(x.shape[:-1])
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; modes, buffers and random states are as before afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, dict(module._buffers))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    values = {
-        buffer: buffer.detach().clone()
-        for _, held in buffers
-        for buffer in held.values()
-        if buffer is not None and buffer.device.type != "meta"
-    }
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)):
-        for module, _ in modes:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, held in buffers:
-                module._buffers.clear()
-                module._buffers.update(held)
-            with torch.no_grad():
-                for buffer, value in values.items():
-                    if buffer.shape != value.shape:
-                        buffer.data = value
-                    elif not torch.equal(buffer, value):
-                        buffer.copy_(value)

@@ -1,8 +1,13 @@
-"""Threads as coroutines: a model's forward pass that stops at its layers and goes on later."""
+"""Threads as coroutines: a model's forward pass that stops at its layers and goes on later.
+
+They hand on to each other through queues that are written in C: an interrupt comes before or after
+a step of these, never within it.
+"""
 
 from __future__ import annotations
 
 import contextvars
+import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +53,8 @@ class Turn(threading.Thread):
         self._function = function
         self._devices = devices
         self._random = _random_states(devices)
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._back: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._surroundings = _surroundings()
         self._context = contextvars.copy_context()
@@ -65,9 +71,8 @@ class Turn(threading.Thread):
         try:
             if self.ident is None:
                 self.start()
-            else:
-                self._go.release()
-            self._back.acquire()
+            self._go.put(None)
+            self._back.get()
             self._random = _random_states(self._devices)
         finally:
             _set_random_states(outside, self._devices)
@@ -77,22 +82,24 @@ class Turn(threading.Thread):
     def pause(self, what: object) -> None:
         """Waits for the next turn; called by the function."""
         self.paused = what
-        self._back.release()
-        self._go.acquire()
-        if self._stopping:
-            raise _Stopped
+        self._back.put(None)
+        self._wait()
 
     def stop(self) -> None:
-        """Ends the function where it is; nothing happens when it is through."""
+        """Ends the function where it is; nothing happens when it is through.
+
+        It may be called again where an interrupt came between, while the function still runs too.
+        """
         self._stopping = True
-        self.paused = None
+        self._go.put(None)
         if self.is_alive():
-            self._go.release()
             self.join()
+        self.paused = None
 
     def run(self) -> None:
         """The thread; called by `start`."""
         try:
+            self._wait()  # so that nothing runs where an interrupt has cut `start` short
             with self._surroundings():
                 self._context.run(self._function)
         except _Stopped:
@@ -101,7 +108,13 @@ class Turn(threading.Thread):
             self.error = error
         finally:
             self.paused = None
-            self._back.release()
+            self._back.put(None)
+
+    def _wait(self) -> None:
+        if not self._stopping:  # a model that goes on after `_Stopped` would wait for good
+            self._go.get()
+        if self._stopping:
+            raise _Stopped
 
 
 def _surroundings() -> Callable[[], Any]:

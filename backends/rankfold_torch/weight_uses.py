@@ -19,6 +19,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from rankfold.restoring import Restored
+from rankfold_torch.changes import dispatched
 from rankfold_torch.compressed import CONSTANTS
 from rankfold_torch.layers import stock
 from rankfold_torch.sharing import overlap, storage
@@ -89,13 +91,14 @@ class WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torc
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watches inside; constants of layers that are set there are put back."""
-        try:
-            with self:
-                yield
-        finally:
+
+        def undo() -> None:
             for path, module in self._layers.items():
                 self._check(path, module)
                 vars(module).update(self._constants[path])
+
+        with Restored(undo), dispatched(self):
+            yield
 
     def _check(self, path: str, module: nn.Module) -> None:
         """Compares by identity: what is set to the value that it has may be set to another one."""

@@ -21,6 +21,7 @@ import msgspec
 from rankfold.claims import SAVING, claimed, publish
 from rankfold.contracts import Folding, Recalling, Structured
 from rankfold.errors import RankfoldError, Refused
+from rankfold.exclusive import exclusive
 from rankfold.faults import contained, of_adapter
 from rankfold.files import sha256_of, sync
 from rankfold.guarded import Guarded
@@ -93,6 +94,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 
 
+@exclusive("compressed.model")
 def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
     """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
 
@@ -120,6 +122,7 @@ def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -
         publish(fresh, folder)
 
 
+@exclusive("model")
 def load(
     model: Any, folder: str | PathLike[str], *, inputs: Any = None, adapter: Adapter | None = None
 ) -> Any:

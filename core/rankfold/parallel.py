@@ -7,13 +7,14 @@ so results are those of a serial run, to the bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.linalg import LARGE
+from rankfold.restoring import Shared
 
 if TYPE_CHECKING:
     from rankfold.candidates import Layer
@@ -120,11 +121,32 @@ def threads_for(orders: Iterable[int]) -> int | None:
     return None if max(orders, default=0) > LARGE else 1
 
 
-def limited(threads: int | None) -> AbstractContextManager[Any]:
-    """Within it BLAS takes that many threads; None leaves it as it is."""
-    if threads is None:
-        return nullcontext()
-    from threadpoolctl import threadpool_limits
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Within it BLAS takes that many threads; None leaves it as it is.
 
-    limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
-    return limits
+    The limit is one of the whole process: where calls overlap it lasts until the last one ends.
+    """
+    if threads is None:
+        yield
+        return
+    with _blas.kept(_blas_libraries) as libraries:
+        for library, _ in libraries.values():
+            library.set_num_threads(threads)
+        yield
+
+
+def _blas_libraries() -> dict[str, tuple[Any, int]]:
+    """The BLAS libraries in use by their files, and how many threads each takes."""
+    from threadpoolctl import ThreadpoolController
+
+    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    return {library.filepath: (library, library.get_num_threads()) for library in libraries}
+
+
+def _set_threads(before: Mapping[str, tuple[Any, int]]) -> None:
+    for library, threads in before.values():
+        library.set_num_threads(threads)
+
+
+_blas: Shared[str, tuple[Any, int]] = Shared(_set_threads)

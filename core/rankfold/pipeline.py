@@ -17,6 +17,7 @@ from rankfold.calibration import Loss
 from rankfold.contracts import Adapter, Choice, DataAware, Placement, Policy, Recalling
 from rankfold.decision import Decision, decide, undone
 from rankfold.errors import RankfoldError, Refused
+from rankfold.exclusive import exclusive
 from rankfold.moments import FEWEST, Moments
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.parallel import limited
@@ -44,6 +45,7 @@ class Compressed:
         """What was done to each layer and what it saves, as a table."""
         return str(self.plan)
 
+    @exclusive("model", "self.model")
     def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
         """The original model with the weights of this one, to be compressed further.
 
@@ -83,6 +85,7 @@ class Compressed:
         save(self, Path(folder))
 
 
+@exclusive("model")
 def plan(
     model: Any,
     policy: Policy,
@@ -139,6 +142,7 @@ def plan(
     return run.plan_of(decided, policy, notes)
 
 
+@exclusive("model")
 def compress(
     model: Any,
     policy: Policy,
@@ -191,6 +195,7 @@ def compress(
     return small
 
 
+@exclusive("model")
 def gather(
     model: Any,
     calibration: Any,
@@ -221,6 +226,7 @@ def gather(
     return run.moments
 
 
+@exclusive("model")
 def apply(
     model: Any,
     plan: Plan,

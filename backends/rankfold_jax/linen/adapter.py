@@ -361,11 +361,10 @@ class LinenAdapter(FlowDataAware[nn.Module]):
                 lambda *args, **kwargs: applied(small, given, *args, **kwargs), arrays
             )
 
-        with noting() as fired:
-            try:
-                jax.eval_shape(forward, variables, recording.inputs.arrays)
-            except Exception as error:  # whatever the model raises without its layers
-                raise RankfoldError(f"the compressed model fails with {told(error)}") from error
+        try:
+            fired = noting(lambda: jax.eval_shape(forward, variables, recording.inputs.arrays))
+        except Exception as error:  # whatever the model raises without its layers
+            raise RankfoldError(f"the compressed model fails with {told(error)}") from error
         missed = sorted(".".join(path) for path in planned - fired)
         if missed:
             raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")

@@ -11,12 +11,11 @@ traces (`versions.replacements`): a trace compiled without it is never taken for
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any, TypeAlias, TypeVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -25,6 +24,7 @@ from rankfold.errors import RankfoldError
 from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make, raw
 from rankfold_jax.versions import replacements
 
+T = TypeVar("T")
 Path: TypeAlias = tuple[str, ...]
 Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...]], ...]
 
@@ -39,9 +39,9 @@ if not hasattr(nn.Module, "_call_wrapped_method"):
     )
 
 
-@dataclass
-class _Active(threading.local):
-    """The compressed modules whose methods are running in this thread.
+@dataclass(frozen=True)
+class _Active:
+    """The compressed modules whose methods are running.
 
     While it is noted what fires, a token of its own sees to it that everything is traced anew.
     """
@@ -51,7 +51,9 @@ class _Active(threading.local):
     token: object = None
 
 
-_active = _Active()
+_active: ContextVar[_Active] = ContextVar("_active", default=_Active())  # noqa: B039  # frozen
+"""It is set in contexts of their own, which are left by one step of the interpreter's: an interrupt
+in the middle of a model's call leaves nothing behind that would replace layers of another one."""
 
 
 def compressed(module: nn.Module, table: Table) -> nn.Module:
@@ -78,8 +80,8 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
     def call(self: Any, function: Any, args: Any, kwargs: Any) -> Any:
         if self.scope is None:
             return super(made, self)._call_wrapped_method(function, args, kwargs)
-        with _replacing(table, tuple(self.scope.path)):
-            return super(made, self)._call_wrapped_method(function, args, kwargs)
+        usual = super(made, self)._call_wrapped_method
+        return _replacing((table, tuple(self.scope.path)), partial(usual, function, args, kwargs))
 
     def reduce(self: Any) -> Any:
         if self.scope is not None:
@@ -116,41 +118,44 @@ def _restored(cls: Any, table: Table, fields: dict[str, Any]) -> nn.Module:
     return subclass(cls, table)(**fields, parent=None)
 
 
-@contextmanager
-def noting() -> Iterator[set[Path]]:
-    """Gathers the paths at which chains are put in the place of layers."""
-    before = _active.fired, _active.token
+def noting(function: Callable[[], object]) -> set[Path]:
+    """The paths at which chains are put in the place of layers while a function runs."""
     fired: set[Path] = set()
-    _active.fired, _active.token = fired, object()
-    try:
-        yield fired
-    finally:
-        _active.fired, _active.token = before
+
+    def call() -> None:
+        _active.set(replace(_active.get(), fired=fired, token=object()))
+        function()
+
+    copy_context().run(call)
+    return fired
 
 
-@contextmanager
-def _replacing(table: Table, root: Path) -> Iterator[None]:
-    if (table, root) in _active.roots:
-        yield
-        return
-    before = _active.roots
-    _active.roots = (*before, (table, root))
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(replacements((_active.roots, _active.token)))
-            stack.enter_context(nn.intercept_methods(_Interceptor(dict(table), root)))
-            yield
-    finally:
-        _active.roots = before
+def _replacing(root: tuple[Table, Path], function: Callable[[], T]) -> T:
+    """What a function gives while the layers of a compressed module are replaced."""
+    now = _active.get()
+    if root in now.roots:
+        return function()
+    inside = replace(now, roots=(*now.roots, root))
+
+    def call() -> T:
+        _active.set(inside)
+        with replacements((inside.roots, inside.token)), nn.intercept_methods(_Interceptor(root)):
+            return function()
+
+    return copy_context().run(call)
 
 
 class _Interceptor:
-    def __init__(self, table: dict[Path, tuple[StageSpec, ...]], root: Path) -> None:
-        self._table = table
-        self._root = root
+    def __init__(self, root: tuple[Table, Path]) -> None:
+        self._owner = root
+        self._table = dict(root[0])
+        self._root = root[1]
 
     def __call__(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
+        active = _active.get()
+        if self._owner not in active.roots:  # Flax was interrupted before it removed this
+            return function(*args, **kwargs)
         if module.scope is None:
             return function(*args, **kwargs)
         path = tuple(module.scope.path)
@@ -158,8 +163,8 @@ class _Interceptor:
         specs = self._table.get(path[depth:]) if path[:depth] == self._root else None
         if specs is None or not _is_theirs(module, context.orig_method.func, specs):
             return function(*args, **kwargs)
-        if _active.fired is not None:
-            _active.fired.add(path[depth:])
+        if active.fired is not None:
+            active.fired.add(path[depth:])
         return _replaced(module, specs, context.orig_method.func, args, kwargs)
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from flax import linen as nn
+from jax.extend.core import ClosedJaxpr
 
 from rankfold.contracts import Trace
 from rankfold.errors import Refused
@@ -37,6 +39,11 @@ from rankfold_jax.uses import extents_of
 from rankfold_jax.versions import replacements
 
 Path = tuple[str, ...]
+
+
+_recording: ContextVar[Recording | None] = ContextVar("_recording", default=None)
+"""The recording that goes on, set in a context of its own: an interceptor that Flax was interrupted
+in removing notes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +109,15 @@ class Recording:
 
             return self.inputs.call(call, arrays)
 
-        with nn.intercept_methods(self._note), replacements(self):
-            try:
-                closed, _ = jaxprs.traced(forward, params, others, self.inputs.arrays)
-            except Exception as error:  # whatever the model raises on these inputs
-                raise failed(error) from error
+        def traced() -> ClosedJaxpr:
+            _recording.set(self)
+            with nn.intercept_methods(self._note), replacements(self):
+                return jaxprs.traced(forward, params, others, self.inputs.arrays)[0]
+
+        try:
+            closed = copy_context().run(traced)
+        except Exception as error:  # whatever the model raises on these inputs
+            raise failed(error) from error
         self.found = jaxprs.find(closed, labels)
         owners: list[str | None] = [
             ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
@@ -122,7 +133,7 @@ class Recording:
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
-        if module.scope is None:
+        if module.scope is None or _recording.get() is not self:
             return function(*args, **kwargs)
         path = tuple(module.scope.path)
         self.classes.setdefault(path, type(module).__name__)

@@ -20,7 +20,7 @@ from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
 from rankfold_jax.nnx import layers, rules, stale, tracing
 from rankfold_jax.nnx.flows import flow, held_in, slot_of
-from rankfold_jax.nnx.graph import exchanged, modules, paths
+from rankfold_jax.nnx.graph import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.layers import Held
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
@@ -43,6 +43,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, Seen] = {}
         self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
+
+    def parts(self, model: nnx.Module) -> Iterable[object]:
+        """The modules and Variables."""
+        return nodes(model)
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Stock layers, and any other module that holds a matrix or a kernel of its own."""

@@ -46,6 +46,22 @@ def _paths(
         yield from _paths(child, (*path, name), (*above, id(node)))
 
 
+def nodes(model: nnx.Module) -> list[object]:
+    """Every module and every Variable once."""
+    known: dict[int, object] = {}
+    waiting: list[Any] = [model]
+    seen: dict[int, Any] = {}  # kept, so that no id is given away
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen[id(node)] = node
+        if isinstance(node, nnx.Pytree | nnx.Variable):
+            known[id(node)] = node
+        waiting.extend(child for _, child in children(node))
+    return list(known.values())
+
+
 def children(node: Any) -> Iterator[tuple[str, Any]]:
     """What a module, a container or any other pytree holds, by name; nothing for a leaf."""
     if isinstance(node, nnx.Variable | jax.Array | str | bytes | int | float) or node is None:

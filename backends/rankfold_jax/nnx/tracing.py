@@ -7,18 +7,20 @@ that record who looks up their kernel; what the kernels are multiplied with is r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextvars import ContextVar, copy_context
 from functools import cache
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.extend.core import ClosedJaxpr
 
 from rankfold.contracts import Trace
 from rankfold.errors import Refused
 from rankfold.ops import Extent, Op
+from rankfold.restoring import settled
 from rankfold_jax import jaxprs, ruled
 from rankfold_jax.counting import counted
 from rankfold_jax.inputs import Inputs, failed
@@ -64,9 +66,12 @@ class Watch:
             self.refusals.setdefault(path, f"its {name} is read from outside the layer")
 
 
-_watches: list[Watch] = []
+_watch: ContextVar[Watch | None] = ContextVar("_watch", default=None)
+"""The watch of this thread's trace. It is set in a context of its own, which is left by one step of
+the interpreter's, whatever arrives."""
 
 
+@settled
 def trace(
     model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any
 ) -> tuple[Trace, dict[str, Seen]]:
@@ -116,11 +121,15 @@ def trace(
     def forward(state: Any, arrays: list[Any]) -> Any:
         return given.call(nnx.merge(graphdef, state), arrays)
 
-    with _watching(watch), replacements(watch):
-        try:
-            closed, _ = jaxprs.traced(forward, state, given.arrays)
-        except Exception as error:  # whatever the model raises on these inputs
-            raise failed(error) from error
+    def traced() -> ClosedJaxpr:
+        _watch.set(watch)
+        with replacements(watch):
+            return jaxprs.traced(forward, state, given.arrays)[0]
+
+    try:
+        closed = copy_context().run(traced)
+    except Exception as error:  # whatever the model raises on these inputs
+        raise failed(error) from error
     found = jaxprs.find(closed, labels)
     extents: dict[str, tuple[Extent, ...]] = {}
     seen: dict[str, Seen] = {}
@@ -172,15 +181,6 @@ def _own(module: Any) -> bool:
     return any(getattr(module, name, None) not in usual for name, usual in stock.items())
 
 
-@contextmanager
-def _watching(watch: Watch) -> Iterator[None]:
-    _watches.append(watch)
-    try:
-        yield
-    finally:
-        _watches.pop()
-
-
 @cache
 def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
     """A subclass that tells the watch when its arrays are looked up from outside."""
@@ -190,24 +190,26 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             path = vars(self).get(_PATH)
-            if not _watches or path is None:
+            watch = _watch.get()
+            if watch is None or path is None:
                 return original(self, *args, **kwargs)
-            _watches[-1].called(path, self, args, kwargs)
-            running = _watches[-1].running
+            watch.called(path, self, args, kwargs)
+            running = watch.running
             running.append(path)
             try:
                 return original(self, *args, **kwargs)
             finally:
-                running.pop()
+                watch.running.pop()
 
         return call
 
     def look_up(self: Any, name: str) -> Any:
         value = object.__getattribute__(self, name)
-        if _watches and (name in _WATCHED or isinstance(value, nnx.Variable)):
+        watch = _watch.get()
+        if watch is not None and (name in _WATCHED or isinstance(value, nnx.Variable)):
             path = vars(self).get(_PATH)
             if path is not None:
-                _watches[-1].read(path, name)
+                watch.read(path, name)
         return value
 
     parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}

@@ -25,6 +25,7 @@ from rankfold.parallel import threads_for, working
 from rankfold.pipeline import plan as planned
 from rankfold.plan import LayerPlan, Plan, validate
 from rankfold.progress import Advance, progress
+from rankfold.restoring import settled
 from rankfold.selection import Selection, listed
 from rankfold.stored.adapter import CheckpointAdapter, Slot
 from rankfold.stored.moments import check_moments_file
@@ -33,6 +34,7 @@ from rankfold.stored.workplace import PLANNED, Job, Workplace, workplace
 from rankfold.stored.writing import Done, Part, Work, write
 
 
+@settled
 def compress_checkpoint(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
