@@ -23,7 +23,9 @@ CP = ("cp", "cp3")
 METHODS = DIRECT + CP
 MATRICES = ("svd", "channel_svd", "spatial_svd")
 PLACEMENTS: tuple[Placement, ...] = ("balanced", "classical")
-ROOT = 4e-8  # an error is the root of 1 − kept share: good to the root of 1e-15
+# An error is the root of 1 − kept share. The share is a ratio of sums of squares, and BLAS rounds
+# these by up to a few ε per term of its inner loops, tens of ε in all: good to the root of 100 ε.
+ROOT = 1.5e-7
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ def test_ill_conditioned_matrices_lose_the_least(
     for rank in range(1, n + 1):
         found = factored(op, name, (rank,))
         best = np.linalg.norm(values[rank:]) / np.linalg.norm(values)
-        assert best * (1 - 1e-9) - 1e-14 <= measured(op, found) <= best * 1.0001 + 2e-8
+        assert best * (1 - 1e-9) - 1e-14 <= measured(op, found) <= best * 1.0001 + ROOT
         assert found.error == pytest.approx(best, rel=1e-4, abs=ROOT)
     assert measured(op, found) < 1e-14
 
