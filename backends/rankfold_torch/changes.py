@@ -129,18 +129,17 @@ def _remove(module: nn.Module, hooks: Sequence[Hook | None], stores: Sequence[st
 def dispatched(mode: TorchDispatchMode) -> Iterator[None]:
     """A mode that sees every operation of this thread inside.
 
-    PyTorch keeps its modes on a stack of the thread, and beside it flags of the whole process, which
-    calls that overlap in several threads would put back in the wrong order.
+    PyTorch keeps its modes on a stack of the thread, and beside it flags of the whole process,
+    which calls that overlap in several threads would put back in the wrong order.
     """
 
     def undo() -> None:
-        while any(
-            entered is mode for entered in _python_dispatch._get_current_dispatch_mode_stack()
-        ):
+        stack = _python_dispatch._get_current_dispatch_mode_stack
+        while any(entered is mode for entered in stack()):
             _python_dispatch._pop_mode()
 
     with _mode_flags.kept(_read_mode_flags), Restored(undo):
-        mode.__enter__()
+        mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
         yield
 
 

@@ -61,7 +61,5 @@ class Watched:
             self._watchers.pop(id(watcher), None)
 
 
-READS = Watched(nn.Module, "__getattr__")
-"""Look-ups of parameters, buffers and modules, which are no plain attributes."""
 WRITES = Watched(nn.Module, "__setattr__")
 """Attributes that are set."""
