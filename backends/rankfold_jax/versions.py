@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +26,16 @@ _context: Any = jax.make_user_context(default_value=None)  # type: ignore[no-unt
 @contextmanager
 def replacements(what: object) -> Iterator[None]:
     """Inside, this replaces or records layers while functions are traced, in this thread."""
+    with Restored(thread_state()), _context(what):
+        yield
+
+
+def thread_state() -> Callable[[], object]:
+    """A function that puts back what replaces layers in this thread, as it is now."""
     before = _context.value
 
     def undo() -> None:
         if _context.value is not before:
             _context(before).__enter__()  # sets it; what it would put back is of no interest
 
-    with Restored(undo), _context(what):
-        yield
+    return undo

@@ -72,6 +72,10 @@ class TorchAdapter:
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 yield from (tensor for tensor in tensors if tensor is not None)
 
+    def thread_state(self) -> Callable[[], object]:
+        """Whether gradients are taken, which `no_grad` sets back only if it is not interrupted."""
+        return partial(torch.set_grad_enabled, torch.is_grad_enabled())
+
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
         check_root(model)

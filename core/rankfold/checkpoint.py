@@ -85,11 +85,12 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Raises:
             RankfoldError: it is not a safetensors file that is whole and sound.
         """
-        read_header(file)
         try:
             size = file.stat().st_size
-            known = self.sizes.get(file.name, size) == size
-            return known and sha256_of(file) == self.files[file.name]
+            if size != self.sizes.get(file.name, size):
+                return False
+            read_header(file)
+            return sha256_of(file) == self.files[file.name]
         except OSError as error:
             raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 

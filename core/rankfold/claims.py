@@ -21,7 +21,7 @@ from rankfold.errors import RankfoldError
 from rankfold.files import sync
 
 LOCK = "lock"
-SAVING = "saving"
+SAVING = "new"
 """The name of a folder about to become the output; one that is found there is a leftover."""
 _OLD = "old"
 _TRIES = 100

@@ -11,6 +11,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from operator import attrgetter
 from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
@@ -30,10 +31,13 @@ _DEADLOCKED = 100
 
 @runtime_checkable
 class Parted(Protocol):
-    """An adapter that says what a model shares with others; without it that is the model alone."""
+    """An adapter that says what a call changes for a while; without it that is the model alone."""
 
     def parts(self, model: Any) -> Iterable[object]:
-        """Everything in the model that a call may change for a while: modules and variables."""
+        """Everything in the model that may be changed: modules and variables."""
+
+    def thread_state(self) -> Callable[[], object]:
+        """A function that puts the state of the current thread back as it is now."""
 
 
 _owners: dict[int, _Call] = {}
@@ -65,9 +69,14 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 return function(*args, **kwargs)  # which says what is wrong with its arguments
             adapter = given.get("adapter")
             roots = [_at(given, name) for name in models]
+            pairs = [(root, _adapter_of(root, adapter)) for root in roots]
             own = _Call()
-            with Restored(own.release):
-                own.take(lambda: [part for root in roots for part in _parts(root, adapter)])
+            with ExitStack() as stack:
+                stack.enter_context(Restored(own.release))
+                for _, used in pairs:
+                    if isinstance(used, Parted):
+                        stack.enter_context(Restored(used.thread_state()))
+                own.take(lambda: [part for pair in pairs for part in _parts(*pair)])
                 return function(*args, **kwargs)
 
         return call
@@ -80,12 +89,17 @@ def _at(given: dict[str, Any], name: str) -> Any:
     return attrgetter(rest)(given[first]) if rest else given[first]
 
 
+def _adapter_of(model: Any, adapter: Any) -> Any:
+    """The adapter of a model; None for one of no framework, which the function says itself."""
+    if adapter is not None:
+        return adapter
+    try:
+        return registry().adapter(model)
+    except RankfoldError:
+        return None
+
+
 def _parts(model: Any, adapter: Any) -> Iterable[object]:
-    if adapter is None:
-        try:
-            adapter = registry().adapter(model)
-        except RankfoldError:
-            return ()  # no framework's, which the function says itself
     return adapter.parts(model) if isinstance(adapter, Parted) else (model,)
 
 

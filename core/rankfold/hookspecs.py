@@ -36,7 +36,8 @@ class AdapterSpec:
         target: "module:Class" of the adapter, imported when a model is recognised and called
             without arguments.
         readers: for file suffixes (".pt"), "module:function" from the path of a checkpoint of that
-            kind to a `rankfold.stored.source.File`. Nothing that such a file holds may be run.
+            kind to a `rankfold.stored.source.File`. Nothing that such a file holds may be run. That
+            of ".pt" serves files of `torch.save` by any other name, too.
     """
 
     name: str

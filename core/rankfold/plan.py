@@ -199,18 +199,19 @@ def validate(plan: Plan) -> None:
                 f"layer {layer.path!r}: method {layer.method!r} with ranks {layer.ranks}; a "
                 "method needs ranks and ranks need a method"
             )
-        for name in ("ranks", "params", "macs"):
+        _check_counts(f"layer {layer.path!r}", "ranks", layer.ranks, least=1)
+        for name in ("params", "macs"):
             _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
         for name in ("error", "predicted", "measured", "sensitivity"):
             _check_measure(f"layer {layer.path!r}", name, getattr(layer, name))
 
 
-def _check_counts(owner: str, field: str, counts: Iterable[Any]) -> None:
+def _check_counts(owner: str, field: str, counts: Iterable[Any], least: int = 0) -> None:
     for count in counts:
         whole = isinstance(count, Integral) and not isinstance(count, bool)
-        if not whole or not 0 <= count <= _MOST:
+        if not whole or not least <= count <= _MOST:
             raise RankfoldError(
-                f"{owner}: {field} holds {_shown(count)}; use whole numbers from 0 to {_MOST:.0e}"
+                f"{owner}: {field} holds {_shown(count)}; use at least {least}, at most {_MOST:.0e}"
             )
 
 

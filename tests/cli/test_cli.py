@@ -217,7 +217,7 @@ BAD = {
     "factory of no model": (("compress", "builtins:object", *COMPRESS[2:]), "no adapter"),
     "weights missing": ((*COMPRESS[:3], "none.pt", "-o", "out"), "'none.pt'"),
     "weights of another": ((*COMPRESS[:3], "half.safetensors", "-o", "out"), "does not fit"),
-    "weights truncated": ((*COMPRESS[:3], "cut.safetensors", "-o", "out"), "cannot be read"),
+    "weights truncated": ((*COMPRESS[:3], "cut.safetensors", "-o", "out"), "is damaged"),
     "output is a file": ((*COMPRESS[:4], "-o", "w.pt"), "is a file"),
     "output below a file": ((*COMPRESS[:4], "-o", "w.pt/out"), "cannot write"),
     "output holds other files": ((*COMPRESS[:4], "-o", "."), "holds"),

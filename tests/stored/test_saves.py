@@ -121,5 +121,5 @@ def test_weights_with_holes_are_refused_before_they_are_read(
         rf.load(network(), tmp_path / "out")
     os.truncate(tmp_path / "out" / "weights.safetensors", 2**40)
     monkeypatch.setattr(checkpoint, "sha256_of", lambda file: pytest.fail("is read"))
-    with pytest.raises(rf.RankfoldError, match="belong to no tensor"):
+    with pytest.raises(rf.RankfoldError, match="exchanged" if sizes else "belong to no tensor"):
         rf.load(network(), tmp_path / "out")

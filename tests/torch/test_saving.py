@@ -205,7 +205,7 @@ def rewrite_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], No
     change(tensors)
     save_file(tensors, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    rewrite_plan(folder, lambda found: found.update(files={file.name: digest}))
+    rewrite_plan(folder, lambda found: found.update(files={file.name: digest}, sizes={}))
 
 
 def planned(folder: Path, **fields: Any) -> None:

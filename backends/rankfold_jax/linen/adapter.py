@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
@@ -49,6 +49,7 @@ from rankfold_jax.sharding import epsilon
 from rankfold_jax.slots import Slot
 from rankfold_jax.stacks import Stack, find_stacks
 from rankfold_jax.uses import seen_axes
+from rankfold_jax.versions import thread_state
 from rankfold_jax.weights import load_arrays, save_arrays
 
 
@@ -61,6 +62,14 @@ class LinenAdapter(FlowDataAware[nn.Module]):
     def __init__(self) -> None:
         self._recording: Recording | None = None
         self._paths: dict[str, Path] = {}
+
+    def parts(self, model: nn.Module) -> Iterable[object]:
+        """The model: it is immutable."""
+        return (model,)
+
+    def thread_state(self) -> Callable[[], object]:
+        """That of JAX's caches; see `rankfold_jax.versions`."""
+        return thread_state()
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""

@@ -25,6 +25,7 @@ from rankfold_jax.nnx.layers import Held
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
 from rankfold_jax.stacks import Seen
+from rankfold_jax.versions import thread_state
 from rankfold_jax.weights import load_arrays, save_arrays
 
 T = TypeVar("T")
@@ -47,6 +48,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
     def parts(self, model: nnx.Module) -> Iterable[object]:
         """The modules and Variables."""
         return nodes(model)
+
+    def thread_state(self) -> Callable[[], object]:
+        """That of JAX's caches; see `rankfold_jax.versions`."""
+        return thread_state()
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Stock layers, and any other module that holds a matrix or a kernel of its own."""

@@ -38,16 +38,21 @@ def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
         parts.add(_FRONT.rstrip("."))
         short = {name: value.removeprefix(_FRONT) for name, value in short.items()}
     owners: dict[str, str] = {}
-    values = set(short.values())
     for name, value in short.items():
-        bare = value.removeprefix(_FRONT)  # of some names alone, it may be the model's own part
-        for form in {value, bare if bare in values else value}:
-            if owners.setdefault(form, name) != name:
-                raise RankfoldError(
-                    f"{owners[form]!r} and {name!r} are both {form!r} without what wrappers of the "
-                    "model add to names; keep one of them"
-                )
+        if owners.setdefault(value, name) != name:
+            raise _twice(owners[value], name, value)
+    fronted = {value: value.removeprefix(_FRONT) for value in owners if value.startswith(_FRONT)}
+    if fronted and owners.keys() >= set(fronted.values()):  # else it is a part of the model's own
+        value, bare = next(iter(fronted.items()))
+        raise _twice(owners[bare], owners[value], bare)
     return short, tuple(sorted(parts))
+
+
+def _twice(first: str, second: str, value: str) -> RankfoldError:
+    return RankfoldError(
+        f"{first!r} and {second!r} are both {value!r} without what wrappers of the model add to "
+        "names; keep one of them"
+    )
 
 
 def matched(names: Collection[str], wanted: Collection[str]) -> Mapping[str, str]:
