@@ -145,8 +145,10 @@ def _blas_libraries() -> dict[str, tuple[Any, int]]:
 
 
 def _set_threads(before: Mapping[str, tuple[Any, int]]) -> None:
-    for library, threads in before.values():
-        library.set_num_threads(threads)
+    for _ in range(2):  # NumPy's OpenBLAS sets the threads of SciPy's along with its own
+        for library, threads in before.values():
+            if library.get_num_threads() != threads:
+                library.set_num_threads(threads)
 
 
 _blas: Shared[str, tuple[Any, int]] = Shared(_set_threads)

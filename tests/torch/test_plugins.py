@@ -136,20 +136,20 @@ def raised_while_iterated(layers: Sequence[rf.Layer]) -> Iterator[rf.Choice]:
         Allocating(gives([rf.Choice(None, (), None)])),  # type: ignore[arg-type]
         Allocating(gives([7]), text=raises(SystemExit("no text"))),
         Stubborn(),
-        type("Unreadable", (Stubborn,), {"whole": property(raises(OfNoException()))})(),
+        type("Unreadable", (Stubborn,), {"judges": property(raises(OfNoException()))})(),
         type("Missing", (), {"allocate": property(raises(OfNoException()))})(),
     ],
 )
 def test_a_fault_of_a_policy_is_an_error_of_the_call(policy: Any, model: nn.Module) -> None:
     before = values(model)
     with pytest.raises(rf.RankfoldError, match="policy"):
-        rf.compress(model, policy, inplace=True)
+        rf.compress(model, policy, include="*", inplace=True)
     assert same(before, values(model))
 
 
 def test_choices_may_come_as_a_list_with_ranks_of_numpy(model: nn.Module) -> None:
     policy: Any = Allocating(lambda layers: [rf.Choice("svd", [np.int64(2)]) for _ in layers])  # type: ignore[arg-type]
-    plan = rf.plan(model, policy)
+    plan = rf.plan(model, policy, include="*")
     assert [layer.ranks for layer in plan.layers] == [(2,), (2,)]
     assert rf.Plan.from_json(plan.to_json()) == plan
 
@@ -267,7 +267,7 @@ def test_a_decomposition_that_works_in_place_does_not_change_the_model(
         assert "read-only" in small.plan["0"].reason
 
 
-@pytest.mark.parametrize("part", ["refuse", "modes", "template", "decompose", "allocate"])
+@pytest.mark.parametrize("part", ["refuse", "modes", "decompose", "allocate"])
 def test_tensors_that_stay_where_they_are_are_not_written_to_either(
     part: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +285,7 @@ def test_tensors_that_stay_where_they_are_are_not_written_to_either(
     monkeypatch.setitem(registry().decompositions, "in_place", InPlace(part, divide, "weight"))
     before = values(model)
     policy: Any = Allocating(allocate)
-    small = rf.compress(model, policy, methods=["in_place"])
+    small = rf.compress(model, policy, include="*", methods=["in_place"])
     assert same(before, values(model))
     right = rf.compress(model, rf.Ranks(2), methods=["svd"])
     assert same(values(small.model), values(right.model))

@@ -142,7 +142,7 @@ def test_apply_leaves_what_is_not_in_the_plan(model: nn.Module) -> None:
         ({"op": "Linear 19→12"}, "layer '5' is Linear 19→11, but the plan is for Linear 19→12"),
         ({"method": "qr"}, "methods: 'qr' is unknown"),
         ({"ranks": (12,)}, "layer '5': svd: rank 12 exceeds 11"),
-        ({"ranks": (0,)}, "layer '5': svd: rank 0; use at least 1"),
+        ({"ranks": (0,)}, "layer '5': ranks holds 0; use at least 1"),
         ({"ranks": (3, 3)}, r"layer '5': svd: 2 ranks \(3, 3\)"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_method_that_does_not_apply_is_the_reason(model: nn.Module) -> None:
 
 def test_noise_has_no_rank(model: nn.Module) -> None:
     nn.init.normal_(model[5].weight)
-    plan = rf.plan(model, rf.VBMF())
+    plan = rf.plan(model, rf.VBMF(), include="5")
     assert plan["5"].reason.startswith("rank 0: EVBMF found no structure above the noise")
 
 

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -83,7 +84,9 @@ def test_calls_on_different_models_run_side_by_side() -> None:
     before = nn.Module.__getattr__, nn.Module.__setattr__
     x = torch.randn(2, 7)
     with ThreadPoolExecutor(2) as pool:
-        plans = list(pool.map(lambda model: rf.plan(model, rf.Ratio(0.5), inputs=x), models))
+        plans = list(
+            pool.map(lambda model: rf.plan(model, rf.Ratio(0.5), inputs=x, include="*"), models)
+        )
     assert [len(plan.replaced) for plan in plans] == [2, 2]
     assert (nn.Module.__getattr__, nn.Module.__setattr__) == before
 

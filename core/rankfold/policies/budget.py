@@ -20,7 +20,7 @@ import numpy as np
 
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice, Judges, Policy, Ranks
-from rankfold.errors import Infeasible, RankfoldError
+from rankfold.errors import Infeasible, RankfoldError, Refused
 from rankfold.group import Group
 from rankfold.hookspecs import hookimpl
 from rankfold.knapsack import Solution, cheapest, least_share
@@ -253,7 +253,12 @@ class _Problem:
             return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
 
         losses = self._priced[place].losses[offer.method]
-        most = layer.methods[offer.method].max_ranks(layer.costs.outline)
+        try:
+            most = layer.methods[offer.method].max_ranks(layer.costs.outline)
+        except Refused:  # a plugin's fault; its ranks stay as they were offered
+            most = offer.ranks
+        if len(most) != len(offer.ranks):
+            most = offer.ranks
         return Rungs(offer.ranks, most, self._multiple, losses, cost)
 
     def solved(self) -> Solution:
