@@ -145,10 +145,15 @@ def _blas_libraries() -> dict[str, tuple[Any, int]]:
 
 
 def _set_threads(before: Mapping[str, tuple[Any, int]]) -> None:
-    for _ in range(2):  # NumPy's OpenBLAS sets the threads of SciPy's along with its own
-        for library, threads in before.values():
-            if library.get_num_threads() != threads:
-                library.set_num_threads(threads)
+    for library, threads in before.values():
+        # Since threadpoolctl 3.8 the thread that set OpenBLAS first is the only one that can, but
+        # the last one to leave may be another.
+        free = getattr(library, "clear_controlling_thread", None)
+        if free is not None:
+            free(force=True)
+        library.set_num_threads(threads)
+        if free is not None:
+            free(force=True)
 
 
 _blas: Shared[str, tuple[Any, int]] = Shared(_set_threads)
