@@ -32,7 +32,7 @@ print(unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 def large(folder: Path, files: int, layers: int, dtype: str = "F32") -> Path:
     """Files of tensors of 4 MiB, as quickly written as a disk takes them."""
-    rows = 256
+    rows = 64  # few, so that decomposing takes little time
     shape = (rows, LARGEST // SIZES[dtype] // rows)
     rng = np.random.default_rng(0)
     values = (rng.standard_normal(shape) * np.geomspace(1.0, 0.01, rows)[:, None]).astype("f4")
