@@ -183,10 +183,11 @@ class Layer:
         offers: list[Offer] = []
         losses: dict[str, dict[Ranks, float]] = {}
         failures: dict[str, str] = {}
+        op = self.op  # read out here: a file that cannot be read is no fault of a method
         for name, method in self.contenders.items():
             points: dict[Ranks, float] = {}
             try:
-                for ranks, squared in method.offers(self.op, self.spectrum, multiple_of):
+                for ranks, squared in method.offers(op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
                     grew = self.grew(cost) is not None
                     if squared is None and grew:
@@ -328,10 +329,10 @@ class Layer:
         self.template_cost(name, ranks)
         rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
         method = self.methods[name]
-        spectrum = self.spectrum
+        op, spectrum = self.op, self.spectrum
         try:
             factored = method.decompose(
-                self.op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
+                op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
             )
         except RankfoldError as fault:  # the ranks have been found to be in range
             raise Refused(f"{name} failed: {fault}") from fault

@@ -24,6 +24,8 @@ LOCK = "lock"
 SAVING = "new"
 """The name of a folder about to become the output; one that is found there is a leftover."""
 _OLD = "old"
+_PROBE = "owner."
+"""How the names of files begin that are made to see whose they are."""
 _TRIES = 100
 _LONGEST_NAME = 255
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -110,6 +112,8 @@ def _settle(folder: Path, output: Path) -> None:
     elif old.is_dir() and not old.is_symlink():
         old.rename(output)
     delete(folder / SAVING)
+    for probe in folder.glob(f"{_PROBE}*"):
+        delete(probe)
 
 
 def _locked(folder: Path, output: Path, until: float) -> Any:
@@ -181,14 +185,16 @@ def _is_foreign(folder: Path) -> bool:
         owner = folder.lstat().st_uid
     except OSError:
         return False
-    return os.name == "posix" and owner not in (os.geteuid(), _owner_of_files_in(folder))
+    if os.name != "posix" or owner == os.geteuid():
+        return False
+    return owner != _owner_of_files_in(folder)
 
 
 def _owner_of_files_in(folder: Path) -> int | None:
     """The owner that a file of this process gets there: some network file systems map all users."""
     if folder.is_symlink():
         return None
-    probe = folder / f"owner.{secrets.token_hex(8)}"
+    probe = folder / f"{_PROBE}{secrets.token_hex(8)}"
     try:
         with probe.open("xb") as stream:
             return os.fstat(stream.fileno()).st_uid

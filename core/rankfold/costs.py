@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from rankfold.offers import Cost
 from rankfold.ops import (
@@ -42,6 +43,20 @@ class Costs:
         self.outline = _outline(op)
         self._extents = extents
         self._attended = attended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with shapes in place of blank arrays, whose zeros pickle writes."""
+        fields = vars(self.outline)
+        arrays = [name for name in ("weight", "bias") if fields.get(name) is not None]
+        shapes = {name: fields[name].shape for name in arrays}
+        others = {name: value for name, value in fields.items() if name not in shapes}
+        return {**vars(self), "outline": (type(self.outline), shapes, others)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the blank arrays anew."""
+        kind, shapes, others = state["outline"]
+        arrays = {name: blank(*shape) for name, shape in shapes.items()}
+        vars(self).update({**state, "outline": kind(**arrays, **others)})
 
     @cached_property
     def before(self) -> Cost:

@@ -31,9 +31,10 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     wanted: dict[str, Ranks] = {}
     limit: Cost | None = None
     contenders: dict[str, Ranks] = {}
+    op = layer.op  # read out here: a file that cannot be read is no fault of a method
     for name, method in layer.contenders.items():
         try:
-            mode_ranks = tuple(rank_of(mode) for mode in method.modes(layer.op, layer.spectrum))
+            mode_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
             if min(mode_ranks) < 1:
                 reasons[name] = nothing_found
                 continue
@@ -53,7 +54,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
         if name in contenders:
             continue
         try:
-            base = wanted.get(name, method.max_ranks(layer.op))
+            base = wanted.get(name, method.max_ranks(op))
             within = layer.largest_within(name, limit, base)
         except (Refused, RankfoldError) as fault:
             reasons[name] = str(fault)

@@ -51,12 +51,13 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
 class _Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stage1 = nn.Sequential(nn.Conv2d(3, 32, 3))
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.stage1 = nn.Sequential(nn.Conv2d(16, 32, 3))
         self.stage2 = nn.Conv2d(32, 64, 3)
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.stage2(self.stage1(x)).mean((2, 3)))
+        return self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
 
 
 def hooks() -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def logits(model: Any, inputs: Any = TEXT) -> torch.Tensor:
 
 
 def compressed(model: Any) -> rf.Compressed:
-    return rf.compress(model, rf.Ratio(0.4))
+    return rf.compress(model, rf.Ratio(0.4), include="*")  # heads, too
 
 
 def reopened(model: Any, folder: Path) -> Any:
@@ -112,7 +113,20 @@ def test_a_compressed_model_is_opened_from_shards_and_saved_again(
     assert torch.equal(logits(reopened(back, tmp_path / "again"), inputs), logits(small, inputs))
 
 
-@pytest.mark.parametrize("options", [{"device_map": "cpu"}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_implementation": "eager"},
+        {"dtype": torch.bfloat16},
+        pytest.param(
+            {"device_map": "cpu"},
+            marks=pytest.mark.skipif(
+                find_spec("accelerate") is None, reason="transformers needs accelerate for it"
+            ),
+        ),
+    ],
+    ids=["attn_implementation", "dtype", "device_map"],
+)
 def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: Path) -> None:
     small = compressed(llama()).model
     small.save_pretrained(tmp_path / "small")
@@ -129,7 +143,7 @@ def test_the_configuration_of_the_original_stays_as_it_is() -> None:
     shared, original = tf.LlamaForCausalLM(config), tf.LlamaForCausalLM(config)
     before = config.to_json_string()
     assert plans(compressed(original).model) == [16]
-    rf.compress(shared, rf.Ratio(0.4), inplace=True)
+    rf.compress(shared, rf.Ratio(0.4), include="*", inplace=True)
     assert plans(shared) == [16]
     assert config.to_json_string() == original.config.to_json_string() == before
 

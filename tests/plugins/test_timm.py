@@ -178,7 +178,7 @@ def test_a_layer_that_standardises_its_weight_is_not_refitted(
     small = rf.compress(
         original,
         rf.Energy(0.9999),
-        overrides={"0": rf.Ranks(2)},
+        overrides={"0": rf.Ranks(1)},
         calibration=[images(16) for _ in range(2)],
     )
     assert small.plan["0"].method == "svd"

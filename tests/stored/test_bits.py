@@ -1,5 +1,7 @@
 """What is not compressed is copied bit for bit; what is keeps its type."""
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
 import ml_dtypes
@@ -155,12 +157,16 @@ def test_other_libraries_read_the_files(tmp_path: Path) -> None:
                 assert (entry.begin % SIZES[entry.dtype]) == 0
 
 
-@pytest.mark.parametrize("text", ["processes:2", "threads:2"])
+@pytest.fixture(scope="module", params=["processes:2", "threads:2"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor | None]:
+    with opened(request.param) as pool:
+        yield pool
+
+
 @pytest.mark.parametrize("policy", [rf.Ratio(0.4), rf.Budget(params=0.5)], ids=repr)
-def test_executors_give_the_same_files(tmp_path: Path, text: str, policy) -> None:
+def test_executors_give_the_same_files(tmp_path: Path, executor: Executor, policy) -> None:
     source = sharded(tmp_path / "source", shape=(60, 90))
     plan = rf.compress_checkpoint(source, tmp_path / "serial", policy)
-    with opened(text) as executor:
-        found = rf.compress_checkpoint(source, tmp_path / "out", policy, executor=executor)
+    found = rf.compress_checkpoint(source, tmp_path / "out", policy, executor=executor)
     assert found == plan
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")

@@ -42,7 +42,7 @@ def test_workers_give_what_one_process_gives(
 
 
 def test_no_tensor_travels(cluster: "distributed.LocalCluster", tmp_path: Path) -> None:
-    source = sharded(tmp_path / "source", files=2, layers=4, shape=(600, 800))
+    source = sharded(tmp_path / "source", files=2, layers=2, shape=(300, 400))
     with opened(address(cluster)) as executor:
         submitted = []
         submit = executor.submit
@@ -54,13 +54,13 @@ def test_no_tensor_travels(cluster: "distributed.LocalCluster", tmp_path: Path) 
         executor.submit = watched
         rf.compress_checkpoint(source, tmp_path / "out", rf.Ratio(0.3), executor=executor)
     assert submitted
-    assert max(submitted) < 100_000 < 600 * 800 * 4
+    assert max(submitted) < 50_000 < 300 * 400 * 4
 
 
 def test_a_worker_that_is_killed_is_made_up_for(
     cluster: "distributed.LocalCluster", tmp_path: Path
 ) -> None:
-    source = sharded(tmp_path / "source", files=8, layers=3, shape=(300, 440))
+    source = sharded(tmp_path / "source", files=4, layers=2, shape=(300, 440))
     rf.compress_checkpoint(source, tmp_path / "serial", rf.Ratio(0.4))
     work = tmp_path / ".dask.rankfold"
     killed = []

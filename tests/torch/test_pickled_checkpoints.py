@@ -16,6 +16,7 @@ from torch import nn
 import rankfold as rf
 
 POLICY = rf.Ratio(0.4)
+LITERAL = rf.Ranks(4)  # of all layers, those of the outputs among them
 
 
 class Code:
@@ -181,20 +182,20 @@ WRAPPERS = {
 @pytest.mark.parametrize("rename", WRAPPERS.values(), ids=WRAPPERS)
 def test_checkpoints_of_wrapped_models_are_loaded_into_plain_ones(tmp_path: Path, rename) -> None:
     torch.save({rename(n): t for n, t in network().state_dict().items()}, tmp_path / "x.pt")
-    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", POLICY)
+    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", LITERAL)
     assert len(plan.replaced) == 2
     x = torch.randn(3, 20)
     loaded = rf.load(network(), tmp_path / "out")
-    assert torch.equal(loaded(x), rf.compress(network(), POLICY).model(x))
+    assert torch.equal(loaded(x), rf.compress(network(), LITERAL).model(x))
 
 
 def test_a_part_of_the_models_own_is_no_wrapper(tmp_path: Path) -> None:
     torch.save(Own().state_dict(), tmp_path / "x.pt")
-    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", POLICY)
+    plan = rf.compress_checkpoint(tmp_path / "x.pt", tmp_path / "out", LITERAL)
     assert plan.notes == ("names without module, which wrappers of the model add",)
     x = torch.randn(3, 20)
     loaded = rf.load(Own(), tmp_path / "out")
-    assert torch.equal(loaded(x), rf.compress(Own(), POLICY).model(x))
+    assert torch.equal(loaded(x), rf.compress(Own(), LITERAL).model(x))
 
 
 def test_archives_that_take_more_memory_than_room_are_refused(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def _checked(value: object) -> Given:
 
 
 def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> MethodRanks | None:
-    most = method.max_ranks(layer.op)
+    most = method.max_ranks(layer.costs.outline)
     if given == "full":
         return most
     if isinstance(given, tuple):
