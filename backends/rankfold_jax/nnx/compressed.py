@@ -32,7 +32,9 @@ class Chain(nnx.Sequential):
     def __setattr__(self, name: str, value: Any) -> None:
         """Hands options on to the stages and refuses what would have no effect."""
         now = vars(self)  # Flax puts a graph together beneath this, by `object.__setattr__`
-        if name in ARRAYS or (name in CONSTANTS and name in now and not _same(now[name], value)):
+        if (name in ARRAYS and value is not now.get(name)) or (
+            name in CONSTANTS and name in now and not _same(now[name], value)
+        ):
             stages = list(now.get("layers", ()))
             if name not in OPTIONS:
                 kinds = (type(stage).__name__ for stage in stages)
