@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -73,6 +74,19 @@ def checked(op: Op, chain: Chain) -> Chain:
     if any(stage.bias is not None for stage in chain[:-1]):
         raise Refused(f"{FOREIGN}a bias stands before its last layer")
     return chain
+
+
+def fixed(what: str, stages: Iterable[str]) -> RankfoldError:
+    """The error for a change of a compressed layer that would have no effect.
+
+    Args:
+        what: is changed, and of which layer.
+        stages: the classes of the layers of its chain.
+    """
+    return RankfoldError(
+        f"{what} cannot be changed, it would have no effect: its stages {', '.join(stages)} "
+        "compute with their own; change the original layer, then compress"
+    )
 
 
 def _front(array: Array, stack: Stack, one: tuple[int, ...]) -> Array:

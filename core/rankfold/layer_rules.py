@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained
 from rankfold.hookspecs import LayerRule
 from rankfold.ops import Op, is_op
@@ -46,5 +46,9 @@ def carried_out(target: str, *arguments: Any) -> Any:
     Raises:
         Refused: it declines or fails.
     """
-    with contained(f"the layer rule {target!r}", Refused):
-        return resolve(target)(*arguments)
+    who = f"the layer rule {target!r}"
+    try:
+        with contained(who, Refused):
+            return resolve(target)(*arguments)
+    except RankfoldError as error:  # such as that of an op that cannot be; it is of one layer
+        raise Refused(f"{who} failed: {error}") from error

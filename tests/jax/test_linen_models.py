@@ -387,6 +387,27 @@ def test_what_a_layer_computes_with_is_forwarded() -> None:
     assert [m.dot_general for m in stages] == [dot, dot]
 
 
+class Strided(nn.Module):
+    stride: int = 1
+    features: int = 16
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Conv(self.features, (3, 2), strides=self.stride, name="conv")(x)
+
+
+def test_a_compressed_layer_is_made_as_it_was_when_compressed() -> None:
+    x = x_of(2, 7, 5, 12)
+    model = Strided().bind(Strided().init(jax.random.key(0), x))
+    small, variables = rf.compress(
+        model, rf.Ranks(4), inputs=x, methods="channel_svd"
+    ).model.unbind()
+    assert small.clone(stride=1).apply(variables, x).shape == (2, 7, 5, 16)
+    for changed, word in (({"stride": 2}, "strides"), ({"features": 13}, "features")):
+        with pytest.raises(rf.RankfoldError, match=f"{word} of compressed layer 'conv'"):
+            small.clone(**changed).apply(variables, x)
+
+
 class Odd(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -195,6 +195,47 @@ def test_split_and_merge_keep_the_chain() -> None:
     assert np.array_equal(nnx.merge(*nnx.split(small))(x), small(x))
 
 
+@functools.cache
+def small_layers() -> tuple[nnx.Module, jax.Array]:
+    """A compressed strided convolution and a compressed transposed one without a bias."""
+    rngs = nnx.Rngs(0)
+    conv = nnx.Conv(12, 16, (3, 2), strides=2, rngs=rngs)
+    x = x_of(2, 7, 5, 12)
+    model = nnx.Sequential(conv, nnx.ConvTranspose(16, 11, (2, 3), use_bias=False, rngs=rngs))
+    return rf.compress(model, rf.Ranks((4, 5)), inputs=x, methods="tucker2").model, x
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("strides", 1), ("padding", "VALID"), ("in_features", 3), ("kernel_size", (5, 5))],
+)
+def test_geometry_of_a_compressed_layer_cannot_be_set(name: str, value: Any) -> None:
+    for layer in small_layers()[0].layers:
+        before = getattr(layer, name)
+        with pytest.raises(rf.RankfoldError, match=f"{name} of a compressed layer"):
+            setattr(layer, name, value)
+        assert getattr(layer, name) == before
+        setattr(layer, name, before)
+
+
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+def test_arrays_of_a_compressed_layer_cannot_be_set(name: str) -> None:
+    for layer in small_layers()[0].layers:
+        with pytest.raises(rf.RankfoldError, match=f"{name} of a compressed layer"):
+            setattr(layer, name, nnx.Param(jnp.ones(11)))
+
+
+def test_options_of_a_compressed_layer_are_those_of_its_stages() -> None:
+    model, x = small_layers()
+    copied = nnx.clone(model)
+    np.testing.assert_array_equal(nnx.merge(*nnx.split(copied))(x), model(x))
+    for layer in copied.layers:
+        layer.dtype = jnp.bfloat16
+    assert copied(x).dtype == jnp.bfloat16
+    copied.set_attributes(dtype=jnp.float32)
+    assert copied(x).dtype == model(x).dtype == jnp.float32
+
+
 class Containers(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         def linear() -> nnx.Linear:

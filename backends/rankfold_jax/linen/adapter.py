@@ -27,6 +27,7 @@ from rankfold_jax.linen.flows import check_bound, flow
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
+    geometry,
     in_double,
     make,
     unboxed,
@@ -234,7 +235,7 @@ class LinenAdapter(FlowDataAware[nn.Module]):
             return model
         module, variables = model.unbind()
         table = tuple(
-            (self._paths[path], built.specs)
+            (self._paths[path], built.specs, geometry(built.layer.module, built.layer.kind))
             for path, built in modules.items()
             if isinstance(built, Built)
         )
@@ -243,7 +244,7 @@ class LinenAdapter(FlowDataAware[nn.Module]):
         for path, built in modules.items():
             put_params(params, self._paths[path], built)
         changed = {**variables, "params": params}
-        self._check(small, changed, {path for path, _ in table})
+        self._check(small, changed, {path for path, *_ in table})
         return small.bind(changed)
 
     def save_weights(self, model: nn.Module, file: File) -> None:

@@ -21,12 +21,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rankfold.errors import RankfoldError
+from rankfold_jax.chains import fixed
 from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make, raw
 from rankfold_jax.versions import replacements
 
 T = TypeVar("T")
 Path: TypeAlias = tuple[str, ...]
-Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...]], ...]
+Geometry: TypeAlias = tuple[tuple[str, str], ...]
+Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...], Geometry], ...]
 
 _TABLE = "_rankfold_table"
 
@@ -61,7 +63,7 @@ def compressed(module: nn.Module, table: Table) -> nn.Module:
 
     Args:
         module: unbound.
-        table: path of each layer replaced, and the stages of its chain.
+        table: path of each layer replaced, the stages of its chain, and its `geometry`.
     """
     fields = {
         field.name: getattr(module, field.name)
@@ -108,9 +110,9 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
 def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
     """The stages of the chain that a compressed module has at a path; None where it has none."""
     for cls in type(module).__mro__:
-        specs = dict(vars(cls).get(_TABLE, ())).get(path)
-        if specs is not None:
-            return specs  # type: ignore[no-any-return]  # `vars` is untyped
+        for replaced, specs, _ in vars(cls).get(_TABLE, ()):
+            if replaced == path:
+                return specs  # type: ignore[no-any-return]  # `vars` is untyped
     return None
 
 
@@ -148,7 +150,7 @@ def _replacing(root: tuple[Table, Path], function: Callable[[], T]) -> T:
 class _Interceptor:
     def __init__(self, root: tuple[Table, Path]) -> None:
         self._owner = root
-        self._table = dict(root[0])
+        self._table = {path: (specs, before) for path, specs, before in root[0]}
         self._root = root[1]
 
     def __call__(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -160,12 +162,29 @@ class _Interceptor:
             return function(*args, **kwargs)
         path = tuple(module.scope.path)
         depth = len(self._root)
-        specs = self._table.get(path[depth:]) if path[:depth] == self._root else None
-        if specs is None or not _is_theirs(module, context.orig_method.func, specs):
+        entry = self._table.get(path[depth:]) if path[:depth] == self._root else None
+        if entry is None or not _is_theirs(module, context.orig_method.func, entry[0]):
             return function(*args, **kwargs)
+        specs, before = entry
+        _check_geometry(path[depth:], module, specs, before)
         if active.fired is not None:
             active.fired.add(path[depth:])
         return _replaced(module, specs, context.orig_method.func, args, kwargs)
+
+
+def _check_geometry(
+    path: Path, module: nn.Module, specs: tuple[StageSpec, ...], before: Geometry
+) -> None:
+    """Sees to it that a layer is still the one that its chain was made for.
+
+    Raises:
+        RankfoldError: the model makes it with other sizes or another geometry.
+    """
+    for name, was in before:
+        now = repr(getattr(module, name))
+        if now != was:
+            what = f"{name} of compressed layer {'.'.join(path)!r} (from {was} to {now})"
+            raise fixed(what, (f"lr{place}" for place in range(len(specs))))
 
 
 def _is_theirs(module: Any, function: Any, specs: tuple[StageSpec, ...]) -> bool:

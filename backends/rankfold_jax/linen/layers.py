@@ -35,6 +35,8 @@ _PRODUCTS = (
     "conv_general_dilated_cls",
 )
 
+_NUMBERS: tuple[type, ...] = (bool, int, float, str, tuple, list, type(None))
+
 
 def raw(method: Any) -> Any:
     """The function that a module's method was written as, beneath Flax's own wrapper."""
@@ -226,6 +228,22 @@ def _options(module: Any, kind: type[nn.Module]) -> dict[str, Any]:
     return {
         name: getattr(module, name) for name in names if name in known and hasattr(module, name)
     }
+
+
+def geometry(module: nn.Module, kind: type[nn.Module]) -> tuple[tuple[str, str], ...]:
+    """The sizes and the geometry that a layer is made with: field and value, as words.
+
+    They are words as fields may hold lists, and what is replaced where is part of cache keys.
+
+    Args:
+        module: the layer.
+        kind: the class whose computation it does; what a subclass adds is not looked at.
+    """
+    names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
+    plain = {name: getattr(module, name) for name in names.difference(_OPTIONS, _PRODUCTS)}
+    return tuple(
+        (name, repr(value)) for name, value in sorted(plain.items()) if isinstance(value, _NUMBERS)
+    )
 
 
 def own_product(module: Any) -> bool:

@@ -18,9 +18,10 @@ from rankfold_jax import jaxprs
 from rankfold_jax.chains import FOREIGN, checked
 from rankfold_jax.data_aware import FlowDataAware
 from rankfold_jax.flow import Flow
-from rankfold_jax.nnx import layers, rules, stale, tracing
+from rankfold_jax.nnx import compressed, layers, rules, stale, tracing
 from rankfold_jax.nnx.flows import flow, held_in, slot_of
 from rankfold_jax.nnx.graph import exchanged, modules, nodes, paths
+from rankfold_jax.nnx.kinds import kernel_name
 from rankfold_jax.nnx.layers import Held
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
 from rankfold_jax.sharding import epsilon
@@ -115,7 +116,7 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         op = self.read(model, path)
         held = self._held(model, path)
         found = dict(paths(small)).get(path)
-        if not isinstance(found, layers.Chain):
+        if not isinstance(found, compressed.Chain):
             raise Refused(f"a {type(found).__name__} stands in its place, not a chain")
         stages: list[Any] = list(found.layers)
         for stage in stages:
@@ -217,10 +218,10 @@ class NNXAdapter(FlowDataAware[nnx.Module]):
         module = self._modules(model)[path]
         if rules.rule_of(module) is not None:
             return rules.dtype_of(module)
-        return getattr(module, layers.kernel_name(module)).get_raw_value().dtype
+        return getattr(module, kernel_name(module)).get_raw_value().dtype
 
 
-def _run(built: layers.Chain, held: Held, x: Array) -> Array:
+def _run(built: compressed.Chain, held: Held, x: Array) -> Array:
     return held.form.run(layers.runner(built, held), x, held.stack.count)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,21 +20,14 @@ from rankfold_jax.conv import ConvForm, TransposedForm
 from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.depthwise import depthwise_conv
 from rankfold_jax.forms import Form, Roles, Stage
+from rankfold_jax.nnx.compressed import Chain, chained
 from rankfold_jax.nnx.graph import modules
+from rankfold_jax.nnx.kinds import KINDS, OPTIONS, kernel_name
 from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
 from rankfold_jax.sharding import Axes, to_numpy
 from rankfold_jax.stacks import Seen, Stack, find_stacks
 
 T = TypeVar("T", bound=nnx.Module)
-KINDS: tuple[type[nnx.Module], ...] = (
-    nnx.Linear,
-    nnx.LinearGeneral,
-    nnx.Einsum,
-    nnx.Conv,
-    nnx.ConvTranspose,
-    nnx.Embed,
-)
-_COMMON = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
 _PRODUCTS = {
     nnx.Linear: ("dot_general",),
     nnx.LinearGeneral: ("dot_general", "dot_general_cls"),
@@ -42,44 +35,6 @@ _PRODUCTS = {
     nnx.Conv: ("conv_general_dilated",),
 }
 _NAMES = ("out_sharding", "sharding_names", "sharding")
-_DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
-
-
-class Chain(nnx.Sequential):
-    """The layers of a chain, called as the one layer they replace is.
-
-    Args:
-        layers: stock NNX layers.
-    """
-
-    def __call__(  # type: ignore[override]  # one input, as the layer it replaces has
-        self, inputs: Any, *, out_sharding: Any = None, **options: Any
-    ) -> Any:
-        """The layers one after the other; `out_sharding` is that of the last one's output."""
-        layers: list[Any] = list(self.layers)
-        *before, last = layers
-        for layer in before:
-            inputs = layer(inputs, **options)
-        if out_sharding is not None:
-            options["out_sharding"] = out_sharding
-        return last(inputs, **options)
-
-    def attend(self, query: Any, *, out_sharding: Any = None) -> Any:
-        """`Embed.attend` with the table that the chain stands for.
-
-        Raises:
-            AttributeError: the chain replaces another layer than an Embed.
-        """
-        layers: list[Any] = list(self.layers)
-        table, *behind = layers
-        for layer in reversed(behind):
-            if isinstance(layer, nnx.Linear):
-                arrays = (query, layer.kernel[...])
-                query, kernel = layer.promote_dtype(arrays, dtype=layer.dtype)
-            else:  # a chain of its own
-                kernel = layer(jnp.eye(layer.in_features, dtype=query.dtype))
-            query = jnp.dot(query, kernel.T)
-        return table.attend(query, out_sharding=out_sharding)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,22 +51,6 @@ class Held:
         """(count, *kernel_shape) and (count, *bias_shape)."""
         bias = None if self.bias is None else self.bias_stack.to_front(numbers(self.bias))
         return self.stack.to_front(numbers(self.kernel)), bias
-
-
-def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
-    """The stock class whose computation the module does, if any."""
-    for kind in KINDS:
-        if isinstance(module, kind) and all(
-            getattr(type(module), name, None) is getattr(kind, name, None)
-            for name in ("__call__", "attend")
-        ):
-            return kind
-    return None
-
-
-def kernel_name(module: nnx.Module) -> str:
-    """The attribute that holds the kernel of a stock layer."""
-    return "embedding" if isinstance(module, nnx.Embed) else "kernel"
 
 
 def held(module: Any, seen: Seen) -> Held:
@@ -208,15 +147,6 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
             layer_of_stage.bias = variable
         built.append(layer_of_stage)
     return chained(built, module)
-
-
-def chained(stages: Sequence[Any], module: nnx.Module) -> Chain:
-    """Stock layers as the one that stands in the place of a layer, with its further attributes."""
-    chain = Chain(*stages)
-    for name, value in vars(module).items():
-        if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
-            setattr(chain, name, value)
-    return chain
 
 
 def stage_op(op: Op, stage: Any, layer: Held) -> Op:
@@ -337,7 +267,7 @@ def made(stage: Stage, module: Any) -> nnx.Module:
 
 def options_of(module: Any, kind: type[nnx.Module]) -> dict[str, Any]:
     """What a stage computes with, of what the layer replaced computes with."""
-    names = [*_COMMON, *(_PRODUCTS.get(kind, ()) if isinstance(module, kind) else ())]
+    names = [*OPTIONS, *(_PRODUCTS.get(kind, ()) if isinstance(module, kind) else ())]
     if kind is nnx.Embed:
         names = ["dtype", "param_dtype", "promote_dtype"]
     return {name: getattr(module, name) for name in names if hasattr(module, name)}

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rankfold.errors import Refused
 from rankfold_jax.nnx.graph import children, paths, variables
-from rankfold_jax.nnx.layers import KINDS, kernel_name, kind_of
+from rankfold_jax.nnx.kinds import KINDS, kernel_name, kind_of
 
 _FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
 _READERS = (nnx.WeightNorm, nnx.SpectralNorm)

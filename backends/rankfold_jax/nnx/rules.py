@@ -17,7 +17,9 @@ from rankfold.layer_rules import carried_out, read_by, rule_for
 from rankfold.ops import Array, Chain, Op, blank, with_weight
 from rankfold_jax import ruled
 from rankfold_jax.nnx import layers
+from rankfold_jax.nnx.compressed import chained
 from rankfold_jax.nnx.graph import variables
+from rankfold_jax.nnx.kinds import KINDS, kernel_name
 from rankfold_jax.stacks import Stack
 
 _NAME = "nnx"
@@ -25,7 +27,7 @@ _NAME = "nnx"
 
 def rule_of(module: nnx.Module) -> LayerRule | None:
     """The rule that reads a module; the stock layers need none."""
-    return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
+    return None if type(module) in KINDS else rule_for(_NAME, type(module))
 
 
 def read(rule: LayerRule, module: nnx.Module) -> Op:
@@ -93,13 +95,13 @@ def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
     made = []
     for stage in ruled.stages(chain):
         layer: Any = nnx.eval_shape(partial(layers.made, stage, module))
-        numbers = {layers.kernel_name(layer): stage.kernel[0]}
+        numbers = {kernel_name(layer): stage.kernel[0]}
         if stage.bias is not None:
             numbers["bias"] = stage.bias[0]
         for name, values in numbers.items():
             setattr(layer, name, nnx.Param(jnp.asarray(values, dtype_of(module))))
         made.append(layer)
-    return layers.chained(made, module)
+    return chained(made, module)
 
 
 def runner(module: nnx.Module, op: Op) -> Callable[[Array], Array]:

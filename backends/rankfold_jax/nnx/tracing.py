@@ -26,7 +26,8 @@ from rankfold_jax.counting import counted
 from rankfold_jax.inputs import Inputs, failed
 from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.graph import modules, variables
-from rankfold_jax.nnx.layers import KINDS, form_of, kernel_name, kind_of
+from rankfold_jax.nnx.kinds import KINDS, kernel_name, kind_of
+from rankfold_jax.nnx.layers import form_of
 from rankfold_jax.output_layers import Leaf, output_layers
 from rankfold_jax.stacks import Seen
 from rankfold_jax.uses import extents_of, seen_axes

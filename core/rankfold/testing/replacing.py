@@ -37,9 +37,12 @@ def check_build(harness: Harness) -> None:
 
 @check("build")
 def check_full_rank(harness: Harness) -> None:
-    """At full rank the compressed model gives what the original gives."""
+    """At full rank the compressed model gives what the original gives.
+
+    A fit by CP at full rank is large and tells no more of an adapter than one of lower rank.
+    """
     for name, op, model in supported(harness):
-        for method in methods(op):
+        for method in EXACT.intersection(methods(op)):
             x = probe(op)
             small = compressed(harness, model, op, Ranks("full"), method, name)
             what = f"the model at full rank by {method} computes"
