@@ -10,6 +10,7 @@ from typing import Any
 from rankfold.contracts import Decomposition, Policy, TensorRule
 from rankfold.faults import shown
 from rankfold.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.output_layers import judged
 
 _DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")
@@ -37,6 +38,7 @@ class Declarations:
         Raises:
             TypeError: something is not what it is declared to be.
             ValueError: a name is given twice.
+            RankfoldError: a policy judges what it cannot.
         """
         adapters = list(hook("rankfold_adapters"))
         decompositions = list(hook("rankfold_decompositions"))
@@ -47,6 +49,8 @@ class Declarations:
         others = [rule for rule in declared if not isinstance(rule, (LayerRule, ParameterRule))]
         _check_parts("decomposition", decompositions, _DECOMPOSITION)
         _check_parts("policy", policies, _POLICY)
+        for policy in policies:
+            judged(policy)
         _check_parts("layer, parameter or tensor rule", others, _TENSOR_RULE)
         for spec in adapters:
             if not isinstance(spec, AdapterSpec):

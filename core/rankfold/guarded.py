@@ -12,7 +12,7 @@ from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.errors import Refused
 from rankfold.faults import contained
 from rankfold.linalg import host, read_only
-from rankfold.ops import Chain, Op, is_op, layout
+from rankfold.ops import Array, Chain, Op, is_op, layout
 from rankfold.protection import copied, is_ours, protected
 from rankfold.spectrum import Spectrum
 
@@ -57,7 +57,7 @@ class Guarded:
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """As `Decomposition.modes`."""
         with contained(self.name, Refused):
-            modes = tuple(map(_mode, self._method.modes(self._lent(op), spectrum)))
+            modes = tuple(map(self._mode, self._method.modes(self._lent(op), spectrum)))
             if not modes:
                 raise ValueError("modes gave none")
             return modes
@@ -121,19 +121,21 @@ class Guarded:
     def _lent(self, op: Op) -> Op:
         return op if self._is_ours else protected(copied(op))
 
+    def _mode(self, mode: Mode) -> Mode:
+        rows, columns = map(operator.index, mode.sides)
+
+        def values() -> Array:  # not before a policy looks at them: they take an eigensolver
+            with contained(self.name, Refused):
+                squares = host(mode.values)
+                if squares.ndim != 2 or squares.dtype.kind != "f" or not squares.size:
+                    raise TypeError(f"values of a mode are {squares.dtype} of {squares.shape}")
+                return read_only(squares)
+
+        return Mode(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
+
 
 def _ranks(values: Iterable[Any]) -> Ranks:
     return tuple(map(operator.index, values))
-
-
-def _mode(mode: Mode) -> Mode:
-    values = host(mode.values)
-    if values.ndim != 2 or values.dtype.kind != "f" or not values.size:
-        raise TypeError(f"values of a mode are {values.dtype} of shape {values.shape}")
-    rows, columns = map(operator.index, mode.sides)
-    return Mode(
-        read_only(values), (rows, columns), operator.index(mode.channels), float(mode.scale)
-    )
 
 
 def _chain(stages: Iterable[Any]) -> Chain:

@@ -95,6 +95,31 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
     assert sum_of_squares(found.factors) < 12 * energy
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [
+        ((17, 8, 3, 2, 4), 6),
+        ((32, 16, 3, 4, 5), 3),
+        ((17, 8, 3, 4, 2), 12),  # above a channel count
+        ((17, 9, 3, 4), 6),
+        ((7, 13, 3, 4), 7),
+        ((65, 48, 3, 2), 20),
+        ((17, 8, 5), 4),
+    ],
+    ids=str,
+)
+def test_a_kernel_of_that_very_rank_is_found(
+    shape: tuple[int, ...], rank: int, dtype: type
+) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        factors = [rng.standard_normal((size, rank)) for size in shape]
+        op = rf.Conv((0.01 * tl.cp_to_tensor((None, factors))).astype(dtype))
+        found = factored(op, "cp", (rank,)).error
+        assert found < (1e-4 if dtype == np.float64 else 1e-3)  # its rounding is no such kernel
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (3, 8), (9, 1), (1, 6), (7, 7)], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_error_falls_with_every_rank(name: str, shape: tuple[int, int]) -> None:

@@ -12,6 +12,8 @@ contraction with the output factor serves the input mode.
   rises.
 * Where the rank is below a channel count the fit runs on the Tucker core and is expanded
   afterwards (CANDELINC: Carroll, Pruzansky and Kruskal, Psychometrika 45, 1980).
+* One start is algebraic (see `pencil`): a tensor that is of the rank asked for, or all but is, has
+  its model there, where sweeps from elsewhere end in local minima.
 * Sweeps over large tensors run in float32 until the error gets too small to be seen in it.
 """
 
@@ -33,6 +35,7 @@ from rankfold.decompose.multilinear import (
     sum_of_squares,
     unfold,
 )
+from rankfold.decompose.pencil import from_pencil
 from rankfold.ops import Array
 
 RIDGE = 1e-3
@@ -48,6 +51,7 @@ _CHEAP = 20_000_000  # multiplications of a sweep
 _MOMENTUM = (0.8, 0.98)
 _GROWTH = 1.5
 _PRECISE = 1e-2
+_EXACT = 1e-3  # noise of weights in half precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +86,18 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         if basis is not None:
             core = multiply(core, basis.mT, mode)
     effort = _Effort.of(core, rank)
-    starts = [from_slices(core, rank)]
-    for _ in range(effort.starts - 1):
-        drawn = (rng.standard_normal((size, rank)) for size in core.shape)
-        starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
-    tried = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
-    found = _als(core, min(tried, key=_error), effort.sweeps, RIDGE)
+    algebraic = from_pencil(core, rank, merge=effort.starts > 1)
+    starts = [] if algebraic is None else [_measured(core, algebraic)]
+    exact = any(start.error < _EXACT for start in starts)
+    ridge = _LOWER_RIDGES[-1] if exact else RIDGE
+    if not exact:
+        # what sweeps have not seen counts as no error at all: they bound its terms first
+        starts = [from_slices(core, rank), *(Fit(start.factors, math.inf) for start in starts)]
+        for _ in range(effort.starts - len(starts)):
+            drawn = (rng.standard_normal((size, rank)) for size in core.shape)
+            starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
+        starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
+    found = _als(core, min(starts, key=_error), effort.sweeps, ridge)
     last_sweeps = _Effort.of(tensor, rank).last_sweeps
     if any(basis is not None for basis in bases):
         factors = list(found.factors)
@@ -95,13 +105,21 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
             if basis is not None:
                 factors[mode] = basis @ factors[mode]
         # its error is that on the core and what the core lacks
-        found = _als(tensor, Fit(tuple(factors), math.inf), last_sweeps, RIDGE)
+        expanded = tuple(factors)
+        start = _measured(tensor, expanded) if exact else Fit(expanded, math.inf)
+        found = _als(tensor, start, last_sweeps, ridge)
     cheap = effort.starts > 1
     if cheap or found.error < _SMALL:
         found = _closer(tensor, found, last_sweeps)
     if cheap:
         found = min(found, from_slices(tensor, rank), key=_error)
     return _bounded(tensor, Fit(balance(found.factors), found.error), last_sweeps)
+
+
+def _measured(tensor: Array, factors: tuple[Array, ...]) -> Fit:
+    """A model with its error."""
+    apart = factors[0] @ khatri_rao(factors[1:]).mT - tensor.reshape(tensor.shape[0], -1)
+    return Fit(factors, math.sqrt(linalg.inner(apart, apart) / linalg.inner(tensor, tensor)))
 
 
 def _bounded(tensor: Array, found: Fit, sweeps: int) -> Fit:
@@ -141,7 +159,7 @@ class _Effort:
         starts = max(1, min(8, _CHEAP // (3 * work)))
         return _Effort(
             starts=starts,
-            trial_sweeps=20 if starts > 1 else 0,
+            trial_sweeps=20 if starts > 1 else 2,  # enough to tell an algebraic start from none
             sweeps=max(36, min(200, 100 * _CHEAP // work)),
             last_sweeps=max(6, min(60, 50 * _CHEAP // work)),
         )
