@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankfold_torch.operations import OperationMode
 
 Marks: TypeAlias = frozenset[tuple[str, int]]
 """Of an activation: the calls of layers that it is computed from; none where these are mixed."""
@@ -66,7 +67,7 @@ _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
 _DEPTH = 8
 
 
-class OutputLayers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
+class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch's own base
     """Marks activations with the layers they come from, while it is entered.
 
     Args:
@@ -76,7 +77,7 @@ class OutputLayers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTor
     """
 
     def __init__(self, model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # same
+        super().__init__()
         self._states: dict[int, tuple[StorageWeakRef, State]] = {}
         self._calls = itertools.count()
         watched = {id(module) for module in layers.values()}

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rankfold.restoring import Restored
 from rankfold_torch.changes import dispatched
 from rankfold_torch.compressed import CONSTANTS
 from rankfold_torch.layers import stock
+from rankfold_torch.operations import OperationMode
 from rankfold_torch.sharing import overlap, storage
 
 _VECTORS = {torch.ops.aten.mv: 0, torch.ops.aten.addmv: 1, torch.ops.aten.dot: 0}
@@ -30,7 +30,7 @@ _VECTORS = {torch.ops.aten.mv: 0, torch.ops.aten.addmv: 1, torch.ops.aten.dot: 0
 _CONTAINERS = (tuple, list, set, frozenset)
 
 
-class WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torch's own base
+class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's own base
     """Records, while it is entered, why layers must be left alone.
 
     Args:
@@ -44,7 +44,7 @@ class WeightUses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of torc
     supports_higher_order_operators = True
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        super().__init__()
         self.refusals: dict[str, str] = {}
         self.macs: Counter[str] = Counter()
         self._paths = {id(m): path for path, m in layers.items() if stock(m) is not None}
