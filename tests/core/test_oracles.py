@@ -71,6 +71,11 @@ def test_denormal_and_normal_weights_mixed(
         assert distance(reconstruct(op, found.chain)[6:], weight[6:]) < 1e-13
 
 
+def of_a_few(rank: int) -> list[int]:
+    """Every rank that is small or near that one, some in between: each fit of CP is a search."""
+    return [r for r in range(1, rank + 1) if r <= 3 or r >= rank - 2 or r % 5 == 0]
+
+
 def border(sizes: tuple[int, ...], seed: int) -> np.ndarray:
     """b∘a∘a + a∘b∘a + a∘a∘b (and so on): as close to rank 2 as one likes, and never of it."""
     rng = np.random.default_rng(seed)
@@ -112,7 +117,7 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
 def test_a_kernel_of_that_very_rank_is_found(
     shape: tuple[int, ...], rank: int, dtype: type
 ) -> None:
-    for seed in range(4):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         factors = [rng.standard_normal((size, rank)) for size in shape]
         op = rf.Conv((0.01 * tl.cp_to_tensor((None, factors))).astype(dtype))
@@ -122,7 +127,7 @@ def test_a_kernel_of_that_very_rank_is_found(
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 8), (9, 1), (1, 6), (7, 7)], ids=str)
 @pytest.mark.parametrize("name", METHODS)
-def test_the_error_falls_with_every_rank(name: str, shape: tuple[int, int]) -> None:
+def test_the_error_falls_with_the_rank(name: str, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(shape))
     op = rf.Conv(rng.standard_normal((*shape, *kernel_of(name))))
     most = method(name).max_ranks(op)
@@ -130,7 +135,8 @@ def test_the_error_falls_with_every_rank(name: str, shape: tuple[int, int]) -> N
     slack, floor = (1.02, 2e-3) if name in CP else (1.001, 0.0) if name == "tucker2" else (1, 0)
     for mode in range(len(most)):
         for fixed in itertools.product(*(range(1, m + 1) for m in most[:mode] + most[mode + 1 :])):
-            ranks = [(*fixed[:mode], r, *fixed[mode:]) for r in range(1, most[mode] + 1)]
+            steps = of_a_few(most[mode]) if name in CP else range(1, most[mode] + 1)
+            ranks = [(*fixed[:mode], r, *fixed[mode:]) for r in steps]
             errors = [factored(op, name, r).error for r in ranks]
             assert all(b <= slack * a + floor + ROOT for a, b in itertools.pairwise(errors))
 
@@ -145,14 +151,15 @@ SMALLEST = [
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SMALLEST, ids=str)
-def test_modes_of_one_element_at_every_rank(
+def test_modes_of_one_element_at_small_and_full_ranks(
     shape: tuple[int, ...], name: str, rng: np.random.Generator
 ) -> None:
     if name == "svd" and max(shape[2:]) > 1:
         pytest.skip("svd needs a kernel of 1")
     op = rf.Conv(rng.standard_normal(shape), padding=tuple(k // 2 for k in shape[2:]))
     most = method(name).max_ranks(op)
-    for ranks in itertools.product(*(range(1, rank + 1) for rank in most)):
+    each = of_a_few if name in CP else lambda rank: range(1, rank + 1)
+    for ranks in itertools.product(*map(each, most)):
         found = factored(op, name, ranks)
         assert measured(op, found) == pytest.approx(found.error, abs=ROOT)
         assert found.error < 1.0
