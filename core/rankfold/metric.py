@@ -70,7 +70,7 @@ class Metric:
             if inputs.shape[1] != self._into * self._taps:
                 self.mean = None
         if self.mean is not None:
-            inputs = _centred(inputs, self.mean)
+            inputs = centred(inputs, self.mean)
         self._seen = linalg.read_only(inputs)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
         inputs, self.unit = _without_unit(inputs)
@@ -210,15 +210,15 @@ def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) 
     )
 
 
-def _centred(moment: Array, mean: Array) -> Array:
+def centred(moment: Array, mean: Array) -> Array:
     """E[x xᵀ] - E[x] E[x]ᵀ, in which what never varies is exactly zero.
 
     The difference of equals is rounding, of either sign, which nothing could be measured by.
     """
-    centred: Array = moment - mean[:, :, None] * mean[:, None, :]
-    before, after = (np.einsum("gii->gi", array) for array in (moment, centred))
+    apart: Array = moment - mean[:, :, None] * mean[:, None, :]
+    before, after = (np.einsum("gii->gi", array) for array in (moment, apart))
     varies = after > _ROUNDING * before
-    return np.where(varies[:, :, None] & varies[:, None, :], centred, 0.0)
+    return np.where(varies[:, :, None] & varies[:, None, :], apart, 0.0)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:
