@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import types
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -64,6 +65,8 @@ _SELECTING = frozenset(
 """Only the first operand is in the result, the others say where."""
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
 """What is in the names of returned values that a model keeps for itself or shows of its inside."""
+_NO_RECORDS = (type, nn.Module, types.FunctionType, types.MethodType, types.ModuleType)
+"""Objects with attributes that a model does not return for their tensors."""
 _DEPTH = 8
 
 
@@ -123,9 +126,14 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             for tensor in returned(output):
                 self._set(tensor, marks)
 
-    def of(self, output: Any) -> frozenset[str]:
-        """The layers whose output is one of the values that the model returns."""
+    def of(self, output: Any) -> frozenset[str] | None:
+        """The layers whose output is one of the values that the model returns.
+
+        None where it returns no tensors (lists of numbers, NumPy arrays), which cannot be traced.
+        """
         states = [self._state(tensor) for tensor in returned(output)]
+        if not states:
+            return None
         return frozenset(
             path for state in states if isinstance(state, frozenset) for path, _ in state
         )
@@ -143,14 +151,19 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             self._states[key] = reference, state
 
 
-def returned(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+def returned(value: Any) -> Iterator[torch.Tensor]:
     """The tensors in whatever a model returns, but for caches and what shows its inside."""
+    return _within(value, 0, {})
+
+
+def _within(value: Any, depth: int, seen: dict[int, Any]) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
-    elif depth < _DEPTH:
+    elif depth < _DEPTH and id(value) not in seen:
+        seen[id(value)] = value  # an object may lead back to itself
         for name, inside in _children(value):
             if not any(word in name.lower() for word in _INTERNAL):
-                yield from returned(inside, depth + 1)
+                yield from _within(inside, depth + 1, seen)
 
 
 def _children(value: Any) -> Iterable[tuple[str, Any]]:
@@ -162,9 +175,9 @@ def _children(value: Any) -> Iterable[tuple[str, Any]]:
         return [("", inside) for inside in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, torch.distributions.Distribution):
-        return list(vars(value).items())
-    return []
+    if isinstance(value, _NO_RECORDS) or not hasattr(value, "__dict__"):
+        return []
+    return list(vars(value).items())  # a record of the model's own class, a distribution
 
 
 def _joined(name: str, states: Iterable[State | None]) -> State | None:

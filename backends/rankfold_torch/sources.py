@@ -59,6 +59,8 @@ _LIBRARIES = ("torch.", "rankfold_torch.")
 _TELLING = frozenset(
     (*TENSORS, "parameters", "named_parameters", "state_dict", "_parameters", "get_parameter")
 )
+_NAMING = ("__class__", "_get_name")
+"""What of a module tells its class, as `type` does."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,9 @@ def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: b
             what = f"its {name} is {'set' if manner == 'set' else 'read'}"
     elif use.running:
         seen = False
-        if manner == "set":
+        if rest[0] in _NAMING:
+            what = "its class is asked for"
+        elif manner == "set":
             what = f"its {rest[0]} is set" if rest[0] in CONSTANTS and not rest[1:] else None
         elif hasattr(layer, rest[0]) and rest[0] not in _SEQUENTIAL | carried(layer).keys():
             what = f"its {rest[0]} is read"

@@ -71,7 +71,13 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
         return result
 
     def note(self, values: Any) -> None:
-        """Records the weights among values that an operation takes or a model gives."""
+        """Records the weights among values that an operation takes or a model gives.
+
+        A backward pass inside the run (forces, gradients of the input) reads the weights of what
+        ran before it, which was seen then.
+        """
+        if torch._C._current_graph_task_id() >= 0:
+            return
         for tensor in _tensors(values):
             for path, name, weight in self._by_storage.get(_storage(tensor), ()):
                 own = bool(self._running) and self._running[-1] is self._layers[path]

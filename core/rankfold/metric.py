@@ -25,6 +25,9 @@ _FLOOR = 1e-6
 _LEAST = 1e-12
 """Of the mean variance, of a group and of the whole layer: keeps what never occurs invertible."""
 
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)
+"""Of a mean square: below it, a variance is the rounding of sums in float32."""
+
 
 class Metric:
     """The measure of errors of one layer's weight, as rows (groups, out/groups, d).
@@ -67,7 +70,7 @@ class Metric:
             if inputs.shape[1] != self._into * self._taps:
                 self.mean = None
         if self.mean is not None:
-            inputs = inputs - self.mean[:, :, None] * self.mean[:, None, :]
+            inputs = centred(inputs, self.mean)
         self._seen = linalg.read_only(inputs)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
         inputs, self.unit = _without_unit(inputs)
@@ -205,6 +208,17 @@ def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) 
         f"the moments of its {what} have shape {shape}, those of another layer; gather them for "
         "this model"
     )
+
+
+def centred(moment: Array, mean: Array) -> Array:
+    """E[x xᵀ] - E[x] E[x]ᵀ, in which what never varies is exactly zero.
+
+    The difference of equals is rounding, of either sign, which nothing could be measured by.
+    """
+    apart: Array = moment - mean[:, :, None] * mean[:, None, :]
+    before, after = (np.einsum("gii->gi", array) for array in (moment, apart))
+    varies = after > _ROUNDING * before
+    return np.where(varies[:, :, None] & varies[:, None, :], apart, 0.0)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:

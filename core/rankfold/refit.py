@@ -19,7 +19,7 @@ from rankfold.candidates import Layer, shifted
 from rankfold.contracts import Choice, Decomposition
 from rankfold.decision import Decision, decide
 from rankfold.errors import RankfoldError, Refused
-from rankfold.metric import POSITIONS, Metric, rows_of
+from rankfold.metric import POSITIONS, Metric, centred, rows_of
 from rankfold.moments import Joint, LayerMoments
 from rankfold.ops import Array, Chain, Embedding, Op, by_group, of_groups, with_weight
 from rankfold.plan import LayerPlan
@@ -285,12 +285,12 @@ def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | Non
     mean = None
     if op.bias is not None:
         mean, target = fit.x / fit.count, fit.y / fit.count
-        xx = xx - mean[:, :, None] * mean[:, None, :]
+        xx = centred(xx, mean)
         yx = yx - target[:, :, None] * mean[:, None, :]
     size = xx.shape[1]
     level = np.trace(xx, axis1=1, axis2=2)[:, None, None] / size
     if not (np.isfinite(level).all() and (level > 0.0).all()):
-        raise Refused("its inputs on the calibration data are all zero or not finite")
+        raise Refused("its inputs on the calibration data never vary or are not finite")
     xx = xx + ridge * level * np.eye(size)
     solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
     dtype = op.weight.dtype

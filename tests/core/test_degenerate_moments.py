@@ -72,6 +72,14 @@ def _of_rank_one(m: LayerMoments) -> LayerMoments:
     return replace(m, inputs=m.mean[:, :, None] * m.mean[:, None, :] * 2.0)
 
 
+def _constant(m: LayerMoments) -> LayerMoments:
+    """Inputs that never vary, but for the rounding of sums in float32."""
+    rng = np.random.default_rng(1)
+    noise = 1e-7 * rng.standard_normal(m.inputs.shape)
+    square = m.mean[:, :, None] * m.mean[:, None, :]
+    return replace(m, inputs=square * (1.0 + noise + noise.swapaxes(1, 2)))
+
+
 DAMAGE: dict[str, Callable[[LayerMoments], LayerMoments]] = {
     "no gradients": lambda m: replace(m, grads=np.zeros_like(m.grads)),
     "a group that never counts": _grads(slice(None)),
@@ -80,6 +88,7 @@ DAMAGE: dict[str, Callable[[LayerMoments], LayerMoments]] = {
     "a group without inputs": _inputs(slice(None)),
     "a channel without inputs": _inputs(1),
     "inputs of rank one": _of_rank_one,
+    "constant inputs": _constant,
     "small": _scaled(1e-30, 1e-30),
     "large": _scaled(1e30, 1e30),
     "small inputs": _scaled(1e-30, 1e30),
@@ -106,6 +115,14 @@ def test_a_layer_is_decomposed_whatever_its_moments(
         assert layer.candidate(method, layer.methods[method].max_ranks(op)).error < 1e-4
         losses = [offer.loss for offer in layer.offers()]
         assert all(np.isfinite(loss) and loss >= 0.0 for loss in losses)
+
+
+def test_full_rank_is_exact_where_inputs_never_vary() -> None:
+    op = Linear(RNG.standard_normal((23, 14)), RNG.standard_normal(23))
+    moments = _constant(_moments(op, diagonal=False))
+    layer = Layer(("x",), lambda: op, registry().methods(("svd",)), None, "balanced", 0, moments)
+    chain = layer.candidate("svd", (14,)).chain
+    np.testing.assert_allclose(reconstruct(op, chain), op.weight, atol=1e-9)
 
 
 @pytest.mark.parametrize("method", OPS)

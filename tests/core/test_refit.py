@@ -10,11 +10,12 @@ import pytest
 from rankfold.candidates import Layer
 from rankfold.contracts import Choice
 from rankfold.decision import Decision
+from rankfold.errors import Refused
 from rankfold.metric import Metric, rows_of
 from rankfold.moments import Joint, LayerMoments
 from rankfold.ops import Array, Conv, Linear, Op, of_groups
 from rankfold.reference import reconstruct
-from rankfold.refit import Refit, _error, _standard_error
+from rankfold.refit import Refit, _error, _standard_error, regression
 from rankfold.registry import registry
 from rankfold.verify import relative_distance
 
@@ -230,3 +231,15 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
         gains.append(first - second)
         announced.append(_standard_error(op, chains[0], chains[1], sums, metric))
     assert np.mean(announced) == pytest.approx(np.std(gains), rel=0.25)
+
+
+def test_no_layer_is_fitted_to_inputs_that_never_vary() -> None:
+    rng = np.random.default_rng(3)
+    op = Linear(rng.standard_normal((9, 6)), rng.standard_normal(9))
+    x = rng.standard_normal((1, 6))
+    y = x @ op.weight.T + op.bias
+    noise = 1e-7 * rng.standard_normal((1, 6, 6))
+    xx = x[:, :, None] * x[:, None, :] * (1.0 + noise + noise.swapaxes(1, 2))
+    sums = [xx, y[:, :, None] * x[:, None, :], y[:, :, None] * y[:, None, :], x, y]
+    with pytest.raises(Refused, match="never vary"):
+        regression(op, Joint(*(20 * array for array in sums), 20), 1e-3)

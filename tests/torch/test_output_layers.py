@@ -46,6 +46,11 @@ class Output:
     boxes: list[torch.Tensor]
 
 
+class Record:
+    def __init__(self, scores: torch.Tensor, boxes: torch.Tensor) -> None:
+        self.scores, self.boxes, self.origin = scores, boxes, self
+
+
 def filled(m: Any, h: torch.Tensor) -> torch.Tensor:
     out = torch.empty(len(h), 14)
     out[:, :7] = m.a(h)
@@ -63,6 +68,7 @@ def in_place(m: Any, h: torch.Tensor) -> torch.Tensor:
 BOTH: dict[str, Forward] = {
     "dict": lambda m, h: {"a": m.a(h), "b": [m.b(h)]},
     "dataclass": lambda m, h: Output(m.a(h), [m.b(h)]),
+    "a record": lambda m, h: [Record(m.a(h), m.b(h))],
     "concatenated": lambda m, h: torch.cat([m.a(h), m.b(h).exp()], 1),
     "filled in": filled,
 }
@@ -109,6 +115,21 @@ def test_what_is_done_to_one_value_leaves_it_an_output(forward: Forward) -> None
 @pytest.mark.parametrize("forward", NONE.values(), ids=NONE)
 def test_other_activations_and_weights_end_it(forward: Forward) -> None:
     assert outputs(forward) == set()
+
+
+NUMBERS: dict[str, Forward] = {
+    "a list of numbers": lambda m, h: m.b(h).tolist(),
+    "a NumPy array": lambda m, h: m.b(h).numpy(),
+}
+
+
+@pytest.mark.parametrize("forward", NUMBERS.values(), ids=NUMBERS)
+def test_where_no_tensors_are_returned_order_tells_the_output(forward: Forward) -> None:
+    model = Heads(forward)
+    del model.conv  # so that "b" is the last layer
+    plan = rf.plan(model, rf.Ratio(0.25), inputs=torch.rand(3, 11))
+    assert "output of the model" in plan["b"].reason
+    assert plan["a"].method == plan["body"].method == "svd"
 
 
 def test_a_layer_between_is_the_output() -> None:

@@ -289,6 +289,30 @@ def run(model: Any, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+class AsksForTheName(AsksForTheClass):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x) * (3 if layer.__class__.__name__ == "Linear" else 1)
+        return x
+
+
+class GetsTheName(AsksForTheClass):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x) * (3 if "Linear" in layer._get_name() else 1)
+        return x
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("cls", [AsksForTheName, GetsTheName])
+def test_a_layer_whose_class_is_told_apart_by_its_name_is_left_alone(
+    cls: type[nn.Module], traced: bool
+) -> None:
+    plan = rf.plan(cls(), rf.Ranks(2), inputs=X if traced else None)
+    reasons = {layer.reason for layer in plan.layers}
+    assert reasons == {f"its class is asked for by {cls.__name__}.forward"}
+
+
 @pytest.mark.parametrize("inplace", [True, False])
 def test_a_layer_whose_replacement_would_not_be_called_is_left_alone(inplace: bool) -> None:
     model = AsksForTheClass()

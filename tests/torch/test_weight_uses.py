@@ -237,6 +237,27 @@ def test_a_layer_of_which_no_value_is_read_is_replaced(
     assert distance(small.model(x), model(x)) < 1e-5
 
 
+def forces(net: Net, x: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(net.b(net.a(x).tanh()).sum(), x)
+    return gradient
+
+
+def jacobians(net: Net, x: torch.Tensor) -> torch.Tensor:
+    return vmap(torch.func.jacrev(lambda row: net.b(net.a(row).tanh()).sum()))(x)
+
+
+@pytest.mark.parametrize("function", [forces, jacobians])
+def test_a_backward_pass_inside_the_run_is_no_use_of_a_weight(
+    function: Callable[..., Any], distance: Callable[..., float]
+) -> None:
+    model, x = Calls(function).eval(), torch.randn(3, SIZE)
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    assert small.plan["a"].method == small.plan["b"].method == "svd"
+    assert distance(small.model(x), model(x)) < 1e-5
+
+
 class Optional(Net):
     def forward(self, x: torch.Tensor, share: bool = False) -> torch.Tensor:
         return F.linear(x, self.a.weight) if share else self.a(x)
