@@ -19,6 +19,7 @@ from typing import Any
 
 from rankfold.errors import RankfoldError
 from rankfold.files import sync
+from rankfold.restoring import Restored
 
 LOCK = "lock"
 SAVING = "new"
@@ -57,26 +58,15 @@ def claimed(output: Path, patience: float = 0.0) -> Iterator[Path]:
     folder = work_folder(output)
     if _is_foreign(folder):  # in a folder like /tmp the caller could not even remove it
         folder = folder.with_name(f"{folder.name}.{os.geteuid()}")
-    made = [parent for parent in output.parents if not parent.exists()]
-    lock = None
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(folder, output, time.monotonic() + patience)
-        _settle(folder, output)
-        yield folder
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {str(output)!r}: {error}") from None
-    finally:
-        if lock is not None:
-            with suppress(OSError):
-                _settle(folder, output)
-                if [entry.name for entry in folder.iterdir()] == [LOCK]:
-                    (folder / LOCK).unlink()
-                    folder.rmdir()
-            lock.release()
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
+    claim = _Claim(folder, output)
+    with Restored(claim.release):
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            claim.take(time.monotonic() + patience)
+            _settle(folder, output)
+            yield folder
+        except OSError as error:
+            raise RankfoldError(f"cannot write to {str(output)!r}: {error}") from None
 
 
 def publish(fresh: Path, output: Path) -> None:
@@ -116,36 +106,76 @@ def _settle(folder: Path, output: Path) -> None:
         delete(probe)
 
 
-def _locked(folder: Path, output: Path, until: float) -> Any:
-    """A lock on a folder, which is made if need be.
+class _Claim:
+    """A lock on a work folder.
 
-    Its last owner removes lock and folder before it lets go of them. So both may have to be made
-    anew, and a lock that was won may be of a file that is gone: it is not, if the file in its place
-    is the same as before. (A number of an inode is not given away while the file is open.)
+    Its owner removes lock and folder before it lets go of them. So both may have to be made anew,
+    and a lock that was won may be of a file that is gone: it is not, if the file in its place is
+    the same as before. (A number of an inode is not given away while the file is open.)
+
+    Args:
+        folder: to be made, if need be.
+        output: the folder to be, whose missing parents are made for it.
     """
-    from filelock import FileLock, Timeout
 
-    for attempt in range(_TRIES):
-        try:
-            folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
-            _check_owned(folder)
-            before = _lock_file(folder / LOCK)
-            lock = FileLock(folder / LOCK)
-            lock.acquire(timeout=max(0.0, until - time.monotonic()))
-        except Timeout:
-            raise RankfoldError(
-                f"another run is writing to {str(output)!r} just now; wait for it or name another "
-                "folder"
-            ) from None
-        except FileNotFoundError:
-            if attempt == _TRIES - 1:
-                raise
-            continue
-        with suppress(FileNotFoundError):
-            if _lock_file(folder / LOCK) == before:
-                return lock
-        lock.release()
-    raise OSError("others make and remove it all the time")
+    def __init__(self, folder: Path, output: Path) -> None:
+        self._folder = folder
+        self._output = output
+        self._made = [parent for parent in output.parents if not parent.exists()]
+        self._lock: Any = None
+        self._inode = 0
+
+    def take(self, until: float) -> None:
+        """Waits for the lock until a time of `time.monotonic`.
+
+        Raises:
+            RankfoldError: another one has it, or the folder is not the caller's own.
+            OSError: the folder cannot be made.
+        """
+        from filelock import FileLock, Timeout
+
+        for attempt in range(_TRIES):
+            try:
+                self._folder.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+                _check_owned(self._folder)
+                self._inode = _lock_file(self._folder / LOCK)
+                self._lock = FileLock(self._folder / LOCK)
+                self._lock.acquire(timeout=max(0.0, until - time.monotonic()))
+            except Timeout:
+                raise RankfoldError(
+                    f"another run is writing to {str(self._output)!r} just now; wait for it or "
+                    "name another folder"
+                ) from None
+            except FileNotFoundError:
+                if attempt == _TRIES - 1:
+                    raise
+                continue
+            if self._is_taken():
+                return
+            self._lock.release()
+        raise OSError("others make and remove it all the time")
+
+    def release(self) -> None:
+        """Removes what is empty and lets go; also after an interrupt at any line, and twice."""
+        with suppress(OSError, RankfoldError):
+            if not self._is_taken() and (self._folder / LOCK).exists():
+                self.take(0.0)  # the interrupt came while it was being taken
+            if self._is_taken():
+                _settle(self._folder, self._output)
+                if [entry.name for entry in self._folder.iterdir()] == [LOCK]:
+                    (self._folder / LOCK).unlink()
+        for empty in (self._folder, *self._made):
+            with suppress(OSError):
+                empty.rmdir()
+        if self._lock is not None:
+            self._lock.release()
+
+    def _is_taken(self) -> bool:
+        """Whether the lock is held, and is of the file that lies there."""
+        with suppress(OSError, RankfoldError):
+            locked = self._lock is not None and self._lock.is_locked
+            return locked and (self._folder / LOCK).lstat().st_ino == self._inode
+        return False
 
 
 def _lock_file(file: Path) -> int:

@@ -11,8 +11,8 @@ which nothing has been taken, and the other layers are smaller.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from types import CodeType
 
 from rankfold.errors import RankfoldError, Refused
@@ -22,8 +22,7 @@ LONGEST = 500
 _LONGEST_OF_OURS = 4 * LONGEST
 
 
-@contextmanager
-def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> Iterator[None]:
+def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> _Net:
     """Runs code of others; what it raises becomes one of rankfold's errors.
 
     `RankfoldError`, and `Refused` where a fault becomes one, go through as they are: such code is
@@ -37,20 +36,32 @@ def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> Iterato
         RankfoldError: the code raised it, or another error that becomes one.
         Refused: the same.
     """
-    try:
-        yield
-    except (RankfoldError, becomes) as error:
-        if _is_clear(error):
-            raise
-        ours = RankfoldError if issubclass(type(error), RankfoldError) else becomes
-        raise ours(told(error)) from error
-    except BaseException as error:
-        if is_users(error):
-            raise
-        raise becomes(f"{who} failed: {shown(error)}") from error
+    return _Net(who, becomes)
 
 
-def of_adapter(adapter: object) -> AbstractContextManager[None]:
+class _Net(AbstractContextManager[None, None]):
+    """What `contained` gives.
+
+    No generator: one that an interrupt leaves open is closed by a `GeneratorExit`, which would be
+    taken for an error of the code.
+    """
+
+    def __init__(self, who: str, becomes: type[RankfoldError] | type[Refused]) -> None:
+        self._who = who
+        self._becomes = becomes
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        ours = RankfoldError if issubclass(type(error), RankfoldError) else self._becomes
+        if issubclass(type(error), ours):
+            if not _is_clear(error):
+                raise ours(told(error)) from error
+        elif not is_users(error):
+            raise ours(f"{self._who} failed: {shown(error)}") from error
+
+
+def of_adapter(adapter: object) -> AbstractContextManager[None, None]:
     """Runs what an adapter does to a whole model: its fault ends the call."""
     return contained(f"adapter {type(adapter).__name__}", RankfoldError)
 
@@ -97,7 +108,7 @@ def _safe(words: Callable[[], str], value: object, longest: int) -> str:
         return f"{kind[:longest]}, whose text cannot be made"
 
 
-def _is_clear(error: RankfoldError | Refused) -> bool:
+def _is_clear(error: BaseException) -> bool:
     """Whether an error that code of others raised has a text, and not an endless one."""
     try:
         text = error.reason if isinstance(error, Refused) else str(error)

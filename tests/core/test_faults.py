@@ -1,5 +1,6 @@
 """Errors of code of others: none gets through but the user's own, and each is told in few words."""
 
+import gc
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -179,3 +180,9 @@ def test_what_a_signal_handler_of_the_user_raises_gets_through(
             signal.raise_signal(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_net_that_is_left_open_by_an_interrupt_is_silent() -> None:
+    contained("a plugin", Refused).__enter__()
+    gc.collect()

@@ -6,10 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from tests.interrupting import interrupted
 
 import rankfold as rf
 from rankfold import checkpoint
-from rankfold.claims import work_folder
+from rankfold.claims import claimed, delete, publish, work_folder
+from rankfold.restoring import settled
 
 torch = pytest.importorskip("torch")
 
@@ -101,3 +103,22 @@ def test_weights_with_holes_are_refused_before_they_are_read(
     monkeypatch.setattr(checkpoint, "sha256_of", lambda file: pytest.fail("is read"))
     with pytest.raises(rf.RankfoldError, match="exchanged" if sizes else "belong to no tensor"):
         rf.load(network(), tmp_path / "out")
+
+
+def test_a_save_that_is_interrupted_anywhere_leaves_nothing_hidden(tmp_path: Path) -> None:
+    out, files = tmp_path / "made" / "out", ("rankfold/claims.py", "rankfold/restoring.py")
+
+    def work() -> None:
+        with claimed(out) as folder:
+            (folder / "new").mkdir()
+            publish(folder / "new", out)
+
+    for earlier in (False, True):
+        total = interrupted(work, files)
+        for line in range(1, total + 1):
+            delete(tmp_path / "made")
+            if earlier:
+                work()
+            settled(interrupted)(work, files, line)
+            assert not work_folder(out).exists()
+            assert not earlier or out.exists()
