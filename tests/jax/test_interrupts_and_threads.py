@@ -56,7 +56,7 @@ def test_an_interrupt_while_a_model_is_traced_leaves_nothing_behind(
     model, x = make(), jnp.ones((2, 7))
 
     def work() -> rf.Plan:
-        return rf.plan(model, rf.Ratio(0.5), inputs=x)
+        return rf.plan(model, rf.Ratio(0.5), inputs=x, include="*")
 
     before, outputs = state(model), model(x)
     total = interrupted(work, FILES)
