@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from rankfold.restoring import Restored
+from rankfold.restoring import Lock, Restored
 
 
 class Watched:
@@ -26,7 +25,7 @@ class Watched:
     def __init__(self, owner: type, name: str) -> None:
         self._owner = owner
         self._name = name
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._watchers: dict[int, Callable[..., object]] = {}
         self._original: Any = None
         self._method: Any = None
@@ -35,7 +34,7 @@ class Watched:
     def by(self, watcher: Callable[..., object]) -> Iterator[None]:
         """Inside, a function is called with the arguments of every call, in all threads."""
         with Restored(lambda: self._leave(watcher)):
-            with self._lock:
+            with self._lock.held():
                 if not self._watchers:
                     self._exchange()
                 self._watchers[id(watcher)] = watcher
@@ -54,7 +53,7 @@ class Watched:
         setattr(self._owner, self._name, watched)
 
     def _leave(self, watcher: Callable[..., object]) -> None:
-        with self._lock:
+        with self._lock.held():
             own = vars(self._owner).get(self._name) is self._method
             if own and not self._watchers.keys() - {id(watcher)}:
                 setattr(self._owner, self._name, self._original)

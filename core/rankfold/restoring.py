@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import wraps
 from typing import Generic, ParamSpec, TypeVar
 
@@ -96,6 +96,25 @@ def _settle(start: int) -> None:
         raise error
 
 
+class Lock:
+    """A lock that frames further out let go of where an interrupt kept the inner one from it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds it inside."""
+        with Restored(self._release):
+            self._lock.acquire()
+            yield
+
+    def _release(self) -> None:
+        with suppress(RuntimeError):  # this thread does not hold it, or no longer
+            while True:
+                self._lock.release()
+
+
 class Shared(Generic[K, T]):
     """State of the whole process, as it was before the first of the calls that change it.
 
@@ -108,7 +127,7 @@ class Shared(Generic[K, T]):
 
     def __init__(self, restore: Callable[[Mapping[K, T]], object]) -> None:
         self._restore = restore
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._users: set[object] = set()
         self._before: dict[K, T] = {}
 
@@ -122,13 +141,13 @@ class Shared(Generic[K, T]):
         user = object()
         with Restored(lambda: self._leave(user)):
             now = read()
-            with self._lock:
+            with self._lock.held():
                 self._before = {**now, **self._before} if self._users else dict(now)
                 self._users.add(user)
             yield now
 
     def _leave(self, user: object) -> None:
-        with self._lock:
+        with self._lock.held():
             if self._users == {user}:
                 self._restore(self._before)
             self._users.discard(user)

@@ -15,6 +15,7 @@ import rankfold as rf
 from rankfold.errors import RankfoldError
 from rankfold.exclusive import exclusive
 from rankfold.parallel import limited
+from rankfold.restoring import Lock, settled
 from rankfold_torch.watching import Watched
 
 
@@ -146,3 +147,22 @@ def test_a_limit_on_blas_lasts_until_the_last_of_the_calls_that_overlap() -> Non
         assert set(threads()) == {1}
         pool.submit(second.__exit__, None, None, None).result()
     assert threads() == before
+
+
+def test_a_lock_that_an_interrupt_left_locked_is_free_for_other_threads() -> None:
+    lock = Lock()
+    left = lock.held()
+
+    @settled
+    def interrupted() -> None:
+        left.__enter__()
+        raise KeyboardInterrupt
+
+    def held() -> bool:
+        with lock.held():
+            return True
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(held).result(timeout=60)
