@@ -204,15 +204,19 @@ class LinenAdapter(FlowDataAware[nn.Module]):
                 for named in module.params.values()
             ]
 
+            @jax.jit  # one compilation in place of one for each operation of each stage
+            def once(params: list[dict[str, Any]], y: Any) -> Any:
+                for layer, named in zip(layers, params, strict=True):
+                    y = layer.apply({"params": named}, y)
+                return y
+
             def call(stacked: Array) -> Array:
-                outputs = []
-                for index in range(len(stacked)):
-                    y: Any = jnp.asarray(stacked[index])
-                    for layer, named in zip(layers, params, strict=True):
-                        own = {key: value[index] for key, value in named.items()}
-                        y = layer.apply({"params": own}, y)
-                    outputs.append(np.asarray(y))
-                return np.stack(outputs)
+                return np.stack(
+                    [
+                        np.asarray(once([{k: v[index] for k, v in p.items()} for p in params], x))
+                        for index, x in enumerate(stacked)
+                    ]
+                )
 
             return form.run(call, x, module.stacks[0].count)
 

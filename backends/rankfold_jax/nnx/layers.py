@@ -305,8 +305,11 @@ def runner(module: Chain, layer: Held) -> Callable[[Array], Array]:
         axes = nnx.StateAxes([(nnx.PathContains("bias"), bias), (..., kernel)])
         function = nnx.vmap(function, in_axes=(axes, 0))
 
+    # one compilation in place of one for each operation of each stage
+    compiled: Callable[[Chain, Any], Any] = nnx.jit(function)
+
     def call(x: Array) -> Array:
-        y = np.asarray(function(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))
+        y = np.asarray(compiled(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))
         return y.reshape(len(x), *y.shape[len(stack.sizes) :])
 
     return call
