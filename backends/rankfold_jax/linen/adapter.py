@@ -8,7 +8,6 @@ from pathlib import Path as File
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.core import freeze, unfreeze
