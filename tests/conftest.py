@@ -1,10 +1,21 @@
-"""How the tests are spread over workers."""
+"""How the tests are spread over workers, and how XLA compiles for them."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+# Nearly everything that JAX runs here runs once, so that compiling is what costs: without
+# optimisation and the fusion emitters it takes half of the time. One thread each, so that two
+# workers do not fight over the cores. XLA ends the process at a flag that it does not know:
+# constraints.txt pins the jaxlib that these belong to.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
