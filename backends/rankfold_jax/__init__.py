@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from rankfold.contracts import TensorRule
-from rankfold.hookspecs import AdapterSpec, hookimpl
-from rankfold_jax.stored import FLAX_TENSORS
+from rankfold.decompose.base import TensorRule
+from rankfold.plugins.hookspecs import AdapterSpec, hookimpl
+from rankfold_jax.tensor_rules import FLAX_TENSORS
 
 RANKFOLD_API = (1, 0)
 

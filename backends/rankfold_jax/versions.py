@@ -10,7 +10,7 @@ import flax
 import jax
 
 from rankfold.errors import RankfoldError
-from rankfold.restoring import Restored
+from rankfold.state.restoration import Restored
 
 if not hasattr(jax, "make_user_context"):
     raise RankfoldError(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from rankfold.hookspecs import AdapterSpec, LayerRule, Rule, hookimpl
-from rankfold_torch.stored import TORCH_TENSORS
+from rankfold.plugins.hookspecs import AdapterSpec, LayerRule, Rule, hookimpl
+from rankfold_torch.tensor_rules import TORCH_TENSORS
 
 RANKFOLD_API = (1, 0)
 
@@ -17,7 +17,8 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             model_types=("torch.nn.modules.module:Module",),
             target="rankfold_torch.adapter:TorchAdapter",
             readers=tuple(
-                (suffix, "rankfold_torch.pickled:Pickled") for suffix in (".pt", ".pth", ".bin")
+                (suffix, "rankfold_torch.pickle_reader:Pickled")
+                for suffix in (".pt", ".pth", ".bin")
             ),
         ),
     )
@@ -31,8 +32,8 @@ def rankfold_layer_rules() -> Iterable[Rule]:
         *(
             LayerRule(
                 adapter="torch",
-                layer=f"rankfold_torch.same:SameConv{axes}d",
-                read="rankfold_torch.rules:read_same",
+                layer=f"rankfold_torch.layers.same_padding:SameConv{axes}d",
+                read="rankfold_torch.layers.same_rules:read_same",
             )
             for axes in (1, 2, 3)
         ),

@@ -13,32 +13,28 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from rankfold.calibration import Calibration
-from rankfold.contracts import Trace, Visit
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import LayerMoments
+from rankfold.decompose.base import Trace, Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.hookspecs import LayerRule
-from rankfold.layer_rules import carried_out, read_by, rule_for
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Chain, Extent, Op
+from rankfold.ops.reference import composed
+from rankfold.ops.types import Array, Chain, Extent, Op
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold.progress import Advance
-from rankfold.reference import composed
-from rankfold_torch import (
-    following,
-    layers,
-    losses,
-    moments,
-    refilling,
-    stale,
-    swapping,
-    timing,
-    tracing,
-    weights,
-)
-from rankfold_torch.layers import to_array
-from rankfold_torch.memory import settle
-from rankfold_torch.meta import shaped
-from rankfold_torch.parameters import Factors, Held, held_at, names_in
-from rankfold_torch.refusals import (
+from rankfold_torch import state_io as weights
+from rankfold_torch import timing, tracing
+from rankfold_torch.calibration import losses, moments
+from rankfold_torch.layers import set_values as refilling
+from rankfold_torch.layers import stock as layers
+from rankfold_torch.layers.parameter_layers import Factors, Held, held_at, names_in
+from rankfold_torch.layers.parameter_memory import settle
+from rankfold_torch.layers.stock import to_array
+from rankfold_torch.meta_tensors import shaped
+from rankfold_torch.paired_run import driver as following
+from rankfold_torch.surgery import replace as swapping
+from rankfold_torch.surgery import stale_layers as stale
+from rankfold_torch.usage.refusals import (
     Surroundings,
     check_class,
     check_parameter,

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold import timing
-from rankfold.ops import Embedding, Extent, Linear, Op, channels
-from rankfold.restoring import settled
+from rankfold.adapters import timing
+from rankfold.ops.types import Embedding, Extent, Linear, Op, channels
+from rankfold.state.restoration import settled
 from rankfold_torch import tracing
-from rankfold_torch.changes import unchanged
+from rankfold_torch.temporary_changes import unchanged
 
 
 def seconds(

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.contracts import Trace
+from rankfold.decompose.base import Trace
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops import Extent
-from rankfold.restoring import settled
-from rankfold_torch.changes import Hook, dispatched, hooked, unchanged
-from rankfold_torch.layers import CONVS, TRANSPOSED
-from rankfold_torch.output_layers import OutputLayers
-from rankfold_torch.weight_uses import WeightUses
+from rankfold.ops.types import Extent
+from rankfold.state.restoration import settled
+from rankfold_torch.layers.stock import CONVS, TRANSPOSED
+from rankfold_torch.temporary_changes import Hook, dispatched, hooked, unchanged
+from rankfold_torch.usage.output_layers import OutputLayers
+from rankfold_torch.usage.weight_reads import WeightUses
 
 
 @settled

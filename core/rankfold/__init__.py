@@ -1,25 +1,25 @@
 """Makes trained neural networks smaller and faster by low-rank decomposition of their layers."""
 
-from rankfold.candidates import Layer
-from rankfold.checkpoint import load
-from rankfold.contracts import Choice
+from rankfold.calibration.moments import Moments
+from rankfold.checkpoints.compress import compress_checkpoint
+from rankfold.decompose.base import Choice
 from rankfold.decompose.channel_svd import channel_svd
 from rankfold.decompose.cp import cp, cp3
 from rankfold.decompose.spatial_svd import spatial_svd
 from rankfold.decompose.svd import truncated_svd
 from rankfold.decompose.tucker2 import tucker2
 from rankfold.errors import RankfoldError
-from rankfold.moments import Moments
-from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
-from rankfold.pipeline import Compressed, apply, compress, gather, plan
-from rankfold.plan import LayerPlan, Plan
+from rankfold.layers.layer import Layer
+from rankfold.ops.types import Conv, ConvTranspose, Embedding, Linear
+from rankfold.pipeline.api import Compressed, apply, compress, gather, plan
+from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
 from rankfold.policies.evbmf import EVBMF, evbmf
 from rankfold.policies.ranks import Ranks
 from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF
-from rankfold.stored.compression import compress_checkpoint
+from rankfold.storage.folder import load
 
 __all__ = [
     "EVBMF",

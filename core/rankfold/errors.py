@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankfold.texts import message
+from rankfold.console import message
 
 
 class RankfoldError(ValueError):

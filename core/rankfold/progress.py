@@ -24,7 +24,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from rankfold.texts import printable
+    from rankfold.console import printable
 
     columns = (
         TextColumn(what),

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rankfold.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold.plugins.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
 
 RANKFOLD_API = (1, 1)
 
@@ -17,9 +17,11 @@ def rankfold_layer_rules() -> Iterable[Rule]:
     mixed for every image, become mixtures of fewer.
     """
     return (
-        LayerRule("torch", f"{_LAYERS}.linear:Linear", read="rankfold_torch.layers:read"),
+        LayerRule("torch", f"{_LAYERS}.linear:Linear", read="rankfold_torch.layers.stock:read"),
         LayerRule(
-            "torch", f"{_LAYERS}.conv2d_same:Conv2dSame", read="rankfold_torch.rules:read_same"
+            "torch",
+            f"{_LAYERS}.conv2d_same:Conv2dSame",
+            read="rankfold_torch.layers.same_rules:read_same",
         ),
         *(
             LayerRule(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankfold.ops import Conv
-from rankfold_torch.rules import read_standardised
+from rankfold.ops.types import Conv
+from rankfold_torch.layers.same_rules import read_standardised
 
 
 def read(layer: Any) -> Conv:

@@ -7,10 +7,10 @@ transformers, before or after transformers is imported, and imports no framework
 from collections.abc import Iterable
 from typing import Any
 
-from rankfold.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
-from rankfold.plan import Plan
+from rankfold.plan.plan import Plan
+from rankfold.plugins.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
 from rankfold_transformers.registration import is_registered, register
-from rankfold_transformers.stored import EXPERTS, TENSOR_RULES
+from rankfold_transformers.tensor_rules import EXPERTS, TENSOR_RULES
 
 RANKFOLD_API = (1, 1)
 
@@ -29,7 +29,7 @@ def rankfold_layer_rules() -> Iterable[Rule]:
         LayerRule(
             adapter="torch",
             layer="transformers.models.falcon.modeling_falcon:FalconLinear",
-            read="rankfold_torch.layers:read",
+            read="rankfold_torch.layers.stock:read",
         ),
         LayerRule(
             adapter="torch",

@@ -17,9 +17,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from rankfold.errors import RankfoldError
-from rankfold.plan import LayerPlan, Plan
-from rankfold.registry import registry
-from rankfold.stored.headers import read_header
+from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plugins.registry import registry
+from rankfold.storage.safetensors_header import read_header
 from rankfold_transformers.records import METHOD, RankfoldConfig, write
 from rankfold_transformers.structure import Exchange, restructured
 

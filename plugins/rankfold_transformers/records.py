@@ -10,8 +10,8 @@ import msgspec
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rankfold.errors import RankfoldError
-from rankfold.plan import LayerPlan, Plan, validate
-from rankfold.registry import registry
+from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plugins.registry import registry
 
 METHOD = "rankfold"
 _ATTRIBUTE = "quantization_config"

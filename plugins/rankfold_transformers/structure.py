@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.checkpoint import VERSION, Saved, modules_of
-from rankfold.plan import Plan
-from rankfold.registry import registry
-from rankfold_torch.parameters import Factors
+from rankfold.plan.plan import Plan
+from rankfold.plugins.registry import registry
+from rankfold.storage.folder import VERSION, Saved, modules_of
+from rankfold_torch.layers.parameter_layers import Factors
 
 
 @dataclass(frozen=True, eq=False)

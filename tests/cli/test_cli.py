@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.stored.source import Checkpoint
+from rankfold.checkpoints.reader import Checkpoint
 
 FACTORY = """
 import torch

@@ -7,9 +7,9 @@ import pytest
 from tests.stored.files import normal, sound
 
 import rankfold as rf
-from rankfold.candidates import Layer
 from rankfold.cli import inspect
-from rankfold.registry import registry
+from rankfold.layers.layer import Layer
+from rankfold.plugins.registry import registry
 
 POLICIES = ["vbmf", "energy:0.9", "ratio:0.3", "ranks:3", "budget:0.5", "budget:0.000001"]
 

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict
 from tests.conformance.test_nnx import FlaxHarness, kernel_of, options_of
 
 import rankfold as rf
-from rankfold.contracts import Adapter
-from rankfold.ops import Op, channels
+from rankfold.decompose.base import Adapter
+from rankfold.ops.types import Op, channels
 from rankfold.testing import Harness
 from rankfold.testing.suite import AdapterSuite
 from rankfold_jax.linen.adapter import LinenAdapter

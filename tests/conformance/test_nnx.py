@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 import rankfold as rf
-from rankfold.contracts import Adapter
-from rankfold.ops import Op, channels, geometry
+from rankfold.decompose.base import Adapter
+from rankfold.ops.types import Op, channels, geometry
 from rankfold.testing import Harness, Unsupported
 from rankfold.testing.suite import AdapterSuite
 from rankfold_jax.nnx.adapter import NNXAdapter

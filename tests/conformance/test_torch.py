@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.contracts import Adapter
-from rankfold.ops import Op, channels, geometry
+from rankfold.decompose.base import Adapter
+from rankfold.ops.types import Op, channels, geometry
 from rankfold.testing import Harness, Unsupported
 from rankfold.testing.suite import AdapterSuite
 from rankfold_torch.adapter import TorchAdapter

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.calibration import Calibration, examples, is_held_out
+from rankfold.calibration.batches import Calibration, examples, is_held_out
 
 
 def test_every_fourth_example_is_held_out() -> None:

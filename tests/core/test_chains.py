@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from tensorly.decomposition import parafac, partial_tucker
 
 import rankfold as rf
-from rankfold.contracts import Decomposition
-from rankfold.decompose import als
-from rankfold.decompose.correction import correct
+from rankfold.decompose import cp_als as als
+from rankfold.decompose.base import Decomposition
 from rankfold.decompose.cp import parafac as own_parafac
-from rankfold.decompose.multilinear import sensitivity, sum_of_squares
+from rankfold.decompose.cp_correction import correct
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.decompose.tensor_algebra import sensitivity, sum_of_squares
 from rankfold.decompose.tucker2 import partial_tucker2
-from rankfold.ops import Op, channels, output_extent, params
-from rankfold.reference import forward, reconstruct
-from rankfold.registry import registry
-from rankfold.spectrum import Spectrum
+from rankfold.ops.reference import forward, reconstruct
+from rankfold.ops.types import Op, channels, output_extent, params
+from rankfold.plugins.registry import registry
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")
 

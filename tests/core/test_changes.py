@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rankfold.changes import Changes
+from rankfold.state.transaction import Changes
 
 ENTRIES = 10_000
 

@@ -8,14 +8,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from rankfold import timing
-from rankfold.candidates import Layer
-from rankfold.equal_cost import _least
-from rankfold.moments import LayerMoments
-from rankfold.offers import Candidate, Cost
-from rankfold.ops import Embedding, Linear, params
-from rankfold.registry import registry
-from rankfold.run import predictions
+from rankfold.adapters import timing
+from rankfold.calibration.moments import LayerMoments
+from rankfold.layers.candidates import Candidate, Cost
+from rankfold.layers.layer import Layer
+from rankfold.ops.types import Embedding, Linear, params
+from rankfold.pipeline.session import predictions
+from rankfold.plugins.registry import registry
+from rankfold.policies.best_method import _least
 
 RNG = np.random.default_rng(8)
 

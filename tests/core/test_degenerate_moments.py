@@ -9,15 +9,15 @@ from functools import partial
 import numpy as np
 import pytest
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Factored
-from rankfold.decision import decide
+from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.weighted_norm import rows_of
+from rankfold.decompose.base import Choice, Factored
 from rankfold.errors import RankfoldError
-from rankfold.metric import rows_of
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Conv, Linear, Op, with_weight
-from rankfold.reference import reconstruct
-from rankfold.registry import registry
+from rankfold.layers.layer import Layer
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Conv, Linear, Op, with_weight
+from rankfold.pipeline.replacement import decide
+from rankfold.plugins.registry import registry
 
 RNG = np.random.default_rng(4)
 OPS: dict[str, Op] = {

@@ -13,7 +13,7 @@ import pytest
 from tests.stored.files import contents, sharded
 
 import rankfold as rf
-from rankfold.claims import work_folder
+from rankfold.storage.work_folder import work_folder
 
 HOLDING = """
 import os, sys, time

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rankfold import knapsack
-from rankfold.knapsack import cheapest, least_share
+from rankfold.policies import knapsack
+from rankfold.policies.knapsack import cheapest, least_share
 
 
 @pytest.mark.parametrize("seed", range(12))

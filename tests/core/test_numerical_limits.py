@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.contracts import Decomposition, Factored, Placement
-from rankfold.ops import Op
-from rankfold.reference import reconstruct
-from rankfold.registry import registry
-from rankfold.spectrum import Spectrum
+from rankfold.decompose.base import Decomposition, Factored, Placement
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Op
+from rankfold.plugins.registry import registry
 
 DIRECT = ("svd", "channel_svd", "spatial_svd", "tucker2")
 CP = ("cp", "cp3")

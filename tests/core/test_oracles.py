@@ -30,9 +30,9 @@ from tests.core.test_numerical_limits import (
 )
 
 import rankfold as rf
-from rankfold.decompose import als
-from rankfold.decompose.multilinear import balance, sensitivity, sum_of_squares
-from rankfold.reference import reconstruct
+from rankfold.decompose import cp_als as als
+from rankfold.decompose.tensor_algebra import balance, sensitivity, sum_of_squares
+from rankfold.ops.reference import reconstruct
 
 FLOOR = 1e-6
 

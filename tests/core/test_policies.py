@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.contracts import Choice, Policy
-from rankfold.ops import Op, macs, params
-from rankfold.registry import registry
+from rankfold.decompose.base import Choice, Policy
+from rankfold.ops.types import Op, macs, params
+from rankfold.plugins.registry import registry
 
 DEFAULT = ("svd", "tucker2", "spatial_svd", "channel_svd")
 

@@ -4,7 +4,7 @@ import functools
 import weakref
 from typing import Any
 
-from rankfold.reachability import reached
+from rankfold.state.object_graph import reached
 
 
 class Thing:

@@ -7,17 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice
-from rankfold.decision import Decision
+from rankfold.calibration.moments import Joint, LayerMoments
+from rankfold.calibration.weighted_norm import Metric, rows_of
+from rankfold.decompose.base import Choice
 from rankfold.errors import Refused
-from rankfold.metric import Metric, rows_of
-from rankfold.moments import Joint, LayerMoments
-from rankfold.ops import Array, Conv, Linear, Op, of_groups
-from rankfold.reference import reconstruct
-from rankfold.refit import Refit, _error, _standard_error, regression
-from rankfold.registry import registry
-from rankfold.verify import relative_distance
+from rankfold.layers.layer import Layer
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Conv, Linear, Op, of_groups
+from rankfold.pipeline.refit import Refit, _error, _standard_error, regression
+from rankfold.pipeline.replacement import Decision
+from rankfold.pipeline.verify import relative_distance
+from rankfold.plugins.registry import registry
 
 RNG = np.random.default_rng(3)
 PARTS = 3

@@ -13,9 +13,9 @@ import pytest
 
 import rankfold as rf
 from rankfold.decompose.svd import SVD
-from rankfold.hookspecs import AdapterSpec, LayerRule, ParameterRule, hookimpl
-from rankfold.plan import LayerPlan, Plan
-from rankfold.registry import Registry, registry
+from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plugins.hookspecs import AdapterSpec, LayerRule, ParameterRule, hookimpl
+from rankfold.plugins.registry import Registry, registry
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -214,7 +214,7 @@ def test_a_plugin_that_asks_for_the_registry_gets_what_there_is(
 ) -> None:
     asking = declaring(rankfold_decompositions=lambda: [registry().decompositions["svd"]])
     point = entry(fresh, "asking", asking)
-    fresh.setattr("rankfold.registry.entry_points", lambda group: [*installed(), point])
+    fresh.setattr("rankfold.plugins.registry.entry_points", lambda group: [*installed(), point])
     (problem,) = registry().problems
     assert "'svd' is already registered" in problem.error
 
@@ -402,7 +402,10 @@ FRAMEWORKS = ("torch", "jax", "flax", "onnx", "tensorly", "scipy")
 
 @pytest.mark.parametrize(
     "code",
-    ["import rankfold", "from rankfold.registry import registry; assert registry().adapters"],
+    [
+        "import rankfold",
+        "from rankfold.plugins.registry import registry; assert registry().adapters",
+    ],
 )
 def test_no_framework_is_loaded(code: str) -> None:
     check = f"import sys; bad = set({FRAMEWORKS!r}) & set(sys.modules); assert not bad, bad"

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.candidates import Layer
-from rankfold.metric import rows_of
-from rankfold.moments import LayerMoments
-from rankfold.ops import Conv, Linear, Op
-from rankfold.registry import registry
-from rankfold.remainder import Rungs, raised
+from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.weighted_norm import rows_of
+from rankfold.layers.layer import Layer
+from rankfold.ops.types import Conv, Linear, Op
+from rankfold.plugins.registry import registry
+from rankfold.policies.budget_remainder import Rungs, raised
 
 RNG = np.random.default_rng(6)
 OPS: dict[str, list[Op]] = {

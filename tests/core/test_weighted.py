@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from rankfold.candidates import Layer
-from rankfold.metric import Metric, rows_of, shrunk
-from rankfold.moments import LayerMoments
-from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
-from rankfold.reference import reconstruct
-from rankfold.registry import registry
+from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.weighted_norm import Metric, rows_of, shrunk
+from rankfold.layers.layer import Layer
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
+from rankfold.plugins.registry import registry
 
 RNG = np.random.default_rng(5)
 OPS: dict[str, tuple[Op, tuple[str, ...]]] = {

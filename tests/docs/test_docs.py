@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankfold import hookspecs
+from rankfold.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))

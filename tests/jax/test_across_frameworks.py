@@ -204,4 +204,7 @@ rf.compress(nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0))), rf.Ranks(2), inp
 
 
 def test_listing_plugins_loads_no_framework() -> None:
-    assert loaded("import rankfold; from rankfold.registry import registry; registry()") == set()
+    assert (
+        loaded("import rankfold; from rankfold.plugins.registry import registry; registry()")
+        == set()
+    )

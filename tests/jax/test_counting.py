@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 import rankfold as rf
-from rankfold_jax.counting import counted
+from rankfold_jax.jaxpr.macs import counted
 
 
 def test_a_cell_that_reads_its_parameters_itself_counts() -> None:

@@ -15,11 +15,11 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
-from rankfold.calibration import Calibration
-from rankfold.contracts import Visit
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import Joint
+from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.moments import Joint
-from rankfold.ops import Array, Chain, Embedding, Linear, Op, blank, of_groups
+from rankfold.ops.types import Array, Chain, Embedding, Linear, Op, blank, of_groups
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.linen.params import Refilled
 from rankfold_jax.nnx.adapter import NNXAdapter

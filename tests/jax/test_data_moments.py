@@ -16,14 +16,14 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
-import rankfold.moments
-from rankfold.calibration import Calibration
-from rankfold.contracts import DataAware
+import rankfold.calibration.moments
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import LayerMoments
+from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Conv, ConvTranspose, Linear, Op
-from rankfold.reference import forward
-from rankfold_jax import losses
+from rankfold.ops.reference import forward
+from rankfold.ops.types import Array, Conv, ConvTranspose, Linear, Op
+from rankfold_jax.functional import losses
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.nnx.adapter import NNXAdapter
 

@@ -14,9 +14,9 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
-from rankfold.calibration import Calibration
-from rankfold.moments import Joint
-from rankfold.ops import Array, Chain, of_groups
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import Joint
+from rankfold.ops.types import Array, Chain, of_groups
 from rankfold_jax.nnx.adapter import NNXAdapter
 
 WIDTH, HIDDEN, LENGTH = 12, 20, 3

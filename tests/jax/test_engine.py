@@ -10,16 +10,16 @@ import pytest
 from jax import lax
 
 from rankfold import RankfoldError
-from rankfold_jax import jaxprs
-from rankfold_jax.conv import ConvForm
-from rankfold_jax.dense import DenseForm
-from rankfold_jax.forms import Form
-from rankfold_jax.gathering import Gatherer, empty_tap
-from rankfold_jax.jaxprs import Found, leaves_of
-from rankfold_jax.labels import Label
-from rankfold_jax.products import product
-from rankfold_jax.slots import Slot
-from rankfold_jax.stacks import Stack
+from rankfold_jax.calibration.moment_interpreter import Gatherer, empty_tap
+from rankfold_jax.jaxpr import dataflow as jaxprs
+from rankfold_jax.jaxpr.dataflow import Found, leaves_of
+from rankfold_jax.jaxpr.parameter_uses import product
+from rankfold_jax.jaxpr.provenance import Label
+from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.conv import ConvForm
+from rankfold_jax.layouts.dense import DenseForm
+from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.stacks import Stack
 
 X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
 W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import rankfold as rf
-from rankfold.reference import reconstruct
+from rankfold.ops.reference import reconstruct
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")
 EXTENTS = (11, 13, 9)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 import rankfold as rf
-from rankfold.reference import reconstruct
+from rankfold.ops.reference import reconstruct
 from rankfold_jax.nnx.adapter import NNXAdapter
 
 METHODS = ("svd", "tucker2", "channel_svd", "spatial_svd", "cp", "cp3")
@@ -127,7 +127,7 @@ def test_the_op_that_was_read_is_the_layer(name: str, distance: Any) -> None:
     (extent,) = trace.extents["layers.0"]
     bias = 0 if op.bias is None else op.bias.size
     assert adapter.size(model) == op.weight.size + bias
-    from rankfold.ops import macs
+    from rankfold.ops.types import macs
 
     cost = jax.jit(model).lower(x).cost_analysis() if op.weight.ndim == 2 else None
     if cost and op.groups == 1 and not isinstance(op, rf.Embedding):

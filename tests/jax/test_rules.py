@@ -17,9 +17,9 @@ from flax import nnx
 
 import rankfold as rf
 from rankfold.errors import Refused
-from rankfold.hookspecs import LayerRule
-from rankfold.ops import Chain
-from rankfold.registry import registry
+from rankfold.ops.types import Chain
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.registry import registry
 
 HOME = "home_of_the_flax_rules"
 FLAX = ["nnx", "linen"]

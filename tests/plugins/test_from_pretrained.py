@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.registry import registry
+from rankfold.plugins.registry import registry
 
 IDS = torch.arange(3, 14)[None]
 SIZES: dict[str, Any] = {

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import rankfold as rf
-from rankfold.stored.source import Checkpoint
+from rankfold.checkpoints.reader import Checkpoint
 
 POLICY = rf.Ratio(0.5)
 

@@ -10,9 +10,9 @@ import pytest
 from tests.stored.files import SIZES, contents, sharded, sound
 
 import rankfold as rf
-from rankfold.executors import opened
-from rankfold.stored.headers import Header
-from rankfold.stored.source import Checkpoint
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.cli.executors import opened
+from rankfold.storage.safetensors_header import Header
 
 FLOATS = {
     "F64": np.float64,

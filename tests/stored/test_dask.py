@@ -11,7 +11,7 @@ import pytest
 from tests.stored.checkpoints import contents, sharded
 
 import rankfold as rf
-from rankfold.executors import opened
+from rankfold.cli.executors import opened
 
 distributed = pytest.importorskip("distributed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # dask's own, of ports and closed streams

@@ -306,7 +306,7 @@ def test_values_that_are_not_finite_are_refused_or_copied(
 def test_a_file_that_shrinks_meanwhile_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rankfold.stored import compression
+    from rankfold.checkpoints import compress as compression
 
     source = sound(tmp_path / "x.safetensors", {"a.weight": ("F32", (4, 6), DATA)})
     write = compression.write
@@ -324,7 +324,7 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(
 def test_a_file_that_is_exchanged_meanwhile_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rankfold.stored import compression
+    from rankfold.checkpoints import compress as compression
 
     source = sound(tmp_path / "x.safetensors", {"a.weight": ("F32", (4, 6), DATA)})
     write = compression.write

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from tests.stored.files import normal, sound
 
 import rankfold as rf
-from rankfold.moments import LayerMoments
+from rankfold.calibration.moments import LayerMoments
 
 INTO, OUT = 6, 4
 POLICY = rf.Budget(params=0.7)

@@ -16,9 +16,9 @@ from tests.stored.files import contents, sharded
 from tests.stored.killing import CASES, before_each_call
 
 import rankfold as rf
-from rankfold.stored import workplace as workplaces
-from rankfold.stored import writing
-from rankfold.stored.source import Checkpoint
+from rankfold.checkpoints import shards as writing
+from rankfold.checkpoints import workdir as workplaces
+from rankfold.checkpoints.reader import Checkpoint
 
 POLICY = rf.Ratio(0.4)
 SCRIPT = """
@@ -214,7 +214,7 @@ def test_a_plan_that_was_made_is_not_made_again(
         patched.setattr(writing._Fresh, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rf.compress_checkpoint(source, out, POLICY)
-    from rankfold.stored import compression
+    from rankfold.checkpoints import compress as compression
 
     with monkeypatch.context() as patched:
         patched.setattr(compression, "planned", interrupted)

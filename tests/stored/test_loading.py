@@ -11,7 +11,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import RankfoldError
-from rankfold.registry import registry
+from rankfold.plugins.registry import registry
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Module:

@@ -9,9 +9,9 @@ import pytest
 from tests.interrupting import interrupted
 
 import rankfold as rf
-from rankfold import checkpoint
-from rankfold.claims import claimed, delete, publish, work_folder
-from rankfold.restoring import settled
+from rankfold.state.restoration import settled
+from rankfold.storage import folder as checkpoint
+from rankfold.storage.work_folder import claimed, delete, publish, work_folder
 
 torch = pytest.importorskip("torch")
 

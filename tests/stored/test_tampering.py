@@ -11,7 +11,7 @@ import pytest
 from tests.stored.files import contents, sharded, sound
 
 import rankfold as rf
-from rankfold.stored import compression
+from rankfold.checkpoints import compress as compression
 
 POLICY = rf.Ratio(0.4)
 

@@ -13,9 +13,9 @@ import pytest
 from tests.stored.files import contents, sharded
 
 import rankfold as rf
-from rankfold.claims import work_folder
-from rankfold.stored import compression
-from rankfold.stored.workplace import workplace
+from rankfold.checkpoints import compress as compression
+from rankfold.checkpoints.workdir import workplace
+from rankfold.storage.work_folder import work_folder
 
 POLICY = rf.Ratio(0.4)
 SLOW = """

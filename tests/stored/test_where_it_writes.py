@@ -12,7 +12,8 @@ import pytest
 from tests.stored.files import contents, normal, sharded, sound
 
 import rankfold as rf
-from rankfold.stored import compression, writing
+from rankfold.checkpoints import compress as compression
+from rankfold.checkpoints import shards as writing
 
 POLICY = rf.Ratio(0.4)
 

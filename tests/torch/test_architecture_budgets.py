@@ -53,7 +53,7 @@ def macs(model: nn.Module, inputs: Any) -> int:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_budget_with_data_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankfold.run.FEWEST", 1)  # the example inputs are few
+    monkeypatch.setattr("rankfold.pipeline.session.FEWEST", 1)  # the example inputs are few
     model, inputs = made(name)
     limits = LOOSER if name in MOSTLY_LEFT_ALONE else LIMITS
     budget = rf.Budget(**limits)

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 import rankfold as rf
-from rankfold.decompose.als import MOST_SENSITIVE
 from rankfold.decompose.cp import CP4
-from rankfold.decompose.multilinear import balance, relative_sensitivity
-from rankfold_torch import layers
+from rankfold.decompose.cp_als import MOST_SENSITIVE
+from rankfold.decompose.tensor_algebra import balance, relative_sensitivity
+from rankfold_torch.layers import stock as layers
 
 RANK, RATE = 40, 0.1
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold_torch.compressed import LowRankSequential
+from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 
 QUIET = ("ignore:`torch.jit.trace:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold_torch import layers
+from rankfold_torch.layers import stock as layers
 
 
 def network() -> nn.Module:

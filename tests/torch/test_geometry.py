@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
-from rankfold.ops import Op
-from rankfold.reference import forward, reconstruct
-from rankfold.registry import registry
+from rankfold.ops.reference import forward, reconstruct
+from rankfold.ops.types import Op
+from rankfold.plugins.registry import registry
 from rankfold_torch.adapter import TorchAdapter
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")

@@ -12,7 +12,7 @@ from tests.torch.conftest import state
 from torch import nn
 
 import rankfold as rf
-from rankfold.restoring import Restored, settled
+from rankfold.state.restoration import Restored, settled
 
 FILES = ("rankfold_torch/changes.py", "rankfold_torch/watching.py", "rankfold/restoring.py")
 THREADS = ("rankfold_torch/turns.py", "rankfold_torch/following.py", "rankfold/exclusive.py")

@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import rankfold as rf
-from rankfold_torch import layers, memory
+from rankfold_torch.layers import parameter_memory as memory
+from rankfold_torch.layers import stock as layers
 
 CASES: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (lambda: nn.Linear(24, 20), "svd"),

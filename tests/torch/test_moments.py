@@ -11,14 +11,14 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import rankfold.moments
-from rankfold.calibration import Calibration
+import rankfold.calibration.moments
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError
-from rankfold.moments import LayerMoments
-from rankfold.ops import Array, Conv, ConvTranspose, Linear
-from rankfold.reference import forward
-from rankfold_torch import patches
+from rankfold.ops.reference import forward
+from rankfold.ops.types import Array, Conv, ConvTranspose, Linear
 from rankfold_torch.adapter import TorchAdapter
+from rankfold_torch.calibration import patches
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 

@@ -11,9 +11,9 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import Refused
-from rankfold.hookspecs import LayerRule, hookimpl
-from rankfold.registry import registry
-from rankfold_torch import layers as torch_layers
+from rankfold.plugins.hookspecs import LayerRule, hookimpl
+from rankfold.plugins.registry import registry
+from rankfold_torch.layers import stock as torch_layers
 
 PARTS = ("refuse", "max_ranks", "modes", "ranks", "template", "offers", "decompose")
 POLICIES = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
-from rankfold.reference import forward
+from rankfold.ops.reference import forward
 from rankfold_torch.adapter import TorchAdapter
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -305,7 +305,7 @@ def test_a_compressed_model_can_be_compressed_again() -> None:
 def test_a_wrongly_built_chain_never_reaches_the_user(
     fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rankfold_torch import layers as torch_layers
+    from rankfold_torch.layers import stock as torch_layers
 
     build = torch_layers.build
 

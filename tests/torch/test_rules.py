@@ -11,9 +11,9 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import Refused
-from rankfold.hookspecs import LayerRule
-from rankfold.ops import Chain
-from rankfold.registry import registry
+from rankfold.ops.types import Chain
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.registry import registry
 
 
 class Flipped(nn.Module):

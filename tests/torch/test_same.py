@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.hookspecs import LayerRule
-from rankfold.reference import forward
-from rankfold.registry import registry
-from rankfold_torch.rules import read_same
-from rankfold_torch.same import SAME, SameConv2d
+from rankfold.ops.reference import forward
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.registry import registry
+from rankfold_torch.layers.same_padding import SAME, SameConv2d
+from rankfold_torch.layers.same_rules import read_same
 
 EXTENTS = {1: [(11,), (12,), (1,)], 2: [(11, 9), (12, 8), (2, 1)], 3: [(5, 7, 6), (4, 3, 2)]}
 
@@ -28,7 +28,9 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> None:
     home = ModuleType("home_of_the_rule")
     vars(home)["Same"] = Same
     monkeypatch.setitem(sys.modules, home.__name__, home)
-    taught = LayerRule("torch", "home_of_the_rule:Same", read="rankfold_torch.rules:read_same")
+    taught = LayerRule(
+        "torch", "home_of_the_rule:Same", read="rankfold_torch.layers.same_rules:read_same"
+    )
     monkeypatch.setattr(registry(), "rules", [*registry().rules, taught])
 
 
@@ -86,7 +88,7 @@ def test_macs_count_the_outputs_of_same_padding() -> None:
 
 def test_a_kernel_of_one_needs_no_padding() -> None:
     chain = (rf.Conv(torch.randn(5, 3, 1, 1).numpy(), stride=2, padding="same"),)
-    from rankfold_torch.layers import build
+    from rankfold_torch.layers.stock import build
 
     assert type(build(chain, nn.Conv2d(3, 5, 1))[0]) is nn.Conv2d
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import rankfold as rf
-from rankfold.registry import registry
+from rankfold.plugins.registry import registry
 from rankfold_torch.adapter import TorchAdapter
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]

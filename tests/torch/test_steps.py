@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.registry import registry
-from rankfold_torch import layers as torch_layers
+from rankfold.plugins.registry import registry
+from rankfold_torch.layers import stock as torch_layers
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 CHOICES = [
@@ -633,7 +633,7 @@ def observed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[rf.LayerPlan]]:
     """What an observing plugin hears."""
     from types import ModuleType
 
-    from rankfold.hookspecs import hookimpl
+    from rankfold.plugins.hookspecs import hookimpl
 
     heard: list[rf.LayerPlan] = []
     plugin = ModuleType("observer")

@@ -13,10 +13,10 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import RankfoldError
-from rankfold.exclusive import exclusive
-from rankfold.parallel import limited
-from rankfold.restoring import Lock, settled
-from rankfold_torch.watching import Watched
+from rankfold.layers.parallel import limited
+from rankfold.plugins.model_lock import exclusive
+from rankfold.state.restoration import Lock, settled
+from rankfold_torch.paired_run.attribute_writes import Watched
 
 
 class Meeting(nn.Module):

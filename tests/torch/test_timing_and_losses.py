@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from rankfold.calibration import Calibration
-from rankfold.contracts import DataAware
+from rankfold.calibration.batches import Calibration
+from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
-from rankfold.ops import Chain, Conv, Embedding, Linear, blank
-from rankfold_torch import losses
+from rankfold.ops.types import Chain, Conv, Embedding, Linear, blank
 from rankfold_torch.adapter import TorchAdapter
+from rankfold_torch.calibration import losses
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 

@@ -12,17 +12,20 @@ import numpy as np
 from flax import linen as nn
 from flax.core import freeze, unfreeze
 
-from rankfold.contracts import Trace
+from rankfold.decompose.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import told
-from rankfold.ops import Array, Chain, Op, blank, with_weight
-from rankfold.reference import composed
-from rankfold_jax.chains import FOREIGN, checked, stage_op
-from rankfold_jax.data_aware import FlowDataAware
-from rankfold_jax.dense import EmbedForm
-from rankfold_jax.flow import Flow
-from rankfold_jax.linen.compressed import Path, compressed, noting, specs_of
-from rankfold_jax.linen.flows import check_bound, flow
+from rankfold.ops.reference import composed
+from rankfold.ops.types import Array, Chain, Op, blank, with_weight
+from rankfold_jax.adapter_base import FlowDataAware
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.layouts.chain_reader import FOREIGN, checked, stage_op
+from rankfold_jax.layouts.dense import EmbedForm
+from rankfold_jax.layouts.extents import seen_axes
+from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.sharding import epsilon
+from rankfold_jax.layouts.stacks import Stack, find_stacks
+from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
@@ -43,14 +46,11 @@ from rankfold_jax.linen.params import (
     put_params,
     refilled_param,
 )
-from rankfold_jax.linen.recording import Recorded, Recording, applied, is_matrix, leaves
+from rankfold_jax.linen.pure_function import check_bound, flow
 from rankfold_jax.linen.rules import RuledLayer
-from rankfold_jax.sharding import epsilon
-from rankfold_jax.slots import Slot
-from rankfold_jax.stacks import Stack, find_stacks
-from rankfold_jax.uses import seen_axes
+from rankfold_jax.linen.tracing import Recorded, Recording, applied, is_matrix, leaves
+from rankfold_jax.state_io import load_arrays, save_arrays
 from rankfold_jax.versions import thread_state
-from rankfold_jax.weights import load_arrays, save_arrays
 
 
 class LinenAdapter(FlowDataAware[nn.Module]):

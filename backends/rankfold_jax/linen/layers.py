@@ -13,11 +13,11 @@ from flax import linen as nn
 from jax import lax
 
 from rankfold.errors import Refused
-from rankfold_jax.conv import ConvForm, TransposedForm
-from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.depthwise import depthwise_conv
-from rankfold_jax.forms import Form
-from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
+from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.conv import ConvForm, TransposedForm
+from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
+from rankfold_jax.layouts.depthwise import depthwise_conv
+from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Dense,

@@ -12,14 +12,14 @@ import numpy as np
 from flax import linen as nn
 
 from rankfold.errors import Refused
-from rankfold.ops import Array
-from rankfold_jax.forms import Roles
-from rankfold_jax.linen.compressed import Path
+from rankfold.ops.types import Array
+from rankfold_jax.layouts.base import Roles
+from rankfold_jax.layouts.sharding import Axes, to_numpy
+from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.linen.interception import Path
 from rankfold_jax.linen.layers import StageSpec, unboxed
-from rankfold_jax.linen.recording import Recorded, leaves
 from rankfold_jax.linen.rules import RuledLayer
-from rankfold_jax.sharding import Axes, to_numpy
-from rankfold_jax.stacks import Stack
+from rankfold_jax.linen.tracing import Recorded, leaves
 
 _FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
 

@@ -13,14 +13,14 @@ import numpy as np
 from flax import linen as nn
 
 from rankfold.errors import Refused
-from rankfold.hookspecs import LayerRule
-from rankfold.layer_rules import carried_out, read_by, rule_for
-from rankfold.ops import Array, Chain, Op, blank, with_weight
-from rankfold_jax import ruled
+from rankfold.ops.types import Array, Chain, Op, blank, with_weight
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
+from rankfold_jax.layouts import ruled
+from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.sharding import to_numpy
+from rankfold_jax.layouts.stacks import Stack
 from rankfold_jax.linen.layers import KINDS, StageSpec, in_double, make, raw, unboxed
-from rankfold_jax.sharding import to_numpy
-from rankfold_jax.slots import Slot
-from rankfold_jax.stacks import Stack
 
 _NAME = "linen"
 

@@ -10,24 +10,26 @@ from typing import Any, TypeVar
 import jax
 from flax import nnx
 
-from rankfold.contracts import Trace
+from rankfold.decompose.base import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Array, Chain, Op, blank, with_weight
-from rankfold.reference import composed
-from rankfold_jax import jaxprs
-from rankfold_jax.chains import FOREIGN, checked
-from rankfold_jax.data_aware import FlowDataAware
-from rankfold_jax.flow import Flow
-from rankfold_jax.nnx import compressed, layers, rules, stale, tracing
-from rankfold_jax.nnx.flows import flow, held_in, slot_of
-from rankfold_jax.nnx.graph import exchanged, modules, nodes, paths
-from rankfold_jax.nnx.kinds import kernel_name
+from rankfold.ops.reference import composed
+from rankfold.ops.types import Array, Chain, Op, blank, with_weight
+from rankfold_jax.adapter_base import FlowDataAware
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.jaxpr import dataflow as jaxprs
+from rankfold_jax.layouts.chain_reader import FOREIGN, checked
+from rankfold_jax.layouts.sharding import epsilon
+from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.nnx import layers, rules, tracing
+from rankfold_jax.nnx import low_rank_sequential as compressed
+from rankfold_jax.nnx import stale_layers as stale
+from rankfold_jax.nnx.layer_classes import kernel_name
 from rankfold_jax.nnx.layers import Held
+from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
+from rankfold_jax.nnx.pure_function import flow, held_in, slot_of
 from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
-from rankfold_jax.sharding import epsilon
-from rankfold_jax.stacks import Seen
+from rankfold_jax.state_io import load_arrays, save_arrays
 from rankfold_jax.versions import thread_state
-from rankfold_jax.weights import load_arrays, save_arrays
 
 T = TypeVar("T")
 

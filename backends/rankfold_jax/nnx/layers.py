@@ -14,18 +14,18 @@ from flax import nnx
 from jax import lax
 
 from rankfold.errors import Refused
-from rankfold.ops import Array, Op
-from rankfold_jax import chains
-from rankfold_jax.conv import ConvForm, TransposedForm
-from rankfold_jax.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.depthwise import depthwise_conv
-from rankfold_jax.forms import Form, Roles, Stage
-from rankfold_jax.nnx.compressed import Chain, chained
-from rankfold_jax.nnx.graph import modules
-from rankfold_jax.nnx.kinds import KINDS, OPTIONS, kernel_name
-from rankfold_jax.padding import lax_padding, per_axis, reach_of, transposed_padding
-from rankfold_jax.sharding import Axes, to_numpy
-from rankfold_jax.stacks import Seen, Stack, find_stacks
+from rankfold.ops.types import Array, Op
+from rankfold_jax.layouts import chain_reader as chains
+from rankfold_jax.layouts.base import Form, Roles, Stage
+from rankfold_jax.layouts.conv import ConvForm, TransposedForm
+from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
+from rankfold_jax.layouts.depthwise import depthwise_conv
+from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
+from rankfold_jax.layouts.sharding import Axes, to_numpy
+from rankfold_jax.layouts.stacks import Seen, Stack, find_stacks
+from rankfold_jax.nnx.layer_classes import KINDS, OPTIONS, kernel_name
+from rankfold_jax.nnx.low_rank_sequential import Chain, chained
+from rankfold_jax.nnx.module_tree import modules
 
 T = TypeVar("T", bound=nnx.Module)
 _PRODUCTS = {

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rankfold.errors import Refused
-from rankfold_jax.nnx.graph import children, paths, variables
-from rankfold_jax.nnx.kinds import KINDS, kernel_name, kind_of
+from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
+from rankfold_jax.nnx.module_tree import children, paths, variables
 
 _FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
 _READERS = (nnx.WeightNorm, nnx.SpectralNorm)

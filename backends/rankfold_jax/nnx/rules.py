@@ -12,15 +12,15 @@ import numpy as np
 from flax import nnx
 
 from rankfold.errors import Refused
-from rankfold.hookspecs import LayerRule
-from rankfold.layer_rules import carried_out, read_by, rule_for
-from rankfold.ops import Array, Chain, Op, blank, with_weight
-from rankfold_jax import ruled
+from rankfold.ops.types import Array, Chain, Op, blank, with_weight
+from rankfold.plugins.hookspecs import LayerRule
+from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
+from rankfold_jax.layouts import ruled
+from rankfold_jax.layouts.stacks import Stack
 from rankfold_jax.nnx import layers
-from rankfold_jax.nnx.compressed import chained
-from rankfold_jax.nnx.graph import variables
-from rankfold_jax.nnx.kinds import KINDS, kernel_name
-from rankfold_jax.stacks import Stack
+from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
+from rankfold_jax.nnx.low_rank_sequential import chained
+from rankfold_jax.nnx.module_tree import variables
 
 _NAME = "nnx"
 

@@ -17,20 +17,21 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
-from rankfold.contracts import Trace
+from rankfold.decompose.base import Trace
 from rankfold.errors import Refused
-from rankfold.ops import Extent, Op
-from rankfold.restoring import settled
-from rankfold_jax import jaxprs, ruled
-from rankfold_jax.counting import counted
-from rankfold_jax.inputs import Inputs, failed
+from rankfold.ops.types import Extent, Op
+from rankfold.state.restoration import settled
+from rankfold_jax.functional.inputs import Inputs, failed
+from rankfold_jax.jaxpr import dataflow as jaxprs
+from rankfold_jax.jaxpr.macs import counted
+from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
+from rankfold_jax.layouts import ruled
+from rankfold_jax.layouts.extents import extents_of, seen_axes
+from rankfold_jax.layouts.stacks import Seen
 from rankfold_jax.nnx import rules
-from rankfold_jax.nnx.graph import modules, variables
-from rankfold_jax.nnx.kinds import KINDS, kernel_name, kind_of
+from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.layers import form_of
-from rankfold_jax.output_layers import Leaf, output_layers
-from rankfold_jax.stacks import Seen
-from rankfold_jax.uses import extents_of, seen_axes
+from rankfold_jax.nnx.module_tree import modules, variables
 from rankfold_jax.versions import replacements
 
 _PATH, _PARTS = "rankfold_path", "rankfold_parts"

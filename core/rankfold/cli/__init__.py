@@ -43,7 +43,7 @@ def _replace_what_cannot_be_encoded() -> None:
 
 
 def _fail(message: str) -> None:
-    from rankfold.texts import printable
+    from rankfold.console import printable
 
     print(f"rankfold: {printable(' '.join(message.split()))}", file=sys.stderr)
     raise SystemExit(2)

@@ -11,19 +11,19 @@ from typing import Any
 
 from rich.text import Text
 
-from rankfold.checkpoint import check_replaceable
+from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.cli.arguments import make_model, read_policy
+from rankfold.cli.executors import opened
 from rankfold.cli.signals import Terminated
-from rankfold.contracts import Policy
+from rankfold.console import printable
+from rankfold.decompose.base import Policy
 from rankfold.errors import RankfoldError
-from rankfold.executors import opened
-from rankfold.pipeline import compress
-from rankfold.plan import Plan
-from rankfold.registry import registry
-from rankfold.report.table import plan_table, totals, wide_console
-from rankfold.stored.compression import compress_checkpoint
-from rankfold.stored.headers import check_plain, parse_json
-from rankfold.texts import printable
+from rankfold.pipeline.api import compress
+from rankfold.plan.plan import Plan
+from rankfold.plan.table import plan_table, totals, wide_console
+from rankfold.plugins.registry import registry
+from rankfold.storage.folder import check_replaceable
+from rankfold.storage.safetensors_header import check_plain, parse_json
 
 _MOST_INPUTS = 16 * 2**20
 

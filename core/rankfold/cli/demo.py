@@ -17,14 +17,14 @@ import numpy as np
 from rich.table import Table
 
 from rankfold.errors import RankfoldError
-from rankfold.ops import Array
-from rankfold.pipeline import Compressed, compress
-from rankfold.plan import Plan
+from rankfold.ops.types import Array
+from rankfold.pipeline.api import Compressed, compress
+from rankfold.plan.plan import Plan
+from rankfold.plan.table import count, wide_console
+from rankfold.plugins.registry import resolve
 from rankfold.policies.vbmf import VBMF
 from rankfold.progress import progress
-from rankfold.registry import resolve
 from rankfold.report.literal import literal
-from rankfold.report.table import count, wide_console
 
 BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo", "jax": "rankfold_jax.demo:JaxDemo"}
 _EXTRAS = {"torch": "demo", "jax": "demo-jax"}

@@ -7,19 +7,19 @@ from pathlib import Path
 
 from rich.table import Table
 
-from rankfold.candidates import Layer
+from rankfold.checkpoints.reader import Checkpoint
 from rankfold.cli.arguments import read_policy
-from rankfold.contracts import Decomposition, Policy
+from rankfold.decompose.base import Decomposition, Policy
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Conv, Linear, Op
+from rankfold.layers.layer import Layer
+from rankfold.ops.types import Conv, Linear, Op
+from rankfold.pipeline.session import METHODS
+from rankfold.plan.table import wide_console
+from rankfold.plugins.registry import registry
 from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
-from rankfold.registry import registry
 from rankfold.report.literal import literal
-from rankfold.report.table import wide_console
-from rankfold.run import METHODS
-from rankfold.stored.source import Checkpoint
 
 _SHARE = 0.9
 _KERNELS = (3, 4, 5)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from rankfold.hookspecs import API
-from rankfold.registry import registry
+from rankfold.plan.table import wide_console
+from rankfold.plugins.hookspecs import API
+from rankfold.plugins.registry import registry
 from rankfold.report.literal import literal
-from rankfold.report.table import wide_console
 
 
 def run() -> None:

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rankfold.contracts import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
-from rankfold.decompose.regression import offered, projection
+from rankfold.decompose.reduced_rank_regression import offered, projection
+from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
-from rankfold.hookspecs import hookimpl
-from rankfold.linalg import inner
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
-from rankfold.spectrum import Spectrum
+from rankfold.linalg.subspaces import inner
+from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.plugins.hookspecs import hookimpl
 
 RANKFOLD_API = (1, 0)
 

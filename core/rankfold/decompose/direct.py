@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankfold.contracts import Decomposition, Placement, Ranks
+from rankfold.decompose.base import Decomposition, Placement, Ranks
+from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op
-from rankfold.spectrum import Spectrum
+from rankfold.ops.types import Chain, Conv, ConvTranspose, Embedding, Linear, Op
 
 
 def decompose(method: Decomposition, op: Op, ranks: Ranks | int, placement: Placement) -> Chain:

@@ -6,11 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankfold import linalg
-from rankfold.contracts import Mode, Placement, Ranks
+from rankfold.decompose.base import Mode, Placement, Ranks
+from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError
-from rankfold.ops import Array, Chain, Conv, Convolution, ConvTranspose, Embedding, Op, geometry
-from rankfold.spectrum import Spectrum
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.types import (
+    Array,
+    Chain,
+    Conv,
+    Convolution,
+    ConvTranspose,
+    Embedding,
+    Op,
+    geometry,
+)
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:

@@ -18,17 +18,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Judges, Policy, Ranks
+from rankfold.decompose.base import Choice, Judges, Policy, Ranks
 from rankfold.errors import Infeasible, RankfoldError, Refused
-from rankfold.group import Group
-from rankfold.hookspecs import hookimpl
-from rankfold.knapsack import Solution, cheapest, least_share
-from rankfold.offers import Cost, Offer, Priced
-from rankfold.ops import Array
-from rankfold.parallel import each
+from rankfold.layers.candidates import Cost, Offer, Priced
+from rankfold.layers.group import Group
+from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import each
+from rankfold.ops.types import Array
+from rankfold.plugins.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction
-from rankfold.remainder import Rungs, raised
+from rankfold.policies.budget_remainder import Rungs, raised
+from rankfold.policies.knapsack import Solution, cheapest, least_share
 
 RANKFOLD_API = (1, 0)
 FAST_MULTIPLE = 16

@@ -8,14 +8,14 @@ from typing import ClassVar, Self, SupportsFloat
 
 import numpy as np
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Judges, Mode, Policy
-from rankfold.equal_cost import least_error
+from rankfold.decompose.base import Choice, Judges, Mode, Policy
 from rankfold.errors import RankfoldError
-from rankfold.hookspecs import hookimpl
-from rankfold.ops import Array
-from rankfold.parallel import each
+from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import each
+from rankfold.ops.types import Array
+from rankfold.plugins.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction
+from rankfold.policies.best_method import least_error
 
 RANKFOLD_API = (1, 0)
 

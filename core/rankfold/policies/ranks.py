@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeAlias
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Decomposition, Judges, Policy
-from rankfold.contracts import Ranks as MethodRanks
+from rankfold.decompose.base import Choice, Decomposition, Judges, Policy
+from rankfold.decompose.base import Ranks as MethodRanks
 from rankfold.errors import RankfoldError, Refused
-from rankfold.geometry import is_int
-from rankfold.hookspecs import hookimpl
-from rankfold.patterns import check_patterns, matches
+from rankfold.layers.layer import Layer
+from rankfold.ops.geometry import is_int
+from rankfold.plugins.hookspecs import hookimpl
+from rankfold.policies.patterns import check_patterns, matches
 
 RANKFOLD_API = (1, 0)
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, SupportsFloat
 
-from rankfold.candidates import Layer
-from rankfold.contracts import Choice, Judges, Mode, Policy
-from rankfold.equal_cost import least_error
+from rankfold.decompose.base import Choice, Judges, Mode, Policy
 from rankfold.errors import RankfoldError
-from rankfold.hookspecs import hookimpl
-from rankfold.parallel import each
+from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import each
+from rankfold.plugins.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction
+from rankfold.policies.best_method import least_error
 from rankfold.policies.evbmf import from_squares
 
 RANKFOLD_API = (1, 0)

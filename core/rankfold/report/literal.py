@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from rankfold.texts import printable
+from rankfold.console import printable
 
 
 def literal(text: str, style: str = "") -> Text:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.contracts import Adapter
-from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
-from rankfold.pipeline import Compressed, compress
-from rankfold.registry import registry
+from rankfold.decompose.base import Adapter
+from rankfold.ops.types import Conv, ConvTranspose, Embedding, Extent, Linear, Op
+from rankfold.pipeline.api import Compressed, compress
+from rankfold.plugins.registry import registry
 from rankfold.testing.cases import distance, methods, probe
 from rankfold.testing.check import TOLERANCE
 from rankfold.testing.harness import Harness, as_float64

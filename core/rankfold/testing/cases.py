@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.contracts import Factored
-from rankfold.ops import Array, Conv, ConvTranspose, Embedding, Linear, Op, channels
-from rankfold.registry import registry
-from rankfold.spectrum import Spectrum
+from rankfold.decompose.base import Factored
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.ops.types import Array, Conv, ConvTranspose, Embedding, Linear, Op, channels
+from rankfold.plugins.registry import registry
 from rankfold.testing.harness import Harness, Unsupported
 
 _SPATIAL = (13, 17, 11)

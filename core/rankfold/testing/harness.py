@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.contracts import Adapter
-from rankfold.ops import Array, Op
+from rankfold.decompose.base import Adapter
+from rankfold.ops.types import Array, Op
 
 
 class Unsupported(Exception):  # noqa: N818 - not an error: the check is skipped with this reason
@@ -20,7 +20,7 @@ class Harness(ABC):
     """Makes and runs models of a framework for the checks.
 
     Models are plain sequences of layers without anything between them. Arrays go in and come out
-    in the layout of `rankfold.reference.forward`, channels first; a harness for a framework with
+    in the layout of `rankfold.ops.reference.forward`, channels first; a harness for a framework with
     channels last moves the axis. The methods that are not abstract are optional: what is not
     written is `Unsupported`, and the checks that need it are skipped.
 

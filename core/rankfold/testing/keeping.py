@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.checkpoint import load, save
 from rankfold.errors import RankfoldError
-from rankfold.ops import with_weight
+from rankfold.ops.types import with_weight
 from rankfold.policies.ranks import Ranks
+from rankfold.storage.folder import load, save
 from rankfold.testing.assertions import (
     compressed,
     drawn_linear,

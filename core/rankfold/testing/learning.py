@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.calibration import Calibration
-from rankfold.contracts import DataAware
-from rankfold.metric import rows_of
-from rankfold.moments import Joint
-from rankfold.ops import Array, Chain, Embedding, Op, with_weight
-from rankfold.reference import forward
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import Joint
+from rankfold.calibration.weighted_norm import rows_of
+from rankfold.decompose.base import DataAware
+from rankfold.ops.reference import forward
+from rankfold.ops.types import Array, Chain, Embedding, Op, with_weight
 from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
 from rankfold.testing.cases import BRIEF, probe, supported
 from rankfold.testing.check import check

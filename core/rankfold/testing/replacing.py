@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rankfold.ops import macs, params, with_weight
-from rankfold.pipeline import compress
+from rankfold.ops.reference import forward, reconstruct
+from rankfold.ops.types import macs, params, with_weight
+from rankfold.pipeline.api import compress
 from rankfold.policies.ranks import Ranks
-from rankfold.reference import forward, reconstruct
 from rankfold.testing.assertions import (
     all_replaced,
     compressed,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.tucker2 import TUCKER2
-from rankfold.ops import Array, Chain, Op
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Chain, Op
 from rankfold.policies.evbmf import from_squares
-from rankfold.reference import reconstruct
-from rankfold.spectrum import Spectrum
 
 
 def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:

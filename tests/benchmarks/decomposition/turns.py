@@ -1,6 +1,6 @@
 """Median times of functions that take turns, so that a busy machine slows all of them alike.
 
-`rankfold.timing.medians` calls every function eight times at least, which is too often for
+`rankfold.adapters.timing.medians` calls every function eight times at least, which is too often for
 functions that take seconds, and drops what they return.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.ops import Array
+from rankfold.ops.types import Array
 
 EXPONENT = 0.5
 NOISE = 0.1

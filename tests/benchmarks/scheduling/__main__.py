@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tests.benchmarks.decomposition.machine import statement
 
 import rankfold as rf
-from rankfold.executors import opened
+from rankfold.cli.executors import opened
 
 _FILE = Path(__file__).parents[3] / "docs" / "results" / "scheduling.md"
 _LAYERS, _FILES, _SHAPE, _TURNS = 10_000, 20, (24, 32), 3

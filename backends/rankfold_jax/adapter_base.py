@@ -1,0 +1,95 @@
+"""What both Flax adapters do with data, on a model as a pure function of its arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import LayerMoments
+from rankfold.decompose.base import Visit
+from rankfold.ops.types import Chain, Extent, Op
+from rankfold.progress import Advance
+from rankfold_jax.calibration import moments
+from rankfold_jax.functional import losses, timing
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.paired_run import interpreter as following
+
+Model = TypeVar("Model")
+
+
+class FlowDataAware(ABC, Generic[Model]):
+    """The methods of `rankfold.decompose.base.DataAware` that need no more than a `Flow`."""
+
+    @abstractmethod
+    def read(self, model: Model, path: str) -> Op:
+        """See `rankfold.decompose.base.Adapter`."""
+
+    @abstractmethod
+    def build(self, model: Model, path: str, chain: Chain) -> object:
+        """See `rankfold.decompose.base.Adapter`."""
+
+    @abstractmethod
+    def _flow(self, model: Model, paths: Iterable[str]) -> Flow:
+        """The model as a pure function, with the places of these layers among its arrays."""
+
+    @abstractmethod
+    def _dtype(self, model: Model, path: str) -> Any:
+        """Of the layer's kernel."""
+
+    @abstractmethod
+    def _is_laid_out(self, model: Model, path: str) -> bool:
+        """Whether the numbers of the layer's op are to be found among the model's arrays."""
+
+    def moments(
+        self,
+        model: Model,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        rng: np.random.Generator,
+        advance: Advance,
+    ) -> Mapping[str, LayerMoments]:
+        """One compiled forward and backward pass per batch."""
+        known = {path: op for path, op in layers.items() if self._is_laid_out(model, path)}
+        return moments.moments(self._flow(model, known), calibration, known, rng, advance)
+
+    def follow(
+        self,
+        model: Model,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        *,
+        sequential: bool,
+        rng: np.random.Generator,
+    ) -> Mapping[str, float]:
+        """Layers under scan are met in their turns.
+
+        A layer that every turn uses, or that is in another loop, is met before it, without sums
+        over its inputs.
+        """
+        return following.follow(
+            self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
+        )
+
+    def divergence(
+        self, model: Model, small: Model, calibration: Calibration
+    ) -> tuple[float, float]:
+        """One compiled forward pass of both models per batch."""
+        return losses.divergence(self._flow(model, ()), self._flow(small, ()), calibration)
+
+    def seconds(
+        self, model: Model, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Compiled functions of the ops, channels last."""
+        build = partial(self.build, model, path)
+        dtype = self._dtype(model, path)
+        return timing.seconds(self.read(model, path), chains, extents, dtype, build)
+
+    def model_seconds(self, models: Sequence[Model], inputs: Any) -> tuple[float, ...]:
+        """Whole forward passes, compiled."""
+        return timing.model_seconds([self._flow(model, ()) for model in models], inputs)

@@ -1,0 +1,1 @@
+"""Moments of inputs and gradients, gathered while a jaxpr is evaluated."""

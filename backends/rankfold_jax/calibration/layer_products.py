@@ -1,0 +1,219 @@
+"""A layer at one product of a jaxpr: how the rows of the equation are those of its op.
+
+An op's weight meets rows (groups, d) with d = in/groups · positions of the kernel, channels first,
+and gives outputs (groups, out/groups). Which number of an equation's row is which of the op's
+follows from the places of the kernel's numbers, so that neither transposed kernels nor flipped,
+stacked or grouped ones need a rule of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.extend.core import JaxprEqn
+
+from rankfold.ops.types import Embedding, Op
+from rankfold_jax.calibration.patches import View, look_up_view, matrix_view, window_view
+from rankfold_jax.jaxpr.element_index import Tracked, label_of
+from rankfold_jax.jaxpr.parameter_uses import look_up, product
+from rankfold_jax.jaxpr.provenance import param
+from rankfold_jax.layouts.parameter_index import Slot
+
+LEAST_ROWS = 12800
+"""How many rows are sampled at least, over all calibration data."""
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """How the rows of an equation become those of an op.
+
+    Attributes:
+        rows: (groups here, d), places in a row of the equation.
+        outs: (groups here, out/groups), places in an output of the equation.
+        groups: (*loops, groups here), which groups of the op these are.
+    """
+
+    rows: Ints
+    outs: Ints
+    groups: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A layer at one product or look-up.
+
+    Attributes:
+        path: of the layer.
+        side: which operand the kernel is.
+        view: of the other operand and of the output.
+        layout: of their rows.
+        counters: the numbers of the iterations of the loops.
+    """
+
+    path: str
+    side: int
+    view: View
+    layout: Layout
+    counters: tuple[Any, ...]
+
+    def rows(self, x: jax.Array, chosen: Any) -> jax.Array:
+        """(rows, groups here, d) of the other operand, at some positions or at all."""
+        return op_rows(self.view, x, self.layout.rows, chosen)
+
+    def outputs(self, y: jax.Array, chosen: Any) -> jax.Array:
+        """(rows, groups here, out/groups) of the output."""
+        return op_outputs(self.view, y, self.layout.outs, chosen)
+
+    def groups(self) -> Any:
+        """(groups here,), which groups of the op these are in this iteration."""
+        return jnp.asarray(self.layout.groups)[self.counters]
+
+
+def op_rows(view: View, x: jax.Array, rows: Any, chosen: Any) -> jax.Array:
+    """(rows, groups, d) of an operand, in the precision that sums are made in."""
+    found = working(view.rows(x, chosen))
+    return found.reshape(-1, found.shape[-1])[:, rows]
+
+
+def op_outputs(view: View, y: jax.Array, outs: Any, chosen: Any) -> jax.Array:
+    """(rows, groups, out/groups) of an output, in the same precision."""
+    found = working(view.outputs(y, chosen))
+    return found.reshape(-1, found.shape[-1])[:, outs]
+
+
+def working(x: jax.Array) -> jax.Array:
+    """float64 as it is, anything else as float32."""
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def sampled(view: View, op: Op, examples: int, taps: int) -> int | None:
+    """How many positions of each image are enough; None where all are needed.
+
+    Args:
+        view: of the layer.
+        op: the layer.
+        examples: seen in all; the more, the fewer positions of each are needed.
+        taps: how many rows are made of one position.
+    """
+    if isinstance(op, Embedding):
+        return None
+    least = max(LEAST_ROWS, 4 * math.prod(op.weight.shape[1:]) // taps)
+    wanted = math.ceil(least / (max(1, examples) * taps))
+    return None if wanted >= view.positions else wanted
+
+
+def site_of(
+    eqn: JaxprEqn, inside: Sequence[Tracked | None], path: str, slot: Slot, op: Op
+) -> Site | None:
+    """The site of a layer at an equation with its kernel; None where it is none.
+
+    Args:
+        eqn: the equation.
+        inside: which of its operands are tracked.
+        path: of the layer.
+        slot: of the layer.
+        op: the layer.
+    """
+    labels = [label_of(value) for value in inside]
+    if isinstance(op, Embedding):
+        table = inside[0]
+        if look_up(eqn, labels, 1) is None or table is None or table.index is None:
+            return None
+        view = look_up_view(eqn)
+        straight = np.array_equal(table.index, slot.places)
+        if view is None or table.counters or not straight:
+            return None
+        rows = np.zeros((1, 0), np.int64)
+        outs = np.arange(op.weight.shape[1])[None]
+        return Site(path, 0, view, Layout(rows, outs, np.zeros(1, np.int64)), ())
+    if product(eqn, labels, 1) is None:
+        return None
+    side = 0 if labels[0] is not None else 1
+    kernel = inside[side]
+    if kernel is None or kernel.index is None:
+        return None
+    dense = eqn.primitive.name == "dot_general"
+    layout = (_dense if dense else _window)(eqn, side, kernel, slot, op)
+    if layout is None:
+        return None
+    whole = matrix_view(eqn, side) if dense else window_view(eqn)
+    return Site(path, side, whole, layout, kernel.counters)
+
+
+def _dense(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> Layout | None:
+    """The kernel as (batch, summed, other) axes."""
+    assert kernel.index is not None
+    contract, batch = param(eqn, "dimension_numbers")
+    loops = len(kernel.counters)
+    shape = kernel.index.shape[loops:]
+    taken = (*batch[side], *contract[side])
+    free = [axis for axis in range(len(shape)) if axis not in taken]
+    order = [*range(loops), *(loops + axis for axis in (*taken, *free))]
+    sizes = [
+        math.prod(shape[axis] for axis in axes) for axes in (batch[side], contract[side], free)
+    ]
+    index = kernel.index.transpose(order).reshape(*kernel.index.shape[:loops], *sizes)
+    b, c, f = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
+    return _layout(index, b * sizes[1] + c, b * sizes[2] + f, loops, slot, op)
+
+
+def _window(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> Layout | None:
+    """The kernel as (outputs, inputs of a group, positions)."""
+    del side  # a kernel is always the right operand
+    assert kernel.index is not None
+    spec = param(eqn, "dimension_numbers").rhs_spec
+    loops = len(kernel.counters)
+    order = [*range(loops), *(loops + axis for axis in spec)]
+    index = kernel.index.transpose(order)
+    index = index.reshape(*index.shape[: loops + 2], -1)
+    outputs, inputs, taps = index.shape[loops:]
+    o, i, t = np.ogrid[:outputs, :inputs, :taps]
+    group = o // (outputs // param(eqn, "feature_group_count"))
+    return _layout(index, (group * inputs + i) * taps + t, o, loops, slot, op)
+
+
+def _layout(
+    index: npt.NDArray[np.int32], row: Ints, out: Ints, loops: int, slot: Slot, op: Op
+) -> Layout | None:
+    """The layout, from where each number of the kernel is in a row and in an output.
+
+    Args:
+        index: (*loops, *shape), the places of the kernel's numbers.
+        row: broadcasts to the shape, the place in a row of the equation that each is multiplied by.
+        out: the same, the place in its output that each adds to.
+        loops: how many loops there are.
+        slot: of the layer.
+        op: the layer.
+    """
+    outputs, width = len(op.weight) // op.groups, math.prod(op.weight.shape[1:])
+    shape = index.shape[loops:]
+    row, out = np.broadcast_to(row, shape), np.broadcast_to(out, shape)
+    first: tuple[Ints, Ints] | None = None
+    every = []
+    for one in index.reshape(-1, *shape):
+        number = slot.numbers[one]
+        group, rest = np.divmod(number, outputs * width)
+        own, inner = np.divmod(rest, width)
+        groups = np.unique(group)
+        place = np.searchsorted(groups, group)
+        rows = np.full((len(groups), width), -1)
+        outs = np.full((len(groups), outputs), -1)
+        rows[place, inner], outs[place, own] = row, out
+        full = rows.min() >= 0 and outs.min() >= 0 and one.size == rows.size * outputs
+        if not (full and np.all(rows[place, inner] == row) and np.all(outs[place, own] == out)):
+            return None
+        if first is None:
+            first = rows, outs
+        elif not (np.array_equal(first[0], rows) and np.array_equal(first[1], outs)):
+            return None
+        every.append(groups)
+    assert first is not None
+    return Layout(*first, np.stack(every).reshape(*index.shape[:loops], -1))

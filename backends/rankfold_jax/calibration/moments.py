@@ -1,0 +1,224 @@
+"""One pass over calibration data that gathers the moments of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.losses import draws, failure
+from rankfold.calibration.moments import LayerMoments
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array, Op
+from rankfold.progress import Advance
+from rankfold_jax.calibration.moment_interpreter import Gatherer, Sums, empty_tap
+from rankfold_jax.functional import losses
+from rankfold_jax.functional.inputs import Inputs
+from rankfold_jax.functional.pure_function import Flow, Program
+
+
+def moments(
+    flow: Flow,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    rng: np.random.Generator,
+    advance: Advance,
+) -> dict[str, LayerMoments]:
+    """The moments of those of the layers that run; see `rankfold.decompose.base.DataAware`.
+
+    Args:
+        flow: the model, with a slot for each of the layers.
+        calibration: batches and loss.
+        layers: the layers.
+        rng: draws labels, noise and positions.
+        advance: called before each batch.
+
+    Raises:
+        RankfoldError: the model fails on a batch, its loss cannot be differentiated, or something
+            is not finite.
+    """
+    programs = flow.programs(calibration.inputs)
+    total = sum(program.given.examples for program, _ in programs)
+    passes: list[_Pass] = []
+    key = jax.random.key(int(rng.integers(2**31)))
+    totals = {path: _Totals() for path in layers}
+    for index, (program, arrays) in enumerate(programs):
+        advance(f"batch {index}")
+        batch = Inputs((calibration.batches[index],))
+        own = next((p for p in passes if p.serves(program, batch)), None)
+        if own is None:
+            own = _Pass(flow, program, batch, calibration, layers, total, index)
+            passes.append(own)
+        sums, taps = own(arrays, batch, jax.random.fold_in(key, index), index)
+        _check(sums, taps, own.order)
+        if not isinstance(calibration.loss, str) and own.order and not _any(taps):
+            raise RankfoldError(
+                f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way that "
+                "can be differentiated; use jax.numpy and no stop_gradient or argmax"
+            )
+        for path in own.order:
+            totals[path].add({**sums[path], "grads": taps[path]})
+    count = draws(calibration, total)
+    return {path: totals[path].made(path, total, count) for path in layers if totals[path].arrays}
+
+
+@dataclass
+class _Totals:
+    arrays: dict[str, Array] | None = None
+
+    def add(self, terms: Mapping[str, jax.Array]) -> None:
+        wide = {name: np.asarray(term).astype(np.float64) for name, term in terms.items()}
+        if self.arrays is None:
+            self.arrays = wide
+            return
+        for name, term in wide.items():
+            self.arrays[name] += term
+
+    def made(self, path: str, examples: int, draws: int) -> LayerMoments:
+        assert self.arrays is not None
+        sums = self.arrays
+        rows, positions = (np.maximum(sums[name], 1.0) for name in ("rows", "positions"))
+
+        def over(array: Array, count: Array) -> Array:
+            spread: Array = array / count.reshape(-1, *(1,) * (array.ndim - 1))
+            return spread
+
+        grads = over(sums["grads"], positions * draws) if sums["grads"].any() else None
+        return LayerMoments(
+            over(sums["inputs"], rows),
+            over(sums["mean"], rows),
+            grads,
+            samples=examples,
+            uses=float(sums["positions"].mean()) / examples,
+        )
+
+
+class _Pass:
+    """Forward and backward pass for batches of one kind, compiled.
+
+    Args:
+        flow: the model.
+        program: for inputs of the kind.
+        batch: one of them, whole.
+        calibration: batches and loss.
+        layers: the layers.
+        examples: in all batches.
+        index: of the first batch of the kind.
+
+    Attributes:
+        order: the layers that run, in the order of their first calls.
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        program: Program,
+        batch: Inputs,
+        calibration: Calibration,
+        layers: Mapping[str, Op],
+        examples: int,
+        index: int,
+    ) -> None:
+        self._flow = flow
+        self._program = program
+        self._signature = batch.signature
+        self._calibration = calibration
+        self._layers = layers
+        self._examples = examples
+        self._draws = draws(calibration, examples)
+        self._compiled = jax.jit(self._gathered)
+        self._batch = batch
+        self._index = index
+        self.order: list[str] = []
+
+    def serves(self, program: Program, batch: Inputs) -> bool:
+        """Whether this is the pass for such a batch."""
+        return program is self._program and batch.signature == self._signature
+
+    def __call__(
+        self, arrays: Sequence[Any], batch: Inputs, key: jax.Array, index: int
+    ) -> tuple[Sums, dict[str, jax.Array]]:
+        """The sums of the layers over a batch, and those of their gradients."""
+        try:
+            found: tuple[Sums, dict[str, jax.Array]] = self._compiled(
+                self._flow.values, list(arrays), batch.arrays, key
+            )
+            jax.block_until_ready(found)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+        except RankfoldError:
+            raise
+        except Exception as error:  # whatever the model raises on these inputs
+            if "Reverse-mode differentiation" in str(error):
+                raise RankfoldError(
+                    "calibration: the model has a while loop (lax.while_loop, or lax.fori_loop "
+                    "with bounds that are not known), through which no gradient goes back; write "
+                    "it as lax.scan or with a fixed number of turns, or compress without "
+                    "calibration="
+                ) from error
+            raise failure(index, error) from error
+        return found
+
+    def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
+        positions, labels = jax.random.split(key)
+        closed = self._program.closed
+
+        def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
+            gatherer = Gatherer(self._flow.slots, self._layers, self._examples, positions, taps)
+            outputs, sums = gatherer.run(closed, [*values, *arrays])
+            self.order = list(gatherer.order)
+            return outputs, sums
+
+        zeros = {path: empty_tap(op) for path, op in self._layers.items()}
+        outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
+
+        def once(key: jax.Array) -> Any:
+            gradient = jax.grad(lambda found: self._loss(found, batch, key), allow_int=True)
+            return back(gradient(outputs))[0]
+
+        if self._draws == 1:
+            return sums, once(labels)
+
+        def again(total: Any, key: jax.Array) -> Any:
+            return jax.tree.map(jnp.add, total, once(key)), None
+
+        return sums, jax.lax.scan(again, zeros, jax.random.split(labels, self._draws))[0]
+
+    def _loss(self, outputs: list[Any], batch: Any, key: jax.Array) -> jax.Array:
+        whole = self._program.rebuilt(outputs)
+        count = self._program.given.examples
+        if isinstance(self._calibration.loss, str):
+            return losses.drawn(self._calibration.loss, whole, count, key)
+        ((traced,), _) = self._batch.whole(batch)
+        return losses.given(self._calibration, self._index, whole, traced) * count
+
+
+def _any(taps: Mapping[str, jax.Array]) -> bool:
+    return any(bool(jnp.any(tap != 0)) for tap in taps.values())
+
+
+def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:
+    for path in order:
+        if float(sums[path]["bad"]):
+            raise RankfoldError(
+                f"layer {path!r}: its input on the calibration data has NaN or infinite values; "
+                "check the data and the layers before it"
+            )
+        if not _finite(sums[path]["inputs"]):
+            raise RankfoldError(
+                f"layer {path!r}: the second moment of its inputs on the calibration data is not "
+                "finite; scale the data down"
+            )
+    for path in reversed(order):
+        if not _finite(taps[path]):
+            raise RankfoldError(
+                f"layer {path!r}: the gradient of the loss at its output has NaN or infinite "
+                "values; check the loss, or convert the model to float32"
+            )
+
+
+def _finite(x: jax.Array) -> bool:
+    return bool(jnp.isfinite(x).all())

@@ -1,0 +1,1 @@
+"""A Flax model as a pure function, its inputs, losses and times."""

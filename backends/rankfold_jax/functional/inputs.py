@@ -1,0 +1,78 @@
+"""Example inputs: what is traced as arrays, and what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankfold.calibration.batches import examples
+from rankfold.errors import RankfoldError
+from rankfold.faults import told
+
+
+class Inputs:
+    """Positional and keyword arguments, taken apart into arrays and the rest.
+
+    Args:
+        given: one array, a tuple or list of positional or a mapping of keyword arguments. Arrays
+            may be `jax.ShapeDtypeStruct`; whatever is no array (flags, None) is passed on as it is.
+
+    Attributes:
+        arrays: the arrays, which a trace may replace.
+        examples: how many there are.
+        names: of the arrays that `call` gave last, as they stand in what the function returned.
+    """
+
+    def __init__(self, given: Any) -> None:
+        if isinstance(given, Mapping):
+            whole: Any = ((), dict(given))
+        elif isinstance(given, tuple | list):
+            whole = (tuple(given), {})
+        else:
+            whole = ((given,), {})
+        self.examples = examples(given)
+        self.names: list[str] = []
+        self._leaves, self._tree = jax.tree.flatten(whole)
+        self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
+        self.arrays = [self._leaves[i] for i in self._places]
+
+    def call(self, function: Callable[..., Any], arrays: list[Any]) -> list[Any]:
+        """The arrays that a function gives for these arguments with other arrays in place."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.output(function, arrays))
+        self.names = [jax.tree_util.keystr(path) for path, leaf in leaves if is_array(leaf)]
+        return [leaf for _, leaf in leaves if is_array(leaf)]
+
+    def output(self, function: Callable[..., Any], arrays: Sequence[Any]) -> Any:
+        """What a function gives for these arguments with other arrays in place."""
+        args, kwargs = self.whole(arrays)
+        return function(*args, **kwargs)
+
+    def whole(self, arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with other arrays in place."""
+        leaves = list(self._leaves)
+        for place, array in zip(self._places, arrays, strict=True):
+            leaves[place] = array
+        args, kwargs = jax.tree.unflatten(self._tree, leaves)
+        return args, kwargs
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """Equal for inputs that one trace serves."""
+        shapes = tuple((jnp.shape(array), jnp.result_type(array)) for array in self.arrays)
+        places = set(self._places)
+        rest = tuple(leaf for i, leaf in enumerate(self._leaves) if i not in places)
+        return self._tree, tuple(self._places), shapes, rest
+
+
+def failed(error: Exception) -> RankfoldError:
+    """The error for a model that fails on its example inputs."""
+    return RankfoldError(f"inputs: the model fails on them with {told(error)}")
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is traced, or a shape that stands for one that is."""
+    return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

@@ -1,0 +1,131 @@
+"""Losses on the outputs of a model, and how far two models are apart in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankfold.calibration import losses
+from rankfold.calibration.batches import Calibration
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array
+from rankfold_jax.functional.pure_function import Flow
+
+
+def floats(outputs: Any) -> list[jax.Array]:
+    """The floating-point arrays of an output.
+
+    Raises:
+        RankfoldError: there is none.
+    """
+    found = [leaf for leaf in jax.tree.leaves(outputs) if _is_float(leaf)]
+    if not found:
+        raise losses.no_floats(outputs, "arrays")
+    return found
+
+
+def logits(outputs: Any, count: int) -> jax.Array:
+    """The logits of a classifier, in float32 or float64: (predictions, classes).
+
+    Args:
+        outputs: an array, something with `.logits` or an entry "logits", or a sequence with them at
+            its beginning. The classes are on the last axis.
+        count: the number of examples; a vector of that length has one logit each.
+
+    Raises:
+        RankfoldError: there are no logits.
+    """
+    found = losses.logits_in(outputs)
+    if not _is_float(found) or jnp.ndim(found) == 0:
+        raise losses.no_logits(outputs)
+    if found.ndim == 1 and len(found) == count:
+        found = found[:, None]
+    found = found if found.dtype == jnp.float64 else found.astype(jnp.float32)
+    scores: jax.Array = found.reshape(-1, found.shape[-1])
+    return scores
+
+
+def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
+    """One draw of a random loss, summed over the examples.
+
+    Args:
+        name: "cross_entropy" or "outputs".
+        outputs: of the model.
+        count: the number of examples.
+        key: draws.
+
+    Raises:
+        RankfoldError: the outputs do not suit the loss.
+    """
+    if name == "outputs":
+        terms = []
+        for place, found in enumerate(floats(outputs)):
+            noise = jax.random.normal(jax.random.fold_in(key, place), found.shape)
+            terms.append((found.astype(noise.dtype) * noise).sum())
+        return jnp.stack(terms).sum()
+    scores = logits(outputs, count)
+    if scores.shape[1] == 1:
+        labels = jax.random.bernoulli(key, jax.nn.sigmoid(jax.lax.stop_gradient(scores)))
+        return -jax.nn.log_sigmoid(jnp.where(labels, scores, -scores)).sum()
+    picked = jax.random.categorical(key, jax.lax.stop_gradient(scores), axis=1)
+    shares = jax.nn.log_softmax(scores, axis=1)
+    return -jnp.take_along_axis(shares, picked[:, None], axis=1).sum()
+
+
+def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax.Array:
+    """What a user's loss function gives for a batch.
+
+    Raises:
+        RankfoldError: it fails or gives something else than an array of one element.
+    """
+    name = calibration.loss_name
+    value = losses.given(calibration, index, outputs, batch)
+    if not isinstance(value, jax.Array) or value.size != 1 or not _is_float(value):
+        what = f"shape {value.shape}" if isinstance(value, jax.Array) else str(type(value))
+        raise RankfoldError(
+            f"loss {name!r} gave {what}; return a floating-point JAX array with one element"
+        )
+    return value.reshape(())
+
+
+def divergence(first: Flow, second: Flow, calibration: Calibration) -> tuple[float, float]:
+    """The mean loss of the model and of the compressed one; see `rankfold.decompose.base.DataAware`.
+
+    Raises:
+        RankfoldError: a model fails on a batch.
+    """
+    found = losses.Divergence()
+    both = zip(_outputs(first, calibration), _outputs(second, calibration), strict=True)
+    for index, ((a, count), (b, _)) in enumerate(both):
+        if calibration.loss == "cross_entropy":
+            found.add_logits(_double(logits(a, count)), _double(logits(b, count)))
+        elif calibration.loss == "outputs":
+            for x, y in zip(map(_double, floats(a)), map(_double, floats(b)), strict=True):
+                found.add_outputs(x, y)
+        else:
+            batch = calibration.batches[index]
+            found.add_losses(*(float(given(calibration, index, o, batch)) for o in (a, b)))
+    return found.value
+
+
+def _outputs(flow: Flow, calibration: Calibration) -> list[tuple[Any, int]]:
+    """The outputs of each batch, and how many examples it has."""
+    found = []
+    for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
+        try:
+            outputs = program.rebuilt(program.compiled(flow.values, arrays))
+        except Exception as error:  # whatever the model raises on these inputs
+            raise losses.failure(index, error) from error
+        found.append((outputs, program.given.examples))
+    return found
+
+
+def _double(x: jax.Array) -> Array:
+    return np.asarray(x).astype(np.float64)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray) and jnp.issubdtype(value.dtype, jnp.floating)

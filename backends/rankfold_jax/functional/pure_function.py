@@ -1,0 +1,98 @@
+"""A model as a pure function of its arrays and its inputs, traced once for each kind of inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr
+
+from rankfold.calibration.losses import failure
+from rankfold.errors import RankfoldError
+from rankfold_jax.functional.inputs import Inputs, is_array
+from rankfold_jax.layouts.parameter_index import Slot
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A model as a pure function.
+
+    Attributes:
+        function: of the model's arrays and the inputs, to the outputs; what the model changes in
+            itself on the way is dropped.
+        values: the model's arrays.
+        slots: of its layers, by path.
+    """
+
+    function: Callable[[Sequence[Any], Inputs, Sequence[Any]], Any]
+    values: list[Any]
+    slots: Mapping[str, Slot] = field(default_factory=dict)
+
+    def programs(self, inputs: Sequence[Any]) -> list[tuple[Program, list[Any]]]:
+        """For each batch its program, the same for batches of a kind, and its arrays.
+
+        Raises:
+            RankfoldError: the model fails on a batch, which is named.
+        """
+        known: list[Program] = []
+        found = []
+        for index, batch in enumerate(inputs):
+            given = Inputs(batch)
+            program = next((p for p in known if p.given.signature == given.signature), None)
+            if program is None:
+                program = Program(self, given)
+                try:
+                    program.closed  # noqa: B018  # traced here, where the batch can be named
+                except RankfoldError:
+                    raise
+                except Exception as error:  # whatever the model raises on these inputs
+                    raise failure(index, error) from error
+                known.append(program)
+            found.append((program, given.arrays))
+        return found
+
+
+class Program:
+    """A model for inputs of one kind.
+
+    Args:
+        flow: the model.
+        given: the inputs.
+
+    Attributes:
+        given: as given.
+    """
+
+    def __init__(self, flow: Flow, given: Inputs) -> None:
+        self._flow = flow
+        self.given = given
+        self._leaves: list[Any] = []
+        self._tree: Any = None
+
+    def arrays(self, values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
+        """The arrays among the outputs; traced, it notes what stands around them."""
+        output = self._flow.function(values, self.given, arrays)
+        leaves, self._tree = jax.tree.flatten(output)
+        self._leaves = [None if is_array(leaf) else (leaf,) for leaf in leaves]
+        return [leaf for leaf in leaves if is_array(leaf)]
+
+    @cached_property
+    def closed(self) -> ClosedJaxpr:
+        """The jaxpr of `arrays`: the model's arrays, then those of the inputs."""
+        traced = jax.make_jaxpr(self.arrays)(self._flow.values, self.given.arrays)
+        assert isinstance(traced, ClosedJaxpr)
+        return traced
+
+    @cached_property
+    def compiled(self) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
+        """`arrays`, compiled."""
+        return jax.jit(self.arrays)
+
+    def rebuilt(self, arrays: Sequence[Any]) -> Any:
+        """The outputs as the model gives them, from the arrays among them."""
+        found = iter(arrays)
+        leaves = [next(found) if known is None else known[0] for known in self._leaves]
+        return jax.tree.unflatten(self._tree, leaves)

@@ -1,0 +1,1 @@
+"""Dataflow through jaxprs: which parameter meets which value."""

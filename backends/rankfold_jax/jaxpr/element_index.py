@@ -1,0 +1,109 @@
+"""Values of a jaxpr that are a layer's kernel, with the place in it of each of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.extend.core import JaxprEqn
+
+from rankfold_jax.jaxpr.dataflow import bind
+from rankfold_jax.jaxpr.provenance import Label, moved, sliced_by_scan
+
+Index = npt.NDArray[np.int32]
+
+_CASTS = frozenset(
+    {
+        "convert_element_type",
+        "copy",
+        "copy_p",
+        "device_put",
+        "mesh_cast",
+        "name",
+        "pvary",
+        "reduce_precision",
+        "reshard",
+        "sharding_constraint",
+        "stop_gradient",
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Tracked:
+    """A value that is one of the model's arrays, or a slice of it, moved about.
+
+    Attributes:
+        label: which.
+        index: (*loops, *shape of the value), the flat place of each number in the array; None where
+            that is not known before the model runs.
+        counters: for each loop that takes one slice at a time, the number of the slice.
+    """
+
+    label: Label
+    index: Index | None
+    counters: tuple[Any, ...] = ()
+
+    @staticmethod
+    def whole(leaf: int, shape: tuple[int, ...]) -> Tracked:
+        """An array of the model as it is."""
+        index = np.arange(np.prod(shape, dtype=np.int64), dtype=np.int32).reshape(shape)
+        return Tracked(Label(leaf, axes=tuple(range(len(shape)))), index)
+
+    def sliced(self, length: int, counter: Any) -> Tracked:
+        """What one iteration of a scan over the first axis is given.
+
+        Args:
+            length: of the scan.
+            counter: the number of the iteration; a Python int where it is known.
+        """
+        (label,) = sliced_by_scan([self.label], length)
+        assert label is not None
+        if isinstance(counter, int):
+            index = None if self.index is None else self.index[counter]
+            return Tracked(label, index, self.counters)
+        return Tracked(label, self.index, (*self.counters, counter))
+
+
+def label_of(value: Tracked | None) -> Label | None:
+    """The label of a value, if it is tracked."""
+    return None if value is None else value.label
+
+
+def moved_by(
+    eqn: JaxprEqn, inside: Sequence[Tracked | None], arguments: Sequence[Any]
+) -> Tracked | None:
+    """The result of an equation that only moves the numbers of its first operand about.
+
+    Args:
+        eqn: the equation.
+        inside: which of its operands are tracked.
+        arguments: its operands; of the first nothing is read.
+    """
+    label = moved(eqn, [label_of(value) for value in inside])
+    if label is None:
+        return None
+    first = inside[0]
+    assert first is not None
+    return Tracked(label, _moved(eqn, first, arguments[1:]), first.counters)
+
+
+def _moved(eqn: JaxprEqn, first: Tracked, others: Sequence[Any]) -> Index | None:
+    if first.index is None or eqn.primitive.name in _CASTS:
+        return first.index
+    if any(isinstance(other, jax.core.Tracer) for other in others):
+        return None
+
+    def once(index: Any) -> Any:
+        return bind(eqn, [index, *others])[0]
+
+    function: Callable[[Any], Any] = once
+    for _ in first.counters:
+        function = jax.vmap(function)
+    with jax.ensure_compile_time_eval():
+        return np.asarray(function(jnp.asarray(first.index)))

@@ -1,0 +1,200 @@
+"""Which layers give the outputs of a model, read off its jaxpr.
+
+What a product of data with a layer's kernel gives is marked with the layer. The mark goes on to
+what is computed from that value alone: reshaped, selected, scaled, squashed, with biases, constants
+or inputs of the model added, or beside others in one array. Another activation or another weight
+ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+
+from rankfold_jax.jaxpr.dataflow import called
+from rankfold_jax.jaxpr.parameter_uses import PRODUCTS
+from rankfold_jax.jaxpr.provenance import param, shape_of
+
+_JOINING = frozenset(
+    ["concatenate", "dynamic_update_slice", "pad", "scatter", "select_n", "select_and_scatter"]
+)
+"""The operands stand beside each other in the result."""
+_ADDING = frozenset(["add", "add_any", "sub"])
+_LOOK_UPS = frozenset(["gather", "dynamic_slice"])
+"""Only the first operand is in the result, the others say where."""
+_INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
+"""What is in the names of returned values that a model keeps for itself or shows of its inside."""
+
+Call: TypeAlias = tuple[str, Hashable]
+"""A layer and where its kernel is used."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """An activation.
+
+    Attributes:
+        calls: of the layers that it is computed from alone; none where it is mixed.
+    """
+
+    calls: frozenset[Call] = frozenset()
+
+
+@dataclass(frozen=True)
+class Own:
+    """What is computed from the model's arrays alone.
+
+    Attributes:
+        layers: that these arrays belong to.
+        weights: whether weights are among them that are more than one number.
+    """
+
+    layers: frozenset[str] = frozenset()
+    weights: bool = False
+
+
+class Given(Enum):
+    """What is computed from the model's inputs alone."""
+
+    INPUT = 0
+
+
+State: TypeAlias = Made | Own | Given
+_CONSTANT, _MIXED = Own(), Made()
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One of a model's arrays: the layer that it belongs to, and whether it was learned."""
+
+    layer: str | None = None
+    learned: bool = False
+
+
+def output_layers(
+    closed: ClosedJaxpr, leaves: Sequence[Leaf], names: Sequence[str]
+) -> frozenset[str]:
+    """The layers whose output is an output of the model; see `rankfold.decompose.base.Trace`.
+
+    Args:
+        closed: of a function whose first inputs are the model's arrays.
+        leaves: what these are; a number alone scales, whatever it is.
+        names: of the values that the function returns, by which caches are known.
+    """
+    states: list[State] = []
+    for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False):
+        layers = frozenset(() if leaf.layer is None else (leaf.layer,))
+        states.append(Own(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
+    states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
+    outputs = _walk(closed.jaxpr, states, ())
+    return frozenset(
+        layer
+        for state, name in zip(outputs, names, strict=True)
+        if isinstance(state, Made) and not any(word in name.lower() for word in _INTERNAL)
+        for layer, _ in state.calls
+    )
+
+
+def _walk(jaxpr: Jaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
+    known: dict[Var, State] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
+    known.update(zip(jaxpr.invars, inputs, strict=True))
+
+    def of(v: Var | Literal) -> State:
+        return _CONSTANT if isinstance(v, Literal) else known[v]
+
+    for eqn in jaxpr.eqns:
+        results = _step(eqn, [of(v) for v in eqn.invars], (*where, id(eqn)))
+        known.update(zip(eqn.outvars, results, strict=True))
+    return [of(v) for v in jaxpr.outvars]
+
+
+def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[State]:
+    name = eqn.primitive.name
+    if name == "scan":
+        consts = param(eqn, "num_consts")
+        ends = consts + param(eqn, "num_carry")
+        body = param(eqn, "jaxpr").jaxpr
+        return _loop(body, operands[:consts], operands[consts:ends], operands[ends:], where)
+    if name == "while":
+        tests = param(eqn, "cond_nconsts")
+        ends = tests + param(eqn, "body_nconsts")
+        body = param(eqn, "body_jaxpr").jaxpr
+        return _loop(body, operands[tests:ends], operands[ends:], [], where)
+    if name == "cond":
+        branches = [_walk(b.jaxpr, operands[1:], where) for b in param(eqn, "branches")]
+        return [_either(column) for column in zip(*branches, strict=True)]
+    inner = called(eqn)
+    if inner is not None:
+        return _walk(inner.jaxpr, operands, where)
+    if name in PRODUCTS:
+        return [_product(operands, where)] * len(eqn.outvars)
+    if name in _LOOK_UPS:
+        table, *index = operands
+        data = any(not isinstance(state, Own) for state in index)
+        if isinstance(table, Own) and table.weights and data:
+            return [_product([table, Given.INPUT], where)] * len(eqn.outvars)
+        operands = [table]
+    elif name == "select_n":
+        operands = operands[1:]
+    return [_joined(name, operands)] * len(eqn.outvars)
+
+
+def _loop(
+    body: Jaxpr,
+    consts: Sequence[State],
+    start: Sequence[State],
+    sliced: Sequence[State],
+    where: tuple[int, ...],
+) -> list[State]:
+    """What a loop gives: what its body does, once the carry is all that it can be."""
+    carry = list(start)
+    while True:
+        outputs = _walk(body, [*consts, *carry, *sliced], where)
+        widened = [_either(pair) for pair in zip(carry, outputs, strict=False)]
+        if widened == carry:
+            return outputs
+        carry = widened
+
+
+def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
+    """What a product is: the output of a layer where one operand is its kernel."""
+    kernels = [state for state in operands if isinstance(state, Own) and state.layers]
+    if len(kernels) == 1 and any(not isinstance(state, Own) for state in operands):
+        return Made(frozenset((layer, where) for layer in kernels[0].layers))
+    return _joined("product", operands)
+
+
+def _joined(name: str, operands: Sequence[State]) -> State:
+    """What a result is, from what its operands are."""
+    made = {state.calls for state in operands if isinstance(state, Made)}
+    own = [state for state in operands if isinstance(state, Own)]
+    layers = frozenset[str]().union(*(state.layers for state in own))
+    weights = any(state.weights for state in own)
+    if not made:
+        if len(own) == len(operands):
+            return Own(layers, weights)
+        return _MIXED if weights else Given.INPUT
+    if name in _JOINING:
+        return Made(frozenset[Call]().union(*made))
+    if len(made) > 1:
+        return _MIXED
+    (calls,) = made
+    of_the_layer = bool(layers) and layers <= {layer for layer, _ in calls}  # a gain of its own
+    return _MIXED if weights and name not in _ADDING and not of_the_layer else Made(calls)
+
+
+def _either(states: Sequence[State]) -> State:
+    """A value that is one of several."""
+    if len(set(states)) == 1:
+        return states[0]
+    if all(isinstance(state, Own) for state in states):
+        return _joined("", states)
+    made = [state.calls for state in states if isinstance(state, Made)]
+    weights = any(isinstance(state, Own) and state.weights for state in states)
+    if not all(made) or weights:
+        return _MIXED
+    return Made(frozenset[Call]().union(*made)) if made else Given.INPUT

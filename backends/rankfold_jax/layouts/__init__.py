@@ -1,0 +1,1 @@
+"""How Flax lays out the weights of its layers."""

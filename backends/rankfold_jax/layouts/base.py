@@ -1,0 +1,128 @@
+"""How Flax's layers hold an op: the layouts that NNX and Linen share.
+
+A *form* is the shape and geometry of one Flax layer, without its numbers. It turns the layer's
+arrays into an op, and a chain of ops into stages, each with a form and arrays of its own. Arrays
+have one leading axis more than the layer's: the *stack*, of length 1 for an ordinary layer and of
+length n for n layers of one shape under vmap or scan. A stack of n layers is an op of n times the
+groups.
+
+The axes of a kernel have *roles*: "in0", "in1" ..., "out0" ..., "k0" ... for space and "group0" ...
+for groups. The stages of a chain keep the names and shardings of the roles they have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Array, Chain, Linear, Op
+from rankfold_jax.jaxpr.parameter_uses import Use
+
+Roles: TypeAlias = tuple[str, ...]
+Call: TypeAlias = Callable[[Array], Array]
+
+
+class Form(Protocol):
+    """The shape and geometry of one Flax layer."""
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Of one layer."""
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Of one layer, where it has a bias."""
+
+    @property
+    def roles(self) -> Roles:
+        """Of the axes of the kernel."""
+
+    @property
+    def bias_roles(self) -> Roles:
+        """Of the axes of the bias."""
+
+    def op(self, kernel: Array, bias: Array | None) -> Op:
+        """The op of stacked arrays (n, *kernel_shape) and (n, *bias_shape).
+
+        Raises:
+            Refused: it computes what no op does.
+        """
+
+    def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
+        """Layers for a chain that was made from this form's op.
+
+        Raises:
+            Refused: Flax has no layer for a stage.
+        """
+
+    def extent(self, use: Use) -> tuple[int, ...] | None:
+        """The extent of the layer's input at a use of its kernel; None where none is counted.
+
+        Raises:
+            Refused: the layer itself does not use its kernel so.
+        """
+
+    def run(self, call: Call, x: Array, stack: int) -> Array:
+        """The op's output for an input x of the op, computed by a layer of this form.
+
+        Args:
+            call: the layer, from inputs with the stack in front to outputs with it in front.
+            x: the layout of `rankfold.ops.reference.forward`.
+            stack: its length.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One layer of a chain: its form and its stacked arrays."""
+
+    form: Form
+    kernel: Array
+    bias: Array | None
+
+
+def keep(role: str, first: bool, last: bool) -> bool:
+    """Whether the axis of a stage is an axis of the layer that was decomposed."""
+    if role.startswith("in"):
+        return first
+    if role.startswith("out"):
+        return last
+    return True
+
+
+def matrices(stage: Linear, blocks: int) -> Array:
+    """The weight of a grouped Linear as (blocks, in, out).
+
+    Raises:
+        Refused: it has another number of groups.
+    """
+    if stage.groups != blocks:
+        raise Refused(f"the chain has {stage.groups} groups in place of {blocks}")
+    weight = stage.weight
+    return weight.reshape(blocks, -1, weight.shape[1]).swapaxes(1, 2)
+
+
+def contiguous(array: Array) -> Array:
+    """A copy in C order, so that nothing is shared with the op it was made from."""
+    return np.array(array, order="C")
+
+
+def linears(chain: Chain) -> tuple[Linear, ...]:
+    """The chain, if it is one of fully connected layers.
+
+    Raises:
+        Refused: it is not.
+    """
+    for stage in chain:
+        if not isinstance(stage, Linear):
+            raise Refused(f"Flax has no {type(stage).__name__} in place of a fully connected layer")
+    return tuple(stage for stage in chain if isinstance(stage, Linear))
+
+
+def foreign(use: Use) -> Refused:
+    """The refusal of a layer whose kernel somebody else uses."""
+    return Refused(f"its kernel is also used by a {use.primitive} of another kind")

@@ -1,0 +1,312 @@
+"""Fully connected layers: Linear and Dense, LinearGeneral and DenseGeneral, Einsum, Embed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Array, Chain, Embedding, Linear
+from rankfold_jax.jaxpr.parameter_uses import Use
+from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign, linears, matrices
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class DenseForm:
+    """A kernel (*batch, *inputs, *outputs), contracted with some axes of the input.
+
+    Attributes:
+        inputs: sizes of the contracted axes.
+        outputs: sizes of the axes that come last in the output.
+        axis: the contracted axes of the input, as given by the user.
+        batch: sizes of the leading axes of the input that have a kernel each.
+        general: whether it is a LinearGeneral or DenseGeneral.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axis: tuple[int, ...] = (-1,)
+    batch: tuple[int, ...] = ()
+    general: bool = False
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """(*batch, *inputs, *outputs)."""
+        return (*self.batch, *self.inputs, *self.outputs)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """(*batch, *outputs)."""
+        return (*self.batch, *self.outputs)
+
+    @property
+    def roles(self) -> Roles:
+        """Groups, then inputs, then outputs."""
+        return (
+            *(f"group{i}" for i in range(len(self.batch))),
+            *(f"in{i}" for i in range(len(self.inputs))),
+            *(f"out{i}" for i in range(len(self.outputs))),
+        )
+
+    @property
+    def bias_roles(self) -> Roles:
+        """Groups, then outputs."""
+        return tuple(role for role in self.roles if not role.startswith("in"))
+
+    def op(self, kernel: Array, bias: Array | None) -> Linear:
+        """A Linear with a group for every slice of the stack and every batch index."""
+        blocks = len(kernel) * math.prod(self.batch)
+        weight = kernel.reshape(blocks, math.prod(self.inputs), math.prod(self.outputs))
+        weight = np.ascontiguousarray(weight.swapaxes(1, 2))
+        flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
+        return Linear(weight.reshape(-1, weight.shape[2]), flat, groups=blocks)
+
+    def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
+        """Layers of the same class, one behind the other."""
+        found = []
+        ops = linears(chain)
+        for place, op in enumerate(ops):
+            weight = matrices(op, stack * math.prod(self.batch))
+            last = place == len(ops) - 1
+            form = replace(
+                self,
+                inputs=self.inputs if place == 0 else weight.shape[1:2],
+                outputs=self.outputs if last else weight.shape[2:],
+                axis=self.axis if place == 0 else (-1,),
+            )
+            kernel = contiguous(weight).reshape(stack, *form.kernel_shape)
+            bias = None if op.bias is None else contiguous(op.bias).reshape(stack, *form.bias_shape)
+            found.append(Stage(form, kernel, bias))
+        return tuple(found)
+
+    def extent(self, use: Use) -> tuple[int, ...] | None:
+        """Every axis of the input that is not contracted and has no kernel of its own."""
+        if use.primitive != "dot_general":
+            raise foreign(use)
+        return use.extent
+
+    def run(self, call: Call, x: Array, stack: int) -> Array:
+        """One row of x at a time, with axes of size 1 where the layer wants more."""
+        ndim = max(
+            len(self.batch) + len(self.inputs) + 1,
+            1 + max((a + 1 for a in self.axis if a >= 0), default=0),
+            *(len(self.batch) - a for a in self.axis if a < 0),
+        )
+        axis = sorted(a % ndim for a in self.axis)  # as Flax pairs them with the inputs
+        free = ndim - len(self.batch) - len(axis)
+        rows = []
+        for row in x:
+            value = row.reshape(stack, *self.batch, *(1,) * free, *self.inputs)
+            start = 1 + len(self.batch) + free
+            value = np.moveaxis(value, range(start, start + len(axis)), [1 + a for a in axis])
+            rows.append(call(np.ascontiguousarray(value)).reshape(-1))
+        return np.stack(rows)
+
+
+@dataclass(frozen=True)
+class EinsumForm:
+    """A product of the input with a kernel, written as an einsum of the two.
+
+    Attributes:
+        text: "input,kernel->output", without spaces.
+        shape: of the kernel.
+        bias: the shape of the bias as the layer holds it; () without one.
+    """
+
+    text: str
+    shape: tuple[int, ...]
+    bias: tuple[int, ...] = ()
+
+    @cached_property
+    def _terms(self) -> tuple[str, str, str]:
+        operands, _, output = self.text.partition("->")
+        given, _, kernel = operands.partition(",")
+        return given, kernel, output
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return dict(zip(self._terms[1], self.shape, strict=True))
+
+    def _letters(self, role: str) -> str:
+        given, kernel, output = self._terms
+        wanted = {"group": (True, True), "in": (True, False), "out": (False, True)}[role]
+        return "".join(c for c in kernel if (c in given, c in output) == wanted)
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """As given."""
+        return self.shape
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """As given."""
+        return self.bias
+
+    @property
+    def roles(self) -> Roles:
+        """Of each letter of the kernel."""
+        named = {}
+        for role in ("group", "in", "out"):
+            named.update({c: f"{role}{i}" for i, c in enumerate(self._letters(role))})
+        return tuple(named[c] for c in self._terms[1])
+
+    @property
+    def bias_roles(self) -> Roles:
+        """In the order of the output, if the bias has an axis for each letter; else none."""
+        letters = self._bias_letters
+        if self.bias != tuple(self._sizes[c] for c in letters):
+            return ("",) * len(self.bias)
+        named = dict(zip(self._terms[1], self.roles, strict=True))
+        return tuple(named[c] for c in letters)
+
+    @property
+    def _bias_letters(self) -> str:
+        return "".join(c for c in self._terms[2] if c in self._sizes)
+
+    def op(self, kernel: Array, bias: Array | None) -> Linear:
+        """A Linear with a group for every index that input, kernel and output share."""
+        self._check()
+        group, into, out = (self._letters(role) for role in ("group", "in", "out"))
+        blocks = len(kernel) * self._size(group)
+        weight = self._ordered(kernel, self._terms[1], group + out + into)
+        flat = None
+        if bias is not None:
+            if math.prod(self.bias) != self._size(group + out):
+                raise Refused(f"its bias of shape {self.bias} is not one number for each output")
+            letters = self._bias_letters
+            spread = bias.reshape(-1, *(self._sizes[c] for c in letters))
+            flat = np.ascontiguousarray(self._ordered(spread, letters, group + out)).reshape(-1)
+        weight = np.ascontiguousarray(weight).reshape(blocks * self._size(out), self._size(into))
+        return Linear(weight, flat, groups=blocks)
+
+    def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
+        """Einsums that hand a new index, the rank, from one to the next."""
+        given, _, output = self._terms
+        group, into, out = (self._letters(role) for role in ("group", "in", "out"))
+        rank = next(c for c in _LETTERS if c not in self.text)
+        between = "".join(c for c in output if c not in out) + rank
+        other = next(c for c in _LETTERS if c not in self.text + rank)
+        found = []
+        ops = linears(chain)
+        for place, op in enumerate(ops):
+            weight = matrices(op, stack * self._size(group))
+            first, last = place == 0, place == len(ops) - 1
+            taken = into if first else rank
+            made = out if last else (rank if first else other)
+            term = group + taken + made
+            sizes = [*(self._sizes[c] for c in group)]
+            sizes += [self._sizes[c] for c in into] if first else [weight.shape[1]]
+            sizes += [self._sizes[c] for c in out] if last else [weight.shape[2]]
+            left = given if first else between
+            right = output if last else between.replace(rank, made)
+            form = EinsumForm(f"{left},{term}->{right}", tuple(sizes), self.bias if last else ())
+            bias = None
+            if op.bias is not None:
+                spread = op.bias.reshape(stack, *(self._sizes[c] for c in group + out))
+                ordered = self._ordered(spread, group + out, self._bias_letters)
+                bias = contiguous(ordered).reshape(stack, *self.bias)
+            found.append(Stage(form, contiguous(weight).reshape(stack, *sizes), bias))
+        return tuple(found)
+
+    def extent(self, use: Use) -> tuple[int, ...] | None:
+        """Every axis of the input that the kernel does not have."""
+        if use.primitive != "dot_general":
+            raise foreign(use)
+        return use.extent
+
+    def run(self, call: Call, x: Array, stack: int) -> Array:
+        """One row of x at a time, with axes of size 1 for every other index."""
+        given, _, output = self._terms
+        group, into, out = (self._letters(role) for role in ("group", "in", "out"))
+        letters = list(given.replace("...", ""))
+        rows = []
+        for row in x:
+            value = row.reshape(stack, *(self._sizes[c] for c in group + into))
+            own = [c for c in letters if c in group + into]
+            value = self._ordered(value, group + into, "".join(own))
+            shape = [self._sizes[c] if c in own else 1 for c in letters]
+            y = call(np.ascontiguousarray(value).reshape(stack, *shape))
+            kept = [c for c in output.replace("...", "") if c in group + out]
+            y = y.reshape(stack, *(self._sizes[c] for c in kept))
+            rows.append(self._ordered(y, "".join(kept), group + out).reshape(-1))
+        return np.stack(rows)
+
+    def _check(self) -> None:
+        given, kernel, output = self._terms
+        for term in (given, kernel, output):
+            if len(set(term.replace(".", ""))) != len(term.replace(".", "")):
+                raise Refused(f"its einsum {self.text!r} repeats an index in one term")
+        if "." in kernel:
+            raise Refused(f"its einsum {self.text!r} has an ellipsis in the kernel")
+        alone = [c for c in kernel if c not in given and c not in output]
+        if alone:
+            raise Refused(f"its einsum {self.text!r} sums the kernel over {alone[0]!r} alone")
+        if not self._letters("in") or not self._letters("out"):
+            raise Refused(f"its einsum {self.text!r} is no product of matrices")
+
+    def _size(self, letters: str) -> int:
+        return math.prod(self._sizes[c] for c in letters)
+
+    @staticmethod
+    def _ordered(stacked: Array, before: str, after: str) -> Array:
+        return stacked.transpose(0, *(1 + before.index(c) for c in after))
+
+
+@dataclass(frozen=True)
+class EmbedForm:
+    """A table (rows, features)."""
+
+    rows: int
+    features: int
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """(rows, features)."""
+        return (self.rows, self.features)
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """A table has none."""
+        return ()
+
+    @property
+    def roles(self) -> Roles:
+        """The rows are the inputs."""
+        return ("in0", "out0")
+
+    @property
+    def bias_roles(self) -> Roles:
+        """A table has none."""
+        return ()
+
+    def op(self, kernel: Array, bias: Array | None) -> Embedding:
+        """The table."""
+        if len(kernel) > 1:
+            raise Refused(f"a stack of {len(kernel)} tables is not decomposed")
+        return Embedding(kernel[0])
+
+    def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
+        """A smaller table, and linear layers behind it."""
+        table, *rest = chain
+        if not isinstance(table, Embedding):
+            raise Refused("the chain of a table does not begin with a table")
+        form = EmbedForm(*table.weight.shape)
+        behind = DenseForm((form.features,), (self.features,))
+        first = Stage(form, contiguous(table.weight)[None], None)
+        return (first, *behind.stages(tuple(rest), stack)) if rest else (first,)
+
+    def extent(self, use: Use) -> tuple[int, ...] | None:
+        """The shape of the indices; `attend`, a product with the table, is not counted."""
+        if use.primitive not in ("gather", "dot_general"):
+            raise foreign(use)
+        return use.extent if use.primitive == "gather" else None
+
+    def run(self, call: Call, x: Array, stack: int) -> Array:
+        """All rows at once."""
+        y: Array = call(x[None])[0]
+        return y

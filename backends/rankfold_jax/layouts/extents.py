@@ -1,0 +1,54 @@
+"""From what a jaxpr does with a layer's kernel to the extents of the layer's inputs."""
+
+from __future__ import annotations
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Extent
+from rankfold_jax.jaxpr.dataflow import Found
+from rankfold_jax.jaxpr.provenance import Leaf
+from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.stacks import Seen
+
+
+def extents_of(
+    leaf: Leaf, form: Form, found: Found, *, calls: int, own: bool
+) -> tuple[Extent, ...]:
+    """The extent of a layer's input at each use of its kernel.
+
+    Args:
+        leaf: the label of the kernel.
+        form: of the layer.
+        found: in the jaxpr of the model.
+        calls: how often the layer was called, at least.
+        own: whether the layer was given a product of its own, which may treat the kernel in any
+            way; nothing it does with it is a reason then.
+
+    Raises:
+        Refused: something else is done with the kernel.
+    """
+    extents = []
+    uses = found.of(leaf)
+    if len(uses) > calls:
+        raise Refused("its kernel is also used by something else than the layer")
+    for use in uses:
+        try:
+            extent = form.extent(use)
+        except Refused:
+            if not own:
+                raise
+            continue
+        if extent is not None:
+            extents.append(extent)
+    if not own:
+        for read in found.reads:
+            if read.leaf == leaf:
+                raise Refused(f"its kernel goes into a {read.primitive} before it is used")
+    return tuple(extents)
+
+
+def seen_axes(leaf: Leaf, found: Found) -> Seen:
+    """What a trace showed about the axes of a layer's kernel."""
+    uses = found.of(leaf)
+    stacked: frozenset[int] = frozenset().union(*(use.stacked for use in uses))
+    summed: frozenset[int] = frozenset().union(*(use.summed for use in uses))
+    return Seen(stacked - summed, summed - stacked)

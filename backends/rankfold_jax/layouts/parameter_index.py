@@ -1,0 +1,110 @@
+"""Where a layer's numbers lie among the arrays of a model, and how new ones get there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Array, Op, by_group
+from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.stacks import Stack
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """A layer's kernel and bias among the arrays of a model.
+
+    An array of flat places goes the way that the numbers themselves go, from the layout of the
+    layer to that of its op, so that no layout is written down twice.
+
+    Attributes:
+        form: of one layer.
+        kernel: which of the model's arrays is its kernel.
+        shape: of that array.
+        stack: which axes of it have more than one layer's.
+        bias: which of the arrays is its bias; None without one.
+        bias_shape: of that array.
+        bias_stack: the axes of it.
+    """
+
+    form: Form
+    kernel: int
+    shape: tuple[int, ...]
+    stack: Stack
+    bias: int | None = None
+    bias_shape: tuple[int, ...] = ()
+    bias_stack: Stack = field(default_factory=Stack)
+
+    @cached_property
+    def _op(self) -> Op:
+        kernel = self.stack.to_front(_counted(self.shape))
+        bias = None
+        if self.bias is not None:
+            bias = self.bias_stack.to_front(_counted(self.bias_shape))
+        return self.form.op(kernel, bias)
+
+    @property
+    def groups(self) -> int:
+        """The groups of the op."""
+        return self._op.groups
+
+    @cached_property
+    def places(self) -> Places:
+        """For each number of the op's weight, its flat place in the kernel."""
+        return self._op.weight.astype(np.int64)
+
+    @cached_property
+    def numbers(self) -> Places:
+        """For each flat place in the kernel, the flat place in the op's weight."""
+        found = np.empty(self.places.size, np.int64)
+        found[self.places.reshape(-1)] = np.arange(found.size)
+        return found
+
+    def filled(self, op: Op) -> tuple[Array, Array | None]:
+        """The kernel and the bias, in the layer's layout, that hold an op's numbers.
+
+        Raises:
+            Refused: the op has not the shape of the layer.
+        """
+        kernel = np.empty(self.shape, op.weight.dtype)
+        bias = None if op.bias is None else np.empty(self.bias_shape, op.bias.dtype)
+        self.fill(kernel, bias, op, range(self._op.groups))
+        return kernel, bias
+
+    def fill(self, kernel: Array, bias: Array | None, op: Op, groups: Sequence[int]) -> None:
+        """Puts an op's numbers into a kernel and a bias in the layer's layout, in C order.
+
+        Args:
+            kernel: the kernel.
+            bias: the bias; None without one.
+            op: some groups of the layer.
+            groups: which.
+
+        Raises:
+            Refused: the op has not the shape of the layer.
+        """
+        own, total = self._op, self._op.groups
+        places = by_group(self.places, total)[list(groups)]
+        shape = (len(own.weight) // total * len(groups), *own.weight.shape[1:])
+        if op.weight.shape != shape:
+            raise Refused(
+                f"values of shape {op.weight.shape} do not fit its kernel, which is {shape}"
+            )
+        if (op.bias is None) != (self.bias is None):
+            raise Refused("new values do not fit into its parameters")
+        kernel.reshape(-1)[places.reshape(-1)] = op.weight.reshape(-1)
+        if op.bias is not None and bias is not None and own.bias is not None:
+            behind = by_group(own.bias, total)[list(groups)].astype(np.int64)
+            bias.reshape(-1)[behind.reshape(-1)] = op.bias
+
+
+def _counted(shape: tuple[int, ...]) -> Array:
+    """The flat places of an array, as the floats that an op is made of; exact below 2**53."""
+    return np.arange(np.prod(shape, dtype=np.int64), dtype=np.float64).reshape(shape)

@@ -1,0 +1,172 @@
+"""Layers that a layer rule reads: the stock layers in their place, and where their numbers lie.
+
+What a rule reads may be the layer's parameters laid out in some other way, or anything made of
+them. In the first case moments are gathered and new numbers can be put into the layer; the layout
+is found by reading the layer with its places for numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankfold.errors import Refused
+from rankfold.ops.types import (
+    Array,
+    Chain,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Extent,
+    Linear,
+    Op,
+    macs,
+)
+from rankfold_jax.jaxpr.parameter_uses import Use
+from rankfold_jax.layouts.base import Call, Form, Roles, Stage, contiguous
+from rankfold_jax.layouts.conv import stages_of
+from rankfold_jax.layouts.dense import DenseForm, EmbedForm
+
+_LARGEST = 2**24
+"""Places of numbers are exact in float32 up to here."""
+NO_LAYOUT = "its layer rule reads a layout that new values cannot be written in"
+
+
+@dataclass(frozen=True, eq=False)
+class RuledForm:
+    """A layer whose parameters a rule lays out as an op.
+
+    Attributes:
+        read: the op of the layer with other numbers in its kernel and its bias.
+        kernel_shape: of the parameter that holds the weight.
+        bias_shape: of the one that holds the bias; () without one.
+    """
+
+    read: Callable[[Array, Array | None], Op]
+    kernel_shape: tuple[int, ...]
+    bias_shape: tuple[int, ...] = ()
+
+    @property
+    def roles(self) -> Roles:
+        """Not known."""
+        return ("",) * len(self.kernel_shape)
+
+    @property
+    def bias_roles(self) -> Roles:
+        """Not known."""
+        return ("",) * len(self.bias_shape)
+
+    def op(self, kernel: Array, bias: Array | None) -> Op:
+        """As the rule reads it."""
+        return self.read(kernel[0], None if bias is None else bias[0])
+
+    def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
+        """Stock layers."""
+        return stages(chain)
+
+    def extent(self, use: Use) -> tuple[int, ...] | None:
+        """None: the layer's inputs tell."""
+        return None
+
+    def run(self, call: Call, x: Array, stack: int) -> Array:
+        """All rows, or all of a batch, at once."""
+        y: Array = call(x[None])[0]
+        return y
+
+
+def stages(chain: Chain) -> tuple[Stage, ...]:
+    """The stock layers for a chain, channels last.
+
+    Raises:
+        Refused: Flax has none for one of the ops.
+    """
+    found = []
+    for op in chain:
+        bias = None if op.bias is None else contiguous(op.bias)[None]
+        if isinstance(op, Linear):
+            if op.groups != 1:
+                raise Refused(
+                    "its rule reads it as a Linear of several groups and must build the layer in "
+                    "its place"
+                )
+            form: Form = DenseForm(op.weight.shape[1:], op.weight.shape[:1])
+            found.append(Stage(form, contiguous(op.weight.T)[None], bias))
+        elif isinstance(op, Embedding):
+            found.append(Stage(EmbedForm(*op.weight.shape), contiguous(op.weight)[None], None))
+        else:
+            found += stages_of((op,), 1)
+    return tuple(found)
+
+
+def layout(
+    op: Op, params: Mapping[str, Array], read: Callable[[Mapping[str, Array]], Op]
+) -> tuple[str, str | None] | None:
+    """The parameters whose numbers, laid out otherwise, are the weight and the bias of an op.
+
+    Args:
+        op: as the rule reads the layer.
+        params: the parameters of the layer, by name.
+        read: the op of the layer with other parameters.
+
+    Returns:
+        Their names, the second None for an op without a bias; None where there are no such.
+    """
+    found: list[str | None] = []
+    for part in ("weight", "bias"):
+        wanted = getattr(op, part)
+        if wanted is None:
+            found.append(None)
+            continue
+        name = next((n for n in params if _is_laid_out(n, part, wanted, params, read)), None)
+        if name is None:
+            return None
+        found.append(name)
+    kernel, bias = found
+    return None if kernel is None or kernel == bias else (kernel, bias)
+
+
+def _is_laid_out(
+    name: str,
+    part: str,
+    wanted: Array,
+    params: Mapping[str, Array],
+    read: Callable[[Mapping[str, Array]], Op],
+) -> bool:
+    value = params[name]
+    if value.size != wanted.size or value.size > _LARGEST:
+        return False
+    places = np.arange(value.size, dtype=np.float32).reshape(value.shape)
+    try:
+        numbers = getattr(read({**params, name: places}), part)
+    except Refused:  # which its rule may do for numbers that no layer has
+        return False
+    return numbers is not None and np.array_equal(np.sort(numbers, axis=None), places.reshape(-1))
+
+
+def extents(op: Op, shapes: Sequence[tuple[int, ...]], counted: int) -> tuple[Extent, ...]:
+    """The extents of a layer's inputs, channels last.
+
+    Args:
+        op: the layer.
+        shapes: of its input at each call in a trace, which goes through the body of a loop once.
+        counted: the multiply-accumulates of the layer in all turns of all loops.
+    """
+    found: list[Extent] = []
+    for shape in shapes:
+        if isinstance(op, Embedding):
+            found.append(shape)
+        elif isinstance(op, (Conv, ConvTranspose)) and len(shape) < op.weight.ndim:
+            found.append((1, *shape[:-1]))
+        else:
+            found.append(shape[:-1])
+    once = sum(macs((op,), extent) for extent in found)
+    return tuple(found) * (max(1, counted // once) if once else 1)
+
+
+def run(op: Op, call: Callable[[Array], Array], x: Array) -> Array:
+    """What a layer, channels last, gives for an input in the layout of `rankfold.ops.reference`."""
+    if isinstance(op, (Linear, Embedding)):
+        return call(x)
+    return np.moveaxis(call(np.ascontiguousarray(np.moveaxis(x, 1, -1))), -1, 1)

@@ -1,0 +1,82 @@
+"""The names and places of sharded axes, handed on from a layer's arrays to those of its stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from rankfold.ops.types import Array
+from rankfold_jax.layouts.base import Roles, keep
+
+
+class Axes:
+    """The axes of one array of a layer, with the roles they have.
+
+    Args:
+        roles: of the axes of the layer's array.
+    """
+
+    def __init__(self, roles: Roles) -> None:
+        self._roles = roles
+
+    def handed_on(self, entries: Any, roles: Roles, *, first: bool, last: bool) -> tuple[Any, ...]:
+        """What stands at each axis of a stage's array, from what stands at the layer's.
+
+        Args:
+            entries: one per axis of the layer's array; missing ones count as None.
+            roles: of the axes of the stage's array.
+            first: whether the stage is the first of the chain.
+            last: whether it is the last.
+        """
+        padded = [*entries, *(None for _ in self._roles[len(entries) :])]
+        named = dict(zip(self._roles, padded, strict=True))
+        return tuple(named.get(role) if keep(role, first, last) else None for role in roles)
+
+    def placed(
+        self, array: Array, like: jax.Array, roles: Roles, *, first: bool, last: bool
+    ) -> jax.Array:
+        """A stage's array in the dtype and on the devices of the layer's."""
+        cast = np.asarray(array).astype(like.dtype)
+        if not isinstance(like, jax.Array):
+            return jax.numpy.asarray(cast)
+        sharding = like.sharding
+        if isinstance(sharding, NamedSharding):
+            spec = self.handed_on(sharding.spec, roles, first=first, last=last)
+            whole = NamedSharding(sharding.mesh, _spec(*spec), memory_kind=sharding.memory_kind)
+            return put(cast, _divisible(whole, cast.shape))
+        if like.committed and len(sharding.device_set) == 1:
+            return put(cast, sharding)
+        return jax.numpy.asarray(cast)
+
+
+def put(array: Any, sharding: Any) -> jax.Array:
+    """An array on the devices of a sharding."""
+    placed: jax.Array = jax.device_put(array, sharding)
+    return placed
+
+
+def _spec(*entries: Any) -> PartitionSpec:
+    return PartitionSpec(*entries)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+
+
+def epsilon(dtype: Any) -> float:
+    """The machine epsilon of a float dtype, those of ml_dtypes included."""
+    return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # same
+
+
+def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding, without the axes that its mesh does not divide."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return NamedSharding(sharding.mesh, _spec())
+    return sharding
+
+
+def to_numpy(array: Any) -> Array:
+    """An array's numbers; float16 and bfloat16 come as float32, in which they are exact."""
+    host: Array = np.asarray(array)
+    return host if host.dtype in (np.float32, np.float64) else host.astype(np.float32)

@@ -1,0 +1,119 @@
+"""Where the axes of a stack lie: layers of one shape under vmap or scan, in one array."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Array
+from rankfold_jax.layouts.base import Roles
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The axes that a stacked array has more than one layer's.
+
+    Attributes:
+        axes: their places in the array; negative ones count from the end.
+        sizes: their lengths.
+    """
+
+    axes: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of layers."""
+        return int(np.prod(self.sizes, dtype=np.int64))
+
+    def to_front(self, array: Array) -> Array:
+        """(count, *shape of one layer)."""
+        moved = np.moveaxis(array, self.axes, range(len(self.axes)))
+        return moved.reshape(self.count, *moved.shape[len(self.axes) :])
+
+    def back(self, array: Array) -> Array:
+        """(count, *shape of one layer) with the axes of the stack in their places."""
+        spread = array.reshape(*self.sizes, *array.shape[1:])
+        return np.ascontiguousarray(np.moveaxis(spread, range(len(self.axes)), self.axes))
+
+    def roles(self, roles: Roles) -> Roles:
+        """The roles of every axis of a stacked array."""
+        spread = [*(f"stack{i}" for i in range(len(self.axes))), *roles]
+        return tuple(spread[i] for i in _moved(len(spread), self.axes))
+
+
+def _moved(ndim: int, axes: Sequence[int]) -> list[int]:
+    """For each axis after np.moveaxis(x, range(len(axes)), axes), its place before."""
+    sizes = np.empty(tuple(range(1, ndim + 1)), dtype=np.uint8)
+    return [size - 1 for size in np.moveaxis(sizes, range(len(axes)), axes).shape]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a trace showed of the axes of a kernel.
+
+    Attributes:
+        stacked: along these it is a stack.
+        own: these are axes of one layer's kernel.
+    """
+
+    stacked: frozenset[int] = frozenset()
+    own: frozenset[int] = frozenset()
+
+
+def find_stacks(
+    kernel: tuple[int, ...],
+    one: tuple[int, ...],
+    bias: tuple[int, ...] | None,
+    one_bias: tuple[int, ...],
+    seen: Seen,
+) -> tuple[Stack, Stack]:
+    """The stacks of a kernel and a bias of which one layer's own shapes are known.
+
+    Args:
+        kernel: the shape as it is stored.
+        one: the shape of one layer's kernel.
+        bias: the shape as it is stored; None without one.
+        one_bias: the shape of one layer's bias.
+        seen: what a trace showed of the axes of the kernel.
+
+    Raises:
+        Refused: the shapes do not fit, or fit in more than one way.
+    """
+    if kernel == one and bias in (None, one_bias):
+        return Stack(), Stack()
+    ways = [
+        (axes, behind)
+        for axes in _places(kernel, one)
+        if seen.stacked.issubset(axes) and seen.own.isdisjoint(axes)
+        for behind in ([()] if bias is None else _places(bias, one_bias))
+        if bias is None or [kernel[a] for a in axes] == [bias[a] for a in behind]
+    ]
+    if not ways:
+        raise Refused(f"its kernel has shape {kernel}, which is not a stack of {one}")
+    if len(ways) > 1:
+        raise Refused(
+            f"its kernel of shape {kernel} is a stack of {one} along more than one possible axis; "
+            "give inputs=, or let the number of layers be no size of the kernel"
+        )
+    ((axes, behind),) = ways
+    sizes = tuple(kernel[axis] for axis in axes)
+    return Stack(_from_end(axes, kernel), sizes), Stack(_from_end(behind, bias or ()), sizes)
+
+
+def _from_end(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The last axis counts from the end: it is last in the arrays of the stages, too."""
+    return (-1,) if axes == (len(shape) - 1,) and len(shape) > 1 else axes
+
+
+def _places(found: tuple[int, ...], one: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The axes whose removal leaves the shape of one layer."""
+    return [
+        axes
+        for axes in itertools.combinations(range(len(found)), max(len(found) - len(one), 0))
+        if tuple(size for axis, size in enumerate(found) if axis not in axes) == one
+    ]

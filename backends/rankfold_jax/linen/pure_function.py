@@ -1,0 +1,41 @@
+"""A bound Linen module as a pure function of its variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from rankfold.errors import RankfoldError
+from rankfold_jax.functional.inputs import Inputs
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.linen.tracing import applied
+
+
+def flow(model: nn.Module) -> Flow:
+    """A bound module as a pure function of its variables, the parameters first."""
+    check_bound(model)
+    module, variables = model.unbind()
+    params = variables.get("params", {})
+    others = {name: value for name, value in variables.items() if name != "params"}
+    values, tree = jax.tree.flatten((params, others))
+
+    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
+        params, others = jax.tree.unflatten(tree, values)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return applied(module, {"params": params, **others}, *args, **kwargs)
+
+        return given.output(call, arrays)
+
+    return Flow(function, values)
+
+
+def check_bound(model: nn.Module) -> None:
+    """Raises a `RankfoldError` for a module without variables."""
+    if model.scope is None:
+        raise RankfoldError(
+            "the Linen module has no variables: pass module.bind(variables) instead of module"
+        )

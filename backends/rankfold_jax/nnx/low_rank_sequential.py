@@ -1,0 +1,87 @@
+"""What stands in the place of an NNX layer: an `nnx.Sequential` that still describes the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rankfold_jax.layouts import chain_reader as chains
+from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS, OPTIONS
+
+_DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
+
+
+class Chain(nnx.Sequential):
+    """The layers of a chain, called as the one layer they replace is.
+
+    It goes on telling what the layer was made with. An option, such as its dtype, is that of the
+    stages and can be set on both; sizes and geometry cannot.
+
+    Args:
+        layers: stock NNX layers.
+
+    Raises:
+        RankfoldError: a constant of the layer, its kernel or its bias is set.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Hands options on to the stages and refuses what would have no effect."""
+        now = vars(self)  # Flax puts a graph together beneath this, by `object.__setattr__`
+        if (name in ARRAYS and value is not now.get(name)) or (
+            name in CONSTANTS and name in now and not _same(now[name], value)
+        ):
+            stages = list(now.get("layers", ()))
+            if name not in OPTIONS:
+                kinds = (type(stage).__name__ for stage in stages)
+                raise chains.fixed(f"{name} of a compressed layer", kinds)
+            for stage in stages:
+                if hasattr(stage, name):
+                    setattr(stage, name, value)
+        super().__setattr__(name, value)
+
+    def __call__(  # type: ignore[override]  # one input, as the layer it replaces has
+        self, inputs: Any, *, out_sharding: Any = None, **options: Any
+    ) -> Any:
+        """The layers one after the other; `out_sharding` is that of the last one's output."""
+        layers: list[Any] = list(self.layers)
+        *before, last = layers
+        for layer in before:
+            inputs = layer(inputs, **options)
+        if out_sharding is not None:
+            options["out_sharding"] = out_sharding
+        return last(inputs, **options)
+
+    def attend(self, query: Any, *, out_sharding: Any = None) -> Any:
+        """`Embed.attend` with the table that the chain stands for.
+
+        Raises:
+            AttributeError: the chain replaces another layer than an Embed.
+        """
+        layers: list[Any] = list(self.layers)
+        table, *behind = layers
+        for layer in reversed(behind):
+            if isinstance(layer, nnx.Linear):
+                arrays = (query, layer.kernel[...])
+                query, kernel = layer.promote_dtype(arrays, dtype=layer.dtype)
+            else:  # a chain of its own
+                kernel = layer(jnp.eye(layer.in_features, dtype=query.dtype))
+            query = jnp.dot(query, kernel.T)
+        return table.attend(query, out_sharding=out_sharding)
+
+
+def chained(stages: Sequence[Any], module: nnx.Module) -> Chain:
+    """Stock layers as the one that stands in the place of a layer, with its further attributes."""
+    chain = Chain(*stages)
+    for name, value in vars(module).items():
+        if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
+            setattr(chain, name, value)
+    return chain
+
+
+def _same(before: Any, after: Any) -> bool:
+    return before is after or (type(before) is type(after) and bool(before == after))

@@ -1,0 +1,76 @@
+"""An NNX model as a pure function of its arrays, in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rankfold_jax.functional.inputs import Inputs
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.nnx import rules
+from rankfold_jax.nnx.layers import Held, held
+from rankfold_jax.nnx.module_tree import modules
+
+
+def flow(
+    model: nnx.Module, paths: Iterable[str] = (), seen: Mapping[str, Seen] | None = None
+) -> Flow:
+    """A copy of the model in eval mode, as a pure function.
+
+    Args:
+        model: the model.
+        paths: of the layers that are to be found among its arrays.
+        seen: what a trace showed of the axes of their kernels.
+    """
+    copy = nnx.clone(model)
+    copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
+    inside = modules(copy)
+    layers = {path: held_in(inside[path], (seen or {}).get(path, Seen())) for path in paths}
+    graphdef, state = nnx.split(copy)
+    leaves: dict[int, int] = {}
+    values: list[Any] = []
+    for _, variable in nnx.to_flat_state(state):
+        leaves[id(variable)] = len(values)
+        values += jax.tree.leaves(variable)
+    tree = jax.tree.structure(state)
+    slots = {
+        path: slot_of(layer, leaves[id(layer.kernel)], leaves.get(id(layer.bias), 0))
+        for path, layer in layers.items()
+    }
+
+    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
+        return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
+
+    return Flow(function, values, slots)
+
+
+def held_in(module: nnx.Module, seen: Seen) -> Held:
+    """A layer as its parameters lie in it, whether it is a stock one or one that a rule reads.
+
+    Raises:
+        Refused: what the layer computes is not known from its parameters alone.
+    """
+    rule = rules.rule_of(module)
+    return held(module, seen) if rule is None else rules.held(rule, module)
+
+
+def slot_of(layer: Held, kernel: int, bias: int) -> Slot:
+    """Where a layer's numbers lie.
+
+    Args:
+        layer: the layer.
+        kernel: which of the model's arrays is its kernel.
+        bias: which of them is its bias, if it has one.
+    """
+    slot = Slot(layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack)
+    if layer.bias is None:
+        return slot
+    shape = jnp.shape(layer.bias.get_raw_value())
+    return replace(slot, bias=bias, bias_shape=shape, bias_stack=layer.bias_stack)

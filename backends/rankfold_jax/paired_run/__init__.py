@@ -1,0 +1,1 @@
+"""The original and the compressed model, evaluated in lock step."""

@@ -1,0 +1,333 @@
+"""Two runs of one model side by side, in one of which layers are replaced as they are met.
+
+The jaxpr of the model is evaluated equation by equation, each for all batches and in both runs. At
+the first product of a layer its replacement is decided on, and what its chain stands for is put in
+the place of its kernel and its bias in the second run. Values that are only a parameter moved about
+are made when they are read, so that those from before do not survive. A scan over a stack of layers
+meets one of them in each turn. Other loops give their layers inputs that depend on all turns at
+once: these are decided on before it, without sums over inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
+
+from rankfold.calibration.batches import Calibration
+from rankfold.decompose.base import Visit
+from rankfold.ops.types import Op
+from rankfold_jax.calibration.layer_products import Site, site_of
+from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.jaxpr.dataflow import Found, bind, called, step
+from rankfold_jax.jaxpr.element_index import Tracked, label_of
+from rankfold_jax.jaxpr.parameter_uses import Use, product
+from rankfold_jax.jaxpr.provenance import param
+from rankfold_jax.paired_run.layer_visits import Batch, Meeting
+from rankfold_jax.paired_run.values import (
+    Lazy,
+    Pair,
+    Value,
+    both,
+    last_reads,
+    moved_lazily,
+    read,
+    slice_of,
+    stacked,
+    structure,
+    turns_of,
+)
+
+
+def follow(
+    flow: Flow,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    visit: Visit,
+    *,
+    sequential: bool,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Meets layers as they are called; see `rankfold.decompose.base.DataAware`.
+
+    Args:
+        flow: the model, with a slot for each of the layers.
+        calibration: the batches.
+        layers: the layers to meet.
+        visit: gives the chain of a layer.
+        sequential: whether the replacements work on what the replacements before them give.
+        rng: draws the sample of positions.
+    """
+    batches = []
+    first = 0
+    for program, arrays in flow.programs(calibration.inputs):
+        batches.append(Batch(first, program.given.examples, program.closed, arrays))
+        first += program.given.examples
+    following = _Following(flow, layers, visit, rng, first, sequential=sequential)
+    groups: dict[Any, list[Batch]] = {}
+    for batch in batches:
+        groups.setdefault(structure(batch.closed.jaxpr), []).append(batch)
+    for group in groups.values():
+        following.run(group)
+    return {path: error.value for path, error in following.meeting.errors.items()}
+
+
+class _Following:
+    def __init__(
+        self,
+        flow: Flow,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        rng: np.random.Generator,
+        examples: int,
+        *,
+        sequential: bool,
+    ) -> None:
+        self._slots = {path: slot for path, slot in flow.slots.items() if path in layers}
+        self._paths = {slot.kernel: path for path, slot in self._slots.items()}
+        self._values = flow.values
+        self._layers = layers
+        self._sequential = sequential
+        self.meeting = Meeting(self._slots, flow.values, layers, visit, rng, examples)
+
+    def run(self, batches: Sequence[Batch]) -> None:
+        """Both runs of batches whose jaxprs have the same structure."""
+        lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
+        values: list[Value] = [
+            Lazy(Tracked.whole(leaf, jnp.shape(value))) if leaf in lazy else (value, value)
+            for leaf, value in enumerate(self._values)
+        ]
+        inputs = [[*values, *((x, x) for x in batch.arrays)] for batch in batches]
+        self._evaluate([batch.closed for batch in batches], inputs, batches)
+
+    def _evaluate(
+        self,
+        closed: Sequence[ClosedJaxpr],
+        inputs: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]]:
+        """The outputs of each batch."""
+        jaxprs = [one.jaxpr for one in closed]
+        envs: list[dict[Var, Value]] = []
+        for one, own in zip(closed, inputs, strict=True):
+            env = dict(zip(one.jaxpr.invars, own, strict=True))
+            env.update((v, (c, c)) for v, c in zip(one.jaxpr.constvars, one.consts, strict=True))
+            envs.append(env)
+        last = [last_reads(jaxpr) for jaxpr in jaxprs]
+        for place, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
+            arguments = [read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
+            outputs = self._apply(eqns, arguments, batches)
+            for env, eqn, own, ends in zip(envs, eqns, outputs, last, strict=True):
+                env.update(zip(eqn.outvars, own, strict=True))
+                for var in ends.get(place, ()):
+                    env.pop(var, None)
+        return [read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
+
+    def _apply(
+        self,
+        eqns: Sequence[JaxprEqn],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]]:
+        eqn = eqns[0]
+        inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments[0]]
+        if any(value is not None for value in inside):
+            name = eqn.primitive.name
+            if name == "scan" and len({turns_of(one) for one in eqns}) == 1:
+                taken = param(eqn, "num_consts") + param(eqn, "num_carry")
+                self._foresee(eqn, inside, inside[taken:])
+                return self._scan(eqns, arguments, batches)
+            branches = self._taken(eqns, arguments) if name == "cond" else None
+            if branches is not None:
+                return self._evaluate(branches, [own[1:] for own in arguments], batches)
+            if name in ("scan", "while", "cond"):
+                self._foresee(eqn, inside)
+                loop = {"scan": self._alone, "while": self._while, "cond": self._cond}[name]
+                return [loop(e, own, b) for e, own, b in zip(eqns, arguments, batches, strict=True)]
+            inner = [called(one) for one in eqns]
+            if all(one is not None for one in inner):
+                return self._evaluate([one for one in inner if one], arguments, batches)
+            if name == "optimization_barrier":
+                return [list(own) for own in arguments]
+            found = [moved_lazily(e, own) for e, own in zip(eqns, arguments, strict=True)]
+            if all(one is not None for one in found):
+                return [[one] for one in found if one is not None]
+            sites = self._sites(eqns, inside)
+            if sites is not None:
+                return self._meet(eqns, sites, arguments, batches)
+            self._pass_by(eqn, inside)
+        return [both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)]
+
+    def _resolved(self, values: Sequence[Value]) -> list[Pair]:
+        return [self._pair(value) if isinstance(value, Lazy) else value for value in values]
+
+    def _pair(self, value: Lazy) -> Pair:
+        """What both runs go on with."""
+        first = self._parameter(value, 0)
+        leaf = value.tracked.label.leaf
+        if not self._sequential or leaf not in self.meeting.new:
+            return first, first
+        return first, self._parameter(value, 1)
+
+    def _parameter(self, value: Lazy, which: int) -> Any:
+        """A parameter of the model (0) or of the compressed one (1)."""
+        leaf: Any = value.tracked.label.leaf
+        first = self._values[leaf]
+        return value.of(self.meeting.new.get(leaf, first) if which else first)
+
+    def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
+        leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
+        if len(leaves) != 1 or not leaves <= self._paths.keys():
+            return None
+        path = self._paths[leaves.pop()]
+        known: dict[int, Site | None] = {}
+        for eqn in eqns:
+            if id(eqn) not in known:
+                slot, op = self._slots[path], self._layers[path]
+                known[id(eqn)] = site_of(eqn, inside, path, slot, op)
+        sites = [known[id(eqn)] for eqn in eqns]
+        found = [site for site in sites if site is not None]
+        return found if len(found) == len(sites) else None
+
+    def _meet(
+        self,
+        eqns: Sequence[JaxprEqn],
+        sites: Sequence[Site],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]]:
+        """A product of a layer: what it gives in both runs."""
+        path, side = sites[0].path, sites[0].side
+        kernels = [own[side] for own in arguments]
+        others = [self._resolved([own[1 - side]])[0] for own in arguments]
+
+        def computed(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
+            return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
+
+        def of(which: int, kernel: Value) -> Any:
+            assert isinstance(kernel, Lazy)
+            return self._parameter(kernel, which)
+
+        firsts = [
+            computed(eqn, x[0], of(0, kernel))
+            for eqn, x, kernel in zip(eqns, others, kernels, strict=True)
+        ]
+        self.meeting.meet(path, sites, [x[1] for x in others], firsts, batches)
+        outputs: list[list[Value]] = []
+        same = self._slots[path].kernel not in self.meeting.new
+        for eqn, x, kernel, first, site in zip(eqns, others, kernels, firsts, sites, strict=True):
+            second = first
+            if not same or x[0] is not x[1]:
+                second = computed(eqn, x[1], of(1, kernel))
+            self.meeting.measure(site, first, second)
+            outputs.append([(first, second if self._sequential else first)])
+        return outputs
+
+    def _foresee(
+        self,
+        eqn: JaxprEqn,
+        inside: Sequence[Tracked | None],
+        sliced: Sequence[Tracked | None] = (),
+    ) -> None:
+        """Decides on the layers of a loop, but for those of which each turn has its own.
+
+        Args:
+            eqn: the loop.
+            inside: which of its operands are tracked.
+            sliced: those of which each turn is given a slice.
+        """
+        labels = [None if v is None else replace(v.label, slices=1) for v in inside]
+        leaves = {value.label.leaf for value in sliced if value is not None}
+        found = Found()
+        step(eqn, labels, 1, found)
+        for use in found.uses:
+            if use.leaf not in leaves or use.times > 1:
+                self._decide(use)
+
+    def _pass_by(self, eqn: JaxprEqn, inside: Sequence[Tracked | None]) -> None:
+        """Decides on a layer whose kernel meets its inputs in a way that is not known."""
+        use = product(eqn, [label_of(value) for value in inside], 1)
+        if use is not None:
+            self._decide(use)
+
+    def _decide(self, use: Use) -> None:
+        path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
+        if path is not None:
+            self.meeting.decide(path)
+
+    def _alone(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+        return self._scan([eqn], [own], [batch])[0]
+
+    def _scan(
+        self,
+        eqns: Sequence[JaxprEqn],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]]:
+        """One turn after the other, each for all batches."""
+        eqn, bodies = eqns[0], [param(one, "jaxpr") for one in eqns]
+        consts, carried, length = (param(eqn, n) for n in ("num_consts", "num_carry", "length"))
+        ends = consts + carried
+        states = [list(own[consts:ends]) for own in arguments]
+        rows: list[list[list[Value]]] = [[] for _ in eqns]
+        turns = range(length)
+        for turn in reversed(turns) if param(eqn, "reverse") else turns:
+            given = [
+                [*own[:consts], *state, *(slice_of(value, length, turn) for value in own[ends:])]
+                for own, state in zip(arguments, states, strict=True)
+            ]
+            found = self._evaluate(bodies, given, batches)
+            states = [one[:carried] for one in found]
+            for row, one in zip(rows, found, strict=True):
+                row.append(one[carried:])
+        if not length:
+            return [both(e, self._resolved(own)) for e, own in zip(eqns, arguments, strict=True)]
+        outputs: list[list[Value]] = []
+        for state, row in zip(states, rows, strict=True):
+            order = reversed(row) if param(eqn, "reverse") else row
+            columns = zip(*order, strict=True)
+            outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
+        return outputs
+
+    def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+        """Turn after turn while both runs go on; then each on its own."""
+        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
+        ends = tests + consts
+        state = list(own[ends:])
+        while True:
+            given = [[*own[:tests], *state]]
+            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], given, [batch])
+            (pair,) = self._resolved([going])
+            if not (bool(pair[0]) and bool(pair[1])):
+                break
+            given = [[*own[tests:ends], *state]]
+            (state,) = self._evaluate([param(eqn, "body_jaxpr")], given, [batch])
+        if bool(pair[0]) == bool(pair[1]):
+            return state
+        return both(eqn, self._resolved([*own[:ends], *state]))
+
+    def _taken(
+        self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
+    ) -> list[ClosedJaxpr] | None:
+        """The branch that both runs of all batches take; None where they part."""
+        taken = []
+        for eqn, own in zip(eqns, arguments, strict=True):
+            branches = param(eqn, "branches")
+            (index,) = self._resolved(own[:1])
+            taken.append({int(np.clip(int(which), 0, len(branches) - 1)) for which in index})
+        if len(set().union(*taken)) > 1:
+            return None
+        bodies = [param(eqn, "branches")[min(own)] for eqn, own in zip(eqns, taken, strict=True)]
+        alike = len({structure(body.jaxpr) for body in bodies}) == 1
+        return bodies if alike else None
+
+    def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+        """The branch that both runs take; each run its own where they part."""
+        branches = self._taken([eqn], [own])
+        if branches is None:
+            return both(eqn, self._resolved(own))
+        return self._evaluate(branches, [own[1:]], [batch])[0]

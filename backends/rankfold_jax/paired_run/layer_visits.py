@@ -1,0 +1,212 @@
+"""What is decided when a layer is met in two runs, and the sums and errors it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr
+
+from rankfold.calibration.batches import is_held_out
+from rankfold.calibration.moments import Joint, input_form
+from rankfold.decompose.base import Visit
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Chain, Embedding, Op, of_groups, with_weight
+from rankfold_jax.calibration.layer_products import Ints, Site, sampled
+from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.sharding import put
+from rankfold_jax.paired_run.output_sums import Distance, Joints, joint_terms
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch.
+
+    Attributes:
+        first: the number of its first example.
+        examples: how many it has.
+        closed: the jaxpr of the model.
+        arrays: the inputs.
+    """
+
+    first: int
+    examples: int
+    closed: ClosedJaxpr
+    arrays: Sequence[Any]
+
+
+class Meeting:
+    """Decides on layers and keeps what came of it.
+
+    Args:
+        slots: of the layers, by path.
+        values: the model's arrays.
+        layers: the layers.
+        visit: gives the chain of a layer.
+        rng: draws the sample of positions.
+        examples: in all batches.
+
+    Attributes:
+        new: by their place, the model's arrays that are others in the compressed one.
+        errors: of the layers in whose place a chain is measured.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[str, Slot],
+        values: Sequence[Any],
+        layers: Mapping[str, Op],
+        visit: Visit,
+        rng: np.random.Generator,
+        examples: int,
+    ) -> None:
+        self._slots = slots
+        self._values = values
+        self._layers = layers
+        self._visit = visit
+        self._rng = rng
+        self._examples = examples
+        self._open = {path: np.ones(op.groups, bool) for path, op in layers.items()}
+        self._biases: dict[str, tuple[Array, Array]] = {}
+        self._filled: dict[int, Array] = {}
+        self.new: dict[int, jax.Array] = {}
+        self.errors: dict[str, Distance] = {}
+
+    def decide(self, path: str) -> None:
+        """Decides on what is left of a layer, without sums over its inputs."""
+        left = np.flatnonzero(self._open[path])
+        if len(left):
+            self._decide(path, None, None, left)
+
+    def meet(
+        self,
+        path: str,
+        sites: Sequence[Site],
+        inputs: Sequence[Any],
+        targets: Sequence[Any],
+        batches: Sequence[Batch],
+    ) -> None:
+        """Decides on the groups of a layer that a product is the first of.
+
+        Args:
+            path: of the layer.
+            sites: the product, for each batch.
+            inputs: of the layer in the compressed model.
+            targets: what the product gives in the original one.
+            batches: the batches.
+        """
+        here = sites[0].layout.groups
+        if not self._open[path][here].any():
+            return
+        alike = all(np.array_equal(site.layout.groups, here) for site in sites)
+        if alike and self._open[path][here].all() and self._whole_layers(path, here):
+            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
+        else:
+            self.decide(path)
+
+    def _whole_layers(self, path: str, groups: Ints) -> bool:
+        """Whether groups are all those of some of the layers of a stack."""
+        each = len(self._open[path]) // self._slots[path].stack.count
+        starts = groups[::each] // each * each
+        return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
+
+    def _decide(self, path: str, fit: Joint | None, held: Joint | None, groups: Ints) -> None:
+        """Asks for the chain of groups of a layer and puts what it stands for in its place."""
+        op, slot = self._layers[path], self._slots[path]
+        self._open[path][groups] = False
+        if len(groups) == op.groups:
+            chain = self._visit(path, fit, held)
+        else:
+            op = of_groups(op, groups.tolist(), op.groups)
+            chain = self._visit(path, fit, held, groups.tolist())
+        if chain[0] is not op:
+            self._put(path, op, chain, groups)
+        if chain[0] is op or slot.kernel in self.new:
+            whole = self._layers[path]
+            old = _spread(whole, whole.bias)
+            _, new = self._biases.setdefault(path, (old, old.copy()))
+            new[groups] = _spread(op, chain[-1].bias)
+
+    def _put(self, path: str, op: Op, chain: Chain, groups: Ints) -> None:
+        slot = self._slots[path]
+        leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
+        try:
+            made = self._standing_for(slot, op, chain, len(groups))
+            for leaf in leaves:
+                if leaf not in self._filled:
+                    self._filled[leaf] = np.array(self._values[leaf], order="C")
+            kernel, *bias = (self._filled[leaf] for leaf in leaves)
+            slot.fill(kernel, bias[0] if bias else None, made, groups.tolist())
+        except (Refused, RankfoldError):
+            return
+        for leaf in leaves:
+            self.new[leaf] = _like(self._filled[leaf], self._values[leaf])
+            if not self._open[path].any():
+                del self._filled[leaf]
+
+    def measure(self, site: Site, y: Any, other: Any) -> None:
+        """Adds what a product gives in both runs to the error of its layer."""
+        if site.path in self._biases:
+            error = self.errors.setdefault(site.path, Distance())
+            error.add(site, y, other, *self._biases[site.path])
+
+    def _standing_for(self, slot: Slot, op: Op, chain: Chain, groups: int) -> Op:
+        """The layer, or some groups of it, with the weight of its chain.
+
+        Raises:
+            Refused: the framework cannot express the chain.
+        """
+        if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
+            slot.form.stages(chain, slot.stack.count * groups // slot.groups)
+        made = with_weight(op, reconstruct(op, chain))
+        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
+
+    def _joints(
+        self,
+        path: str,
+        sites: Sequence[Site],
+        inputs: Sequence[Any],
+        targets: Sequence[Any],
+        batches: Sequence[Batch],
+    ) -> tuple[Joint | None, Joint | None]:
+        """The sums over fitted and over held-out positions; None where there are none."""
+        op = self._layers[path]
+        if isinstance(op, Embedding) or input_form(op) != "patches":
+            return None, None
+        fit, held = Joints(), Joints()
+        for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
+            view = site.view
+            wanted = sampled(view, op, self._examples, 1)
+            chosen = None
+            if wanted is not None:
+                chance = self._rng.random((view.images, view.positions), dtype=np.float32)
+                chosen = np.argpartition(chance, wanted, axis=1)[:, :wanted]
+            images = np.arange(view.images)
+            number = batch.first + images * batch.examples // max(1, view.images)
+            kept = is_held_out(number, self._examples)
+            bias = _spread(op, op.bias)[site.layout.groups]
+            terms = joint_terms(site, x, y, bias, chosen, kept)
+            each = view.positions if wanted is None else wanted
+            fit.add(terms[0], each * int((~kept).sum()))
+            held.add(terms[1], each * int(kept.sum()))
+        found = fit.made()
+        return (None, None) if found is None else (found, held.made())
+
+
+def _spread(op: Op, bias: Array | None) -> Array:
+    """(groups, out/groups); zeros where there is no bias."""
+    out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight)
+    flat = np.zeros(out, np.float32) if bias is None else bias
+    return flat.reshape(op.groups, -1)
+
+
+def _like(array: Array, old: Any) -> jax.Array:
+    """A copy where an array of the model lies."""
+    if isinstance(old, jax.Array) and old.committed:
+        return put(array.copy(), old.sharding)
+    return jnp.array(array)

@@ -1,0 +1,109 @@
+"""Sums and distances over the rows of a layer in two runs, compiled once per kind of product."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rankfold.calibration.moments import Joint
+from rankfold.ops.types import Array
+from rankfold_jax.calibration.layer_products import Site, op_outputs, op_rows
+from rankfold_jax.calibration.moment_interpreter import gram
+from rankfold_jax.calibration.patches import View
+
+_NAMES = ("xx", "yx", "yy", "x", "y")
+
+
+class Joints:
+    """The sums of a `Joint`, over batches."""
+
+    def __init__(self) -> None:
+        self._sums: list[Array] | None = None
+        self.count = 0
+
+    def add(self, terms: list[jax.Array], count: int) -> None:
+        """Adds the sums over the rows of a batch."""
+        if not count:
+            return
+        wide = [np.asarray(term).astype(np.float64) for term in terms]
+        self._sums = (
+            wide if self._sums is None else [a + b for a, b in zip(self._sums, wide, strict=True)]
+        )
+        self.count += count
+
+    def made(self) -> Joint | None:
+        """The sums so far; None where there are none, or where they are not finite."""
+        if self._sums is None or not all(np.isfinite(total).all() for total in self._sums):
+            return None
+        return Joint(**dict(zip(_NAMES, self._sums, strict=True)), count=self.count)
+
+
+def joint_terms(
+    site: Site, x: Any, y: Any, bias: Array, chosen: Any, held: Array
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The sums over fitted and over held-out rows of a batch.
+
+    Args:
+        site: the product.
+        x: its input in the compressed model.
+        y: its output in the original one.
+        bias: (groups, out/groups), what the original layer adds to that.
+        chosen: (images, rows of one), the positions; None for all.
+        held: (images,), whether an image is held out.
+    """
+    layout = site.layout
+    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held)
+    return fit, kept
+
+
+@partial(jax.jit, static_argnums=0)
+def _terms(
+    view: View, x: Any, y: Any, rows: Any, outs: Any, bias: Any, chosen: Any, held: Any
+) -> Any:
+    inputs = op_rows(view, x, rows, chosen)
+    targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
+    out = jnp.repeat(held, len(inputs) // len(held))[:, None, None]
+
+    def sums(mask: jax.Array) -> list[jax.Array]:
+        a, b = (jnp.where(mask, part, 0) for part in (inputs, targets))
+        return [gram(a, a), gram(b, a), gram(b, b), a.sum(0), b.sum(0)]
+
+    return sums(~out), sums(out)
+
+
+class Distance:
+    """The relative distance of the outputs of a layer and of what stands in its place."""
+
+    def __init__(self) -> None:
+        self._apart, self._size = 0.0, 0.0
+
+    def add(self, site: Site, y: Any, other: Any, bias: Array, new: Array) -> None:
+        """Adds the outputs at a product, over all its positions.
+
+        Args:
+            site: the product.
+            y: its output in the original model.
+            other: its output in the compressed one.
+            bias: (groups, out/groups), what the layer adds to it.
+            new: the same in the compressed model.
+        """
+        groups = site.layout.groups
+        found = _distance(site.view, y, other, site.layout.outs, bias[groups], new[groups])
+        self._apart += float(found[0])
+        self._size += float(found[1])
+
+    @property
+    def value(self) -> float:
+        """‖y − ŷ‖ / ‖y‖."""
+        return float(np.sqrt(self._apart / max(self._size, 1e-300)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _distance(view: View, y: Any, other: Any, outs: Any, bias: Any, new: Any) -> Any:
+    first, second = (op_outputs(view, part, outs, None) for part in (y, other))
+    first, second = first + bias.astype(first.dtype), second + new.astype(first.dtype)
+    return jnp.square(first - second).sum(), jnp.square(first).sum()

@@ -1,0 +1,119 @@
+"""Values of two runs of a jaxpr side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
+
+from rankfold_jax.jaxpr.dataflow import bind, called
+from rankfold_jax.jaxpr.element_index import Tracked, moved_by
+from rankfold_jax.jaxpr.provenance import param
+
+
+@dataclass(frozen=True, eq=False)
+class Lazy:
+    """A parameter moved about, made when it is read.
+
+    Attributes:
+        tracked: which, and the places of its numbers.
+        steps: from the parameter to the value.
+    """
+
+    tracked: Tracked
+    steps: tuple[Callable[[Any], Any], ...] = ()
+
+    def of(self, value: Any) -> Any:
+        """The value, from the parameter's."""
+        for one in self.steps:
+            value = one(value)
+        return value
+
+
+Pair: TypeAlias = tuple[Any, Any]
+"""A value in the original and in the compressed run, the same object where they agree."""
+Value: TypeAlias = "Pair | Lazy"
+
+
+def both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
+    """The outputs of an equation in both runs, computed once where they agree."""
+    first = bind(eqn, [pair[0] for pair in pairs])
+    if all(a is b for a, b in pairs):
+        return [(y, y) for y in first]
+    return list(zip(first, bind(eqn, [pair[1] for pair in pairs]), strict=True))
+
+
+def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> Lazy | None:
+    """The result of an equation that only moves a parameter about; None of any other."""
+    inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments]
+    first, *others = arguments
+    if not isinstance(first, Lazy) or any(isinstance(other, Lazy) for other in others):
+        return None
+    fixed = [other[0] for other in others if not isinstance(other, Lazy)]
+    if any(other[0] is not other[1] for other in others if not isinstance(other, Lazy)):
+        return None
+    tracked = moved_by(eqn, inside, [None, *fixed])
+    if tracked is None:
+        return None
+    return Lazy(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
+
+
+def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
+    """The primitives of a jaxpr, those of what it calls included."""
+    found: list[Any] = []
+    for eqn in jaxpr.eqns:
+        inner = called(eqn)
+        found.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
+    return tuple(found)
+
+
+def turns_of(eqn: JaxprEqn) -> tuple[Any, ...]:
+    """How often a scan turns, and what it does in a turn."""
+    names = ("length", "reverse", "num_consts", "num_carry")
+    return (*(param(eqn, name) for name in names), structure(param(eqn, "jaxpr").jaxpr))
+
+
+def read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
+    """The values of variables and literals."""
+    return [(v.val, v.val) if isinstance(v, Literal) else env[v] for v in variables]
+
+
+def last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
+    """For each equation the values that nobody reads after it."""
+    last: dict[Var, int] = {}
+    for place, eqn in enumerate(jaxpr.eqns):
+        for var in (*eqn.invars, *eqn.outvars):
+            if not isinstance(var, Literal):
+                last[var] = place
+    for var in jaxpr.outvars:
+        if not isinstance(var, Literal):
+            last.pop(var, None)
+    ends: dict[int, list[Var]] = {}
+    for var, place in last.items():
+        ends.setdefault(place, []).append(var)
+    return ends
+
+
+def slice_of(value: Value, length: int, turn: int) -> Value:
+    """What one iteration of a scan over a value is given."""
+
+    def cut(x: Any) -> Any:
+        return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
+
+    if isinstance(value, Lazy):
+        return Lazy(value.tracked.sliced(length, turn), (*value.steps, cut))
+    first = cut(value[0])
+    return first, first if value[0] is value[1] else cut(value[1])
+
+
+def stacked(rows: Sequence[Pair]) -> Pair:
+    """What the iterations of a scan gave, as one value."""
+    first = jnp.stack([row[0] for row in rows])
+    if all(a is b for a, b in rows):
+        return first, first
+    return first, jnp.stack([row[1] for row in rows])

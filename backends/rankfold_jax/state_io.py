@@ -1,0 +1,92 @@
+"""Named arrays as a safetensors file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
+
+from rankfold.console import some
+from rankfold.errors import RankfoldError
+from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.wrapper_prefixes import matched
+from rankfold_jax.layouts.sharding import put
+
+
+def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
+    """Writes arrays; random keys as their data.
+
+    Raises:
+        RankfoldError: one has no values, or of a kind that such a file does not hold.
+        OSError: the file cannot be written.
+    """
+    plain = {}
+    for name, value in arrays.items():
+        if isinstance(value, jax.ShapeDtypeStruct):
+            raise RankfoldError(f"{name!r} of the model has only a shape, no values to save")
+        if not isinstance(value, jax.Array | np.ndarray | np.generic | int | float | bool):
+            raise RankfoldError(f"{name!r} of the model is a {type(value).__name__}, not an array")
+        plain[name] = jnp.asarray(data_of(value))
+    try:
+        save_file(plain, file)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RankfoldError(f"the model's arrays cannot be saved: {error}") from error
+
+
+def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Reads arrays, after checking every name, shape and dtype.
+
+    Args:
+        files: what `save_arrays` wrote, or a checkpoint in several files.
+        wanted: for each name an array (or a shape) like the one to be read.
+
+    Raises:
+        RankfoldError: a file is damaged, or they do not hold just these.
+    """
+    file, stored = files[0], {}
+    for part in files:
+        read_header(part)
+        try:
+            stored.update(load_file(part))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RankfoldError(f"{str(part)!r} cannot be read: {error}") from None
+    names = matched(stored.keys(), wanted.keys())
+    found = {names[name]: array for name, array in stored.items()}
+    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise RankfoldError(
+            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
+            f"{some(unknown)} that the model has not"
+        )
+    loaded = {}
+    for name, like in wanted.items():
+        own = jax.eval_shape(data_of, like)
+        array = found[name]
+        if own.shape != array.shape or own.dtype != array.dtype:
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} is {array.dtype} {array.shape}, the model's is "
+                f"{own.dtype} {own.shape}; make the model of that shape and dtype first"
+            )
+        loaded[name] = _like(array, like)
+    return loaded
+
+
+def data_of(value: Any) -> Any:
+    """An array as it is, a typed random key as its numbers."""
+    if hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(value)
+    return value
+
+
+def _like(array: jax.Array, like: Any) -> jax.Array:
+    if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        array = jax.random.wrap_key_data(array, impl=like.dtype._impl)  # has no public name
+    if isinstance(like, jax.Array) and like.committed:
+        return put(array, like.sharding)
+    return array

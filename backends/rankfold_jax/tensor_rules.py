@@ -1,0 +1,85 @@
+"""How Flax's layers lie in a checkpoint; this module imports no framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rankfold.decompose.base import Stored
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array, Chain, Conv, Embedding, Linear, Op
+
+_CONVOLUTIONS = (3, 4, 5)
+
+
+@dataclass(frozen=True)
+class FlaxTensors:
+    """`Dense` and `Conv` by ".kernel", (in, out) and (*kernel, in, out); `Embed` by ".embedding".
+
+    Attributes:
+        name: "nnx" or "linen".
+        root: what the names begin with.
+        stage: between the name of a layer and the place of a stage.
+    """
+
+    name: str
+    root: str
+    stage: str
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | None:
+        """Leaves stacks of layers alone, which look like convolutions."""
+        path, _, last = name.rpartition(".")
+        if not name.startswith(self.root) or last not in ("kernel", "embedding"):
+            return None
+        path = path.removeprefix(self.root)
+        if last == "embedding":
+            return Stored(path) if len(shape) == 2 else None
+        if len(shape) not in (2, *_CONVOLUTIONS):
+            return None
+        layer, kernel = path.rpartition(".")[2].lower(), shape[:-2]
+        told = "conv" in layer or (len(kernel) > 1 and len(set(kernel)) == 1)
+        refusal = ""
+        if kernel and not told:
+            refusal = "by its shape a convolution, a stack of layers or several heads"
+        elif kernel and "transpose" in layer:
+            refusal = "by its name a transposed convolution"
+        elif kernel and shape[-2] == 1:
+            refusal = "one input channel: depthwise, or as good as"
+        if refusal:
+            return Stored(path, refusal=refusal)
+        return Stored(path, name.removesuffix(last) + "bias")
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """Output channels first."""
+        if name.endswith(".embedding"):
+            return Embedding(weight)
+        if bias is not None and bias.shape != weight.shape[-1:]:
+            raise RankfoldError(
+                f"a bias of {bias.shape} for a kernel of {weight.shape}: it has other axes than "
+                "those of one layer"
+            )
+        if weight.ndim == 2:
+            return Linear(np.ascontiguousarray(weight.T), bias)
+        return Conv(np.ascontiguousarray(np.moveaxis(weight, (-1, -2), (0, 1))), bias)
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """Kernels, with the channels last."""
+        path = name.rpartition(".")[0]
+        found: dict[str, Array] = {}
+        for place, stage in enumerate(chain):
+            own = f"{path}.{self.stage}{place}"
+            if isinstance(stage, Embedding):
+                found[f"{own}.embedding"] = stage.weight
+                continue
+            found[f"{own}.kernel"] = np.moveaxis(stage.weight, (0, 1), (-1, -2))
+            if stage.bias is not None:
+                found[f"{own}.bias"] = stage.bias
+        return found
+
+
+FLAX_TENSORS = (FlaxTensors("nnx", "", "layers."), FlaxTensors("linen", "params.", "lr"))

@@ -1,0 +1,1 @@
+"""Moments of inputs and gradients, losses and their sums."""

@@ -1,0 +1,174 @@
+"""Losses on the outputs of a model, and how far two models are apart in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from rankfold.calibration import losses
+from rankfold.calibration.batches import Calibration, examples
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array
+from rankfold.state.restoration import settled
+from rankfold_torch import tracing
+from rankfold_torch.temporary_changes import unchanged
+
+_IMAGE_AXES = (4, 5)
+_CACHES = ("past_key_values", "mems")
+
+
+class Generators:
+    """One random generator per device, seeded from a NumPy generator."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._seed = int(rng.integers(2**62))
+        self._made: dict[torch.device, torch.Generator] = {}
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """The generator of a device."""
+        if device not in self._made:
+            self._made[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._made[device]
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested mappings, sequences and dataclasses, but for those of caches."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if name not in _CACHES:
+                yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+    elif dataclasses.is_dataclass(value):
+        yield from tensors({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+
+
+def cloned(inputs: Any) -> Any:
+    """Inputs with tensors of their own, which a model may write to, and without their history."""
+    if isinstance(inputs, torch.Tensor):
+        return inputs.detach().clone()
+    if type(inputs) in (tuple, list):
+        return type(inputs)(map(cloned, inputs))
+    if type(inputs) is dict:
+        return {name: cloned(item) for name, item in inputs.items()}
+    return inputs
+
+
+def floats(outputs: Any) -> list[torch.Tensor]:
+    """The floating-point tensors of an output.
+
+    Raises:
+        RankfoldError: there is none.
+    """
+    found = [t for t in tensors(outputs) if t.is_floating_point()]
+    if not found:
+        raise losses.no_floats(outputs, "tensors")
+    return found
+
+
+def logits(outputs: Any, count: int) -> torch.Tensor:
+    """The logits of a classifier, in float32 or float64: (predictions, classes).
+
+    Args:
+        outputs: a tensor, something with `.logits` or an entry "logits", or a sequence with them at
+            its beginning. The classes are on the last axis, of images on axis 1.
+        count: the number of examples; a vector of that length has one logit each.
+
+    Raises:
+        RankfoldError: there are no logits.
+    """
+    found = losses.logits_in(outputs)
+    if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim == 0:
+        raise losses.no_logits(outputs)
+    if found.ndim == 1 and len(found) == count:
+        found = found[:, None]
+    if found.ndim in _IMAGE_AXES:
+        found = found.movedim(1, -1)
+    found = found if found.dtype == torch.float64 else found.float()
+    return found.reshape(-1, found.shape[-1])
+
+
+def drawn(name: str, outputs: Any, count: int, generators: Generators) -> torch.Tensor:
+    """One draw of a random loss, summed over the examples.
+
+    Args:
+        name: "cross_entropy" or "outputs".
+        outputs: of the model.
+        count: the number of examples.
+        generators: draw.
+
+    Raises:
+        RankfoldError: the outputs do not suit the loss.
+    """
+    if name == "outputs":
+        terms = [(t.float() * _noise(t, generators)).sum() for t in floats(outputs)]
+        return torch.stack([term.to(terms[0].device) for term in terms]).sum()
+    scores = logits(outputs, count)
+    if torch.isnan(scores).any():
+        raise RankfoldError("loss 'cross_entropy': the logits have NaN values; check the inputs")
+    generator = generators.on(scores.device)
+    if scores.shape[1] == 1:
+        chance = torch.rand(scores.shape, generator=generator, device=scores.device)
+        labels = (chance < scores.detach().sigmoid()).to(scores.dtype)
+        return functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
+    shares = scores.detach().softmax(1)
+    picked = torch.multinomial(shares, 1, generator=generator)
+    return -scores.log_softmax(1).gather(1, picked).sum()
+
+
+def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
+    """What a user's loss function gives for a batch.
+
+    Raises:
+        RankfoldError: it fails or gives something else than a tensor of one element.
+    """
+    name = calibration.loss_name
+    value = losses.given(calibration, index, outputs, calibration.batches[index])
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
+        raise RankfoldError(f"loss {name!r} gave {what}; return a tensor with one element")
+    return value.reshape(())
+
+
+@settled
+def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
+    """The mean loss of the model and of the compressed one; see `rankfold.decompose.base.DataAware`."""
+    found = losses.Divergence()
+    for index, inputs in enumerate(calibration.inputs):
+        first, second = (_outputs(m, inputs, index) for m in (model, small))
+        with torch.no_grad():
+            if calibration.loss == "cross_entropy":
+                count = examples(inputs)
+                found.add_logits(_array(logits(first, count)), _array(logits(second, count)))
+            elif calibration.loss == "outputs":
+                for a, b in zip(floats(first), floats(second), strict=True):
+                    found.add_outputs(_array(a), _array(b))
+            else:
+                found.add_losses(*(float(given(calibration, index, o)) for o in (first, second)))
+    return found.value
+
+
+def _array(x: torch.Tensor) -> Array:
+    array: Array = x.double().cpu().numpy()
+    return array
+
+
+def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generators.on(like.device), device=like.device)
+
+
+def _outputs(model: nn.Module, inputs: Any, index: int) -> Any:
+    with unchanged(model), torch.no_grad():
+        try:
+            return tracing.call(model, cloned(inputs))
+        except Exception as error:  # whatever the model raises on these inputs
+            raise losses.failure(index, error) from error

@@ -1,0 +1,232 @@
+"""One pass over calibration data that gathers the moments of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.losses import draws, failure
+from rankfold.calibration.moments import LayerMoments, full_gradients, input_form
+from rankfold.errors import RankfoldError
+from rankfold.faults import told
+from rankfold.ops.types import Embedding, Linear, Op
+from rankfold.progress import Advance
+from rankfold.state.restoration import Restored, settled
+from rankfold_torch import tracing
+from rankfold_torch.calibration import losses, patches
+from rankfold_torch.calibration.sums import Sum, product, working
+from rankfold_torch.temporary_changes import Hook, hooked, unchanged
+
+
+@settled
+def moments(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    rng: np.random.Generator,
+    advance: Advance,
+) -> dict[str, LayerMoments]:
+    """The moments of those of the layers that run; see `rankfold.decompose.base.DataAware`."""
+    counts = [examples(inputs) for inputs in calibration.inputs]
+    often = draws(calibration, sum(counts))
+    generators = losses.Generators(rng)
+    gathering = _Gathering(sum(counts), rng)
+    found = {path: _Layer(path, op) for path, op in layers.items()}
+    with ExitStack() as stack:
+        stack.enter_context(unchanged(model))
+        stack.enter_context(_differentiable(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        modules = [(model.get_submodule(path), layer) for path, layer in found.items()]
+        hooks = [
+            (module, None, Hook(_after, gathering, layer))
+            for module, layer in modules
+            if not isinstance(module, torch.jit.ScriptModule)
+        ]
+        stack.enter_context(hooked(hooks))
+        for index, inputs in enumerate(calibration.inputs):
+            advance(f"batch {index}")
+            _batch(model, calibration, index, losses.cloned(inputs), often, generators, gathering)
+    total = sum(counts)
+    return {path: layer.made(total, often) for path, layer in found.items() if layer.rows}
+
+
+class _Gathering:
+    """What the hooks of all layers share."""
+
+    def __init__(self, examples: int, rng: np.random.Generator) -> None:
+        self.examples = examples
+        self.rng = rng
+        self.forward = False
+        self.error: RankfoldError | None = None
+
+
+class _Layer:
+    """The sums of one layer."""
+
+    def __init__(self, path: str, op: Op) -> None:
+        self.path = path
+        self.op = op
+        self.form = input_form(op)
+        self.full = full_gradients(op)
+        self.inputs, self.mean, self.grads = Sum(), Sum(), Sum()
+        self.rows = 0
+        self.positions = 0
+
+    @torch.no_grad()
+    def add(self, x: torch.Tensor, gathering: _Gathering) -> None:
+        """Adds the input of one call."""
+        op = self.op
+        if isinstance(op, Embedding):
+            counts = torch.bincount(x.detach().reshape(-1).long(), minlength=len(op.weight))
+            self.inputs.add(counts[None].double())
+            self.mean.add(counts[None].double())
+            self.rows += x.numel()
+            self.positions += x.numel()
+            return
+        if not torch.isfinite(x).all():
+            raise RankfoldError(
+                f"layer {self.path!r}: its input on the calibration data has NaN or infinite "
+                "values; check the data and the layers before it"
+            )
+        taps = 1 if isinstance(op, Linear) or self.form == "patches" else op.weight[0, 0].size
+        drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)
+        taken = patches.Inputs(op, x, drawn)
+        for chunk in patches.chunks(op, drawn):
+            rows = taken.take(chunk)
+            if taps > 1:
+                split = rows.reshape(len(rows), op.groups, -1, taps)
+                rows = split.permute(0, 3, 1, 2).reshape(-1, op.groups, split.shape[2])
+            self.inputs.add(
+                rows.square().sum(0) if self.form == "diagonal" else product(rows, rows)
+            )
+            self.mean.add(rows.sum(0))
+            self.rows += len(rows)
+        self.positions += drawn.images * drawn.positions
+
+    def add_gradient(self, gradient: torch.Tensor) -> None:
+        """Adds the gradient at the output of one call."""
+        op = self.op
+        if isinstance(op, Embedding):
+            rows = gradient.reshape(-1, 1, gradient.shape[-1])
+        else:
+            rows = patches.every_output(op, gradient)
+        rows = working(rows)
+        self.grads.add(product(rows, rows) if self.full else rows.square().sum(0))
+
+    def made(self, examples: int, draws: int) -> LayerMoments:
+        """The moments, over all calls."""
+        grads = None if self.grads.empty else self.grads.over(self.positions * draws)
+        for what, values in (("inputs", self.inputs.over(1.0)), ("gradients", grads)):
+            if values is not None and not np.isfinite(values).all():
+                raise RankfoldError(
+                    f"layer {self.path!r}: the second moment of its {what} on the calibration data "
+                    "is not finite; scale the data or the loss down"
+                )
+        return LayerMoments(
+            self.inputs.over(self.rows),
+            self.mean.over(self.rows),
+            grads,
+            samples=examples,
+            uses=self.positions / examples,
+        )
+
+
+def _after(
+    gathering: _Gathering,
+    layer: _Layer,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+) -> Any:
+    x = args[0] if args else kwargs.get("input")
+    if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor) or not x.numel():
+        return output
+    if gathering.forward:
+        layer.add(x, gathering)
+    if not output.requires_grad and torch.is_grad_enabled():
+        output = output + torch.zeros((), device=output.device, requires_grad=True)
+    if output.requires_grad:
+        output.register_hook(partial(_backward, gathering, layer))
+    return output
+
+
+def _backward(gathering: _Gathering, layer: _Layer, gradient: torch.Tensor) -> None:
+    if gathering.error is not None:
+        return
+    if torch.isfinite(gradient).all():
+        layer.add_gradient(gradient)
+        return
+    gathering.error = RankfoldError(
+        f"layer {layer.path!r}: the gradient of the loss at its output has NaN or infinite values; "
+        "check the loss, or convert the model to float32"
+    )
+
+
+def _batch(
+    model: nn.Module,
+    calibration: Calibration,
+    index: int,
+    inputs: Any,
+    draws: int,
+    generators: losses.Generators,
+    gathering: _Gathering,
+) -> None:
+    gathering.forward = True
+    try:
+        outputs = tracing.call(model, inputs)
+    except RankfoldError:
+        raise
+    except Exception as error:  # whatever the model raises on these inputs
+        raise failure(index, error) from error
+    finally:
+        gathering.forward = False
+    count = examples(inputs)
+    for draw in range(draws):
+        if isinstance(calibration.loss, str):
+            loss = losses.drawn(calibration.loss, outputs, count, generators)
+            if not loss.requires_grad:
+                return
+        else:
+            loss = losses.given(calibration, index, outputs) * count
+            if not loss.requires_grad:
+                raise RankfoldError(
+                    f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way "
+                    "that can be differentiated; use torch operations and no .item() or .detach()"
+                )
+        try:
+            loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
+        except Exception as error:  # whatever the backward pass of the model raises
+            raise RankfoldError(
+                f"calibration: the gradient of the loss on batch {index} fails with {told(error)}"
+            ) from error
+        if gathering.error is not None:
+            raise gathering.error
+
+
+@contextmanager
+def _differentiable(model: nn.Module) -> Iterator[None]:
+    """No parameter has a gradient inside, and every module can be differentiated in eval mode."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
+
+    def undo() -> None:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, dropout in recurrent:
+            module.dropout = dropout
+
+    with Restored(undo):
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        for module, _ in recurrent:  # cuDNN has no backward pass in eval mode
+            module.training, module.dropout = True, 0.0
+        yield

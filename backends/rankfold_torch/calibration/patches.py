@@ -1,0 +1,207 @@
+"""The rows of a layer's input that its weight is multiplied with, at sampled output positions.
+
+A row belongs to one output position of one image; the first axis of an activation counts images.
+Rows are (groups, d) with d = in/groups · positions of the kernel, channels first, so that an output
+is `weight.reshape(groups, out/groups, d) @ row` plus the bias. Only sampled rows are ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from rankfold.ops.geometry import Geometry
+from rankfold.ops.types import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
+from rankfold_torch.calibration.sums import working
+
+Layer: TypeAlias = Linear | Conv | ConvTranspose
+
+_LEAST_ROWS = 12800
+_CHUNK = 2**24
+_NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Output positions of one call of a layer.
+
+    Attributes:
+        images: the number of images.
+        positions: output positions of one image.
+        chosen: (images, m), flat positions sampled of each image; None for all.
+    """
+
+    images: int
+    positions: int
+    chosen: torch.Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """The number of sampled rows, images first."""
+        return self.images * (self.positions if self.chosen is None else self.chosen.shape[1])
+
+    def of(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and position of each of these rows."""
+        index = torch.arange(rows.start, rows.stop, device=device)
+        if self.chosen is None:
+            return index // self.positions, index % self.positions
+        image = index // self.chosen.shape[1]
+        return image, self.chosen.reshape(-1)[rows].to(device)
+
+
+def width(op: Layer) -> int:
+    """The length d of a row."""
+    return math.prod(op.weight.shape[1:])
+
+
+def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
+    """(images, *axes) of an input of that shape; there is one image where it has no batch axis."""
+    axes = tuple(shape[:-1]) if isinstance(op, Linear) else (shape[0], *shape[2:])
+    if isinstance(op, Linear):
+        return axes or (1,)
+    return axes if len(shape) == op.weight.ndim else (1, *shape[1:])
+
+
+def sample(
+    op: Layer, shape: Sequence[int], examples: int, rng: np.random.Generator, *, taps: int = 1
+) -> Sample:
+    """Draws output positions, of each image on its own.
+
+    Args:
+        op: the layer.
+        shape: of its input.
+        examples: how many are seen in all; the more, the fewer positions of each are needed.
+        rng: draws.
+        taps: how many rows are made of one position.
+
+    Raises:
+        RankfoldError: the input leaves no output.
+    """
+    images, *axes = output_extent(op, extent_of(op, shape))
+    positions = math.prod(axes)
+    wanted = math.ceil(max(_LEAST_ROWS, 4 * width(op) // taps) / (max(1, examples) * taps))
+    if wanted >= positions or images == 0:
+        return Sample(images, positions, None)
+    keys = rng.random((images, positions), dtype=np.float32)
+    chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
+    return Sample(images, positions, torch.from_numpy(chosen.astype(np.int64)))
+
+
+def chunks(op: Layer, drawn: Sample) -> Iterator[slice]:
+    """Slices of the rows of a sample that fit into memory."""
+    step = max(1, _CHUNK // (op.groups * (width(op) + op.weight.shape[0] // op.groups)))
+    for start in range(0, drawn.rows, step):
+        yield slice(start, min(start + step, drawn.rows))
+
+
+class Inputs:
+    """The input of one call of a layer, by rows.
+
+    Args:
+        op: the layer.
+        x: its input.
+        drawn: the positions.
+    """
+
+    def __init__(self, op: Layer, x: torch.Tensor, drawn: Sample) -> None:
+        self._op = op
+        self._drawn = drawn
+        x = working(x)
+        if isinstance(op, Linear):
+            self._taps = torch.zeros(1, dtype=torch.int64, device=x.device)
+            self._origins: torch.Tensor | None = None
+            self._size = drawn.positions
+            self._flat = x.reshape(-1, x.shape[-1])
+            return
+        geo = geometry(op)
+        batched = x if x.ndim == op.weight.ndim else x[None]
+        spatial = tuple(batched.shape[2:])
+        out = output_extent(op, (len(batched), *spatial))[1:]
+        padded = _stuffed(op, geo, batched) if isinstance(op, ConvTranspose) else _pad(op, batched)
+        sizes = padded.shape[2:]
+        stride = geo.stride if isinstance(op, Conv) else (1,) * geo.axes
+        taps = np.indices(geo.kernel).reshape(geo.axes, -1)
+        if isinstance(op, ConvTranspose):
+            taps = np.array(geo.kernel)[:, None] - 1 - taps
+        self._taps = _flat_index(taps, geo.dilation, sizes).to(x.device)
+        origins = np.indices(out).reshape(geo.axes, -1)
+        self._origins = _flat_index(origins, stride, sizes).to(x.device)
+        self._size = math.prod(sizes)
+        channels = padded.shape[1]
+        self._flat = padded.reshape(len(padded), channels, -1).transpose(1, 2).reshape(-1, channels)
+
+    def take(self, rows: slice) -> torch.Tensor:
+        """(rows, groups, d)."""
+        groups = self._op.groups
+        if self._origins is None and self._drawn.chosen is None:
+            return self._flat[rows].reshape(rows.stop - rows.start, groups, -1)
+        image, position = self._drawn.of(rows, self._flat.device)
+        place = position if self._origins is None else self._origins[position]
+        index = (image * self._size + place)[:, None] + self._taps
+        found = self._flat[index.reshape(-1)]
+        found = found.reshape(len(index), len(self._taps), groups, -1)
+        return found.permute(0, 2, 3, 1).reshape(len(index), groups, -1)
+
+
+def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Tensor:
+    """The output at the same rows, (rows, groups, out/groups)."""
+    out = len(op.weight)
+    image, position = drawn.of(rows, y.device)
+    if isinstance(op, Linear):
+        found = y.reshape(-1, out)[image * drawn.positions + position]
+    else:
+        found = y.reshape(drawn.images, out, drawn.positions)[image, :, position]
+    return working(found).reshape(len(image), op.groups, -1)
+
+
+def every_output(op: Layer, y: torch.Tensor) -> torch.Tensor:
+    """An output, or a gradient at it, at all positions: (rows, groups, out/groups)."""
+    out = len(op.weight)
+    if not isinstance(op, Linear):
+        batched = y if y.ndim == op.weight.ndim else y[None]
+        y = batched.reshape(len(batched), out, -1).transpose(1, 2)
+    return y.reshape(-1, op.groups, out // op.groups)
+
+
+def _pad(op: Conv, x: torch.Tensor) -> torch.Tensor:
+    pads = geometry(op).pads(x.shape[2:])
+    if op.padding_mode == "zeros":
+        return functional.pad(x, [side for pair in reversed(pads) for side in pair])
+    for axis, pair in enumerate(pads, start=2):
+        if any(pair):
+            mode = _NUMPY_PAD[op.padding_mode]
+            source = np.pad(np.arange(x.shape[axis]), pair, mode=mode)  # type: ignore[call-overload]
+            x = x.index_select(axis, torch.from_numpy(source).to(x.device))
+    return x
+
+
+def _stuffed(op: ConvTranspose, geo: Geometry, x: torch.Tensor) -> torch.Tensor:
+    """The input of the convolution with stride 1 that a transposed convolution is."""
+    spatial = x.shape[2:]
+    sizes = [(n - 1) * s + 1 for n, s in zip(spatial, geo.stride, strict=True)]
+    wide = x.new_zeros((*x.shape[:2], *sizes))
+    steps = tuple(slice(None, None, s) for s in geo.stride)
+    wide[(slice(None), slice(None), *steps)] = x
+    sides = []
+    for (low, high), reach, extra in zip(
+        geo.pads(spatial), geo.reach, geo.output_padding, strict=True
+    ):
+        sides.append((reach - 1 - low, reach - 1 - high + extra))
+    return functional.pad(wide, [side for pair in reversed(sides) for side in pair])
+
+
+def _flat_index(
+    places: np.ndarray[tuple[int, int], np.dtype[np.int64]],
+    steps: Sequence[int],
+    sizes: Sequence[int],
+) -> torch.Tensor:
+    flat = np.zeros(places.shape[1], dtype=np.int64)
+    for place, step, size in zip(places, steps, sizes, strict=True):
+        flat = flat * size + place * step
+    return torch.from_numpy(flat)

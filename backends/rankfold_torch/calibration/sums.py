@@ -1,0 +1,101 @@
+"""Sums of products over rows, made on the model's device and added up on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankfold.calibration.moments import Joint
+from rankfold.ops.types import Array
+
+_LARGE = 1024
+
+
+class Sum:
+    """A sum of tensors of one shape, in float64; in float32 where its last axis is long."""
+
+    def __init__(self) -> None:
+        self._total: torch.Tensor | None = None
+
+    def add(self, term: torch.Tensor) -> None:
+        """Adds a tensor."""
+        dtype = torch.float64 if term.shape[-1] <= _LARGE else torch.float32
+        term = term.detach().to("cpu").to(dtype)
+        self._total = term if self._total is None else self._total.add_(term)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._total is None
+
+    def over(self, count: float) -> Array:
+        """The sum over a number, as an array."""
+        assert self._total is not None
+        array: Array = (self._total / count).numpy()
+        return array
+
+
+class Joints:
+    """The sums of a `Joint`."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
+        self.count = 0
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Adds rows (rows, groups, d) of inputs and (rows, groups, out/groups) of outputs."""
+        if not len(x):
+            return
+        y = y.to(x)
+        self.count += len(x)
+        for name, term in (
+            ("xx", product(x, x)),
+            ("yx", product(y, x)),
+            ("yy", product(y, y)),
+            ("x", x.sum(0)),
+            ("y", y.sum(0)),
+        ):
+            self._sums[name].add(term)
+
+    def made(self) -> Joint | None:
+        """The sums so far; None where there are none, or where they are not finite."""
+        if not self.count:
+            return None
+        arrays: dict[str, Any] = {name: total.over(1.0) for name, total in self._sums.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            return None
+        return Joint(**arrays, count=self.count)
+
+
+class Distance:
+    """The relative distance of tensors that come in pairs."""
+
+    def __init__(self) -> None:
+        self._apart, self._size = 0.0, 0.0
+
+    def add(self, y: torch.Tensor, other: torch.Tensor) -> None:
+        """Adds an output and what stands in its place."""
+        y, other = working(y), working(other)
+        self._size += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
+        self._apart += float(torch.linalg.vector_norm(y - other, dtype=torch.float64)) ** 2
+
+    @property
+    def value(self) -> float:
+        """‖y − ŷ‖ / ‖y‖."""
+        return float(np.sqrt(self._apart / max(self._size, 1e-300)))
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
+    with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        if a.shape[1] == 1:
+            return (a[:, 0].T @ b[:, 0])[None]
+        return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
+
+
+def working(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in the precision that sums are made in: float64 as it is, else float32."""
+    x = x.detach()
+    return x if x.dtype == torch.float64 else x.float()

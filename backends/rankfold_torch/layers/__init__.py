@@ -1,0 +1,1 @@
+"""Layers of PyTorch as ops, and modules built from ops."""

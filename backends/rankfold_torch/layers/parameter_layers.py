@@ -1,0 +1,218 @@
+"""Layers that are one parameter of a module: matrices, or stacks of them, that its forward uses.
+
+No module can take the place of such a parameter. Its factors do, as the originals of a
+parametrization (`torch.nn.utils.parametrize`) that multiplies them out when the parameter is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops.types import Array, Chain, Linear
+from rankfold.plugins.registry import registry
+from rankfold.state.transaction import Changes
+from rankfold_torch.layers.parameter_memory import parameter
+from rankfold_torch.layers.stock import to_array
+
+_FIRST = "original0"
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What takes the place of a parameter: (*stack, rows, columns) each, the first stage first."""
+
+    tensors: tuple[nn.Parameter, ...]
+
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """The output (..., stack · rows) of the layer for (..., stack · columns), in float64."""
+        weight = multiplied(*(tensor.detach().double() for tensor in self.tensors))
+        weight = weight.reshape(-1, *weight.shape[-2:])
+        split = x.to(weight).reshape(*x.shape[:-1], len(weight), -1)
+        return torch.einsum("...gi,goi->...go", split, weight).flatten(-2)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A parameter of a module as a layer.
+
+    Attributes:
+        module: that uses it.
+        name: of the parameter.
+    """
+
+    module: nn.Module
+    name: str
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The parameter."""
+        found = self.module._parameters[self.name]
+        assert found is not None
+        return found
+
+    def read(self) -> Linear:
+        """The layer as an op."""
+        weight = to_array(self.tensor)
+        return Linear(weight.reshape(-1, weight.shape[-1]), groups=self._count)
+
+    def build(self, chain: Chain) -> Factors:
+        """The stages of a chain as factors.
+
+        Raises:
+            Refused: a product of matrices cannot express the chain.
+        """
+        stack = self.tensor.shape[:-2]
+        made = []
+        for stage in chain:
+            if (
+                not isinstance(stage, Linear)
+                or stage.groups != self._count
+                or stage.bias is not None
+            ):
+                raise Refused("a parameter can only be a product of as many matrices as it holds")
+            shape = (*stack, stage.weight.shape[0] // stage.groups, stage.weight.shape[1])
+            made.append(parameter(stage.weight.reshape(shape), self.tensor))
+        return Factors(tuple(made))
+
+    def filled(self, weight: Array) -> nn.Parameter:
+        """The parameter itself with other values."""
+        return parameter(weight.reshape(tuple(self.tensor.shape)), self.tensor)
+
+    def chain(self, small: nn.Module) -> Chain:
+        """The chain whose stages are the factors that a compressed copy of the module has now.
+
+        Raises:
+            Refused: it has none.
+        """
+        if not parametrize.is_parametrized(small, self.name):
+            raise Refused(f"its {self.name} is no product of factors")
+        listed: nn.Module = small.parametrizations[self.name]  # type: ignore[index, assignment]
+        arrays = [to_array(tensor) for tensor in listed.parameters(recurse=False)]
+        return tuple(Linear(a.reshape(-1, a.shape[-1]), groups=self._count) for a in arrays)
+
+    @property
+    def _count(self) -> int:
+        return math.prod(self.tensor.shape[:-2])
+
+
+class Product(nn.Module):
+    """The parametrization of a parameter by its factors.
+
+    Args:
+        factors: as `Held.build` gives them.
+    """
+
+    def __init__(self, factors: Factors) -> None:
+        super().__init__()
+        self._factors: Factors | None = factors
+
+    def forward(self, *factors: torch.Tensor) -> torch.Tensor:
+        """The parameter (*stack, rows, columns)."""
+        return multiplied(*factors)
+
+    def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The factors, once: afterwards it is they that can be set.
+
+        Raises:
+            RankfoldError: the parameter is assigned to.
+        """
+        if self._factors is None:
+            raise RankfoldError(
+                f"a parameter of shape {tuple(weight.shape)} cannot be set: it is a product; set "
+                f"its factors, parametrizations.<name>.{_FIRST} and so on"
+            )
+        found, self._factors = self._factors, None
+        return found.tensors
+
+
+def multiplied(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """The product of factors in the order of their stages: the last one is the leftmost."""
+    for factor in others:
+        first = factor @ first
+    return first
+
+
+def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
+    """The parameters that rules say are layers; None where no rule knows the class."""
+    kind = parametrize.type_before_parametrizations(module)
+    known = f"{kind.__module__}:{kind.__qualname__}"
+    matching = [
+        rule.names
+        for rule in registry().parameter_rules
+        if rule.adapter == adapter and fnmatchcase(known, rule.layer)
+    ]
+    return frozenset(name for names in matching for name in names) if matching else None
+
+
+def held_at(model: nn.Module, path: str) -> Held | None:
+    """The parameter at the path of a layer; None where that is a module."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    held = name in module._parameters and module._parameters[name] is not None
+    return Held(module, name) if held else None
+
+
+def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
+    """Gives a module factors or plain values in place of a parameter or of its factors."""
+    if parametrize.is_parametrized(module):
+        _own_class(module)
+    if isinstance(new, Factors):
+        parametrize.register_parametrization(module, name, Product(new), unsafe=True)
+        return
+    if parametrize.is_parametrized(module, name):
+        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    setattr(module, name, new)
+
+
+def prepare(module: nn.Module, new: Mapping[str, Factors | nn.Parameter], changes: Changes) -> None:
+    """Prepares that a module is as `put` makes it: all is first done to a shadow of it.
+
+    Args:
+        module: the module.
+        new: by name of a parameter, what it is to have in its place.
+        changes: to be made afterwards.
+    """
+    shadow = _shadow(module)
+    for name, item in new.items():
+        put(shadow, name, item)
+    values = dict(vars(shadow))
+    for kind in _REGISTRIES:
+        changes.contents(vars(module)[kind], values[kind])
+        values[kind] = vars(module)[kind]
+    changes.attribute(module, "__class__", type(shadow))
+    changes.contents(vars(module), values)
+
+
+def _shadow(module: nn.Module) -> nn.Module:
+    """A module that holds the same, and registers what it is given for itself alone."""
+    shadow: nn.Module = object.__new__(type(module))
+    vars(shadow).update(vars(module))
+    for kind in _REGISTRIES:
+        vars(shadow)[kind] = copy.copy(vars(module)[kind])
+    listed = shadow._modules.get("parametrizations")
+    if listed is not None:
+        shadow._modules["parametrizations"] = _shadow(listed)
+    return shadow
+
+
+def _own_class(module: nn.Module) -> None:
+    """Parametrizations are properties of a class, which a copy of a module shares with it."""
+    kind = type(module)
+    parts = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, parts)
+
+
+def empty(tensor: nn.Parameter) -> nn.Parameter:
+    """A parameter like another one that takes no memory, to be replaced."""
+    shell = torch.empty(1, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return nn.Parameter(shell, requires_grad=tensor.requires_grad)

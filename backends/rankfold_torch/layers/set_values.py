@@ -1,0 +1,79 @@
+"""A layer with other values in it: for a refit that leaves the layer its shape."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold.errors import Refused
+from rankfold.ops.types import Array, ConvTranspose, Op, on_host
+from rankfold_torch.layers.parameter_memory import parameter, settle
+from rankfold_torch.layers.stock import swap_channels
+
+
+def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) -> nn.Module:
+    """A copy of a layer that holds the values of an op of its shape.
+
+    Args:
+        module: the layer.
+        op: the values.
+        read: for a layer that is not a stock one, gives the op of such a layer; by it the layout of
+            the weight is found out.
+
+    Raises:
+        Refused: the values do not fit into the layer.
+    """
+    copied = copy.deepcopy(module)
+    settle(copied)
+    for tensor in copied.parameters():
+        tensor.grad = None
+    weight, bias = (copied._parameters.get(name) for name in ("weight", "bias"))
+    if weight is None or (bias is None) != (op.bias is None):
+        raise Refused("new values do not fit into its parameters")
+    if op.bias is not None:
+        _fill(copied, "bias", op.bias)
+    if read is None:
+        swapped = isinstance(op, ConvTranspose)
+        _fill(copied, "weight", swap_channels(op.weight, op.groups) if swapped else op.weight)
+        return copied
+    op = on_host(op)
+    for layout in _layouts(op):
+        if layout.shape == tuple(weight.shape):
+            _fill(copied, "weight", layout)
+            if _agree(read(copied), op, torch.finfo(weight.dtype).eps):
+                return copied
+    raise Refused("its layer rule reads a layout that new values cannot be written in")
+
+
+def _layouts(op: Op) -> tuple[Array, ...]:
+    transposed = np.moveaxis(op.weight, (0, 1), (-1, -2))  # (in, out), or (*kernel, in, out)
+    return op.weight, transposed, swap_channels(op.weight, op.groups)
+
+
+def _fill(module: nn.Module, name: str, values: Array) -> None:
+    old = module._parameters[name]
+    assert old is not None
+    if tuple(old.shape) != tuple(values.shape):
+        raise Refused(
+            f"values of shape {tuple(values.shape)} do not fit its parameter {tuple(old.shape)}"
+        )
+    module._parameters[name] = parameter(values, old)
+
+
+def _agree(found: Op, op: Op, epsilon: float) -> bool:
+    if type(found) is not type(op) or found.weight.shape != op.weight.shape:
+        return False
+    pairs = [(found.weight, op.weight)]
+    if found.bias is not None and op.bias is not None:
+        pairs.append((found.bias, op.bias))
+    return all(
+        bool(
+            np.abs(a.astype(np.float64) - b).max(initial=0.0)
+            <= 2 * epsilon * np.abs(b).max(initial=0.0)
+        )
+        for a, b in pairs
+    )

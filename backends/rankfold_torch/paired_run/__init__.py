@@ -1,0 +1,1 @@
+"""The original and the compressed model, run in lock step."""

@@ -1,0 +1,285 @@
+"""Two runs of one model side by side, in one of which layers are replaced as they are met.
+
+Neither run is of a copy: `forward` of each watched layer is exchanged while they last, and does in
+each run what its role asks for. All batches advance together, layer by layer.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold.calibration.batches import Calibration, examples, is_held_out
+from rankfold.calibration.losses import failure
+from rankfold.calibration.moments import Joint, input_form
+from rankfold.decompose.base import Visit
+from rankfold.errors import RankfoldError, Refused
+from rankfold.ops.types import Chain, Embedding, Op
+from rankfold.state.restoration import Restored, settled
+from rankfold_torch import tracing
+from rankfold_torch.calibration import losses, patches
+from rankfold_torch.calibration.sums import Distance, Joints
+from rankfold_torch.paired_run.coroutine_threads import Turn
+from rankfold_torch.paired_run.module_state import Remembered
+from rankfold_torch.temporary_changes import ABSENT, exchanged, unchanged
+
+_ORIGINAL, _COMPRESSED = "original", "compressed"
+
+
+@settled
+def follow(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    visit: Visit,
+    build: Callable[[str, Chain], nn.Module],
+    *,
+    sequential: bool,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """Meets layers as they are called; see `rankfold.decompose.base.DataAware`.
+
+    Args:
+        model: the model.
+        calibration: the batches.
+        layers: the layers to meet.
+        visit: gives the chain of a layer.
+        build: the module of a chain in the place of a layer; a layer stays if it is refused.
+        sequential: whether the replacements work on what the replacements before them give.
+        rng: draws the sample of positions.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(unchanged(model))
+        following = _Following(model, layers, visit, build, rng, sequential=sequential)
+        stack.enter_context(following.watching())
+        batches = following.begun(calibration)
+        turns = [turn for batch in batches for turn in batch.turns]
+        stack.enter_context(Restored(partial(_stop, turns)))
+        following.run(batches)
+    return {path: error.value for path, error in following.errors.items()}
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a layer in one run, which waits for what is to be done.
+
+    Attributes:
+        path: of the layer.
+        number: of the call in its run.
+        x: the input.
+        y: the output, in the original model; in the compressed one what its own is compared to.
+        alone: in the original model, whether the replacement is to be compared on this input.
+    """
+
+    path: str
+    number: int
+    x: torch.Tensor
+    y: torch.Tensor | None = None
+    alone: bool = False
+
+
+@dataclass(eq=False)
+class _Batch:
+    """The runs of one batch; `compressed` is None when only the original model runs."""
+
+    index: int
+    first: int
+    examples: int
+    original: Turn
+    compressed: Turn | None
+
+    @property
+    def turns(self) -> list[Turn]:
+        """Its runs, the compressed one first."""
+        return [turn for turn in (self.compressed, self.original) if turn is not None]
+
+    def part(self) -> None:
+        """Ends the compressed run."""
+        if self.compressed is not None:
+            self.compressed.stop()
+            self.compressed = None
+
+
+class _Following:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Op],
+        visit: Visit,
+        build: Callable[[str, Chain], nn.Module],
+        rng: np.random.Generator,
+        *,
+        sequential: bool,
+    ) -> None:
+        self._model = model
+        self._sequential = sequential
+        self._layers = layers
+        self._order = {path: place for place, path in enumerate(layers)}
+        self._visit = visit
+        self._build = build
+        self._rng = rng
+        self._remembered = Remembered(model)
+        self._parted = False
+        self._total = 0
+        self._modules: dict[str, nn.Module | None] = {}
+        self._watched: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
+        for path in layers:
+            module = model.get_submodule(path)
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._watched[path] = module, module.forward
+        self._places = [(vars(module), "forward") for module, _ in self._watched.values()]
+        self._usual = [known.get(name, ABSENT) for known, name in self._places]
+        self.errors: dict[str, Distance] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Inside, layers pause when they are called in a turn."""
+        values = [partial(self._forward, path, usual) for path, (_, usual) in self._watched.items()]
+        with self._remembered.noticing(), exchanged(self._places, values):
+            yield
+
+    @contextmanager
+    def _lifted(self) -> Iterator[None]:
+        """Inside, layers are as they always are, while all turns are paused."""
+        with exchanged(self._places, self._usual):
+            yield
+
+    def begun(self, calibration: Calibration) -> list[_Batch]:
+        """The runs of all batches, not started."""
+        devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
+        batches = []
+        for index, inputs in enumerate(calibration.inputs):
+            count = examples(inputs)
+            forward = partial(_forward_pass, self._model, inputs)
+            original = Turn(forward, devices, _ORIGINAL)
+            compressed = Turn(forward, devices, _COMPRESSED) if self._sequential else None
+            batches.append(_Batch(index, self._total, count, original, compressed))
+            self._total += count
+        return batches
+
+    def run(self, batches: Sequence[_Batch]) -> None:
+        """Runs all batches to their end, meeting the layers on the way."""
+        for batch in batches:
+            self._resume(batch)
+        while live := [batch for batch in batches if batch.original.paused is not None]:
+            path, number = min(
+                ((batch.original.paused.path, batch.original.paused.number) for batch in live),
+                key=lambda key: (self._order[key[0]], key[1]),
+            )
+            group = []
+            for batch in live:
+                call = batch.original.paused
+                if (call.path, call.number) == (path, number):
+                    group.append(batch)
+            for batch in group:
+                other = None if batch.compressed is None else batch.compressed.paused
+                if self._sequential and (
+                    other is None or (other.path, other.number) != (path, number)
+                ):
+                    self._parted = True
+                    batch.part()
+            if path not in self._modules:
+                self._meet(path, group)
+            for batch in group:
+                _pair(batch)
+                self._resume(batch)
+
+    def _resume(self, batch: _Batch) -> None:
+        """Both runs of a batch to their next pause; in turn, as they share what a model keeps."""
+        for turn in batch.turns:
+            try:
+                with self._remembered.of(turn):
+                    turn.resume()
+            except RankfoldError:
+                raise
+            except Exception as error:  # whatever the model raises on these inputs
+                raise failure(batch.index, error) from error
+        if batch.original.paused is None:
+            batch.part()
+
+    def _meet(self, path: str, group: Sequence[_Batch]) -> None:
+        fit, held = self._joints(path, group)
+        with self._lifted():
+            chain = self._visit(path, fit, held)
+            try:
+                self._modules[path] = self._build(path, chain)
+                self.errors[path] = Distance()
+            except Refused:
+                self._modules[path] = None
+
+    def _joints(self, path: str, group: Sequence[_Batch]) -> tuple[Joint | None, Joint | None]:
+        op = self._layers[path]
+        if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
+            return None, None
+        fit, held = Joints(), Joints()
+        for batch in group:
+            call: _Call = batch.original.paused
+            x = call.x if batch.compressed is None else batch.compressed.paused.x
+            if x.shape != call.x.shape or call.y is None:
+                return None, None
+            drawn = patches.sample(op, x.shape, self._total, self._rng)
+            if call.y.numel() != drawn.images * drawn.positions * len(op.weight):
+                return None, None
+            taken = patches.Inputs(op, x, drawn)
+            for chunk in patches.chunks(op, drawn):
+                rows = taken.take(chunk)
+                targets = patches.outputs(op, call.y, drawn, chunk)
+                image = drawn.of(chunk, rows.device)[0]
+                number = batch.first + image * batch.examples // drawn.images
+                kept = is_held_out(number, self._total)
+                fit.add(rows[~kept], targets[~kept])
+                held.add(rows[kept], targets[kept])
+        found = fit.made()
+        return (None, None) if found is None else (found, held.made())
+
+    def _forward(self, path: str, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What a watched layer does when it is called."""
+        turn = threading.current_thread()
+        x = args[0] if args else kwargs.get("input")
+        if not isinstance(turn, Turn) or not isinstance(x, torch.Tensor):
+            return usual(*args, **kwargs)
+        turn.calls[path] += 1
+        call = _Call(path, turn.calls[path], x)
+        if turn.role == _ORIGINAL:
+            call.y = usual(*args, **kwargs)
+            turn.pause(call)
+            module = self._modules[path]
+            if call.alone and module is not None:
+                self.errors[path].add(call.y, module(x))
+            return call.y
+        turn.pause(call)
+        module = self._modules[path]
+        if module is None:
+            return usual(*args, **kwargs)
+        y = module(x)
+        if call.y is not None:
+            self.errors[path].add(call.y, y)
+        return y
+
+
+def _stop(turns: Sequence[Turn]) -> None:
+    for turn in turns:
+        turn.stop()
+
+
+def _forward_pass(model: nn.Module, inputs: Any) -> None:
+    with torch.no_grad():
+        tracing.call(model, losses.cloned(inputs))
+
+
+def _pair(batch: _Batch) -> None:
+    """Says where the replacement of a layer that is paused at is compared to the layer."""
+    call: _Call = batch.original.paused
+    other: _Call | None = None if batch.compressed is None else batch.compressed.paused
+    if other is not None and other.x.shape == call.x.shape:
+        other.y = call.y
+    else:
+        call.alone = True

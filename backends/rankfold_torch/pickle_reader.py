@@ -1,0 +1,219 @@
+"""A state dict in a .pt, .pth or .bin file, read without running anything that it holds."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rankfold.console import some
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array
+from rankfold.storage.safetensors_header import Entry, Header
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+_CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params")
+"""What training programs call the state of the model in the files they write, best known first."""
+_DEPTH = 3
+_ARCHIVE = b"PK\x03\x04"
+_MOST_PICKLE = 256 * 2**20
+_REMEDY = (
+    "load it with torch where you trust it and save its state dict alone: "
+    "torch.save(model.state_dict(), file)"
+)
+
+
+class Pickled:
+    """A file of tensors; see `rankfold.checkpoints.reader.File`."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @cached_property
+    def _state(self) -> State:
+        return read_state(self._file)
+
+    @cached_property
+    def header(self) -> Header:
+        """Of tensors one behind the other."""
+        entries = {}
+        for name, tensor in self._state.tensors.items():
+            if tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
+                raise RankfoldError(
+                    f"{str(self._file)!r}: {name!r} is {tensor.dtype} ({tensor.layout}), which a "
+                    "safetensors file does not hold"
+                )
+            size = tensor.numel() * tensor.element_size()
+            if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < size:
+                raise RankfoldError(f"{str(self._file)!r}: {name!r} is more than the file holds")
+            entries[name] = Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), 0, size)
+        keys = self._state.keys
+        notes = (f"tensors from {' in '.join(map(repr, reversed(keys)))} of the file",)
+        return Header(entries, {"format": "pt"}, notes if keys else ())
+
+    def data(self, entry: Entry) -> Array:
+        """The bytes of a tensor, or of a part of it."""
+        if entry.size == 0:
+            return np.empty(0, np.uint8)
+        tensor = self._state.tensors[entry.name].detach()
+        tensor = tensor.resolve_conj().resolve_neg().contiguous()
+        made: Array = tensor.reshape(-1).view(torch.uint8).numpy()
+        return made[entry.begin : entry.begin + entry.size]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a model in a file.
+
+    Attributes:
+        tensors: by name.
+        keys: where in the file they are; the outermost first.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    keys: tuple[str, ...]
+
+
+def read_state(file: Path) -> State:
+    """The tensors of a file, mapped where its kind allows that.
+
+    They are the whole of the file, or what training programs put beside other things, under
+    "state_dict", "model" and the like.
+
+    Raises:
+        RankfoldError: it cannot be read without running what it holds, or holds no dict of dense
+            tensors.
+    """
+    archived = _check_archive(file)
+    loaded: Any = None
+    for mapped in (True, False) if archived else (False,):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is outdated in a file is no news to a user
+                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+            break
+        except Exception as error:  # torch.load raises whatever the unpickler raises
+            if not mapped:
+                raise RankfoldError(
+                    f"{str(file)!r} cannot be read: {error}; where it holds more than tensors, "
+                    f"{_REMEDY}"
+                ) from None
+    keys: list[str] = []
+    while len(keys) < _DEPTH and not _all_tensors(loaded):
+        key = _container(file, loaded)
+        if key is None:
+            break
+        keys.append(key)
+        loaded = loaded[key]
+    return State(_checked(file, loaded), tuple(keys))
+
+
+def _check_archive(file: Path) -> bool:
+    """Whether a file is a zip archive, of which no part takes more memory than it takes room.
+
+    torch.save() compresses nothing, so one that is compressed is another's work, and a file of
+    kilobytes that fills the memory.
+
+    Raises:
+        RankfoldError: the archive is damaged, or its parts are compressed or overlap.
+    """
+    try:
+        with file.open("rb") as stream:
+            if stream.read(len(_ARCHIVE)) != _ARCHIVE:
+                return False
+        with zipfile.ZipFile(file) as archive:
+            parts = archive.infolist()
+        size = file.stat().st_size
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    for part in parts:
+        if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
+            raise RankfoldError(
+                f"{str(file)!r}: {part.filename!r} is compressed, which torch.save() does not do"
+            )
+        if part.filename.endswith(".pkl") and part.file_size > _MOST_PICKLE:
+            raise RankfoldError(f"{str(file)!r}: {part.filename!r} is larger than any state dict")
+    total = sum(part.file_size for part in parts)
+    if total > size:
+        raise RankfoldError(f"{str(file)!r}: parts of {total} bytes in a file of {size}")
+    return True
+
+
+def _all_tensors(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(v, torch.Tensor) for v in value.values())
+
+
+def _container(file: Path, loaded: Any) -> str | None:
+    """The key of what is the state of the model in a file with more in it; None without one."""
+    if not isinstance(loaded, dict):
+        return None
+    inner = [key for key, value in loaded.items() if isinstance(key, str) and _leads(value)]
+    known = [key for key in _CONTAINERS if key in inner]
+    tensors = any(isinstance(value, torch.Tensor) for value in loaded.values())
+    if known or not inner or tensors:  # beside tensors a dict of another name is a part of them
+        return known[0] if known else None
+    if len(inner) > 1:
+        raise RankfoldError(
+            f"{str(file)!r} holds several dicts of tensors, {some(list(map(repr, inner)))}; save "
+            "the one that is meant in a file of its own"
+        )
+    return inner[0]
+
+
+def _leads(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether a value is the state of a model, or a known container of one."""
+    if not isinstance(value, dict) or not value or not depth:
+        return False
+    if any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
+        return all(isinstance(name, str) for name in value)
+    return any(_leads(value.get(key), depth - 1) for key in _CONTAINERS)
+
+
+def _checked(file: Path, found: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(found, dict) or not found:
+        raise RankfoldError(
+            f"{str(file)!r} is no state dict of tensors: it is {_kind(found)}; {_REMEDY}"
+        )
+    for name, tensor in found.items():
+        if not isinstance(name, str):
+            raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")
+        plain = type(tensor) in (torch.Tensor, nn.Parameter)
+        if not plain or tensor.is_nested or tensor.is_quantized:
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} is {_kind(tensor)}, not a dense tensor; leave it out, or "
+                "store it as one"
+            )
+    return dict(found)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.is_nested:
+        return "a nested tensor"
+    if isinstance(value, torch.Tensor) and value.is_quantized:
+        return "a quantized tensor"
+    return "an empty dict" if value == {} else f"of type {type(value).__name__}"

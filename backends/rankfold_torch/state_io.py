@@ -1,0 +1,143 @@
+"""A model's state as a safetensors file, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from rankfold.console import some
+from rankfold.errors import RankfoldError
+from rankfold.storage.file_formats import reader_of
+from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.wrapper_prefixes import matched
+from rankfold_torch.meta_tensors import materialise
+from rankfold_torch.pickle_reader import read_state
+
+
+def save_weights(model: nn.Module, file: Path) -> None:
+    """Writes every parameter and buffer; tensors that share memory are written once.
+
+    Raises:
+        RankfoldError: the state holds something other than dense tensors.
+        OSError: the file cannot be written.
+    """
+    kept, _ = _distinct(model)
+    taken: set[int] = set()
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in kept.items():
+        dense = tensor.detach().contiguous()
+        memory = dense.untyped_storage().data_ptr()
+        tensors[name] = dense.clone() if memory in taken else dense
+        taken.add(memory)
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
+    """Fills a model from safetensors files, after checking every name, shape and dtype.
+
+    A file of `torch.save` is read with `weights_only=True`. Names may have what wrappers of the
+    model add, on either side. What is on the meta device gets its values on the CPU.
+
+    Raises:
+        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
+            the model does not take the values, because it ties what the file does not.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for part in (file, *more):
+        stored.update(_read(part))
+    kept, aliases = _distinct(model, valueless=True)
+    known = set(kept) | {alias for names in aliases.values() for alias in names}
+    names = matched(stored.keys(), known)
+    tensors = {names[name]: tensor for name, tensor in stored.items()}
+    missing = sorted(
+        name
+        for name in kept
+        if name not in tensors and not any(a in tensors for a in aliases[name])
+    )
+    unknown = sorted(set(tensors) - known)
+    if missing or unknown:
+        raise RankfoldError(
+            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
+            f"{some(unknown)} that the model has not"
+        )
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        own = state[name]
+        if own.shape != tensor.shape or own.dtype != tensor.dtype:
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the model's is "
+                f"{own.dtype} {tuple(own.shape)}; make the model of that shape and dtype first"
+            )
+    materialise(model)
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own = state[name]
+            if all(step or size < 2 for step, size in zip(own.stride(), own.shape, strict=True)):
+                own.copy_(tensor)
+            else:  # an expanded tensor has no memory of its own to copy into
+                owner, _, part_name = name.rpartition(".")
+                getattr(model.get_submodule(owner), part_name).data = tensor.to(own.device)
+    filled = model.state_dict()
+    for name, tensor in tensors.items():
+        if not _same_bytes(filled[name], tensor):
+            raise RankfoldError(
+                f"{str(file)!r}: {name!r} of the model does not hold what was stored: it shares "
+                "its memory with another tensor of the model, or its state_dict gives copies"
+            )
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    if reader_of(file) is not None:
+        return read_state(file).tensors
+    read_header(file)
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, KeyError) as error:  # a type that this PyTorch has not
+        raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    a, b = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
+
+
+def _distinct(
+    model: nn.Module, *, valueless: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """The state without repetitions, and the further names of each tensor kept.
+
+    Args:
+        model: whose state it is.
+        valueless: whether tensors on the meta device are in order.
+    """
+    kept: dict[str, torch.Tensor] = {}
+    aliases: dict[str, list[str]] = {}
+    owners: dict[tuple[object, ...], str] = {}
+    for name, tensor in model.state_dict(keep_vars=valueless).items():
+        if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
+            raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
+        if tensor.is_meta and not valueless:
+            raise RankfoldError(f"{name!r} is on the meta device: it has no values; see to_empty()")
+        key: tuple[object, ...] = (
+            id(tensor) if tensor.is_meta else 0,
+            tensor.untyped_storage().data_ptr(),
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+        )
+        if tensor.numel() and key in owners:
+            aliases[owners[key]].append(name)
+            continue
+        owners[key] = name
+        kept[name] = tensor
+        aliases[name] = []
+    return kept, aliases

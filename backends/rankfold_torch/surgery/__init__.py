@@ -1,0 +1,1 @@
+"""Replacement of modules in a model."""

@@ -1,0 +1,197 @@
+"""Other modules in place of layers of a model: in a copy, or in the model itself at one stroke."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from rankfold.errors import RankfoldError
+from rankfold.state.transaction import Changes
+from rankfold_torch.layers.parameter_layers import Factors, empty, held_at, prepare, put
+from rankfold_torch.surgery.copies import copied
+from rankfold_torch.surgery.exchange import exchange
+from rankfold_torch.surgery.stale_layers import Run, calls, holders, identity, miscalled
+
+New: TypeAlias = nn.Module | nn.Parameter | Factors
+"""What takes the place of a layer: a module, or the values or factors of a parameter."""
+Left: TypeAlias = dict[str, str]
+"""By path of a layer that must be left alone, why."""
+
+
+def replaced(
+    model: nn.Module, new: Mapping[str, New], *, inplace: bool, run: Run | None = None
+) -> tuple[nn.Module, Left]:
+    """Swaps layers by identity, parameters by name; see `rankfold.decompose.base.Checked`.
+
+    Args:
+        model: the model.
+        new: by path, what takes the place of a layer.
+        inplace: change the model itself, all at once.
+        run: what was seen when the model ran; the result is then run, too.
+    """
+    modules = {path: item for path, item in new.items() if isinstance(item, nn.Module)}
+    parameters = {path: item for path, item in new.items() if not isinstance(item, nn.Module)}
+    with torch.inference_mode(mode=False):
+        return (_changed if inplace else _copied)(model, modules, parameters, run)
+
+
+def _copied(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    parameters: Mapping[str, Factors | nn.Parameter],
+    run: Run | None,
+) -> tuple[nn.Module, Left]:
+    """A copy with modules in place of layers, which are never copied themselves."""
+    old = {path: model.get_submodule(path) for path in modules}
+    tensors = _tensors(model, old, parameters)
+    memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
+    for path in parameters:
+        held = held_at(model, path)
+        if held is not None:
+            memo[id(held.tensor)] = empty(held.tensor)
+    made = copied(model, memo)
+    for path, item in parameters.items():
+        owner, _, name = path.rpartition(".")
+        put(made.get_submodule(owner), name, item)
+    own = {id(module) for module in made.modules()}
+    gone = {path: module for path, module in model.named_modules() if id(module) not in own}
+    _check_apart(made, gone, modules)
+    left = {
+        path: "what holds it gives no copy of itself when it is copied"
+        for path, module in modules.items()
+        if id(module) not in own
+    }
+    left |= _kept(model, tensors, old)  # whose copies would be values of before
+    if run is None or left:
+        return made, left
+    try:
+        counts, called = miscalled(made, modules, old, gone, run)
+    except RankfoldError:
+        if _runs(model, run):
+            raise
+        return made, {}
+    if called:
+        raise RankfoldError(
+            f"a copy of the model goes on calling the model's own {called[0]!r}, which something "
+            "holds that is not copied with it; pass inplace=True"
+        )
+    return made, _unlike(model, old, counts, run)
+
+
+def _changed(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    parameters: Mapping[str, Factors | nn.Parameter],
+    run: Run | None,
+) -> tuple[nn.Module, Left]:
+    """The model itself, which stays changed only if nothing that is replaced is still at work."""
+    if "" in modules:
+        raise RankfoldError("a model that is a single layer cannot be replaced in place")
+    old = {path: model.get_submodule(path) for path in modules}
+    targets = {id(layer): path for path, layer in old.items()}
+    targets |= _tensors(model, old, parameters)
+    changes = Changes()
+    for owner, paths in groupby(sorted(parameters), lambda path: path.rpartition(".")[0]):
+        items = {path.rpartition(".")[2]: parameters[path] for path in paths}
+        prepare(model.get_submodule(owner), items, changes)
+    exchange(model, {id(old[path]): module for path, module in modules.items()}, changes)
+    counts: Mapping[str, int] = {}
+    try:
+        changes.make()
+    except Exception as error:  # whatever a container of the model raises
+        raise RankfoldError(
+            f"the model cannot be changed ({error}); leave inplace= out to have a copy"
+        ) from error
+    try:
+        left = _kept(model, targets, modules)
+        if run is not None and not left:
+            counts, called = miscalled(model, modules, old, old, run)
+            left = dict.fromkeys(called, "something holds it besides and goes on calling it")
+    except RankfoldError:
+        changes.take_back()
+        if _runs(model, run):
+            raise
+        changes.make()
+        return model, {}
+    except BaseException:
+        changes.take_back()
+        raise
+    if left or counts:
+        changes.take_back()
+        left = left or _unlike(model, old, counts, run)
+        if not left:
+            changes.make()
+    return model, left
+
+
+def _check_apart(
+    made: nn.Module, gone: Mapping[str, nn.Module], new: Mapping[str, nn.Module]
+) -> None:
+    """Sees to it that a copy does not lead to what it is a copy of.
+
+    Raises:
+        RankfoldError: it does.
+    """
+    shared = {identity(tensor) for tensor in made.parameters()}
+    names = {id(module): path for path, module in gone.items()}
+    for path, module in gone.items():
+        for name, tensor in module.named_parameters(prefix=path, recurse=False):
+            if identity(tensor) not in shared:
+                names[identity(tensor)] = name
+    for found, word in holders(made, names, new.values()).items():
+        raise RankfoldError(
+            f"{word} of the model holds the model's {names[found] or 'own self'!r} by closure, "
+            "weak reference or alike, which a copy would go on using; pass inplace=True"
+        )
+
+
+def _kept(
+    result: nn.Module, targets: Mapping[int, str], new: Mapping[str, nn.Module]
+) -> dict[str, str]:
+    """Why layers must be left alone because what they are made of is still held, by path."""
+    return {
+        targets[found]: f"it is also held by {word}, where no other can take its place"
+        for found, word in holders(result, targets, new.values()).items()
+    }
+
+
+def _unlike(
+    model: nn.Module, old: Mapping[str, nn.Module], counts: Mapping[str, int], run: Run | None
+) -> dict[str, str]:
+    """Why layers must be left alone because their replacements are not called as they were.
+
+    The model itself may call them now more often, now less: from a cache, or at random.
+    """
+    if run is None or not counts:
+        return {}
+    again = calls(model, run.inputs, old)
+    return {
+        path: f"in its place a module would be called {count} times, not {again[path]}"
+        for path, count in counts.items()
+        if count != again[path] == run.calls.get(path, 0)
+    }
+
+
+def _runs(model: nn.Module, run: Run | None) -> bool:
+    """Whether the model can be run once more."""
+    try:
+        calls(model, None if run is None else run.inputs, {})
+    except RankfoldError:
+        return False
+    return True
+
+
+def _tensors(
+    model: nn.Module, layers: Mapping[str, nn.Module], parameters: Iterable[str]
+) -> dict[int, str]:
+    """The parameters that are replaced, by identity, with the path of their layer."""
+    own = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
+    for path in parameters:
+        held = held_at(model, path)
+        if held is not None:  # else it is a product of factors
+            own[identity(held.tensor)] = path
+    return own

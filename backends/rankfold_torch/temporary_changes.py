@@ -1,0 +1,178 @@
+"""What a call changes on a model for a while, and how it is put back as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _python_dispatch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankfold.state.restoration import Restored, Shared
+
+ABSENT: Any = object()
+"""In place of the value of an attribute that is not there."""
+_STORES = (
+    ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_hooks"),
+    ("_forward_pre_hooks_with_kwargs", "_forward_pre_hooks"),
+)
+"""Where a module keeps its hooks; last the one that has the hook itself, by which it is known."""
+
+
+class Hook(partial[Any]):
+    """A hook of ours, by which it is told from those of others."""
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside.
+
+    Modes, buffers, random states and whether gradients are taken are as before afterwards.
+    """
+    modules = list(model.modules())
+    modes = [(module, module.training) for module in modules]
+    buffers = [
+        (module, dict(module._buffers))
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    values = {
+        buffer: buffer.detach().clone()
+        for _, known in buffers
+        for buffer in known.values()
+        if buffer is not None and buffer.device.type != "meta"
+    }
+    devices = ["cpu", *{str(p.device) for p in model.parameters() if p.device.type == "cuda"}]
+
+    def undo() -> None:
+        for module, mode in modes:
+            module.training = mode
+        for module, known in buffers:
+            _put_buffers(module, known)
+        with torch.no_grad():
+            for buffer, value in values.items():
+                _put_value(buffer, value)
+
+    gradients = torch.is_grad_enabled()  # which `no_grad` sets back only if it gets to
+    with ExitStack() as stack:
+        stack.enter_context(_randomness.kept(partial(_random_states, devices)))
+        stack.enter_context(Restored(partial(torch.set_grad_enabled, gradients)))
+        stack.enter_context(Restored(undo))
+        for module in modules:
+            module.training = False
+        yield
+
+
+def _put_buffers(module: nn.Module, known: Mapping[str, torch.Tensor | None]) -> None:
+    """At no moment is a buffer missing that was there."""
+    now = module._buffers
+    now.update(known)
+    for name in [name for name in now if name not in known]:
+        now.pop(name, None)
+
+
+def _put_value(buffer: torch.Tensor, value: torch.Tensor) -> None:
+    if buffer.shape != value.shape:
+        buffer.data = value
+    elif not torch.equal(buffer, value):
+        buffer.copy_(value)
+
+
+def _random_states(devices: Sequence[str]) -> dict[str, torch.Tensor]:
+    return {
+        device: torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state(device)
+        for device in devices
+    }
+
+
+def _set_random_states(states: Mapping[str, torch.Tensor]) -> None:
+    for device, state in states.items():
+        if device == "cpu":
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+_randomness: Shared[str, torch.Tensor] = Shared(_set_random_states)
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[None]:
+    """Hooks on modules inside: before their forward, where there is one, and after it."""
+
+    def undo() -> None:
+        for module, *own in hooks:
+            for stores in _STORES:
+                _remove(module, own, stores)
+
+    with Restored(undo):
+        for module, before, after in hooks:
+            if before is not None:
+                module.register_forward_pre_hook(before, with_kwargs=True)
+            module.register_forward_hook(after, with_kwargs=True, always_call=True)
+        yield
+
+
+def _remove(module: nn.Module, hooks: Sequence[Hook | None], stores: Sequence[str]) -> None:
+    known = {id(hook) for hook in hooks if hook is not None}
+    last = getattr(module, stores[-1])
+    for key in [key for key, hook in last.items() if id(hook) in known]:
+        for store in stores:
+            getattr(module, store).pop(key, None)
+
+
+@contextmanager
+def dispatched(mode: TorchDispatchMode) -> Iterator[None]:
+    """A mode that sees every operation of this thread inside.
+
+    PyTorch keeps its modes on a stack of the thread, and beside it flags of the whole process,
+    which calls that overlap in several threads would put back in the wrong order.
+    """
+
+    def undo() -> None:
+        stack = _python_dispatch._get_current_dispatch_mode_stack
+        while any(entered is mode for entered in stack()):
+            _python_dispatch._pop_mode()
+
+    with _mode_flags.kept(_read_mode_flags), Restored(undo):
+        mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
+        yield
+
+
+def _read_mode_flags() -> dict[str, bool]:
+    known = vars(_python_dispatch)
+    return {name: known[name] for name in known if name.startswith("_is_in_")}
+
+
+def _set_mode_flags(flags: Mapping[str, bool]) -> None:
+    vars(_python_dispatch).update(flags)
+    tell = getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals", None)
+    if tell is not None:  # in newer versions its dispatcher has a copy of one of them
+        tell(flags["_is_in_any_mode_without_ignore_compile_internals"])
+
+
+_mode_flags: Shared[str, bool] = Shared(_set_mode_flags)
+
+
+@contextmanager
+def exchanged(
+    places: Sequence[tuple[dict[str, Any], str]], values: Sequence[Any]
+) -> Iterator[None]:
+    """Other values in dictionaries inside; see `put`, which may exchange them again meanwhile."""
+    before = [known.get(name, ABSENT) for known, name in places]
+    with Restored(lambda: put(places, before)):
+        put(places, values)
+        yield
+
+
+def put(places: Sequence[tuple[dict[str, Any], str]], values: Sequence[Any]) -> None:
+    """Sets items of dictionaries; those that are to be `ABSENT` are removed."""
+    for (known, name), value in zip(places, values, strict=True):
+        if value is ABSENT:
+            known.pop(name, None)
+        else:
+            known[name] = value

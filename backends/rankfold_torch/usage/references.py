@@ -1,0 +1,271 @@
+"""What the source of a function does with what it comes to by way of one of its names.
+
+Of each route (see `routes`) the *manner* is told in which what it leads to is used, and the branch
+of the function in which that happens.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from rankfold_torch.usage.branches import Condition, Conditions, Scope
+from rankfold_torch.usage.names import (
+    BULK,
+    Bindings,
+    Names,
+    Route,
+    index_of,
+    joined,
+    last_name,
+    of_call,
+    routes,
+)
+
+Manner: TypeAlias = Literal[
+    "used",  # in an operation or as an argument
+    "called",
+    "extended",  # called with more than an input
+    "written",  # handed to a function that works in place
+    "set",
+    "asked",  # for its class
+    "kept",  # put away, under another name, in a container or by an object
+    "bound",  # to a local name, whose uses are told
+    "returned",
+    "iterated",
+    "seen",  # compared to None, printed and the like
+]
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+_SEEING = ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
+_KEEPING = ("append", "extend", "update", "add", "insert", "setdefault", "list", "tuple", "set")
+_FUNCTIONAL = ("functional_call", "stack_module_state")
+_KEYWORD = "input"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One use of what a route leads to."""
+
+    route: Route
+    manner: Manner
+    branch: Conditions
+
+
+def references(function: Function, own: str | None) -> list[Reference]:
+    """All references by way of a name in a function, those in nested functions included."""
+    names: Names = {} if own is None else {own: frozenset({()})}
+    reader = _Reader(own, function, names)
+    reader.read(function)
+    return list(dict.fromkeys(reader.found))
+
+
+def _ends(block: list[ast.stmt]) -> bool:
+    """Whether nothing after a block is reached by way of it."""
+    return bool(block) and isinstance(block[-1], (ast.Return, ast.Raise, ast.Continue, ast.Break))
+
+
+class _Reader:
+    """Walks over a function; `found` fills on the way."""
+
+    def __init__(self, own: str | None, function: Function, names: Names) -> None:
+        self.found: list[Reference] = []
+        self._own = own
+        self._bindings = Bindings(own, names)
+        optional = frozenset(_optional(function.args))
+        self._scope = Scope(own, optional, self._bindings.assigned)
+
+    def read(self, function: Function, branch: Conditions = ()) -> None:
+        """Reads the body of the function."""
+        if isinstance(function, ast.Lambda):
+            self._expression(function.body, "returned", branch)
+            return
+        for _ in range(2):  # a name may be bound after it is used, in a loop
+            self._bindings.assigned.clear()
+            for statement in function.body:
+                self._bindings.read(statement)
+        self._block(function.body, branch)
+
+    def _nested(self, function: Function, branch: Conditions) -> None:
+        arguments = function.args
+        all_of_them = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        hidden = {a.arg for a in (*all_of_them, arguments.vararg, arguments.kwarg) if a}
+        names = {name: found for name, found in self._bindings.names.items() if name not in hidden}
+        reader = _Reader(self._own if self._own in names else None, function, names)
+        reader.found = self.found
+        reader.read(function, branch)
+
+    def _block(self, block: list[ast.stmt], branch: Conditions) -> None:
+        for statement in block:
+            self._statement(statement, branch)
+            if isinstance(statement, ast.If):
+                if _ends(statement.body):
+                    branch = self._if(branch, statement.test, holds=False)
+                elif _ends(statement.orelse):
+                    branch = self._if(branch, statement.test, holds=True)
+
+    def _if(self, branch: Conditions, test: ast.expr | None, *, holds: bool) -> Conditions:
+        return (*branch, Condition(test, holds, self._scope))
+
+    def _statement(self, node: ast.stmt, branch: Conditions) -> None:
+        if isinstance(node, (ast.If, ast.While)):
+            self._expression(node.test, "seen", branch)
+            self._block(node.body, self._if(branch, node.test, holds=True))
+            self._block(node.orelse, self._if(branch, node.test, holds=False))
+        elif isinstance(node, (ast.For, ast.AsyncFor)):
+            self._expression(node.iter, "iterated", branch)
+            self._block([*node.body, *node.orelse], branch)
+        elif isinstance(node, (ast.With, ast.AsyncWith)):
+            for item in node.items:
+                self._expression(item.context_expr, "used", branch)
+            self._block(node.body, branch)
+        elif isinstance(node, (ast.Try, ast.TryStar)):
+            self._block([*node.body, *node.orelse, *node.finalbody], branch)
+            for handler in node.handlers:
+                self._block(handler.body, self._if(branch, None, holds=True))
+        elif isinstance(node, ast.Match):
+            self._expression(node.subject, "seen", branch)
+            for case in node.cases:
+                self._block(case.body, self._if(branch, None, holds=True))
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            self._nested(node, branch)
+        elif isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                self._target(target, branch)
+            if node.value is not None:
+                local = all(isinstance(t, (ast.Name, ast.Tuple, ast.List)) for t in targets)
+                manner: Manner = "bound" if local else "kept"
+                if isinstance(node, ast.AugAssign):
+                    manner = "used"
+                self._expression(node.value, manner, branch)
+        elif isinstance(node, (ast.Return, ast.Expr)):
+            if node.value is not None:
+                manner = "returned" if isinstance(node, ast.Return) else "seen"
+                self._expression(node.value, manner, branch)
+        elif not isinstance(node, ast.ClassDef):
+            self._children(node, "seen", branch)
+
+    def _target(self, node: ast.expr, branch: Conditions) -> None:
+        if isinstance(node, (ast.Tuple, ast.List)):
+            for part in node.elts:
+                self._target(part, branch)
+        elif isinstance(node, ast.Starred):
+            self._target(node.value, branch)
+        elif not isinstance(node, ast.Name):
+            self._emit(routes(node, self._bindings.names), "set", branch)
+            self._inside(node, branch)
+
+    def _expression(self, node: ast.expr, manner: Manner, branch: Conditions) -> None:
+        """Reads an expression whose value is used in some manner."""
+        if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
+            self._emit(routes(node, self._bindings.names), manner, branch)
+            self._inside(node, branch)
+        elif isinstance(node, ast.Call):
+            self._call(node, manner, branch)
+        elif isinstance(node, ast.IfExp):
+            self._expression(node.test, "seen", branch)
+            self._expression(node.body, manner, self._if(branch, node.test, holds=True))
+            self._expression(node.orelse, manner, self._if(branch, node.test, holds=False))
+        elif isinstance(node, ast.BoolOp):
+            for value in node.values:
+                self._expression(value, manner, branch)
+                branch = self._if(branch, value, holds=isinstance(node.op, ast.And))
+        elif isinstance(node, ast.Compare):
+            alike = all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
+            for side in (node.left, *node.comparators):
+                self._expression(side, "seen" if alike else "used", branch)
+        elif isinstance(node, ast.Lambda):
+            self._nested(node, branch)
+        elif isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+            for generator in node.generators:
+                self._expression(generator.iter, "iterated", branch)
+                for test in generator.ifs:
+                    self._expression(test, "seen", branch)
+                    branch = self._if(branch, test, holds=True)
+            values = [node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            for value in values:
+                self._expression(value, "kept", branch)
+        elif isinstance(node, (ast.NamedExpr, ast.Starred, ast.Await, ast.Tuple, ast.List)):
+            self._children(node, manner, branch)
+        elif isinstance(node, ast.JoinedStr):
+            self._children(node, "seen", branch)
+        else:
+            self._children(node, "used", branch)
+
+    def _call(self, node: ast.Call, manner: Manner, branch: Conditions) -> None:
+        name, plain = last_name(node.func), isinstance(node.func, ast.Name)
+        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        given = of_call(node, self._bindings.names)
+        if given:
+            self._emit(given, manner, branch)
+            arguments = arguments[1:] if plain else arguments
+        elif name in ("setattr", "__setattr__") and len(node.args) > 2:
+            owners = routes(node.args[0], self._bindings.names)
+            self._emit(joined(owners, index_of(node.args[1])), "set", branch)
+            arguments = node.args[2:]
+        elif name in _FUNCTIONAL and node.args:
+            first = node.args[0]
+            models = first.elts if isinstance(first, (ast.List, ast.Tuple)) else [first]
+            for model in models:
+                self._emit(joined(routes(model, self._bindings.names), BULK), "used", branch)
+            arguments = arguments[1:]
+        elif plain and name in ("isinstance", "issubclass", "type") and node.args:
+            self._emit(routes(node.args[0], self._bindings.names), "asked", branch)
+            self._inside(node.args[0], branch)
+            arguments = []
+        else:
+            several = len(node.args) > 1 or any(k.arg != _KEYWORD for k in node.keywords)
+            self._emit(
+                routes(node.func, self._bindings.names), "extended" if several else "called", branch
+            )
+        for argument in arguments:
+            self._expression(argument, _handed(name), branch)
+        self._inside(node.func, branch)
+
+    def _inside(self, node: ast.expr, branch: Conditions) -> None:
+        """Reads what stands inside a route: the calls and indices on the way."""
+        while isinstance(node, (ast.Attribute, ast.Subscript)):
+            if isinstance(node, ast.Subscript):
+                self._expression(node.slice, "used", branch)
+            node = node.value
+        if isinstance(node, ast.Call):
+            if of_call(node, self._bindings.names):
+                for argument in node.args:
+                    self._inside(argument, branch)
+                self._inside(node.func, branch)
+            else:
+                self._call(node, "used", branch)
+        elif not isinstance(node, ast.Name):
+            self._expression(node, "used", branch)
+
+    def _children(self, node: ast.AST, manner: Manner, branch: Conditions) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self._expression(child, manner, branch)
+            elif isinstance(child, (ast.keyword, ast.FormattedValue, ast.Slice)):
+                self._children(child, manner, branch)
+
+    def _emit(self, found: Iterable[Route], manner: Manner, branch: Conditions) -> None:
+        self.found.extend(Reference(route, manner, branch) for route in found if route)
+
+
+def _handed(function: str) -> Manner:
+    """What a function does to its arguments, as its name has it."""
+    if function.endswith("_") and not function.endswith("__"):
+        return "written"
+    if function in _SEEING:
+        return "seen"
+    constructs = function[:1].isupper()
+    return "kept" if constructs or function in _KEEPING else "used"
+
+
+def _optional(arguments: ast.arguments) -> Iterator[str]:
+    """The parameters that have a default value."""
+    positional = [*arguments.posonlyargs, *arguments.args]
+    for argument in positional[len(positional) - len(arguments.defaults) :]:
+        yield argument.arg
+    for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
+        if default is not None:
+            yield argument.arg

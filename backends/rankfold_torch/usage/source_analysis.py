@@ -1,0 +1,285 @@
+"""Who reaches into a layer besides calling it: read off the source of the modules' methods.
+
+Replacing `self.proj` breaks a parent whose forward computes with `self.proj.weight`. Every method
+that `forward` reaches through calls on `self` is read once per class, and so is every other method
+that computes something, a loss or a step of training: what it does with a layer is told by routes
+from `self` (see `references`), where the module can come to it (see `branches`). What cannot be
+seen this way (a read in a helper function, say) shows when the model is traced.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import CodeType, FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from rankfold_torch.layers.low_rank_sequential import CONSTANTS, PLAIN, TENSORS, carried
+from rankfold_torch.usage.branches import Condition, Conditions, reachable, settled
+from rankfold_torch.usage.names import ANY, BELOW, BULK, Route
+from rankfold_torch.usage.references import Function, Reference, references
+
+_SEQUENTIAL = frozenset(dir(nn.Sequential()))
+_ITEMS = (ANY, "values", "items", "keys", "copy")
+_NOT_COMPUTING = (
+    "init",
+    "reset",
+    "load",
+    "set_",
+    "from_",
+    "save",
+    "export",
+    "tie",
+    "untie",
+    "resize",
+    "prune",
+    "freeze",
+    "unfreeze",
+    "fuse",
+    "merge",
+    "unmerge",
+    "reparam",
+    "switch_to_deploy",
+    "get_equivalent",
+    "convert",
+    "quantize",
+    "configure_optim",
+    "extra_repr",
+)
+"""How methods begin that make, fill, change or describe a model, and are called before or after it
+is compressed: what they find then is the compressed model."""
+_LIBRARIES = ("torch.", "rankfold_torch.")
+_TELLING = frozenset(
+    (*TENSORS, "parameters", "named_parameters", "state_dict", "_parameters", "get_parameter")
+)
+_NAMING = ("__class__", "_get_name")
+"""What of a module tells its class, as `type` does."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What a method does with what a route from its module leads to."""
+
+    reference: Reference
+    method: str
+    running: bool
+    """Whether forward comes to it."""
+
+
+_known: WeakKeyDictionary[type, tuple[_Use, ...]] = WeakKeyDictionary()
+
+
+def reads_of(model: nn.Module, *, traced: bool = False) -> dict[int, str]:
+    """By id of a module in the model, why a replacement would not do for its parents.
+
+    Args:
+        model: the model.
+        traced: whether a run of it has been watched, which shows what forward reads.
+    """
+    reasons: dict[int, str] = {}
+    for module in model.modules():
+        for use in (*_uses(type(module)), *_uses_of_hooks(module)):
+            for reached, rest in _follow(module, use.reference.route):
+                what = None if reached is module else _harm(reached, rest, use, module, traced)
+                if what is not None:
+                    where = f"{type(module).__name__}.{use.method}"
+                    reasons.setdefault(id(reached), f"{what} by {where}")
+    return reasons
+
+
+def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: bool) -> str | None:
+    """What a use of a layer, or of an attribute of it, would come to grief on; None: nothing."""
+    manner, branch = use.reference.manner, use.reference.branch
+    seen = traced and use.running
+    what: str | None = None
+    if not rest:
+        if manner == "asked" and use.running:
+            what, seen = "its class is asked for", False
+        elif manner == "extended" and use.running:
+            what = "it is called with more than its input"
+    elif rest[0] in (*TENSORS, BULK):
+        if _computes(rest, use):
+            name = "weight" if rest[0] == BULK else rest[0]
+            what = f"its {name} is {'set' if manner == 'set' else 'read'}"
+    elif use.running:
+        seen = False
+        if rest[0] in _NAMING:
+            what = "its class is asked for"
+        elif manner == "set":
+            what = f"its {rest[0]} is set" if rest[0] in CONSTANTS and not rest[1:] else None
+        elif hasattr(layer, rest[0]) and rest[0] not in _SEQUENTIAL | carried(layer).keys():
+            what = f"its {rest[0]} is read"
+    if what is None or not reachable(branch, module):
+        return None
+    return None if seen and settled(branch, module) else what
+
+
+def _computes(rest: Route, use: _Use) -> bool:
+    """Whether the values of a weight count: not what it is like, and not that it is filled."""
+    name, *tail = rest
+    bulk = name == BULK
+    while bulk and tail and tail[0] in _ITEMS:
+        tail = tail[1:]
+    if tail and (tail[0] in PLAIN or (bulk and tail[0] == "grad")):
+        return False
+    manner = use.reference.manner
+    if manner in ("set", "written") or (tail and re.fullmatch(r".*[^_]_", tail[-1])):
+        return use.running
+    if manner in ("seen", "asked", "bound"):
+        return False
+    if manner == "kept":
+        return use.running and (not bulk or bool(tail))
+    return not bulk or bool(tail) or manner == "used"
+
+
+def _follow(module: nn.Module, route: Route) -> Iterator[tuple[nn.Module, Route]]:
+    """The modules that a route leads to, and what of them it goes on to."""
+    if not route:
+        yield module, ()
+        return
+    name, *others = route
+    rest = tuple(others)
+    if name == BULK:
+        for below in module.modules():
+            yield below, route
+    elif name == BELOW:
+        for below in module.modules():
+            yield from _follow(below, rest)
+    elif name == ANY:
+        for child in module.children():
+            yield from _follow(child, rest)
+    elif module._modules.get(name) is not None:
+        yield from _follow(module.get_submodule(name), rest)
+    else:
+        yield module, route
+
+
+def _uses(cls: type) -> tuple[_Use, ...]:
+    if cls not in _known:
+        _known[cls] = tuple(dict.fromkeys((*_of_forward(cls), *_of_other_methods(cls))))
+    return _known[cls]
+
+
+def _of_forward(cls: type) -> Iterator[_Use]:
+    """What `forward` does, and every method that it comes to by way of `self`."""
+    known: dict[str, list[Reference]] = {}
+    reached: dict[str, list[set[Condition]]] = {}
+    pending: list[tuple[str, Conditions]] = [("forward", ())]
+    while pending:
+        name, before = pending.pop()
+        if any(met <= set(before) for met in reached.setdefault(name, [])):
+            continue
+        reached[name].append(set(before))
+        if name not in known:
+            known[name] = [use for method in _definitions(cls, name) for use in _references(method)]
+        for reference in known[name]:
+            branch = (*before, *reference.branch)
+            yield _Use(replace(reference, branch=branch), "forward", running=True)
+            if hasattr(cls, reference.route[0]):
+                pending.append((reference.route[0], branch))
+
+
+def _of_other_methods(cls: type) -> Iterator[_Use]:
+    """What methods do that forward does not come to, such as a loss or a step of training."""
+    methods = {name: list(_definitions(cls, name)) for name in dir(cls) if _is_own(cls, name)}
+    codes = {name: [c for m in found if (c := _code(m))] for name, found in methods.items()}
+    running = _called(codes, ["forward"])
+    public = [name for name in methods if not name.startswith("_") and name not in running]
+    for name in _called(codes, public) - running:
+        for method, code in zip(methods[name], codes[name], strict=False):
+            if _TELLING & _words(code):
+                for reference in _references(method):
+                    yield _Use(reference, name, running=False)
+
+
+def _is_own(cls: type, name: str) -> bool:
+    """Whether a method is of the model and is called while it is trained or used."""
+    word = name.lstrip("_")
+    if name != "forward" and (hasattr(nn.Module, name) or word.startswith(_NOT_COMPUTING)):
+        return False
+    return not cls.__module__.startswith(_LIBRARIES)
+
+
+def _called(codes: Mapping[str, Sequence[CodeType]], names: Iterable[str]) -> set[str]:
+    """The methods of some names and those that they mention."""
+    pending, met = list(names), set[str]()
+    while pending:
+        name = pending.pop()
+        if name in codes and name not in met:
+            met.add(name)
+            pending.extend(word for code in codes[name] for word in _words(code))
+    return met
+
+
+def _words(code: CodeType) -> set[str]:
+    """The names and texts in the code of a function."""
+    words = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return words.union(*map(_words, inner))
+
+
+def _uses_of_hooks(module: nn.Module) -> Iterator[_Use]:
+    """What functions do that run before and after the module, which is their first argument."""
+    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        if isinstance(hook, FunctionType):
+            for reference in _references(hook):
+                yield _Use(reference, f"forward, in the hook {hook.__name__}", running=True)
+
+
+def _definitions(cls: type, name: str) -> Iterator[Any]:
+    """The method of a class, and those of its bases as far as `super` leads."""
+    for base in cls.__mro__:
+        if base is nn.Module:
+            return
+        if name in vars(base):
+            method = vars(base)[name]
+            yield method
+            code = _code(method)
+            if code is None or "super" not in _words(code):
+                return
+
+
+def _plain(method: object) -> object:
+    """The function of a method, which may be a property or wrapped in decorators."""
+    if isinstance(method, (staticmethod, classmethod)):
+        method = method.__func__
+    if isinstance(method, property):
+        method = method.fget
+    return inspect.unwrap(method) if callable(method) else None
+
+
+def _code(method: object) -> CodeType | None:
+    return getattr(_plain(method), "__code__", None)
+
+
+def _references(method: object) -> list[Reference]:
+    """What a method, a property or a function does by way of its first argument."""
+    tree = _tree(_plain(method))
+    if tree is None or isinstance(method, (staticmethod, classmethod)):
+        return []
+    names = [*tree.args.posonlyargs, *tree.args.args]
+    return references(tree, names[0].arg) if names else []
+
+
+def _tree(function: Any) -> Function | None:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    try:
+        body = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError):
+        return None
+    if body and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)):
+        return body[0]
+    parameters = list(code.co_varnames[: code.co_argcount])
+    for node in (inner for statement in body for inner in ast.walk(statement)):
+        if isinstance(node, ast.Lambda) and [a.arg for a in node.args.args] == parameters:
+            return node
+    return None

@@ -1,0 +1,150 @@
+"""What a run of a model does with its layers besides calling them.
+
+A layer can be replaced if nothing but its own `forward` computes with its weight, and if it
+computes what it was read as. To look at the dtype or the shape of a weight does no harm, and a read
+may go by many ways (`parameters()`, `state_dict()`, a helper, `vmap`). So it is not the reads that
+are watched: every operation of the run is, for arguments in the memory of a weight whose layer is
+not running.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import flop_registry
+
+from rankfold.state.restoration import Restored
+from rankfold_torch.layers.low_rank_sequential import CONSTANTS
+from rankfold_torch.layers.stock import stock
+from rankfold_torch.temporary_changes import dispatched
+from rankfold_torch.usage.operation_mode import OperationMode
+from rankfold_torch.usage.shared_memory import overlap, storage
+
+_VECTORS = {torch.ops.aten.mv: 0, torch.ops.aten.addmv: 1, torch.ops.aten.dot: 0}
+"""Products that PyTorch's own table lacks: which argument has an element per product."""
+_CONTAINERS = (tuple, list, set, frozenset)
+
+
+class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's own base
+    """Records, while it is entered, why layers must be left alone.
+
+    Args:
+        layers: the layers to watch, by path.
+
+    Attributes:
+        refusals: by path, why what was seen forbids replacing the layer.
+        macs: by path, the multiply-accumulates of the operations of stock layers and of subclasses.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.refusals: dict[str, str] = {}
+        self.macs: Counter[str] = Counter()
+        self._paths = {id(m): path for path, m in layers.items() if stock(m) is not None}
+        self._layers = layers
+        self._running: list[nn.Module] = []
+        self._constants = {path: _constants(module) for path, module in layers.items()}
+        self._tensors = {path: dict(module._parameters) for path, module in layers.items()}
+        self._by_storage: dict[int, list[tuple[str, str, torch.Tensor]]] = {}
+        for path, tensors in self._tensors.items():
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    self._by_storage.setdefault(storage(tensor), []).append((path, name, tensor))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Looks at the arguments of an operation, then carries it out."""
+        kwargs = kwargs or {}
+        self.note((args, kwargs))
+        result = func(*args, **kwargs)
+        path = self._paths.get(id(self._running[-1])) if self._running else None
+        if path is not None:
+            self.macs[path] += _macs(func, args, kwargs, result)
+        return result
+
+    def note(self, values: Any) -> None:
+        """Records the weights among values that an operation takes or a model gives.
+
+        A backward pass inside the run (forces, gradients of the input) reads the weights of what
+        ran before it, which was seen then.
+        """
+        if torch._C._current_graph_task_id() >= 0:
+            return
+        for tensor in _tensors(values):
+            for path, name, weight in self._by_storage.get(_storage(tensor), ()):
+                own = bool(self._running) and self._running[-1] is self._layers[path]
+                if not own and path not in self.refusals and overlap(weight, tensor):
+                    self.refusals[path] = f"its {name} is read from outside the layer"
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """Notes that a layer begins to run, and whether it is still what it was read as."""
+        self._check(path, module)
+        self._running.append(module)
+
+    def leave(self, module: nn.Module) -> None:
+        """Notes that a layer has run."""
+        if self._running and self._running[-1] is module:
+            self._running.pop()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watches inside; constants of layers that are set there are put back."""
+
+        def undo() -> None:
+            for path, module in self._layers.items():
+                self._check(path, module)
+                vars(module).update(self._constants[path])
+
+        with Restored(undo), dispatched(self):
+            yield
+
+    def _check(self, path: str, module: nn.Module) -> None:
+        """Compares by identity: what is set to the value that it has may be set to another one."""
+        before = self._constants[path]
+        changed = [n for n, v in _constants(module).items() if v is not before.get(n, module)]
+        if changed:
+            reason = f"its {', '.join(changed)} is set while the model runs"
+            self.refusals.setdefault(path, reason)
+        for name, tensor in self._tensors[path].items():
+            if module._parameters.get(name) is not tensor:
+                reason = f"it runs with another {name} than its own (functional_call or alike)"
+                self.refusals.setdefault(path, reason)
+
+
+def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """The multiply-accumulates of an operation: what it does, whatever a layer is taken for."""
+    packet = getattr(func, "overloadpacket", func)
+    if packet in _VECTORS:
+        return int(args[_VECTORS[packet]].numel())
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=result)) // 2
+
+
+def _constants(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name in CONSTANTS}
+
+
+def _tensors(values: Any) -> Iterable[torch.Tensor]:
+    if isinstance(values, torch.Tensor):
+        yield values
+    elif isinstance(values, _CONTAINERS):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, Mapping):
+        yield from _tensors(list(values.values()))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """As `storage`, of tensors without one (of functorch, or nested), too."""
+    try:
+        return storage(tensor)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)

@@ -1,0 +1,1 @@
+"""What a framework has to offer."""

@@ -1,0 +1,175 @@
+"""Which layers give the outputs of a model: by a trace, else by their names or their order.
+
+The rank of such a layer bounds what the model can tell apart, and its few rows say little of that
+rank, so policies that judge one layer at a time leave it alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, get_args
+
+from rankfold.decompose.base import Adapter, Judges, NamesOutputs, Trace
+from rankfold.errors import RankfoldError
+from rankfold.faults import contained, shown
+
+TRACED = (
+    "its output is an output of the model; name it with include= or overrides= to have it "
+    "compressed"
+)
+NAMED = (
+    "by its name it gives an output of the model; name it with include= or overrides= to have it "
+    "compressed"
+)
+LAST = (
+    "the last layer, which without inputs is taken to give the output of the model; name it with "
+    "include= or overrides= to have it compressed"
+)
+_JUDGES: tuple[Judges, ...] = get_args(Judges)
+_NAMES = frozenset(
+    [
+        "head",
+        "heads",
+        "classifier",
+        "classifiers",
+        "lm_head",
+        "embed_out",
+        "logits",
+        "to_logits",
+        "score",
+        "cls",
+        "qa_outputs",
+        "seq_relationship",
+        "cls_score",
+        "bbox_pred",
+    ]
+)
+"""Components of a path that tell wherever they stand outside a numbered stack of blocks."""
+_ENDINGS = ("_head", "_heads", "_classifier", "_logits")
+_SEVERAL = ("heads", "classifiers")
+_TOP_NAMES = frozenset(["fc", "output", "out", "out_proj", "proj_out"])
+"""Names that tell at the top level only: further down most blocks have one of these."""
+_WRAPPERS = frozenset(["module", "_orig_mod", "model"])
+_LAST_INSIDE = frozenset(
+    [
+        "decoder",
+        "out_proj",
+        "fc2",
+        "output",
+        "out",
+        "logits",
+        "conv_seg",
+        "conv_cls",
+        "conv_reg",
+        "proj",
+    ]
+)
+"""What the last layer is called within a module that is named as a head."""
+_NUMBERED = re.compile(r"(?:(\w+)\.)?\d+")
+_FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
+
+
+def judged(policy: object) -> Judges:
+    """What a policy judges; see `rankfold.decompose.base.Policy`.
+
+    Raises:
+        RankfoldError: its `judges` is none of the words for it.
+    """
+    with contained(f"policy {shown(policy)}", RankfoldError):
+        judges = getattr(policy, "judges", "layer")
+        for known in _JUDGES:
+            if judges == known:
+                return known
+    raise RankfoldError(f"policy {shown(policy)}: judges is {shown(judges)}; use one of {_JUDGES}")
+
+
+def output_layers(
+    adapter: Adapter, model: Any, trace: Trace | None, paths: Sequence[str]
+) -> Mapping[str, str]:
+    """The layers that give the outputs of a model, each with the reason that says so.
+
+    Args:
+        adapter: of the model.
+        model: the model.
+        trace: of the model; None without example inputs.
+        paths: of all its layers, in its order.
+    """
+    if trace is not None and trace.outputs is not None:
+        return dict.fromkeys(trace.outputs, TRACED)
+    if isinstance(adapter, NamesOutputs):
+        return dict.fromkeys(adapter.named_outputs(model), NAMED)
+    return guessed(paths)
+
+
+def by_names(paths: Sequence[str]) -> frozenset[str]:
+    """The layers that give the outputs of a model, as far as their names tell.
+
+    Of a head of several layers ("classifier.0", "classifier.3") it is the last one, and so it is of
+    a model that is a numbered sequence ("0", "2", "4") or ends in one ("conv1", "fc1", "fc2").
+
+    Args:
+        paths: of all layers of a model.
+    """
+    heads: dict[str, list[str]] = {}
+    for path in paths:
+        head = _head_around(path)
+        if head is not None:
+            heads.setdefault(head, []).append(path)
+    if heads:
+        return frozenset(_last_inside(head, inside) for head, inside in heads.items())
+    numbered = [_NUMBERED.fullmatch(path) for path in paths]
+    if len({match and match[1] for match in numbered}) == 1 and all(numbered):
+        return frozenset((reduce(_later, paths),))
+    flat = [path for path in paths if _FLAT.fullmatch(path)]
+    return frozenset((max(flat, key=_number_of),)) if flat else frozenset()
+
+
+def guessed(paths: Sequence[str]) -> Mapping[str, str]:
+    """The layers that probably give the outputs of a model, each with the reason that says so.
+
+    Args:
+        paths: of all layers of a model, in its order.
+    """
+    named = by_names(paths)
+    if named or not paths:
+        return dict.fromkeys(named, NAMED)
+    return {paths[-1]: LAST}
+
+
+def _head_around(path: str) -> str | None:
+    """The innermost part of a path, from its start, that is named as what gives an output."""
+    parts = path.split(".")
+    for end in range(len(parts), 0, -1):
+        before, name = parts[: end - 1], parts[end - 1].lower()
+        if any(part.isdecimal() for part in before):
+            continue  # a block of a stack, which has such names for parts of its own
+        if name in _NAMES or name.endswith(_ENDINGS):
+            each = name.endswith(_SEVERAL)  # several heads, one for each thing in it
+            return ".".join(parts[: end + each])
+        if end == len(parts) and name in _TOP_NAMES and _WRAPPERS.issuperset(before):
+            return path
+    return None
+
+
+def _last_inside(head: str, paths: Iterable[str]) -> str:
+    """The last of the layers of a head."""
+    inside = list(paths)
+    named = [path for path in inside if path.rpartition(".")[2] in _LAST_INSIDE]
+    return head if head in inside else reduce(_later, named or inside)
+
+
+def _later(path: str, other: str) -> str:
+    """The later of two layers: by number where they differ in one, else the one that comes last.
+
+    Files list tensors by name, "10" before "9".
+    """
+    for a, b in zip(path.split("."), other.split("."), strict=False):
+        if a != b:
+            return path if a.isdecimal() and b.isdecimal() and int(a) > int(b) else other
+    return other
+
+
+def _number_of(path: str) -> int:
+    return int(re.sub(r"\D", "", path))

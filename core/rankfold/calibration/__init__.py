@@ -1,0 +1,1 @@
+"""What calibration data is reduced to, and the norm that it defines on weights."""

@@ -1,0 +1,189 @@
+"""`Calibration`: the batches that show what a model is used for, and the loss it is judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rankfold.errors import RankfoldError
+from rankfold.ops.types import Array
+
+Loss: TypeAlias = str | Callable[[Any, Any], Any]
+LOSSES = ("outputs", "cross_entropy")
+_HELD_EVERY = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Batches of inputs, with what may stand behind the inputs for the loss.
+
+    Attributes:
+        batches: as they were given.
+        inputs: what the model is called with, one per batch: an array, a tuple or list of
+            positional or a mapping of keyword arguments.
+        loss: "cross_entropy" (the outputs are logits; labels are drawn from the model's own
+            prediction), "outputs" (any change of the outputs counts, by its square), or a function
+            of (outputs, batch) that gives a scalar of the framework.
+    """
+
+    batches: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    loss: Loss
+
+    @property
+    def loss_name(self) -> str:
+        """The loss as text."""
+        return self.loss if isinstance(self.loss, str) else _name(self.loss)
+
+    def held_out(self) -> Calibration:
+        """The examples that no weight is fitted to, by the rule of `is_held_out`.
+
+        Arrays whose first axis counts the examples of their batch are cut; whatever else there is
+        in a batch stays. With a single example it is everything.
+        """
+        counts = [examples(inputs) for inputs in self.inputs]
+        numbers = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
+        chosen = [np.flatnonzero(is_held_out(own, sum(counts))) for own in numbers]
+        if not any(map(len, chosen)):
+            return self
+        kept = [
+            tuple(_taken(value, count, own) for value in (batch, inputs))
+            for batch, inputs, count, own in zip(
+                self.batches, self.inputs, counts, chosen, strict=True
+            )
+            if len(own)
+        ]
+        batches, inputs = zip(*kept, strict=True)
+        return replace(self, batches=batches, inputs=inputs)
+
+    @staticmethod
+    def of(batches: Any, example: Any, loss: Loss | None) -> Calibration:
+        """Reads what a user gave.
+
+        Args:
+            batches: an iterable of batches, or a single array or mapping as the only batch.
+            example: the example inputs; of a batch that is a tuple or list, as many leading items
+                are the inputs as there are in these, and of a mapping those of the same names.
+                None takes batches as a whole.
+            loss: one of `LOSSES`, a function, or None for "outputs".
+
+        Raises:
+            RankfoldError: there is no batch, a batch is empty or has not what the example inputs
+                have, or the loss is unknown.
+        """
+        loss = "outputs" if loss is None else loss
+        if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
+            raise RankfoldError(
+                f"loss {loss!r}; use one of {LOSSES} or a function of (outputs, batch)"
+            )
+        single = isinstance(batches, Mapping) or hasattr(batches, "shape")
+        if not single and not isinstance(batches, Iterable):
+            raise RankfoldError(
+                f"calibration: {type(batches).__name__}; give an iterable of batches of inputs"
+            )
+        every = (batches,) if single else tuple(batches)
+        if not every:
+            raise RankfoldError("calibration: no batch; give at least one batch of inputs")
+        inputs = tuple(_inputs(b, example, i) for i, b in enumerate(every))
+        for index, own in enumerate(inputs):
+            _check_axes(own, example, index)
+        return Calibration(every, inputs, loss)
+
+
+def is_held_out(numbers: Any, total: int) -> Any:
+    """Which examples are held out of every fit: a quarter, the last one where there are few.
+
+    Args:
+        numbers: of examples, an integer array of any framework.
+        total: how many examples there are.
+
+    Returns:
+        A boolean array like `numbers`.
+    """
+    if total >= _HELD_EVERY:
+        return numbers % _HELD_EVERY == _HELD_EVERY - 1
+    return (numbers == total - 1) & (total > 1)
+
+
+def examples(inputs: Any) -> int:
+    """The number of examples of a batch: the length of the first axis of its first array.
+
+    Scalars and keys of random generators, which no example has of its own, are passed over.
+    """
+    for array in _arrays(inputs):
+        if len(array.shape) and not _is_key(array):
+            return max(1, int(array.shape[0]))
+    return 1
+
+
+def _is_key(array: Any) -> bool:
+    """Whether an array is a key of JAX's, typed or raw."""
+    kind = str(getattr(array, "dtype", ""))
+    return kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,))
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if hasattr(value, "shape"):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _arrays(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _arrays(item)
+
+
+def _taken(value: Any, count: int, chosen: Array) -> Any:
+    """A batch of some examples of a batch of `count`."""
+    if hasattr(value, "shape"):
+        return value[chosen] if len(value.shape) and value.shape[0] == count else value
+    if isinstance(value, Mapping):
+        return {name: _taken(item, count, chosen) for name, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(_taken(item, count, chosen) for item in value)
+    return value
+
+
+def _inputs(batch: Any, example: Any, index: int) -> Any:
+    if isinstance(batch, Mapping):
+        if not isinstance(example, Mapping):
+            return batch
+        missing = [name for name in example if name not in batch]
+        if missing:
+            raise RankfoldError(
+                f"calibration: batch {index} has no {missing[0]!r}, which inputs= has; it has "
+                f"{', '.join(map(str, batch))}"
+            )
+        return {name: batch[name] for name in example}
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    if example is None or isinstance(example, Mapping):
+        return tuple(batch)
+    wanted = len(example) if isinstance(example, (tuple, list)) else 1
+    if len(batch) < wanted:
+        raise RankfoldError(
+            f"calibration: batch {index} has {len(batch)} items, fewer than the {wanted} of inputs="
+        )
+    return tuple(batch[:wanted])
+
+
+def _check_axes(inputs: Any, example: Any, index: int) -> None:
+    """Sees to it that a batch has examples, and no fewer axes than the inputs have."""
+    shapes = [tuple(array.shape) for array in _arrays(inputs)]
+    if (0,) in (shape[:1] for shape in shapes[:1]):
+        raise RankfoldError(
+            f"calibration: batch {index} of shape {shapes[0]} is empty; leave it out"
+        )
+    for array, like in zip(_arrays(inputs), _arrays(example), strict=False):
+        if len(array.shape) < len(like.shape):
+            raise RankfoldError(
+                f"calibration: batch {index} has an array of shape {tuple(array.shape)} where "
+                f"inputs= has {tuple(like.shape)}; give batches with an axis of examples in front"
+            )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)

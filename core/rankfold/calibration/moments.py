@@ -1,0 +1,163 @@
+"""`Moments`: what calibration data says about the inputs and outputs of each layer.
+
+The second moment of a layer's input says which directions its weight is used in; that of the
+gradient of the loss at its output says which errors of its output matter. Together they measure an
+error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (Martens and Grosse, arXiv
+1503.05671), so that errors of different layers compare.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from rankfold.linalg.subspaces import read_only
+from rankfold.ops.types import Array, Conv, ConvTranspose, Embedding, Op
+
+PATCH_LIMIT = 4608
+"""The largest order of a patch moment: 512 channels of a 3×3 kernel."""
+FEATURE_LIMIT = 16384
+"""The largest order of a moment of the features of a `Linear`, and of the gradients."""
+FEWEST = 16
+"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMoments:
+    """Moments of one layer.
+
+    Attributes:
+        inputs: E[x xᵀ] of the layer's input at one position. (groups, d, d) with
+            d = in/groups · positions of the kernel, channels first, as a row of the weight is laid
+            out ("patches"); (groups, in/groups, in/groups), averaged over the positions of the
+            kernel ("channels"); (groups, d), the diagonal alone ("diagonal"). For an `Embedding`
+            (1, rows), how often each row is looked up, as a share.
+        mean: E[x], (groups, d); (groups, in/groups) with "channels"; of an `Embedding` as `inputs`.
+        grads: E[g gᵀ] of the gradient of the summed loss at the layer's output at one position,
+            (groups, out/groups, out/groups), or the diagonal alone, (groups, out/groups); None for
+            the identity.
+        samples: the number of examples seen.
+        uses: at how many positions of one example the layer is used.
+    """
+
+    inputs: Array
+    mean: Array
+    grads: Array | None
+    samples: int
+    uses: float
+
+    def __post_init__(self) -> None:
+        # what the user has gathered is looked at by policies and decompositions of others
+        for name in ("inputs", "mean", "grads"):
+            array = getattr(self, name)
+            if array is not None:
+                object.__setattr__(self, name, read_only(array))
+
+    def of_groups(self, groups: Sequence[int]) -> LayerMoments:
+        """The moments of some of the groups."""
+        inputs, mean, grads = (
+            None if array is None else array[list(groups)]
+            for array in (self.inputs, self.mean, self.grads)
+        )
+        assert inputs is not None
+        assert mean is not None
+        return LayerMoments(inputs, mean, grads, self.samples, self.uses)
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Sums over positions of the original layer's output y and the compressed one's input x.
+
+    They are of all groups of a layer, or of those that `rankfold.decompose.base.Visit` is told of.
+
+    Attributes:
+        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
+        yx: Σ y xᵀ, (groups, out/groups, d); y includes the bias.
+        yy: Σ y yᵀ, (groups, out/groups, out/groups).
+        x: Σ x, (groups, d).
+        y: Σ y, (groups, out/groups).
+        count: the number of positions.
+    """
+
+    xx: Array
+    yx: Array
+    yy: Array
+    x: Array
+    y: Array
+    count: int
+
+
+def input_form(op: Op) -> str:
+    """The form in which the moments of a layer's inputs are gathered."""
+    if isinstance(op, Embedding):
+        return "diagonal"
+    if isinstance(op, (Conv, ConvTranspose)):
+        return "patches" if math.prod(op.weight.shape[1:]) <= PATCH_LIMIT else "channels"
+    return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
+
+
+def full_gradients(op: Op) -> bool:
+    """Whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
+    out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups
+    return bool(out <= PATCH_LIMIT)
+
+
+class Moments(Mapping[str, LayerMoments]):
+    """The moments of a model's layers, by path.
+
+    Args:
+        layers: moments by path.
+        loss: the name of the loss that the gradients are of; "" where there are none.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:
+        self._layers = dict(layers)
+        self.loss = loss
+
+    def __getitem__(self, path: str) -> LayerMoments:
+        return self._layers[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def save(self, file: str | PathLike[str]) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            RankfoldError: the file cannot be written.
+        """
+        from rankfold.storage.moments_file import write_moments
+
+        write_moments(Path(file), self._layers, self.loss)
+
+    @classmethod
+    def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
+        """Reads what `save` wrote.
+
+        Args:
+            file: to read.
+            only: the path of the one layer to read; None for all.
+
+        Raises:
+            RankfoldError: the file is missing, damaged or holds something else.
+        """
+        from rankfold.storage.moments_file import read_moments
+
+        about, layers = read_moments(Path(file), only)
+        return cls(layers, about.loss)
+
+
+def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
+    """How many predictions calibration data shows: examples, or tokens where each gets its own.
+
+    The layer that is used least often says which; tables are no measure, they may be looked up for
+    positions alone.
+    """
+    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)

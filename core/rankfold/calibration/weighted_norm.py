@@ -1,0 +1,290 @@
+"""How much an error of a layer's weight matters: tr(G ΔW C ΔWᵀ) with the moments of calibration.
+
+Moments of few samples are unreliable, so both are shrunk towards a multiple of the identity by as
+much as their sample size asks for (oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero,
+IEEE Trans. Signal Process. 58, 2010). So neither is ever singular, and with two examples next to
+nothing but the plain error of the weight is left.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from functools import cached_property
+
+import numpy as np
+
+from rankfold.calibration.moments import LayerMoments
+from rankfold.errors import Refused
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.types import Array, Embedding, Op
+
+POSITIONS = 16
+"""As how many samples the positions of one example count, at most: they are alike."""
+_FLOOR = 1e-6
+_LEAST = 1e-12
+"""Of the mean variance, of a group and of the whole layer: keeps what never occurs invertible."""
+
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)
+"""Of a mean square: below it, a variance is the rounding of sums in float32."""
+
+
+class Metric:
+    """The measure of errors of one layer's weight, as rows (groups, out/groups, d).
+
+    An `Embedding` is measured as the matrix (1, dim, rows) that its table is the transpose of.
+
+    Args:
+        op: the layer.
+        moments: of the layer.
+
+    Raises:
+        Refused: the moments are not those of a layer of that shape, or not finite.
+
+    Attributes:
+        inputs: C without units, its largest variance 1.
+        mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
+        uses: positions per example.
+        unit: what a squared error of 1 is worth in the loss, per position; 0 where the layer never
+            counts, because its inputs or its gradients are all zero.
+    """
+
+    def __init__(self, op: Op, moments: LayerMoments) -> None:
+        check_moments(op, moments)
+        if isinstance(op, Embedding):
+            rows, self._out = op.weight.shape
+            self._into, self._taps = rows, 1
+        else:
+            self._out = op.weight.shape[0] // op.groups
+            self._into = op.weight.shape[1]
+            self._taps = math.prod(op.weight.shape[2:])
+        self.uses = moments.uses
+        self.samples = moments.samples
+        inputs = np.asarray(moments.inputs, dtype=np.float64)
+        if not np.isfinite(inputs).all():
+            raise Refused("the moments of its inputs are not finite")
+        self.mean: Array | None = None
+        if op.bias is not None and inputs.ndim == 3:
+            mean = np.asarray(moments.mean, dtype=np.float64)
+            self.mean = linalg.read_only(mean) if mean.shape[1] == inputs.shape[1] else None
+            if inputs.shape[1] != self._into * self._taps:
+                self.mean = None
+        if self.mean is not None:
+            inputs = centred(inputs, self.mean)
+        self._seen = linalg.read_only(inputs)
+        samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
+        inputs, self.unit = _without_unit(inputs)
+        self.inputs = linalg.read_only(shrunk(inputs, samples))
+        self._roots: tuple[Array, Array] | None = None
+        if moments.grads is not None:
+            grads = np.asarray(moments.grads, dtype=np.float64)
+            if not np.isfinite(grads).all():
+                raise Refused("the moments of its gradients are not finite")
+            grads, worth = _without_unit(grads)
+            self._roots = _roots(shrunk(grads, samples))
+            self.unit *= worth
+
+    def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
+        """The same measure of outputs with another moment of the inputs.
+
+        Args:
+            inputs: (groups, d, d), centred if a mean is given; taken without shrinkage.
+            mean: (groups, d) or None.
+        """
+        other = copy.copy(self)
+        for derived in ("full_inputs", "channels"):  # of the old inputs
+            vars(other).pop(derived, None)
+        _, before = _without_unit(self._seen)
+        other.inputs, unit = _without_unit(inputs)
+        other.unit = self.unit / before * unit if before else 0.0
+        other._seen = inputs
+        other.mean = mean
+        return other
+
+    @property
+    def channels_only(self) -> bool:
+        """Whether the kernel's positions are taken for independent."""
+        return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
+
+    def to_loss(self, rows: Array) -> Array:
+        """G½ A for A (groups, out/groups, n)."""
+        return self._by(0, rows)
+
+    def from_loss(self, rows: Array) -> Array:
+        """G^-½ A for A (groups, out/groups, n)."""
+        return self._by(1, rows)
+
+    def times_inputs(self, rows: Array) -> Array:
+        """A C for A (groups, n, d)."""
+        return self._times(rows, self.inputs)
+
+    @cached_property
+    def full_inputs(self) -> Array:
+        """C as (groups, d, d)."""
+        if self.inputs.ndim == 2:
+            return np.stack([np.diag(group) for group in self.inputs])
+        if self.channels_only:
+            eye = np.eye(self._taps)
+            return np.stack([np.kron(group, eye) for group in self.inputs])
+        return self.inputs
+
+    def times_root(self, rows: Array) -> Array:
+        """A R for A (groups, n, d), where R Rᵀ = C."""
+        if self.inputs.ndim == 2:
+            scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
+            return scaled
+        eigen = linalg.eigh(self.full_inputs)
+        product: Array = np.matmul(rows, eigen.vectors * np.sqrt(eigen.values)[:, None, :])
+        return product
+
+    @cached_property
+    def channels(self) -> Array:
+        """C of the channels alone, (groups, in/groups, in/groups): the mean over positions."""
+        if self.inputs.ndim == 2:
+            return self.full_inputs
+        if self.channels_only or self._taps == 1:
+            return self.inputs
+        split = self.inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
+        mean: Array = np.einsum("gipjp->gij", split) / self._taps
+        return mean
+
+    def squared(self, rows: Array) -> float:
+        """tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
+        scaled = self.to_loss(rows)
+        return float(np.vdot(self.times_inputs(scaled), scaled))
+
+    def output(self, rows: Array) -> float:
+        """E‖A x‖² of rows A at one position as the data has it, without shrinkage or weights."""
+        moment = self._seen
+        return float(np.vdot(self._times(rows, moment), rows))
+
+    def _times(self, rows: Array, moment: Array) -> Array:
+        if moment.ndim == 2:
+            scaled: Array = rows * moment[:, None, :]
+            return scaled
+        if moment.shape[1] == rows.shape[2]:
+            product: Array = np.matmul(rows, moment)
+            return product
+        groups, n, _ = rows.shape
+        split = rows.reshape(groups, n, self._into, self._taps).swapaxes(2, 3)
+        moved = np.matmul(split.reshape(groups, -1, self._into), moment)
+        moved = moved.reshape(groups, n, self._taps, self._into).swapaxes(2, 3)
+        turned: Array = moved.reshape(groups, n, -1)
+        return turned
+
+    def _by(self, which: int, rows: Array) -> Array:
+        if self._roots is None:
+            return rows
+        root = self._roots[which]
+        scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
+        return scaled
+
+
+class Mismatch(Refused):
+    """Moments are those of another layer."""
+
+
+def check_moments(op: Op, moments: LayerMoments) -> None:
+    """Sees to it that moments have the shapes of a layer's.
+
+    Raises:
+        Mismatch: they have not.
+    """
+    table = isinstance(op, Embedding)
+    rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
+    columns = op.weight.shape[0] if table else op.weight.shape[1]
+    full = columns if table else columns * math.prod(op.weight.shape[2:])
+    _check_shape("inputs", moments.inputs, op.groups, (columns, full))
+    if moments.grads is not None:
+        _check_shape("gradients", moments.grads, op.groups, (rows,))
+
+
+def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) -> None:
+    shape = np.shape(moment)
+    square = len(shape) in (2, 3) and len({*shape[1:]}) == 1
+    if square and shape[0] == groups and shape[1] in sizes:
+        return
+    raise Mismatch(
+        f"the moments of its {what} have shape {shape}, those of another layer; gather them for "
+        "this model"
+    )
+
+
+def centred(moment: Array, mean: Array) -> Array:
+    """E[x xᵀ] - E[x] E[x]ᵀ, in which what never varies is exactly zero.
+
+    The difference of equals is rounding, of either sign, which nothing could be measured by.
+    """
+    apart: Array = moment - mean[:, :, None] * mean[:, None, :]
+    before, after = (np.einsum("gii->gi", array) for array in (moment, apart))
+    varies = after > _ROUNDING * before
+    return np.where(varies[:, :, None] & varies[:, None, :], apart, 0.0)
+
+
+def _without_unit(moment: Array) -> tuple[Array, float]:
+    """A moment over its largest variance, and that; the identity and 0 where all of it is zero.
+
+    Squares of moments of the smallest and the largest activations would leave the range of
+    float64, and a root of nothing could not be inverted.
+    """
+    variances = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
+    largest = float(variances.max(initial=0.0))
+    if largest > 0.0:
+        return moment / largest, largest
+    same = (
+        np.ones_like(moment) if moment.ndim == 2 else np.zeros_like(moment) + np.eye(len(moment[0]))
+    )
+    return same, 0.0
+
+
+def _roots(grads: Array) -> tuple[Array, Array]:
+    """G½ and its inverse, (groups, out/groups, out/groups) or diagonals.
+
+    Eigenvalues are at least a share of the largest one of all groups: the outputs of a group that
+    never count would else be whitened by next to nothing, and their inverse exceed every range.
+    """
+    if grads.ndim == 2:
+        root = np.sqrt(np.maximum(grads, _FLOOR * grads.max()))
+        return root, 1.0 / root
+    eigen = linalg.eigh(grads)
+    root = np.sqrt(np.maximum(eigen.values, _FLOOR * eigen.values.max()))[:, None, :]
+    turned = eigen.vectors.swapaxes(1, 2)
+    return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
+
+
+def shrunk(moment: Array, samples: int) -> Array:
+    """A moment of few samples, moved towards the multiple of the identity of the same trace.
+
+    Args:
+        moment: (groups, d, d) or the diagonal, (groups, d).
+        samples: how many it is the mean of.
+    """
+    if moment.ndim == 2:
+        level = moment.mean(axis=1, keepdims=True)
+        share = 1.0 / (1.0 + samples)
+        mixed: Array = (1.0 - share) * moment + (share + _LEAST) * level + _LEAST * level.max()
+        return mixed
+    size = moment.shape[1]
+    levels = np.trace(moment, axis1=1, axis2=2) / size
+    shrunken = np.empty_like(moment)
+    for index, group in enumerate(moment):
+        trace = float(np.trace(group))
+        square = float(np.vdot(group, group))
+        spread = square - trace * trace / size
+        share = 1.0
+        if spread > 0.0:
+            share = min(1.0, (square + trace * trace) / ((samples + 1.0) * spread))
+        if size == 1:
+            share = 0.0
+        shrunken[index] = (1.0 - share) * group
+        added = (share + _LEAST) * levels[index] + _LEAST * levels.max()
+        shrunken[index][np.diag_indices(size)] += added
+    return shrunken
+
+
+def rows_of(op: Op) -> Array:
+    """The weight as rows (groups, out/groups, d); an `Embedding` as (1, dim, rows). float64."""
+    weight = op.weight.astype(np.float64)
+    if isinstance(op, Embedding):
+        return weight.T[None]
+    return weight.reshape(op.groups, weight.shape[0] // op.groups, -1)

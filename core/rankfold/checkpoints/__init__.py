@@ -1,0 +1,1 @@
+"""Compression of checkpoints as a stream, without a model."""

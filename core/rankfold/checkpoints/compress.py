@@ -1,0 +1,326 @@
+"""`compress_checkpoint`: a plan for a checkpoint, and its files written one by one, anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed, wait
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rankfold.calibration.moments import Moments
+from rankfold.checkpoints.planner import CheckpointAdapter, Slot
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.checkpoints.shards import Done, Part, Work, write
+from rankfold.checkpoints.workdir import PLANNED, Job, Workplace, workplace
+from rankfold.decompose.base import Placement, Policy
+from rankfold.errors import RankfoldError
+from rankfold.layers.parallel import threads_for, working
+from rankfold.pipeline.api import plan as planned
+from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.policies.selection import Selection, listed
+from rankfold.progress import Advance, progress
+from rankfold.state.restoration import settled
+from rankfold.storage.files import sha256_of, write_whole
+from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
+from rankfold.storage.moments_file import check_moments_file
+from rankfold.storage.work_folder import work_folder
+
+
+@settled
+def compress_checkpoint(
+    checkpoint: str | PathLike[str],
+    output: str | PathLike[str],
+    policy: Policy,
+    *,
+    inputs: Mapping[str, Sequence[int] | Mapping[str, Any]] | None = None,
+    methods: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    overrides: Mapping[str, Policy] | None = None,
+    drop: str | Sequence[str] = (),
+    placement: Placement = "balanced",
+    seed: int = 0,
+    moments: str | PathLike[str] | None = None,
+    executor: Executor | None = None,
+) -> Plan:
+    """Compresses a checkpoint without the code of its model, one tensor at a time.
+
+    Layers are known by the names and shapes of their weights; everything else is copied bit for
+    bit. Memory is bounded by a multiple of the largest tensor. A run that was killed goes on where
+    it stopped when it is called again, with the same result.
+
+    Args:
+        checkpoint: a .safetensors file, a folder with one or with several and their index, that
+            index, or a file of torch.save() with a state dict in it (with PyTorch), whatever its
+            name.
+        output: the folder to write, for `rankfold.load`: plan.json and the weights, in as many
+            files as the checkpoint has.
+        policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
+        inputs: for glob patterns of layer paths, the shape of the layer's input without its
+            channels, {"conv*": (1, 32, 32)}; or that and the stride, padding, dilation and groups
+            of a convolution, {"conv*": {"shape": (1, 32, 32), "stride": 2}}, which are else taken
+            to be 1, 0, 1 and 1. Layers of no pattern count no MACs.
+        methods: as for `rankfold.plan`.
+        include: as for `rankfold.plan`.
+        exclude: as for `rankfold.plan`.
+        overrides: as for `rankfold.plan`.
+        drop: glob patterns of tensors that are not copied: masks and the like that older versions
+            of a model stored and its present one does not know.
+        placement: as for `rankfold.plan`.
+        seed: as for `rankfold.plan`.
+        moments: a file of `rankfold.Moments.save`, gathered on the live model; they are held in
+            memory while the plan is made.
+        executor: any `concurrent.futures.Executor`. Its workers read their tensors and write their
+            files themselves, so they need the same paths; only the plan travels.
+
+    Returns:
+        The plan, with errors of the weights as they are stored.
+
+    Raises:
+        RankfoldError: the checkpoint is damaged, holds no layers or values that are not finite, the
+            policy or a pattern does not fit, the output cannot be written, or another run is
+            writing it.
+    """
+    selection = Selection(policy, include, exclude, overrides)
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
+    for limit in ("latency", "drop"):
+        if getattr(policy, limit, None) is not None:
+            raise RankfoldError(f"{limit}= needs the model itself; limit params= or macs=")
+    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
+    target = Path(os.path.abspath(output))  # noqa: PTH100
+    if _same(target, source.path) or _same(target, source.folder):
+        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
+    check_replaceable(target)
+    known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
+    if known is not None:
+        check_moments_file(known)
+    adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
+    if not adapter.slots(source):
+        raise RankfoldError(
+            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer: names "
+            "end in .weight (PyTorch) or .kernel and .embedding (Flax)"
+        )
+    dropped = _dropped(source, adapter.slots(source), drop)
+    job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
+    before = _finished(target, job.key)
+    if before is not None and not work_folder(target).exists():
+        return before
+    with workplace(target, job) as place, _watched(source, place):
+        before = _finished(target, job.key)  # by a run that has just ended or was killed
+        if before is not None:
+            return before
+        plan = place.read(PLANNED, Plan)
+        if plan is None or not _fits(plan, adapter.slots(source)):
+            plan = planned(
+                source,
+                policy,
+                inputs=inputs,
+                methods=methods,
+                include=include,
+                exclude=exclude,
+                overrides=overrides,
+                placement=placement,
+                seed=seed,
+                moments=None if known is None else Moments.load(known),
+                executor=executor,
+                adapter=adapter,
+            )
+            plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
+            place.note(PLANNED, plan)
+        slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
+        threads = _threads(source, adapter.slots(source))
+        work = Work(source, slots, place.files, placement, seed, known, threads)
+        done = _written(work, _parts(source, plan, slots, dropped), place, executor)
+        plan = _as_stored(plan, done)
+        saved = Saved.of(plan, place.files, {d.file: d.sha256 for d in done}, job.key)
+        names = _complete(place.files, saved, done)
+        if not source.is_unchanged():
+            raise _changed(source)
+        place.publish(target, names)
+    return plan
+
+
+@contextmanager
+def _watched(source: Checkpoint, place: Workplace) -> Iterator[None]:
+    """Discards all work on a checkpoint that has changed, whatever error that has led to.
+
+    Raises:
+        RankfoldError: it has changed.
+    """
+    try:
+        yield
+    except RankfoldError as error:
+        if source.is_unchanged():
+            raise
+        place.clear()
+        raise _changed(source) from error
+
+
+def _changed(source: Checkpoint) -> RankfoldError:
+    return RankfoldError(
+        f"{str(source.path)!r} was changed or removed while it was compressed; what was made of it "
+        "is discarded: repeat the call when it is complete"
+    )
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file or folder, by whatever links."""
+    try:
+        return path == other or path.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _fits(plan: Plan, slots: Mapping[str, Slot]) -> bool:
+    """Whether a plan that was found can be one of these layers."""
+    try:
+        validate(plan)
+    except RankfoldError:
+        return False
+    return [layer.path for layer in plan.layers] == list(slots)
+
+
+def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
+    """Tells whether two calls are for the same result."""
+    *others, moments = settings
+    try:
+        content = None if moments is None else sha256_of(Path(str(moments)))
+    except OSError as error:
+        raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
+    facts = (source.content, repr(selection), repr(others), content)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    return Job(key, str(source.path), source.content)
+
+
+def _finished(folder: Path, job: str) -> Plan | None:
+    """The plan of a job's result that is there as it was written; None for any other."""
+    saved = saved_at(folder)
+    if saved is None or saved.job != job or (len(saved.files) > 1 and not _plain(folder / INDEX)):
+        return None
+    try:
+        return saved.plan if all(saved.is_of(folder / name) for name in saved.files) else None
+    except RankfoldError:
+        return None
+
+
+def _plain(file: Path) -> bool:
+    return file.is_file() and not file.is_symlink()
+
+
+def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
+    """By all layers, as for a live model: the number may show in the last bits of a result."""
+    orders = []
+    for slot in slots.values():
+        if not slot.refusal:
+            with suppress(RankfoldError):  # its weight and its bias do not fit each other
+                rows, *rest = slot.blank(source).weight.shape
+                orders.append(min(rows, math.prod(rest)))
+    return threads_for(orders)
+
+
+def _dropped(
+    source: Checkpoint, slots: Mapping[str, Slot], drop: str | Sequence[str]
+) -> frozenset[str]:
+    """The tensors that are not copied."""
+    patterns = listed(drop)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in source.owner):
+            raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
+    found = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
+    for slot in slots.values():
+        if slot.weight in found or slot.bias in found:
+            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
+    return found
+
+
+def _parts(
+    source: Checkpoint, plan: Plan, slots: Mapping[str, Slot], dropped: frozenset[str]
+) -> list[Part]:
+    """A file for each of the checkpoint's; a layer goes where its weight was."""
+    used = {*dropped, *(slot.weight for slot in slots.values())}
+    used |= {slot.bias for slot in slots.values() if slot.bias is not None}
+    count = len(source.files)
+    parts = []
+    for place, file in enumerate(source.files, 1):
+        name = WEIGHTS if count == 1 else f"weights-{place:05}-of-{count:05}.safetensors"
+        own = [layer for layer in plan.replaced if source.owner[slots[layer.path].weight] == file]
+        parts.append(Part(name, file, tuple(own), frozenset(used)))
+    return parts
+
+
+def _written(
+    work: Work, parts: Sequence[Part], place: Workplace, executor: Executor | None
+) -> list[Done]:
+    """The records of all files, in order."""
+    found: dict[str, Done] = {}
+    with progress("writing", len(parts)) as advance:
+        for part in parts:
+            done = place.finished(part.name)
+            if done is not None:
+                advance(part.name)
+                found[part.name] = done
+        missing = [part for part in parts if part.name not in found]
+        made = _each(work, missing, executor, advance)
+        for done in made:
+            place.finish(done)
+            found[done.file] = done
+    return [found[part.name] for part in parts]
+
+
+def _each(
+    work: Work, parts: Sequence[Part], executor: Executor | None, advance: Advance
+) -> Iterator[Done]:
+    if executor is None:
+        for part in parts:
+            advance(part.name)
+            yield write(work, part)
+        return
+    futures: dict[Future[Done], str] = {}
+    try:
+        with working(f"{len(parts)} files"):
+            for part in parts:
+                futures[executor.submit(write, work, part)] = part.name
+        for future in as_completed(futures):
+            advance(futures[future])
+            with working(f"file {futures[future]!r}"):
+                done = future.result()
+            yield done
+    finally:
+        wait([future for future in futures if not future.cancel()])  # they still write
+
+
+def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
+    errors = {path: error for one in done for path, error in one.errors.items()}
+    sensitivities = {path: s for one in done for path, s in one.sensitivities.items()}
+
+    def stored(layer: LayerPlan) -> LayerPlan:
+        if layer.path not in errors:
+            return msgspec.structs.replace(layer, op="")  # its shape alone does not tell
+        return msgspec.structs.replace(
+            layer, error=errors[layer.path], sensitivity=sensitivities.get(layer.path)
+        )
+
+    return msgspec.structs.replace(plan, layers=tuple(map(stored, plan.layers)))
+
+
+def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
+    """Adds the plan and, for several files, their index; gives the names of all files."""
+    names = {PLAN, *saved.files}
+    if len(done) > 1:
+        index: dict[str, Any] = {
+            "metadata": {"total_size": sum(sum(one.tensors.values()) for one in done)},
+            "weight_map": {name: one.file for one in done for name in sorted(one.tensors)},
+        }
+        write_whole(folder / INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
+        names.add(INDEX)
+    write_whole(folder / PLAN, msgspec.json.format(msgspec.json.encode(saved), indent=1))
+    return names

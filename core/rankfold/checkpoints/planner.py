@@ -1,0 +1,314 @@
+"""A checkpoint as a model whose layers are read one at a time: what `rankfold.plan` needs of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rankfold.adapters.output_layers import by_names
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.decompose.base import Stored, TensorRule, Trace
+from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, shown
+from rankfold.linalg.subspaces import is_finite, read_only
+from rankfold.ops.geometry import is_int
+from rankfold.ops.types import Array, Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
+from rankfold.plugins.registry import registry
+
+_POSITIONS = 2**40
+_GEOMETRY = ("stride", "padding", "dilation", "groups")
+_Given: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
+_SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the weight of a layer lies in a checkpoint.
+
+    Attributes:
+        rule: of those registered, by name.
+        weight: the name of the tensor.
+        bias: that of the bias; None without one.
+        refusal: why the layer is left alone; "" where it is not.
+        geometry: stride, padding, dilation and groups, as far as they are given.
+    """
+
+    rule: str
+    weight: str
+    bias: str | None
+    refusal: str
+    geometry: Mapping[str, Any] = field(default_factory=dict)
+
+    def blank(self, checkpoint: Checkpoint) -> Op:
+        """The layer as an op without its values.
+
+        Raises:
+            RankfoldError: weight and bias do not fit each other.
+            Refused: the rule fails.
+        """
+        bias = None if self.bias is None else blank(*checkpoint.entry(self.bias).shape)
+        weight = blank(*checkpoint.entry(self.weight).shape)
+        return self._op(weight, bias)
+
+    def read(self, checkpoint: Checkpoint) -> Op:
+        """The layer as an op.
+
+        Raises:
+            Refused: the layer is left alone, or weight and bias do not fit each other.
+        """
+        if self.refusal:
+            raise Refused(self.refusal)
+        weight = checkpoint.array(self.weight)
+        bias = None if self.bias is None else checkpoint.array(self.bias)
+        try:
+            return self._op(weight, bias)
+        except RankfoldError as error:
+            raise Refused(str(error)) from None
+
+    def _op(self, weight: Array, bias: Array | None) -> Op:
+        with contained(f"tensor rule {self.rule!r}", Refused):
+            op = rule_of(self.rule).op(
+                self.weight, read_only(weight), None if bias is None else read_only(bias)
+            )
+            if not is_op(op):
+                raise TypeError(f"op gave {type(op).__name__}")
+        return replace(op, **self.geometry) if isinstance(op, (Conv, ConvTranspose)) else op
+
+    def stages(self, chain: Chain) -> Mapping[str, Array]:
+        """The tensors that take the place of weight and bias.
+
+        Raises:
+            Refused: the rule fails.
+        """
+        with contained(f"tensor rule {self.rule!r}", Refused):
+            tensors = dict(rule_of(self.rule).stages(self.weight, chain))
+            for name, array in tensors.items():
+                if not isinstance(name, str) or not isinstance(array, np.ndarray):
+                    raise TypeError(f"stages gave {type(array).__name__} for {shown(name)}")
+        return tensors
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a layer, in this process or another one."""
+
+    checkpoint: Checkpoint
+    slot: Slot
+
+    def __call__(self) -> Op:
+        """The layer as an op."""
+        return self.slot.read(self.checkpoint)
+
+
+class CheckpointAdapter:
+    """The part of `rankfold.decompose.base.Adapter` that serves planning.
+
+    Args:
+        excluded: tells of a layer path whether it is to be left alone: its values may be anything.
+        inputs: as for `rankfold.compress_checkpoint`.
+
+    Raises:
+        RankfoldError: the inputs are no shapes.
+    """
+
+    def __init__(
+        self, excluded: Callable[[str], bool] = lambda path: False, inputs: Any = None
+    ) -> None:
+        self._excluded = excluded
+        self._given = _given(inputs)
+        self._slots: dict[str, Slot] | None = None
+
+    def slots(self, model: Checkpoint) -> dict[str, Slot]:
+        """The layers that tensors are the weights of, by path, in the order of the files."""
+        if self._slots is None:
+            self._slots = {
+                path: replace(slot, geometry=self._of(path)[1])
+                for path, slot in slots(model).items()
+            }
+            for pattern in self._given:
+                if not any(fnmatchcase(path, pattern) for path in self._slots):
+                    raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
+        return self._slots
+
+    def _of(self, path: str) -> _Given:
+        return next((g for p, g in self._given.items() if fnmatchcase(path, p)), (None, {}))
+
+    def layers(self, model: Checkpoint) -> Mapping[str, str]:
+        """The shapes of their weights."""
+        return {
+            path: " × ".join(map(str, model.entry(slot.weight).shape))
+            for path, slot in self.slots(model).items()
+        }
+
+    def size(self, model: Checkpoint) -> int:
+        """The numbers of all tensors of floating-point numbers."""
+        return sum(
+            math.prod(model.entry(name).shape) for name in model.owner if model.is_float(name)
+        )
+
+    def aliases(self, model: Checkpoint, path: str) -> tuple[str, ...]:
+        """None: a tensor has one name."""
+        return ()
+
+    def reader(self, model: Checkpoint, path: str) -> Reader:
+        """See `rankfold.decompose.base.Distributed`."""
+        return Reader(model, self.slots(model)[path])
+
+    def read(self, model: Checkpoint, path: str) -> Op:
+        """The layer as an op.
+
+        Raises:
+            Refused: it is left alone.
+            RankfoldError: it has values that are not finite.
+        """
+        slot = self.slots(model)[path]
+        op = slot.read(model)
+        for name, values in ((slot.weight, op.weight), (slot.bias, op.bias)):
+            if values is not None and not self._excluded(path) and not is_finite(values):
+                raise RankfoldError(
+                    f"tensor {name!r} has NaN or infinite values; to copy it as it is, pass "
+                    f"exclude={path!r}"
+                )
+        return op
+
+    def trace(self, model: Checkpoint, inputs: Any) -> Trace:
+        """The extents that are given for layers, by glob patterns of their paths."""
+        extents: dict[str, tuple[Extent, ...]] = {}
+        for path in self.slots(model):
+            extent, _ = self._of(path)
+            extents[path] = () if extent is None else (extent,)
+        return Trace(extents, {})
+
+    def named_outputs(self, model: Checkpoint) -> Iterable[str]:
+        """See `rankfold.decompose.base.NamesOutputs`; a place in the files tells nothing."""
+        return by_names(list(self.slots(model)))
+
+    def build(self, model: Any, path: str, chain: Chain) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    def run(self, module: Any, x: Array) -> Array:
+        """Not here."""
+        raise self._no_model()
+
+    def precision(self, model: Any, path: str) -> float:
+        """Not here."""
+        raise self._no_model()
+
+    def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    def save_weights(self, model: Any, file: Path) -> None:
+        """Not here."""
+        raise self._no_model()
+
+    def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
+        """Not here."""
+        raise self._no_model()
+
+    @staticmethod
+    def _no_model() -> RankfoldError:
+        return RankfoldError("a checkpoint is no model; use rankfold.compress_checkpoint()")
+
+
+def rule_of(name: str) -> TensorRule:
+    """A registered rule."""
+    return registry().tensor_rules[name]
+
+
+def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
+    """The layers of a checkpoint by path, in the order of its files."""
+    rules = dict(reversed(registry().tensor_rules.items()))
+    found: dict[str, Slot] = {}
+    for name in checkpoint.owner:
+        slot = _slot(checkpoint, name, rules)
+        if slot is None:
+            continue
+        path, made = slot
+        if path in found:
+            raise RankfoldError(
+                f"tensors {found[path].weight!r} and {name!r} are both the weight of {path!r}"
+            )
+        found[path] = made
+    return found
+
+
+def _slot(
+    checkpoint: Checkpoint, name: str, rules: Mapping[str, TensorRule]
+) -> tuple[str, Slot] | None:
+    shape, failed = checkpoint.entry(name).shape, ""
+    for word, rule in rules.items():
+        try:
+            known = _recognised(word, rule, name, shape, checkpoint.settings)
+        except Refused as refused:  # so it is not known whether the next rule may have it
+            failed = failed or refused.reason
+            continue
+        if known is None:
+            continue
+        known = replace(known, refusal=failed) if failed else known
+        return known.path, _checked(checkpoint, word, name, known)
+    return None
+
+
+def _recognised(
+    word: str, rule: TensorRule, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+) -> Stored | None:
+    with contained(f"tensor rule {word!r}", Refused):
+        known = rule.recognise(name, shape, settings)
+        if not isinstance(known, Stored | None):
+            raise TypeError(f"recognise gave {type(known).__name__}")
+        return known
+
+
+def _checked(checkpoint: Checkpoint, rule: str, name: str, known: Stored) -> Slot:
+    bias = known.bias if known.bias and known.bias in checkpoint else None
+    refusal = known.refusal
+    if refusal:
+        return Slot(rule, name, None, refusal)
+    if not checkpoint.is_float(name):
+        refusal = f"it is stored as {checkpoint.entry(name).dtype}"
+    elif any(name + end in checkpoint for end in _SCALES):
+        refusal = "it is quantised: its values stand for others, with a scale beside them"
+    elif bias is not None and not checkpoint.is_float(bias):
+        refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
+    return Slot(rule, name, bias, refusal)
+
+
+def _given(inputs: Any) -> dict[str, _Given]:
+    """Extents and geometries by pattern."""
+    if inputs is None:
+        return {}
+    if not isinstance(inputs, Mapping):
+        raise RankfoldError(
+            f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
+            "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
+        )
+    found: dict[str, _Given] = {}
+    for pattern, value in inputs.items():
+        geometry = dict(value) if isinstance(value, Mapping) else {}
+        shape = geometry.pop("shape", None) if isinstance(value, Mapping) else value
+        unknown = sorted(geometry.keys() - _GEOMETRY)
+        if unknown:
+            raise RankfoldError(
+                f"inputs: {pattern!r} has {unknown[0]!r}; give a shape and {', '.join(_GEOMETRY)}"
+            )
+        found[pattern] = _extent(pattern, shape), geometry
+    return found
+
+
+def _extent(pattern: str, extent: Any) -> Extent:
+    sizes = tuple(extent) if isinstance(extent, (list, tuple)) else None
+    if not sizes or not all(is_int(size) and size > 0 for size in sizes):
+        raise RankfoldError(
+            f"inputs: {pattern!r} is {extent!r}; give the shape of the input without its channels"
+        )
+    if math.prod(sizes) >= _POSITIONS:
+        raise RankfoldError(f"inputs: {pattern!r} is {extent!r}: more positions than any input has")
+    return sizes

@@ -1,0 +1,338 @@
+"""A checkpoint: one file or several with an index, whose tensors are read one at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from rankfold.console import some
+from rankfold.errors import RankfoldError
+from rankfold.faults import contained
+from rankfold.ops.types import Array
+from rankfold.progress import progress
+from rankfold.storage.file_formats import reader_of
+from rankfold.storage.files import sha256_of
+from rankfold.storage.safetensors_header import (
+    FLOATS,
+    Entry,
+    Header,
+    check_name,
+    check_plain,
+    parse_json,
+    read_header,
+    viewed,
+)
+from rankfold.storage.wrapper_prefixes import unwrapped
+
+_INDEX = ".index.json"
+_SETTINGS = "config.json"
+_MOST_INDEX = 100_000_000
+_MOST_SETTINGS = 16 * 2**20
+_PIECE = 8 * 2**20
+
+
+class File(Protocol):
+    """One file of tensors."""
+
+    @property
+    def header(self) -> Header:
+        """Its tensors and its metadata."""
+
+    def data(self, entry: Entry) -> Array:
+        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """A safetensors file."""
+
+    file: Path
+
+    @cached_property
+    def header(self) -> Header:
+        """Its tensors and its metadata."""
+        return read_header(self.file)
+
+    def data(self, entry: Entry) -> Array:
+        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
+        found = np.empty(entry.size, np.uint8)
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(entry.begin)
+                rest = found.data
+                while rest and (count := stream.readinto(rest)):
+                    rest = rest[count:]
+        except OSError as error:
+            raise RankfoldError(f"{str(self.file)!r} cannot be read: {error}") from None
+        if rest:
+            raise RankfoldError(f"{str(self.file)!r} has been cut short meanwhile")
+        return found
+
+
+class Checkpoint:
+    """The tensors of a checkpoint by name.
+
+    It can be pickled: another process opens the files itself, once.
+
+    Args:
+        path: a .safetensors file, a folder with one or with several and their index, that index,
+            or a file of another kind that a framework's plugin reads (of torch.save).
+
+    Raises:
+        RankfoldError: files are missing, damaged, links or outside of the folder, or the index does
+            not fit them.
+
+    Attributes:
+        path: as given.
+        files: of tensors, by name, in order.
+        owner: the file of each tensor, by name; names are without what wrappers of a model add.
+        settings: what config.json beside the files says; empty without one.
+        notes: what to know of how the tensors were found.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self._open()
+        except OSError as error:
+            raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self.outline, self._stamps)
+
+    def _open(self) -> None:
+        index = _index_of(self.path)
+        if index is None:
+            files = [_single(self.path)]
+            mapping = None
+        else:
+            mapping = _weight_map(index)
+            files = [index.parent / name for name in sorted(set(mapping.values()))]
+        self.folder = files[0].parent
+        for path in files:
+            check_plain(path)
+        self._paths = files
+        self._stamps = _stamps((*files, self.folder / _SETTINGS))
+        self.files: dict[str, File] = {file.name: _opened(file) for file in files}
+        stored: dict[str, str] = {}
+        for name, file in self.files.items():
+            for tensor in file.header.entries:
+                if tensor in stored:
+                    raise RankfoldError(
+                        f"{str(self.folder)!r}: tensor {tensor!r} is in {stored[tensor]!r} and "
+                        f"in {name!r}"
+                    )
+                check_name(tensor)
+                stored[tensor] = name
+        if mapping is not None and mapping != stored:
+            wrong = sorted(mapping.items() ^ stored.items())[0]
+            raise RankfoldError(
+                f"{str(index)!r}: tensor {wrong[0]!r} is not where the index says; the index is of "
+                "other files"
+            )
+        short, parts = unwrapped(stored)
+        self._stored_as = {name: tensor for tensor, name in short.items()}
+        self.owner = {name: stored[tensor] for name, tensor in self._stored_as.items()}
+        for name in self.owner:
+            check_name(name)
+        wrappers = (f"names without {some(parts)}, which wrappers of the model add",)
+        notes = [note for file in self.files.values() for note in file.header.notes]
+        self.notes = (*notes, *(wrappers if parts else ()))
+        self.settings = _settings(self.folder / _SETTINGS)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.owner
+
+    def entry(self, name: str) -> Entry:
+        """Type and shape of a tensor."""
+        return self.files[self.owner[name]].header.entries[self._stored_as[name]]
+
+    def data(self, name: str) -> Array:
+        """The bytes of a tensor."""
+        return self.files[self.owner[name]].data(self.entry(name))
+
+    def pieces(self, name: str) -> Iterator[Array]:
+        """The bytes of a tensor, a few megabytes at a time."""
+        entry, file = self.entry(name), self.files[self.owner[name]]
+        for begin in range(0, entry.size, _PIECE):
+            size = min(_PIECE, entry.size - begin)
+            yield file.data(replace(entry, begin=entry.begin + begin, size=size))
+
+    def array(self, name: str) -> Array:
+        """A tensor of floating-point numbers.
+
+        Types that NumPy computes in only slowly or not at all (half precision, bfloat16, float8)
+        come as float32.
+        """
+        entry = self.entry(name)
+        found = viewed(self.data(name), entry)
+        wide = found.dtype in (np.float32, np.float64)
+        return found if wide else found.astype(np.float32)
+
+    def is_float(self, name: str) -> bool:
+        """Whether a tensor holds floating-point numbers that can be decomposed."""
+        return self.entry(name).dtype in FLOATS
+
+    @cached_property
+    def outline(self) -> str:
+        """Of headers, sizes and times: the same for all processes that see these files."""
+        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        for file, stamp in zip(self.files.values(), self._stamps, strict=False):
+            tensors = [
+                (e.name, e.dtype, e.shape, e.begin, e.size) for e in file.header.entries.values()
+            ]
+            digest.update(repr((stamp[:2] if stamp else None, tensors)).encode())
+        return digest.hexdigest()
+
+    @cached_property
+    def content(self) -> str:
+        """Of all that the files hold, wherever they lie and whatever they are called.
+
+        No time or number that a file system keeps would do: tools set them.
+
+        Raises:
+            RankfoldError: they cannot be read.
+        """
+        try:
+            return self._content()
+        except OSError as error:
+            raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
+
+    def _content(self) -> str:
+        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        with progress("hashing", len(self._paths)) as advance:
+            for file in self._paths:
+                advance(file.name)
+                digest.update(sha256_of(file).encode())
+        return digest.hexdigest()
+
+    def is_unchanged(self) -> bool:
+        """Whether the files still hold what they held when they were opened.
+
+        A file that has been neither written nor exchanged since then has its stamp yet; where that
+        is another one, by a backup or a change of mode, the content counts.
+
+        Raises:
+            RankfoldError: they cannot be read just now.
+        """
+        try:
+            if _stamps((*self._paths, self.folder / _SETTINGS)) == self._stamps:
+                return True
+            return self.settings == _settings(self.folder / _SETTINGS) and (
+                self.content == self._content()
+            )
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return False
+        except OSError as error:
+            raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
+
+
+_Stamp: TypeAlias = tuple[int, int, int, int]
+
+
+def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
+    """Size, time of change, of change of state and inode of each file; None for one that is gone.
+
+    Whatever sets the time of change changes that of the state.
+    """
+    found: list[_Stamp | None] = []
+    for file in files:
+        try:
+            stat = file.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(None)
+        else:
+            found.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    return tuple(found)
+
+
+@lru_cache(maxsize=4)
+def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Checkpoint:
+    """A checkpoint in another process; the stamps, which may differ there, tell files apart."""
+    found = Checkpoint(path)
+    if found.outline != outline:
+        raise RankfoldError(
+            f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
+        )
+    return found
+
+
+def _index_of(path: Path) -> Path | None:
+    if path.name.endswith(_INDEX):
+        check_plain(path)
+        return path
+    if not path.is_dir():
+        return None
+    found = sorted(path.glob(f"*.safetensors{_INDEX}"))
+    if len(found) > 1:
+        raise RankfoldError(f"{str(path)!r} has several indices; name one of {_names(found)}")
+    return found[0] if found else None
+
+
+def _single(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) != 1:
+        raise RankfoldError(
+            f"{str(path)!r} has {len(found)} .safetensors files and no index; name a file"
+        )
+    return found[0]
+
+
+def _opened(file: Path) -> File:
+    reader = reader_of(file)
+    if reader is not None:
+        with contained(f"the reader of {str(file)!r}", RankfoldError):
+            return reader(file)
+    found = Safetensors(file)
+    _ = found.header
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        found = _json(index, _MOST_INDEX)
+    except ValueError as error:
+        raise RankfoldError(f"{str(index)!r} is damaged: {error}") from None
+    mapping = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(mapping, dict) or not mapping:
+        raise RankfoldError(f"{str(index)!r} is no index: it has no weight_map")
+    for tensor, name in mapping.items():
+        if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+            raise RankfoldError(
+                f"{str(index)!r}: tensor {tensor!r} is said to be in {name!r}, which is no file "
+                "name of that folder"
+            )
+        if not name.endswith(".safetensors"):
+            raise RankfoldError(f"{str(index)!r}: {name!r} is no .safetensors file")
+    return mapping
+
+
+def _settings(file: Path) -> Mapping[str, Any]:
+    """A model's configuration, where one lies beside its files: it only helps to tell layers."""
+    try:
+        if file.is_symlink() or not file.is_file():
+            return {}
+        found = _json(file, _MOST_SETTINGS)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _json(file: Path, most: int) -> Any:
+    check_plain(file)
+    if file.stat().st_size > most:
+        raise ValueError("it is larger than any such file")
+    return parse_json(file.read_bytes())
+
+
+def _names(files: list[Path]) -> str:
+    return ", ".join(file.name for file in files)

@@ -1,0 +1,266 @@
+"""Writing one file of a compressed checkpoint: where every tensor goes is known beforehand."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rankfold.calibration.moments import LayerMoments, Moments
+from rankfold.checkpoints.planner import Slot
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.decompose.base import Placement
+from rankfold.decompose.guarded import Guarded
+from rankfold.errors import RankfoldError, Refused, UnfinishedError
+from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import limited
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Op, with_weight
+from rankfold.pipeline.verify import relative_distance
+from rankfold.plan.plan import LayerPlan
+from rankfold.plugins.registry import registry
+from rankfold.storage.files import sha256_of
+from rankfold.storage.safetensors_header import alignment, header_bytes, nbytes, numpy_dtype
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of the result and what goes into it.
+
+    Attributes:
+        name: of the file.
+        source: of the checkpoint's file that it is made from.
+        layers: that are replaced, whose weights are in that file.
+        dropped: tensors that are not copied, or go with a layer.
+    """
+
+    name: str
+    source: str
+    layers: tuple[LayerPlan, ...]
+    dropped: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all files have in common; it travels to the workers.
+
+    Attributes:
+        checkpoint: opened anew by each process.
+        slots: of the layers that are replaced, by path.
+        folder: where the files go.
+        placement: of the plan.
+        seed: of the plan.
+        moments: a file of them; None without.
+        threads: that BLAS takes; None for its own choice.
+    """
+
+    checkpoint: Checkpoint
+    slots: Mapping[str, Slot]
+    folder: Path
+    placement: Placement
+    seed: int
+    moments: Path | None
+    threads: int | None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A finished file.
+
+    Attributes:
+        file: its name.
+        sha256: of its content.
+        errors: ‖W − Ŵ‖ / ‖W‖ of its layers as they are stored, by path.
+        sensitivities: of its CP layers, by path.
+        tensors: the names and sizes in bytes of its tensors.
+    """
+
+    file: str
+    sha256: str
+    errors: dict[str, float]
+    sensitivities: dict[str, float]
+    tensors: dict[str, int]
+
+
+def write(work: Work, part: Part) -> Done:
+    """Writes one file, whole or not at all.
+
+    Raises:
+        RankfoldError: a layer cannot be decomposed as planned, or the file cannot be written.
+    """
+    checkpoint = work.checkpoint
+    copied = [
+        name
+        for name, owner in checkpoint.owner.items()
+        if owner == part.source and name not in part.dropped
+    ]
+    kinds = {name: _kind(checkpoint, name) for name in copied}
+    made = {layer.path: _template(work, layer) for layer in part.layers}
+    for path, stages in made.items():
+        slot = work.slots[path]
+        for name, stage in stages.items():
+            if name in kinds or name in checkpoint:
+                raise RankfoldError(f"layer {path!r}: the checkpoint has a tensor {name!r} already")
+            kinds[name] = (_stored_as(checkpoint, slot, name, stage), tuple(stage.shape))
+    order = sorted(kinds, key=lambda name: (-alignment(kinds[name][0]), name))
+    metadata = checkpoint.files[part.source].header.metadata
+    header = header_bytes({name: kinds[name] for name in order}, metadata)
+    places, end = {}, len(header)
+    for name in order:
+        places[name] = end
+        end += nbytes(*kinds[name])
+    errors: dict[str, float] = {}
+    sensitivities: dict[str, float] = {}
+    try:
+        with _Fresh(work.folder, part.name, end) as fresh:
+            fresh.put(0, [np.frombuffer(header, np.uint8)])
+            for name in copied:
+                fresh.put(places[name], checkpoint.pieces(name))
+            with limited(work.threads):
+                for layer in part.layers:
+                    stages, error, sensitivity = _decomposed(work, layer)
+                    errors[layer.path] = error
+                    if sensitivity is not None:
+                        sensitivities[layer.path] = sensitivity
+                    for name, stage in stages.items():
+                        fresh.put(places[name], [_bytes(stage, kinds[name][0])])
+            sha256 = fresh.finish()
+    except OSError as error:
+        raise UnfinishedError(
+            f"cannot write {part.name!r} to {str(work.folder)!r}: {error}; files that are finished "
+            "are kept, so the same call goes on from there"
+        ) from None
+    sizes = {name: nbytes(*kinds[name]) for name in order}
+    return Done(
+        file=part.name,
+        sha256=sha256,
+        errors=errors,
+        sensitivities=sensitivities,
+        tensors=sizes,
+    )
+
+
+class _Fresh:
+    """A file of known size under a temporary name, renamed once it is complete."""
+
+    def __init__(self, folder: Path, name: str, size: int) -> None:
+        self._final = folder / name
+        self._file = folder / f"{name}.{secrets.token_hex(8)}.part"
+        self._stream = self._file.open("x+b")
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._stream.fileno(), 0, size)  # tells of a full disk at once
+            else:
+                self._stream.truncate(size)
+        except OSError:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> _Fresh:
+        return self
+
+    def put(self, place: int, data: Iterable[Array]) -> None:
+        self._stream.seek(place)
+        for piece in data:
+            self._stream.write(piece.data)
+
+    def finish(self) -> str:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        digest = sha256_of(self._file)
+        self._file.replace(self._final)
+        return digest
+
+    def __exit__(self, *exc: object) -> None:
+        with suppress(OSError):
+            self._stream.close()
+        with suppress(OSError):
+            self._file.unlink(missing_ok=True)
+
+
+def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
+    entry = checkpoint.entry(name)
+    return entry.dtype, entry.shape
+
+
+def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
+    assert layer.method is not None
+    slot = work.slots[layer.path]
+    method = Guarded(layer.method, registry().methods([layer.method])[layer.method])
+    try:
+        op = slot.blank(work.checkpoint)
+        reason = method.refuse(op)
+        if reason is not None:
+            raise Refused(reason)
+        return slot.stages(method.template(op, layer.ranks))
+    except Refused as refused:
+        raise _not_as_planned(layer, refused) from None
+
+
+def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
+    return RankfoldError(
+        f"layer {layer.path!r} cannot be decomposed as planned: {refused.reason}; exclude it"
+    )
+
+
+def _stored_as(checkpoint: Checkpoint, slot: Slot, name: str, stage: Array) -> str:
+    """A bias keeps the type of the bias, everything else that of the weight."""
+    if slot.bias is not None and stage.ndim == 1:
+        return checkpoint.entry(slot.bias).dtype
+    return checkpoint.entry(slot.weight).dtype
+
+
+def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], float, float | None]:
+    """The stages of a layer as they are stored, their error and their sensitivity."""
+    assert planned.method is not None
+    slot = work.slots[planned.path]
+    methods, moments = registry().methods([planned.method]), _moments(work, planned.path)
+    try:
+        layer = Layer(
+            (planned.path,),
+            lambda: slot.read(work.checkpoint),
+            methods,
+            None,
+            work.placement,
+            work.seed,
+            moments,
+        )
+        candidate = layer.candidate(planned.method, planned.ranks)
+    except Refused as refused:
+        raise _not_as_planned(planned, refused) from None
+    dtype = numpy_dtype(work.checkpoint.entry(slot.weight).dtype)
+    rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
+    error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
+    if not math.isfinite(error):
+        raise RankfoldError(
+            f"layer {planned.path!r}: its factors are out of the range of "
+            f"{work.checkpoint.entry(slot.weight).dtype}; exclude it"
+        )
+    try:
+        stages = slot.stages(candidate.chain)
+    except Refused as refused:
+        raise _not_as_planned(planned, refused) from None
+    return stages, error, candidate.sensitivity
+
+
+def _moments(work: Work, path: str) -> LayerMoments | None:
+    if work.moments is None:
+        return None
+    return Moments.load(work.moments, only=path).get(path)
+
+
+def _rounded(stage: Op, dtype: np.dtype[Any]) -> Op:
+    weight = stage.weight.astype(dtype).astype(stage.weight.dtype)
+    return with_weight(stage, weight)
+
+
+def _bytes(stage: Array, dtype: str) -> Array:
+    values = np.ascontiguousarray(stage.astype(numpy_dtype(dtype)))
+    return values.reshape(-1).view(np.uint8)

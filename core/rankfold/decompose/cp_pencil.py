@@ -1,0 +1,107 @@
+"""A CP model from the eigenvectors of a matrix pencil: exact wherever the tensor is of that rank.
+
+Slices of Σ_r a_r ∘ b_r ∘ c_r along its third mode are A diag(c) Bᵀ, so that the quotient of two of
+them has the columns of A for eigenvectors (Leurgans, Ross and Abel, SIAM J. Matrix Anal. 14, 1993).
+As slices serve the two leading combinations of all of them (Sanchez and Kowalski, J. Chemometrics
+4, 1990). Modes beyond three are first merged, and the vectors found split into rank-1 terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from rankfold.decompose.tensor_algebra import gram_product, khatri_rao
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.types import Array
+
+_RIDGE = 1e-12  # enough to solve where two terms are alike; far below what a fit can see
+Modes: TypeAlias = tuple[int, ...]
+
+
+def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] | None:
+    """Factors of a CP model, one per mode; None where no two groups of modes are of that size.
+
+    Args:
+        tensor: (out, in, *kernel), not all zero.
+        rank: of the model.
+        merge: whether modes of the kernel may join the output or the input, which makes larger
+            matrices and so serves higher ranks, at a higher cost.
+    """
+    groups = _groups(tensor.shape, rank, merge)
+    if groups is None:
+        return None
+    rows, columns, rest = groups
+    sizes = [math.prod(tensor.shape[mode] for mode in modes) for modes in groups]
+    merged = linalg.permuted(tensor, (*rows, *columns, *rest)).reshape(*sizes)
+    left = linalg.leading(merged.reshape(1, sizes[0], -1), rank)[0]
+    across = linalg.permuted(merged, (1, 0, 2)).reshape(1, sizes[1], -1)
+    right = linalg.leading(across, rank)[0]
+    inside = (left.mT @ merged.reshape(sizes[0], -1)).reshape(rank, *sizes[1:])
+    slices = linalg.permuted(inside, (2, 0, 1)) @ right
+    flat = slices.reshape(sizes[2], -1)
+    pair = (linalg.leading(flat[None], 2)[0].mT @ flat).reshape(2, rank, rank)
+    a, b = _diagonalising(*linalg.host(pair))
+    inner = [linalg.like(a, tensor), linalg.like(b, tensor)]
+    # the least-squares third factor, of the slices within the two subspaces
+    c = linalg.ridge_solve(gram_product(inner), flat @ khatri_rao(inner), _RIDGE)
+    factors: list[Array] = [c] * tensor.ndim
+    for modes, factor in zip(groups, (left @ inner[0], right @ inner[1], c), strict=True):
+        shape = [tensor.shape[mode] for mode in modes]
+        for mode, part in zip(modes, _split(linalg.host(factor), shape), strict=True):
+            factors[mode] = linalg.like(part, tensor)
+    return tuple(factors)
+
+
+def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Modes, Modes] | None:
+    """Modes by rows, columns and slices of the merged tensor; as many slices as the rank allows."""
+    best: tuple[Modes, Modes, Modes] | None = None
+    most = 1
+    kernel = range(2, len(shape))
+    for sides in itertools.product((2, 0, 1) if merge else (2,), repeat=len(kernel)):
+        rows, columns, rest = (
+            (*lead, *(mode for mode, side in zip(kernel, sides, strict=True) if side == group))
+            for group, lead in enumerate(((0,), (1,), ()))
+        )
+        slices = math.prod(shape[mode] for mode in rest)
+        fits = all(math.prod(shape[m] for m in modes) >= rank for modes in (rows, columns))
+        if fits and slices > most:
+            best, most = (rows, columns, rest), slices
+    return best
+
+
+def _diagonalising(first: Array, second: Array) -> tuple[Array, Array]:
+    """A and B with A diag(d) Bᵀ for both matrices, the first one the larger.
+
+    Of a pair of complex eigenvectors the real and the imaginary part span what the two span.
+    """
+    values, vectors = np.linalg.eig(second @ np.linalg.pinv(first))
+    a = np.where(values.imag < 0.0, vectors.imag, vectors.real)
+    b: Array = (np.linalg.pinv(a) @ first).T
+    lengths = np.linalg.norm(b, axis=0)
+    return a, b / np.where(lengths > 0.0, lengths, 1.0)
+
+
+def _split(factor: Array, shape: Sequence[int]) -> list[Array]:
+    """Factors of every mode whose Khatri-Rao product is near that of merged modes.
+
+    Args:
+        factor: (product of the sizes, rank).
+        shape: the sizes of the modes.
+    """
+    if len(shape) == 1:
+        return [factor]
+    parts: list[Array] = []
+    columns = factor.T.reshape(-1, *shape)
+    strength = columns
+    for mode, size in enumerate(shape):
+        unfolded = np.moveaxis(columns, mode + 1, 1).reshape(len(columns), size, -1)
+        vectors = np.linalg.svd(unfolded, full_matrices=False)[0][:, :, 0]
+        parts.append(vectors.T)
+        strength = np.einsum("rn...,rn->r...", strength, vectors)
+    parts[0] = parts[0] * strength
+    return parts

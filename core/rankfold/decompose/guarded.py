@@ -1,0 +1,145 @@
+"""A decomposition of a plugin, called so that its faults stay with the layer they happen on."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.errors import Refused
+from rankfold.faults import contained
+from rankfold.linalg.subspaces import host, read_only
+from rankfold.ops.ownership import copied, is_ours, protected
+from rankfold.ops.types import Array, Chain, Op, is_op, layout
+
+_STEPS = 8
+
+
+class Guarded:
+    """A decomposition whose faults cost a layer its decomposition, and nothing else.
+
+    Whatever its methods raise or give in place of what they should becomes a refusal, except for an
+    error about the arguments they were given. One that is not rankfold's own gets a copy of the op:
+    the memory of an op may be that of the user's model, and there are ways around its protection.
+
+    Args:
+        name: under which it is registered.
+        method: the decomposition.
+    """
+
+    def __init__(self, name: str, method: Decomposition) -> None:
+        self.name = name
+        self._method = method
+        self._is_ours = is_ours(method)
+
+    def refuse(self, op: Op) -> str | None:
+        """As `Decomposition.refuse`."""
+        with contained(self.name, Refused):
+            reason = self._method.refuse(self._lent(op))
+            return None if reason is None else str.__str__(reason)
+
+    def surpassed(self, op: Op) -> str | None:
+        """As `Decomposition.surpassed`; None where there is no such method."""
+        with contained(self.name, Refused):
+            surpassed = getattr(self._method, "surpassed", None)
+            reason = None if surpassed is None else surpassed(self._lent(op))
+            return None if reason is None else str.__str__(reason)
+
+    def max_ranks(self, op: Op) -> Ranks:
+        """As `Decomposition.max_ranks`."""
+        with contained(self.name, Refused):
+            return _ranks(self._method.max_ranks(self._lent(op)))
+
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+        """As `Decomposition.modes`."""
+        with contained(self.name, Refused):
+            modes = tuple(map(self._mode, self._method.modes(self._lent(op), spectrum)))
+            if not modes:
+                raise ValueError("modes gave none")
+            return modes
+
+    def ranks(self, mode_ranks: Ranks) -> Ranks:
+        """As `Decomposition.ranks`."""
+        with contained(self.name, Refused):
+            return _ranks(self._method.ranks(mode_ranks))
+
+    def template(self, op: Op, ranks: Ranks) -> Chain:
+        """As `Decomposition.template`."""
+        with contained(self.name, Refused):
+            return _chain(self._method.template(self._lent(op), ranks))
+
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[Ranks, float | None]]:
+        """As `Decomposition.offers`; a few ranks without an error where there is no such method."""
+        with contained(self.name, Refused):
+            offers = getattr(self._method, "offers", None)
+            if offers is not None:
+                return [
+                    (_ranks(ranks), None if error is None else float(error))
+                    for ranks, error in offers(self._lent(op), spectrum, multiple_of)
+                ]
+        most = self.max_ranks(op)
+        steps = [step / _STEPS for step in range(1, _STEPS + 1)]
+        grid = {tuple(max(1, round(step * rank)) for rank in most) for step in steps}
+        return [(ranks, None) for ranks in sorted(grid)]
+
+    def decompose(
+        self,
+        op: Op,
+        ranks: Ranks,
+        *,
+        spectrum: Spectrum,
+        placement: Placement,
+        rng: np.random.Generator,
+    ) -> Factored:
+        """As `Decomposition.decompose`."""
+        planned = [layout(stage) for stage in self.template(op, ranks)]
+        with contained(self.name, Refused):
+            factored = self._method.decompose(
+                self._lent(op), ranks, spectrum=spectrum, placement=placement, rng=rng
+            )
+            if not isinstance(factored, Factored):
+                raise TypeError(f"decompose gave {type(factored).__name__}, not Factored")
+            chain = _chain(factored.chain)
+            if [layout(stage) for stage in chain] != planned:
+                raise ValueError("decompose gave other layers than template")
+            if not self._is_ours:  # which may use the memory for the next layer
+                chain = tuple(map(copied, chain))
+            sensitivity = factored.sensitivity
+            return Factored(
+                tuple(map(protected, chain)),
+                float(factored.error),
+                str.__str__(factored.remark),
+                None if sensitivity is None else float(sensitivity),
+            )
+
+    def _lent(self, op: Op) -> Op:
+        return op if self._is_ours else protected(copied(op))
+
+    def _mode(self, mode: Mode) -> Mode:
+        rows, columns = map(operator.index, mode.sides)
+
+        def values() -> Array:  # not before a policy looks at them: they take an eigensolver
+            with contained(self.name, Refused):
+                squares = host(mode.values)
+                if squares.ndim != 2 or squares.dtype.kind != "f" or not squares.size:
+                    raise TypeError(f"values of a mode are {squares.dtype} of {squares.shape}")
+                return read_only(squares)
+
+        return Mode(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
+
+
+def _ranks(values: Iterable[Any]) -> Ranks:
+    return tuple(map(operator.index, values))
+
+
+def _chain(stages: Iterable[Any]) -> Chain:
+    chain = tuple(stages)
+    if not chain or not all(map(is_op, chain)):
+        raise TypeError(f"a chain is {[type(stage).__name__ for stage in chain]}, not of ops")
+    return chain

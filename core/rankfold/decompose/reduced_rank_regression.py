@@ -1,0 +1,103 @@
+"""Least squares between the stages of a chain: what is common to the data-aware decompositions.
+
+A chain's first stages turn the input x (C = E[x xᵀ]) into z = Z x. The best last stage is then the
+regression of y = W x on z, in closed form from C. Where the rows of Z are nested, those of a lower
+rank leading those of a higher one, a single Cholesky factor gives the error at every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rankfold.calibration.weighted_norm import Metric
+from rankfold.decompose.base import Ranks
+from rankfold.decompose.rank_grid import spaced
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.ops.types import Array
+
+COUNT = 40
+"""About how many ranks of a single matrix a budget chooses from."""
+_RIDGE = 1e-10
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """The regression of y = W x on nested z = Z x.
+
+    Attributes:
+        explained: (groups, m, out/groups), Q = L⁻¹ E[z yᵀ] with L Lᵀ = E[z zᵀ]: the first n rows
+            explain Qᵀ Q of the moment of y.
+        lower: L (groups, m, m).
+    """
+
+    explained: Array
+    lower: Array
+
+    @staticmethod
+    def of(metric: Metric, rows: Array, stage: Array) -> Regression:
+        """From the rows of W (groups, out, d) and of Z (groups, m, d)."""
+        moved = metric.times_inputs(stage)
+        zz = np.matmul(moved, stage.swapaxes(1, 2))
+        zy = np.matmul(moved, rows.swapaxes(1, 2))
+        return Regression.from_moments(zz, zy)
+
+    @staticmethod
+    def from_moments(zz: Array, zy: Array) -> Regression:
+        """From E[z zᵀ] (groups, m, m) and E[z yᵀ] (groups, m, out)."""
+        zz = 0.5 * (zz + zz.swapaxes(1, 2))
+        size = zz.shape[1]
+        level = np.trace(zz, axis1=1, axis2=2) / size
+        ridge = np.where(level > 0.0, level, 1.0)[:, None, None] * np.eye(size)
+        share = _RIDGE
+        while True:
+            try:
+                lower = np.linalg.cholesky(zz + share * ridge)
+                break
+            except np.linalg.LinAlgError:
+                share *= 100.0
+        return Regression(np.linalg.solve(lower, zy), lower)
+
+    def solution(self, count: int) -> Array:
+        """B (groups, out, count) with y ≈ B z for the first `count` of z."""
+        lower = self.lower[:, :count, :count].swapaxes(1, 2)
+        solved: Array = np.linalg.solve(lower, self.explained[:, :count])
+        return solved.swapaxes(1, 2)
+
+    def worth(self, metric: Metric) -> Array:
+        """(m,): by how much the first 1, 2, ... of z lower the squared error."""
+        weighted = metric.to_loss(self.explained.swapaxes(1, 2))
+        worth: Array = np.cumsum(np.einsum("gon,gon->n", weighted, weighted))
+        return worth
+
+
+def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
+    """The best factors of a matrix under its metric: G^-½ U and Uᵀ G½ W.
+
+    U are the leading eigenvectors of G½ W C Wᵀ G½. C is never inverted, G is.
+
+    Returns:
+        The factor that meets the input, (groups, rank, d), and the other, (groups, out, rank).
+    """
+    assert spectrum.metric is not None
+    basis = spectrum.weighted.leading(rank)
+    first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.to_loss(spectrum.rows))
+    return first, spectrum.metric.from_loss(basis)
+
+
+def offered(values: Array, total: float, most: int, multiple_of: int) -> list[tuple[Ranks, float]]:
+    """Ranks of a single matrix with the squared error of each, from its eigenvalues.
+
+    Args:
+        values: (groups, k), descending: what each direction is worth.
+        total: what the whole matrix is worth.
+        most: the largest rank.
+        multiple_of: of the ranks.
+    """
+    kept = np.cumsum(values.sum(axis=0))
+    last = len(kept) - 1
+    return [
+        ((rank,), max(0.0, total - float(kept[min(rank - 1, last)])) if rank < most else 0.0)
+        for rank in spaced(most, multiple_of, COUNT)
+    ]

@@ -1,0 +1,209 @@
+"""Per layer: the eigenpairs of its mode Grams, each computed at most once.
+
+Rank selection, candidate errors and the first factors of every decomposition read the same
+eigenpairs, so the expensive part of a layer is done once. The weight is divided by its largest
+magnitude first, so that squares neither overflow nor vanish at any scale of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from rankfold.calibration.weighted_norm import Metric
+from rankfold.errors import Refused
+from rankfold.linalg.subspaces import (
+    Eigen,
+    eigh,
+    few,
+    few_pay,
+    inner,
+    leading,
+    left_eigen,
+    namespace,
+    over,
+    permuted,
+    read_only,
+    sampled,
+)
+from rankfold.ops.types import Array, Embedding, Op, grouped
+
+Side: TypeAlias = Literal["output", "input", "spatial_rows", "spatial_columns"]
+_VISIBLE = 1.0 - 1e-4
+"""Of the energy: what is left out beyond can not be seen in float32."""
+
+
+class Spectrum:
+    """The scaled weight of one op, its unfoldings and the eigenpairs of their Grams.
+
+    Args:
+        op: the layer.
+        metric: the measure of its errors; None for the plain error of the weight.
+
+    Raises:
+        Refused: the weight is empty, all zero, or holds NaN or infinite values.
+
+    Attributes:
+        metric: the measure of errors, or None.
+        scale: the largest magnitude of the weight.
+        tensor: (groups, out/groups, in/groups, positions) float64, the weight over `scale`, where
+            positions is the product of the kernel sizes.
+        energy: the squared Frobenius norm of `tensor`.
+    """
+
+    def __init__(self, op: Op, metric: Metric | None = None) -> None:
+        weight = op.weight
+        self.metric = metric
+        self.scale = magnitude(weight)
+        self.kernel: tuple[int, ...] = weight.shape[2:]
+        scaled = over(grouped(op), self.scale)
+        self.tensor: Array = read_only(scaled.reshape(*scaled.shape[:3], -1))
+        self.energy = inner(self.tensor, self.tensor)
+        self._transposed = isinstance(op, Embedding)
+
+    @property
+    def rows(self) -> Array:
+        """The matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
+        return self.matrix.mT if self._transposed else self.matrix
+
+    @cached_property
+    def weighted(self) -> Eigen:
+        """Eigenpairs of G½ W C Wᵀ G½: what each direction of the output is worth."""
+        assert self.metric is not None
+        rows = self.metric.to_loss(self.rows)
+        if rows.shape[1] <= rows.shape[2]:
+            gram = self.metric.times_inputs(rows) @ rows.mT
+            return eigh(0.5 * (gram + gram.mT))
+        return left_eigen(self.metric.times_root(rows))
+
+    @cached_property
+    def weight_of_all(self) -> float:
+        """What the whole weight is worth: its squared error if it were dropped."""
+        return self.energy if self.metric is None else self.metric.squared(self.rows)
+
+    @property
+    def matrix(self) -> Array:
+        """The unfolding (groups, out/groups, in/groups · positions)."""
+        groups, out = self.tensor.shape[:2]
+        return self.tensor.reshape(groups, out, -1)
+
+    @property
+    def input_unfolding(self) -> Array:
+        """The unfolding (groups, in/groups, out/groups · positions)."""
+        groups, _, into, _ = self.tensor.shape
+        return self.tensor.swapaxes(1, 2).reshape(groups, into, -1)
+
+    @property
+    def spatial_unfolding(self) -> Array:
+        """The matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
+        groups, out, into, _ = self.tensor.shape
+        kh, kw = self.kernel
+        split = self.tensor.reshape(groups, out, into, kh, kw)
+        return permuted(split, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
+
+    @cached_property
+    def output(self) -> Eigen:
+        """Eigenpairs of the output channel Grams, of order out/groups."""
+        return left_eigen(self.matrix)
+
+    @cached_property
+    def input(self) -> Eigen:
+        """Eigenpairs of the input channel Grams, of order in/groups."""
+        return left_eigen(self.input_unfolding)
+
+    def factors(
+        self, rank: int, rng: np.random.Generator, *, exact: bool = False
+    ) -> tuple[Array, Array, float, str]:
+        """The truncated singular value decomposition of `matrix`.
+
+        Where a few of many singular vectors are wanted, they are sampled. Whether they are depends
+        on the shape, the rank and `exact` alone, never on what has been computed before: a plan
+        carried out later, or on an executor, has to give the same factors.
+
+        Args:
+            rank: 1 to the smaller side.
+            rng: draws the start of a sample.
+            exact: never to sample.
+
+        Returns:
+            Factors (groups, out/groups, rank) and (groups, rank, d), how much of `energy` their
+            product keeps, and how they were found where that matters.
+        """
+        matrix = self.matrix
+        if not exact and few(rank, min(matrix.shape[1:])):
+            left, right = sampled(matrix, rank, rng)
+            if inner(right, right) < _VISIBLE * self.energy:
+                return left, right, inner(right, right), "subspace found by sampling"
+        if matrix.shape[1] <= matrix.shape[2]:
+            basis = self.leading("output", rank)
+            right = basis.mT @ matrix
+            return basis, right, inner(right, right), ""
+        basis = self.leading("input", rank)
+        left = matrix @ basis
+        return left, basis.mT, inner(left, left), ""
+
+    def leading(self, side: Side, rank: int) -> Array:
+        """The leading left singular vectors (groups, n, rank) of an unfolding.
+
+        Args:
+            side: the Gram whose eigenvectors they are, by the name of its attribute.
+            rank: 1 to the smaller side of the unfolding.
+        """
+        unfolding = self._unfolding(side)
+        if few_pay(unfolding, rank):
+            return leading(unfolding, rank)
+        eigen: Eigen = getattr(self, side)
+        return eigen.leading(rank)
+
+    def left_out(self, side: Side, basis: Array) -> float:
+        """How much of `energy` a basis (groups, n, rank) of an unfolding leaves out."""
+        inside = basis.mT @ self._unfolding(side)
+        return max(0.0, self.energy - inner(inside, inside))
+
+    def _unfolding(self, side: Side) -> Array:
+        if side == "output":
+            return self.matrix
+        if side == "input":
+            return self.input_unfolding
+        unfolding = self.spatial_unfolding
+        return unfolding if side == "spatial_rows" else unfolding.mT
+
+    @cached_property
+    def spatial_rows(self) -> Eigen:
+        """Eigenpairs of the Grams of the rows of `spatial_unfolding`, of order out/groups · kw."""
+        return left_eigen(self.spatial_unfolding)
+
+    @cached_property
+    def spatial_columns(self) -> Eigen:
+        """Eigenpairs of the Grams of its columns, of order in/groups · kh."""
+        return left_eigen(self.spatial_unfolding.mT)
+
+    def relative_error(self, kept: float) -> float:
+        """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
+        return math.sqrt(max(0.0, 1.0 - kept / self.energy))
+
+    def distance(self, rows: Array) -> float:
+        """‖W − Ŵ‖ / ‖W‖ of other rows Ŵ (groups, out/groups, d), scaled as `tensor`."""
+        apart = rows - self.rows
+        return math.sqrt(inner(apart, apart) / self.energy)
+
+
+def magnitude(weight: Array) -> float:
+    """The largest magnitude of a weight that can be decomposed.
+
+    Raises:
+        Refused: the weight is empty, all zero, or holds NaN or infinite values.
+    """
+    size = math.prod(weight.shape)
+    if size == 0:
+        raise Refused(f"the weight of shape {tuple(weight.shape)} is empty")
+    largest = max(float(weight.max()), -float(weight.min()))
+    if not math.isfinite(largest):
+        bad = size - int(namespace(weight).isfinite(weight).sum())
+        raise Refused(f"the weight has {bad} NaN or infinite values of {size}")
+    if largest == 0.0:
+        raise Refused("the weight is all zero")
+    return largest

@@ -1,0 +1,1 @@
+"""A layer as a policy sees it: candidates, errors, costs."""

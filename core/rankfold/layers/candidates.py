@@ -1,0 +1,94 @@
+"""What a layer can be replaced by, and what that costs and loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rankfold.decompose.base import Ranks
+from rankfold.ops.types import Chain
+
+
+@dataclass(frozen=True, order=False)
+class Cost:
+    """Parameters, and multiply-accumulates in one forward pass on the example inputs."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.params + other.params, self.macs + other.macs)
+
+    def less(self, other: Cost) -> Cost:
+        """What is left of it without another."""
+        return Cost(self.params - other.params, self.macs - other.macs)
+
+    def within(self, other: Cost) -> bool:
+        """Whether neither is above the other's."""
+        return self.params <= other.params and self.macs <= other.macs
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to decompose a layer: its chain, what it costs and what it loses.
+
+    Attributes:
+        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
+        loss: what it costs in the loss, up to a factor that all layers share; without calibration
+            data the square of `error`.
+        output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
+        remark: what to know of how it was found.
+        sensitivity: of a CP model; see `rankfold.decompose.base.Factored`.
+    """
+
+    method: str
+    ranks: Ranks
+    chain: Chain
+    cost: Cost
+    error: float
+    loss: float
+    output: float | None = None
+    remark: str = ""
+    sensitivity: float | None = None
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a method at some ranks would cost and lose, without its chain; its time if measured."""
+
+    method: str
+    ranks: Ranks
+    cost: Cost
+    loss: float
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Priced:
+    """What the allowed methods of a layer would cost and lose.
+
+    Attributes:
+        offers: those that do not grow and that no other one beats.
+        losses: by method, the loss at all ranks that were looked at, those that grow included.
+        failures: by method, why it offers nothing.
+    """
+
+    offers: list[Offer]
+    losses: Mapping[str, Mapping[Ranks, float]]
+    failures: Mapping[str, str]
+
+
+def undominated(offers: list[Offer]) -> list[Offer]:
+    """Those that no other one beats in parameters, in MACs and in loss at once."""
+    kept: list[Offer] = []
+    for offer in sorted(offers, key=lambda o: (o.loss, o.cost.params, o.cost.macs)):
+        if not any(other.cost.within(offer.cost) for other in kept):
+            kept.append(offer)
+    return kept
+
+
+def spread(offers: Sequence[Offer], count: int) -> list[Offer]:
+    """Some of the offers, from the least to the greatest loss."""
+    if len(offers) <= count:
+        return list(offers)
+    return [offers[round(i * (len(offers) - 1) / (count - 1))] for i in range(count)]

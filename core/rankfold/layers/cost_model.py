@@ -1,0 +1,114 @@
+"""What a layer and chains in its place cost, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from rankfold.layers.candidates import Cost
+from rankfold.ops.types import (
+    Chain,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Extent,
+    Op,
+    as_chain,
+    blank,
+    geometry,
+    macs,
+    params,
+    with_weight,
+)
+
+_NOMINAL_OUTPUT = 32
+
+
+class Costs:
+    """The costs of a layer and of what may replace it.
+
+    Args:
+        op: the layer; its values are not kept.
+        extents: the extent of the layer's input at each call in one forward pass; None where no
+            example inputs were given.
+        attended: MACs of products with the table of an `Embedding`, beside look-ups.
+
+    Attributes:
+        outline: the layer without its values, for what depends on its shape alone.
+    """
+
+    def __init__(self, op: Op, extents: Sequence[Extent] | None, attended: int) -> None:
+        self.outline = _outline(op)
+        self._extents = extents
+        self._attended = attended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: with shapes in place of blank arrays, whose zeros pickle writes."""
+        fields = vars(self.outline)
+        arrays = [name for name in ("weight", "bias") if fields.get(name) is not None]
+        shapes = {name: fields[name].shape for name in arrays}
+        others = {name: value for name, value in fields.items() if name not in shapes}
+        return {**vars(self), "outline": (type(self.outline), shapes, others)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Makes the blank arrays anew."""
+        kind, shapes, others = state["outline"]
+        arrays = {name: blank(*shape) for name, shape in shapes.items()}
+        vars(self).update({**state, "outline": kind(**arrays, **others)})
+
+    @cached_property
+    def before(self) -> Cost:
+        """What the layer itself costs."""
+        return self.of(self.outline)
+
+    def of(self, ops: Op | Chain) -> Cost:
+        """What the layer or a chain in its place costs; see `Layer.cost`."""
+        extents = self._extents
+        if extents is None:
+            extents = (_nominal_extent(self.outline),)
+        chain = as_chain(ops)
+        count = sum(macs(chain, extent) for extent in extents)
+        if self._attended:  # with the table, or with one factor of it after the other
+            count += self._attended * params(chain) // params(self.outline)
+        return Cost(params(chain), count)
+
+    def grew(self, cost: Cost) -> str | None:
+        """Why a chain of that cost is no gain; None where it is one; see `Layer.grew`."""
+        if cost.params >= self.before.params:
+            return f"grew: parameters {self.before.params} → {cost.params}"
+        if self.before.macs and cost.macs > self.before.macs:
+            nominal = self._extents is None
+            where = " for a nominal input; give inputs= for the real ones" if nominal else ""
+            return f"grew: MACs {self.before.macs} → {cost.macs}{where}"
+        return None
+
+    def remark(self, cost: Cost) -> str:
+        """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
+        traced = self._extents is not None
+        if traced and not self._extents:
+            return "no call of it is counted on the example inputs"
+        if self.before.macs == 0 and cost.macs:
+            added = f"adds {cost.macs} MACs" if traced else "adds MACs"
+            return f"{added}: a table look-up has none"
+        return ""
+
+
+def _outline(op: Op) -> Op:
+    outline = with_weight(op, blank(*op.weight.shape))
+    if isinstance(outline, Embedding) or op.bias is None:
+        return outline
+    return replace(outline, bias=blank(*op.bias.shape))
+
+
+def _nominal_extent(op: Op) -> Extent:
+    if not isinstance(op, (Conv, ConvTranspose)):
+        return (1,)
+    geo = geometry(op)
+    if isinstance(op, ConvTranspose):
+        return (1, *(_NOMINAL_OUTPUT + 2 * max(p) for p in geo.pads((1,) * geo.axes)))
+    return (
+        1,
+        *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, geo.reach, strict=True)),
+    )

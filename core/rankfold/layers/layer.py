@@ -1,0 +1,401 @@
+"""What one layer offers a policy: candidates of every allowed method, with cost and error.
+
+A `Layer` reads its op, computes its spectrum and decomposes only on demand, remembers what it has
+computed, and forgets it on `release`, so that planning a model holds one layer at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.weighted_norm import Metric, rows_of
+from rankfold.decompose.base import Decomposition, Placement, Ranks
+from rankfold.decompose.guarded import Guarded
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.candidates import Candidate, Cost, Offer, Priced, spread, undominated
+from rankfold.layers.cost_model import Costs
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.ownership import protected
+from rankfold.ops.reference import reconstruct
+from rankfold.ops.types import Array, Chain, Embedding, Extent, Op, with_weight
+
+_BISECTIONS = 24
+_TIMED = 10
+_FASTER = 0.97
+Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
+
+
+class Layer:
+    """One layer of a model, as a policy sees it.
+
+    Args:
+        paths: the layer's path in the model, then its further paths where it is shared.
+        read: gives the op; called again after `release`.
+        methods: the allowed decompositions by name, in order of preference.
+        extents: the extent of the layer's input at each call in one forward pass; None where no
+            example inputs were given.
+        placement: how the scale is spread over a chain.
+        seed: of the run; every layer derives a generator of its own from it.
+        moments: of calibration data; None without.
+        timer: gives the seconds of the layer and of chains in its place.
+        attended: MACs of products with the table of an `Embedding`, beside look-ups.
+        reader: reads the op in another process; without it the op travels there. Chains then stay
+            there.
+        folded: what the layer computes the op's weight by; "" where that is its own.
+
+    Attributes:
+        path: the layer's path in the model.
+        paths: that path and its further ones.
+        methods: those of the allowed decompositions that apply, by name.
+        refusals: for those that do not apply, why.
+        placement: how the scale is spread over a chain.
+        calls: how often the layer is called in one pass; None without example inputs.
+        order: the smaller side of its matrix.
+        numbers: how many its weight has.
+        folded: what the layer computes the op's weight by; "" where that is its own.
+        costs: what it and chains in its place cost, from shapes alone.
+    """
+
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        read: Callable[[], Op],
+        methods: Mapping[str, Decomposition],
+        extents: Sequence[Extent] | None,
+        placement: Placement,
+        seed: int,
+        moments: LayerMoments | None = None,
+        timer: Timer | None = None,
+        attended: int = 0,
+        reader: Callable[[], Op] | None = None,
+        folded: str = "",
+    ) -> None:
+        self.path = paths[0]
+        self._reader = reader
+        self.folded = folded
+        self._timer = timer
+        self._priced: dict[int, Priced] = {}
+        self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
+        self.moments = moments
+        self.paths = paths
+        self._read = read
+        self.placement: Placement = placement
+        self._seed = seed
+        self._op: Op | None = None
+        self._spectrum: Spectrum | None = None
+        self._candidates: dict[tuple[str, Ranks], Candidate] = {}
+        self.traced = extents is not None
+        self.calls = None if extents is None else len(extents)
+        self.methods: dict[str, Guarded] = {}
+        self.refusals: dict[str, str] = {}
+        op = self.op
+        self.costs = Costs(op, extents, attended)
+        rows, *rest = op.weight.shape
+        self.order = min(rows, math.prod(rest))
+        self.numbers = math.prod(op.weight.shape)
+        for name, method in methods.items():
+            guarded = Guarded(name, method)
+            try:
+                reason = guarded.refuse(op)
+            except Refused as refused:
+                reason = refused.reason
+            if reason is None:
+                self.methods[name] = guarded
+            else:
+                self.refusals[name] = reason
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The layer for another process: with its op or how to read it, without the model."""
+        op = self.op if self._reader is None else None
+        return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+
+    @property
+    def findings(self) -> tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]:
+        """What was computed so far: offers and candidates."""
+        candidates = dict(self._candidates)
+        if self._reader is not None:
+            candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
+        return dict(self._priced), candidates
+
+    def learn(self, found: tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]) -> None:
+        """Takes over what was computed elsewhere."""
+        self._priced.update(found[0])
+        self._candidates.update(found[1])
+
+    @property
+    def op(self) -> Op:
+        """The layer as an op."""
+        if self._op is None:
+            self._op = protected(self._read())  # which may be the memory of the user's model
+        return self._op
+
+    @property
+    def spectrum(self) -> Spectrum:
+        """The eigenpairs of the layer's mode Grams."""
+        if self._spectrum is None:
+            metric = None if self.moments is None else Metric(self.op, self.moments)
+            self._spectrum = Spectrum(self.op, metric)
+        return self._spectrum
+
+    @property
+    def contenders(self) -> dict[str, Guarded]:
+        """The allowed methods without those that another allowed one surpasses on this layer."""
+        return {
+            name: method
+            for name, method in self.methods.items()
+            if method.surpassed(self.costs.outline) not in self.methods
+        }
+
+    def offers(self, multiple_of: int = 1) -> list[Offer]:
+        """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
+
+        Args:
+            multiple_of: of the ranks, where there are such.
+        """
+        return self.priced(multiple_of).offers
+
+    def priced(self, multiple_of: int = 1) -> Priced:
+        """The offers, and what else was learnt on the way to them.
+
+        Args:
+            multiple_of: of the ranks, where there are such.
+        """
+        if multiple_of not in self._priced:
+            self._priced[multiple_of] = self._price(multiple_of)
+        return self._priced[multiple_of]
+
+    def _price(self, multiple_of: int) -> Priced:
+        offers: list[Offer] = []
+        losses: dict[str, dict[Ranks, float]] = {}
+        failures: dict[str, str] = {}
+        op = self.op  # read out here: a file that cannot be read is no fault of a method
+        for name, method in self.contenders.items():
+            points: dict[Ranks, float] = {}
+            try:
+                for ranks, squared in method.offers(op, self.spectrum, multiple_of):
+                    cost = self.cost_as_ranked(name, ranks)
+                    grew = self.grew(cost) is not None
+                    if squared is None and grew:
+                        continue
+                    loss = (
+                        self.candidate(name, ranks).loss if squared is None else self._loss(squared)
+                    )
+                    if math.isfinite(loss):
+                        points[ranks] = loss
+                        if not grew:
+                            offers.append(Offer(name, ranks, cost, loss))
+            except (Refused, RankfoldError) as fault:  # ranks of its own, not the user's
+                failures[name] = str(fault)
+            losses[name] = points
+        return Priced(undominated(offers), losses, failures)
+
+    def faster(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
+        """The seconds of the layer, and a few of the offers that measure faster, with theirs.
+
+        Raises:
+            RankfoldError: nothing measures times here.
+        """
+        if self._timer is None:
+            raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
+        few = tuple(spread(offers, _TIMED))
+        if few not in self._timed:
+            chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
+            first, *others = self._timer(chains)
+            timed = [replace(o, seconds=s) for o, s in zip(few, others, strict=True)]
+            self._timed[few] = first, [o for o in timed if o.seconds < _FASTER * first]
+        return self._timed[few]
+
+    @property
+    def worth(self) -> float:
+        """The loss of dropping the weight altogether."""
+        return self._loss(self.spectrum.weight_of_all)
+
+    def only(self, method: str) -> Layer:
+        """The same layer with one allowed method.
+
+        It shares the spectrum and the candidates, which do not depend on what else is allowed;
+        offers do, for those of one method beat those of another.
+        """
+        view = object.__new__(Layer)
+        vars(view).update(vars(self))  # copy.copy() would make what travels to another process
+        view.methods = {name: self.methods[name] for name in self.methods if name == method}
+        view._priced, view._timed, view.refusals = {}, {}, dict(self.refusals)
+        return view
+
+    def hold(self, op: Op) -> None:
+        """Takes the op, where it cannot be read just now, and forgets what is known of another."""
+        if op is not self._op:
+            self.release()
+            self._op = op
+
+    def release(self) -> None:
+        """Forgets the op, the spectrum and all candidates."""
+        self._op = self._spectrum = None
+        self._candidates.clear()
+
+    def cost(self, ops: Op | Chain) -> Cost:
+        """What the layer or a chain in its place costs.
+
+        Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
+        along every axis: good for comparing chains of one layer, not layers.
+        """
+        return self.costs.of(ops)
+
+    def grew(self, cost: Cost) -> str | None:
+        """Why a chain of that cost is no gain; None where it is one.
+
+        A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
+        MACs, so an `Embedding` is judged by its parameters.
+        """
+        return self.costs.grew(cost)
+
+    def remark(self, cost: Cost) -> str:
+        """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
+        return self.costs.remark(cost)
+
+    def candidate(self, method: str, ranks: Ranks) -> Candidate:
+        """The chain of a method at given ranks.
+
+        Raises:
+            RankfoldError: a rank is out of range; the message names the layer.
+            Refused: the method failed or gave values that are not finite.
+        """
+        key = (method, ranks)
+        if key not in self._candidates:
+            self._candidates[key] = self._decompose(method, ranks)
+        return self._candidates[key]
+
+    def template_cost(self, method: str, ranks: Ranks) -> Cost:
+        """The cost of a method at given ranks, without decomposing.
+
+        Raises:
+            RankfoldError: a rank is out of range; the message names the layer.
+            Refused: the method failed.
+        """
+        try:
+            template = self.methods[method].template(self.costs.outline, ranks)
+        except RankfoldError as error:
+            raise RankfoldError(f"layer {self.path!r}: {error}") from None
+        try:
+            return self.cost(template)
+        except RankfoldError as error:
+            raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
+
+    def cost_as_ranked(self, method: str, ranks: Ranks) -> Cost:
+        """The cost of a method at ranks that it has given itself.
+
+        Raises:
+            Refused: the method failed, or its ranks are out of its own range.
+        """
+        try:
+            return self.template_cost(method, ranks)
+        except RankfoldError as error:
+            raise Refused(f"{method} gave ranks that it does not take: {error}") from None
+
+    def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
+        """The largest ranks in the proportions of `base` whose cost is within a limit."""
+        most = self.methods[method].max_ranks(self.costs.outline)
+
+        def scaled(factor: float) -> Ranks:
+            return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
+
+        if not self.template_cost(method, scaled(0.0)).within(limit):
+            return None
+        low, high = 0.0, max(m / b for m, b in zip(most, base, strict=True))
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if self.template_cost(method, scaled(middle)).within(limit):
+                low = middle
+            else:
+                high = middle
+        return scaled(low)
+
+    def _decompose(self, name: str, ranks: Ranks) -> Candidate:
+        self.template_cost(name, ranks)
+        rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
+        method = self.methods[name]
+        op, spectrum = self.op, self.spectrum
+        try:
+            factored = method.decompose(
+                op, ranks, spectrum=spectrum, placement=self.placement, rng=rng
+            )
+        except RankfoldError as fault:  # the ranks have been found to be in range
+            raise Refused(f"{name} failed: {fault}") from fault
+        if not math.isfinite(factored.error) or not all(
+            linalg.is_finite(stage.weight) for stage in factored.chain
+        ):
+            raise Refused(f"{name} gave values that are not finite")
+        cost = self.cost(factored.chain)
+        metric = spectrum.metric
+        if metric is None:
+            squared = factored.error**2
+            return Candidate(
+                name,
+                ranks,
+                factored.chain,
+                cost,
+                factored.error,
+                squared,
+                remark=factored.remark,
+                sensitivity=factored.sensitivity,
+            )
+        rows = rows_of(self.op) / spectrum.scale
+        try:
+            dense = reconstruct(self.op, factored.chain) / spectrum.scale
+        except RankfoldError as error:
+            raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
+        apart = rows_of(with_weight(self.op, dense)) - rows
+        loss = self._loss(metric.squared(apart))
+        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * apart)))
+        whole = metric.output(rows) + self._mean_output(metric, rows)
+        output = math.sqrt(max(0.0, metric.output(apart)) / max(whole, 1e-300))
+        return Candidate(
+            name,
+            ranks,
+            chain,
+            cost,
+            factored.error,
+            loss,
+            output,
+            factored.remark,
+            factored.sensitivity,
+        )
+
+    def _mean_output(self, metric: Metric, rows: Array) -> float:
+        """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""
+        if metric.mean is None or self.op.bias is None:
+            return 0.0
+        mean = np.einsum("god,gd->go", rows, metric.mean).reshape(-1)
+        mean = mean + self.op.bias / self.spectrum.scale
+        return float(np.vdot(mean, mean))
+
+    def _loss(self, squared: float) -> float:
+        """A squared error in the units of the spectrum as a loss that compares across layers."""
+        spectrum = self.spectrum
+        if spectrum.metric is None:
+            return squared / spectrum.energy
+        return squared * spectrum.scale**2 * spectrum.metric.uses * spectrum.metric.unit
+
+
+def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
+    """A chain whose bias makes up for what the error of the weight does to the mean output.
+
+    Args:
+        chain: in place of a layer.
+        metric: of the layer.
+        lost: W − Ŵ, (groups, out/groups, d).
+    """
+    last = chain[-1]
+    if metric.mean is None or last.bias is None or isinstance(last, Embedding):
+        return chain
+    shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
+    bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
+    return (*chain[:-1], replace(last, bias=bias))

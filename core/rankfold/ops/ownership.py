@@ -1,0 +1,39 @@
+"""Ops whose arrays nobody changes by mistake, and ops whose arrays are somebody's own.
+
+The arrays of a layer that an adapter has read may be the memory of the user's model. Code that
+works in place on them, as numerical code does, would change that model without a word.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.types import Array, Op, mapped
+
+
+def protected(op: Op) -> Op:
+    """The same layer with arrays that cannot be written to, or that are no longer the model's.
+
+    Arrays of NumPy come as read-only views. There are no such views of a tensor on an accelerator,
+    so of that it is a copy.
+    """
+    return mapped(op, _protected)
+
+
+def copied(op: Op) -> Op:
+    """The same layer with arrays of its own; what takes no memory takes none still."""
+    return mapped(op, _copied)
+
+
+def is_ours(plugin: object) -> bool:
+    """Whether the code of a plugin is rankfold's own, which works on copies."""
+    return type(plugin).__module__.startswith("rankfold.")
+
+
+def _protected(array: Array) -> Array:
+    return linalg.read_only(array) if isinstance(array, np.ndarray) else linalg.copied(array)
+
+
+def _copied(array: Array) -> Array:
+    return array if linalg.takes_no_memory(array) else linalg.copied(array)

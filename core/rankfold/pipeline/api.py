@@ -1,0 +1,336 @@
+"""plan, apply, compress: the only place where the steps are put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rankfold.calibration.batches import Loss
+from rankfold.calibration.moments import FEWEST, Moments
+from rankfold.decompose.base import Adapter, Choice, DataAware, Placement, Policy, Recalling
+from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.parallel import limited
+from rankfold.ops.types import Op, describe, without_geometry
+from rankfold.pipeline.exchange import replaced_where_possible
+from rankfold.pipeline.execution import compressed
+from rankfold.pipeline.replacement import Decision, decide, undone
+from rankfold.pipeline.session import Run
+from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plugins.model_lock import exclusive
+from rankfold.plugins.registry import registry
+from rankfold.policies.selection import Selection
+from rankfold.progress import progress
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model and the plan it was made by.
+
+    Attributes:
+        model: the smaller model.
+        plan: what was done to each layer, with measured errors.
+    """
+
+    model: Any
+    plan: Plan
+
+    def report(self) -> str:
+        """What was done to each layer and what it saves, as a table."""
+        return str(self.plan)
+
+    @exclusive("model", "self.model")
+    def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
+        """The original model with the weights of this one, to be compressed further.
+
+        Chains are layers of their own: decomposed again one by one, they lose far more than the
+        layer they stand for. So fine-tune, expand, and compress the result to less.
+
+        Args:
+            model: the model that was compressed; only its structure counts.
+            inputs: example inputs, where its framework shows layers only when called.
+            adapter: as for `plan`.
+
+        Raises:
+            RankfoldError: the model is another one, or what stands in a layer's place is no chain.
+        """
+        used = adapter or registry().adapter(model)
+        if inputs is not None:
+            used.trace(model, inputs)
+        check_planned(self.plan.replaced, used.layers(model))
+        if not isinstance(used, DataAware):
+            raise RankfoldError(f"{type(used).__name__} cannot expand models")
+        try:
+            paths = [layer.path for layer in self.plan.replaced]
+            whole = used.expanded(model, self.model, paths)
+        except Refused as refused:
+            raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
+        registry().model_expanded(whole, self.plan)
+        return whole
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes plan.json and weights.safetensors; see `rankfold.load`.
+
+        Raises:
+            RankfoldError: the folder cannot be written, or holds something else.
+        """
+        from rankfold.storage.folder import save
+
+        save(self, Path(folder))
+
+
+@exclusive("model")
+def plan(
+    model: Any,
+    policy: Policy,
+    *,
+    inputs: Any = None,
+    methods: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    overrides: Mapping[str, Policy] | None = None,
+    placement: Placement = "balanced",
+    seed: int = 0,
+    calibration: Any = None,
+    loss: Loss | None = None,
+    moments: Moments | None = None,
+    executor: Executor | None = None,
+    adapter: Adapter | None = None,
+) -> Plan:
+    """What would be done to each layer of a model, and why.
+
+    Args:
+        model: a model of any framework with an adapter; it is not modified.
+        policy: chooses the ranks.
+        inputs: example inputs of one forward pass: a tensor, a tuple or list of positional or a
+            mapping of keyword arguments. With them the plan counts MACs.
+        methods: names of the allowed decompositions in order of preference; None for "svd",
+            "tucker2", "spatial_svd" and "channel_svd".
+        include: glob patterns of layer paths to consider; None for all.
+        exclude: glob patterns of layer paths to leave alone.
+        overrides: policies for some layers, by glob pattern; the first match counts.
+        placement: "balanced" spreads the scale of a weight evenly over its chain, "classical"
+            leaves it in one stage.
+        seed: of all randomness.
+        calibration: batches of inputs as the model meets them in use, as `inputs` or with labels
+            behind them; a batch may be a tuple of which the first items are the inputs. With them
+            errors are measured where they matter to the outputs.
+        loss: what the outputs are judged by: "cross_entropy" (they are logits), "outputs" (any
+            change of them counts, by its square; the default) or a function of (outputs, batch)
+            that gives a scalar.
+        moments: gathered before by `rankfold.gather`, in place of a pass over `calibration`.
+        executor: any `concurrent.futures.Executor`, on which layers are ranked and decomposed, with
+            the results of a run without it. Sequential refits go on one after the other.
+        adapter: a fresh one, in place of the one that the installed plugins have for the model.
+
+    Raises:
+        RankfoldError: no adapter knows the model, a method is unknown, a pattern matches no layer,
+            a rank is out of range, or the model fails on the inputs.
+    """
+    selection = Selection(policy, include, exclude, overrides)
+    used = adapter or registry().adapter(model)
+    run = Run(used, model, inputs, methods, placement, seed, executor)
+    run.learn(calibration, loss, moments)
+    notes: list[str] = []
+    decided = [decision.layer for decision in run.decisions(selection, notes)]
+    return run.plan_of(decided, policy, notes)
+
+
+@exclusive("model")
+def compress(
+    model: Any,
+    policy: Policy,
+    *,
+    inputs: Any = None,
+    methods: Sequence[str] | None = None,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+    overrides: Mapping[str, Policy] | None = None,
+    placement: Placement = "balanced",
+    seed: int = 0,
+    calibration: Any = None,
+    loss: Loss | None = None,
+    moments: Moments | None = None,
+    refit: bool = True,
+    inplace: bool = False,
+    executor: Executor | None = None,
+    adapter: Adapter | None = None,
+) -> Compressed:
+    """Plans and applies in one go.
+
+    Args:
+        model: as for `plan`.
+        policy: as for `plan`.
+        inputs: as for `plan`.
+        methods: as for `plan`.
+        include: as for `plan`.
+        exclude: as for `plan`.
+        overrides: as for `plan`.
+        placement: as for `plan`.
+        seed: as for `plan`.
+        calibration: as for `plan`.
+        loss: as for `plan`.
+        moments: as for `plan`.
+        refit: whether, with calibration data, every layer is refitted to the original's outputs on
+            the inputs that the compressed layers before it give.
+        inplace: modify the model itself instead of a copy.
+        executor: as for `plan`.
+        adapter: as for `plan`.
+
+    Raises:
+        RankfoldError: as for `plan`.
+    """
+    selection = Selection(policy, include, exclude, overrides)
+    used = adapter or registry().adapter(model)
+    run = Run(used, model, inputs, methods, placement, seed, executor)
+    run.learn(calibration, loss, moments)
+    small = Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
+    registry().model_done(small.model, small.plan)
+    return small
+
+
+@exclusive("model")
+def gather(
+    model: Any,
+    calibration: Any,
+    *,
+    inputs: Any = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+    adapter: Adapter | None = None,
+) -> Moments:
+    """The moments of all layers on calibration data, for any number of plans.
+
+    Args:
+        model: as for `plan`.
+        calibration: as for `plan`.
+        inputs: as for `plan`; tells what of a batch the inputs are.
+        loss: as for `plan`.
+        seed: draws labels, noise and the sample of positions.
+        adapter: as for `plan`.
+
+    Raises:
+        RankfoldError: the calibration data or the loss does not fit the model, or there are fewer
+            than 16 examples (tokens, where a model gives each token a prediction).
+    """
+    run = Run(adapter or registry().adapter(model), model, inputs, None, "balanced", seed)
+    run.learn(calibration, loss, None)
+    if run.moments is None:
+        raise RankfoldError(f"calibration: too little; give at least {FEWEST} examples")
+    return run.moments
+
+
+@exclusive("model")
+def apply(
+    model: Any,
+    plan: Plan,
+    *,
+    inputs: Any = None,
+    inplace: bool = False,
+    adapter: Adapter | None = None,
+) -> Compressed:
+    """Does to a model what a plan says.
+
+    Args:
+        model: the model the plan was made for, or one of the same structure with other weights.
+        plan: from `plan`, from JSON or made by hand.
+        inputs: example inputs, to count MACs anew; None keeps the plan's count of them.
+        inplace: modify the model itself instead of a copy.
+        adapter: as for `plan`.
+
+    Returns:
+        The compressed model and the plan with the errors measured on this model. A layer that must
+        be left alone in this model (tied, for example) is, with that reason.
+
+    Raises:
+        RankfoldError: the plan names a layer that the model does not have or that has another
+            shape, an unknown method, or a rank out of range; the model is then unchanged.
+    """
+    if not isinstance(plan, Plan):
+        raise RankfoldError(f"plan: {type(plan).__name__}; give a rankfold.Plan")
+    validate(plan)
+    names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
+    methods = names or None
+    run = Run(
+        adapter or registry().adapter(model), model, inputs, methods, plan.placement, plan.seed
+    )
+    check_planned(plan.layers, run.kinds)
+    if any(layer.macs for layer in plan.layers) and isinstance(run.adapter, Recalling):
+        run.adapter.recall()
+    wanted = {layer.path: layer for layer in plan.layers}
+    modules: dict[str, Any] = {}
+    decided: list[LayerPlan] = []
+    for path in run.kinds:  # all of them say how many threads BLAS takes
+        with suppress(Refused):
+            run.layer((path,)).release()
+    with progress("decomposing", len(run.kinds)) as advance, limited(run.threads):
+        for path, kind in run.kinds.items():
+            advance(path)
+            given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
+            try:
+                layer = run.layer((path,))
+                if given.op != kind:  # which stands for a layer that could not be read
+                    check_same(given, layer.op)
+                reason = given.reason or ("" if given.method else "left alone by the plan")
+                decision = decide(layer, Choice(given.method, given.ranks, reason))
+            except Refused as refused:
+                reason = given.reason if given.method is None else refused.reason
+                decision = Decision(LayerPlan(path=path, op=kind, reason=reason or refused.reason))
+            else:
+                if inputs is None:
+                    decision = decision.with_macs(_macs_of(given, decision.layer))
+            decided.append(run.built(decision, modules))
+    small, left = replaced_where_possible(run.adapter, model, modules, inplace=inplace)
+    decided = [undone(d, left[d.path]) if d.path in left else d for d in decided]
+    for done in decided:
+        registry().layer_done(done)
+    applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
+    registry().model_done(small, applied)
+    return Compressed(small, applied)
+
+
+def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:
+    """The plan's count, where what is done is what was counted; none for a plan made by hand."""
+    if planned.macs is None:
+        return None
+    if done.method is None:
+        return planned.macs[0], planned.macs[0]
+    same = planned.params is None or planned.params == done.params
+    return planned.macs if same else None
+
+
+def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint: str = "") -> None:
+    """Sees to it that a model has every layer of a plan.
+
+    Args:
+        planned: the layers of the plan.
+        layers: those of the model.
+        hint: what else may be wrong.
+
+    Raises:
+        RankfoldError: naming the first layer that it lacks.
+    """
+    for layer in planned:
+        if layer.path not in layers:
+            raise RankfoldError(
+                f"layer {layer.path!r} of the plan is not in the model; the plan is for another"
+                f"{hint}"
+            )
+
+
+def check_same(planned: LayerPlan, op: Op) -> None:
+    """Sees to it that a layer is the one that was planned, in a checkpoint perhaps.
+
+    Raises:
+        RankfoldError: naming the layer and what it is.
+    """
+    if planned.op and planned.op not in (describe(op), describe(without_geometry(op))):
+        raise RankfoldError(
+            f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
+        )

@@ -1,0 +1,121 @@
+"""From a policy's choice for one layer to a decomposed, built and checked replacement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rankfold.calibration.moments import input_form
+from rankfold.decompose.base import Adapter, Choice, DataAware
+from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, shown
+from rankfold.layers.layer import Layer
+from rankfold.linalg import subspaces as linalg
+from rankfold.ops.ownership import copied
+from rankfold.ops.types import Chain, Op, describe
+from rankfold.pipeline.verify import check_chain
+from rankfold.plan.plan import LayerPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What is done to one layer, with op and chain where it is decomposed or refitted.
+
+    The chain of a layer that is refitted as it is, is the op with its new weights.
+    """
+
+    layer: LayerPlan
+    op: Op | None = None
+    chain: Chain | None = None
+
+    def with_macs(self, pair: tuple[int, int] | None) -> Decision:
+        """The same decision with another count of MACs (before, after)."""
+        return replace(self, layer=msgspec.structs.replace(self.layer, macs=pair))
+
+
+def decide(layer: Layer, choice: Choice) -> Decision:
+    """Carries out a choice as far as the core can: the chain, its cost and its error.
+
+    Raises:
+        RankfoldError: a rank is out of range; the message names the layer.
+    """
+    op = layer.op
+    before = layer.cost(op)
+    after, error, chain, method, reason = before, None, None, choice.method, choice.reason
+    predicted = sensitivity = None
+    if method is not None and method not in layer.methods:
+        reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
+        method = None
+    if method is not None:
+        try:
+            candidate = layer.candidate(method, choice.ranks)
+        except Refused as refused:
+            method, reason = None, refused.reason
+        else:
+            after, error, chain = candidate.cost, candidate.error, candidate.chain
+            predicted = candidate.output
+            sensitivity = candidate.sensitivity
+            remarks = [reason, layer.remark(after), candidate.remark]
+            if layer.folded:
+                remarks.append(f"{layer.folded} folded in: fine-tuning goes on without it")
+            reason = "; ".join(dict.fromkeys(remark for remark in remarks if remark))
+    decided = LayerPlan(
+        path=layer.path,
+        method=method,
+        ranks=choice.ranks if method is not None else (),
+        reason=reason,
+        error=error,
+        params=(before.params, after.params),
+        macs=(before.macs, after.macs) if layer.traced else None,
+        op=describe(op),
+        predicted=predicted,
+        sensitivity=sensitivity,
+        moments="" if layer.moments is None else input_form(op),
+    )
+    return Decision(decided, op if chain is not None else None, chain)
+
+
+def build(
+    adapter: Adapter, model: Any, decision: Decision, rng: np.random.Generator
+) -> tuple[LayerPlan, Any]:
+    """The checked native module of a decision, or None and the reason why the layer stays."""
+    done, op, chain = decision.layer, decision.op, decision.chain
+    if op is None or chain is None:
+        return done, None
+    stages = tuple(map(copied, chain))  # the module may keep these arrays, and be trained with them
+    try:
+        with contained("building the replacement", Refused):
+            if done.method is None:
+                assert isinstance(adapter, DataAware)
+                return done, adapter.refilled(model, done.path, stages[0])
+            assert done.error is not None
+            module = adapter.build(model, done.path, stages)
+            epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
+            check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
+    except Refused as refused:
+        unfilled = f"{done.reason}; not refitted: {refused.reason}"
+        return undone(done, refused.reason if done.method else unfilled), None
+    except RankfoldError as error:
+        return undone(done, f"building the replacement failed: {shown(error)}"), None
+    return done, module
+
+
+def undone(done: LayerPlan, reason: str) -> LayerPlan:
+    """The plan of a layer that is left alone after all."""
+    return msgspec.structs.replace(
+        done,
+        method=None,
+        ranks=(),
+        reason=reason,
+        error=None,
+        predicted=None,
+        measured=None,
+        sensitivity=None,
+        refit=False,
+        params=None if done.params is None else (done.params[0], done.params[0]),
+        macs=None if done.macs is None else (done.macs[0], done.macs[0]),
+    )

@@ -1,0 +1,1 @@
+"""What is done to each layer of a model, as data, as JSON and as a table."""

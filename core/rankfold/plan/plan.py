@@ -1,0 +1,237 @@
+"""`Plan`: what will be done to each layer of a model, and why; JSON both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
+
+import msgspec
+
+from rankfold.decompose.base import Placement
+from rankfold.errors import RankfoldError
+
+VERSION = 1
+_MOST = 10**30
+"""No layer has more parameters or multiply-accumulates, and sums of such counts are floats yet."""
+_LARGEST = 1e300
+
+
+class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What will be done to one layer.
+
+    Attributes:
+        path: the layer's path in the model.
+        method: the decomposition's name; None where the layer is left alone.
+        ranks: the ranks of the method, per group of a grouped convolution.
+        reason: why the layer is left alone, or a remark on what is done.
+        error: ‖W − Ŵ‖ / ‖W‖ of the weight.
+        params: parameters (before, after); None where the layer could not be read.
+        macs: multiply-accumulates of one forward pass on the example inputs (before, after); None
+            where no inputs were given.
+        op: what the layer is, for the table and to recognise the layer.
+        predicted: ‖y − ŷ‖ / ‖y‖ of the layer's output on the calibration data, predicted from
+            moments; None without such data.
+        measured: the same, measured by running the replacement on that data. After a sequential
+            refit ŷ is the output in the compressed model.
+        refit: whether the weights were refitted to the original outputs on the inputs that the
+            compressed model gives.
+        sensitivity: of CP stages to noise, as a fine-tuning step makes it: the expected squared
+            relative change of the weight per unit variance of noise relative to the factors. About
+            one per stage where the rank-1 terms do not cancel; None for other methods.
+        moments: how much of the moments of its inputs was gathered: "patches", "channels" or
+            "diagonal"; "" without calibration data.
+    """
+
+    path: str
+    method: str | None = None
+    ranks: tuple[int, ...] = ()
+    reason: str = ""
+    error: float | None = None
+    params: tuple[int, int] | None = None
+    macs: tuple[int, int] | None = None
+    op: str = ""
+    predicted: float | None = None
+    measured: float | None = None
+    refit: bool = False
+    sensitivity: float | None = None
+    moments: str = ""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model that `Budget(drop=)` tried.
+
+    Attributes:
+        share: of the MACs, or of the parameters where there are no example inputs.
+        score: what `evaluate` gave.
+        kept: whether it is good enough.
+    """
+
+    share: float
+    score: float
+    kept: bool
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What will be done to a model.
+
+    Attributes:
+        layers: one `LayerPlan` for every layer with weights, in the model's order.
+        policy: the policy that chose, for the record.
+        size: parameters of the whole model before, shared and tied ones counted once; 0 where that
+            is not known.
+        seed: of the run.
+        placement: how the scale is spread over the stages of a chain.
+        loss: the loss on the held-out quarter of the calibration examples (before, after); None
+            where it was not measured.
+            Under "cross_entropy" and "outputs" it is the distance from the original's outputs.
+        predicted_latency: time of one forward pass on the example inputs as a share of the
+            original's, from times of the layers; None without a limit on it.
+        latency: the same, measured on the whole models in turns.
+        notes: what the policies have to say of the whole.
+        trials: the models that `Budget(drop=)` tried, in order; the original is the first.
+        version: of this format.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    policy: str = ""
+    size: int = 0
+    seed: int = 0
+    placement: Placement = "balanced"
+    loss: tuple[float, float] | None = None
+    predicted_latency: float | None = None
+    latency: float | None = None
+    notes: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    version: int = VERSION
+
+    def __getitem__(self, path: str) -> LayerPlan:
+        """The plan of the layer at a path."""
+        for layer in self.layers:
+            if layer.path == path:
+                return layer
+        raise KeyError(path)
+
+    def layer_of(self, name: str) -> LayerPlan | None:
+        """The replaced layer that a parameter of the compressed model belongs to; None for others.
+
+        Args:
+            name: of the parameter, with dots: "blocks.0.conv.1.weight".
+        """
+        owners = [
+            layer
+            for layer in self.replaced
+            if not layer.path or name == layer.path or name.startswith(f"{layer.path}.")
+        ]
+        return max(owners, key=lambda layer: len(layer.path), default=None)
+
+    @property
+    def replaced(self) -> tuple[LayerPlan, ...]:
+        """The layers that will be decomposed."""
+        return tuple(layer for layer in self.layers if layer.method is not None)
+
+    @property
+    def params(self) -> tuple[int, int]:
+        """Parameters (before, after) of all layers that could be read."""
+        return _total(layer.params for layer in self.layers)
+
+    @property
+    def model_params(self) -> tuple[int, int]:
+        """Parameters (before, after) of the whole model, those of its layers where not known."""
+        before, after = self.params
+        whole = self.size or before
+        return whole, whole - before + after
+
+    @property
+    def macs(self) -> tuple[int, int] | None:
+        """Multiply-accumulates (before, after) of these layers; None without example inputs."""
+        if all(layer.macs is None for layer in self.layers):
+            return None
+        return _total(layer.macs for layer in self.layers)
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The plan from JSON text.
+
+        Raises:
+            RankfoldError: not JSON, of another version, or not a plan; the message says where.
+        """
+        try:
+            plan = msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise RankfoldError(f"not a rankfold plan: {error}") from None
+        validate(plan)
+        return plan
+
+    def __str__(self) -> str:
+        from rankfold.plan.table import plan_text
+
+        return plan_text(self)
+
+
+def validate(plan: Plan) -> None:
+    """Checks what the types alone do not say, and of a plan made by hand the types, too.
+
+    Raises:
+        RankfoldError: another version, a layer twice, a method without ranks or the reverse, a
+            count or an error that none can be; the message names the layer and the field.
+    """
+    if plan.version != VERSION:
+        raise RankfoldError(
+            f"the plan has version {plan.version}; this rankfold reads version {VERSION}"
+        )
+    _check_counts("the plan", "size", (plan.size,))
+    for name in ("predicted_latency", "latency"):
+        _check_measure("the plan", name, getattr(plan, name))
+    for trial in plan.trials:
+        _check_measure("the plan", "trials: share", trial.share)
+    seen: set[str] = set()
+    for layer in plan.layers:
+        if layer.path in seen:
+            raise RankfoldError(f"layer {layer.path!r} stands twice in the plan")
+        seen.add(layer.path)
+        if (layer.method is None) != (not layer.ranks):
+            raise RankfoldError(
+                f"layer {layer.path!r}: method {layer.method!r} with ranks {layer.ranks}; a "
+                "method needs ranks and ranks need a method"
+            )
+        _check_counts(f"layer {layer.path!r}", "ranks", layer.ranks, least=1)
+        for name in ("params", "macs"):
+            _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
+        for name in ("error", "predicted", "measured", "sensitivity"):
+            _check_measure(f"layer {layer.path!r}", name, getattr(layer, name))
+
+
+def _check_counts(owner: str, field: str, counts: Iterable[Any], least: int = 0) -> None:
+    for count in counts:
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        if not whole or not least <= count <= _MOST:
+            raise RankfoldError(
+                f"{owner}: {field} holds {_shown(count)}; use at least {least}, at most {_MOST:.0e}"
+            )
+
+
+def _check_measure(owner: str, field: str, value: Any) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (Integral, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= _LARGEST:
+        raise RankfoldError(
+            f"{owner}: {field} is {_shown(value)}; use a number from 0 to {_LARGEST:.0e}, or None"
+        )
+
+
+def _shown(value: object) -> str:
+    """A value that may be an integer of too many digits for Python to write."""
+    if isinstance(value, int) and abs(value) > _MOST:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)
+
+
+def _total(pairs: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
+    known = [pair for pair in pairs if pair is not None]
+    return sum(before for before, _ in known), sum(after for _, after in known)

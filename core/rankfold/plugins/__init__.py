@@ -1,0 +1,1 @@
+"""What plugins implement, and the registry that finds them."""

@@ -1,0 +1,132 @@
+"""The plugin contract: what a plugin may declare, and the version of that contract.
+
+A plugin is an entry point of the group `rankfold` that names a *declaration module*: functions
+marked with `hookimpl`, a module constant `RANKFOLD_API`, and no import of a framework. The
+built-in decompositions, policies and adapters are declared in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pluggy
+
+from rankfold.decompose.base import Decomposition, Policy, TensorRule
+from rankfold.plan.plan import LayerPlan, Plan
+
+PROJECT = "rankfold"
+API = (1, 1)
+"""Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
+major and a minor not above ours is accepted."""
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """Declares a framework adapter without importing the framework.
+
+    Attributes:
+        name: the adapter's name, as in layer rules.
+        model_types: "module:Class" of the model classes it handles. They are looked up only in
+            modules that are already imported: a model of a framework cannot exist otherwise.
+        target: "module:Class" of the adapter, imported when a model is recognised and called
+            without arguments.
+        readers: for file suffixes (".pt"), "module:function" from the path of a checkpoint of that
+            kind to a `rankfold.checkpoints.reader.File`. Nothing that such a file holds may be run. That
+            of ".pt" serves files of `torch.save` by any other name, too.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    target: str
+    readers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerRule:
+    """Teaches an adapter one more layer class.
+
+    Attributes:
+        adapter: name of the adapter.
+        layer: "module:Class" of the layer class; matched exactly, subclasses are not. The
+            framework's stock layers are the adapter's own.
+        read: "module:function" from a layer to the op it stands for.
+        build: "module:function" from (chain, layer) to the module that replaces it; None for the
+            adapter's own.
+        folds: what the layer computes its weight by, in words ("weight standardisation"), where
+            `read` gives the weight that comes of it; "" where that is the layer's own. Plans say
+            so, for fine-tuning goes on without it; and nothing is written back into such a layer.
+    """
+
+    adapter: str
+    layer: str
+    read: str
+    build: str | None = None
+    folds: str = ""
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """Teaches an adapter parameters that are layers of their own, used by their module directly.
+
+    Such a parameter is a matrix, or a stack of matrices along its leading axes: (*stack, rows,
+    columns), as the weights of a mixture of experts are. Its layer is `Linear(groups=)`, one group
+    a matrix, rows being the output channels; where they are the input, the ranks and the error are
+    the same. Its path is that of the module and the name of the parameter, joined by a dot.
+
+    Attributes:
+        adapter: name of the adapter.
+        layer: a glob pattern of "module:Class" of the owning module's class; subclasses are not
+            matched.
+        names: of the parameters.
+    """
+
+    adapter: str
+    layer: str
+    names: tuple[str, ...]
+
+
+Rule: TypeAlias = LayerRule | ParameterRule | TensorRule
+
+
+@hookspec
+def rankfold_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]  # a specification
+    """Frameworks: how to recognise their models and where their adapter is."""
+
+
+@hookspec
+def rankfold_decompositions() -> Iterable[Decomposition]:  # type: ignore[empty-body]  # same
+    """Decompositions, each usable by its name in `methods=`."""
+
+
+@hookspec
+def rankfold_policies() -> Iterable[type[Policy]]:  # type: ignore[empty-body]  # same
+    """Rank policies, each usable by its name on the command line."""
+
+
+@hookspec
+def rankfold_layer_rules() -> Iterable[Rule]:  # type: ignore[empty-body]  # same
+    """Layers that an adapter does not know by itself, in models and in checkpoints."""
+
+
+@hookspec
+def rankfold_layer_done(report: LayerPlan) -> None:
+    """Called by compress and apply after each layer, with what was done to it and why."""
+
+
+@hookspec
+def rankfold_model_done(model: Any, plan: Plan) -> None:
+    """Called with every model that compress, apply or load give, and the plan that it follows.
+
+    It may leave a note of the plan at the model; weights and structure must stay as they are. Of a
+    model that was compressed before, the plan is that of the last compression.
+    """
+
+
+@hookspec
+def rankfold_model_expanded(model: Any, plan: Plan) -> None:
+    """Called with every model that `Compressed.expanded` gives: it follows the plan no longer."""

@@ -1,0 +1,179 @@
+"""One call at a time on a model: what calls from several threads must not do at once.
+
+Whatever runs, reads or changes a model does so while no other thread's call works on it or on
+anything that is part of both, as where one model is a layer of the other. Calls on models that have
+nothing in common go on side by side.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import wraps
+from operator import attrgetter
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+
+from rankfold.errors import RankfoldError
+from rankfold.plugins.registry import registry
+from rankfold.state.restoration import Restored, settled
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PAUSE = 5e-3
+"""Seconds between two looks at whether a model is free: next to nothing against a call."""
+_DEADLOCKED = 100
+"""Looks after which calls that wait for each other are taken to do so for good."""
+
+
+@runtime_checkable
+class Parted(Protocol):
+    """An adapter that says what a call changes for a while; without it that is the model alone."""
+
+    def parts(self, model: Any) -> Iterable[object]:
+        """Everything in the model that may be changed: modules and variables."""
+
+    def thread_state(self) -> Callable[[], object]:
+        """A function that puts the state of the current thread back as it is now."""
+
+
+_owners: dict[int, _Call] = {}
+"""By id of a part, the call that works on it. Only `setdefault` and `pop` change it, one step each,
+so that no lock is needed that an interrupt could leave locked."""
+_awaited: dict[int, int] = {}
+"""By thread that waits, the thread that it waits for."""
+
+
+def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Makes a function wait until no other thread's call works on its models, and tidy up.
+
+    All that `rankfold.state.restoration` knows to be changed is put back however the function is left.
+
+    Args:
+        models: the names of its arguments that are models, or attributes of these ("self.model").
+            An argument `adapter`, if there is one, is the adapter of them.
+    """
+
+    def exclude(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @wraps(function)
+        @settled
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # which says what is wrong with its arguments
+            adapter = given.get("adapter")
+            roots = [_at(given, name) for name in models]
+            pairs = [(root, _adapter_of(root, adapter)) for root in roots]
+            own = _Call()
+            with ExitStack() as stack:
+                stack.enter_context(Restored(own.release))
+                for _, used in pairs:
+                    if isinstance(used, Parted):
+                        stack.enter_context(Restored(used.thread_state()))
+                own.take(lambda: [part for pair in pairs for part in _parts(*pair)])
+                return function(*args, **kwargs)
+
+        return call
+
+    return exclude
+
+
+def _at(given: dict[str, Any], name: str) -> Any:
+    first, _, rest = name.partition(".")
+    return attrgetter(rest)(given[first]) if rest else given[first]
+
+
+def _adapter_of(model: Any, adapter: Any) -> Any:
+    """The adapter of a model; None for one of no framework, which the function says itself."""
+    if adapter is not None:
+        return adapter
+    try:
+        return registry().adapter(model)
+    except RankfoldError:
+        return None
+
+
+def _parts(model: Any, adapter: Any) -> Iterable[object]:
+    return adapter.parts(model) if isinstance(adapter, Parted) else (model,)
+
+
+class _Call:
+    """A call and what it works on."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._parts: dict[int, object] = {}
+
+    def take(self, parts: Callable[[], Sequence[object]]) -> None:
+        """Waits until everything is free.
+
+        Args:
+            parts: gives what the call works on, which calls that are waited for may change.
+
+        Raises:
+            RankfoldError: the call that is waited for waits for one of this thread.
+        """
+        looks = 0
+        while True:
+            self._parts = {id(part): part for part in _listed(parts)}  # kept alive, as are the ids
+            taken = self._taken()
+            if taken is None:
+                if {id(part) for part in _listed(parts)} <= self._parts.keys():
+                    return
+                self.release()
+                continue
+            key, other = taken
+            self.release()
+            _awaited[self._thread] = other._thread
+            try:
+                while _owners.get(key) is other:
+                    looks = looks + 1 if self._is_awaited(other) else 0
+                    if looks > _DEADLOCKED:
+                        raise RankfoldError(
+                            "two threads wait for each other: each has a call of rankfold within a "
+                            "call, on a model that the other one works on; call them in turn"
+                        )
+                    time.sleep(_PAUSE)
+            finally:
+                _awaited.pop(self._thread, None)
+
+    def release(self) -> None:
+        """Lets go of everything; nothing happens the second time."""
+        for key in self._parts:
+            if _owners.get(key) is self:
+                _owners.pop(key, None)
+
+    def _taken(self) -> tuple[int, _Call] | None:
+        """Takes the parts, always in the same order; the first that another thread has, if any."""
+        for key in sorted(self._parts):
+            owner = _owners.setdefault(key, self)
+            if owner._thread != self._thread:
+                return key, owner
+        return None
+
+    def _is_awaited(self, other: _Call) -> bool:
+        """Whether another call waits, by way of others perhaps, for one of this thread."""
+        thread: int | None = other._thread
+        seen: set[int] = set()
+        while thread is not None and thread not in seen:
+            if thread == self._thread:
+                return True
+            seen.add(thread)
+            thread = _awaited.get(thread)
+        return False
+
+
+def _listed(parts: Callable[[], Sequence[object]]) -> Sequence[object]:
+    """The parts of a model that another thread may be running, which changes its dictionaries."""
+    for _ in range(_DEADLOCKED):
+        try:
+            return parts()
+        except RuntimeError:  # "dictionary changed size during iteration"
+            time.sleep(_PAUSE)
+    return parts()

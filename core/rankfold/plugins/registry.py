@@ -1,0 +1,307 @@
+"""Finds plugins, checks them, and keeps a broken one from harming the others.
+
+pluggy's own entry-point loader stops at the first plugin that raises, so the loop is ours: by name,
+each through the stages import, api, register, check, declare. A plugin that fails a stage is
+unregistered and recorded as a `Problem`.
+
+`RANKFOLD_DISABLE_PLUGINS=a,b` leaves plugins out; `RANKFOLD_STRICT_PLUGINS=1` raises instead of
+recording.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.metadata import EntryPoint, distributions, entry_points
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from rankfold.decompose.base import Adapter, Decomposition, Policy, TensorRule
+from rankfold.errors import RankfoldError
+from rankfold.faults import is_users, told
+from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plugins import hookspecs
+from rankfold.plugins.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.plugins.validation import Declarations, check_api, check_marked
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin's failure: the stage it happened in and the error."""
+
+    plugin: str
+    stage: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} failed at {self.stage}: {self.error}"
+
+
+@dataclass
+class Registry:
+    """Everything the plugins declare.
+
+    Attributes:
+        plugins: name of each plugin in use, to the distribution it comes from.
+        declared: name of each plugin in use, to what it declares, in words.
+        decompositions: by name.
+        policies: by name.
+        adapters: by name.
+        rules: the layer rules of all plugins.
+        parameter_rules: those for parameters.
+        tensor_rules: those for checkpoints, by name.
+        problems: what went wrong, in order.
+    """
+
+    strict: bool = False
+    plugins: dict[str, str] = field(default_factory=dict)
+    declared: dict[str, list[str]] = field(default_factory=dict)
+    decompositions: dict[str, Decomposition] = field(default_factory=dict)
+    policies: dict[str, type[Policy]] = field(default_factory=dict)
+    adapters: dict[str, AdapterSpec] = field(default_factory=dict)
+    rules: list[LayerRule] = field(default_factory=list)
+    parameter_rules: list[ParameterRule] = field(default_factory=list)
+    tensor_rules: dict[str, TensorRule] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._declared_rules: list[tuple[str, LayerRule | ParameterRule]] = []
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+
+    def load(self, found: Iterable[EntryPoint], disabled: frozenset[str] = frozenset()) -> None:
+        """Loads plugins in the order of their names, rankfold's own first: theirs is the name."""
+        for entry in sorted(found, key=lambda e: (_distribution(e) != PROJECT, e.name, e.value)):
+            if entry.name in disabled:
+                continue
+            stage = "import"
+            module: ModuleType | None = None
+            try:
+                module = entry.load()
+                stage = "api"
+                check_api(module)
+                stage = "register"
+                self._manager.register(module, name=entry.name)
+                stage = "check"
+                check_marked(module)
+                self._manager.check_pending()
+                stage = "declare"
+                self._declare(entry.name, module)
+            except BaseException as error:  # a plugin must not harm the others
+                if is_users(error):
+                    raise
+                self._forget(entry.name, module)
+                self._record(entry.name, stage, error)
+            else:
+                self.plugins[entry.name] = _distribution(entry)
+        self._check_rules()
+
+    def _check_rules(self) -> None:
+        """Notes rules for adapters that nobody declares; the plugins stay in use.
+
+        The adapter's own plugin may not be installed, so this is no error where problems are.
+        """
+        for plugin, rule in self._declared_rules:
+            if rule.adapter not in self.adapters:
+                known = ", ".join(self.adapters) or "none"
+                text = f"{rule.layer!r} is for an unknown adapter, {rule.adapter!r}; known: {known}"
+                self.problems.append(Problem(plugin, "layer rules", text))
+        self._declared_rules.clear()
+
+    def adapter(self, model: object) -> Adapter:
+        """The adapter for a model; frameworks are looked up only where already imported.
+
+        Raises:
+            RankfoldError: no adapter knows the model; plugins with problems are named.
+        """
+        for spec in self.adapters.values():
+            classes = map(imported, spec.model_types)
+            if not any(isinstance(cls, type) and isinstance(model, cls) for cls in classes):
+                continue
+            try:
+                adapter: Adapter = resolve(spec.target)()
+            except BaseException as error:
+                if is_users(error):
+                    raise
+                self._record(spec.name, "adapter", error)
+                continue
+            return adapter
+        known = ", ".join(
+            f"{spec.name} ({', '.join(spec.model_types)})" for spec in self.adapters.values()
+        )
+        broken = "".join(f"; {problem}" for problem in self.problems)
+        hint = "" if self.plugins else "; rankfold's entry points are missing: install the package"
+        raise RankfoldError(
+            f"no adapter for a model of type {type(model).__module__}.{type(model).__qualname__}; "
+            f"known are {known or 'none'}{broken}{hint}"
+        )
+
+    def methods(self, names: Iterable[str]) -> dict[str, Decomposition]:
+        """Decompositions by name, in the order given.
+
+        Raises:
+            RankfoldError: an unknown name, or none at all.
+        """
+        chosen: dict[str, Decomposition] = {}
+        for name in names:
+            if name not in self.decompositions:
+                raise RankfoldError(
+                    f"methods: {name!r} is unknown; use some of "
+                    f"{', '.join(sorted(self.decompositions)) or 'none (no plugin is installed)'}"
+                )
+            chosen[name] = self.decompositions[name]
+        if not chosen:
+            raise RankfoldError("methods: none given; name at least one")
+        return chosen
+
+    def layer_done(self, report: LayerPlan) -> None:
+        """Tells every observer; one that raises is recorded and harms nobody else."""
+        self._tell("layer_done", report=report)
+
+    def model_done(self, model: Any, plan: Plan) -> None:
+        """Tells every observer of a compressed model; as `layer_done`."""
+        self._tell("model_done", model=model, plan=plan)
+
+    def model_expanded(self, model: Any, plan: Plan) -> None:
+        """Tells every observer of a model that is no longer compressed; as `layer_done`."""
+        self._tell("model_expanded", model=model, plan=plan)
+
+    def _tell(self, what: str, **arguments: object) -> None:
+        hook = f"{PROJECT}_{what}"
+        for name in list(self.plugins):
+            plugin = self._manager.get_plugin(name)
+            try:
+                if hasattr(plugin, hook):
+                    self._call(hook, plugin, **arguments)
+            except BaseException as error:
+                if is_users(error):
+                    raise
+                self._record(name, what, error)
+
+    def _call(self, hook: str, plugin: object, **arguments: object) -> list[Any]:
+        others = [p for p in self._manager.get_plugins() if p is not plugin]
+        caller = self._manager.subset_hook_caller(hook, remove_plugins=others)
+        results: list[Any] = caller(**arguments)
+        return results
+
+    def _declared(self, hook: str, plugin: object) -> list[Any]:
+        return [item for items in self._call(hook, plugin) for item in items]
+
+    def _declare(self, name: str, plugin: object) -> None:
+        new = Declarations.of(partial(self._declared, plugin=plugin))
+        for what, ours, theirs in (
+            ("decomposition", self.decompositions, new.decompositions),
+            ("policy", self.policies, new.policies),
+            ("adapter", self.adapters, new.adapters),
+            ("tensor rule", self.tensor_rules, new.tensor_rules),
+        ):
+            for taken in ours.keys() & theirs.keys():
+                raise ValueError(f"{what} {taken!r} is already registered")
+        self.decompositions.update(new.decompositions)  # nothing can fail from here on
+        self.policies.update(new.policies)
+        self.adapters.update(new.adapters)
+        self.rules.extend(new.rules)
+        self._declared_rules += [(name, rule) for rule in new.rules]
+        self._declared_rules += [(name, rule) for rule in new.parameter_rules]
+        self.parameter_rules.extend(new.parameter_rules)
+        self.tensor_rules.update(new.tensor_rules)
+        self.declared[name] = new.words
+
+    def _forget(self, name: str, module: ModuleType | None) -> None:
+        """Unregisters a module that failed, unless it is in use under that name already."""
+        if name not in self.plugins and self._manager.get_plugin(name) is module is not None:
+            self._manager.unregister(name=name)
+
+    def _record(self, plugin: str, stage: str, error: BaseException) -> None:
+        problem = Problem(plugin, stage, told(error))
+        if self.strict:
+            raise RankfoldError(str(problem)) from error
+        self.problems.append(problem)
+
+
+class Installed:
+    """The registry of the installed plugins, made on first use by whichever thread comes first.
+
+    A plugin that asks for it while it is loaded gets what there is so far, rankfold's own at least.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._loading: Registry | None = None
+        self._loaded: Registry | None = None
+
+    def __call__(self) -> Registry:
+        """The registry."""
+        if self._loaded is not None:
+            return self._loaded
+        with self._lock:
+            if self._loaded is None and self._loading is not None:
+                return self._loading
+            if self._loaded is None:
+                self._loaded = self._load()
+            return self._loaded
+
+    def cache_clear(self) -> None:
+        """Has the plugins loaded anew at the next call."""
+        self._loaded = None
+
+    def _load(self) -> Registry:
+        strict = os.environ.get("RANKFOLD_STRICT_PLUGINS", "") not in ("", "0")
+        names = os.environ.get("RANKFOLD_DISABLE_PLUGINS", "")
+        disabled = frozenset(name.strip() for name in names.split(",") if name.strip())
+        self._loading = Registry(strict=strict)
+        try:
+            self._loading.load(_entry_points(), disabled)
+            return self._loading
+        finally:
+            self._loading = None
+
+
+registry = Installed()
+
+
+def resolve(target: str) -> Callable[..., Any]:
+    """The object that "module:name" stands for, importing the module."""
+    module, _, name = target.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def imported(target: str) -> object:
+    """The object that "module:name" stands for; None where it is not imported yet or not there."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(sys.modules.get(module), name, None)
+    except BaseException as error:  # of a module that imports its parts when they are asked for
+        if is_users(error):
+            raise
+        return None
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    try:
+        return entry_points(group=PROJECT)
+    except Exception:  # one distribution with a damaged list hides those of all others
+        return dict.fromkeys(_readable_entry_points())
+
+
+def _readable_entry_points() -> Iterator[EntryPoint]:
+    for distribution in distributions():
+        with suppress(Exception):  # and is no plugin
+            yield from distribution.entry_points.select(group=PROJECT)
+
+
+def _distribution(entry: EntryPoint) -> str:
+    try:
+        name = None if entry.dist is None else entry.dist.name
+    except Exception:  # what is left of a distribution that was removed by hand has no name
+        return entry.value
+    return name or entry.value

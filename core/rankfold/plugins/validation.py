@@ -1,0 +1,140 @@
+"""What one plugin declares, checked before any of it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from rankfold.adapters.output_layers import judged
+from rankfold.decompose.base import Decomposition, Policy, TensorRule
+from rankfold.faults import shown
+from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+
+_DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
+_POLICY = ("allocate", "from_text")
+_TENSOR_RULE = ("recognise", "op", "stages")
+
+
+@dataclass(frozen=True)
+class Declarations:
+    """What one plugin declares; by name where it has one, and that was asked for only once."""
+
+    decompositions: dict[str, Decomposition]
+    policies: dict[str, type[Policy]]
+    adapters: dict[str, AdapterSpec]
+    rules: list[LayerRule]
+    parameter_rules: list[ParameterRule]
+    tensor_rules: dict[str, TensorRule]
+
+    @classmethod
+    def of(cls, hook: Callable[[str], Iterable[Any]]) -> Declarations:
+        """Collects and checks declarations.
+
+        Args:
+            hook: calls the hook of that name of the plugin.
+
+        Raises:
+            TypeError: something is not what it is declared to be.
+            ValueError: a name is given twice.
+            RankfoldError: a policy judges what it cannot.
+        """
+        adapters = list(hook("rankfold_adapters"))
+        decompositions = list(hook("rankfold_decompositions"))
+        policies = list(hook("rankfold_policies"))
+        declared = list(hook("rankfold_layer_rules"))
+        rules = [rule for rule in declared if isinstance(rule, LayerRule)]
+        parameter_rules = [rule for rule in declared if isinstance(rule, ParameterRule)]
+        others = [rule for rule in declared if not isinstance(rule, (LayerRule, ParameterRule))]
+        _check_parts("decomposition", decompositions, _DECOMPOSITION)
+        _check_parts("policy", policies, _POLICY)
+        for policy in policies:
+            judged(policy)
+        _check_parts("layer, parameter or tensor rule", others, _TENSOR_RULE)
+        for spec in adapters:
+            if not isinstance(spec, AdapterSpec):
+                raise TypeError(f"{shown(spec)} is not an AdapterSpec")
+            readers = (reader for _, reader in spec.readers)
+            _check_targets(spec, (*spec.model_types, spec.target, *readers))
+        for rule in rules:
+            build = () if rule.build is None else (rule.build,)
+            _check_targets(rule, (rule.layer, rule.read, *build))
+            if not isinstance(rule.folds, str):
+                raise TypeError(f"{shown(rule)}: say in words what it folds")
+        for parameters in parameter_rules:
+            _check_targets(parameters, (parameters.layer,))
+            if not isinstance(parameters.names, tuple) or not all(parameters.names):
+                raise TypeError(f"{shown(parameters)}: give its names as a tuple")
+        return cls(
+            decompositions=_by_name("decomposition", decompositions),
+            policies=_by_name("policy", policies),
+            adapters=_by_name("adapter", adapters),
+            rules=rules,
+            parameter_rules=parameter_rules,
+            tensor_rules=_by_name("tensor rule", others),
+        )
+
+    @property
+    def words(self) -> list[str]:
+        """One line for each of them."""
+        return [
+            *(f"decomposition {name}" for name in self.decompositions),
+            *(f"policy {name}" for name in self.policies),
+            *(f"adapter {name}" for name in self.adapters),
+            *(f"layer rule {rule.layer}" for rule in self.rules),
+            *(f"parameter rule {rule.layer}" for rule in self.parameter_rules),
+            *(f"tensor rule {name}" for name in self.tensor_rules),
+        ]
+
+
+def check_api(module: ModuleType) -> None:
+    """Sees to it that a plugin was written for a contract that this version keeps.
+
+    Raises:
+        TypeError: it was not, or does not say.
+    """
+    stated = getattr(module, "RANKFOLD_API", None)
+    if not (isinstance(stated, tuple) and len(stated) == 2):
+        raise TypeError(f"RANKFOLD_API is {shown(stated)}; state it as {API}")
+    if stated[0] != API[0] or stated[1] > API[1]:
+        raise TypeError(f"RANKFOLD_API is {stated}; this rankfold offers {API}")
+
+
+def check_marked(module: ModuleType) -> None:
+    """Sees to it that no hook of a plugin is passed over.
+
+    Raises:
+        TypeError: a function has the name of a hook and no mark.
+    """
+    for name, value in vars(module).items():
+        hook = name.startswith(f"{PROJECT}_") and callable(value)
+        if hook and not hasattr(value, f"{PROJECT}_impl"):
+            raise TypeError(
+                f"function {name!r} is not marked with rankfold.plugins.hookspecs.hookimpl"
+            )
+
+
+def _check_parts(what: str, items: Iterable[object], parts: Sequence[str]) -> None:
+    for item in items:
+        for part in parts:
+            if not callable(getattr(item, part, None)):
+                raise TypeError(f"{what} {shown(item)} has no method {part!r}")
+
+
+def _check_targets(item: object, targets: Iterable[object]) -> None:
+    for target in targets:
+        if not (isinstance(target, str) and all(target.partition(":"))):
+            raise TypeError(f"{shown(item)}: {shown(target)} is not of the form 'module:name'")
+
+
+def _by_name(what: str, items: Iterable[Any]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for item in items:
+        name = getattr(item, "name", None)
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise TypeError(f"{what} {shown(item)} has the name {shown(name)}; give it a word")
+        if name in named:
+            raise ValueError(f"{what} {name!r} is declared twice")
+        named[str.__str__(name)] = item
+    return named

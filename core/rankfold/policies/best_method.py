@@ -1,0 +1,98 @@
+"""The method of a layer: the one of least error at equal cost.
+
+For policies that rank one matrix at a time. Ranks of different methods do not compare, costs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from rankfold.decompose.base import Choice, Mode, Ranks
+from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.candidates import Candidate, Cost
+from rankfold.layers.layer import Layer
+from rankfold.ops.types import Conv
+
+_TIE = 1e-6
+
+
+def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: str) -> Choice:
+    """The method of least error at equal cost, for a policy that ranks one matrix at a time.
+
+    The first allowed method whose ranks make the layer cheaper sets the cost. Every other method
+    gets the largest ranks within that cost, in parameters and in MACs, and the least error wins.
+
+    Args:
+        layer: the layer.
+        rank_of: the rank the policy gives a mode; 0 for no structure.
+        nothing_found: the reason to give where a rank is 0.
+    """
+    reasons = dict(layer.refusals)
+    wanted: dict[str, Ranks] = {}
+    limit: Cost | None = None
+    contenders: dict[str, Ranks] = {}
+    op = layer.op  # read out here: a file that cannot be read is no fault of a method
+    for name, method in layer.contenders.items():
+        try:
+            mode_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
+            if min(mode_ranks) < 1:
+                reasons[name] = nothing_found
+                continue
+            wanted[name] = method.ranks(mode_ranks)
+            cost = layer.cost_as_ranked(name, wanted[name])
+        except (Refused, RankfoldError) as fault:  # ranks of a policy, never the user's
+            reasons[name] = str(fault)
+            continue
+        grew = layer.grew(cost)
+        if grew is not None:
+            reasons[name] = grew
+        elif limit is None:
+            limit, contenders = cost, {name: wanted[name]}
+    if limit is None:
+        return Choice(None, reason=_summary(layer, reasons))
+    for name, method in layer.contenders.items():
+        if name in contenders:
+            continue
+        try:
+            base = wanted.get(name, method.max_ranks(op))
+            within = layer.largest_within(name, limit, base)
+        except (Refused, RankfoldError) as fault:
+            reasons[name] = str(fault)
+            continue
+        if within is not None:
+            contenders[name] = within
+    if len(contenders) == 1:
+        return Choice(*contenders.popitem())
+    return _least(layer, contenders, reasons)
+
+
+def _least(layer: Layer, contenders: Mapping[str, Ranks], reasons: dict[str, str]) -> Choice:
+    """The contender of least error; the first one where the difference is rounding."""
+    best: Candidate | None = None
+    for name, ranks in contenders.items():
+        try:
+            candidate = layer.candidate(name, ranks)
+        except Refused as refused:
+            reasons[name] = refused.reason
+            continue
+        if best is None or candidate.loss < best.loss * (1.0 - 2.0 * _TIE):
+            best = candidate
+    if best is None:
+        return Choice(None, reason=_summary(layer, reasons))
+    return Choice(best.method, best.ranks)
+
+
+def _summary(layer: Layer, reasons: Mapping[str, str]) -> str:
+    op = layer.op
+    tried = {name: reason for name, reason in reasons.items() if name in layer.methods}
+    if isinstance(op, Conv) and op.groups > 1 and op.weight.shape[1] == 1:
+        tried = {name: reason for name, reason in tried.items() if name == "spatial_svd"}
+        detail = f" (spatial_svd {tried['spatial_svd']})" if tried else ""
+        return f"depthwise{detail}"
+    chosen = tried or dict(reasons)
+    if len(set(chosen.values())) == 1:
+        return next(iter(chosen.values()))
+    return "; ".join(
+        reason if reason.startswith(name) else f"{name}: {reason}"
+        for name, reason in chosen.items()
+    )

@@ -1,0 +1,96 @@
+"""Which layers of a model are considered, and by which policy: include, exclude, overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from rankfold.adapters.output_layers import judged
+from rankfold.decompose.base import Policy
+from rankfold.errors import RankfoldError
+from rankfold.faults import contained, shown
+from rankfold.policies.patterns import check_patterns, matches
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Glob patterns on layer paths.
+
+    Args:
+        policy: for every layer without an override.
+        include: patterns of the layers to consider; None for all.
+        exclude: patterns of layers to leave alone.
+        overrides: policies by pattern; the first match counts.
+
+    Raises:
+        RankfoldError: something that is no policy is given as one, or a policy judges what it
+            cannot.
+    """
+
+    policy: Policy
+    include: str | Sequence[str] | None = None
+    exclude: str | Sequence[str] = ()
+    overrides: Mapping[str, Policy] | None = None
+
+    def __post_init__(self) -> None:
+        for name, patterns in (("include", self.include), ("exclude", self.exclude)):
+            if patterns is not None:
+                object.__setattr__(self, name, _patterns(name, patterns))
+        if self.include is not None and not self.include:
+            raise RankfoldError("include: no pattern; leave it out to consider every layer")
+        if not isinstance(self.overrides or {}, Mapping):
+            raise RankfoldError(
+                f"overrides: {type(self.overrides).__name__}; give a mapping from patterns to "
+                "policies"
+            )
+        for policy in (self.policy, *(self.overrides or {}).values()):
+            with contained("policy", RankfoldError):
+                usable = callable(getattr(policy, "allocate", None))
+            if isinstance(policy, type) or not usable:
+                raise RankfoldError(f"policy {shown(policy)}; use for example rankfold.VBMF()")
+            judged(policy)
+
+    def check(self, layers: Sequence[Sequence[str]]) -> None:
+        """Sees to it that every pattern matches a layer, given the paths of each.
+
+        Raises:
+            RankfoldError: naming the pattern and some of the layers there are.
+        """
+        check_patterns("include", listed(self.include or ()), layers)
+        check_patterns("exclude", listed(self.exclude), layers)
+        check_patterns("overrides", self.overrides or (), layers)
+
+    def left_out(self, paths: Sequence[str]) -> str:
+        """Why a layer is not considered; "" where it is."""
+        for pattern in listed(self.exclude):
+            if matches(pattern, paths):
+                return f"excluded by {pattern!r}"
+        if self.include is not None and not any(matches(p, paths) for p in listed(self.include)):
+            return "not included"
+        return ""
+
+    def names(self, paths: Sequence[str]) -> bool:
+        """Whether a pattern of `include` or `overrides` matches a layer."""
+        patterns = (*listed(self.include or ()), *(self.overrides or ()))
+        return any(matches(pattern, paths) for pattern in patterns)
+
+    def policy_of(self, paths: Sequence[str]) -> Policy:
+        """The policy that decides on a layer."""
+        for pattern, policy in (self.overrides or {}).items():
+            if matches(pattern, paths):
+                return policy
+        return self.policy
+
+
+def _patterns(name: str, given: object) -> tuple[str, ...]:
+    patterns = (given,) if isinstance(given, str) else given
+    if isinstance(patterns, Iterable):
+        found = tuple(patterns)
+        if all(isinstance(pattern, str) for pattern in found):
+            return found
+    raise RankfoldError(f"{name}: {given!r}; give a glob pattern or several, as strings")
+
+
+def listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (names,) if isinstance(names, str) else tuple(names)

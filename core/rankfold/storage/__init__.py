@@ -1,0 +1,1 @@
+"""Files and folders: safetensors, compressed models, atomic writes."""

@@ -1,0 +1,317 @@
+"""Saving a compressed model as a folder and loading it into a fresh model.
+
+The folder holds `plan.json` (the plan and the hashes of the weights) and `weights.safetensors`, or
+several `weights-00001-of-00002.safetensors` with an index where a checkpoint in several files was
+compressed. It is written under a temporary name and renamed, so there is never half of it. Loading
+rebuilds the structure from the plan, without any decomposition, and runs nothing that the folder
+holds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rankfold.console import some
+from rankfold.decompose.base import Folding, Recalling, Structured
+from rankfold.decompose.guarded import Guarded
+from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import contained, of_adapter
+from rankfold.ops.ownership import copied, protected
+from rankfold.plan.plan import Plan, validate
+from rankfold.plugins.model_lock import exclusive
+from rankfold.plugins.registry import registry
+from rankfold.storage.files import sha256_of, sync
+from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.work_folder import SAVING, claimed, publish
+from rankfold.storage.wrapper_prefixes import matched
+
+if TYPE_CHECKING:
+    from rankfold.decompose.base import Adapter
+    from rankfold.pipeline.api import Compressed
+
+PLAN = "plan.json"
+WEIGHTS = "weights.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+VERSION = 2
+_MAX_PLAN_BYTES = 256 * 2**20
+_PATIENCE = 60.0
+"""Seconds that a save waits for another one of the same folder, as processes that train together
+make it: longer than it takes to write the weights, shorter than to look for what has hung."""
+_NAMES = (
+    ", or its checkpoint names or splits tensors otherwise than the model's own state does: "
+    "compress one with the names of the state (save_pretrained(save_original_format=False))"
+)
+_EXCLUDED = 50
+_FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
+
+
+class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What plan.json holds.
+
+    Attributes:
+        rankfold: the version of this format.
+        files: the hashes of the files with the weights, by name.
+        plan: of the model.
+        job: tells by which call a checkpoint was compressed; "" for a model. The ops of such a plan
+            need not have the stride, padding and dilation of the model's.
+        sizes: of these files in bytes, by name; older versions wrote none.
+    """
+
+    rankfold: int
+    files: dict[str, str]
+    plan: Plan
+    job: str = ""
+    sizes: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Path, files: dict[str, str], job: str = "") -> Saved:
+        """Of this version, of files that lie in a folder."""
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        return cls(rankfold=VERSION, files=files, plan=plan, job=job, sizes=sizes)
+
+    def is_of(self, file: Path) -> bool:
+        """Whether a file is the one of its name that is meant.
+
+        Its size and what its header says of that are looked at first: a file with holes may be as
+        long as it likes, and take as long to read.
+
+        Raises:
+            RankfoldError: it is not a safetensors file that is whole and sound.
+        """
+        try:
+            size = file.stat().st_size
+            if size != self.sizes.get(file.name, size):
+                return False
+            read_header(file)
+            return sha256_of(file) == self.files[file.name]
+        except OSError as error:
+            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+
+
+@exclusive("compressed.model")
+def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
+    """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
+
+    Args:
+        compressed: the model and its plan.
+        folder: made if need be, parents included.
+        adapter: as for `rankfold.plan`.
+
+    Raises:
+        RankfoldError: the folder cannot be written or holds other files; nothing is left behind.
+    """
+    adapter = adapter or registry().adapter(compressed.model)
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
+    check_replaceable(folder)
+    with claimed(folder, _PATIENCE) as work:
+        check_replaceable(folder)
+        fresh = work / SAVING
+        fresh.mkdir()
+        adapter.save_weights(compressed.model, fresh / WEIGHTS)
+        saved = Saved.of(compressed.plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
+        (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+        (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
+        for part in (fresh / WEIGHTS, fresh / PLAN):
+            sync(part)
+        publish(fresh, folder)
+
+
+@exclusive("model")
+def load(
+    model: Any, folder: str | PathLike[str], *, inputs: Any = None, adapter: Adapter | None = None
+) -> Any:
+    """A compressed copy of a fresh model, with the structure and the weights that were saved.
+
+    Args:
+        model: a model of the architecture that was compressed; its weights do not matter and it is
+            not modified.
+        folder: what `Compressed.save` or `compress_checkpoint` wrote.
+        inputs: example inputs of one forward pass, for a framework whose models show their layers
+            only when they are called (Flax Linen). Shapes are enough.
+        adapter: as for `rankfold.plan`.
+
+    Returns:
+        The model; its outputs are bit for bit those of the saved one.
+
+    Raises:
+        RankfoldError: the folder is incomplete, damaged or of another version, or does not fit
+            the model.
+    """
+    folder = Path(folder)
+    saved = _read_plan(folder)
+    files = [folder / name for name in sorted(saved.files)]
+    for file in files:
+        _check_file(file)
+        if not saved.is_of(file):
+            raise RankfoldError(
+                f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
+                "exchanged; save the model anew"
+            )
+    if len(files) > 1:
+        _check_distinct(files)
+    adapter = adapter or registry().adapter(model)
+    with of_adapter(adapter):
+        if inputs is not None:
+            adapter.trace(model, inputs)
+        elif isinstance(adapter, Recalling):
+            adapter.recall()
+        modules = modules_of(adapter, model, saved)
+        small = adapter.replace(model, modules, inplace=False)
+        loaded = adapter.load_weights(small, *files)
+    registry().model_done(loaded, saved.plan)
+    return loaded
+
+
+def saved_at(folder: Path) -> Saved | None:
+    """What a folder says of itself; None where there is no such plan."""
+    try:
+        return _read_plan(folder)
+    except RankfoldError:
+        return None
+
+
+def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
+    """The structure of a compressed model: blank modules for the layers that its plan replaces.
+
+    Args:
+        adapter: of the model.
+        model: of the architecture that was compressed.
+        saved: its plan.
+
+    Raises:
+        RankfoldError: the plan does not fit the model.
+    """
+    from rankfold.pipeline.api import check_planned, check_same
+
+    known = adapter.layers(model)
+    paths = matched([layer.path for layer in saved.plan.layers], known.keys())
+    plan = msgspec.structs.replace(
+        saved.plan,
+        layers=tuple(
+            msgspec.structs.replace(layer, path=paths[layer.path]) for layer in saved.plan.layers
+        ),
+    )
+    if saved.job:
+        check_planned(plan.replaced, known, _NAMES)
+    else:
+        check_planned(plan.layers, known)
+    read = adapter.structure if isinstance(adapter, Structured) else adapter.read
+    names = {layer.method for layer in plan.replaced if layer.method is not None}
+    methods = registry().methods(sorted(names)) if names else {}
+    modules: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    for layer in plan.replaced:
+        assert layer.method is not None
+        method = Guarded(layer.method, methods[layer.method])
+        try:
+            with contained("reading the layer", Refused):
+                op = protected(read(model, layer.path))
+            check_same(layer, op)
+            if saved.job and isinstance(adapter, Folding) and adapter.folded(model, layer.path):
+                raise Refused(
+                    f"the tensors of a checkpoint lack its {adapter.folded(model, layer.path)}; "
+                    "compress the model itself"
+                )
+            reason = method.refuse(op)
+            if reason is not None:
+                raise Refused(reason)
+            stages = tuple(map(copied, method.template(op, layer.ranks)))
+            with contained("building the replacement", Refused):
+                modules[layer.path] = adapter.build(model, layer.path, stages)
+        except (Refused, RankfoldError) as refused:
+            failed[layer.path] = str(refused)
+    if failed:
+        path, why = next(iter(failed.items()))
+        layers = some(list(map(repr, failed)), _EXCLUDED)
+        remedy = f"compress it anew with exclude=[{layers}]"
+        raise RankfoldError(
+            f"layer {path!r} of this model cannot be replaced as the plan says: {why}; {remedy}"
+        )
+    return modules
+
+
+def _read_plan(folder: Path) -> Saved:
+    file = folder / PLAN
+    _check_file(file)
+    if file.stat().st_size > _MAX_PLAN_BYTES:
+        raise RankfoldError(f"{str(file)!r} is larger than any plan; it is not one of rankfold's")
+    try:
+        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RankfoldError(f"{str(file)!r} is damaged or not a rankfold plan: {error}") from None
+    if saved.rankfold != VERSION:
+        raise RankfoldError(
+            f"{str(file)!r} has version {saved.rankfold}; this rankfold reads version {VERSION}"
+        )
+    if not saved.files or not all(_FILE.fullmatch(name) for name in saved.files):
+        raise RankfoldError(
+            f"{str(file)!r} names files that no rankfold writes: {some(list(saved.files))}"
+        )
+    try:
+        validate(saved.plan)
+    except RankfoldError as error:
+        raise RankfoldError(f"{str(file)!r}: {error}") from None
+    return saved
+
+
+def _check_distinct(files: Iterable[Path]) -> None:
+    owner: dict[str, Path] = {}
+    for file in files:
+        for name in read_header(file).entries:
+            if owner.setdefault(name, file) is not file:
+                raise RankfoldError(f"tensor {name!r} is in {str(owner[name])!r} and {str(file)!r}")
+
+
+def _check_file(file: Path) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise RankfoldError(
+            f"{str(file)!r} is missing or not a plain file; give the folder that save() wrote"
+        )
+
+
+def check_replaceable(folder: Path) -> None:
+    """Sees to it that a folder is new, empty or an earlier save.
+
+    Raises:
+        RankfoldError: it is something else, or the working directory is in it.
+    """
+    if "\0" in str(folder):
+        raise RankfoldError(f"{str(folder)!r} is no path")
+    try:
+        if folder.is_symlink():
+            raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
+        names = {entry.name for entry in folder.iterdir()} - {PLAN, INDEX}
+        foreign = sorted(name for name in names if not _FILE.fullmatch(name))
+        inside = _is_inside(folder)
+    except OSError as error:
+        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
+    if foreign:
+        raise RankfoldError(
+            f"{str(folder)!r} holds {foreign[0]!r} and would be replaced as a whole; name an empty "
+            "or new folder"
+        )
+    if inside:
+        raise RankfoldError(
+            f"{str(folder)!r} is or holds the working directory and would be replaced as a whole; "
+            "name another folder"
+        )
+
+
+def _is_inside(folder: Path) -> bool:
+    """Whether the working directory is a folder or lies in it."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # it has been deleted
+        return False
+    return any(folder.samefile(parent) for parent in (here, *here.parents))
