@@ -12,7 +12,7 @@ import numpy as np
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.decompose.base import Visit
-from rankfold.ops.types import Chain, Extent, Op
+from rankfold.ops import Chain, Extent, Op
 from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _BATCH = 64
 _LATENCY_ROUNDS = 30

@@ -10,7 +10,8 @@ import numpy as np
 
 from rankfold.decompose.base import Stored
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array, Chain, Conv, Embedding, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 
 _CONVOLUTIONS = (3, 4, 5)
 

@@ -17,8 +17,9 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.decompose.base import Trace, Visit
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Extent, Op
 from rankfold.ops.reference import composed
-from rankfold.ops.types import Array, Chain, Extent, Op
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold.progress import Advance

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _BATCH = 64
 _LATENCY_ROUNDS = 30

@@ -15,7 +15,7 @@ from torch import nn
 
 from rankfold.console import some
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.storage.safetensors_header import Entry, Header
 
 _NAMES = {

@@ -8,7 +8,8 @@ from typing import Any
 from rankfold.adapters.tensor_rules import numbered
 from rankfold.decompose.base import Stored
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array, Chain, Conv, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Linear, Op
 
 _WEIGHT = "weight"
 _TABLES = ("wte", "wpe", "shared", "relative_attention_bias")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rankfold.adapters import timing
-from rankfold.ops.types import Embedding, Extent, Linear, Op, channels
+from rankfold.ops import Embedding, Extent, Linear, Op, channels
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.temporary_changes import unchanged

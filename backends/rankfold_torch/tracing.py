@@ -14,7 +14,7 @@ from torch import nn
 from rankfold.decompose.base import Trace
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops.types import Extent
+from rankfold.ops import Extent
 from rankfold.state.restoration import settled
 from rankfold_torch.layers.stock import CONVS, TRANSPOSED
 from rankfold_torch.temporary_changes import Hook, dispatched, hooked, unchanged

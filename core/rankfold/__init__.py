@@ -10,7 +10,7 @@ from rankfold.decompose.svd import truncated_svd
 from rankfold.decompose.tucker2 import tucker2
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
-from rankfold.ops.types import Conv, ConvTranspose, Embedding, Linear
+from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
 from rankfold.pipeline.api import Compressed, apply, compress, gather, plan
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.budget import Budget

@@ -127,3 +127,8 @@ def _code(handler: object) -> CodeType | None:
         handler = getattr(handler, name, handler)
     code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
     return code if isinstance(code, CodeType) else None
+
+
+def is_ours(plugin: object) -> bool:
+    """Whether the code of a plugin is rankfold's own, which works on copies."""
+    return type(plugin).__module__.startswith("rankfold.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rankfold.ops.types import Conv
+from rankfold.ops import Conv
 from rankfold_torch.layers.same_rules import read_standardised
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rankfold.ops.types import Linear
+from rankfold.ops import Linear
 
 
 def read(layer: Any) -> Linear:

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 from rankfold.adapters.tensor_rules import numbered
 from rankfold.decompose.base import Stored, TensorRule
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array, Chain, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Linear, Op
 
 _WEIGHT = "weight"
 _CONV1D = frozenset(

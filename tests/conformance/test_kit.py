@@ -18,7 +18,7 @@ from torch import nn
 
 from rankfold import RankfoldError
 from rankfold.decompose.base import Trace
-from rankfold.ops.types import Conv
+from rankfold.ops import Conv
 from rankfold.testing import CHECKS, CheckResult, check_adapter
 from rankfold_torch.adapter import TorchAdapter
 

@@ -13,7 +13,7 @@ from tests.conformance.test_nnx import FlaxHarness, kernel_of, options_of
 
 import rankfold as rf
 from rankfold.decompose.base import Adapter
-from rankfold.ops.types import Op, channels
+from rankfold.ops import Op, channels
 from rankfold.testing import Harness
 from rankfold.testing.suite import AdapterSuite
 from rankfold_jax.linen.adapter import LinenAdapter

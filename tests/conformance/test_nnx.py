@@ -11,7 +11,7 @@ from flax import nnx
 
 import rankfold as rf
 from rankfold.decompose.base import Adapter
-from rankfold.ops.types import Op, channels, geometry
+from rankfold.ops import Op, channels, geometry
 from rankfold.testing import Harness, Unsupported
 from rankfold.testing.suite import AdapterSuite
 from rankfold_jax.nnx.adapter import NNXAdapter

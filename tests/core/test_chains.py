@@ -22,8 +22,8 @@ from rankfold.decompose.cp_correction import correct
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.tensor_algebra import sensitivity, sum_of_squares
 from rankfold.decompose.tucker2 import partial_tucker2
+from rankfold.ops import Op, channels, output_extent, params
 from rankfold.ops.reference import forward, reconstruct
-from rankfold.ops.types import Op, channels, output_extent, params
 from rankfold.plugins.registry import registry
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")

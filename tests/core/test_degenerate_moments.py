@@ -14,8 +14,9 @@ from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Choice, Factored
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
+from rankfold.linalg import Array
+from rankfold.ops import Conv, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Conv, Linear, Op, with_weight
 from rankfold.pipeline.replacement import decide
 from rankfold.plugins.registry import registry
 

@@ -14,8 +14,8 @@ import torch
 import rankfold as rf
 from rankfold.decompose.cp import parafac
 from rankfold.decompose.tucker2 import partial_tucker2
+from rankfold.ops import Chain
 from rankfold.ops.reference import forward, reconstruct
-from rankfold.ops.types import Chain
 
 RNG = np.random.default_rng(0)
 MATRIX, KERNEL = RNG.standard_normal((13, 9)), RNG.standard_normal((13, 9, 3, 2))

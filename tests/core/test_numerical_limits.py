@@ -14,8 +14,8 @@ import pytest
 import rankfold as rf
 from rankfold.decompose.base import Decomposition, Factored, Placement
 from rankfold.decompose.spectrum import Spectrum
+from rankfold.ops import Op
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Op
 from rankfold.plugins.registry import registry
 
 DIRECT = ("svd", "channel_svd", "spatial_svd", "tucker2")

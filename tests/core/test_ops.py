@@ -5,8 +5,8 @@ import pytest
 from scipy.signal import correlate
 
 import rankfold as rf
+from rankfold.ops import channels, describe, macs, output_extent, params
 from rankfold.ops.reference import forward
-from rankfold.ops.types import channels, describe, macs, output_extent, params
 
 
 @pytest.fixture

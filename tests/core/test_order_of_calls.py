@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Mode
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.layers.layer import Layer
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Chain, Conv, Embedding, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.policies.energy import Energy
 from rankfold.policies.ratio import Ratio

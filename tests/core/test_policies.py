@@ -5,7 +5,7 @@ import pytest
 
 import rankfold as rf
 from rankfold.decompose.base import Choice, Policy
-from rankfold.ops.types import Op, macs, params
+from rankfold.ops import Op, macs, params
 from rankfold.plugins.registry import registry
 
 DEFAULT = ("svd", "tucker2", "spatial_svd", "channel_svd")

@@ -12,11 +12,11 @@ from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.decompose.base import Choice
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
-from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Conv, Linear, Op, of_groups
+from rankfold.linalg import Array
+from rankfold.ops import Conv, Linear, Op, of_groups
+from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.refit import Refit, _error, _standard_error, regression
 from rankfold.pipeline.replacement import Decision
-from rankfold.pipeline.verify import relative_distance
 from rankfold.plugins.registry import registry
 
 RNG = np.random.default_rng(3)

@@ -9,7 +9,7 @@ import rankfold as rf
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.layers.layer import Layer
-from rankfold.ops.types import Conv, Linear, Op
+from rankfold.ops import Conv, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.policies.budget_remainder import Rungs, raised
 

@@ -10,8 +10,8 @@ import pytest
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import Metric, rows_of, shrunk
 from rankfold.layers.layer import Layer
+from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.plugins.registry import registry
 
 RNG = np.random.default_rng(5)

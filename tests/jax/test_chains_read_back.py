@@ -14,8 +14,8 @@ from flax import nnx
 
 import rankfold as rf
 from rankfold.errors import Refused
+from rankfold.ops import Chain, Op, channels
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Chain, Op, channels
 from rankfold.testing.cases import decomposed
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.nnx.adapter import NNXAdapter

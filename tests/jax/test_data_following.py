@@ -19,7 +19,8 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
 from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import Array, Chain, Embedding, Linear, Op, blank, of_groups
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Linear, Op, blank, of_groups
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.linen.params import Refilled
 from rankfold_jax.nnx.adapter import NNXAdapter

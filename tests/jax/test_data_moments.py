@@ -21,8 +21,9 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
+from rankfold.linalg import Array
+from rankfold.ops import Conv, ConvTranspose, Linear, Op
 from rankfold.ops.reference import forward
-from rankfold.ops.types import Array, Conv, ConvTranspose, Linear, Op
 from rankfold_jax.functional import losses
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.nnx.adapter import NNXAdapter

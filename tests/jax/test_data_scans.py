@@ -16,7 +16,8 @@ from jax import lax
 import rankfold as rf
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
-from rankfold.ops.types import Array, Chain, of_groups
+from rankfold.linalg import Array
+from rankfold.ops import Chain, of_groups
 from rankfold_jax.nnx.adapter import NNXAdapter
 
 WIDTH, HIDDEN, LENGTH = 12, 20, 3

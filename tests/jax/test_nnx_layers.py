@@ -127,7 +127,7 @@ def test_the_op_that_was_read_is_the_layer(name: str, distance: Any) -> None:
     (extent,) = trace.extents["layers.0"]
     bias = 0 if op.bias is None else op.bias.size
     assert adapter.size(model) == op.weight.size + bias
-    from rankfold.ops.types import macs
+    from rankfold.ops import macs
 
     cost = jax.jit(model).lower(x).cost_analysis() if op.weight.ndim == 2 else None
     if cost and op.groups == 1 and not isinstance(op, rf.Embedding):

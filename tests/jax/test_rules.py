@@ -17,7 +17,7 @@ from flax import nnx
 
 import rankfold as rf
 from rankfold.errors import Refused
-from rankfold.ops.types import Chain
+from rankfold.ops import Chain
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.registry import registry
 

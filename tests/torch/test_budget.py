@@ -188,7 +188,7 @@ def test_times_are_predicted_and_measured() -> None:
 
 def slow_by(factor: float, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Layers take as long as their parameters, models `factor` times that; gives what is asked."""
-    from rankfold.ops.types import params
+    from rankfold.ops import params
     from rankfold_torch.adapter import TorchAdapter
 
     shares: list[float] = []

@@ -15,7 +15,7 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
 from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import Chain, Embedding, Linear, Op
+from rankfold.ops import Chain, Embedding, Linear, Op
 from rankfold_torch.adapter import TorchAdapter
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
+from rankfold.ops import Op
 from rankfold.ops.reference import forward, reconstruct
-from rankfold.ops.types import Op
 from rankfold.plugins.registry import registry
 from rankfold_torch.adapter import TorchAdapter
 

@@ -15,8 +15,9 @@ import rankfold.calibration.moments
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError
+from rankfold.linalg import Array
+from rankfold.ops import Conv, ConvTranspose, Linear
 from rankfold.ops.reference import forward
-from rankfold.ops.types import Array, Conv, ConvTranspose, Linear
 from rankfold_torch.adapter import TorchAdapter
 from rankfold_torch.calibration import patches
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import Refused
-from rankfold.ops.types import Chain
+from rankfold.ops import Chain
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.registry import registry
 

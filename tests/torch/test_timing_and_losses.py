@@ -14,7 +14,7 @@ from torch import nn
 from rankfold.calibration.batches import Calibration
 from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Chain, Conv, Embedding, Linear, blank
+from rankfold.ops import Chain, Conv, Embedding, Linear, blank
 from rankfold_torch.adapter import TorchAdapter
 from rankfold_torch.calibration import losses
 

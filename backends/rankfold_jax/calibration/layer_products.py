@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
-from rankfold.ops.types import Embedding, Op
+from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.patches import View, look_up_view, matrix_view, window_view
 from rankfold_jax.jaxpr.element_index import Tracked, label_of
 from rankfold_jax.jaxpr.parameter_uses import look_up, product

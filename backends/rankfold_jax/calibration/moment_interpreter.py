@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.calibration.moments import full_gradients, input_form
-from rankfold.ops.types import Embedding, Op
+from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import tap
 from rankfold_jax.calibration.layer_products import Site, sampled, site_of, working
 from rankfold_jax.jaxpr.dataflow import Found, bind, called, step

@@ -14,7 +14,8 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import draws, failure
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array, Op
+from rankfold.linalg import Array
+from rankfold.ops import Op
 from rankfold.progress import Advance
 from rankfold_jax.calibration.moment_interpreter import Gatherer, Sums, empty_tap
 from rankfold_jax.functional import losses

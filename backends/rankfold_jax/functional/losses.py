@@ -11,7 +11,7 @@ import numpy as np
 from rankfold.calibration import losses
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold_jax.functional.pure_function import Flow
 
 

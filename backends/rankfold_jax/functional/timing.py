@@ -17,7 +17,7 @@ from jax import lax
 
 from rankfold.adapters import timing
 from rankfold.errors import Refused
-from rankfold.ops.types import (
+from rankfold.ops import (
     Chain,
     Convolution,
     ConvTranspose,

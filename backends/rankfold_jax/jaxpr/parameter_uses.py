@@ -23,7 +23,7 @@ class Use:
         weight: the shape of the leaf's operand.
         input: the shape of the other operand; of the indices for a look-up.
         output: the shape of the result.
-        extent: the extent of the input as `rankfold.ops.types` defines it, without stacked axes. Repeats
+        extent: the extent of the input as `rankfold.ops` defines it, without stacked axes. Repeats
             in a loop are folded into its first axis.
         macs: multiply-accumulates, all repeats and slices together; a loop of unknown length
             counts once.

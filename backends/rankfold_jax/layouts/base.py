@@ -19,7 +19,8 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, Chain, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Linear, Op
 from rankfold_jax.jaxpr.parameter_uses import Use
 
 Roles: TypeAlias = tuple[str, ...]

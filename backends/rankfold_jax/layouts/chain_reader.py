@@ -8,17 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import (
-    Array,
-    Chain,
-    Conv,
-    ConvTranspose,
-    Op,
-    blank,
-    channels,
-    geometry,
-    with_weight,
-)
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, ConvTranspose, Op, blank, channels, geometry, with_weight
 from rankfold_jax.layouts.base import Form
 from rankfold_jax.layouts.conv import adjoint
 from rankfold_jax.layouts.stacks import Stack

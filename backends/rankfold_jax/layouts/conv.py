@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, geometry
 from rankfold.ops.geometry import Pairs
-from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, geometry
 from rankfold_jax.jaxpr.parameter_uses import Use
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign
 from rankfold_jax.layouts.padding import LaxPadding, padding_of, pads, reach_of

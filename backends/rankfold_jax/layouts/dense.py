@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, Chain, Embedding, Linear
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Linear
 from rankfold_jax.jaxpr.parameter_uses import Use
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign, linears, matrices
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Extent
+from rankfold.ops import Extent
 from rankfold_jax.jaxpr.dataflow import Found
 from rankfold_jax.jaxpr.provenance import Leaf
 from rankfold_jax.layouts.base import Form

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from rankfold.errors import Refused
+from rankfold.ops import Conv, geometry
 from rankfold.ops.geometry import Pairs
-from rankfold.ops.types import Conv, geometry
 
 LaxPadding: TypeAlias = str | Pairs
 

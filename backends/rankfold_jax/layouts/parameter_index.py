@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, Op, by_group
+from rankfold.linalg import Array
+from rankfold.ops import Op, by_group
 from rankfold_jax.layouts.base import Form
 from rankfold_jax.layouts.stacks import Stack
 

@@ -13,17 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.ops.types import (
-    Array,
-    Chain,
-    Conv,
-    ConvTranspose,
-    Embedding,
-    Extent,
-    Linear,
-    Op,
-    macs,
-)
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op, macs
 from rankfold_jax.jaxpr.parameter_uses import Use
 from rankfold_jax.layouts.base import Call, Form, Roles, Stage, contiguous
 from rankfold_jax.layouts.conv import stages_of

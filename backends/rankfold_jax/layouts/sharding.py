@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles, keep
 
 

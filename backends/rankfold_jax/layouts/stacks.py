@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles
 
 

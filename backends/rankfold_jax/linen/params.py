@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles
 from rankfold_jax.layouts.sharding import Axes, to_numpy
 from rankfold_jax.layouts.stacks import Stack

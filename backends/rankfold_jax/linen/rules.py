@@ -13,7 +13,8 @@ import numpy as np
 from flax import linen as nn
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, Chain, Op, blank, with_weight
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold_jax.layouts import ruled

@@ -12,8 +12,9 @@ from flax import nnx
 
 from rankfold.decompose.base import Trace
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops.reference import composed
-from rankfold.ops.types import Array, Chain, Op, blank, with_weight
 from rankfold_jax.adapter_base import FlowDataAware
 from rankfold_jax.functional.pure_function import Flow
 from rankfold_jax.jaxpr import dataflow as jaxprs

@@ -14,7 +14,8 @@ from flax import nnx
 from jax import lax
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, Op
+from rankfold.linalg import Array
+from rankfold.ops import Op
 from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.base import Form, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr
 
 from rankfold.decompose.base import Trace
 from rankfold.errors import Refused
-from rankfold.ops.types import Extent, Op
+from rankfold.ops import Extent, Op
 from rankfold.state.restoration import settled
 from rankfold_jax.functional.inputs import Inputs, failed
 from rankfold_jax.jaxpr import dataflow as jaxprs

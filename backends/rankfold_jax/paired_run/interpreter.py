@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
 from rankfold.calibration.batches import Calibration
 from rankfold.decompose.base import Visit
-from rankfold.ops.types import Op
+from rankfold.ops import Op
 from rankfold_jax.calibration.layer_products import Site, site_of
 from rankfold_jax.functional.pure_function import Flow
 from rankfold_jax.jaxpr.dataflow import Found, bind, called, step

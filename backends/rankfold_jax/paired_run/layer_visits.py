@@ -15,8 +15,9 @@ from rankfold.calibration.batches import is_held_out
 from rankfold.calibration.moments import Joint, input_form
 from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Op, of_groups, with_weight
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Chain, Embedding, Op, of_groups, with_weight
 from rankfold_jax.calibration.layer_products import Ints, Site, sampled
 from rankfold_jax.layouts.parameter_index import Slot
 from rankfold_jax.layouts.sharding import put

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankfold.calibration.moments import Joint
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold_jax.calibration.layer_products import Site, op_outputs, op_rows
 from rankfold_jax.calibration.moment_interpreter import gram
 from rankfold_jax.calibration.patches import View

@@ -14,7 +14,7 @@ from torch.nn import functional
 from rankfold.calibration import losses
 from rankfold.calibration.batches import Calibration, examples
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.temporary_changes import unchanged

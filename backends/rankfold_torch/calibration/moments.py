@@ -16,7 +16,7 @@ from rankfold.calibration.losses import draws, failure
 from rankfold.calibration.moments import LayerMoments, full_gradients, input_form
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops.types import Embedding, Linear, Op
+from rankfold.ops import Embedding, Linear, Op
 from rankfold.progress import Advance
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.ops.geometry import Geometry
-from rankfold.ops.types import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold_torch.calibration.sums import working
 
 Layer: TypeAlias = Linear | Conv | ConvTranspose

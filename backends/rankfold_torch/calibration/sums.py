@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rankfold.calibration.moments import Joint
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _LARGE = 1024
 

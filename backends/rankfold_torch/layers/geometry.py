@@ -11,7 +11,7 @@ from rankfold.errors import Refused
 
 
 def convolution(module: nn.Module, axes: int) -> dict[str, Any]:
-    """The arguments of a `rankfold.ops.types.Conv` besides weight and bias.
+    """The arguments of a `rankfold.ops.Conv` besides weight and bias.
 
     Raises:
         Refused: PyTorch could not run the layer.
@@ -35,7 +35,7 @@ def convolution(module: nn.Module, axes: int) -> dict[str, Any]:
 
 
 def transposed(module: nn.Module, axes: int) -> dict[str, Any]:
-    """The arguments of a `rankfold.ops.types.ConvTranspose` besides weight and bias.
+    """The arguments of a `rankfold.ops.ConvTranspose` besides weight and bias.
 
     Raises:
         Refused: PyTorch could not run the layer.

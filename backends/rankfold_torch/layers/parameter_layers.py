@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import Array, Chain, Linear
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Linear
 from rankfold.plugins.registry import registry
 from rankfold.state.transaction import Changes
 from rankfold_torch.layers.parameter_memory import parameter

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

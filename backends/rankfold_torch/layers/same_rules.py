@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Conv
+from rankfold.ops import Conv
 from rankfold_torch.layers.stock import read, to_array
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from rankfold.errors import Refused
-from rankfold.ops.types import Array, ConvTranspose, Op, on_host
+from rankfold.linalg import Array
+from rankfold.ops import ConvTranspose, Op, on_host
 from rankfold_torch.layers.parameter_memory import parameter, settle
 from rankfold_torch.layers.stock import swap_channels
 

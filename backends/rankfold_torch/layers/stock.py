@@ -14,18 +14,9 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, channels, geometry
 from rankfold.ops.geometry import Geometry
-from rankfold.ops.types import (
-    Array,
-    Chain,
-    Conv,
-    ConvTranspose,
-    Embedding,
-    Linear,
-    Op,
-    channels,
-    geometry,
-)
 from rankfold_torch.layers import geometry as geometry_of
 from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 from rankfold_torch.layers.parameter_memory import parameter

@@ -22,7 +22,7 @@ from rankfold.calibration.losses import failure
 from rankfold.calibration.moments import Joint, input_form
 from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import Chain, Embedding, Op
+from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rankfold.ops.types import Array, Chain
+from rankfold.linalg import Array
+from rankfold.ops import Chain
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 Loss: TypeAlias = str | Callable[[Any, Any], Any]
 LOSSES = ("outputs", "cross_entropy")

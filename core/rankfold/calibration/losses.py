@@ -14,7 +14,7 @@ import numpy as np
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _ENOUGH_EXAMPLES = 64
 _MOST_DRAWS = 8

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from rankfold.linalg.subspaces import read_only
-from rankfold.ops.types import Array, Conv, ConvTranspose, Embedding, Op
+from rankfold.linalg import Array, read_only
+from rankfold.ops import Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
 """The largest order of a patch moment: 512 channels of a 3×3 kernel."""

@@ -14,10 +14,11 @@ from functools import cached_property
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import Refused
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Embedding, Op
+from rankfold.linalg import Array
+from rankfold.ops import Embedding, Op
 
 POSITIONS = 16
 """As how many samples the positions of one example count, at most: they are alike."""

@@ -16,9 +16,9 @@ from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Stored, TensorRule, Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
-from rankfold.linalg.subspaces import is_finite, read_only
+from rankfold.linalg import Array, is_finite, read_only
+from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
 from rankfold.ops.geometry import is_int
-from rankfold.ops.types import Array, Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
 from rankfold.plugins.registry import registry
 
 _POSITIONS = 2**40

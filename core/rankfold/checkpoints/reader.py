@@ -15,7 +15,7 @@ import numpy as np
 from rankfold.console import some
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.progress import progress
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.files import sha256_of

@@ -22,9 +22,9 @@ from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import limited
-from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Op, with_weight
-from rankfold.pipeline.verify import relative_distance
+from rankfold.linalg import Array
+from rankfold.ops import Op, with_weight
+from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.plan.plan import LayerPlan
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of

@@ -17,7 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.pipeline.api import Compressed, compress
 from rankfold.plan.plan import Plan
 from rankfold.plan.table import count, wide_console

@@ -12,7 +12,7 @@ from rankfold.cli.arguments import read_policy
 from rankfold.decompose.base import Decomposition, Policy
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer
-from rankfold.ops.types import Conv, Linear, Op
+from rankfold.ops import Conv, Linear, Op
 from rankfold.pipeline.session import METHODS
 from rankfold.plan.table import wide_console
 from rankfold.plugins.registry import registry

@@ -23,7 +23,8 @@ from typing import (
 import numpy as np
 
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.ops.types import Array, Chain, Extent, Op
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Extent, Op
 
 if TYPE_CHECKING:
     from rankfold.calibration.batches import Calibration
@@ -277,7 +278,7 @@ class Adapter(Protocol):
         """The further paths under which a shared layer is found."""
 
     def read(self, model: Any, path: str) -> Op:
-        """The layer as an op; with a `rankfold.ops.types.blank` weight where it has no values yet.
+        """The layer as an op; with a `rankfold.ops.blank` weight where it has no values yet.
 
         Raises:
             Refused: the layer must be left alone, and why.

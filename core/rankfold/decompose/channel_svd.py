@@ -16,8 +16,8 @@ from rankfold.decompose.direct import decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
-from rankfold.linalg.subspaces import inner
-from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.linalg import Array, inner
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.plugins.hookspecs import hookimpl
 
 RANKFOLD_API = (1, 0)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose import cp_als as als
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.cp_correction import correct
@@ -27,8 +28,8 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise, trivial
 from rankfold.decompose.tensor_algebra import balance, relative_sensitivity
 from rankfold.errors import RankfoldError
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:

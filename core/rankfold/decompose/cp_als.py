@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.cp_pencil import from_pencil
 from rankfold.decompose.tensor_algebra import (
     balance,
@@ -35,8 +36,7 @@ from rankfold.decompose.tensor_algebra import (
     sum_of_squares,
     unfold,
 )
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 RIDGE = 1e-3
 _LOWER_RIDGES = (1e-5, 1e-7)

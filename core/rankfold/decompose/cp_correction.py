@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.tensor_algebra import balance, gram_product, mttkrp, sum_of_squares
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 if TYPE_CHECKING:
     from rankfold.decompose.cp_als import Fit

@@ -15,9 +15,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.tensor_algebra import gram_product, khatri_rao
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _RIDGE = 1e-12  # enough to solve where two terms are alike; far below what a fit can see
 Modes: TypeAlias = tuple[int, ...]

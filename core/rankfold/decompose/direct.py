@@ -9,7 +9,7 @@ import numpy as np
 from rankfold.decompose.base import Decomposition, Placement, Ranks
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.ops.types import Chain, Conv, ConvTranspose, Embedding, Linear, Op
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op
 
 
 def decompose(method: Decomposition, op: Op, ranks: Ranks | int, placement: Placement) -> Chain:

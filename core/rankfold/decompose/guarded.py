@@ -11,10 +11,10 @@ import numpy as np
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
-from rankfold.faults import contained
-from rankfold.linalg.subspaces import host, read_only
-from rankfold.ops.ownership import copied, is_ours, protected
-from rankfold.ops.types import Array, Chain, Op, is_op, layout
+from rankfold.faults import contained, is_ours
+from rankfold.linalg import Array, host, read_only
+from rankfold.ops import Chain, Op, is_op, layout
+from rankfold.ops.ownership import copied, protected
 
 _STEPS = 8
 

@@ -15,7 +15,7 @@ from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Ranks
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 COUNT = 40
 """About how many ranks of a single matrix a budget chooses from."""

@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import COUNT, Regression, offered
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.plugins.hookspecs import hookimpl
 
 RANKFOLD_API = (1, 0)

@@ -15,7 +15,8 @@ import numpy as np
 
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.errors import Refused
-from rankfold.linalg.subspaces import (
+from rankfold.linalg import (
+    Array,
     Eigen,
     eigh,
     few,
@@ -29,7 +30,7 @@ from rankfold.linalg.subspaces import (
     read_only,
     sampled,
 )
-from rankfold.ops.types import Array, Embedding, Op, grouped
+from rankfold.ops import Embedding, Op, grouped
 
 Side: TypeAlias = Literal["output", "input", "spatial_rows", "spatial_columns"]
 _VISIBLE = 1.0 - 1e-4

@@ -6,20 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.base import Mode, Placement, Ranks
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import (
-    Array,
-    Chain,
-    Conv,
-    Convolution,
-    ConvTranspose,
-    Embedding,
-    Op,
-    geometry,
-)
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Embedding, Op, geometry
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
 from rankfold.plugins.hookspecs import hookimpl
 
 RANKFOLD_API = (1, 0)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array
+from rankfold import linalg
+from rankfold.linalg import Array
 
 
 def khatri_rao(factors: Sequence[Array]) -> Array:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
 from rankfold.decompose.direct import decompose
 from rankfold.decompose.rank_grid import spaced
@@ -22,8 +23,8 @@ from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise
 from rankfold.errors import RankfoldError
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 from rankfold.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:

@@ -6,26 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.decompose.base import Ranks
-from rankfold.ops.types import Chain
-
-
-@dataclass(frozen=True, order=False)
-class Cost:
-    """Parameters, and multiply-accumulates in one forward pass on the example inputs."""
-
-    params: int
-    macs: int
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.params + other.params, self.macs + other.macs)
-
-    def less(self, other: Cost) -> Cost:
-        """What is left of it without another."""
-        return Cost(self.params - other.params, self.macs - other.macs)
-
-    def within(self, other: Cost) -> bool:
-        """Whether neither is above the other's."""
-        return self.params <= other.params and self.macs <= other.macs
+from rankfold.ops import Chain, Cost
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from rankfold.layers.candidates import Cost
-from rankfold.ops.types import (
+from rankfold.ops import (
     Chain,
     Conv,
     ConvTranspose,
+    Cost,
     Embedding,
     Extent,
     Op,

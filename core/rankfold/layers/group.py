@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
-from rankfold.layers.candidates import Cost
 from rankfold.layers.layer import Layer
+from rankfold.ops import Cost
 
 
 class Group(list[Layer]):

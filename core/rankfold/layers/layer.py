@@ -14,18 +14,19 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.decompose.base import Decomposition, Placement, Ranks
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.candidates import Candidate, Cost, Offer, Priced, spread, undominated
+from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
-from rankfold.linalg import subspaces as linalg
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Cost, Embedding, Extent, Op, with_weight
 from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Chain, Embedding, Extent, Op, with_weight
 
 _BISECTIONS = 24
 _TIMED = 10

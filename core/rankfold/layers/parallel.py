@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
-from rankfold.linalg.subspaces import LARGE
+from rankfold.linalg import LARGE
 from rankfold.state.restoration import Shared
 
 if TYPE_CHECKING:

@@ -1,1 +1,60 @@
-"""The four ops that layers are read into, their geometry, their costs and their values."""
+"""Layers as frozen dataclasses of arrays and geometry: the vocabulary that everything is written in."""
+
+from rankfold.ops.cost import Cost, macs, output_extent, params
+from rankfold.ops.transforms import (
+    blank,
+    by_group,
+    describe,
+    grouped,
+    is_blank,
+    mapped,
+    of_groups,
+    on_host,
+    with_weight,
+    without_geometry,
+)
+from rankfold.ops.types import (
+    Chain,
+    Conv,
+    Convolution,
+    ConvTranspose,
+    Embedding,
+    Extent,
+    Linear,
+    Op,
+    as_chain,
+    channels,
+    geometry,
+    is_op,
+    layout,
+)
+
+__all__ = [
+    "Chain",
+    "Conv",
+    "ConvTranspose",
+    "Convolution",
+    "Cost",
+    "Embedding",
+    "Extent",
+    "Linear",
+    "Op",
+    "as_chain",
+    "blank",
+    "by_group",
+    "channels",
+    "describe",
+    "geometry",
+    "grouped",
+    "is_blank",
+    "is_op",
+    "layout",
+    "macs",
+    "mapped",
+    "of_groups",
+    "on_host",
+    "output_extent",
+    "params",
+    "with_weight",
+    "without_geometry",
+]

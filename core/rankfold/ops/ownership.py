@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array, Op, mapped
+from rankfold import linalg
+from rankfold.linalg import Array
+from rankfold.ops.transforms import mapped
+from rankfold.ops.types import Op
 
 
 def protected(op: Op) -> Op:
@@ -24,11 +26,6 @@ def protected(op: Op) -> Op:
 def copied(op: Op) -> Op:
     """The same layer with arrays of its own; what takes no memory takes none still."""
     return mapped(op, _copied)
-
-
-def is_ours(plugin: object) -> bool:
-    """Whether the code of a plugin is rankfold's own, which works on copies."""
-    return type(plugin).__module__.startswith("rankfold.")
 
 
 def _protected(array: Array) -> Array:

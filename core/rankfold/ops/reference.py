@@ -8,28 +8,19 @@ features last for a `Linear`.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import (
-    Array,
-    Chain,
-    Conv,
-    ConvTranspose,
-    Embedding,
-    Linear,
-    Op,
-    as_chain,
-    geometry,
-    grouped,
-    output_extent,
-    with_weight,
-)
+from rankfold.linalg import Array
+from rankfold.ops.cost import output_extent
+from rankfold.ops.transforms import grouped, with_weight
+from rankfold.ops.types import Chain, Conv, ConvTranspose, Embedding, Linear, Op, as_chain, geometry
 
 _NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -184,3 +175,15 @@ def _of_shape(op: Op, stages: Chain, weight: Array) -> Array:
             f"{weight.shape} in place of {op.weight.shape}"
         )
     return weight
+
+
+def relative_distance(weight: Array, other: Array) -> float:
+    """‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
+    scale = max(float(abs(weight).max()), float(abs(other).max()))
+    apart = total = 0.0
+    for row, other_row in zip(weight, other, strict=True):
+        scaled = linalg.over(row, scale)
+        difference = scaled - other_row / scale
+        apart += linalg.inner(difference, difference)
+        total += linalg.inner(scaled, scaled)
+    return math.sqrt(apart / total)

@@ -15,19 +15,16 @@ The *extent* of an op's input is its shape without the channel axis: the leading
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeGuard
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
-import numpy.typing as npt
 
 from rankfold.errors import RankfoldError
-from rankfold.linalg.subspaces import host, is_real, taken, takes_no_memory
+from rankfold.linalg import Array, is_real, taken
 from rankfold.ops.geometry import Geometry, is_int, padding, per_axis
 
-Array: TypeAlias = npt.NDArray[Any]
 Extent: TypeAlias = tuple[int, ...]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
@@ -212,147 +209,6 @@ def channels(op: Op) -> tuple[int, int]:
 def as_chain(ops: Op | Iterable[Op]) -> Chain:
     """One op or several, as a chain."""
     return (ops,) if isinstance(ops, (Linear, Conv, ConvTranspose, Embedding)) else tuple(ops)
-
-
-def params(ops: Op | Iterable[Op]) -> int:
-    """The number of parameters (weights and biases) of an op or a chain."""
-    return sum(
-        math.prod(op.weight.shape) + (0 if op.bias is None else op.bias.shape[0])
-        for op in as_chain(ops)
-    )
-
-
-def output_extent(op: Op, extent: Extent) -> Extent:
-    """The extent of an op's output for an input of that extent.
-
-    Raises:
-        RankfoldError: the input has the wrong number of axes or is smaller than the kernel.
-    """
-    if isinstance(op, (Linear, Embedding)):
-        return extent
-    geo = geometry(op)
-    if len(extent) != geo.axes + 1:
-        raise RankfoldError(
-            f"{type(op).__name__}: extent {extent} needs (batch, *spatial) with {geo.axes} "
-            "spatial axes"
-        )
-    sizes = []
-    pads = geo.pads(extent[1:])
-    for axis, (size, (low, high)) in enumerate(zip(extent[1:], pads, strict=True)):
-        reach = geo.reach[axis]
-        if isinstance(op, Conv):
-            out = (size + low + high - reach) // geo.stride[axis] + 1
-        else:
-            full = (size - 1) * geo.stride[axis] + reach
-            out = full - low - high + geo.output_padding[axis]
-        if out < 1:
-            raise RankfoldError(
-                f"{type(op).__name__}: an input of size {size} along spatial axis {axis} leaves "
-                f"no output for kernel {geo.kernel[axis]}, dilation {geo.dilation[axis]} and "
-                f"padding {(low, high)}"
-            )
-        sizes.append(out)
-    return (extent[0], *sizes)
-
-
-def macs(ops: Op | Iterable[Op], extent: Extent) -> int:
-    """Multiply-accumulate operations of an op or a chain for one input of that extent.
-
-    Biases and table look-ups cost none. Border positions count in full.
-    """
-    total = 0
-    for op in as_chain(ops):
-        out = output_extent(op, extent)
-        if isinstance(op, (Linear, Conv)):
-            total += math.prod(out) * math.prod(op.weight.shape)
-        elif isinstance(op, ConvTranspose):
-            total += math.prod(extent) * math.prod(op.weight.shape)
-        extent = out
-    return total
-
-
-def describe(op: Op) -> str:
-    """A short text for tables: class, channels, kernel and whatever differs from the default."""
-    out, into = channels(op)
-    if isinstance(op, Embedding):
-        return f"Embedding {into}×{out}"
-    text = f"{type(op).__name__} {into}→{out}"
-    if isinstance(op, Linear):
-        return f"{text} groups {op.groups}" if op.groups > 1 else text
-    geo = geometry(op)
-    text += " " + "×".join(map(str, geo.kernel))
-    if set(geo.stride) != {1}:
-        text += " stride " + "×".join(map(str, geo.stride))
-    if set(geo.dilation) != {1}:
-        text += " dilation " + "×".join(map(str, geo.dilation))
-    if op.groups > 1:
-        text += f" groups {op.groups}"
-    return text
-
-
-def grouped(op: Op) -> Array:
-    """The weight as (groups, out/groups, in/groups, *kernel); an `Embedding` as (1, rows, dim)."""
-    weight = op.weight
-    return weight.reshape(op.groups, weight.shape[0] // op.groups, *weight.shape[1:])
-
-
-def blank(*shape: int) -> Array:
-    """An all-zero array that takes no memory, for an op of which only the shape is known."""
-    return np.broadcast_to(np.zeros((), dtype=np.float32), shape)
-
-
-def is_blank(op: Op) -> bool:
-    """Whether only the shape of an op is known."""
-    return takes_no_memory(op.weight)
-
-
-def on_host(op: Op) -> Op:
-    """The same layer with its arrays as NumPy's."""
-    return mapped(op, host)
-
-
-def mapped(op: Op, change: Callable[[Array], Array]) -> Op:
-    """The same layer with other arrays in place of its own."""
-    weight = change(op.weight)
-    if isinstance(op, Embedding) or op.bias is None:
-        return replace(op, weight=weight)
-    return replace(op, weight=weight, bias=change(op.bias))
-
-
-def with_weight(op: Op, weight: Array) -> Op:
-    """The same layer with another weight of the same shape."""
-    if weight.shape != op.weight.shape:
-        raise RankfoldError(
-            f"{type(op).__name__}: weight of shape {weight.shape} in place of {op.weight.shape}"
-        )
-    return replace(op, weight=weight)
-
-
-def without_geometry(op: Op) -> Op:
-    """The layer as the shape of its weight tells it: no stride, padding or dilation."""
-    if isinstance(op, (Linear, Embedding)):
-        return op
-    return type(op)(op.weight, op.bias, groups=op.groups)
-
-
-def of_groups(op: Op, groups: Sequence[int], total: int) -> Op:
-    """What an op does in some of the groups of a layer.
-
-    Args:
-        op: the layer, or a stage of a chain in its place.
-        groups: which.
-        total: how many groups the layer has.
-    """
-    if isinstance(op, Embedding):
-        raise RankfoldError("Embedding: a table has no groups")
-    weight = by_group(op.weight, total)[list(groups)].reshape(-1, *op.weight.shape[1:])
-    bias = None if op.bias is None else by_group(op.bias, total)[list(groups)].reshape(-1)
-    return replace(op, weight=weight, bias=bias, groups=op.groups // total * len(groups))
-
-
-def by_group(array: Array, total: int) -> Array:
-    """A weight or a bias as (groups of the layer, ..., *rest)."""
-    return array.reshape(total, -1, *array.shape[1:])
 
 
 def _set(op: Op, name: str, value: object) -> None:

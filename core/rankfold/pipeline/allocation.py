@@ -12,10 +12,9 @@ import numpy as np
 
 from rankfold.decompose.base import Choice, Policy
 from rankfold.errors import RankfoldError
-from rankfold.faults import contained, shown
+from rankfold.faults import contained, is_ours, shown
 from rankfold.layers.group import Group
 from rankfold.layers.layer import Layer
-from rankfold.ops.ownership import is_ours
 
 _LONGEST = 10_000
 

@@ -17,7 +17,7 @@ from rankfold.calibration.moments import FEWEST, Moments
 from rankfold.decompose.base import Adapter, Choice, DataAware, Placement, Policy, Recalling
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.parallel import limited
-from rankfold.ops.types import Op, describe, without_geometry
+from rankfold.ops import Op, describe, without_geometry
 from rankfold.pipeline.exchange import replaced_where_possible
 from rankfold.pipeline.execution import compressed
 from rankfold.pipeline.replacement import Decision, decide, undone

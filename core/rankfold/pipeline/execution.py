@@ -16,8 +16,8 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import limited
+from rankfold.ops import Chain, Embedding, Op
 from rankfold.ops.ownership import copied
-from rankfold.ops.types import Chain, Embedding, Op
 from rankfold.pipeline.allocation import named
 from rankfold.pipeline.exchange import replaced
 from rankfold.pipeline.refit import Refit

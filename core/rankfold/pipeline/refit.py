@@ -21,10 +21,10 @@ from rankfold.decompose.base import Choice, Decomposition
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer, shifted
-from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Chain, Embedding, Op, by_group, of_groups, with_weight
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Op, by_group, of_groups, with_weight
+from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.replacement import Decision, decide
-from rankfold.pipeline.verify import relative_distance
 from rankfold.plan.plan import LayerPlan
 
 RIDGES = (1e-2, 1e-1)

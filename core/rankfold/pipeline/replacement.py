@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import input_form
 from rankfold.decompose.base import Adapter, Choice, DataAware
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
 from rankfold.layers.layer import Layer
-from rankfold.linalg import subspaces as linalg
+from rankfold.ops import Chain, Op, describe
 from rankfold.ops.ownership import copied
-from rankfold.ops.types import Chain, Op, describe
 from rankfold.pipeline.verify import check_chain
 from rankfold.plan.plan import LayerPlan
 

@@ -28,12 +28,11 @@ from rankfold.decompose.base import (
 from rankfold.decompose.spectrum import magnitude
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
-from rankfold.layers.candidates import Cost
 from rankfold.layers.group import Group
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each, limited, threads_for
-from rankfold.linalg.subspaces import host, is_finite
-from rankfold.ops.types import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.linalg import host, is_finite
+from rankfold.ops import Chain, Cost, Embedding, Extent, Op, describe, is_blank, on_host
 from rankfold.pipeline.allocation import allocated, named
 from rankfold.pipeline.replacement import Decision, build, decide
 from rankfold.plan.plan import LayerPlan, Plan

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError, Refused
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.reference import forward, reconstruct
-from rankfold.ops.types import Array, Chain, Conv, ConvTranspose, Embedding, Linear, Op, geometry
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, geometry
+from rankfold.ops.reference import forward, reconstruct, relative_distance
 
 _ROWS = 4
 _SLACK = 4.0
@@ -83,18 +83,6 @@ def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
         )
         for stage in chain
     )
-
-
-def relative_distance(weight: Array, other: Array) -> float:
-    """‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
-    scale = max(float(abs(weight).max()), float(abs(other).max()))
-    apart = total = 0.0
-    for row, other_row in zip(weight, other, strict=True):
-        scaled = linalg.over(row, scale)
-        difference = scaled - other_row / scale
-        apart += linalg.inner(difference, difference)
-        total += linalg.inner(scaled, scaled)
-    return math.sqrt(apart / total)
 
 
 def _probe(op: Op, rng: np.random.Generator) -> Array:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained
-from rankfold.ops.types import Op, is_op
+from rankfold.ops import Op, is_op
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.registry import imported, registry, resolve
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 from rankfold.decompose.base import Choice, Mode, Ranks
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.candidates import Candidate, Cost
+from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
-from rankfold.ops.types import Conv
+from rankfold.ops import Conv, Cost
 
 _TIE = 1e-6
 

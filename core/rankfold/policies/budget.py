@@ -20,11 +20,12 @@ import numpy as np
 
 from rankfold.decompose.base import Choice, Judges, Policy, Ranks
 from rankfold.errors import Infeasible, RankfoldError, Refused
-from rankfold.layers.candidates import Cost, Offer, Priced
+from rankfold.layers.candidates import Offer, Priced
 from rankfold.layers.group import Group
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
+from rankfold.ops import Cost
 from rankfold.plugins.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction
 from rankfold.policies.budget_remainder import Rungs, raised

@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 
 from rankfold.decompose.base import Ranks
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from rankfold.decompose.base import Choice, Judges, Mode, Policy
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.plugins.hookspecs import hookimpl
 from rankfold.policies.arguments import fraction
 from rankfold.policies.best_method import least_error

@@ -19,9 +19,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError
-from rankfold.linalg import subspaces as linalg
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 _CLAMP = 1e-13
 _GRID = 128

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 GAP = 1e-3
 NODES = 1000

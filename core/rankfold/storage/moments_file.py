@@ -12,8 +12,7 @@ import numpy as np
 from rankfold.calibration.moments import LayerMoments
 from rankfold.checkpoints.reader import Safetensors
 from rankfold.errors import RankfoldError
-from rankfold.linalg.subspaces import is_real
-from rankfold.ops.types import Array
+from rankfold.linalg import Array, is_real
 from rankfold.storage.safetensors_header import FLOATS, Header, viewed
 
 _VERSION = 1

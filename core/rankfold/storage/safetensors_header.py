@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 LENGTH = 8
 """The bytes that tell the length of the header."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.decompose.base import Adapter
-from rankfold.ops.types import Conv, ConvTranspose, Embedding, Extent, Linear, Op
+from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.pipeline.api import Compressed, compress
 from rankfold.plugins.registry import registry
 from rankfold.testing.cases import distance, methods, probe

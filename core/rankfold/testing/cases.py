@@ -11,7 +11,8 @@ import numpy as np
 
 from rankfold.decompose.base import Factored
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.ops.types import Array, Conv, ConvTranspose, Embedding, Linear, Op, channels
+from rankfold.linalg import Array
+from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, channels
 from rankfold.plugins.registry import registry
 from rankfold.testing.harness import Harness, Unsupported
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from rankfold.decompose.base import Adapter
-from rankfold.ops.types import Array, Op
+from rankfold.linalg import Array
+from rankfold.ops import Op
 
 
 class Unsupported(Exception):  # noqa: N818 - not an error: the check is skipped with this reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.ops.types import with_weight
+from rankfold.ops import with_weight
 from rankfold.policies.ranks import Ranks
 from rankfold.storage.folder import load, save
 from rankfold.testing.assertions import (

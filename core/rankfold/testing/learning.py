@@ -12,8 +12,9 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import DataAware
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Op, with_weight
 from rankfold.ops.reference import forward
-from rankfold.ops.types import Array, Chain, Embedding, Op, with_weight
 from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
 from rankfold.testing.cases import BRIEF, probe, supported
 from rankfold.testing.check import check

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rankfold.errors import RankfoldError
+from rankfold.ops import Embedding, params
 from rankfold.ops.reference import forward
-from rankfold.ops.types import Embedding, params
 from rankfold.testing.assertions import (
     drawn_linear,
     epsilon,

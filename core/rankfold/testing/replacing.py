@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from rankfold.ops import macs, params, with_weight
 from rankfold.ops.reference import forward, reconstruct
-from rankfold.ops.types import macs, params, with_weight
 from rankfold.pipeline.api import compress
 from rankfold.policies.ranks import Ranks
 from rankfold.testing.assertions import (

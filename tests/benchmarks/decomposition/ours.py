@@ -6,8 +6,9 @@ import numpy as np
 
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.tucker2 import TUCKER2
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Op
 from rankfold.ops.reference import reconstruct
-from rankfold.ops.types import Array, Chain, Op
 from rankfold.policies.evbmf import from_squares
 
 

@@ -14,7 +14,7 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from tensorly import decomposition
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 from rankfold.policies.evbmf import EVBMF, from_squares
 
 ITERATIONS = 100

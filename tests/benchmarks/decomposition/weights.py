@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rankfold.ops.types import Array
+from rankfold.linalg import Array
 
 EXPONENT = 0.5
 NOISE = 0.1
