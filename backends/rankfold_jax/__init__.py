@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from rankfold.decompose.base import TensorRule
-from rankfold.plugins.hookspecs import AdapterSpec, hookimpl
+from rankfold.adapters.tensor_rules import TensorRule
+from rankfold.plugins import AdapterSpec, hookimpl
 from rankfold_jax.tensor_rules import FLAX_TENSORS
 
 RANKFOLD_API = (1, 0)

@@ -9,9 +9,9 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
-from rankfold.decompose.base import Visit
 from rankfold.ops import Chain, Extent, Op
 from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
@@ -23,15 +23,15 @@ Model = TypeVar("Model")
 
 
 class FlowDataAware(ABC, Generic[Model]):
-    """The methods of `rankfold.decompose.base.DataAware` that need no more than a `Flow`."""
+    """The methods of `rankfold.adapters.base.DataAware` that need no more than a `Flow`."""
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:
-        """See `rankfold.decompose.base.Adapter`."""
+        """See `rankfold.adapters.base.Adapter`."""
 
     @abstractmethod
     def build(self, model: Model, path: str, chain: Chain) -> object:
-        """See `rankfold.decompose.base.Adapter`."""
+        """See `rankfold.adapters.base.Adapter`."""
 
     @abstractmethod
     def _flow(self, model: Model, paths: Iterable[str]) -> Flow:

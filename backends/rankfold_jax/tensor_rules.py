@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Stored
+from rankfold.adapters.tensor_rules import Stored
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Embedding, Linear, Op

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rankfold.plugins.hookspecs import AdapterSpec, LayerRule, Rule, hookimpl
+from rankfold.plugins import AdapterSpec, LayerRule, Rule, hookimpl
 from rankfold_torch.tensor_rules import TORCH_TENSORS
 
 RANKFOLD_API = (1, 0)

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from rankfold.adapters.base import Trace, Visit
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
-from rankfold.decompose.base import Trace, Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Extent, Op

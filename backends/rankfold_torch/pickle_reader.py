@@ -49,7 +49,7 @@ _REMEDY = (
 
 
 class Pickled:
-    """A file of tensors; see `rankfold.checkpoints.reader.File`."""
+    """A file of tensors; see `rankfold.storage.safetensors_file.File`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankfold.adapters.tensor_rules import numbered
-from rankfold.decompose.base import Stored
+from rankfold.adapters.tensor_rules import Stored, numbered
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Linear, Op

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.decompose.base import Trace
+from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.ops import Extent

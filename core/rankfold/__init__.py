@@ -1,8 +1,6 @@
 """Makes trained neural networks smaller and faster by low-rank decomposition of their layers."""
 
-from rankfold.calibration.moments import Moments
 from rankfold.checkpoints.compress import compress_checkpoint
-from rankfold.decompose.base import Choice
 from rankfold.decompose.channel_svd import channel_svd
 from rankfold.decompose.cp import cp, cp3
 from rankfold.decompose.spatial_svd import spatial_svd
@@ -11,8 +9,10 @@ from rankfold.decompose.tucker2 import tucker2
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
-from rankfold.pipeline.api import Compressed, apply, compress, gather, plan
+from rankfold.pipeline.api import apply, compress, gather, plan
+from rankfold.pipeline.result import Compressed
 from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
 from rankfold.policies.evbmf import EVBMF, evbmf
@@ -20,6 +20,7 @@ from rankfold.policies.ranks import Ranks
 from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF
 from rankfold.storage.folder import load
+from rankfold.storage.moments_file import Moments
 
 __all__ = [
     "EVBMF",

@@ -1,8 +1,16 @@
-"""Texts that people read: nothing that a terminal would obey, and no longer than can be read."""
+"""Texts that people read: nothing that a terminal would obey, and no longer than can be read.
+
+Errors are written with this module, so that it imports nothing heavy before it is used.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 _SHOWN = 5
 _LONGEST = 4000
@@ -33,3 +41,21 @@ def some(names: Sequence[object], shown: int = _SHOWN) -> str:
     """The first few of some names and how many there are besides; "nothing" for none."""
     text = ", ".join(str(name) for name in names[:shown]) or "nothing"
     return text + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def literal(text: str, style: str = "") -> Text:
+    """A text for a table or a console."""
+    from rich.text import Text
+
+    return Text(printable(text), style)
+
+
+_WIDTH = 120
+
+
+def wide_console() -> Console:
+    """Standard output, as wide as the terminal and at least 120 columns elsewhere."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=max(_WIDTH, console.width))

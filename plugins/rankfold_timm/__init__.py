@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rankfold.plugins.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold.plugins import LayerRule, ParameterRule, Rule, hookimpl
 
 RANKFOLD_API = (1, 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rankfold.plan.plan import Plan
-from rankfold.plugins.hookspecs import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold.plugins import LayerRule, ParameterRule, Rule, hookimpl
 from rankfold_transformers.registration import is_registered, register
 from rankfold_transformers.tensor_rules import EXPERTS, TENSOR_RULES
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rankfold.adapters.tensor_rules import numbered
-from rankfold.decompose.base import Stored, TensorRule
+from rankfold.adapters.tensor_rules import Stored, TensorRule, numbered
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Linear, Op

@@ -17,7 +17,7 @@ from tests.conformance.test_torch import TorchHarness
 from torch import nn
 
 from rankfold import RankfoldError
-from rankfold.decompose.base import Trace
+from rankfold.adapters.base import Trace
 from rankfold.ops import Conv
 from rankfold.testing import CHECKS, CheckResult, check_adapter
 from rankfold_torch.adapter import TorchAdapter

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from tests.conformance.test_nnx import FlaxHarness, kernel_of, options_of
 
 import rankfold as rf
-from rankfold.decompose.base import Adapter
+from rankfold.adapters.base import Adapter
 from rankfold.ops import Op, channels
 from rankfold.testing import Harness
 from rankfold.testing.suite import AdapterSuite

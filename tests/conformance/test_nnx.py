@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import rankfold as rf
-from rankfold.decompose.base import Adapter
+from rankfold.adapters.base import Adapter
 from rankfold.ops import Op, channels, geometry
 from rankfold.testing import Harness, Unsupported
 from rankfold.testing.suite import AdapterSuite

@@ -11,7 +11,7 @@ import pytest
 
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
-from rankfold.decompose.base import Choice, Factored
+from rankfold.decompose.base import Factored
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.linalg import Array
@@ -19,6 +19,7 @@ from rankfold.ops import Conv, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.pipeline.replacement import decide
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice
 
 RNG = np.random.default_rng(4)
 OPS: dict[str, Op] = {

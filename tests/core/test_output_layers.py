@@ -12,8 +12,9 @@ from rankfold_numpy.adapter import NumpyAdapter
 from rankfold_numpy.framework import Dense, Model
 
 import rankfold as rf
+from rankfold.adapters.base import Trace
 from rankfold.adapters.output_layers import by_names, guessed
-from rankfold.decompose.base import Choice, Trace
+from rankfold.policies.base import Choice
 
 NAMES = {
     "numbered layers of a sequence": (["0", "2", "10", "9"], ["10"]),

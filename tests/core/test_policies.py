@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.decompose.base import Choice, Policy
 from rankfold.ops import Op, macs, params
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice, Policy
 
 DEFAULT = ("svd", "tucker2", "spatial_svd", "channel_svd")
 

@@ -9,7 +9,6 @@ import pytest
 
 from rankfold.calibration.moments import Joint, LayerMoments
 from rankfold.calibration.weighted_norm import Metric, rows_of
-from rankfold.decompose.base import Choice
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
 from rankfold.linalg import Array
@@ -18,6 +17,7 @@ from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.refit import Refit, _error, _standard_error, regression
 from rankfold.pipeline.replacement import Decision
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice
 
 RNG = np.random.default_rng(3)
 PARTS = 3

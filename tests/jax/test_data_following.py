@@ -15,9 +15,9 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
-from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear, Op, blank, of_groups

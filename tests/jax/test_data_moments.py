@@ -17,9 +17,9 @@ from jax import lax
 
 import rankfold as rf
 import rankfold.calibration.moments
+from rankfold.adapters.base import DataAware
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
-from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Linear, Op

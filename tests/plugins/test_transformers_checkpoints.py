@@ -11,7 +11,7 @@ import transformers as tf
 from safetensors.torch import load_file, save_file
 
 import rankfold as rf
-from rankfold.decompose.base import Policy
+from rankfold.policies.base import Policy
 
 WORDS = 53
 IDS = torch.arange(11)[None]

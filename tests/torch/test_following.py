@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
-from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Linear, Op
 from rankfold_torch.adapter import TorchAdapter

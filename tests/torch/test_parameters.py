@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import rankfold as rf
-from rankfold.decompose.base import Policy
 from rankfold.plugins.hookspecs import ParameterRule
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
 from rankfold_torch.adapter import TorchAdapter
 
 STACK, OUT, INTO = 3, 13, 11

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from rankfold.adapters.base import DataAware
 from rankfold.calibration.batches import Calibration
-from rankfold.decompose.base import DataAware
 from rankfold.errors import RankfoldError
 from rankfold.ops import Chain, Conv, Embedding, Linear, blank
 from rankfold_torch.adapter import TorchAdapter

@@ -78,7 +78,7 @@ class Leaf:
 def output_layers(
     closed: ClosedJaxpr, leaves: Sequence[Leaf], names: Sequence[str]
 ) -> frozenset[str]:
-    """The layers whose output is an output of the model; see `rankfold.decompose.base.Trace`.
+    """The layers whose output is an output of the model; see `rankfold.adapters.base.Trace`.
 
     Args:
         closed: of a function whose first inputs are the model's arrays.

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import freeze, unfreeze
 
-from rankfold.decompose.base import Trace
+from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import told
 from rankfold.linalg import Array

@@ -17,7 +17,7 @@ import jax
 from flax import linen as nn
 from jax.extend.core import ClosedJaxpr
 
-from rankfold.decompose.base import Trace
+from rankfold.adapters.base import Trace
 from rankfold.errors import Refused
 from rankfold.ops import Extent
 from rankfold.plugins.hookspecs import LayerRule

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.extend.core import ClosedJaxpr
 
-from rankfold.decompose.base import Trace
+from rankfold.adapters.base import Trace
 from rankfold.errors import Refused
 from rankfold.ops import Extent, Op
 from rankfold.state.restoration import settled

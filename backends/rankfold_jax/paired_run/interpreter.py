@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import Calibration
-from rankfold.decompose.base import Visit
 from rankfold.ops import Op
 from rankfold_jax.calibration.layer_products import Site, site_of
 from rankfold_jax.functional.pure_function import Flow
@@ -52,7 +52,7 @@ def follow(
     sequential: bool,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Meets layers as they are called; see `rankfold.decompose.base.DataAware`.
+    """Meets layers as they are called; see `rankfold.adapters.base.DataAware`.
 
     Args:
         flow: the model, with a slot for each of the layers.

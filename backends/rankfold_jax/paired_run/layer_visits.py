@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import is_held_out
 from rankfold.calibration.moments import Joint, input_form
-from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, of_groups, with_weight

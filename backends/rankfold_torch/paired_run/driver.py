@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from rankfold.adapters.base import Visit
 from rankfold.calibration.batches import Calibration, examples, is_held_out
 from rankfold.calibration.losses import failure
 from rankfold.calibration.moments import Joint, input_form
-from rankfold.decompose.base import Visit
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
@@ -45,7 +45,7 @@ def follow(
     sequential: bool,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Meets layers as they are called; see `rankfold.decompose.base.DataAware`.
+    """Meets layers as they are called; see `rankfold.adapters.base.DataAware`.
 
     Args:
         model: the model.

@@ -25,7 +25,7 @@ Left: TypeAlias = dict[str, str]
 def replaced(
     model: nn.Module, new: Mapping[str, New], *, inplace: bool, run: Run | None = None
 ) -> tuple[nn.Module, Left]:
-    """Swaps layers by identity, parameters by name; see `rankfold.decompose.base.Checked`.
+    """Swaps layers by identity, parameters by name; see `rankfold.adapters.base.Checked`.
 
     Args:
         model: the model.

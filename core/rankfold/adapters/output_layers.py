@@ -9,11 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, get_args
+from typing import Any
 
-from rankfold.decompose.base import Adapter, Judges, NamesOutputs, Trace
-from rankfold.errors import RankfoldError
-from rankfold.faults import contained, shown
+from rankfold.adapters.base import Adapter, NamesOutputs, Trace
 
 TRACED = (
     "its output is an output of the model; name it with include= or overrides= to have it "
@@ -27,7 +25,6 @@ LAST = (
     "the last layer, which without inputs is taken to give the output of the model; name it with "
     "include= or overrides= to have it compressed"
 )
-_JUDGES: tuple[Judges, ...] = get_args(Judges)
 _NAMES = frozenset(
     [
         "head",
@@ -69,20 +66,6 @@ _LAST_INSIDE = frozenset(
 """What the last layer is called within a module that is named as a head."""
 _NUMBERED = re.compile(r"(?:(\w+)\.)?\d+")
 _FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
-
-
-def judged(policy: object) -> Judges:
-    """What a policy judges; see `rankfold.decompose.base.Policy`.
-
-    Raises:
-        RankfoldError: its `judges` is none of the words for it.
-    """
-    with contained(f"policy {shown(policy)}", RankfoldError):
-        judges = getattr(policy, "judges", "layer")
-        for known in _JUDGES:
-            if judges == known:
-                return known
-    raise RankfoldError(f"policy {shown(policy)}: judges is {shown(judges)}; use one of {_JUDGES}")
 
 
 def output_layers(

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Protocol,
+)
+
 from rankfold.linalg import Array
-from rankfold.ops import Chain
+from rankfold.ops import Chain, Op
+
+if TYPE_CHECKING:
+    pass
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:
@@ -20,3 +31,50 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
         if stage.bias is not None:
             found[f"{own}.bias"] = stage.bias
     return found
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the name of a tensor in a checkpoint says: it is the weight of a layer.
+
+    Attributes:
+        path: of the layer.
+        bias: the name that the layer's bias has, if it has one.
+        refusal: why the layer is left alone; "" where it is not.
+    """
+
+    path: str
+    bias: str = ""
+    refusal: str = ""
+
+
+class TensorRule(Protocol):
+    """Knows the weights of layers in a checkpoint by their names and shapes.
+
+    A rule declared later is asked first, so that plugins come before the frameworks' own.
+    """
+
+    @property
+    def name(self) -> str:
+        """The word for it."""
+
+    def recognise(
+        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
+    ) -> Stored | None:
+        """The layer that a tensor is the weight of; None: not known.
+
+        Args:
+            name: of the tensor.
+            shape: of the tensor.
+            settings: config.json of the checkpoint; empty without one.
+        """
+
+    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
+        """The layer of a tensor that `recognise` knows, without stride, padding and dilation.
+
+        Raises:
+            RankfoldError: weight and bias do not fit each other.
+        """
+
+    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
+        """The tensors that take the place of weight and bias, as a loaded model has them."""

@@ -9,10 +9,8 @@ error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (M
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 
 from rankfold.linalg import Array, read_only
 from rankfold.ops import Conv, ConvTranspose, Embedding, Op
@@ -71,7 +69,7 @@ class LayerMoments:
 class Joint:
     """Sums over positions of the original layer's output y and the compressed one's input x.
 
-    They are of all groups of a layer, or of those that `rankfold.decompose.base.Visit` is told of.
+    They are of all groups of a layer, or of those that `rankfold.adapters.base.Visit` is told of.
 
     Attributes:
         xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
@@ -103,54 +101,6 @@ def full_gradients(op: Op) -> bool:
     """Whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups
     return bool(out <= PATCH_LIMIT)
-
-
-class Moments(Mapping[str, LayerMoments]):
-    """The moments of a model's layers, by path.
-
-    Args:
-        layers: moments by path.
-        loss: the name of the loss that the gradients are of; "" where there are none.
-    """
-
-    def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:
-        self._layers = dict(layers)
-        self.loss = loss
-
-    def __getitem__(self, path: str) -> LayerMoments:
-        return self._layers[path]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._layers)
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def save(self, file: str | PathLike[str]) -> None:
-        """Writes a safetensors file.
-
-        Raises:
-            RankfoldError: the file cannot be written.
-        """
-        from rankfold.storage.moments_file import write_moments
-
-        write_moments(Path(file), self._layers, self.loss)
-
-    @classmethod
-    def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
-        """Reads what `save` wrote.
-
-        Args:
-            file: to read.
-            only: the path of the one layer to read; None for all.
-
-        Raises:
-            RankfoldError: the file is missing, damaged or holds something else.
-        """
-        from rankfold.storage.moments_file import read_moments
-
-        about, layers = read_moments(Path(file), only)
-        return cls(layers, about.loss)
 
 
 def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:

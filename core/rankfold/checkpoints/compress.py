@@ -15,22 +15,22 @@ from typing import Any
 
 import msgspec
 
-from rankfold.calibration.moments import Moments
 from rankfold.checkpoints.planner import CheckpointAdapter, Slot
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
 from rankfold.checkpoints.workdir import PLANNED, Job, Workplace, workplace
-from rankfold.decompose.base import Placement, Policy
+from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import threads_for, working
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.policies.base import Policy
 from rankfold.policies.selection import Selection, listed
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
 from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
-from rankfold.storage.moments_file import check_moments_file
+from rankfold.storage.moments_file import Moments, check_moments_file
 from rankfold.storage.work_folder import work_folder
 
 

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rankfold.adapters.base import Trace
 from rankfold.adapters.output_layers import by_names
+from rankfold.adapters.tensor_rules import Stored, TensorRule
 from rankfold.checkpoints.reader import Checkpoint
-from rankfold.decompose.base import Stored, TensorRule, Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
 from rankfold.linalg import Array, is_finite, read_only
@@ -107,7 +108,7 @@ class Reader:
 
 
 class CheckpointAdapter:
-    """The part of `rankfold.decompose.base.Adapter` that serves planning.
+    """The part of `rankfold.adapters.base.Adapter` that serves planning.
 
     Args:
         excluded: tells of a layer path whether it is to be left alone: its values may be anything.
@@ -157,7 +158,7 @@ class CheckpointAdapter:
         return ()
 
     def reader(self, model: Checkpoint, path: str) -> Reader:
-        """See `rankfold.decompose.base.Distributed`."""
+        """See `rankfold.adapters.base.Distributed`."""
         return Reader(model, self.slots(model)[path])
 
     def read(self, model: Checkpoint, path: str) -> Op:
@@ -186,7 +187,7 @@ class CheckpointAdapter:
         return Trace(extents, {})
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
-        """See `rankfold.decompose.base.NamesOutputs`; a place in the files tells nothing."""
+        """See `rankfold.adapters.base.NamesOutputs`; a place in the files tells nothing."""
         return by_names(list(self.slots(model)))
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:

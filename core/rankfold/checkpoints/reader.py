@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,14 +19,13 @@ from rankfold.linalg import Array
 from rankfold.progress import progress
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.files import sha256_of
+from rankfold.storage.safetensors_file import File, Safetensors
 from rankfold.storage.safetensors_header import (
     FLOATS,
     Entry,
-    Header,
     check_name,
     check_plain,
     parse_json,
-    read_header,
     viewed,
 )
 from rankfold.storage.wrapper_prefixes import unwrapped
@@ -36,44 +35,6 @@ _SETTINGS = "config.json"
 _MOST_INDEX = 100_000_000
 _MOST_SETTINGS = 16 * 2**20
 _PIECE = 8 * 2**20
-
-
-class File(Protocol):
-    """One file of tensors."""
-
-    @property
-    def header(self) -> Header:
-        """Its tensors and its metadata."""
-
-    def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
-
-
-@dataclass(frozen=True)
-class Safetensors:
-    """A safetensors file."""
-
-    file: Path
-
-    @cached_property
-    def header(self) -> Header:
-        """Its tensors and its metadata."""
-        return read_header(self.file)
-
-    def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
-        found = np.empty(entry.size, np.uint8)
-        try:
-            with self.file.open("rb", buffering=0) as stream:
-                stream.seek(entry.begin)
-                rest = found.data
-                while rest and (count := stream.readinto(rest)):
-                    rest = rest[count:]
-        except OSError as error:
-            raise RankfoldError(f"{str(self.file)!r} cannot be read: {error}") from None
-        if rest:
-            raise RankfoldError(f"{str(self.file)!r} has been cut short meanwhile")
-        return found
 
 
 class Checkpoint:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rankfold.calibration.moments import LayerMoments, Moments
+from rankfold.calibration.moments import LayerMoments
 from rankfold.checkpoints.planner import Slot
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
@@ -28,6 +28,7 @@ from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.plan.plan import LayerPlan
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of
+from rankfold.storage.moments_file import Moments
 from rankfold.storage.safetensors_header import alignment, header_bytes, nbytes, numpy_dtype
 
 

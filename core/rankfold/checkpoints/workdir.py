@@ -3,8 +3,8 @@
 A killed run leaves its plan and its finished files there, each with a record of its content, and
 the next run of the same job goes on from them. The result appears under its own name when it is
 complete, by renaming. The seal of a note and the hash of a file tell what is damaged, cut short or
-of another job. They are no proof against somebody who writes there on purpose: `rankfold.storage.work_folder`
-sees to it that nobody else can.
+of another job. They are no proof against somebody who writes there on purpose:
+`rankfold.storage.work_folder` sees to it that nobody else can.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rankfold.decompose.base import Policy
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, told
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
 
 
 def read_policy(text: str) -> Policy:

@@ -15,13 +15,13 @@ from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.cli.arguments import make_model, read_policy
 from rankfold.cli.executors import opened
 from rankfold.cli.signals import Terminated
-from rankfold.console import printable
-from rankfold.decompose.base import Policy
+from rankfold.console import printable, wide_console
 from rankfold.errors import RankfoldError
 from rankfold.pipeline.api import compress
-from rankfold.plan.plan import Plan
-from rankfold.plan.table import plan_table, totals, wide_console
+from rankfold.plan.plan import Plan, contents
+from rankfold.plan.table import as_table
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
 from rankfold.storage.folder import check_replaceable
 from rankfold.storage.safetensors_header import check_plain, parse_json
 
@@ -135,5 +135,6 @@ def _show(plan: Plan, output: Path) -> None:
     if sys.stdout is None:
         raise OSError("it is closed")
     console = wide_console()
-    console.print(plan_table(plan))
-    console.print(Text(f"{totals(plan)}; written to {printable(str(output))}"), soft_wrap=True)
+    shown = contents(plan)
+    console.print(as_table(shown))
+    console.print(Text(f"{shown.totals}; written to {printable(str(output))}"), soft_wrap=True)

@@ -16,15 +16,16 @@ from typing import Any, Protocol
 import numpy as np
 from rich.table import Table
 
+from rankfold.console import literal, wide_console
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.pipeline.api import Compressed, compress
+from rankfold.pipeline.api import compress
+from rankfold.pipeline.result import Compressed
 from rankfold.plan.plan import Plan
-from rankfold.plan.table import count, wide_console
+from rankfold.plan.table import count
 from rankfold.plugins.registry import resolve
 from rankfold.policies.vbmf import VBMF
 from rankfold.progress import progress
-from rankfold.report.literal import literal
 
 BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo", "jax": "rankfold_jax.demo:JaxDemo"}
 _EXTRAS = {"torch": "demo", "jax": "demo-jax"}

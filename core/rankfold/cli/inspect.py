@@ -9,17 +9,17 @@ from rich.table import Table
 
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.cli.arguments import read_policy
-from rankfold.decompose.base import Decomposition, Policy
+from rankfold.console import literal, wide_console
+from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, Linear, Op
 from rankfold.pipeline.session import METHODS
-from rankfold.plan.table import wide_console
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
 from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
-from rankfold.report.literal import literal
 
 _SHARE = 0.9
 _KERNELS = (3, 4, 5)

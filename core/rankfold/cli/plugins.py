@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from rankfold.plan.table import wide_console
+from rankfold.console import literal, wide_console
 from rankfold.plugins.hookspecs import API
 from rankfold.plugins.registry import registry
-from rankfold.report.literal import literal
 
 
 def run() -> None:

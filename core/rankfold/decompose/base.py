@@ -6,35 +6,27 @@ registered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import (
     TYPE_CHECKING,
-    Any,
-    ClassVar,
     Literal,
     Protocol,
-    Self,
     TypeAlias,
-    runtime_checkable,
 )
 
 import numpy as np
 
 from rankfold.decompose.spectrum import Spectrum
+from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Extent, Op
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op
 
 if TYPE_CHECKING:
-    from rankfold.calibration.batches import Calibration
-    from rankfold.calibration.moments import Joint, LayerMoments
-    from rankfold.layers.layer import Layer
-    from rankfold.progress import Advance
+    pass
 
-Ranks: TypeAlias = tuple[int, ...]
+RankTuple: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
-Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
 
 class Mode:
@@ -109,22 +101,22 @@ class Decomposition(Protocol):
     def refuse(self, op: Op) -> str | None:
         """Why this method does not apply to the op; None where it does."""
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """The ranks at which the chain is exact; the length is the number of ranks."""
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
         """The matrices whose ranks a policy chooses."""
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """The ranks of the method from one rank per mode."""
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """The chain with all-zero weights that take no memory: its shapes, geometry and biases."""
 
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -133,377 +125,31 @@ class Decomposition(Protocol):
         """The chain, in the dtype of the op's weight, shaped like the template."""
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What the name of a tensor in a checkpoint says: it is the weight of a layer.
+def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: Placement) -> Chain:
+    """The chain of one op.
 
-    Attributes:
-        path: of the layer.
-        bias: the name that the layer's bias has, if it has one.
-        refusal: why the layer is left alone; "" where it is not.
+    Raises:
+        RankfoldError: what is given is no op, the method does not apply, a rank is out of range,
+            or the weight is empty, all zero or not finite.
     """
-
-    path: str
-    bias: str = ""
-    refusal: str = ""
-
-
-class TensorRule(Protocol):
-    """Knows the weights of layers in a checkpoint by their names and shapes.
-
-    A rule declared later is asked first, so that plugins come before the frameworks' own.
-    """
-
-    @property
-    def name(self) -> str:
-        """The word for it."""
-
-    def recognise(
-        self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
-        """The layer that a tensor is the weight of; None: not known.
-
-        Args:
-            name: of the tensor.
-            shape: of the tensor.
-            settings: config.json of the checkpoint; empty without one.
-        """
-
-    def op(self, name: str, weight: Array, bias: Array | None) -> Op:
-        """The layer of a tensor that `recognise` knows, without stride, padding and dilation.
-
-        Raises:
-            RankfoldError: weight and bias do not fit each other.
-        """
-
-    def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
-        """The tensors that take the place of weight and bias, as a loaded model has them."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a policy wants done to one layer: a method with ranks, or None and a reason."""
-
-    method: str | None
-    ranks: Ranks = ()
-    reason: str = ""
-
-
-class Policy(Protocol):
-    """Chooses a method and ranks for each layer.
-
-    A policy may have a further attribute `judges`, one of `Judges`. It is "layer" where there is
-    none, for a policy that judges one layer at a time: then a layer whose output is an output of
-    the model is left alone, unless it is named. "model" is for one that judges the whole model,
-    whose limits hold where no layer is left as well, and "nothing" for one that does what it is
-    told.
-
-    Attributes:
-        name: the word for it on the command line.
-    """
-
-    name: ClassVar[str]
-
-    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
-        """One choice per layer, in their order; lazily where layers do not depend on each other."""
-
-    @classmethod
-    def from_text(cls, argument: str) -> Self:
-        """The policy from what stands behind the colon on the command line; "" for nothing."""
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What one forward pass shows.
-
-    Attributes:
-        extents: for each layer path, the extent of its input at each call.
-        refusals: for some layer paths, why what was seen forbids replacing the layer.
-        macs: for layers of which it is known, the multiply-accumulates of all calls; they count
-            where a layer cannot be read as an op.
-        outputs: the paths of the layers whose output is an output of the model: a value that it
-            returns depends on that output and on no other activation, and has met no further
-            weights, but biases, on its way. So reshaping, selecting, scaling, squashing and
-            concatenating are all that happens to it. None where this is not known.
-    """
-
-    extents: Mapping[str, tuple[Extent, ...]]
-    refusals: Mapping[str, str]
-    macs: Mapping[str, int] = field(default_factory=dict)
-    outputs: frozenset[str] | None = None
-
-
-class Visit(Protocol):
-    """From a layer and the sums over its fitted and its held-out positions to its chain."""
-
-    def __call__(
-        self,
-        path: str,
-        fit: Joint | None,
-        held: Joint | None,
-        groups: Sequence[int] | None = None,
-        /,
-    ) -> Chain:
-        """The chain of a layer, or of some of its groups.
-
-        Args:
-            path: of the layer.
-            fit: sums over fitted positions.
-            held: sums over held-out ones.
-            groups: which groups the sums are of, and the chain is to be of; None for the layer.
-        """
-
-
-class Adapter(Protocol):
-    """Reads layers of one framework into ops and builds layers of that framework from ops.
-
-    A model and a module are whatever the framework calls so; paths are the framework's own names,
-    joined by dots. An instance serves one call of plan, apply, compress or load. Where example
-    inputs are given `trace` is called before anything else, so that an adapter can keep what it
-    learns there.
-    """
-
-    def layers(self, model: Any) -> Mapping[str, str]:
-        """Every layer with weights that could be decomposed, in order: path to class name.
-
-        Raises:
-            RankfoldError: the model as a whole cannot be compressed, or shows its layers only when
-                it is called and `trace` was not.
-        """
-
-    def size(self, model: Any) -> int:
-        """The number of parameters of the model, shared and tied ones counted once."""
-
-    def aliases(self, model: Any, path: str) -> tuple[str, ...]:
-        """The further paths under which a shared layer is found."""
-
-    def read(self, model: Any, path: str) -> Op:
-        """The layer as an op; with a `rankfold.ops.blank` weight where it has no values yet.
-
-        Raises:
-            Refused: the layer must be left alone, and why.
-        """
-
-    def trace(self, model: Any, inputs: Any) -> Trace:
-        """Runs the model once on example inputs, leaving it as it was.
-
-        Raises:
-            RankfoldError: the model fails on these inputs.
-        """
-
-    def build(self, model: Any, path: str, chain: Chain) -> Any:
-        """A native module for the chain with everything else (dtype, device, mode) as the layer's.
-
-        Raises:
-            Refused: the framework cannot express the chain.
-        """
-
-    def run(self, module: Any, x: Array) -> Array:
-        """The output of a module that `build` gave, in float64, for a check against its op.
-
-        The input is one of `rankfold.ops.reference.forward`: float64 (rows, in) for a `Linear`,
-        integers (rows,) for an `Embedding`, float64 (batch, in, *spatial) for a convolution.
-        """
-
-    def precision(self, model: Any, path: str) -> float:
-        """The machine epsilon of the layer's own dtype."""
-
-    def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
-        """The model with these modules in place of the layers: a copy, unless inplace.
-
-        Raises:
-            RankfoldError: it cannot be copied, or something holds a layer where no other can take
-                its place; a model to be changed is then unchanged.
-        """
-
-    def save_weights(self, model: Any, file: Path) -> None:
-        """Writes every parameter and buffer to a safetensors file.
-
-        Raises:
-            RankfoldError: the state cannot be stored in such a file.
-            OSError: the file cannot be written.
-        """
-
-    def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
-        """The model with the weights of such a file, after checking every name, shape and dtype.
-
-        The model itself is filled and returned where it can be changed.
-
-        Args:
-            model: of the structure that was saved.
-            file: to read.
-            more: further files, where the weights are in several.
-
-        Raises:
-            RankfoldError: file and model do not fit; the model is then unchanged.
-        """
-
-
-@runtime_checkable
-class Checked(Protocol):
-    """What an adapter offers beyond `Adapter` where a layer may stay at work after `replace`."""
-
-    def replaced(
-        self, model: Any, modules: Mapping[str, Any], *, inplace: bool
-    ) -> tuple[Any, Mapping[str, str]]:
-        """As `replace`, with a check that nothing of what is replaced is still held or called.
-
-        Where `trace` was called, the result is run once on the same inputs.
-
-        Returns:
-            The model, and by path of each layer that must be left alone, why. Where there is such a
-            layer, the model is of no use, and a model to be changed is as it was.
-
-        Raises:
-            RankfoldError: as for `replace`.
-        """
-
-
-@runtime_checkable
-class Distributed(Protocol):
-    """What an adapter offers beyond `Adapter` so that layers need not travel to be planned."""
-
-    def reader(self, model: Any, path: str) -> Callable[[], Op]:
-        """A function that can be pickled and reads a layer in another process, as `read` does."""
-
-
-@runtime_checkable
-class Folding(Protocol):
-    """What an adapter offers beyond `Adapter` where `read` folds something into a weight."""
-
-    def folded(self, model: Any, path: str) -> str:
-        """What the layer computes the op's weight by, in words; "" where that is its own."""
-
-
-@runtime_checkable
-class Structured(Protocol):
-    """What an adapter offers beyond `Adapter` so that models without values can be loaded into."""
-
-    def structure(self, model: Any, path: str) -> Op:
-        """As `Adapter.read`, of a layer that has only a shape, too: its values do not matter."""
-
-
-@runtime_checkable
-class Recalling(Protocol):
-    """What an adapter offers beyond `Adapter` that learns from `trace` what may be replaced."""
-
-    def recall(self) -> None:
-        """Takes it that `trace` has run: what is to be replaced was chosen on example inputs."""
-
-
-@runtime_checkable
-class NamesOutputs(Protocol):
-    """What an adapter offers beyond `Adapter` where names tell what a trace does not."""
-
-    def named_outputs(self, model: Any) -> Iterable[str]:
-        """The paths of the layers that give outputs of the model, as far as their names tell."""
-
-
-@runtime_checkable
-class DataAware(Protocol):
-    """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
-
-    Nothing here changes the model: modes, buffers and random states are as before afterwards.
-    """
-
-    def moments(
-        self,
-        model: Any,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        rng: np.random.Generator,
-        advance: Advance,
-    ) -> Mapping[str, LayerMoments]:
-        """Gathers the moments of layers in one pass over the batches, in eval mode.
-
-        Args:
-            model: the model.
-            calibration: batches and loss. The gradients are those of the loss summed over the
-                examples of a batch; for "cross_entropy" with labels drawn from the prediction, for
-                "outputs" those of Σ outputs · ε with standard normal ε.
-            layers: the layers by path, as `read` gives them. `rankfold.calibration.moments.input_form` and
-                `full_gradients` say what to gather of each. Layers that are not run are left out.
-            rng: draws labels, noise and the sample of positions.
-            advance: to be called before each batch with a word on it.
-
-        Raises:
-            RankfoldError: the model fails on a batch, an activation or a gradient is not finite
-                (naming the layer), or the loss is not a scalar that can be differentiated.
-        """
-
-    def follow(
-        self,
-        model: Any,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        visit: Visit,
-        *,
-        sequential: bool,
-        rng: np.random.Generator,
-    ) -> Mapping[str, float]:
-        """Runs the model and its compressed self side by side and meets layers as they are called.
-
-        At the first call of each layer `visit(path, fit, held)` gives the chain (or the op itself,
-        with other weights, as a chain of one) that takes the layer's place in the compressed model
-        from there on. A quarter of the examples is held out of `fit` and makes `held`. Both are
-        None for an `Embedding`, for a layer without moments in the form "patches", and for one
-        whose inputs in the two models do not correspond.
-
-        A stack of layers of which one is called after the other, as in a loop, may be met part by
-        part: `visit(path, fit, held, groups)` for each, with the groups of the op that are called.
-
-        Args:
-            model: the model.
-            calibration: the batches.
-            layers: the layers to meet, by path, as `read` gives them.
-            visit: called once per layer, or once for each of its groups, in the order of execution.
-            sequential: whether the compressed model goes on with what its own layers give; else
-                every layer meets the inputs that it has in the model, and its chain is only
-                measured.
-            rng: draws the sample of positions.
-
-        Returns:
-            ‖y − ŷ‖ / ‖y‖ of each layer met, over all positions of all examples: y is the output of
-            the original layer in the model, ŷ that of the chain on its own inputs.
-
-        Raises:
-            RankfoldError: the model fails on a batch.
-        """
-
-    def refilled(self, model: Any, path: str, op: Op) -> Any:
-        """The layer itself with the weights of an op in it: a module that `replace` takes."""
-
-    def expanded(self, model: Any, small: Any, paths: Sequence[str]) -> Any:
-        """The model with the values of its compressed form: what undoes `replace`.
-
-        Args:
-            model: the model.
-            small: its compressed form, fine-tuned perhaps.
-            paths: of the layers that chains stand for in it.
-
-        Returns:
-            A copy of `small` in which each of these is the layer itself again, with the dense
-            weight that its chain stands for.
-
-        Raises:
-            Refused: what stands in the place of a layer is not a chain that `build` gave.
-        """
-
-    def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
-        """The mean loss over the batches of the model and of the compressed one.
-
-        For "cross_entropy" (0, mean KL divergence of the predictions) and for "outputs" (0, squared
-        distance of the outputs over their squared norm).
-        """
-
-    def seconds(
-        self, model: Any, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
-    ) -> tuple[float, ...]:
-        """Median times of one pass of the layer and of chains in its place, measured in turns.
-
-        The first is that of the layer itself. Inputs are random, of the layer's dtype, memory
-        format and device, one call per extent.
-        """
-
-    def model_seconds(self, models: Sequence[Any], inputs: Any) -> tuple[float, ...]:
-        """Median times of one forward pass of each model, measured in turns."""
+    if not isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):
+        raise RankfoldError(
+            f"{method.name}: {type(op).__name__} is no op; give for example rankfold.Linear(weight)"
+        )
+    reason = method.refuse(op)
+    if reason is not None:
+        raise RankfoldError(f"{method.name}: {reason}")
+    if placement not in ("balanced", "classical"):
+        raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
+    if not isinstance(ranks, Sequence):
+        raise RankfoldError(
+            f"{method.name}: ranks {ranks!r}; give {len(method.max_ranks(op))} ints"
+        )
+    ranks = tuple(ranks)
+    method.template(op, ranks)
+    try:
+        spectrum = Spectrum(op)
+    except Refused as refused:
+        raise RankfoldError(f"{method.name}: {refused.reason}") from None
+    rng = np.random.default_rng(0)
+    return method.decompose(op, ranks, spectrum=spectrum, placement=placement, rng=rng).chain

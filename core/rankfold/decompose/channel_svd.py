@@ -7,20 +7,16 @@ All of the geometry stays on the first stage, the bias goes to the last.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
-from rankfold.decompose.direct import decompose
+from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.linalg import Array, inner
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
-from rankfold.plugins.hookspecs import hookimpl
-
-RANKFOLD_API = (1, 0)
 
 
 class ChannelSVD:
@@ -34,7 +30,7 @@ class ChannelSVD:
             return f"channel_svd applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """The smaller side of the unfolding of one group."""
         out = op.weight.shape[0] // op.groups
         return (min(out, math.prod(op.weight.shape[1:])),)
@@ -48,11 +44,11 @@ class ChannelSVD:
 
         return (Mode(values, sides, sides[0], spectrum.scale),)
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """The rank of the unfolding."""
         return mode_ranks
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (k×k, pointwise)."""
         assert isinstance(op, (Conv, ConvTranspose))
         limit = "output channels (or kernel elements) of a group"
@@ -61,7 +57,9 @@ class ChannelSVD:
         first = blank(op.groups * rank, into, *op.weight.shape[2:])
         return self._chain(op, first, blank(op.groups, out, rank))
 
-    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""
         eigen = spectrum.output if spectrum.metric is None else spectrum.weighted
         return offered(eigen.values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
@@ -69,7 +67,7 @@ class ChannelSVD:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -114,9 +112,3 @@ def channel_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chai
             zero or not finite.
     """
     return decompose(CHANNEL_SVD, op, (rank,), placement)
-
-
-@hookimpl
-def rankfold_decompositions() -> Iterable[Decomposition]:
-    """Registers "channel_svd"."""
-    return (CHANNEL_SVD,)

@@ -11,7 +11,7 @@ axis's kernel, stride, padding and dilation, and none elsewhere. How the factors
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,23 +19,20 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.decompose import cp_als as als
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
 from rankfold.decompose.cp_correction import correct
-from rankfold.decompose.direct import decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise, trivial
-from rankfold.decompose.tensor_algebra import balance, relative_sensitivity
+from rankfold.decompose.tensor_algebra import Fit, balance, relative_sensitivity
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
-from rankfold.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from tensorly.cp_tensor import CPTensor
 
-RANKFOLD_API = (1, 0)
 _COUNT = 6
 
 
@@ -60,7 +57,7 @@ class CP:
             return f"{self.name} applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """A rank at which every kernel of that shape has an exact model."""
         assert isinstance(op, (Conv, ConvTranspose))
         return (als.full_rank(self._shape(op)),)
@@ -69,11 +66,11 @@ class CP:
         """The output and the input unfolding."""
         return channel_modes(spectrum)
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """The larger of the two: the number of rank-1 terms both modes need."""
         return (max(mode_ranks),)
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of all stages."""
         assert isinstance(op, (Conv, ConvTranspose))
         limit = "rank-1 terms, with which the model is exact"
@@ -82,7 +79,9 @@ class CP:
         factors = [blank(op.groups, size, rank) for size in shape]
         return self._chain(op, factors)
 
-    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[RankTuple, float]]:
         """Errors of the fit itself, at few ranks: it has no closed form."""
         rng = np.random.default_rng(0)
         most = min(self.max_ranks(op)[0], 2 * max(spectrum.tensor.shape[1:3]))
@@ -94,7 +93,7 @@ class CP:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -154,10 +153,10 @@ class CP:
         ]
         return [linalg.stacked(stack) for stack in zip(*(one.factors for one in fits), strict=True)]
 
-    def _fit(self, tensor: Array, rank: int, rng: np.random.Generator) -> als.Fit:
+    def _fit(self, tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         if linalg.inner(tensor, tensor) == 0.0:
             zeros = (linalg.like(np.zeros((size, rank)), tensor) for size in tensor.shape)
-            return als.Fit(tuple(zeros), 0.0)
+            return Fit(tuple(zeros), 0.0)
         fitted = als.fit(tensor, rank, rng)
         if self.error_bound is None:
             return fitted
@@ -322,9 +321,3 @@ def _place(factors: list[Array], scale: float, placement: Placement) -> list[Arr
     ]
     placed[1] = placed[1] * linalg.like(total, placed[1])
     return placed
-
-
-@hookimpl
-def rankfold_decompositions() -> Iterable[Decomposition]:
-    """Registers "cp" and "cp3"."""
-    return CP4, CP3

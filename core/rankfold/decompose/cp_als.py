@@ -28,6 +28,7 @@ import numpy as np
 from rankfold import linalg
 from rankfold.decompose.cp_pencil import from_pencil
 from rankfold.decompose.tensor_algebra import (
+    Fit,
     balance,
     hadamard,
     khatri_rao,
@@ -52,14 +53,6 @@ _MOMENTUM = (0.8, 0.98)
 _GROWTH = 1.5
 _PRECISE = 1e-2
 _EXACT = 1e-3  # noise of weights in half precision
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """Factor matrices (size of the mode, rank), one per mode, and ‖T − T̂‖ / ‖T‖."""
-
-    factors: tuple[Array, ...]
-    error: float
 
 
 def full_rank(shape: tuple[int, ...]) -> int:

@@ -18,7 +18,7 @@ from rankfold.decompose.tensor_algebra import balance, gram_product, mttkrp, sum
 from rankfold.linalg import Array
 
 if TYPE_CHECKING:
-    from rankfold.decompose.cp_als import Fit
+    from rankfold.decompose.tensor_algebra import Fit
 
 SWEEPS = 10
 
@@ -31,7 +31,7 @@ def correct(tensor: Array, start: Fit, error_bound: float) -> Fit:
         start: a model of it.
         error_bound: relative to ‖T‖; where `start` is above it, its error is lowered instead.
     """
-    from rankfold.decompose.cp_als import Fit
+    from rankfold.decompose.tensor_algebra import Fit
 
     energy = linalg.inner(tensor, tensor)
     factors = list(start.factors)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
+from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, RankTuple
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
 from rankfold.faults import contained, is_ours
@@ -49,7 +49,7 @@ class Guarded:
             reason = None if surpassed is None else surpassed(self._lent(op))
             return None if reason is None else str.__str__(reason)
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """As `Decomposition.max_ranks`."""
         with contained(self.name, Refused):
             return _ranks(self._method.max_ranks(self._lent(op)))
@@ -62,19 +62,19 @@ class Guarded:
                 raise ValueError("modes gave none")
             return modes
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """As `Decomposition.ranks`."""
         with contained(self.name, Refused):
             return _ranks(self._method.ranks(mode_ranks))
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """As `Decomposition.template`."""
         with contained(self.name, Refused):
             return _chain(self._method.template(self._lent(op), ranks))
 
     def offers(
         self, op: Op, spectrum: Spectrum, multiple_of: int
-    ) -> Sequence[tuple[Ranks, float | None]]:
+    ) -> Sequence[tuple[RankTuple, float | None]]:
         """As `Decomposition.offers`; a few ranks without an error where there is no such method."""
         with contained(self.name, Refused):
             offers = getattr(self._method, "offers", None)
@@ -91,7 +91,7 @@ class Guarded:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -134,7 +134,7 @@ class Guarded:
         return Mode(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
 
 
-def _ranks(values: Iterable[Any]) -> Ranks:
+def _ranks(values: Iterable[Any]) -> RankTuple:
     return tuple(map(operator.index, values))
 
 

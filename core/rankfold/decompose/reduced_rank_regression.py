@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold.calibration.weighted_norm import Metric
-from rankfold.decompose.base import Ranks
+from rankfold.decompose.base import RankTuple
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
@@ -86,7 +86,9 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     return first, spectrum.metric.from_loss(basis)
 
 
-def offered(values: Array, total: float, most: int, multiple_of: int) -> list[tuple[Ranks, float]]:
+def offered(
+    values: Array, total: float, most: int, multiple_of: int
+) -> list[tuple[RankTuple, float]]:
     """Ranks of a single matrix with the squared error of each, from its eigenvalues.
 
     Args:

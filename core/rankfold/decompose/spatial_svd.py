@@ -7,22 +7,18 @@ only one that can pay on a depthwise convolution.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
-from rankfold.decompose.direct import decompose
+from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import COUNT, Regression, offered
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
-from rankfold.plugins.hookspecs import hookimpl
-
-RANKFOLD_API = (1, 0)
 
 
 class SpatialSVD:
@@ -38,7 +34,7 @@ class SpatialSVD:
             return f"spatial_svd needs a 2-d kernel, not {op.weight.ndim - 2}-d; use tucker2"
         return None
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """The smaller side of the matrix of one group."""
         return (min(self._sides(op)),)
 
@@ -52,11 +48,11 @@ class SpatialSVD:
 
         return (Mode(values, (rows, columns), channels, spectrum.scale),)
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """The rank of the matrix."""
         return mode_ranks
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (vertical, horizontal)."""
         assert isinstance(op, (Conv, ConvTranspose))
         limit = "rows (out·kw) or columns (in·kh) of a group"
@@ -64,7 +60,9 @@ class SpatialSVD:
         rows, columns = self._sides(op)
         return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
 
-    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[RankTuple, float]]:
         """Errors from the eigenvalues, or from the regression of the last stage."""
         most = self.max_ranks(op)[0]
         if spectrum.metric is None:
@@ -81,7 +79,7 @@ class SpatialSVD:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -201,9 +199,3 @@ def spatial_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chai
             zero or not finite.
     """
     return decompose(SPATIAL_SVD, op, (rank,), placement)
-
-
-@hookimpl
-def rankfold_decompositions() -> Iterable[Decomposition]:
-    """Registers "spatial_svd"."""
-    return (SPATIAL_SVD,)

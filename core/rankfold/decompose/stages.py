@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Mode, Placement, Ranks
+from rankfold.decompose.base import Mode, Placement, RankTuple
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
@@ -143,7 +143,9 @@ def place_scale(
     )
 
 
-def check_ranks(name: str, op: Op, ranks: Ranks, maximum: Ranks, labels: tuple[str, ...]) -> Ranks:
+def check_ranks(
+    name: str, op: Op, ranks: RankTuple, maximum: RankTuple, labels: tuple[str, ...]
+) -> RankTuple:
     """The ranks as ints, each between 1 and its maximum.
 
     Raises:

@@ -8,22 +8,18 @@ the geometry of a convolution stays on the first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
-from rankfold.decompose.direct import decompose
+from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
-from rankfold.plugins.hookspecs import hookimpl
-
-RANKFOLD_API = (1, 0)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class TruncatedSVD:
             return "svd needs a kernel of 1 along every axis; use channel_svd"
         return None
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """The smaller side of the matrix of one group."""
         return (min(op.weight.shape[0] // op.groups, op.weight.shape[1]),)
 
@@ -62,18 +58,20 @@ class TruncatedSVD:
 
         return (Mode(values, sides, min(sides), spectrum.scale),)
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """The rank of the matrix."""
         return mode_ranks
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (first, last)."""
         limit = "input or output channels of a group"
         (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
         out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
         return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
 
-    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""
         weighted = spectrum.metric is not None
         values = spectrum.weighted.values if weighted else self.modes(op, spectrum)[0].values
@@ -82,7 +80,7 @@ class TruncatedSVD:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -147,9 +145,3 @@ def truncated_svd(
             zero or not finite.
     """
     return decompose(TruncatedSVD(exact=bool(exact)), op, (rank,), placement)
-
-
-@hookimpl
-def rankfold_decompositions() -> Iterable[Decomposition]:
-    """Registers "svd"."""
-    return (SVD,)

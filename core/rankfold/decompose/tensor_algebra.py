@@ -7,6 +7,7 @@ the outer products of their columns r.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -113,3 +114,11 @@ def relative_sensitivity(factors: Sequence[Array], energy: float) -> float:
         for mode, own in enumerate(found)
     ]
     return float(sum(terms)) / energy
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Factor matrices (size of the mode, rank), one per mode, and ‖T − T̂‖ / ‖T‖."""
+
+    factors: tuple[Array, ...]
+    error: float

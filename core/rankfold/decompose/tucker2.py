@@ -10,14 +10,13 @@ core; the bias goes to the last stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, Ranks
-from rankfold.decompose.direct import decompose
+from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
@@ -25,12 +24,10 @@ from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, p
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
-from rankfold.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
 
-RANKFOLD_API = (1, 0)
 LEAST_SWEEPS = 2
 _PRECISE = 1e-3
 _SMALL = 500_000
@@ -55,7 +52,7 @@ class Tucker2:
         """By "svd" on kernels of one position: its two stages do what these three do."""
         return "svd" if isinstance(op, Conv) and math.prod(op.weight.shape[2:]) == 1 else None
 
-    def max_ranks(self, op: Op) -> Ranks:
+    def max_ranks(self, op: Op) -> RankTuple:
         """The channels of a group, or the other side of the unfolding where that is smaller."""
         out, into, positions = self._sizes(op)
         return min(out, into * positions), min(into, out * positions)
@@ -64,11 +61,11 @@ class Tucker2:
         """The output and the input unfolding."""
         return channel_modes(spectrum)
 
-    def ranks(self, mode_ranks: Ranks) -> Ranks:
+    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
         """(output rank, input rank)."""
         return mode_ranks
 
-    def template(self, op: Op, ranks: Ranks) -> Chain:
+    def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (pointwise, core, pointwise)."""
         assert isinstance(op, (Conv, ConvTranspose))
         limits = ("output channels of a group", "input channels of a group")
@@ -79,7 +76,9 @@ class Tucker2:
         core = blank(op.groups * r_out, r_in, *op.weight.shape[2:])
         return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
 
-    def offers(self, op: Op, spectrum: Spectrum, multiple_of: int) -> Sequence[tuple[Ranks, float]]:
+    def offers(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Sequence[tuple[RankTuple, float]]:
         """Errors of the regression on input channels, before any sweep of HOOI.
 
         A kernel of one position is a matrix: its rank is the lesser of the two, so only equal ranks
@@ -108,7 +107,7 @@ class Tucker2:
 
     def _of_a_matrix(
         self, spectrum: Spectrum, most: int, multiple_of: int
-    ) -> list[tuple[Ranks, float]]:
+    ) -> list[tuple[RankTuple, float]]:
         if spectrum.metric is None:
             worth = np.cumsum(channel_modes(spectrum)[0].values.sum(axis=0))
         else:
@@ -125,7 +124,7 @@ class Tucker2:
     def decompose(
         self,
         op: Op,
-        ranks: Ranks,
+        ranks: RankTuple,
         *,
         spectrum: Spectrum,
         placement: Placement,
@@ -147,7 +146,7 @@ class Tucker2:
         return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
 
     def _regressed(
-        self, op: Convolution, ranks: Ranks, spectrum: Spectrum, placement: Placement
+        self, op: Convolution, ranks: RankTuple, spectrum: Spectrum, placement: Placement
     ) -> Factored:
         metric = spectrum.metric
         assert metric is not None
@@ -370,9 +369,3 @@ def _projected(unfolded: Array, factor: Array, size: int) -> Array:
     """(groups, size · positions, n) times (groups, n, rank), as (groups, size, -1)."""
     projected: Array = unfolded @ linalg.cast(factor, unfolded.dtype)
     return projected.reshape(unfolded.shape[0], size, -1)
-
-
-@hookimpl
-def rankfold_decompositions() -> Iterable[Decomposition]:
-    """Registers "tucker2"."""
-    return (TUCKER2,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rankfold.decompose.base import Ranks
+from rankfold.decompose.base import RankTuple
 from rankfold.ops import Chain, Cost
 
 
@@ -23,7 +23,7 @@ class Candidate:
     """
 
     method: str
-    ranks: Ranks
+    ranks: RankTuple
     chain: Chain
     cost: Cost
     error: float
@@ -38,7 +38,7 @@ class Offer:
     """What a method at some ranks would cost and lose, without its chain; its time if measured."""
 
     method: str
-    ranks: Ranks
+    ranks: RankTuple
     cost: Cost
     loss: float
     seconds: float = 0.0
@@ -55,7 +55,7 @@ class Priced:
     """
 
     offers: list[Offer]
-    losses: Mapping[str, Mapping[Ranks, float]]
+    losses: Mapping[str, Mapping[RankTuple, float]]
     failures: Mapping[str, str]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import Metric, rows_of
-from rankfold.decompose.base import Decomposition, Placement, Ranks
+from rankfold.decompose.base import Decomposition, Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
@@ -92,7 +92,7 @@ class Layer:
         self._seed = seed
         self._op: Op | None = None
         self._spectrum: Spectrum | None = None
-        self._candidates: dict[tuple[str, Ranks], Candidate] = {}
+        self._candidates: dict[tuple[str, RankTuple], Candidate] = {}
         self.traced = extents is not None
         self.calls = None if extents is None else len(extents)
         self.methods: dict[str, Guarded] = {}
@@ -119,14 +119,16 @@ class Layer:
         return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
 
     @property
-    def findings(self) -> tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]:
+    def findings(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
         """What was computed so far: offers and candidates."""
         candidates = dict(self._candidates)
         if self._reader is not None:
             candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
         return dict(self._priced), candidates
 
-    def learn(self, found: tuple[dict[int, Priced], dict[tuple[str, Ranks], Candidate]]) -> None:
+    def learn(
+        self, found: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
+    ) -> None:
         """Takes over what was computed elsewhere."""
         self._priced.update(found[0])
         self._candidates.update(found[1])
@@ -175,11 +177,11 @@ class Layer:
 
     def _price(self, multiple_of: int) -> Priced:
         offers: list[Offer] = []
-        losses: dict[str, dict[Ranks, float]] = {}
+        losses: dict[str, dict[RankTuple, float]] = {}
         failures: dict[str, str] = {}
         op = self.op  # read out here: a file that cannot be read is no fault of a method
         for name, method in self.contenders.items():
-            points: dict[Ranks, float] = {}
+            points: dict[RankTuple, float] = {}
             try:
                 for ranks, squared in method.offers(op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
@@ -262,7 +264,7 @@ class Layer:
         """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
         return self.costs.remark(cost)
 
-    def candidate(self, method: str, ranks: Ranks) -> Candidate:
+    def candidate(self, method: str, ranks: RankTuple) -> Candidate:
         """The chain of a method at given ranks.
 
         Raises:
@@ -274,7 +276,7 @@ class Layer:
             self._candidates[key] = self._decompose(method, ranks)
         return self._candidates[key]
 
-    def template_cost(self, method: str, ranks: Ranks) -> Cost:
+    def template_cost(self, method: str, ranks: RankTuple) -> Cost:
         """The cost of a method at given ranks, without decomposing.
 
         Raises:
@@ -290,7 +292,7 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
-    def cost_as_ranked(self, method: str, ranks: Ranks) -> Cost:
+    def cost_as_ranked(self, method: str, ranks: RankTuple) -> Cost:
         """The cost of a method at ranks that it has given itself.
 
         Raises:
@@ -301,11 +303,11 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{method} gave ranks that it does not take: {error}") from None
 
-    def largest_within(self, method: str, limit: Cost, base: Ranks) -> Ranks | None:
+    def largest_within(self, method: str, limit: Cost, base: RankTuple) -> RankTuple | None:
         """The largest ranks in the proportions of `base` whose cost is within a limit."""
         most = self.methods[method].max_ranks(self.costs.outline)
 
-        def scaled(factor: float) -> Ranks:
+        def scaled(factor: float) -> RankTuple:
             return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
 
         if not self.template_cost(method, scaled(0.0)).within(limit):
@@ -319,7 +321,7 @@ class Layer:
                 high = middle
         return scaled(low)
 
-    def _decompose(self, name: str, ranks: Ranks) -> Candidate:
+    def _decompose(self, name: str, ranks: RankTuple) -> Candidate:
         self.template_cost(name, ranks)
         rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
         method = self.methods[name]

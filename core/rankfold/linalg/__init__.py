@@ -1,4 +1,4 @@
-"""Linear algebra on arrays of NumPy and of the array API: the only place that computes with them."""
+"""Linear algebra on arrays of NumPy and of the array API, in the one place that computes it."""
 
 from rankfold.linalg.arrays import (
     Array,
@@ -38,9 +38,9 @@ from rankfold.linalg.subspaces import (
 )
 
 __all__ = [
+    "LARGE",
     "Array",
     "Eigen",
-    "LARGE",
     "cast",
     "contiguous",
     "copied",

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from rankfold.decompose.base import Choice, Policy
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.layers.group import Group
 from rankfold.layers.layer import Layer
+from rankfold.policies.base import Choice, Policy
 
 _LONGEST = 10_000
 

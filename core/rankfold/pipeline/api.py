@@ -2,87 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rankfold.adapters.base import Adapter, Recalling
 from rankfold.calibration.batches import Loss
-from rankfold.calibration.moments import FEWEST, Moments
-from rankfold.decompose.base import Adapter, Choice, DataAware, Placement, Policy, Recalling
+from rankfold.calibration.moments import FEWEST
+from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.parallel import limited
-from rankfold.ops import Op, describe, without_geometry
 from rankfold.pipeline.exchange import replaced_where_possible
 from rankfold.pipeline.execution import compressed
 from rankfold.pipeline.replacement import Decision, decide, undone
+from rankfold.pipeline.result import Compressed
 from rankfold.pipeline.session import Run
-from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same, validate
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice, Policy
 from rankfold.policies.selection import Selection
 from rankfold.progress import progress
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed model and the plan it was made by.
-
-    Attributes:
-        model: the smaller model.
-        plan: what was done to each layer, with measured errors.
-    """
-
-    model: Any
-    plan: Plan
-
-    def report(self) -> str:
-        """What was done to each layer and what it saves, as a table."""
-        return str(self.plan)
-
-    @exclusive("model", "self.model")
-    def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
-        """The original model with the weights of this one, to be compressed further.
-
-        Chains are layers of their own: decomposed again one by one, they lose far more than the
-        layer they stand for. So fine-tune, expand, and compress the result to less.
-
-        Args:
-            model: the model that was compressed; only its structure counts.
-            inputs: example inputs, where its framework shows layers only when called.
-            adapter: as for `plan`.
-
-        Raises:
-            RankfoldError: the model is another one, or what stands in a layer's place is no chain.
-        """
-        used = adapter or registry().adapter(model)
-        if inputs is not None:
-            used.trace(model, inputs)
-        check_planned(self.plan.replaced, used.layers(model))
-        if not isinstance(used, DataAware):
-            raise RankfoldError(f"{type(used).__name__} cannot expand models")
-        try:
-            paths = [layer.path for layer in self.plan.replaced]
-            whole = used.expanded(model, self.model, paths)
-        except Refused as refused:
-            raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
-        registry().model_expanded(whole, self.plan)
-        return whole
-
-    def save(self, folder: str | PathLike[str]) -> None:
-        """Writes plan.json and weights.safetensors; see `rankfold.load`.
-
-        Raises:
-            RankfoldError: the folder cannot be written, or holds something else.
-        """
-        from rankfold.storage.folder import save
-
-        save(self, Path(folder))
+from rankfold.storage.moments_file import Moments
 
 
 @exclusive("model")
@@ -303,34 +247,3 @@ def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:
         return planned.macs[0], planned.macs[0]
     same = planned.params is None or planned.params == done.params
     return planned.macs if same else None
-
-
-def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint: str = "") -> None:
-    """Sees to it that a model has every layer of a plan.
-
-    Args:
-        planned: the layers of the plan.
-        layers: those of the model.
-        hint: what else may be wrong.
-
-    Raises:
-        RankfoldError: naming the first layer that it lacks.
-    """
-    for layer in planned:
-        if layer.path not in layers:
-            raise RankfoldError(
-                f"layer {layer.path!r} of the plan is not in the model; the plan is for another"
-                f"{hint}"
-            )
-
-
-def check_same(planned: LayerPlan, op: Op) -> None:
-    """Sees to it that a layer is the one that was planned, in a checkpoint perhaps.
-
-    Raises:
-        RankfoldError: naming the layer and what it is.
-    """
-    if planned.op and planned.op not in (describe(op), describe(without_geometry(op))):
-        raise RankfoldError(
-            f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
-        )

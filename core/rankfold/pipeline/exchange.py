@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankfold.decompose.base import Adapter, Checked
+from rankfold.adapters.base import Adapter, Checked
 from rankfold.faults import of_adapter
 
 
@@ -14,7 +14,7 @@ def replaced(
 ) -> tuple[Any, Mapping[str, str]]:
     """The model with all of the modules, and why layers must be left alone.
 
-    Where there is such a layer the model is of no use; see `rankfold.decompose.base.Checked`.
+    Where there is such a layer the model is of no use; see `rankfold.adapters.base.Checked`.
     """
     with of_adapter(adapter):
         if isinstance(adapter, Checked):

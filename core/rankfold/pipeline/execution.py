@@ -10,8 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rankfold.adapters.output_layers import judged
-from rankfold.decompose.base import Choice, DataAware, Policy
+from rankfold.adapters.base import DataAware
 from rankfold.errors import RankfoldError
 from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
@@ -25,6 +24,7 @@ from rankfold.pipeline.replacement import Decision, decide
 from rankfold.pipeline.session import Run
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice, Policy, judged
 from rankfold.policies.budget import Budget
 from rankfold.policies.budget_search import Attempt, fast_enough, search
 from rankfold.policies.selection import Selection

@@ -17,7 +17,7 @@ import numpy as np
 
 from rankfold.calibration.moments import Joint, LayerMoments
 from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
-from rankfold.decompose.base import Choice, Decomposition
+from rankfold.decompose.base import Decomposition
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer, shifted
@@ -26,6 +26,7 @@ from rankfold.ops import Chain, Embedding, Op, by_group, of_groups, with_weight
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.replacement import Decision, decide
 from rankfold.plan.plan import LayerPlan
+from rankfold.policies.base import Choice
 
 RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves."""
@@ -67,7 +68,7 @@ class Refit:
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
-        """The chain of a layer or of some of its groups; see `rankfold.decompose.base.Visit`."""
+        """The chain of a layer or of some of its groups; see `rankfold.adapters.base.Visit`."""
         layer, choice = self._chosen[path]
         layer.hold(self._ops[path])
         if path not in self._met:

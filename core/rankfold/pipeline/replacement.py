@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from rankfold import linalg
+from rankfold.adapters.base import Adapter, DataAware
 from rankfold.calibration.moments import input_form
-from rankfold.decompose.base import Adapter, Choice, DataAware
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
 from rankfold.layers.layer import Layer
@@ -19,6 +19,7 @@ from rankfold.ops import Chain, Op, describe
 from rankfold.ops.ownership import copied
 from rankfold.pipeline.verify import check_chain
 from rankfold.plan.plan import LayerPlan
+from rankfold.policies.base import Choice
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,21 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.output_layers import judged, output_layers
+from rankfold.adapters.base import Adapter, DataAware, Distributed, Folding, Trace
+from rankfold.adapters.output_layers import output_layers
 from rankfold.calibration.batches import Calibration, Loss
-from rankfold.calibration.moments import FEWEST, Moments, predictions
+from rankfold.calibration.moments import FEWEST, predictions
 from rankfold.calibration.weighted_norm import Mismatch, check_moments
-from rankfold.decompose.base import (
-    Adapter,
-    Choice,
-    DataAware,
-    Decomposition,
-    Distributed,
-    Folding,
-    Placement,
-    Policy,
-    Trace,
-)
+from rankfold.decompose.base import Decomposition, Placement
 from rankfold.decompose.spectrum import magnitude
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
@@ -37,8 +28,10 @@ from rankfold.pipeline.allocation import allocated, named
 from rankfold.pipeline.replacement import Decision, build, decide
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
+from rankfold.policies.base import Choice, Policy, judged
 from rankfold.policies.selection import Selection, listed
 from rankfold.progress import progress
+from rankfold.storage.moments_file import Moments
 
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""

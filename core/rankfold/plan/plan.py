@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
 import msgspec
 
+from rankfold.console import printable
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
+from rankfold.ops import Op, describe, without_geometry
+from rankfold.plan.table import Contents, as_text, change
 
 VERSION = 1
 _MOST = 10**30
@@ -168,9 +171,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return plan
 
     def __str__(self) -> str:
-        from rankfold.plan.table import plan_text
-
-        return plan_text(self)
+        return as_text(contents(self))
 
 
 def validate(plan: Plan) -> None:
@@ -235,3 +236,86 @@ def _shown(value: object) -> str:
 def _total(pairs: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
     known = [pair for pair in pairs if pair is not None]
     return sum(before for before, _ in known), sum(after for _, after in known)
+
+
+def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint: str = "") -> None:
+    """Sees to it that a model has every layer of a plan.
+
+    Args:
+        planned: the layers of the plan.
+        layers: those of the model.
+        hint: what else may be wrong.
+
+    Raises:
+        RankfoldError: naming the first layer that it lacks.
+    """
+    for layer in planned:
+        if layer.path not in layers:
+            raise RankfoldError(
+                f"layer {layer.path!r} of the plan is not in the model; the plan is for another"
+                f"{hint}"
+            )
+
+
+def check_same(planned: LayerPlan, op: Op) -> None:
+    """Sees to it that a layer is the one that was planned, in a checkpoint perhaps.
+
+    Raises:
+        RankfoldError: naming the layer and what it is.
+    """
+    if planned.op and planned.op not in (describe(op), describe(without_geometry(op))):
+        raise RankfoldError(
+            f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
+        )
+
+
+def contents(plan: Plan) -> Contents:
+    """Tabulate a plan: layer, op, method, ranks, parameters, MACs, errors and reason of each."""
+    traced = plan.macs is not None
+    informed = any(layer.predicted is not None for layer in plan.layers)
+    columns = dict.fromkeys(("layer", "op", "method"), False)
+    columns |= dict.fromkeys(("ranks", "params", *(("MACs",) if traced else ()), "error"), True)
+    columns |= dict.fromkeys(("predicted", "measured") if informed else (), True)
+    return Contents(
+        f"Plan by {plan.policy}" if plan.policy else "",
+        columns | {"reason": False},
+        tuple(_cells(layer, traced, informed) for layer in plan.layers),
+        _totals(plan),
+    )
+
+
+def _cells(layer: LayerPlan, traced: bool, informed: bool) -> tuple[str, ...]:
+    cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
+    cells.append(", ".join(map(str, layer.ranks)))
+    cells.append("" if layer.params is None else change(layer.params))
+    if traced:
+        cells.append("" if layer.macs is None else change(layer.macs))
+    cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
+    if informed:
+        cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
+    remarks = [layer.reason, "refitted" if layer.refit else ""]
+    if layer.moments in ("channels", "diagonal") and layer.predicted is not None:
+        remarks.append(f"moments: {layer.moments} only")
+    if layer.sensitivity is not None:
+        remarks.append(f"sensitivity {layer.sensitivity:.3g}")
+    cells.append("; ".join(remark for remark in remarks if remark))
+    return tuple(cells)
+
+
+def _totals(plan: Plan) -> str:
+    """One line: how many layers are replaced, parameters and MACs before and after."""
+    replaced = len(plan.replaced)
+    text = f"{replaced} of {len(plan.layers)} layers replaced"
+    text += f"; parameters of the model {change(plan.model_params)}"
+    if plan.macs is not None:
+        text += f"; MACs of its layers {change(plan.macs)}"
+    if plan.loss is not None:
+        text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
+    if plan.predicted_latency is not None:
+        text += f"; time of a pass: predicted {plan.predicted_latency:.1%}"
+        text += "" if plan.latency is None else f", measured {plan.latency:.1%}"
+        text += " of the original's"
+    for trial in plan.trials:
+        text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
+        text += "" if trial.kept else ", too low"
+    return "; ".join([text, *map(printable, plan.notes)])

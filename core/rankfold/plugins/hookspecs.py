@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 
 import pluggy
 
-from rankfold.decompose.base import Decomposition, Policy, TensorRule
+from rankfold.adapters.tensor_rules import TensorRule
+from rankfold.decompose.base import Decomposition
 from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
 API = (1, 1)
@@ -36,8 +38,8 @@ class AdapterSpec:
         target: "module:Class" of the adapter, imported when a model is recognised and called
             without arguments.
         readers: for file suffixes (".pt"), "module:function" from the path of a checkpoint of that
-            kind to a `rankfold.checkpoints.reader.File`. Nothing that such a file holds may be run. That
-            of ".pt" serves files of `torch.save` by any other name, too.
+            kind to a `rankfold.storage.safetensors_file.File`. Nothing that such a file holds may
+            be run. That of ".pt" serves files of `torch.save` by any other name, too.
     """
 
     name: str

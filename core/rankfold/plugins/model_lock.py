@@ -50,7 +50,8 @@ _awaited: dict[int, int] = {}
 def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Makes a function wait until no other thread's call works on its models, and tidy up.
 
-    All that `rankfold.state.restoration` knows to be changed is put back however the function is left.
+    Whatever `rankfold.state.restoration` knows to be changed is put back, however the function is
+    left.
 
     Args:
         models: the names of its arguments that are models, or attributes of these ("self.model").

@@ -24,13 +24,16 @@ from typing import Any
 
 import pluggy
 
-from rankfold.decompose.base import Adapter, Decomposition, Policy, TensorRule
+from rankfold.adapters.base import Adapter
+from rankfold.adapters.tensor_rules import TensorRule
+from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, told
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins import hookspecs
 from rankfold.plugins.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
 from rankfold.plugins.validation import Declarations, check_api, check_marked
+from rankfold.policies.base import Policy
 
 
 @dataclass(frozen=True)

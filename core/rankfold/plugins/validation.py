@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from rankfold.adapters.output_layers import judged
-from rankfold.decompose.base import Decomposition, Policy, TensorRule
+from rankfold.adapters.tensor_rules import TensorRule
+from rankfold.decompose.base import Decomposition
 from rankfold.faults import shown
 from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.policies.base import Policy, judged
 
 _DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")

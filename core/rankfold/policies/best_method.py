@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rankfold.decompose.base import Choice, Mode, Ranks
+from rankfold.decompose.base import Mode, RankTuple
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, Cost
+from rankfold.policies.base import Choice
 
 _TIE = 1e-6
 
@@ -28,9 +29,9 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
         nothing_found: the reason to give where a rank is 0.
     """
     reasons = dict(layer.refusals)
-    wanted: dict[str, Ranks] = {}
+    wanted: dict[str, RankTuple] = {}
     limit: Cost | None = None
-    contenders: dict[str, Ranks] = {}
+    contenders: dict[str, RankTuple] = {}
     op = layer.op  # read out here: a file that cannot be read is no fault of a method
     for name, method in layer.contenders.items():
         try:
@@ -66,7 +67,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     return _least(layer, contenders, reasons)
 
 
-def _least(layer: Layer, contenders: Mapping[str, Ranks], reasons: dict[str, str]) -> Choice:
+def _least(layer: Layer, contenders: Mapping[str, RankTuple], reasons: dict[str, str]) -> Choice:
     """The contender of least error; the first one where the difference is rounding."""
     best: Candidate | None = None
     for name, ranks in contenders.items():

@@ -10,7 +10,7 @@ without, they are squared relative errors of the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from rankfold.decompose.base import Choice, Judges, Policy, Ranks
+from rankfold.decompose.base import RankTuple
 from rankfold.errors import Infeasible, RankfoldError, Refused
 from rankfold.layers.candidates import Offer, Priced
 from rankfold.layers.group import Group
@@ -26,12 +26,10 @@ from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.linalg import Array
 from rankfold.ops import Cost
-from rankfold.plugins.hookspecs import hookimpl
-from rankfold.policies.arguments import fraction
+from rankfold.policies.base import Choice, Judges, fraction
 from rankfold.policies.budget_remainder import Rungs, raised
 from rankfold.policies.knapsack import Solution, cheapest, least_share
 
-RANKFOLD_API = (1, 0)
 FAST_MULTIPLE = 16
 """Under a limit on latency ranks are multiples of this: others cost 6 to 32 % of speed."""
 _SHARES = ("params", "macs", "latency", "error", "drop")
@@ -222,7 +220,7 @@ class _Problem:
         failures = self._priced[place].failures.values()
         return "; ".join(("nothing faster" if timed else "nothing cheaper", *failures))
 
-    def raised(self, solution: Solution) -> dict[int, Ranks]:
+    def raised(self, solution: Solution) -> dict[int, RankTuple]:
         """The ranks of the layers that are decomposed, with what the offers leave of the limits."""
         chosen = dict(enumerate(solution.chosen))
         rungs = {
@@ -246,7 +244,7 @@ class _Problem:
         layer = self._layers[place]
         same = [o for o in self.offers[place] if o is not None and o.method == offer.method]
 
-        def cost(ranks: Ranks) -> Array | None:
+        def cost(ranks: RankTuple) -> Array | None:
             cost = layer.template_cost(offer.method, ranks)
             seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
             if layer.grew(cost) is not None or seconds > self._seconds[place]:
@@ -318,9 +316,3 @@ class _Problem:
             "latency": offer.seconds,
         }
         return [every[name] for name in self._names]
-
-
-@hookimpl
-def rankfold_policies() -> Iterable[type[Policy]]:
-    """Registers "budget"."""
-    return (Budget,)

@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rankfold.decompose.base import Ranks
+from rankfold.decompose.base import RankTuple
 from rankfold.linalg import Array
 
 
@@ -32,11 +32,11 @@ class Rungs:
         cost: of ranks, (resources,); None where the layer would grow.
     """
 
-    ranks: Ranks
-    most: Ranks
+    ranks: RankTuple
+    most: RankTuple
     multiple_of: int
-    losses: Mapping[Ranks, float]
-    cost: Callable[[Ranks], Array | None]
+    losses: Mapping[RankTuple, float]
+    cost: Callable[[RankTuple], Array | None]
 
     @cached_property
     def _together(self) -> bool:
@@ -48,7 +48,7 @@ class Rungs:
         """The ranks that were looked at, by axis."""
         return [sorted({own[axis] for own in self.losses}) for axis in range(len(self.ranks))]
 
-    def steps(self, ranks: Ranks) -> Iterator[Ranks]:
+    def steps(self, ranks: RankTuple) -> Iterator[RankTuple]:
         """Ranks raised by the least that is allowed, one axis at a time."""
         following = tuple(
             min((rank // self.multiple_of + 1) * self.multiple_of, most)
@@ -60,7 +60,7 @@ class Rungs:
         for axis, rank in enumerate(following):
             yield (*ranks[:axis], rank, *ranks[axis + 1 :])
 
-    def loss(self, ranks: Ranks) -> float | None:
+    def loss(self, ranks: RankTuple) -> float | None:
         """Interpolated in every rank; None where the ranks looked at are no full grid."""
         if self._together:
             known = sorted((own[0], loss) for own, loss in self.losses.items())
@@ -87,7 +87,7 @@ class Rungs:
         return total
 
 
-def raised(layers: Sequence[Rungs], room: Array, scale: Array) -> list[Ranks]:
+def raised(layers: Sequence[Rungs], room: Array, scale: Array) -> list[RankTuple]:
     """The ranks of each layer after whatever there is room for.
 
     Args:
@@ -96,7 +96,7 @@ def raised(layers: Sequence[Rungs], room: Array, scale: Array) -> list[Ranks]:
         scale: of the resources.
     """
     current = [layer.ranks for layer in layers]
-    waiting: list[tuple[float, int, Ranks, Ranks]] = []
+    waiting: list[tuple[float, int, RankTuple, RankTuple]] = []
 
     def spent(index: int) -> Array:
         cost = layers[index].cost(current[index])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, SupportsFloat
 
 import numpy as np
 
-from rankfold.decompose.base import Choice, Judges, Mode, Policy
+from rankfold.decompose.base import Mode
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.linalg import Array
-from rankfold.plugins.hookspecs import hookimpl
-from rankfold.policies.arguments import fraction
+from rankfold.policies.base import Choice, Judges, fraction
 from rankfold.policies.best_method import least_error
-
-RANKFOLD_API = (1, 0)
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,3 @@ def energy_rank(squares: Array, share: float) -> int:
     held = np.cumsum(squares)
     enough = held >= share * held[-1] * (1.0 - 1e-12)
     return int(np.argmax(enough)) + 1
-
-
-@hookimpl
-def rankfold_policies() -> Iterable[type[Policy]]:
-    """Registers "energy"."""
-    return (Energy,)

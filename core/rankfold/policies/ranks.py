@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, TypeAlias
 
-from rankfold.decompose.base import Choice, Decomposition, Judges, Policy
-from rankfold.decompose.base import Ranks as MethodRanks
+from rankfold.decompose.base import Decomposition, RankTuple
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer
 from rankfold.ops.geometry import is_int
-from rankfold.plugins.hookspecs import hookimpl
-from rankfold.policies.patterns import check_patterns, matches
-
-RANKFOLD_API = (1, 0)
+from rankfold.policies.base import Choice, Judges
+from rankfold.policies.selection import check_patterns, matches
 
 Given: TypeAlias = int | tuple[int, ...] | Literal["full"]
 
@@ -117,16 +114,10 @@ def _checked(value: object) -> Given:
     return ints if isinstance(value, tuple) else ints[0]
 
 
-def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> MethodRanks | None:
+def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> RankTuple | None:
     most = method.max_ranks(layer.costs.outline)
     if given == "full":
         return most
     if isinstance(given, tuple):
         return given if len(given) == len(most) else None
     return (int(given),) * len(most)
-
-
-@hookimpl
-def rankfold_policies() -> Iterable[type[Policy]]:
-    """Registers "ranks"."""
-    return (Ranks,)

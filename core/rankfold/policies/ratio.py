@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, SupportsFloat
 
-from rankfold.decompose.base import Choice, Judges, Mode, Policy
+from rankfold.decompose.base import Mode
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
-from rankfold.plugins.hookspecs import hookimpl
-from rankfold.policies.arguments import fraction
+from rankfold.policies.base import Choice, Judges, fraction
 from rankfold.policies.best_method import least_error
-
-RANKFOLD_API = (1, 0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +56,3 @@ class Ratio:
     def from_text(cls, argument: str) -> Self:
         """`ratio:SHARE`, as 0.33 or 1/3."""
         return cls(fraction("ratio", argument))
-
-
-@hookimpl
-def rankfold_policies() -> Iterable[type[Policy]]:
-    """Registers "ratio"."""
-    return (Ratio,)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, SupportsFloat
 
-from rankfold.decompose.base import Choice, Judges, Mode, Policy
+from rankfold.decompose.base import Mode
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
-from rankfold.plugins.hookspecs import hookimpl
-from rankfold.policies.arguments import fraction
+from rankfold.policies.base import Choice, Judges, fraction
 from rankfold.policies.best_method import least_error
 from rankfold.policies.evbmf import from_squares
 
-RANKFOLD_API = (1, 0)
 _FEW_ROWS = 32
 """EVBMF is exact where both sides of a matrix are large. On a trained ten-row classifier it gave
 rank 1, and 12.8 % in place of 94.8 % right."""
@@ -85,9 +83,3 @@ class VBMF:
     def from_text(cls, argument: str) -> Self:
         """`vbmf` or `vbmf:WEAKEN`."""
         return cls(fraction("vbmf", argument, default=0.0))
-
-
-@hookimpl
-def rankfold_policies() -> Iterable[type[Policy]]:
-    """Registers "vbmf"."""
-    return (VBMF,)

@@ -11,7 +11,7 @@ from rankfold.plugins.registry import registry, resolve
 from rankfold.storage.safetensors_header import LENGTH, check_plain, holds_header
 
 if TYPE_CHECKING:
-    from rankfold.checkpoints.reader import File
+    from rankfold.storage.safetensors_file import File
 
 SAFETENSORS = ".safetensors"
 _TORCH = ".pt"

@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
+from rankfold.adapters.base import Adapter, Folding, Recalling, Structured
 from rankfold.console import some
-from rankfold.decompose.base import Folding, Recalling, Structured
 from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
@@ -31,10 +31,6 @@ from rankfold.storage.files import sha256_of, sync
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.work_folder import SAVING, claimed, publish
 from rankfold.storage.wrapper_prefixes import matched
-
-if TYPE_CHECKING:
-    from rankfold.decompose.base import Adapter
-    from rankfold.pipeline.api import Compressed
 
 PLAN = "plan.json"
 WEIGHTS = "weights.safetensors"
@@ -95,27 +91,28 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 
 
-@exclusive("compressed.model")
-def save(compressed: Compressed, folder: Path, adapter: Adapter | None = None) -> None:
+@exclusive("model")
+def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -> None:
     """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
 
     Args:
-        compressed: the model and its plan.
+        model: the compressed model.
+        plan: of it.
         folder: made if need be, parents included.
         adapter: as for `rankfold.plan`.
 
     Raises:
         RankfoldError: the folder cannot be written or holds other files; nothing is left behind.
     """
-    adapter = adapter or registry().adapter(compressed.model)
+    adapter = adapter or registry().adapter(model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
     check_replaceable(folder)
     with claimed(folder, _PATIENCE) as work:
         check_replaceable(folder)
         fresh = work / SAVING
         fresh.mkdir()
-        adapter.save_weights(compressed.model, fresh / WEIGHTS)
-        saved = Saved.of(compressed.plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
+        adapter.save_weights(model, fresh / WEIGHTS)
+        saved = Saved.of(plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
         (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
         for part in (fresh / WEIGHTS, fresh / PLAN):
@@ -188,7 +185,7 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     Raises:
         RankfoldError: the plan does not fit the model.
     """
-    from rankfold.pipeline.api import check_planned, check_same
+    from rankfold.plan.plan import check_planned, check_same
 
     known = adapter.layers(model)
     paths = matched([layer.path for layer in saved.plan.layers], known.keys())

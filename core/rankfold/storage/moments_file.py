@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from rankfold.calibration.moments import LayerMoments
-from rankfold.checkpoints.reader import Safetensors
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_real
+from rankfold.storage.safetensors_file import Safetensors
 from rankfold.storage.safetensors_header import FLOATS, Header, viewed
 
 _VERSION = 1
@@ -190,3 +191,47 @@ def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
     return LayerMoments(
         arrays["inputs"], arrays["mean"], arrays.get("grads"), facts.samples, facts.uses
     )
+
+
+class Moments(Mapping[str, LayerMoments]):
+    """The moments of a model's layers, by path.
+
+    Args:
+        layers: moments by path.
+        loss: the name of the loss that the gradients are of; "" where there are none.
+    """
+
+    def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:
+        self._layers = dict(layers)
+        self.loss = loss
+
+    def __getitem__(self, path: str) -> LayerMoments:
+        return self._layers[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def save(self, file: str | PathLike[str]) -> None:
+        """Writes a safetensors file.
+
+        Raises:
+            RankfoldError: the file cannot be written.
+        """
+        write_moments(Path(file), self._layers, self.loss)
+
+    @classmethod
+    def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
+        """Reads what `save` wrote.
+
+        Args:
+            file: to read.
+            only: the path of the one layer to read; None for all.
+
+        Raises:
+            RankfoldError: the file is missing, damaged or holds something else.
+        """
+        about, layers = read_moments(Path(file), only)
+        return cls(layers, about.loss)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Adapter
+from rankfold.adapters.base import Adapter
 from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
-from rankfold.pipeline.api import Compressed, compress
+from rankfold.pipeline.api import compress
+from rankfold.pipeline.result import Compressed
 from rankfold.plugins.registry import registry
 from rankfold.testing.cases import distance, methods, probe
 from rankfold.testing.check import TOLERANCE

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Adapter
+from rankfold.adapters.base import Adapter
 from rankfold.linalg import Array
 from rankfold.ops import Op
 
@@ -21,8 +21,8 @@ class Harness(ABC):
     """Makes and runs models of a framework for the checks.
 
     Models are plain sequences of layers without anything between them. Arrays go in and come out
-    in the layout of `rankfold.ops.reference.forward`, channels first; a harness for a framework with
-    channels last moves the axis. The methods that are not abstract are optional: what is not
+    in the layout of `rankfold.ops.reference.forward`, channels first; a harness for a framework
+    with channels last moves the axis. The methods that are not abstract are optional: what is not
     written is `Unsupported`, and the checks that need it are skipped.
 
     Attributes:

@@ -32,7 +32,7 @@ def check_save_and_load(harness: Harness) -> None:
         small = compressed(harness, model, op, Ranks(half(op, methods(op)[0])), None, name)
         other = harness.model([with_weight(op, np.zeros_like(op.weight))])
         with tempfile.TemporaryDirectory() as folder:
-            save(small, Path(folder) / "saved", harness.adapter())
+            save(small.model, small.plan, Path(folder) / "saved", harness.adapter())
             loaded = load(
                 other,
                 Path(folder) / "saved",

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.adapters.base import DataAware
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
 from rankfold.calibration.weighted_norm import rows_of
-from rankfold.decompose.base import DataAware
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, with_weight
 from rankfold.ops.reference import forward

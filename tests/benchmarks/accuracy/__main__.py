@@ -23,7 +23,7 @@ from tests.benchmarks.accuracy.subjects import SUBJECTS, Subject
 from tests.benchmarks.accuracy.training import train
 from tests.benchmarks.accuracy.ways import EVBMF, WAYS, evbmf, share_of
 
-from rankfold.pipeline.api import Compressed
+from rankfold.pipeline.result import Compressed
 
 _FOLDER = Path(__file__).parents[3] / "docs" / "results"
 _TUNING_RATE = 0.3

@@ -10,7 +10,7 @@ from tests.benchmarks.accuracy.subjects import Subject
 from torch import nn
 
 import rankfold as rf
-from rankfold.pipeline.api import Compressed
+from rankfold.pipeline.result import Compressed
 
 Way = Callable[[nn.Module, torch.Tensor, float, Sequence[torch.Tensor], Subject], Compressed]
 _CLASSICAL = ("svd", "tucker2")

@@ -1,0 +1,69 @@
+"""What a call gives: a compressed model and its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from rankfold.adapters.base import Adapter, DataAware
+from rankfold.errors import RankfoldError, Refused
+from rankfold.plan.plan import Plan, check_planned
+from rankfold.plugins.model_lock import exclusive
+from rankfold.plugins.registry import registry
+from rankfold.storage.folder import save
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed model and the plan it was made by.
+
+    Attributes:
+        model: the smaller model.
+        plan: what was done to each layer, with measured errors.
+    """
+
+    model: Any
+    plan: Plan
+
+    def report(self) -> str:
+        """What was done to each layer and what it saves, as a table."""
+        return str(self.plan)
+
+    @exclusive("model", "self.model")
+    def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
+        """The original model with the weights of this one, to be compressed further.
+
+        Chains are layers of their own: decomposed again one by one, they lose far more than the
+        layer they stand for. So fine-tune, expand, and compress the result to less.
+
+        Args:
+            model: the model that was compressed; only its structure counts.
+            inputs: example inputs, where its framework shows layers only when called.
+            adapter: as for `plan`.
+
+        Raises:
+            RankfoldError: the model is another one, or what stands in a layer's place is no chain.
+        """
+        used = adapter or registry().adapter(model)
+        if inputs is not None:
+            used.trace(model, inputs)
+        check_planned(self.plan.replaced, used.layers(model))
+        if not isinstance(used, DataAware):
+            raise RankfoldError(f"{type(used).__name__} cannot expand models")
+        try:
+            paths = [layer.path for layer in self.plan.replaced]
+            whole = used.expanded(model, self.model, paths)
+        except Refused as refused:
+            raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
+        registry().model_expanded(whole, self.plan)
+        return whole
+
+    def save(self, folder: str | PathLike[str]) -> None:
+        """Writes plan.json and weights.safetensors; see `rankfold.load`.
+
+        Raises:
+            RankfoldError: the folder cannot be written, or holds something else.
+        """
+        save(self.model, self.plan, Path(folder))

@@ -1,0 +1,56 @@
+"""Tensors of one safetensors file, read one by one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from rankfold.errors import RankfoldError
+from rankfold.linalg import Array
+from rankfold.storage.safetensors_header import (
+    Entry,
+    Header,
+    read_header,
+)
+
+
+class File(Protocol):
+    """One file of tensors."""
+
+    @property
+    def header(self) -> Header:
+        """Its tensors and its metadata."""
+
+    def data(self, entry: Entry) -> Array:
+        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
+
+
+@dataclass(frozen=True)
+class Safetensors:
+    """A safetensors file."""
+
+    file: Path
+
+    @cached_property
+    def header(self) -> Header:
+        """Its tensors and its metadata."""
+        return read_header(self.file)
+
+    def data(self, entry: Entry) -> Array:
+        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
+        found = np.empty(entry.size, np.uint8)
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(entry.begin)
+                rest = found.data
+                while rest and (count := stream.readinto(rest)):
+                    rest = rest[count:]
+        except OSError as error:
+            raise RankfoldError(f"{str(self.file)!r} cannot be read: {error}") from None
+        if rest:
+            raise RankfoldError(f"{str(self.file)!r} has been cut short meanwhile")
+        return found

@@ -1,1 +1,0 @@
-"""Checkpoints: models that are files, compressed tensor by tensor without their code."""
