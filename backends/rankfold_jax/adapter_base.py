@@ -22,8 +22,8 @@ from rankfold_jax.paired_run import interpreter as following
 Model = TypeVar("Model")
 
 
-class FlowDataAware(ABC, Generic[Model]):
-    """The methods of `rankfold.adapters.base.DataAware` that need no more than a `Flow`."""
+class FlaxAdapter(ABC, Generic[Model]):
+    """The methods of `rankfold.adapters.base.Calibrates` that need no more than a `Flow`."""
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:

@@ -14,8 +14,9 @@ from rankfold.layers.layer import Layer
 from rankfold.linalg import Array
 from rankfold.ops import Conv, Linear, Op, of_groups
 from rankfold.ops.reference import reconstruct, relative_distance
-from rankfold.pipeline.refit import Refit, _error, _standard_error, regression
+from rankfold.pipeline.refit import Refit
 from rankfold.pipeline.replacement import Decision
+from rankfold.pipeline.ridge_regression import regression, squared_error, standard_error
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice
 
@@ -227,9 +228,9 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
         y = np.einsum("od,ngd->ngo", op.weight, x) + op.bias
         y += 0.2 * rng.standard_normal(y.shape)
         sums = joint(x, y)
-        first, second = (_error(op, chain, sums, metric) for chain in chains)
+        first, second = (squared_error(op, chain, sums, metric) for chain in chains)
         gains.append(first - second)
-        announced.append(_standard_error(op, chains[0], chains[1], sums, metric))
+        announced.append(standard_error(op, chains[0], chains[1], sums, metric))
     assert np.mean(announced) == pytest.approx(np.std(gains), rel=0.25)
 
 

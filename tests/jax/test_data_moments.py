@@ -17,7 +17,7 @@ from jax import lax
 
 import rankfold as rf
 import rankfold.calibration.moments
-from rankfold.adapters.base import DataAware
+from rankfold.adapters.base import Calibrates
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError
@@ -54,7 +54,7 @@ def gather(
 
 @pytest.mark.parametrize("adapter", [NNXAdapter(), LinenAdapter()])
 def test_the_adapters_are_data_aware(adapter: Any) -> None:
-    assert isinstance(adapter, DataAware)
+    assert isinstance(adapter, Calibrates)
 
 
 def rows_of(op: Op, x: Array) -> Array:

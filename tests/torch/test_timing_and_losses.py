@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from rankfold.adapters.base import DataAware
+from rankfold.adapters.base import Calibrates
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.ops import Chain, Conv, Embedding, Linear, blank
@@ -22,7 +22,7 @@ Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
 
 def test_the_adapter_is_data_aware() -> None:
-    assert isinstance(TorchAdapter(), DataAware)
+    assert isinstance(TorchAdapter(), Calibrates)
 
 
 def apart(model: nn.Module, small: nn.Module, batches: Any, loss: Any) -> tuple[float, float]:

@@ -30,7 +30,7 @@ def moments(
     rng: np.random.Generator,
     advance: Advance,
 ) -> dict[str, LayerMoments]:
-    """The moments of those of the layers that run; see `rankfold.adapters.base.DataAware`.
+    """The moments of those of the layers that run; see `rankfold.adapters.base.Calibrates`.
 
     Args:
         flow: the model, with a slot for each of the layers.

@@ -92,7 +92,7 @@ def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax
 
 
 def divergence(first: Flow, second: Flow, calibration: Calibration) -> tuple[float, float]:
-    """The mean loss of the model and of the compressed one; see `rankfold.adapters.base.DataAware`.
+    """The mean loss of the model and of the compressed one, for `Calibrates.divergence`.
 
     Raises:
         RankfoldError: a model fails on a batch.

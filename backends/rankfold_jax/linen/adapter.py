@@ -18,7 +18,7 @@ from rankfold.faults import told
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops.reference import composed
-from rankfold_jax.adapter_base import FlowDataAware
+from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import Flow
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked, stage_op
 from rankfold_jax.layouts.dense import EmbedForm
@@ -54,7 +54,7 @@ from rankfold_jax.state_io import load_arrays, save_arrays
 from rankfold_jax.versions import thread_state
 
 
-class LinenAdapter(FlowDataAware[nn.Module]):
+class LinenAdapter(FlaxAdapter[nn.Module]):
     """Reads, builds and replaces layers of a bound `nn.Module`.
 
     An instance serves one call of plan, apply, compress or load.

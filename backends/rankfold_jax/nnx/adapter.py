@@ -15,7 +15,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops.reference import composed
-from rankfold_jax.adapter_base import FlowDataAware
+from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import Flow
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
@@ -35,7 +35,7 @@ from rankfold_jax.versions import thread_state
 T = TypeVar("T")
 
 
-class NNXAdapter(FlowDataAware[nnx.Module]):
+class NNXAdapter(FlaxAdapter[nnx.Module]):
     """Reads, builds and replaces layers of an `nnx.Module`.
 
     An instance serves one call of plan, apply, compress or load, during which the model is

@@ -141,7 +141,7 @@ def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
 
 @settled
 def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
-    """The mean loss of the model and of the compressed one, for `DataAware.divergence`."""
+    """The mean loss of the model and of the compressed one, for `Calibrates.divergence`."""
     found = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
         first, second = (_outputs(m, inputs, index) for m in (model, small))

@@ -33,7 +33,7 @@ def moments(
     rng: np.random.Generator,
     advance: Advance,
 ) -> dict[str, LayerMoments]:
-    """The moments of those of the layers that run; see `rankfold.adapters.base.DataAware`."""
+    """The moments of those of the layers that run; see `rankfold.adapters.base.Calibrates`."""
     counts = [examples(inputs) for inputs in calibration.inputs]
     often = draws(calibration, sum(counts))
     generators = losses.Generators(rng)

@@ -45,7 +45,7 @@ def follow(
     sequential: bool,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Meets layers as they are called; see `rankfold.adapters.base.DataAware`.
+    """Meets layers as they are called; see `rankfold.adapters.base.Calibrates`.
 
     Args:
         model: the model.

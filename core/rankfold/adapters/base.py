@@ -211,7 +211,7 @@ class NamesOutputs(Protocol):
 
 
 @runtime_checkable
-class DataAware(Protocol):
+class Calibrates(Protocol):
     """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
 
     Nothing here changes the model: modes, buffers and random states are as before afterwards.
@@ -285,6 +285,35 @@ class DataAware(Protocol):
     def refilled(self, model: Any, path: str, op: Op) -> Any:
         """The layer itself with the weights of an op in it: a module that `replace` takes."""
 
+    def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
+        """The mean loss over the batches of the model and of the compressed one.
+
+        For "cross_entropy" (0, mean KL divergence of the predictions) and for "outputs" (0, squared
+        distance of the outputs over their squared norm).
+        """
+
+
+@runtime_checkable
+class Times(Protocol):
+    """What an adapter offers beyond `Adapter` so that a time can be limited."""
+
+    def seconds(
+        self, model: Any, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
+    ) -> tuple[float, ...]:
+        """Median times of one pass of the layer and of chains in its place, measured in turns.
+
+        The first is that of the layer itself. Inputs are random, of the layer's dtype, memory
+        format and device, one call per extent.
+        """
+
+    def model_seconds(self, models: Sequence[Any], inputs: Any) -> tuple[float, ...]:
+        """Median times of one forward pass of each model, measured in turns."""
+
+
+@runtime_checkable
+class Expands(Protocol):
+    """What an adapter offers beyond `Adapter` so that a compression can be undone."""
+
     def expanded(self, model: Any, small: Any, paths: Sequence[str]) -> Any:
         """The model with the values of its compressed form: what undoes `replace`.
 
@@ -300,22 +329,3 @@ class DataAware(Protocol):
         Raises:
             Refused: what stands in the place of a layer is not a chain that `build` gave.
         """
-
-    def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
-        """The mean loss over the batches of the model and of the compressed one.
-
-        For "cross_entropy" (0, mean KL divergence of the predictions) and for "outputs" (0, squared
-        distance of the outputs over their squared norm).
-        """
-
-    def seconds(
-        self, model: Any, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
-    ) -> tuple[float, ...]:
-        """Median times of one pass of the layer and of chains in its place, measured in turns.
-
-        The first is that of the layer itself. Inputs are random, of the layer's dtype, memory
-        format and device, one call per extent.
-        """
-
-    def model_seconds(self, models: Sequence[Any], inputs: Any) -> tuple[float, ...]:
-        """Median times of one forward pass of each model, measured in turns."""

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from rankfold.adapters.base import Adapter, NamesOutputs, Trace
+from rankfold.adapters.base import Trace
+from rankfold.adapters.capabilities import Capabilities
 
 TRACED = (
     "its output is an output of the model; name it with include= or overrides= to have it "
@@ -69,20 +70,20 @@ _FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
 
 
 def output_layers(
-    adapter: Adapter, model: Any, trace: Trace | None, paths: Sequence[str]
+    can: Capabilities, model: Any, trace: Trace | None, paths: Sequence[str]
 ) -> Mapping[str, str]:
     """The layers that give the outputs of a model, each with the reason that says so.
 
     Args:
-        adapter: of the model.
+        can: what the adapter of the model offers.
         model: the model.
         trace: of the model; None without example inputs.
         paths: of all its layers, in its order.
     """
     if trace is not None and trace.outputs is not None:
         return dict.fromkeys(trace.outputs, TRACED)
-    if isinstance(adapter, NamesOutputs):
-        return dict.fromkeys(adapter.named_outputs(model), NAMED)
+    if can.names_outputs is not None:
+        return dict.fromkeys(can.names_outputs.named_outputs(model), NAMED)
     return guessed(paths)
 
 

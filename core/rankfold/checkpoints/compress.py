@@ -22,10 +22,12 @@ from rankfold.checkpoints.workdir import PLANNED, Job, Workplace, workplace
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import threads_for, working
+from rankfold.pipeline.allocation import named
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
 from rankfold.policies.base import Policy
 from rankfold.policies.selection import Selection, listed
+from rankfold.policies.validation import checked_policy
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
@@ -92,9 +94,11 @@ def compress_checkpoint(
     selection = Selection(policy, include, exclude, overrides)
     if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
-    for limit in ("latency", "drop"):
-        if getattr(policy, limit, None) is not None:
-            raise RankfoldError(f"{limit}= needs the model itself; limit params= or macs=")
+    needs = checked_policy(policy).looks_at
+    if needs != "plans":
+        raise RankfoldError(
+            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
+        )
     source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
     target = Path(os.path.abspath(output))  # noqa: PTH100
     if _same(target, source.path) or _same(target, source.folder):

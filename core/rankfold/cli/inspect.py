@@ -12,6 +12,7 @@ from rankfold.cli.arguments import read_policy
 from rankfold.console import literal, wide_console
 from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, Linear, Op
 from rankfold.pipeline.session import METHODS
@@ -88,7 +89,7 @@ def _saving(layer: Layer, policy: Policy) -> str:
     if not layer.methods:
         return "–"
     try:
-        choice = next(policy.allocate([layer]))
+        choice = next(policy.allocate(LayerGroup.of([layer])))
     except RankfoldError as error:
         return str(error).split(":")[0]
     if choice.method is None:

@@ -2,45 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import overload
 
 from rankfold.layers.layer import Layer
 from rankfold.ops import Cost
 
 
-class Group(list[Layer]):
-    """The layers that one policy decides on.
-
-    Args:
-        layers: in the model's order.
-        rest: what everything else in the model costs, with what was decided on it.
-        total: what the original model costs.
-        measure: gives the seconds of one forward pass of the model.
-        executor: works on the layers; None for one after the other.
-        threads: how many BLAS takes meanwhile; None for its own choice.
+@dataclass(frozen=True, eq=False)
+class LayerGroup(Sequence[Layer]):
+    """The argument of `Policy.allocate`: layers in the model's order, and what surrounds them.
 
     Attributes:
-        executor: as given.
-        threads: as given.
-        notes: what the policy has to say of the whole; it may append to them.
-        seconds: of one forward pass of the model (before, after), where the policy predicts them.
+        layers: those to decide on.
+        cost_elsewhere: what everything else in the model costs, with what was decided on it.
+        original_cost: what the original model costs.
+        model_seconds: measures one forward pass of the original model, in seconds.
+        executor: works on the layers; None for one after the other.
+        threads: how many BLAS takes meanwhile; None for its own choice.
     """
 
-    def __init__(
-        self,
-        layers: Iterable[Layer],
-        rest: Cost,
-        total: Cost,
-        measure: Callable[[], float] = lambda: 0.0,
-        executor: Executor | None = None,
-        threads: int | None = None,
-    ) -> None:
-        super().__init__(layers)
-        self.executor = executor
-        self.threads = threads
-        self.rest = rest
-        self.total = total
-        self.measure = measure
-        self.seconds: tuple[float, float] | None = None
-        self.notes: list[str] = []
+    layers: tuple[Layer, ...]
+    cost_elsewhere: Cost
+    original_cost: Cost
+    model_seconds: Callable[[], float] = lambda: 0.0
+    executor: Executor | None = None
+    threads: int | None = None
+
+    @classmethod
+    def of(cls, layers: Sequence[Layer]) -> LayerGroup:
+        """Take any layers for a whole model; a group stays what it is."""
+        if isinstance(layers, cls):
+            return layers
+        total = sum((layer.cost(layer.op) for layer in layers), Cost(0, 0))
+        return cls(tuple(layers), Cost(0, 0), total)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Layer]: ...
+    def __getitem__(self, index: int | slice) -> Layer | Sequence[Layer]:
+        return self.layers[index]

@@ -10,35 +10,37 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
+from rankfold.layers.group import LayerGroup
+from rankfold.layers.layer import Layer
 from rankfold.linalg import LARGE
 from rankfold.state.restoration import Shared
-
-if TYPE_CHECKING:
-    from rankfold.layers.layer import Layer
 
 T = TypeVar("T")
 _BATCH = 2**18  # numbers of weights
 
 
-def each(layers: Iterable[Layer], work: Callable[..., T], *others: Iterable[Any]) -> Iterator[T]:
-    """What a function gives for each layer, in order.
+def each(layers: Sequence[Layer], work: Callable[..., T], *others: Iterable[Any]) -> Iterator[T]:
+    """Apply a function to each layer, in order.
 
-    With a `Group` that has an executor the layers are worked on there, and what is found out about
-    a layer, its offers and candidates, comes back to it.
+    With a `LayerGroup` that has an executor the layers are worked on there, and what is found out
+    about a layer, its offers and candidates, comes back to it.
 
     Args:
-        layers: a group, or any layers.
+        layers: a group, or any layers, which are worked on here.
         work: of a layer and of what else is given for it; picklable where the executor needs that.
         others: further arguments, one per layer each.
     """
-    executor: Executor | None = getattr(layers, "executor", None)
+    executor: Executor | None = None
+    threads: int | None = None
+    if isinstance(layers, LayerGroup):
+        executor, threads = layers.executor, layers.threads
     if executor is None:
         yield from map(work, layers, *others)
         return
-    threads, here = getattr(layers, "threads", None), os.getpid()
+    here = os.getpid()
     own = list(layers)
     rows = zip(own, *others, strict=True)
     batches = list(_batches(rows))

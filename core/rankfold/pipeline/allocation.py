@@ -1,33 +1,227 @@
-"""What a policy chooses for each layer, with the faults of the policy told as such.
+"""What the policies choose for each layer, carried out layer by layer.
 
-A policy decides on many layers, so its fault ends the call.
+A layer's choice is carried out as soon as it is known, while its spectrum is at hand: so one layer
+at a time is in memory. A policy decides on many layers, so its fault ends the call.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from rankfold.errors import RankfoldError
+from rankfold.adapters.output_layers import output_layers
+from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, is_ours, shown
-from rankfold.layers.group import Group
+from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import each, limited
+from rankfold.ops import Cost
+from rankfold.pipeline.calibrate import Calibrated
+from rankfold.pipeline.model_layers import ModelLayers
+from rankfold.pipeline.session import Session
+from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice, Policy
+from rankfold.policies.selection import Selection
+from rankfold.policies.validation import CheckedPolicy, checked_policy
+from rankfold.progress import progress
 
+T = TypeVar("T")
 _LONGEST = 10_000
 
 
-def allocated(policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
-    """Each layer with its choice.
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What the policies are asked.
+
+    Attributes:
+        session: of the model.
+        calibrated: what is known of its data.
+        layers: of the model.
+        paths: of each layer.
+        selection: which policy decides on which layer.
+        barred: by path, why a replacement could not be built or put in place before.
+    """
+
+    session: Session
+    calibrated: Calibrated
+    layers: ModelLayers
+    paths: Mapping[str, tuple[str, ...]]
+    selection: Selection
+    barred: Mapping[str, str]
+
+    def left_out(self, layer: Layer) -> str:
+        """Why no policy is asked about a layer; "" where one is."""
+        return self.selection.left_out(layer.paths) or self.unfit(layer)
+
+    def unfit(self, layer: Layer) -> str:
+        """Why a layer cannot be decomposed, whoever is asked; "" where it can."""
+        if layer.path in self.barred:
+            return self.barred[layer.path]
+        if self.calibrated.moments is not None and layer.moments is None:
+            return "it has no moments: it is not run on the calibration data as a layer of its own"
+        return self.layers.unfit.get(layer.path, "")
+
+
+@dataclass(frozen=True, eq=False)
+class Allocated(Generic[T]):
+    """What the policies have chosen.
+
+    Attributes:
+        settled: the plans of the layers that could not be read.
+        results: by path, what carrying out a choice gave; in the order of the choices.
+        notes: what the policies say of the whole.
+        predicted_latency: the time of a pass as a share of the original's, where it is limited.
+    """
+
+    settled: Mapping[str, LayerPlan]
+    results: Mapping[str, T]
+    notes: tuple[str, ...]
+    predicted_latency: float | None
+
+
+def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T]:
+    """Ask the policies about every layer and carry out each choice as soon as it is known.
+
+    The policy of the selection comes last, so that a limit on the whole model counts what its
+    overrides have chosen.
+
+    Args:
+        task: what they are asked.
+        carry_out: called once for each layer that can be read, with its choice.
+
+    Raises:
+        RankfoldError: a policy fails, or cannot keep its limits.
+    """
+    session, selection, layers = task.session, task.selection, task.layers
+    main = checked_policy(selection.policy)
+    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    settled = {path: _settled(task, path, reason) for path, reason in layers.refusals.items()}
+    results: dict[str, T] = {}
+    notes: list[str] = []
+    costs = {path: Cost(0, (plan.macs or (0, 0))[0]) for path, plan in settled.items()}
+    asked: list[tuple[Layer, CheckedPolicy, str]] = []
+    has_inner = False  # whether there is a layer to compress besides those that give the outputs
+    predicted: float | None = None
+    with progress("planning", len(session.layer_classes)) as advance:
+
+        def done(layer: Layer, choice: Choice) -> None:
+            advance(layer.path)
+            results[layer.path] = carry_out(layer, choice)
+            layer.release()
+
+        for path in settled:
+            advance(path)
+        for path, layer in layers.layers.items():
+            costs[path] = layer.cost(layer.costs.outline)
+            unfit = task.unfit(layer)
+            has_inner |= not unfit and bool(layer.methods) and path not in outputs
+            reason = selection.left_out(layer.paths) or unfit
+            if reason:
+                done(layer, Choice(None, reason=reason))
+            else:
+                policy = checked_policy(selection.policy_of(layer.paths))
+                spared = policy.judges == "layer" and not selection.names(layer.paths)
+                asked.append((layer, policy, outputs.get(path, "") if spared else ""))
+        original = _model_cost(session.size, costs, costs)
+        decided = dict(costs)
+        groups: dict[int, tuple[CheckedPolicy, list[Layer]]] = {}
+        for layer, policy, reason in asked:
+            if reason and has_inner:  # a model of nothing else was handed over for its outputs
+                done(layer, Choice(None, reason=reason))
+            else:
+                groups.setdefault(id(policy.policy), (policy, []))[1].append(layer)
+        if main.judges == "model":  # its limits hold where nothing is left
+            groups.setdefault(id(main.policy), (main, []))
+        for policy, members in sorted(groups.values(), key=lambda g: g[0].policy is main.policy):
+            own = sum((decided[layer.path] for layer in members), Cost(0, 0))
+            group = LayerGroup(
+                tuple(members),
+                _model_cost(session.size, costs, decided).less(own),
+                original,
+                session.model_seconds,
+                session.settings.executor,
+                layers.threads,
+            )
+            with limited(layers.threads):
+                answer = _ask(policy, group)
+                pairs = answer.pairs
+                if group.executor is not None and policy.judges == "model" and not _follows(task):
+                    pairs = _decomposed_there(group, pairs)
+                for layer, choice in pairs:
+                    if choice.method in layer.methods:
+                        decided[layer.path] = layer.template_cost(choice.method, choice.ranks)
+                    done(layer, choice)
+            notes.extend(answer.notes)
+            if answer.seconds is not None:
+                predicted = answer.seconds[1] / answer.seconds[0]
+    return Allocated(settled, results, tuple(notes), predicted)
+
+
+def named(policy: Policy) -> str:
+    """A policy as plans record it."""
+    return shown(policy, _LONGEST)
+
+
+def _follows(task: Task) -> bool:
+    """Whether layers are decomposed later, while the model runs."""
+    return task.calibrated.batches is not None
+
+
+def _settled(task: Task, path: str, refusal: str) -> LayerPlan:
+    session = task.session
+    macs = None if session.trace is None else session.trace.macs.get(path)
+    return LayerPlan(
+        path=path,
+        op=session.layer_classes[path],
+        reason=task.selection.left_out(task.paths[path]) or refusal,
+        macs=None if macs is None else (macs, macs),
+    )
+
+
+def _model_cost(size: int, original: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
+    """What the model costs where its layers cost what they do now."""
+    known = sum(now.values(), Cost(0, 0))
+    others = size - sum(cost.params for cost in original.values())
+    return Cost(known.params + max(0, others), known.macs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    pairs: Iterable[tuple[Layer, Choice]]
+    notes: tuple[str, ...] = ()
+    seconds: tuple[float, float] | None = None
+
+
+def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
+    """The choices of a policy, lazily where it judges one layer at a time.
 
     Raises:
         RankfoldError: the policy fails, or gives something else than one choice per layer.
     """
+    policy = checked.policy
     who = f"policy {shown(policy)}"
     with contained(who, RankfoldError):
-        choices = iter(policy.allocate(group))
+        if checked.of_model is None:
+            return _Answer(_pairs(policy, group, iter(policy.allocate(group))))
+        allocation = checked.of_model.allocate_model(group)
+        choices = iter(allocation.choices)
+        notes = tuple(map(str.__str__, allocation.notes))
+        seconds = allocation.seconds
+        if seconds is not None:
+            before, after = map(float, seconds)
+            seconds = (before, after)
+    return _Answer(_pairs(policy, group, choices), notes, seconds)
+
+
+def _pairs(
+    policy: Policy, group: LayerGroup, choices: Iterator[Choice]
+) -> Iterator[tuple[Layer, Choice]]:
+    who = f"policy {shown(policy)}"
     if not group:  # its limits hold where nothing is left to choose
         with contained(who, RankfoldError):
             next(choices, None)
@@ -41,9 +235,21 @@ def allocated(policy: Policy, group: Group) -> Iterator[tuple[Layer, Choice]]:
         getattr(choices, "close", lambda: None)()
 
 
-def named(policy: Policy) -> str:
-    """A policy as plans record it."""
-    return shown(policy, _LONGEST)
+def _decomposed_there(
+    group: LayerGroup, pairs: Iterable[tuple[Layer, Choice]]
+) -> Iterator[tuple[Layer, Choice]]:
+    """The choices for all layers, each of them decomposed on the executor before it is given."""
+    chosen = list(pairs)
+    tried = each(group, _tried, [choice for _, choice in chosen])
+    for pair, _ in zip(chosen, tried, strict=True):
+        yield pair
+
+
+def _tried(layer: Layer, choice: Choice) -> None:
+    """Decompose a layer; what goes wrong goes wrong again where it can be told."""
+    if choice.method in layer.methods:
+        with suppress(RankfoldError, Refused):
+            layer.candidate(choice.method, choice.ranks)
 
 
 def _checked(choice: object, who: str) -> Choice:

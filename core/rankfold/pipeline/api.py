@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from rankfold.adapters.base import Adapter, Recalling
+from rankfold.adapters.base import Adapter
 from rankfold.calibration.batches import Loss
 from rankfold.calibration.moments import FEWEST
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.parallel import limited
+from rankfold.pipeline.allocation import Task
+from rankfold.pipeline.calibrate import Calibrated, calibrate
 from rankfold.pipeline.exchange import replaced_where_possible
-from rankfold.pipeline.execution import compressed
-from rankfold.pipeline.replacement import Decision, decide, undone
+from rankfold.pipeline.execution import plan_only, run_policy
+from rankfold.pipeline.model_layers import ModelLayers, layer_paths, read_layers
+from rankfold.pipeline.replacement import Decision, build, decide, undone
 from rankfold.pipeline.result import Compressed
-from rankfold.pipeline.session import Run
+from rankfold.pipeline.session import Session, open_session, settings_of
 from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same, validate
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
@@ -78,12 +81,9 @@ def plan(
             a rank is out of range, or the model fails on the inputs.
     """
     selection = Selection(policy, include, exclude, overrides)
-    used = adapter or registry().adapter(model)
-    run = Run(used, model, inputs, methods, placement, seed, executor)
-    run.learn(calibration, loss, moments)
-    notes: list[str] = []
-    decided = [decision.layer for decision in run.decisions(selection, notes)]
-    return run.plan_of(decided, policy, notes)
+    settings = settings_of(methods, placement, seed, executor)
+    session = open_session(model, inputs, settings, adapter)
+    return plan_only(_task(session, selection, calibration, loss, moments))
 
 
 @exclusive("model")
@@ -131,10 +131,10 @@ def compress(
         RankfoldError: as for `plan`.
     """
     selection = Selection(policy, include, exclude, overrides)
-    used = adapter or registry().adapter(model)
-    run = Run(used, model, inputs, methods, placement, seed, executor)
-    run.learn(calibration, loss, moments)
-    small = Compressed(*compressed(run, selection, refit=refit, inplace=inplace))
+    settings = settings_of(methods, placement, seed, executor)
+    session = open_session(model, inputs, settings, adapter)
+    task = _task(session, selection, calibration, loss, moments)
+    small = Compressed(*run_policy(task, refit=refit, inplace=inplace))
     registry().model_done(small.model, small.plan)
     return small
 
@@ -163,11 +163,25 @@ def gather(
         RankfoldError: the calibration data or the loss does not fit the model, or there are fewer
             than 16 examples (tokens, where a model gives each token a prediction).
     """
-    run = Run(adapter or registry().adapter(model), model, inputs, None, "balanced", seed)
-    run.learn(calibration, loss, None)
-    if run.moments is None:
+    session = open_session(model, inputs, settings_of(None, "balanced", seed), adapter)
+    gathered = calibrate(session, calibration, loss, None).moments
+    if gathered is None:
         raise RankfoldError(f"calibration: too little; give at least {FEWEST} examples")
-    return run.moments
+    return gathered
+
+
+def _task(
+    session: Session,
+    selection: Selection,
+    calibration: Any,
+    loss: Loss | None,
+    moments: Moments | None,
+) -> Task:
+    paths = layer_paths(session)
+    selection.check(list(paths.values()))
+    calibrated = calibrate(session, calibration, loss, moments)
+    layers = read_layers(session, calibrated, paths)
+    return Task(session, calibrated, layers, paths, selection, {})
 
 
 @exclusive("model")
@@ -199,44 +213,53 @@ def apply(
     if not isinstance(plan, Plan):
         raise RankfoldError(f"plan: {type(plan).__name__}; give a rankfold.Plan")
     validate(plan)
-    names = sorted({layer.method for layer in plan.replaced if layer.method is not None})
-    methods = names or None
-    run = Run(
-        adapter or registry().adapter(model), model, inputs, methods, plan.placement, plan.seed
-    )
-    check_planned(plan.layers, run.kinds)
-    if any(layer.macs for layer in plan.layers) and isinstance(run.adapter, Recalling):
-        run.adapter.recall()
+    methods = sorted({layer.method for layer in plan.replaced if layer.method is not None})
+    settings = settings_of(methods or None, plan.placement, plan.seed)
+    session = open_session(model, inputs, settings, adapter)
+    check_planned(plan.layers, session.layer_classes)
+    if any(layer.macs for layer in plan.layers) and session.can.recalling is not None:
+        session.can.recalling.recall()
+    paths = {path: (path,) for path in session.layer_classes}
+    layers = read_layers(session, Calibrated(), paths)
     wanted = {layer.path: layer for layer in plan.layers}
+    done: dict[str, LayerPlan] = {}
     modules: dict[str, Any] = {}
-    decided: list[LayerPlan] = []
-    for path in run.kinds:  # all of them say how many threads BLAS takes
-        with suppress(Refused):
-            run.layer((path,)).release()
-    with progress("decomposing", len(run.kinds)) as advance, limited(run.threads):
-        for path, kind in run.kinds.items():
+    with progress("decomposing", len(paths)) as advance, limited(layers.threads):
+        for path in paths:
             advance(path)
-            given = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
-            try:
-                layer = run.layer((path,))
-                if given.op != kind:  # which stands for a layer that could not be read
-                    check_same(given, layer.op)
-                reason = given.reason or ("" if given.method else "left alone by the plan")
-                decision = decide(layer, Choice(given.method, given.ranks, reason))
-            except Refused as refused:
-                reason = given.reason if given.method is None else refused.reason
-                decision = Decision(LayerPlan(path=path, op=kind, reason=reason or refused.reason))
-            else:
-                if inputs is None:
-                    decision = decision.with_macs(_macs_of(given, decision.layer))
-            decided.append(run.built(decision, modules))
-    small, left = replaced_where_possible(run.adapter, model, modules, inplace=inplace)
-    decided = [undone(d, left[d.path]) if d.path in left else d for d in decided]
-    for done in decided:
-        registry().layer_done(done)
-    applied = msgspec.structs.replace(plan, layers=tuple(decided), size=run.size)
+            planned = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
+            decision = _planned(session, layers, planned)
+            if inputs is None and path in layers.layers:
+                decision = decision.with_macs(_macs_of(planned, decision.layer))
+            rng = np.random.default_rng(plan.seed)
+            done[path], module = build(session.can, model, decision, rng)
+            if module is not None:
+                modules[path] = module
+    small, stale = replaced_where_possible(session.can, model, modules, inplace=inplace)
+    done |= {path: undone(done[path], reason) for path, reason in stale.items()}
+    for layer in done.values():
+        registry().layer_done(layer)
+    applied = msgspec.structs.replace(plan, layers=tuple(done.values()), size=session.size)
     registry().model_done(small, applied)
     return Compressed(small, applied)
+
+
+def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decision:
+    """What a plan says of a layer, carried out as far as the core can."""
+    path, kind = planned.path, session.layer_classes[planned.path]
+    try:
+        if path not in layers.layers:
+            raise Refused(layers.refusals[path])
+        layer = layers.layers[path]
+        if planned.op != kind:  # which stands for a layer that could not be read
+            check_same(planned, layer.op)
+        reason = planned.reason or ("" if planned.method else "left alone by the plan")
+        decision = decide(layer, Choice(planned.method, planned.ranks, reason))
+        layer.release()
+        return decision
+    except Refused as refused:
+        reason = planned.reason if planned.method is None else refused.reason
+        return Decision(LayerPlan(path=path, op=kind, reason=reason or refused.reason))
 
 
 def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankfold.adapters.base import Adapter, Checked
+from rankfold.adapters.capabilities import Capabilities
 from rankfold.faults import of_adapter
 
 
 def replaced(
-    adapter: Adapter, model: Any, modules: Mapping[str, Any], *, inplace: bool
+    can: Capabilities, model: Any, modules: Mapping[str, Any], *, inplace: bool
 ) -> tuple[Any, Mapping[str, str]]:
     """The model with all of the modules, and why layers must be left alone.
 
     Where there is such a layer the model is of no use; see `rankfold.adapters.base.Checked`.
     """
-    with of_adapter(adapter):
-        if isinstance(adapter, Checked):
-            return adapter.replaced(model, modules, inplace=inplace)
-        return adapter.replace(model, modules, inplace=inplace), {}
+    with of_adapter(can.adapter):
+        if can.checked is not None:
+            return can.checked.replaced(model, modules, inplace=inplace)
+        return can.adapter.replace(model, modules, inplace=inplace), {}
 
 
 def replaced_where_possible(
-    adapter: Adapter, model: Any, modules: Mapping[str, Any], *, inplace: bool
+    can: Capabilities, model: Any, modules: Mapping[str, Any], *, inplace: bool
 ) -> tuple[Any, Mapping[str, str]]:
     """The model with those of the modules that can take the place of their layers.
 
@@ -33,7 +33,7 @@ def replaced_where_possible(
     left: dict[str, str] = {}
     while True:
         chosen = {path: module for path, module in modules.items() if path not in left}
-        small, more = replaced(adapter, model, chosen, inplace=inplace)
+        small, more = replaced(can, model, chosen, inplace=inplace)
         if not more:
             return small, left
         left.update(more)

@@ -2,180 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from rankfold.adapters.base import DataAware
 from rankfold.errors import RankfoldError
-from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import limited
-from rankfold.ops import Chain, Embedding, Op
-from rankfold.ops.ownership import copied
-from rankfold.pipeline.allocation import named
+from rankfold.pipeline.allocation import Allocated, Task, allocate, named
+from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.exchange import replaced
-from rankfold.pipeline.refit import Refit
-from rankfold.pipeline.replacement import Decision, decide
-from rankfold.pipeline.session import Run
+from rankfold.pipeline.refit import is_settled, refitted
+from rankfold.pipeline.replacement import Decision, build, decide
+from rankfold.pipeline.session import Session
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
-from rankfold.policies.base import Choice, Policy, judged
-from rankfold.policies.budget import Budget
-from rankfold.policies.budget_search import Attempt, fast_enough, search
-from rankfold.policies.selection import Selection
-from rankfold.progress import progress
+from rankfold.policies.base import Choice, Outcome, Policy
+from rankfold.policies.validation import checked_policy
 
 
-def compressed(run: Run, selection: Selection, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """What is done to one layer.
+
+    Attributes:
+        wanted: whether it was to be replaced.
+        plan: of the layer; with the reason where it could not be.
+        module: in its place; None where it stays.
+    """
+
+    wanted: bool
+    plan: LayerPlan
+    module: Any
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    outcome: Outcome
+    barred: Mapping[str, str]
+
+
+def plan_only(task: Task) -> Plan:
+    """What the policies choose, with errors and costs, without building anything."""
+    allocated = allocate(task, lambda layer, choice: decide(layer, choice).layer)
+    return _plan(task, allocated, allocated.results)
+
+
+def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
     """The smaller model and its plan, by whatever its policy wants tried out.
 
     Args:
-        run: over the model's layers.
-        selection: which policy decides on which layer.
+        task: what the policies are asked.
         refit: whether layers are refitted where there is calibration data.
         inplace: change the model itself.
+
+    Raises:
+        RankfoldError: a policy fails, no model is good enough, or the model cannot be copied.
     """
-    policy = selection.policy
+    session, policy = task.session, checked_policy(task.selection.policy)
+    # A copy is wanted to be returned, to be measured, or to be evaluated; the first two can be done
+    # without where the model itself is to be changed and cannot be copied.
+    copy = not inplace or task.calibrated.batches is not None or policy.looks_at != "plans"
+    optional = inplace and policy.looks_at != "models"
+    barred = task.barred
 
-    scored = isinstance(policy, Budget) and policy.drop is not None
-    optional = inplace and not scored
-
-    def attempt(trial: Policy, *, copy: bool = True) -> Attempt:
-        chosen = replace(selection, policy=trial)
-        return _attempt(run, chosen, refit=refit, copy=copy, optional=optional)
+    def attempt(trial: Policy) -> Outcome:
+        nonlocal barred
+        selection = replace(task.selection, policy=trial)
+        done = _attempt(
+            replace(task, selection=selection, barred=barred), refit, copy=copy, optional=optional
+        )
+        barred = done.barred
+        return done.outcome
 
     while True:
-        if isinstance(policy, Budget) and scored:
-            resource = "macs" if run.traced else "params"
-            best = search(policy, run.model, partial(fast_enough, attempt), resource)
-        elif isinstance(policy, Budget) and policy.latency is not None:
-            best = fast_enough(attempt, policy)
+        if policy.searching is None:
+            best = attempt(policy.policy)
         else:
-            best = attempt(policy, copy=not inplace or run.calibration is not None)
+            best = policy.searching.search(
+                session.model, attempt, "params" if session.trace is None else "macs"
+            )
         model = best.model
         if inplace:
-            model, left = replaced(run.adapter, run.model, best.modules, inplace=True)
-            if left:
-                run.spoilt.update(left)
+            model, stale = replaced(session.can, session.model, best.modules, inplace=True)
+            if stale:
+                barred = {**barred, **stale}
                 continue
-        return model, msgspec.structs.replace(best.plan, policy=named(policy))
+        return model, msgspec.structs.replace(best.plan, policy=named(policy.policy))
 
 
-def _attempt(run: Run, selection: Selection, *, refit: bool, copy: bool, optional: bool) -> Attempt:
+def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt:
     """What replaces the layers, in a copy of the model and measured there if there is one.
 
     A policy that has a whole model to keep within limits decides anew, without the layer, when one
     of its replacements cannot be built; any policy does, when one cannot take the layer's place.
 
     Args:
-        run: over the model's layers.
-        selection: which policy decides on which layer.
+        task: what the policies are asked.
         refit: whether layers are refitted where there is calibration data.
         copy: whether a copy is wanted.
         optional: whether to do without one where the model cannot be copied.
     """
-    small: Any = None
+    session = task.session
+    judges = checked_policy(task.selection.policy).judges
     while True:
-        notes: list[str] = []
-        modules: dict[str, Any] = {}
-        if run.calibration is None:
-            found = run.decisions(selection, notes)
-        else:
-            found = _followed(run, selection, notes, refit=refit)
-        decided, spoilt = [], {}
-        for decision in found:
-            done = run.built(decision, modules)
-            decided.append(done)
-            if decision.layer.method is not None and done.method is None:
-                spoilt[done.path] = done.reason
-        if spoilt and judged(selection.policy) == "model":
-            run.spoilt.update(spoilt)
+        allocated, replacements = _replacements(task, refit)
+        modules = {
+            path: done.module for path, done in replacements.items() if done.module is not None
+        }
+        failed = {
+            path: done.plan.reason
+            for path, done in replacements.items()
+            if done.wanted and done.plan.method is None
+        }
+        if failed and judges == "model":
+            task = replace(task, barred={**task.barred, **failed})
             continue
+        notes: tuple[str, ...] = ()
+        small = None
         if copy:
             try:
-                small, left = replaced(run.adapter, run.model, modules, inplace=False)
+                small, stale = replaced(session.can, session.model, modules, inplace=False)
             except RankfoldError as error:
                 if not optional:
                     raise
-                notes.append(f"the result is not measured: {error}")
-                copy, left = False, {}
-            if left:
-                run.spoilt.update(left)
+                notes = (f"the result is not measured: {error}",)
+                copy, stale = False, {}
+            if stale:
+                task = replace(task, barred={**task.barred, **stale})
                 continue
         break
-    for done in decided:
-        registry().layer_done(done)
-    plan = run.plan_of(decided, selection.policy, notes)
-    if not copy:
-        return Attempt(None, plan, modules)
-    loss = latency = None
-    if isinstance(run.adapter, DataAware):
-        if run.predicted is not None:
-            before, after = run.adapter.model_seconds([run.model, small], run.inputs)
-            latency = after / before
-        if run.calibration is not None:
-            loss = _divergence(run, run.adapter, small)
-    return Attempt(small, msgspec.structs.replace(plan, loss=loss, latency=latency), modules)
-
-
-def _followed(
-    run: Run, selection: Selection, notes: list[str], *, refit: bool
-) -> Iterator[Decision]:
-    """Decisions made while the model runs on the calibration data."""
-    assert run.calibration is not None
-    assert isinstance(run.adapter, DataAware)
-    chosen: dict[str, tuple[Layer, Choice]] = {}
-    ops: dict[str, Op] = {}
-    for item in run.choices(selection, notes):
-        if isinstance(item, LayerPlan):
-            yield Decision(item)
-            continue
-        layer, choice = item
-        left_out = choice.method is None and bool(
-            selection.left_out(layer.paths) or run.unfit(layer)
+    plan = _plan(task, allocated, {path: done.plan for path, done in replacements.items()}, notes)
+    for layer in plan.layers:
+        registry().layer_done(layer)
+    if copy:
+        latency = None
+        if allocated.predicted_latency is not None:
+            latency = _latency(session, small)
+        plan = msgspec.structs.replace(
+            plan, loss=_divergence(session, task.calibrated, small), latency=latency
         )
-        if left_out or (choice.method is None and isinstance(layer.op, Embedding)):
-            yield decide(layer, choice)
-        else:
-            chosen[layer.path] = item
-            ops[layer.path] = layer.op
-        layer.release()
-    visitor = Refit(chosen, ops, sequential=refit, seed=run.seed)
-    with progress("refitting" if refit else "measuring", len(chosen)) as advance:
-
-        def visit(path: str, fit: Any, held: Any, groups: Sequence[int] | None = None, /) -> Chain:
-            if not visitor.knows(path):
-                advance(path)
-            with limited(run.threads):
-                chain = visitor.visit(path, fit, held, groups)
-            return chain if chain[0] is ops[path] else tuple(map(copied, chain))
-
-        with of_adapter(run.adapter):
-            errors = run.adapter.follow(
-                run.model,
-                run.calibration,
-                ops,
-                visit,
-                sequential=refit,
-                rng=np.random.default_rng(run.seed),
-            )
-    for path, item in chosen.items():
-        with limited(run.threads):
-            decision = visitor.decision(path) if visitor.knows(path) else decide(*item)
-        if path in errors and decision.chain is not None:
-            measured = msgspec.structs.replace(decision.layer, measured=errors[path])
-            decision = Decision(measured, decision.op, decision.chain)
-        yield decision
+    return _Attempt(Outcome(small, plan, modules), task.barred)
 
 
-def _divergence(run: Run, adapter: DataAware, small: Any) -> tuple[float, float]:
-    assert run.calibration is not None
+def _replacements(task: Task, refit: bool) -> tuple[Allocated[Any], Mapping[str, Replacement]]:
+    if task.calibrated.batches is None:
+        built = allocate(task, lambda layer, choice: _built(task.session, decide(layer, choice)))
+        return built, built.results
+    chosen = allocate(task, lambda layer, choice: _kept(task, layer, choice))
+    return chosen, {
+        decision.layer.path: _built(task.session, decision)
+        for decision in refitted(task, chosen.results, sequential=refit)
+    }
+
+
+def _kept(task: Task, layer: Layer, choice: Choice) -> Decision | Choice:
+    """A layer that the run on calibration data has nothing to do with is decided on at once."""
+    return decide(layer, choice) if is_settled(task, layer, choice) else choice
+
+
+def _built(session: Session, decision: Decision) -> Replacement:
+    rng = np.random.default_rng(session.settings.seed)
+    plan, module = build(session.can, session.model, decision, rng)
+    return Replacement(decision.layer.method is not None, plan, module)
+
+
+def _plan(
+    task: Task,
+    allocated: Allocated[Any],
+    done: Mapping[str, LayerPlan],
+    notes: tuple[str, ...] = (),
+) -> Plan:
+    """The plan, in the model's order."""
+    session = task.session
+    layers = {**allocated.settled, **done}
+    return Plan(
+        layers=tuple(layers[path] for path in session.layer_classes),
+        policy=named(task.selection.policy),
+        size=session.size,
+        seed=session.settings.seed,
+        placement=session.settings.placement,
+        predicted_latency=allocated.predicted_latency,
+        notes=(*task.calibrated.remarks, *allocated.notes, *notes),
+    )
+
+
+def _latency(session: Session, small: Any) -> float | None:
+    if session.can.times is None:
+        return None
+    before, after = session.can.times.model_seconds([session.model, small], session.inputs)
+    return after / before
+
+
+def _divergence(session: Session, calibrated: Calibrated, small: Any) -> tuple[float, float] | None:
+    batches, calibrates = calibrated.batches, session.can.calibrates
+    if batches is None or calibrates is None:
+        return None
     try:
-        return adapter.divergence(run.model, small, run.calibration.held_out())
+        return calibrates.divergence(session.model, small, batches.held_out())
     except RankfoldError:  # a model that takes batches of one size only
-        return adapter.divergence(run.model, small, run.calibration)
+        return calibrates.divergence(session.model, small, batches)

@@ -9,30 +9,107 @@ by layer, whether the refit is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 
 from rankfold.calibration.moments import Joint, LayerMoments
-from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
+from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.decompose.base import Decomposition
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer, shifted
-from rankfold.linalg import Array
+from rankfold.layers.parallel import limited
 from rankfold.ops import Chain, Embedding, Op, by_group, of_groups, with_weight
+from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
+from rankfold.pipeline.allocation import Task
 from rankfold.pipeline.replacement import Decision, decide
+from rankfold.pipeline.ridge_regression import regression, squared_error, standard_error
 from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
+from rankfold.progress import progress
 
 RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves."""
 _ROUNDING = 5e-5
 """Of the held-out Σ ‖y‖²: errors are differences of sums of that size, which frameworks add up in
 float32. Between PyTorch and XLA they were seen to differ by up to 1e-5 of it."""
+
+
+def is_settled(task: Task, layer: Layer, choice: Choice) -> bool:
+    """Whether a run on the calibration data has nothing to add to a choice.
+
+    A layer that a policy leaves is refitted all the same; one that no policy was asked about stays
+    as it is, and so does a table, whose inputs are those of the original.
+    """
+    return choice.method is None and (bool(task.left_out(layer)) or isinstance(layer.op, Embedding))
+
+
+def refitted(
+    task: Task, chosen: Mapping[str, Decision | Choice], *, sequential: bool
+) -> Iterator[Decision]:
+    """Decide on layers while the model and its compressed self run on the calibration data.
+
+    Args:
+        task: what the policies were asked.
+        chosen: by path, what is decided already, and the choices to carry out in the run.
+        sequential: whether layers are refitted; else their chains are measured only.
+
+    Raises:
+        RankfoldError: the model fails on a batch.
+    """
+    session, batches, calibrates = (
+        task.session,
+        task.calibrated.batches,
+        task.session.can.calibrates,
+    )
+    assert batches is not None
+    assert calibrates is not None
+    layers: dict[str, tuple[Layer, Choice]] = {}
+    ops: dict[str, Op] = {}
+    for path, item in chosen.items():
+        if isinstance(item, Decision):
+            yield item
+        else:
+            layer = task.layers.layers[path]
+            layers[path], ops[path] = (layer, item), layer.op
+            layer.release()
+    visitor = Refit(layers, ops, sequential=sequential, seed=session.settings.seed)
+    with progress("refitting" if sequential else "measuring", len(layers)) as advance:
+
+        def visit(
+            path: str,
+            fit: Joint | None,
+            held: Joint | None,
+            groups: Sequence[int] | None = None,
+            /,
+        ) -> Chain:
+            if not visitor.knows(path):
+                advance(path)
+            with limited(task.layers.threads):
+                chain = visitor.visit(path, fit, held, groups)
+            return chain if chain[0] is ops[path] else tuple(map(copied, chain))
+
+        with of_adapter(session.adapter):
+            errors = calibrates.follow(
+                session.model,
+                batches,
+                ops,
+                visit,
+                sequential=sequential,
+                rng=np.random.default_rng(session.settings.seed),
+            )
+    for path, (layer, choice) in layers.items():
+        with limited(task.layers.threads):
+            decision = visitor.decision(path) if visitor.knows(path) else decide(layer, choice)
+        if path in errors and decision.chain is not None:
+            measured = msgspec.structs.replace(decision.layer, measured=errors[path])
+            decision = Decision(measured, decision.op, decision.chain)
+        yield decision
 
 
 class Refit:
@@ -104,9 +181,9 @@ class Refit:
     def _refitted(self, layer: Layer, done: LayerPlan, part: _Part, metric: Metric) -> _Tried:
         """The best of the chain and its refits, by the held-out positions."""
         op, held = part.op, part.held
-        best = _Tried(part.chain, _error(op, part.chain, held, metric), done.sensitivity)
+        best = _Tried(part.chain, squared_error(op, part.chain, held, metric), done.sensitivity)
         nothing = with_weight(op, np.zeros_like(op.weight))
-        rounding = _ROUNDING * _error(op, (nothing,), held, metric)
+        rounding = _ROUNDING * squared_error(op, (nothing,), held, metric)
         for ridge in RIDGES:
             try:
                 made, sensitivity = self._regressed(
@@ -114,8 +191,8 @@ class Refit:
                 )
             except (Refused, RankfoldError, np.linalg.LinAlgError):
                 continue  # with the chain before the refit
-            error = _error(op, made, held, metric)
-            noise = rounding + _standard_error(op, best.chain, made, held, metric)
+            error = squared_error(op, made, held, metric)
+            noise = rounding + standard_error(op, best.chain, made, held, metric)
             if error < best.error - noise:
                 best = _Tried(made, error, sensitivity)
         return best
@@ -164,7 +241,9 @@ class _Part:
 
     def apart(self, chain: Chain) -> float:
         """Σ ‖y − ŷ‖² of a chain."""
-        return _error(self.op, chain, self.fit, None) + _error(self.op, chain, self.held, None)
+        return squared_error(self.op, chain, self.fit, None) + squared_error(
+            self.op, chain, self.held, None
+        )
 
 
 class _Met:
@@ -265,90 +344,3 @@ class _Tried:
     chain: Chain
     error: float
     sensitivity: float | None = None
-
-
-def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | None]:
-    """The layer with its weight refitted, towards the weight it has.
-
-    Args:
-        op: the layer.
-        fit: sums over positions.
-        ridge: λ, relative to the mean eigenvalue of the moment of the inputs.
-
-    Returns:
-        The op, the moment of its inputs (groups, d, d) with the ridge, and their mean where the
-        layer has a bias, which then takes up the difference of the means.
-    """
-    if isinstance(op, Embedding):
-        raise Refused("a table look-up has the inputs of the original")
-    weight = rows_of(op)
-    xx, yx = fit.xx / fit.count, fit.yx / fit.count
-    mean = None
-    if op.bias is not None:
-        mean, target = fit.x / fit.count, fit.y / fit.count
-        xx = centred(xx, mean)
-        yx = yx - target[:, :, None] * mean[:, None, :]
-    size = xx.shape[1]
-    level = np.trace(xx, axis1=1, axis2=2)[:, None, None] / size
-    if not (np.isfinite(level).all() and (level > 0.0).all()):
-        raise Refused("its inputs on the calibration data never vary or are not finite")
-    xx = xx + ridge * level * np.eye(size)
-    solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
-    dtype = op.weight.dtype
-    made = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
-    if mean is not None and op.bias is not None:
-        bias = (target - np.einsum("god,gd->go", solved, mean)).reshape(-1)
-        made = replace(made, bias=bias.astype(op.bias.dtype))
-    return made, xx, mean
-
-
-def _error(op: Op, chain: Chain, joint: Joint, metric: Metric | None) -> float:
-    """Σ (y − ŷ)ᵀ G (y − ŷ) of a chain over the positions of a sum; G is 1 without a metric."""
-    value = float(np.trace(_residuals(op, chain, chain, joint, metric), axis1=1, axis2=2).sum())
-    if not np.isfinite(value):
-        raise RankfoldError("the activations on the calibration data are not finite")
-    return value
-
-
-def _standard_error(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric) -> float:
-    """That of the difference of the errors of two chains, as the positions are a sample.
-
-    With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
-    normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ] and
-    C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example are alike: they
-    count as `POSITIONS` samples at most. A refit that gains less than this may as well have lost.
-    """
-    rr = _residuals(op, chain, chain, joint, metric) / joint.count
-    ss = _residuals(op, other, other, joint, metric) / joint.count
-    rs = _residuals(op, chain, other, joint, metric) / joint.count
-    sr = rs.swapaxes(1, 2)
-    uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
-    variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
-    alike = max(1.0, metric.uses / POSITIONS)
-    return float(np.sqrt(max(0.0, variance) * joint.count * alike))
-
-
-def _residuals(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric | None) -> Array:
-    """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
-    rows, bias = _affine(op, chain)
-    rows_other, bias_other = _affine(op, other)
-    cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]
-    other_cross = np.matmul(joint.yx, rows_other.swapaxes(1, 2))
-    other_cross = other_cross + joint.y[:, :, None] * bias_other[:, None, :]
-    moved = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
-    moved_other = np.matmul(rows_other, joint.x[:, :, None])[:, :, 0]
-    both = np.matmul(np.matmul(rows, joint.xx), rows_other.swapaxes(1, 2))
-    both = both + moved[:, :, None] * bias_other[:, None, :]
-    both = both + bias[:, :, None] * moved_other[:, None, :]
-    both = both + joint.count * bias[:, :, None] * bias_other[:, None, :]
-    total: Array = joint.yy - cross - other_cross + both
-    if metric is None:
-        return total
-    return metric.to_loss(metric.to_loss(total).swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:
-    """The rows (groups, out, d) and the bias (groups, out) that a chain stands for."""
-    rows = rows_of(with_weight(op, reconstruct(op, chain)))
-    bias = chain[-1].bias
-    return rows, np.zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])

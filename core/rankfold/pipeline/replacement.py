@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from rankfold import linalg
-from rankfold.adapters.base import Adapter, DataAware
+from rankfold.adapters.capabilities import Capabilities
 from rankfold.calibration.moments import input_form
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
@@ -81,7 +81,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
 
 
 def build(
-    adapter: Adapter, model: Any, decision: Decision, rng: np.random.Generator
+    can: Capabilities, model: Any, decision: Decision, rng: np.random.Generator
 ) -> tuple[LayerPlan, Any]:
     """The checked native module of a decision, or None and the reason why the layer stays."""
     done, op, chain = decision.layer, decision.op, decision.chain
@@ -91,12 +91,12 @@ def build(
     try:
         with contained("building the replacement", Refused):
             if done.method is None:
-                assert isinstance(adapter, DataAware)
-                return done, adapter.refilled(model, done.path, stages[0])
+                assert can.calibrates is not None
+                return done, can.calibrates.refilled(model, done.path, stages[0])
             assert done.error is not None
-            module = adapter.build(model, done.path, stages)
-            epsilon = max(adapter.precision(model, done.path), linalg.epsilon(op.weight))
-            check_chain(op, chain, done.error, partial(adapter.run, module), epsilon, rng)
+            module = can.adapter.build(model, done.path, stages)
+            epsilon = max(can.adapter.precision(model, done.path), linalg.epsilon(op.weight))
+            check_chain(op, chain, done.error, partial(can.adapter.run, module), epsilon, rng)
     except Refused as refused:
         unfilled = f"{done.reason}; not refitted: {refused.reason}"
         return undone(done, refused.reason if done.method else unfilled), None

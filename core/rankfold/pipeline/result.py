@@ -7,7 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from rankfold.adapters.base import Adapter, DataAware
+from rankfold.adapters.base import Adapter
+from rankfold.adapters.capabilities import capabilities
 from rankfold.errors import RankfoldError, Refused
 from rankfold.plan.plan import Plan, check_planned
 from rankfold.plugins.model_lock import exclusive
@@ -46,15 +47,15 @@ class Compressed:
         Raises:
             RankfoldError: the model is another one, or what stands in a layer's place is no chain.
         """
-        used = adapter or registry().adapter(model)
+        can = capabilities(adapter or registry().adapter(model))
         if inputs is not None:
-            used.trace(model, inputs)
-        check_planned(self.plan.replaced, used.layers(model))
-        if not isinstance(used, DataAware):
-            raise RankfoldError(f"{type(used).__name__} cannot expand models")
+            can.adapter.trace(model, inputs)
+        check_planned(self.plan.replaced, can.adapter.layers(model))
+        if can.expands is None:
+            raise RankfoldError(f"{can.name} cannot expand models")
         try:
             paths = [layer.path for layer in self.plan.replaced]
-            whole = used.expanded(model, self.model, paths)
+            whole = can.expands.expanded(model, self.model, paths)
         except Refused as refused:
             raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
         registry().model_expanded(whole, self.plan)

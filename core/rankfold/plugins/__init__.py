@@ -5,13 +5,15 @@ A plugin's declaration module imports its names from here; where they live insid
 
 from rankfold.adapters.base import (
     Adapter,
+    Calibrates,
     Checked,
-    DataAware,
     Distributed,
+    Expands,
     Folding,
     NamesOutputs,
     Recalling,
     Structured,
+    Times,
     Trace,
     Visit,
 )
@@ -19,6 +21,7 @@ from rankfold.adapters.tensor_rules import Stored, TensorRule
 from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, RankTuple
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
 from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.plan.plan import LayerPlan, Plan
@@ -30,33 +33,47 @@ from rankfold.plugins.hookspecs import (
     Rule,
     hookimpl,
 )
-from rankfold.policies.base import Choice, Judges, Policy
+from rankfold.policies.base import (
+    AllocatesModel,
+    Allocation,
+    Choice,
+    Judges,
+    Outcome,
+    Policy,
+    SearchesModels,
+    StatesScope,
+)
 from rankfold.policies.best_method import least_error
 
 __all__ = [
     "API",
     "Adapter",
     "AdapterSpec",
+    "AllocatesModel",
+    "Allocation",
+    "Calibrates",
     "Chain",
     "Checked",
     "Choice",
     "Conv",
     "ConvTranspose",
-    "DataAware",
     "Decomposition",
     "Distributed",
     "Embedding",
+    "Expands",
     "Extent",
     "Factored",
     "Folding",
     "Judges",
     "Layer",
+    "LayerGroup",
     "LayerPlan",
     "LayerRule",
     "Linear",
     "Mode",
     "NamesOutputs",
     "Op",
+    "Outcome",
     "ParameterRule",
     "Placement",
     "Plan",
@@ -66,10 +83,13 @@ __all__ = [
     "Recalling",
     "Refused",
     "Rule",
+    "SearchesModels",
     "Spectrum",
+    "StatesScope",
     "Stored",
     "Structured",
     "TensorRule",
+    "Times",
     "Trace",
     "Visit",
     "hookimpl",

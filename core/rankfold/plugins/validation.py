@@ -11,7 +11,8 @@ from rankfold.adapters.tensor_rules import TensorRule
 from rankfold.decompose.base import Decomposition
 from rankfold.faults import shown
 from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
-from rankfold.policies.base import Policy, judged
+from rankfold.policies.base import Policy
+from rankfold.policies.validation import check_scope
 
 _DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")
@@ -51,7 +52,7 @@ class Declarations:
         _check_parts("decomposition", decompositions, _DECOMPOSITION)
         _check_parts("policy", policies, _POLICY)
         for policy in policies:
-            judged(policy)
+            check_scope(policy)
         _check_parts("layer, parameter or tensor rule", others, _TENSOR_RULE)
         for spec in adapters:
             if not isinstance(spec, AdapterSpec):

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    ClassVar,
-    Literal,
-    Protocol,
-    Self,
-    TypeAlias,
-    get_args,
-)
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
 
 from rankfold.decompose.base import RankTuple
 from rankfold.errors import RankfoldError
-from rankfold.faults import contained, shown
-
-if TYPE_CHECKING:
-    from rankfold.layers.layer import Layer
-
+from rankfold.layers.group import LayerGroup
+from rankfold.plan.plan import Plan
 
 Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
@@ -37,11 +26,8 @@ class Choice:
 class Policy(Protocol):
     """Chooses a method and ranks for each layer.
 
-    A policy may have a further attribute `judges`, one of `Judges`. It is "layer" where there is
-    none, for a policy that judges one layer at a time: then a layer whose output is an output of
-    the model is left alone, unless it is named. "model" is for one that judges the whole model,
-    whose limits hold where no layer is left as well, and "nothing" for one that does what it is
-    told.
+    What a policy may have beyond this are protocols of their own: `StatesScope`,
+    `AllocatesModel` and `SearchesModels`.
 
     Attributes:
         name: the word for it on the command line.
@@ -49,7 +35,7 @@ class Policy(Protocol):
 
     name: ClassVar[str]
 
-    def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+    def allocate(self, layers: LayerGroup) -> Iterator[Choice]:
         """One choice per layer, in their order; lazily where layers do not depend on each other."""
 
     @classmethod
@@ -57,21 +43,87 @@ class Policy(Protocol):
         """The policy from what stands behind the colon on the command line; "" for nothing."""
 
 
-_JUDGES: tuple[Judges, ...] = get_args(Judges)
+@runtime_checkable
+class StatesScope(Protocol):
+    """A policy that says what it judges; one that does not judges one layer at a time.
 
-
-def judged(policy: object) -> Judges:
-    """What a policy judges; see `rankfold.policies.base.Policy`.
-
-    Raises:
-        RankfoldError: its `judges` is none of the words for it.
+    Attributes:
+        judges: "layer" for one layer at a time: a layer whose output is an output of the model is
+            then left alone, unless it is named. "model" for the whole model, whose limits hold
+            where no layer is left as well. "nothing" for a policy that does what it is told.
     """
-    with contained(f"policy {shown(policy)}", RankfoldError):
-        judges = getattr(policy, "judges", "layer")
-        for known in _JUDGES:
-            if judges == known:
-                return known
-    raise RankfoldError(f"policy {shown(policy)}: judges is {shown(judges)}; use one of {_JUDGES}")
+
+    judges: Judges
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What a policy decides on a whole model.
+
+    Attributes:
+        choices: one per layer, in their order.
+        notes: what is to be said of the whole in the plan.
+        seconds: of one forward pass (before, after), where the policy predicts them.
+    """
+
+    choices: Iterable[Choice]
+    notes: tuple[str, ...] = ()
+    seconds: tuple[float, float] | None = None
+
+
+@runtime_checkable
+class AllocatesModel(Protocol):
+    """A policy that weighs all layers against each other."""
+
+    def allocate_model(self, layers: LayerGroup) -> Allocation:
+        """The choices for all layers together; called in place of `allocate`.
+
+        Raises:
+            RankfoldError: its limits cannot be kept.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A model compressed by a policy.
+
+    Attributes:
+        model: a copy with the replacements; None where none was wanted.
+        plan: of it.
+        modules: the replacements, by path.
+    """
+
+    model: Any
+    plan: Plan
+    modules: Mapping[str, Any]
+
+
+@runtime_checkable
+class SearchesModels(Protocol):
+    """A policy that tries out several models and keeps one of them.
+
+    Attributes:
+        looks_at: what it needs to see of each: "plans"; "times", which are measured on a copy of
+            the model where there can be one; or "models", each a copy.
+    """
+
+    @property
+    def looks_at(self) -> Literal["plans", "times", "models"]:
+        """What has to be seen of a model that is tried out."""
+
+    def search(
+        self, model: Any, attempt: Callable[[Policy], Outcome], resource: Literal["params", "macs"]
+    ) -> Outcome:
+        """The outcome to keep.
+
+        Args:
+            model: the original, which must stay as it is.
+            attempt: compresses the original by a policy.
+            resource: what is known to become cheaper.
+
+        Raises:
+            RankfoldError: no outcome is good enough.
+        """
 
 
 def fraction(policy: str, argument: str, default: float | None = None) -> float:

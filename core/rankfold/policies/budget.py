@@ -14,20 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from rankfold.decompose.base import RankTuple
 from rankfold.errors import Infeasible, RankfoldError, Refused
 from rankfold.layers.candidates import Offer, Priced
-from rankfold.layers.group import Group
+from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.linalg import Array
-from rankfold.ops import Cost
-from rankfold.policies.base import Choice, Judges, fraction
+from rankfold.policies.base import Allocation, Choice, Judges, Outcome, Policy, fraction
 from rankfold.policies.budget_remainder import Rungs, raised
+from rankfold.policies.budget_search import cheapest_good_enough, fast_enough
 from rankfold.policies.knapsack import Solution, cheapest, least_share
 
 FAST_MULTIPLE = 16
@@ -95,7 +95,44 @@ class Budget:
         shown = (f"{name}={_shown(value)}" for name, value, default in given if value != default)
         return f"Budget({', '.join(shown)})"
 
+    @property
+    def looks_at(self) -> Literal["plans", "times", "models"]:
+        """What has to be seen of the models that `search` tries out."""
+        if self.drop is not None:
+            return "models"
+        return "plans" if self.latency is None else "times"
+
+    def search(
+        self, model: Any, attempt: Callable[[Policy], Outcome], resource: Literal["params", "macs"]
+    ) -> Outcome:
+        """The model within all limits: measured for `latency`, evaluated for `drop`.
+
+        Raises:
+            RankfoldError: no model is good enough, or `evaluate` fails.
+        """
+
+        def within(budget: Budget) -> Outcome:
+            if budget.latency is None:
+                return attempt(budget)
+            return fast_enough(
+                lambda latency: attempt(replace(budget, latency=latency)), budget.latency
+            )
+
+        if self.drop is None or self.evaluate is None:
+            return within(self)
+        most = (self.macs if resource == "macs" else self.params) or 1.0
+
+        def at(share: float) -> Outcome:
+            limits: dict[str, Any] = {"drop": None, "evaluate": None, resource: share}
+            return within(replace(self, **limits))
+
+        return cheapest_good_enough(model, at, self.evaluate, self.drop, most, resource)
+
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
+        """One choice per layer; see `allocate_model`."""
+        yield from self.allocate_model(LayerGroup.of(layers)).choices
+
+    def allocate_model(self, group: LayerGroup) -> Allocation:
         """One choice per layer, all together.
 
         Raises:
@@ -103,33 +140,31 @@ class Budget:
         """
         if self.drop is not None:
             raise RankfoldError("Budget: drop= tries out models; use rankfold.compress()")
-        if isinstance(layers, Group):
-            group = layers
-        else:
-            total = sum((layer.cost(layer.op) for layer in layers), Cost(0, 0))
-            group = Group(layers, Cost(0, 0), total)
         wants_inputs = [n for n in ("macs", "latency") if getattr(self, n) is not None]
         if wants_inputs and any(not layer.traced for layer in group):
             raise RankfoldError(f"Budget: {wants_inputs[0]}= needs example inputs; pass inputs=")
-        if self.macs is not None and group and group.total.macs == 0:
+        if self.macs is not None and group and group.original_cost.macs == 0:
             raise RankfoldError("Budget: macs= has nothing to limit: no layer counts any")
         problem = _Problem(self, group)
         if not problem.offers:
             problem.check_feasible()
-            return
+            return Allocation(())
         solution = problem.solved()
-        group.notes.append(f"proven within {solution.gap:.2%} of the best on offer")
         ranks = problem.raised(solution)
-        if self.latency is not None:
-            group.seconds = problem.predicted_seconds(solution)
+        choices = []
         for place, (own, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
             offer = own[index]
             if offer is not None:
-                yield Choice(offer.method, ranks[place])
+                choices.append(Choice(offer.method, ranks[place]))
             elif len(own) > 1:
-                yield Choice(None, reason="kept by the budget")
+                choices.append(Choice(None, reason="kept by the budget"))
             else:
-                yield Choice(None, reason=problem.nothing(place))
+                choices.append(Choice(None, reason=problem.nothing(place)))
+        return Allocation(
+            tuple(choices),
+            (f"proven within {solution.gap:.2%} of the best on offer",),
+            None if self.latency is None else problem.predicted_seconds(solution),
+        )
 
     @classmethod
     def from_text(cls, argument: str) -> Self:
@@ -168,7 +203,7 @@ def _interpolated(timed: Sequence[Offer], macs: int) -> float:
 class _Problem:
     """The offers of all layers, what they cost, and the limits."""
 
-    def __init__(self, budget: Budget, group: Group) -> None:
+    def __init__(self, budget: Budget, group: LayerGroup) -> None:
         self._budget = budget
         self.offers: list[list[Offer | None]] = []
         costs: list[list[list[float]]] = []
@@ -203,10 +238,16 @@ class _Problem:
             worth += own_worth
             layer.release()
         self._costs = [np.array(own, dtype=np.float64) for own in costs]
-        total = {"params": float(group.total.params), "macs": float(group.total.macs)}
-        fixed = {"params": float(group.rest.params), "macs": float(group.rest.macs)}
+        total = {
+            "params": float(group.original_cost.params),
+            "macs": float(group.original_cost.macs),
+        }
+        fixed = {
+            "params": float(group.cost_elsewhere.params),
+            "macs": float(group.cost_elsewhere.macs),
+        }
         if timed:
-            whole = max(group.measure(), first_seconds)
+            whole = max(group.model_seconds(), first_seconds)
             total["latency"], fixed["latency"] = whole, whole - first_seconds
         self._fixed = np.array([fixed[name] for name in self._names])
         self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])

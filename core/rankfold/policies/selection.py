@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from rankfold.errors import RankfoldError
-from rankfold.faults import contained, shown
-from rankfold.policies.base import Policy, judged
+from rankfold.policies.base import Policy
+from rankfold.policies.validation import checked_policy
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Selection:
                 "policies"
             )
         for policy in (self.policy, *(self.overrides or {}).values()):
-            with contained("policy", RankfoldError):
-                usable = callable(getattr(policy, "allocate", None))
-            if isinstance(policy, type) or not usable:
-                raise RankfoldError(f"policy {shown(policy)}; use for example rankfold.VBMF()")
-            judged(policy)
+            checked_policy(policy)
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
         """Sees to it that every pattern matches a layer, given the paths of each.

@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from rankfold.adapters.base import Adapter, Folding, Recalling, Structured
+from rankfold.adapters.base import Adapter
+from rankfold.adapters.capabilities import capabilities
 from rankfold.console import some
 from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
@@ -157,8 +158,8 @@ def load(
     with of_adapter(adapter):
         if inputs is not None:
             adapter.trace(model, inputs)
-        elif isinstance(adapter, Recalling):
-            adapter.recall()
+        elif (recalling := capabilities(adapter).recalling) is not None:
+            recalling.recall()
         modules = modules_of(adapter, model, saved)
         small = adapter.replace(model, modules, inplace=False)
         loaded = adapter.load_weights(small, *files)
@@ -199,7 +200,8 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
         check_planned(plan.replaced, known, _NAMES)
     else:
         check_planned(plan.layers, known)
-    read = adapter.structure if isinstance(adapter, Structured) else adapter.read
+    can = capabilities(adapter)
+    read = adapter.read if can.structured is None else can.structured.structure
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
     modules: dict[str, Any] = {}
@@ -211,10 +213,10 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             with contained("reading the layer", Refused):
                 op = protected(read(model, layer.path))
             check_same(layer, op)
-            if saved.job and isinstance(adapter, Folding) and adapter.folded(model, layer.path):
+            folded = "" if can.folding is None else can.folding.folded(model, layer.path)
+            if saved.job and folded:
                 raise Refused(
-                    f"the tensors of a checkpoint lack its {adapter.folded(model, layer.path)}; "
-                    "compress the model itself"
+                    f"the tensors of a checkpoint lack its {folded}; compress the model itself"
                 )
             reason = method.refuse(op)
             if reason is not None:

@@ -1,4 +1,4 @@
-"""What an adapter learns from calibration data, where it is `DataAware`."""
+"""What an adapter learns from calibration data, where it is `Calibrates`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.base import DataAware
+from rankfold.adapters.base import Calibrates
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import Joint
 from rankfold.calibration.weighted_norm import rows_of
@@ -108,8 +108,8 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
     """A fresh adapter, the path of the layer and inputs of a few examples."""
     adapter = fresh_adapter(harness, model, op)
-    if not isinstance(adapter, DataAware):
-        raise Unsupported("calibration data: its adapter is not DataAware")
+    if not isinstance(adapter, Calibrates):
+        raise Unsupported("calibration data: its adapter does not calibrate")
     x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[: 2 * _EXAMPLES]
     return adapter, only_path(adapter, model), x
 

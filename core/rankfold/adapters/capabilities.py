@@ -1,0 +1,66 @@
+"""What an adapter offers beyond `Adapter`, found out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankfold.adapters.base import (
+    Adapter,
+    Calibrates,
+    Checked,
+    Distributed,
+    Expands,
+    Folding,
+    NamesOutputs,
+    Recalling,
+    Structured,
+    Times,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Capabilities:
+    """An adapter by its parts; None for each that it lacks.
+
+    Attributes:
+        adapter: as given.
+        name: of its class, for messages.
+        calibrates: gathers moments and runs two models side by side.
+        times: measures layers and models.
+        expands: undoes a compression.
+        checked: finds layers that stay at work after they were replaced.
+        distributed: reads layers in other processes.
+        folding: says what is folded into a weight.
+        structured: reads layers without values.
+        recalling: takes it that a trace has run.
+        names_outputs: knows outputs of a model by their names.
+    """
+
+    adapter: Adapter
+    name: str
+    calibrates: Calibrates | None
+    times: Times | None
+    expands: Expands | None
+    checked: Checked | None
+    distributed: Distributed | None
+    folding: Folding | None
+    structured: Structured | None
+    recalling: Recalling | None
+    names_outputs: NamesOutputs | None
+
+
+def capabilities(adapter: Adapter) -> Capabilities:
+    """Find out what an adapter offers."""
+    return Capabilities(
+        adapter,
+        type(adapter).__name__,
+        adapter if isinstance(adapter, Calibrates) else None,
+        adapter if isinstance(adapter, Times) else None,
+        adapter if isinstance(adapter, Expands) else None,
+        adapter if isinstance(adapter, Checked) else None,
+        adapter if isinstance(adapter, Distributed) else None,
+        adapter if isinstance(adapter, Folding) else None,
+        adapter if isinstance(adapter, Structured) else None,
+        adapter if isinstance(adapter, Recalling) else None,
+        adapter if isinstance(adapter, NamesOutputs) else None,
+    )

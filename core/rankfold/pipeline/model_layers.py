@@ -1,0 +1,152 @@
+"""The layers of a model as policies see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from rankfold.decompose.spectrum import magnitude
+from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import of_adapter
+from rankfold.layers.layer import Layer
+from rankfold.layers.parallel import threads_for
+from rankfold.linalg import host, is_finite
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.pipeline.calibrate import Calibrated
+from rankfold.pipeline.session import Session
+
+
+@dataclass(frozen=True, eq=False)
+class ModelLayers:
+    """Those layers of a model that can be read, and why the others cannot.
+
+    Attributes:
+        layers: by path, in the model's order, without their ops.
+        refusals: by path, why a layer is left alone.
+        unfit: by path, what is wrong with the values of a layer that can be read.
+        threads: how many threads BLAS takes, by all layers that were read, whatever is done to
+            them. The number may show in the last bits of a result, so it has to be the same when a
+            plan is made, when it is carried out at once and when it is carried out later.
+    """
+
+    layers: Mapping[str, Layer]
+    refusals: Mapping[str, str]
+    unfit: Mapping[str, str]
+    threads: int | None
+
+
+def layer_paths(session: Session) -> Mapping[str, tuple[str, ...]]:
+    """The paths of each layer by its first one: shared layers have several."""
+    with of_adapter(session.adapter):
+        return {
+            path: (path, *session.adapter.aliases(session.model, path))
+            for path in session.layer_classes
+        }
+
+
+def read_layers(
+    session: Session, calibrated: Calibrated, paths: Mapping[str, tuple[str, ...]]
+) -> ModelLayers:
+    """Read every layer once.
+
+    Args:
+        session: of the model.
+        calibrated: what is known of its data.
+        paths: of each layer.
+    """
+    layers: dict[str, Layer] = {}
+    refusals: dict[str, str] = {}
+    unfit: dict[str, str] = {}
+    stopwatch = _Stopwatch(session)
+    for path, names in paths.items():
+        try:
+            layer = _layer(session, calibrated, names, stopwatch)
+        except Refused as refused:
+            refusals[path] = refused.reason
+        else:
+            layers[path] = layer
+            reason = _unfit(layer.op)
+            if reason:
+                unfit[path] = reason
+            layer.release()
+    threads = threads_for(layer.order for layer in layers.values())
+    return ModelLayers(layers, refusals, unfit, threads)
+
+
+def _layer(
+    session: Session, calibrated: Calibrated, paths: tuple[str, ...], stopwatch: _Stopwatch
+) -> Layer:
+    path = paths[0]
+    settings, trace, moments = session.settings, session.trace, calibrated.moments
+    extents = None if trace is None else trace.extents.get(path, ())
+    informed = calibrated.batches is not None or moments is not None
+
+    def read() -> Op:  # metrics are computed on the host
+        op = session.read(path)
+        return on_host(op) if informed else op
+
+    attended = 0
+    if trace is not None and isinstance(read(), Embedding):
+        attended = trace.macs.get(path, 0)
+    return Layer(
+        paths,
+        read,
+        settings.methods,
+        extents,
+        settings.placement,
+        settings.seed,
+        None if moments is None else moments.get(path),
+        stopwatch.of(path, extents),
+        attended,
+        session.reader(path),
+        session.folded(path),
+    )
+
+
+class _Stopwatch:
+    """Times of layers and of chains in their place; layers that look alike are measured once."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known: dict[Hashable, tuple[float, ...]] = {}
+
+    def of(
+        self, path: str, extents: Sequence[Extent] | None
+    ) -> Callable[[Sequence[Chain]], Sequence[float]]:
+        """The timer of one layer."""
+        return partial(self._seconds, path, extents)
+
+    def _seconds(
+        self, path: str, extents: Sequence[Extent] | None, chains: Sequence[Chain]
+    ) -> tuple[float, ...]:
+        times = self._session.can.times
+        if times is None or extents is None:
+            raise RankfoldError(
+                f"layer {path!r}: {self._session.can.name} measures no times; use macs="
+            )
+        op = self._session.read(path)
+        key = (describe(op), op.weight.dtype, tuple(extents), tuple(map(_shapes, chains)))
+        if key not in self._known:
+            self._known[key] = times.seconds(self._session.model, path, chains, extents)
+        return self._known[key]
+
+
+def _shapes(chain: Chain) -> tuple[object, ...]:
+    return tuple((describe(stage), stage.bias is not None) for stage in chain)
+
+
+def _unfit(op: Op) -> str:
+    if is_blank(op):
+        return "it has only a shape, no values"
+    try:
+        magnitude(op.weight)
+    except Refused as refused:
+        return refused.reason
+    if op.bias is not None and not is_finite(op.bias):
+        bias = host(op.bias)
+        bad = bias.size - int(np.count_nonzero(np.isfinite(bias)))
+        return f"the bias has {bad} NaN or infinite values of {bias.size}"
+    return ""

@@ -1,0 +1,101 @@
+"""Regression of a layer's outputs on its inputs with a ridge towards its weight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from rankfold.calibration.moments import Joint
+from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
+from rankfold.errors import RankfoldError, Refused
+from rankfold.linalg import Array
+from rankfold.ops import Chain, Embedding, Op, with_weight
+from rankfold.ops.reference import reconstruct
+
+
+def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | None]:
+    """The layer with its weight refitted, towards the weight it has.
+
+    Args:
+        op: the layer.
+        fit: sums over positions.
+        ridge: λ, relative to the mean eigenvalue of the moment of the inputs.
+
+    Returns:
+        The op, the moment of its inputs (groups, d, d) with the ridge, and their mean where the
+        layer has a bias, which then takes up the difference of the means.
+    """
+    if isinstance(op, Embedding):
+        raise Refused("a table look-up has the inputs of the original")
+    weight = rows_of(op)
+    xx, yx = fit.xx / fit.count, fit.yx / fit.count
+    mean = None
+    if op.bias is not None:
+        mean, target = fit.x / fit.count, fit.y / fit.count
+        xx = centred(xx, mean)
+        yx = yx - target[:, :, None] * mean[:, None, :]
+    size = xx.shape[1]
+    level = np.trace(xx, axis1=1, axis2=2)[:, None, None] / size
+    if not (np.isfinite(level).all() and (level > 0.0).all()):
+        raise Refused("its inputs on the calibration data never vary or are not finite")
+    xx = xx + ridge * level * np.eye(size)
+    solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
+    dtype = op.weight.dtype
+    made = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
+    if mean is not None and op.bias is not None:
+        bias = (target - np.einsum("god,gd->go", solved, mean)).reshape(-1)
+        made = replace(made, bias=bias.astype(op.bias.dtype))
+    return made, xx, mean
+
+
+def squared_error(op: Op, chain: Chain, joint: Joint, metric: Metric | None) -> float:
+    """Σ (y − ŷ)ᵀ G (y − ŷ) of a chain over the positions of a sum; G is 1 without a metric."""
+    value = float(np.trace(_residuals(op, chain, chain, joint, metric), axis1=1, axis2=2).sum())
+    if not np.isfinite(value):
+        raise RankfoldError("the activations on the calibration data are not finite")
+    return value
+
+
+def standard_error(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric) -> float:
+    """That of the difference of the errors of two chains, as the positions are a sample.
+
+    With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
+    normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ] and
+    C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example are alike: they
+    count as `POSITIONS` samples at most. A refit that gains less than this may as well have lost.
+    """
+    rr = _residuals(op, chain, chain, joint, metric) / joint.count
+    ss = _residuals(op, other, other, joint, metric) / joint.count
+    rs = _residuals(op, chain, other, joint, metric) / joint.count
+    sr = rs.swapaxes(1, 2)
+    uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
+    variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
+    alike = max(1.0, metric.uses / POSITIONS)
+    return float(np.sqrt(max(0.0, variance) * joint.count * alike))
+
+
+def _residuals(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric | None) -> Array:
+    """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
+    rows, bias = _affine(op, chain)
+    rows_other, bias_other = _affine(op, other)
+    cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]
+    other_cross = np.matmul(joint.yx, rows_other.swapaxes(1, 2))
+    other_cross = other_cross + joint.y[:, :, None] * bias_other[:, None, :]
+    moved = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
+    moved_other = np.matmul(rows_other, joint.x[:, :, None])[:, :, 0]
+    both = np.matmul(np.matmul(rows, joint.xx), rows_other.swapaxes(1, 2))
+    both = both + moved[:, :, None] * bias_other[:, None, :]
+    both = both + bias[:, :, None] * moved_other[:, None, :]
+    both = both + joint.count * bias[:, :, None] * bias_other[:, None, :]
+    total: Array = joint.yy - cross - other_cross + both
+    if metric is None:
+        return total
+    return metric.to_loss(metric.to_loss(total).swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:
+    """The rows (groups, out, d) and the bias (groups, out) that a chain stands for."""
+    rows = rows_of(with_weight(op, reconstruct(op, chain)))
+    bias = chain[-1].bias
+    return rows, np.zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])

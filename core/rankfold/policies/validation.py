@@ -1,0 +1,72 @@
+"""What an object that is given as a policy can do, found out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rankfold.errors import RankfoldError
+from rankfold.faults import contained, shown
+from rankfold.policies.base import AllocatesModel, Judges, Policy, SearchesModels, StatesScope
+
+_JUDGES: tuple[Judges, ...] = get_args(Judges)
+_LOOKS: tuple[Literal["plans", "times", "models"], ...] = ("plans", "times", "models")
+
+
+@dataclass(frozen=True, eq=False)
+class CheckedPolicy:
+    """A policy with its optional parts, None where it lacks them.
+
+    Attributes:
+        policy: as given.
+        judges: what it judges.
+        of_model: where it weighs all layers against each other.
+        searching: where it tries out models.
+        looks_at: what it needs to see of these.
+    """
+
+    policy: Policy
+    judges: Judges
+    of_model: AllocatesModel | None
+    searching: SearchesModels | None
+    looks_at: Literal["plans", "times", "models"]
+
+
+def check_scope(policy: object) -> Judges:
+    """What a policy, or a class of policies, judges.
+
+    Raises:
+        RankfoldError: what it says of that is none of the words for it.
+    """
+    judges: object = "layer"
+    with contained(f"policy {shown(policy)}", RankfoldError):
+        if isinstance(policy, StatesScope):
+            judges = policy.judges
+        for known in _JUDGES:
+            if judges == known:
+                return known
+    raise RankfoldError(f"policy {shown(policy)}: judges is {shown(judges)}; use one of {_JUDGES}")
+
+
+def checked_policy(policy: Policy) -> CheckedPolicy:
+    """Find out what a policy can do.
+
+    Raises:
+        RankfoldError: it is none, or what it says of itself is none of the words for it.
+    """
+    who = f"policy {shown(policy)}"
+    with contained("policy", RankfoldError):
+        usable = callable(getattr(policy, "allocate", None))
+    if isinstance(policy, type) or not usable:
+        raise RankfoldError(f"{who}; use for example rankfold.VBMF()")
+    judges = check_scope(policy)
+    looks_at: object = "plans"
+    with contained(who, RankfoldError):
+        of_model = policy if isinstance(policy, AllocatesModel) else None
+        searching = policy if isinstance(policy, SearchesModels) else None
+        if searching is not None:
+            looks_at = searching.looks_at
+        for known in _LOOKS:
+            if looks_at == known:
+                return CheckedPolicy(policy, judges, of_model, searching, known)
+    raise RankfoldError(f"{who}: looks_at is {shown(looks_at)}; use one of {_LOOKS}")
