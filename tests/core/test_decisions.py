@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from rankfold.adapters import timing
-from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.moments import LayerMoments, predictions
 from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
 from rankfold.ops import Cost, Embedding, Linear, params
-from rankfold.pipeline.session import predictions
 from rankfold.plugins.registry import registry
 from rankfold.policies.best_method import _least
 

@@ -18,7 +18,7 @@ from rankfold.storage.work_folder import work_folder
 HOLDING = """
 import os, sys, time
 from rankfold.cli.signals import end_in_order
-from rankfold.executors import opened
+from rankfold.cli.executors import opened
 
 if __name__ == "__main__":
     end_in_order()

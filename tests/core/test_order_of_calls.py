@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Mode
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.layers.layer import Layer
-from rankfold.linalg import Array
+from rankfold.linalg import Array, subspaces
 from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.policies.energy import Energy
@@ -43,8 +42,8 @@ OPS: dict[str, tuple[Op, str]] = {
 @pytest.fixture(autouse=True)
 def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matrices of the order of these are treated as those of a thousand are."""
-    monkeypatch.setattr(linalg, "LARGE", 40)
-    monkeypatch.setattr(linalg, "_SAMPLED", 40)
+    monkeypatch.setattr(subspaces, "LARGE", 40)
+    monkeypatch.setattr(subspaces, "_SAMPLED", 40)
 
 
 def moments_of(op: Op) -> LayerMoments:

@@ -289,8 +289,8 @@ def test_an_embedding_is_counted(framework: str) -> None:
 
 
 def test_large_layers_are_gathered_in_smaller_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rankfold.moments, "PATCH_LIMIT", 8)
-    monkeypatch.setattr(rankfold.moments, "FEATURE_LIMIT", 4)
+    monkeypatch.setattr(rankfold.calibration.moments, "PATCH_LIMIT", 8)
+    monkeypatch.setattr(rankfold.calibration.moments, "FEATURE_LIMIT", 4)
     rngs = nnx.Rngs(0)
     conv, dense = nnx.ConvTranspose(3, 9, (2, 2), (2, 2), rngs=rngs), nnx.Linear(9, 2, rngs=rngs)
     x = normal(3, 2, 2, 3)

@@ -24,7 +24,7 @@ POLICY = rf.Ratio(0.4)
 SCRIPT = """
 import os, sys
 import rankfold as rf
-from rankfold.executors import opened
+from rankfold.cli.executors import opened
 
 source, out, executor = sys.argv[1:]
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ POLICY = rf.Ratio(0.4)
 SLOW = """
 import sys, time
 import rankfold as rf
-from rankfold.stored import compression
+from rankfold.checkpoints import compress as compression
 
 def slow(*arguments):
     print("writing", flush=True)

@@ -218,8 +218,8 @@ def test_an_embedding_is_counted() -> None:
 
 
 def test_large_layers_are_gathered_in_smaller_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rankfold.moments, "PATCH_LIMIT", 8)
-    monkeypatch.setattr(rankfold.moments, "FEATURE_LIMIT", 4)
+    monkeypatch.setattr(rankfold.calibration.moments, "PATCH_LIMIT", 8)
+    monkeypatch.setattr(rankfold.calibration.moments, "FEATURE_LIMIT", 4)
     model = nn.Sequential(
         nn.ConvTranspose2d(3, 9, 2, 2), nn.Flatten(2), nn.Linear(16, 2), nn.Flatten()
     )

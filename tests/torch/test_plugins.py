@@ -15,7 +15,7 @@ from rankfold.plugins.hookspecs import LayerRule, hookimpl
 from rankfold.plugins.registry import registry
 from rankfold_torch.layers import stock as torch_layers
 
-PARTS = ("refuse", "max_ranks", "modes", "ranks", "template", "offers", "decompose")
+PARTS = ("refuse", "max_ranks", "modes", "ranks", "template", "errors_at_ranks", "decompose")
 POLICIES = {
     "ranks": rf.Ranks(2),
     "ratio": rf.Ratio(0.5),

@@ -1,18 +1,17 @@
-"""What a plugin implements: a decomposition, a rank policy or a framework adapter.
+"""What a decomposition is: it turns an op into a chain of ops at given ranks.
 
-These are structural types: nothing is inherited. `hookspecs` says how the implementations are
-registered.
+These are structural types: nothing is inherited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import (
-    TYPE_CHECKING,
     Literal,
     Protocol,
     TypeAlias,
+    runtime_checkable,
 )
 
 import numpy as np
@@ -21,9 +20,6 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op
-
-if TYPE_CHECKING:
-    pass
 
 RankTuple: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
@@ -87,11 +83,8 @@ class Factored:
 class Decomposition(Protocol):
     """One way to turn an op into a chain of ops.
 
-    A decomposition may have a further method `offers(op, spectrum, multiple_of)` that gives ranks
-    for a budget to choose from, each with its squared error in the units of `spectrum.tensor` under
-    `spectrum.metric`. Without it, a few ranks are decomposed. It may also have a method
-    `surpassed(op)`, which gives the name of a decomposition that loses no more at any cost, or
-    None: where that one is allowed too, no policy that compares methods looks at this one.
+    What a decomposition may have beyond this are protocols of their own: `EstimatesErrors` and
+    `NamesBetterMethod`.
     """
 
     @property
@@ -123,6 +116,40 @@ class Decomposition(Protocol):
         rng: np.random.Generator,
     ) -> Factored:
         """The chain, in the dtype of the op's weight, shaped like the template."""
+
+
+@runtime_checkable
+class EstimatesErrors(Protocol):
+    """A decomposition that knows its errors without decomposing.
+
+    A few ranks of one that does not are decomposed where a budget chooses between them.
+    """
+
+    def errors_at_ranks(
+        self, op: Op, spectrum: Spectrum, multiple_of: int
+    ) -> Iterable[tuple[RankTuple, float | None]]:
+        """Ranks for a budget to choose from, each with its error.
+
+        Args:
+            op: the layer.
+            spectrum: of its weight.
+            multiple_of: of the ranks, where there are such.
+
+        Returns:
+            Ranks with the squared error at them, in the units of `spectrum.tensor` under
+            `spectrum.metric`; None for one that has to be decomposed.
+        """
+
+
+@runtime_checkable
+class NamesBetterMethod(Protocol):
+    """A decomposition that another one surpasses on some layers."""
+
+    def surpassed(self, op: Op) -> str | None:
+        """The name of a decomposition that loses no more at any cost; None where there is none.
+
+        Where that one is allowed too, no policy that compares methods looks at this one.
+        """
 
 
 def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: Placement) -> Chain:

@@ -57,7 +57,7 @@ class ChannelSVD:
         first = blank(op.groups * rank, into, *op.weight.shape[2:])
         return self._chain(op, first, blank(op.groups, out, rank))
 
-    def offers(
+    def errors_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""

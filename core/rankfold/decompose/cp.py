@@ -79,7 +79,7 @@ class CP:
         factors = [blank(op.groups, size, rank) for size in shape]
         return self._chain(op, factors)
 
-    def offers(
+    def errors_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Errors of the fit itself, at few ranks: it has no closed form."""

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, RankTuple
+from rankfold.decompose.base import (
+    Decomposition,
+    EstimatesErrors,
+    Factored,
+    Mode,
+    NamesBetterMethod,
+    Placement,
+    RankTuple,
+)
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
 from rankfold.faults import contained, is_ours
@@ -43,11 +51,12 @@ class Guarded:
             return None if reason is None else str.__str__(reason)
 
     def surpassed(self, op: Op) -> str | None:
-        """As `Decomposition.surpassed`; None where there is no such method."""
+        """As `NamesBetterMethod.surpassed`; else None."""
         with contained(self.name, Refused):
-            surpassed = getattr(self._method, "surpassed", None)
-            reason = None if surpassed is None else surpassed(self._lent(op))
-            return None if reason is None else str.__str__(reason)
+            if not isinstance(self._method, NamesBetterMethod):
+                return None
+            better = self._method.surpassed(self._lent(op))
+            return None if better is None else str.__str__(better)
 
     def max_ranks(self, op: Op) -> RankTuple:
         """As `Decomposition.max_ranks`."""
@@ -72,16 +81,16 @@ class Guarded:
         with contained(self.name, Refused):
             return _chain(self._method.template(self._lent(op), ranks))
 
-    def offers(
+    def errors_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float | None]]:
-        """As `Decomposition.offers`; a few ranks without an error where there is no such method."""
+        """As `EstimatesErrors.errors_at_ranks`; else a few ranks without an error."""
         with contained(self.name, Refused):
-            offers = getattr(self._method, "offers", None)
-            if offers is not None:
+            if isinstance(self._method, EstimatesErrors):
+                estimated = self._method.errors_at_ranks(self._lent(op), spectrum, multiple_of)
                 return [
                     (_ranks(ranks), None if error is None else float(error))
-                    for ranks, error in offers(self._lent(op), spectrum, multiple_of)
+                    for ranks, error in estimated
                 ]
         most = self.max_ranks(op)
         steps = [step / _STEPS for step in range(1, _STEPS + 1)]

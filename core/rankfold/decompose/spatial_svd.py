@@ -60,7 +60,7 @@ class SpatialSVD:
         rows, columns = self._sides(op)
         return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
 
-    def offers(
+    def errors_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Errors from the eigenvalues, or from the regression of the last stage."""

@@ -69,7 +69,7 @@ class TruncatedSVD:
         out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
         return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
 
-    def offers(
+    def errors_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""

@@ -1,6 +1,6 @@
 """A backend for a small framework, as an example: its declaration, which imports no framework."""
 
-from rankfold.hookspecs import AdapterSpec, hookimpl
+from rankfold.plugins import AdapterSpec, hookimpl
 
 RANKFOLD_API = (1, 0)
 

@@ -10,9 +10,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rankfold.contracts import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Conv, Linear, geometry
+from rankfold.plugins import Trace
 from rankfold_numpy.framework import Conv1D, Dense, Model
 
 
