@@ -16,6 +16,9 @@ from rankfold.testing import Harness, Unsupported
 from rankfold.testing.suite import AdapterSuite
 from rankfold_jax.nnx.adapter import NNXAdapter
 
+# Overwritten at once: drawing random numbers would be compiled for each shape.
+ZEROS = nnx.initializers.zeros
+
 
 def kernel_of(op: Op) -> np.ndarray:
     weight = op.weight
@@ -53,10 +56,11 @@ def layer(op: Op, dtype: Any) -> nnx.Module:
     out, into = channels(op)
     rngs = nnx.Rngs(0)
     if isinstance(op, rf.Embedding):
-        made: Any = nnx.Embed(into, out, param_dtype=dtype, rngs=rngs)
+        made: Any = nnx.Embed(into, out, param_dtype=dtype, embedding_init=ZEROS, rngs=rngs)
         made.embedding[...] = jnp.asarray(op.weight, dtype)
         return made
     bias = {"use_bias": op.bias is not None, "param_dtype": dtype, "rngs": rngs}
+    bias["kernel_init"] = ZEROS
     if isinstance(op, rf.Linear):
         made = nnx.Linear(into, out, **bias)
     else:
