@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
 
 import rankfold as rf
 
@@ -66,14 +65,15 @@ class Published:
         values = self.objectives(edges)
         best, least = float(edges[values.argmin()]), float(values.min())
         middles = self.objectives(np.sqrt(edges[:-1] * edges[1:]))
-        for low, high, middle in zip(edges[:-1], edges[1:], middles, strict=True):
-            if middle < least + 1.0:
-                options = {"xatol": 1e-12 * high}
-                found = minimize_scalar(
-                    self.objective, bounds=(low, high), method="bounded", options=options
-                )
-                if found.fun < least:
-                    best, least = float(found.x), float(found.fun)
+        near = middles < least + 1.0
+        low, high = edges[:-1][near], edges[1:][near]
+        for _ in range(7):  # each a twelfth of the one before
+            grid = np.geomspace(low, high, 25, axis=1)
+            values = self.objectives(grid.reshape(-1)).reshape(grid.shape)
+            if values.min() < least:
+                best, least = float(grid.reshape(-1)[values.argmin()]), float(values.min())
+            at, row = values.argmin(axis=1), np.arange(len(grid))
+            low, high = grid[row, np.maximum(at - 1, 0)], grid[row, np.minimum(at + 1, 24)]
         return best, int((self.squares / (self.long * best) > self.threshold).sum())
 
 
