@@ -1,18 +1,24 @@
-"""The command line, run as a user runs it: in a process of its own."""
+"""The command line, in this process where a process of its own would show nothing else."""
 
+import importlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 from torch import nn
 
 import rankfold as rf
 from rankfold.checkpoints.reader import Checkpoint
+from rankfold.cli import main
 
 FACTORY = """
 import torch
@@ -33,9 +39,39 @@ def coloured():
 """
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """As a user runs it."""
     command = [sys.executable, "-m", "rankfold.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """The same in this process, which is left as it was."""
+    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in ending}
+    modules = set(sys.modules)
+
+    def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        capfd.readouterr()
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["rankfold", *arguments])
+        importlib.invalidate_caches()
+        with pytest.raises(SystemExit) as left:
+            main()
+        written = capfd.readouterr()
+        assert isinstance(left.value.code, int)
+        return subprocess.CompletedProcess(arguments, left.value.code, written.out, written.err)
+
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name in {"mymodels", "script"} & (set(sys.modules) - modules):
+        del sys.modules[name]
 
 
 def network() -> nn.Module:
@@ -61,7 +97,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("weights", ["w.safetensors", "w.pt"])
-def test_compress_writes_a_folder_that_loads(folder: Path, weights: str) -> None:
+def test_compress_writes_a_folder_that_loads(folder: Path, weights: str, run: Run) -> None:
     arguments = ("compress", "mymodels:make", "--weights", weights, "-o", "out")
     done = run(*arguments, "--policy", "ratio:1/3", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -73,11 +109,15 @@ def test_compress_writes_a_folder_that_loads(folder: Path, weights: str) -> None
         assert torch.equal(loaded(x), expected(x))
 
 
-@pytest.mark.parametrize("weights", ["w.safetensors", "w.pt"])
-def test_compress_takes_a_checkpoint_without_its_model(folder: Path, weights: str) -> None:
+@pytest.mark.parametrize(("weights", "workers"), [("w.safetensors", 2), ("w.pt", 1)])
+def test_compress_takes_a_checkpoint_without_its_model(
+    folder: Path, weights: str, workers: int, run: Run
+) -> None:
     (folder / "shapes.json").write_text('{"0": [1, 8, 8], "2": [1, 6, 6], "4": [1]}')
     arguments = ("compress", weights, "-o", "out", "--policy", "ratio:1/3")
-    done = run(*arguments, "--inputs", "shapes.json", "--executor", "processes:2", cwd=folder)
+    done = run(
+        *arguments, "--inputs", "shapes.json", "--executor", f"processes:{workers}", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     assert "written to out" in done.stdout
     assert "MACs" in done.stdout
@@ -88,7 +128,7 @@ def test_compress_takes_a_checkpoint_without_its_model(folder: Path, weights: st
     assert {p.name for p in (folder / "out").iterdir()} == {"plan.json", "weights.safetensors"}
 
 
-def test_compress_takes_patterns_and_methods(folder: Path) -> None:
+def test_compress_takes_patterns_and_methods(folder: Path, run: Run) -> None:
     arguments = ("compress", "mymodels:make", "--weights", "w.safetensors", "-o", "out")
     options = ("--policy", "energy:0.5", "--methods", "svd,cp", "--exclude", "0")
     assert run(*arguments, *options, cwd=folder).returncode == 0
@@ -97,7 +137,7 @@ def test_compress_takes_patterns_and_methods(folder: Path) -> None:
     assert '"cp"' in saved
 
 
-def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
+def test_inspect_shows_every_matrix_and_kernel(folder: Path, run: Run) -> None:
     done = run("inspect", "half.safetensors", cwd=folder)
     assert done.returncode == 0, done.stderr
     for word in ("half", "19×23", "kernel", "7×5×3×2", "tucker2", "cp3", "EVBMF"):
@@ -105,7 +145,7 @@ def test_inspect_shows_every_matrix_and_kernel(folder: Path) -> None:
     assert "2 tensors; 1 others" in done.stdout
 
 
-def test_inspect_shows_names_as_they_stand(folder: Path) -> None:
+def test_inspect_shows_names_as_they_stand(folder: Path, run: Run) -> None:
     file = "[bold]x[].safetensors"
     save_file({"[i]layer[31m": torch.randn(19, 23)}, folder / file)
     done = run("inspect", file, cwd=folder)
@@ -114,13 +154,13 @@ def test_inspect_shows_names_as_they_stand(folder: Path) -> None:
     assert "[i]layer[31m" in done.stdout
 
 
-def test_an_error_shows_control_characters_as_they_stand(folder: Path) -> None:
+def test_an_error_shows_control_characters_as_they_stand(folder: Path, run: Run) -> None:
     done = run("compress", "mymodels:coloured", *COMPRESS[2:], cwd=folder)
     assert r"\x1b[31m" in done.stderr
     assert "\x1b" not in done.stderr
 
 
-def test_inspect_reads_float8(folder: Path) -> None:
+def test_inspect_reads_float8(folder: Path, run: Run) -> None:
     types = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
     stored = {str(dtype): torch.randn(19, 23).to(dtype) for dtype in types}
     stored["kernel"] = torch.randn(7, 5, 3, 2).to(torch.float8_e4m3fn)
@@ -134,7 +174,7 @@ def test_inspect_reads_float8(folder: Path) -> None:
 
 
 def test_characters_that_standard_output_cannot_encode_are_replaced(folder: Path) -> None:
-    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS, "--policy", "ratio:1/3"]
+    command = [sys.executable, "-m", "rankfold.cli", *CHECKPOINT, "--policy", "ratio:1/3"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -149,7 +189,7 @@ def test_the_error_of_an_unwritable_output_says_where_the_result_is(
     folder: Path, redirection: str, cause: str
 ) -> None:
     script = f'set -o pipefail; "$@" {redirection}'
-    command = [sys.executable, "-m", "rankfold.cli", *COMPRESS]
+    command = [sys.executable, "-m", "rankfold.cli", *CHECKPOINT]
     shell = ["bash", "-c", script, "bash", *command]
     done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -159,7 +199,7 @@ def test_the_error_of_an_unwritable_output_says_where_the_result_is(
     assert rf.load(network(), folder / "out")
 
 
-def test_compress_does_not_replace_the_working_directory(folder: Path) -> None:
+def test_compress_does_not_replace_the_working_directory(folder: Path, run: Run) -> None:
     (folder / "empty").mkdir()
     arguments = ("compress", "mymodels:make", "--weights", "../w.safetensors", "-o", ".")
     done = run(*arguments, cwd=folder / "empty")
@@ -169,12 +209,13 @@ def test_compress_does_not_replace_the_working_directory(folder: Path) -> None:
 
 
 def test_plugins_lists_what_is_installed(folder: Path) -> None:
-    done = run("plugins", cwd=folder)
+    done = process("plugins", cwd=folder)
     assert done.returncode == 0
     for word in ("adapter torch", "decomposition tucker2", "policy vbmf", "No problems."):
         assert word in done.stdout
 
 
+CHECKPOINT = ("compress", "w.safetensors", "-o", "out")
 COMPRESS = ("compress", "mymodels:make", "--weights", "w.safetensors", "-o", "out")
 BAD = {
     "unknown command": (("squash",), "No such command"),
@@ -226,8 +267,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_an_error_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
+def one_line(folder: Path, name: str, run: Run) -> None:
     arguments, message = BAD[name]
     before = sorted(folder.iterdir())
     done = run(*arguments, cwd=folder)
@@ -238,7 +278,26 @@ def test_an_error_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
     assert [p for p in sorted(folder.iterdir()) if p.name != "__pycache__"] == before
 
 
-def test_the_demo_shows_a_table_and_writes_a_picture(folder: Path) -> None:
+@pytest.mark.parametrize("name", BAD)
+def test_an_error_is_one_line_and_exit_code_2(
+    folder: Path, name: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankfold.executors._PATIENCE", 0.2)
+    one_line(folder, name, run)
+
+
+@pytest.mark.parametrize("name", ["unknown command", "factory in a script"])
+def test_an_error_of_the_process_is_one_line_and_exit_code_2(folder: Path, name: str) -> None:
+    one_line(folder, name, process)
+
+
+def test_the_demo_shows_a_table_and_writes_a_picture(
+    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = load_digits()
+    few = Bunch(images=digits.images[:240], target=digits.target[:240])
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
+    monkeypatch.setattr("rankfold_torch.demo._LATENCY_ROUNDS", 2)
     done = run("demo", "--epochs", "1", "-o", "[bold]shown", cwd=folder)
     assert done.returncode == 0, done.stderr
     for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):

@@ -6,6 +6,7 @@ All sizes of a case are distinct, so that a transposition cannot pass.
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tensorly.decomposition import parafac, partial_tucker
 
 import rankfold as rf
 from rankfold.decompose import cp_als as als
-from rankfold.decompose.base import Decomposition
+from rankfold.decompose.base import Decomposition, Factored
 from rankfold.decompose.cp import parafac as own_parafac
 from rankfold.decompose.cp_correction import correct
 from rankfold.decompose.spectrum import Spectrum
@@ -113,7 +114,7 @@ def probe(op: Op, rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal((2, channels(op)[1], *spatial))
 
 
-def factored(op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced"):
+def factored(op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced") -> Factored:
     return method(name).decompose(
         op, ranks, spectrum=Spectrum(op), placement=placement, rng=np.random.default_rng(0)
     )
@@ -121,6 +122,13 @@ def factored(op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanc
 
 def reduced(op: Op, name: str) -> tuple[int, ...]:
     return tuple(max(1, most // 2) for most in method(name).max_ranks(op))
+
+
+@cache
+def halved(case: str, name: str) -> tuple[Op, Factored]:
+    """An op and its decomposition at about half of its ranks: the same in every test of a case."""
+    op = OPS[case](np.random.default_rng(0))
+    return op, factored(op, name, reduced(op, name))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -139,29 +147,22 @@ def test_full_rank_reproduces_the_layer(case: str, name: str, rng: np.random.Gen
 def test_reduced_rank_is_the_layer_with_the_reconstructed_weight(
     case: str, name: str, rng: np.random.Generator
 ) -> None:
-    op = OPS[case](rng)
-    chain = factored(op, name, reduced(op, name)).chain
-    x = probe(op, rng)
+    op, found = halved(case, name)
+    chain, x = found.chain, probe(op, rng)
     expected = forward(replace(op, weight=reconstruct(op, chain)), x)
     assert distance(forward(chain, x), expected) < 1e-12
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_the_announced_error_is_the_measured_one(
-    case: str, name: str, rng: np.random.Generator
-) -> None:
-    op = OPS[case](rng)
-    found = factored(op, name, reduced(op, name))
+def test_the_announced_error_is_the_measured_one(case: str, name: str) -> None:
+    op, found = halved(case, name)
     assert found.error == pytest.approx(distance(reconstruct(op, found.chain), op.weight), abs=1e-7)
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_the_template_has_the_shapes_of_the_chain(
-    case: str, name: str, rng: np.random.Generator
-) -> None:
-    op = OPS[case](rng)
-    ranks = reduced(op, name)
-    template, chain = method(name).template(op, ranks), factored(op, name, ranks).chain
+def test_the_template_has_the_shapes_of_the_chain(case: str, name: str) -> None:
+    op, found = halved(case, name)
+    template, chain = method(name).template(op, reduced(op, name)), found.chain
     assert [s.weight.shape for s in template] == [s.weight.shape for s in chain]
     assert params(template) == params(chain)
     extent = (2, 13, 17, 11)[: max(1, op.weight.ndim - 1)]
@@ -171,32 +172,26 @@ def test_the_template_has_the_shapes_of_the_chain(
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_only_the_last_stage_has_the_bias(case: str, name: str, rng: np.random.Generator) -> None:
-    op = OPS[case](rng)
-    *before, last = factored(op, name, reduced(op, name)).chain
+def test_only_the_last_stage_has_the_bias(case: str, name: str) -> None:
+    op, found = halved(case, name)
+    *before, last = found.chain
     assert all(stage.bias is None for stage in before)
     assert (last.bias is None) == (op.bias is None)
     assert op.bias is None or np.array_equal(last.bias, op.bias)
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_balanced_stages_have_equal_norms(case: str, name: str, rng: np.random.Generator) -> None:
-    op = OPS[case](rng)
-    norms = [np.linalg.norm(s.weight) for s in factored(op, name, reduced(op, name)).chain]
+def test_balanced_stages_have_equal_norms(case: str, name: str) -> None:
+    _, found = halved(case, name)
+    norms = [np.linalg.norm(s.weight) for s in found.chain]
     assert max(norms) == pytest.approx(min(norms), rel=1e-9)
 
 
 @pytest.mark.parametrize(("case", "name"), CASES)
-def test_placements_stand_for_the_same_weight(
-    case: str, name: str, rng: np.random.Generator
-) -> None:
-    op = OPS[case](rng)
-    ranks = reduced(op, name)
-    balanced, classical = (
-        reconstruct(op, factored(op, name, ranks, placement).chain)
-        for placement in ("balanced", "classical")
-    )
-    assert distance(classical, balanced) < 1e-12
+def test_placements_stand_for_the_same_weight(case: str, name: str) -> None:
+    op, balanced = halved(case, name)
+    classical = factored(op, name, reduced(op, name), "classical")
+    assert distance(*(reconstruct(op, found.chain) for found in (classical, balanced))) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

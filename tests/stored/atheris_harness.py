@@ -6,7 +6,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["rankfold.stored"]):
+with atheris.instrument_imports(include=["rankfold.checkpoints", "rankfold.storage"]):
     from tests.stored.fuzzing import harmless
 
 FOLDER = Path(tempfile.mkdtemp(prefix="rankfold-fuzz-"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import cache
 
 import pytest
 import torch
@@ -41,14 +42,19 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
             yield pool
 
 
+@cache
+def without(policy: rf.Policy, methods: tuple[str, ...] | None) -> rf.Compressed:
+    """What both executors are compared with."""
+    return rf.compress(network(), policy, inputs=X, methods=methods)
+
+
 @pytest.mark.parametrize("methods", [None, ("svd", "cp")], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_an_executor_changes_nothing(
     policy: rf.Policy, methods: tuple[str, ...] | None, executor: Executor
 ) -> None:
-    model = network()
-    alone = rf.compress(model, policy, inputs=X, methods=methods)
-    shared = rf.compress(model, policy, inputs=X, methods=methods, executor=executor)
+    alone = without(policy, methods)
+    shared = rf.compress(network(), policy, inputs=X, methods=methods, executor=executor)
     assert shared.plan == alone.plan
     both = zip(alone.model.state_dict().items(), shared.model.state_dict().items(), strict=True)
     for (name, one), (other_name, other) in both:
@@ -85,7 +91,7 @@ def test_tensors_that_stay_where_they_are_are_decomposed_alike(
     policy: rf.Policy, methods: tuple[str, ...] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network()
-    usual = rf.compress(model, policy, inputs=X, methods=methods)
+    usual = without(policy, methods)
     monkeypatch.setattr(layers, "STAYING", ("cpu",))
     small = rf.compress(model, policy, inputs=X, methods=methods)
     for one, other in zip(usual.plan.layers, small.plan.layers, strict=True):

@@ -77,7 +77,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(drawn=layers(), name=st.sampled_from(METHODS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_random_geometry(drawn: tuple[nn.Module, torch.Tensor], name: str) -> None:
     layer, x = drawn
     op = TorchAdapter().read(layer, "")

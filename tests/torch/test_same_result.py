@@ -12,7 +12,7 @@ from torch import nn
 
 import rankfold as rf
 
-ORDER = 768  # large enough for subspaces to be sampled
+ORDER = 528  # large enough for subspaces to be sampled
 
 
 def layers(method: str) -> nn.Sequential:
