@@ -282,7 +282,7 @@ def one_line(folder: Path, name: str, run: Run) -> None:
 def test_an_error_is_one_line_and_exit_code_2(
     folder: Path, name: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankfold.executors._PATIENCE", 0.2)
+    monkeypatch.setattr("rankfold.cli.executors._PATIENCE", 0.2)
     one_line(folder, name, run)
 
 
