@@ -9,21 +9,21 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.ops import Chain, Extent, Op
 from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.paired_run import interpreter as following
 
 Model = TypeVar("Model")
 
 
 class FlaxAdapter(ABC, Generic[Model]):
-    """The methods of `rankfold.adapters.base.Calibrates` that need no more than a `Flow`."""
+    """The methods of `rankfold.adapters.base.Calibrates` that need no more than a `PureModel`."""
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:
@@ -34,7 +34,7 @@ class FlaxAdapter(ABC, Generic[Model]):
         """See `rankfold.adapters.base.Adapter`."""
 
     @abstractmethod
-    def _flow(self, model: Model, paths: Iterable[str]) -> Flow:
+    def _flow(self, model: Model, paths: Iterable[str]) -> PureModel:
         """The model as a pure function, with the places of these layers among its arrays."""
 
     @abstractmethod
@@ -57,12 +57,12 @@ class FlaxAdapter(ABC, Generic[Model]):
         known = {path: op for path, op in layers.items() if self._is_laid_out(model, path)}
         return moments.moments(self._flow(model, known), calibration, known, rng, advance)
 
-    def follow(
+    def run_paired(
         self,
         model: Model,
         calibration: Calibration,
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         *,
         sequential: bool,
         rng: np.random.Generator,
@@ -72,7 +72,7 @@ class FlaxAdapter(ABC, Generic[Model]):
         A layer that every turn uses, or that is in another loop, is met before it, without sums
         over its inputs.
         """
-        return following.follow(
+        return following.run_paired(
             self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
         )
 

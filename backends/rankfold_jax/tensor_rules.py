@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.tensor_rules import Stored
+from rankfold.adapters.tensor_rules import LayerTensor
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Embedding, Linear, Op
@@ -32,14 +32,14 @@ class FlaxTensors:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """Leaves stacks of layers alone, which look like convolutions."""
         path, _, last = name.rpartition(".")
         if not name.startswith(self.root) or last not in ("kernel", "embedding"):
             return None
         path = path.removeprefix(self.root)
         if last == "embedding":
-            return Stored(path) if len(shape) == 2 else None
+            return LayerTensor(path) if len(shape) == 2 else None
         if len(shape) not in (2, *_CONVOLUTIONS):
             return None
         layer, kernel = path.rpartition(".")[2].lower(), shape[:-2]
@@ -52,8 +52,8 @@ class FlaxTensors:
         elif kernel and shape[-2] == 1:
             refusal = "one input channel: depthwise, or as good as"
         if refusal:
-            return Stored(path, refusal=refusal)
-        return Stored(path, name.removesuffix(last) + "bias")
+            return LayerTensor(path, refusal=refusal)
+        return LayerTensor(path, name.removesuffix(last) + "bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
         """Output channels first."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from rankfold.adapters.base import Trace, Visit
+from rankfold.adapters.base import LayerVisitor, Trace
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError, Refused
@@ -28,7 +28,7 @@ from rankfold_torch import timing, tracing
 from rankfold_torch.calibration import losses, moments
 from rankfold_torch.layers import set_values as refilling
 from rankfold_torch.layers import stock as layers
-from rankfold_torch.layers.parameter_layers import Factors, Held, held_at, names_in
+from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, held_at, names_in
 from rankfold_torch.layers.parameter_memory import settle
 from rankfold_torch.layers.stock import to_array
 from rankfold_torch.meta_tensors import shaped
@@ -36,7 +36,7 @@ from rankfold_torch.paired_run import driver as following
 from rankfold_torch.surgery import replace as swapping
 from rankfold_torch.surgery import stale_layers as stale
 from rankfold_torch.usage.refusals import (
-    Surroundings,
+    ModuleUsage,
     check_class,
     check_parameter,
     check_parts,
@@ -57,7 +57,7 @@ class TorchAdapter:
     """
 
     def __init__(self) -> None:
-        self._surroundings: Callable[[nn.Module], Surroundings] = cache(Surroundings)
+        self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
         self._run: stale.Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
 
@@ -78,7 +78,7 @@ class TorchAdapter:
         check_root(model)
         return {
             path: f"{type(layer.module).__name__}.{layer.name}"
-            if isinstance(layer, Held)
+            if isinstance(layer, ParameterLayer)
             else type(layer).__name__
             for path, layer in self._found(model).items()
         }
@@ -107,7 +107,7 @@ class TorchAdapter:
         """Reads a layer of values that a function gives it."""
         held = held_at(model, path)
         if held is not None:
-            held = Held(valued(held.module), held.name)
+            held = ParameterLayer(valued(held.module), held.name)
             check_parameter(held.module, held.name)
             owner = path.rpartition(".")[0]
             surrounded = model.get_submodule(owner)
@@ -139,7 +139,7 @@ class TorchAdapter:
 
     def recall(self) -> None:
         """A run shows what `forward` reads, so that its source is asked for the rest alone."""
-        self._surroundings = cache(partial(Surroundings, traced=True))
+        self._surroundings = cache(partial(ModuleUsage, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """An `nn.Sequential` of stock layers; the factors of a parameter."""
@@ -209,12 +209,12 @@ class TorchAdapter:
         own = {path: op for path, op in layers.items() if held_at(model, path) is None}
         return moments.moments(model, calibration, own, rng, advance)
 
-    def follow(
+    def run_paired(
         self,
         model: nn.Module,
         calibration: Calibration,
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         *,
         sequential: bool,
         rng: np.random.Generator,
@@ -228,7 +228,7 @@ class TorchAdapter:
                 return self.refilled(model, path, first)
             return self.build(model, path, chain)
 
-        return following.follow(
+        return following.run_paired(
             model, calibration, layers, visit, build, sequential=sequential, rng=rng
         )
 
@@ -292,21 +292,23 @@ class TorchAdapter:
         """Whole forward passes in eval mode without gradients."""
         return timing.model_seconds(models, inputs)
 
-    def _found(self, model: nn.Module) -> dict[str, nn.Module | Held]:
-        found: dict[str, nn.Module | Held] = {}
+    def _found(self, model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
+        found: dict[str, nn.Module | ParameterLayer] = {}
         for path, module in model.named_modules():
             names = names_in(module, _NAME)
             if names is not None:
                 for name, parameter in module._parameters.items():
                     if name in names and _is_matrix(parameter):
-                        found[f"{path}.{name}".lstrip(".")] = Held(module, name)
+                        found[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
             elif self._is_layer(module):
                 found[path] = module
         return found
 
     def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
         return {
-            path: layer for path, layer in self._found(model).items() if not isinstance(layer, Held)
+            path: layer
+            for path, layer in self._found(model).items()
+            if not isinstance(layer, ParameterLayer)
         }
 
     def _is_layer(self, module: nn.Module) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rankfold.adapters.tensor_rules import Stored, numbered
+from rankfold.adapters.tensor_rules import LayerTensor, numbered
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Linear, Op
@@ -23,7 +23,7 @@ class TorchTensors:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """Leaves alone what its name or shape makes out to be something else."""
         path, _, last = name.rpartition(".")
         if last != _WEIGHT or len(shape) not in (2, *_CONVOLUTIONS):
@@ -31,13 +31,13 @@ class TorchTensors:
         layer = path.rpartition(".")[2].lower()
         if len(shape) == 2:
             if "emb" in layer or layer in _TABLES:
-                return Stored(path, refusal="by its name a table, which is left alone here")
+                return LayerTensor(path, refusal="by its name a table, which is left alone here")
         elif any(word in path.lower() for word in _TRANSPOSED):
             why = "by its name a transposed convolution, whose layout is not told by its shape"
-            return Stored(path, refusal=why)
+            return LayerTensor(path, refusal=why)
         elif shape[1] == 1:
-            return Stored(path, refusal="one input channel: depthwise, or as good as")
-        return Stored(path, f"{path}.bias" if path else "bias")
+            return LayerTensor(path, refusal="one input channel: depthwise, or as good as")
+        return LayerTensor(path, f"{path}.bias" if path else "bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
         """The arrays as they are."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rankfold.adapters.tensor_rules import Stored, TensorRule, numbered
+from rankfold.adapters.tensor_rules import LayerTensor, TensorRule, numbered
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Linear, Op
@@ -83,7 +83,7 @@ class Projections:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """Knows nothing where a model_type says that they are ordinary `Linear`s."""
         path, _, last = name.rpartition(".")
         if last != _WEIGHT or len(shape) != _MATRIX or path.rpartition(".")[2] not in _NAMES:
@@ -91,7 +91,7 @@ class Projections:
         types = set(_model_types(settings, _DEPTH))
         if bool(types) != self.told or (types and not types & _CONV1D):
             return None
-        return Stored(path, f"{path}.bias")
+        return LayerTensor(path, f"{path}.bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
         """Output channels first."""
@@ -126,7 +126,7 @@ class Experts:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """Rows may be output or input: a product of factors is the same."""
         path, _, last = name.rpartition(".")
         parts = path.split(".")
@@ -134,9 +134,9 @@ class Experts:
         if len(shape) == _MATRIX and last == _WEIGHT and ("router" in parts or layer == "gate"):
             experts = set(_experts(settings, _DEPTH))
             if shape[0] in experts or (not settings and shape[0] < shape[1]):
-                return Stored(path, refusal="by its name the router of a mixture of experts")
+                return LayerTensor(path, refusal="by its name the router of a mixture of experts")
         stack = last in EXPERTS or (last == _WEIGHT and layer in _PARALLEL)
-        return Stored(name) if stack and len(shape) == _STACK else None
+        return LayerTensor(name) if stack and len(shape) == _STACK else None
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
         """One group an expert."""
@@ -191,14 +191,14 @@ class ReadByOwner:
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """Knows them by the model_type of config.json."""
         path, _, last = name.rpartition(".")
         layer = path.rpartition(".")[2]
         if last != _WEIGHT or len(shape) < _MATRIX:
             return None
         if any(layer in _READ.get(kind, ()) for kind in _model_types(settings, _DEPTH)):
-            return Stored(path, refusal="the model reads its weight itself")
+            return LayerTensor(path, refusal="the model reads its weight itself")
         return None
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:

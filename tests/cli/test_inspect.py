@@ -37,7 +37,7 @@ def test_one_method_of_a_layer_offers_what_it_offers_alone() -> None:
     both = layer(*names)
     both.offers()
     for name in names:
-        view = both.only(name)
+        view = both.with_method(name)
         view.release()
         offers = [(o.method, o.ranks, o.cost) for o in view.offers()]
         assert offers == [(o.method, o.ranks, o.cost) for o in layer(name).offers()]

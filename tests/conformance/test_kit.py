@@ -239,11 +239,13 @@ class GathersTransposed(TorchAdapter):
 
 
 class FollowsWithoutBias(TorchAdapter):
-    def follow(self, model: Any, calibration: Any, layers: Any, visit: Any, **options: Any) -> Any:
+    def run_paired(
+        self, model: Any, calibration: Any, layers: Any, visit: Any, **options: Any
+    ) -> Any:
         def blind(path: str, fit: Any, held: Any) -> Any:
             return visit(path, None if fit is None else replace(fit, y=fit.y * 0), held)
 
-        return super().follow(model, calibration, layers, blind, **options)
+        return super().run_paired(model, calibration, layers, blind, **options)
 
 
 class RefillsNothing(TorchAdapter):

@@ -17,7 +17,7 @@ from tensorly.decomposition import parafac, partial_tucker
 
 import rankfold as rf
 from rankfold.decompose import cp_als as als
-from rankfold.decompose.base import Decomposition, Factored
+from rankfold.decompose.base import Decomposition, Factorization
 from rankfold.decompose.cp import parafac as own_parafac
 from rankfold.decompose.cp_correction import correct
 from rankfold.decompose.spectrum import Spectrum
@@ -114,7 +114,9 @@ def probe(op: Op, rng: np.random.Generator) -> np.ndarray:
     return rng.standard_normal((2, channels(op)[1], *spatial))
 
 
-def factored(op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced") -> Factored:
+def factored(
+    op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced"
+) -> Factorization:
     return method(name).decompose(
         op, ranks, spectrum=Spectrum(op), placement=placement, rng=np.random.default_rng(0)
     )
@@ -125,7 +127,7 @@ def reduced(op: Op, name: str) -> tuple[int, ...]:
 
 
 @cache
-def halved(case: str, name: str) -> tuple[Op, Factored]:
+def halved(case: str, name: str) -> tuple[Op, Factorization]:
     """An op and its decomposition at about half of its ranks: the same in every test of a case."""
     op = OPS[case](np.random.default_rng(0))
     return op, factored(op, name, reduced(op, name))

@@ -37,7 +37,7 @@ def test_no_layer_is_offered_what_measures_slower() -> None:
     op = Linear(RNG.standard_normal((37, 41)))
     known = registry().methods(("svd",))
     layer = Layer(("x",), lambda: op, known, [(1,)], "balanced", 0, timer=seconds)
-    first, faster = layer.faster(layer.offers())
+    first, faster = layer.timed_offers(layer.offers())
     assert first == 1.0
     assert faster
     assert {offer.seconds for offer in faster} == {0.5}

@@ -11,7 +11,7 @@ import pytest
 
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
-from rankfold.decompose.base import Factored
+from rankfold.decompose.base import Factorization
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.linalg import Array
@@ -146,7 +146,7 @@ def test_dead_groups_leave_the_others_what_they_were(method: str) -> None:
 def test_a_decomposition_that_gives_up_is_the_reason_of_its_layer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def give_up(*_: object, **__: object) -> Factored:
+    def give_up(*_: object, **__: object) -> Factorization:
         raise RankfoldError("a stage exceeds the range of float16")
 
     monkeypatch.setattr(type(registry().methods(("svd",))["svd"]), "decompose", give_up)

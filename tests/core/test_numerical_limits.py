@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rankfold as rf
-from rankfold.decompose.base import Decomposition, Factored, Placement
+from rankfold.decompose.base import Decomposition, Factorization, Placement
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.ops import Op
 from rankfold.ops.reference import reconstruct
@@ -43,7 +43,7 @@ def kernel_of(name: str) -> tuple[int, int]:
 
 def factored(
     op: Op, name: str, ranks: tuple[int, ...], placement: Placement = "balanced"
-) -> Factored:
+) -> Factorization:
     rng = np.random.default_rng(0)
     found = method(name).decompose(op, ranks, spectrum=Spectrum(op), placement=placement, rng=rng)
     assert all(np.isfinite(stage.weight).all() for stage in found.chain)
@@ -62,7 +62,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a / scale - b / scale) / np.linalg.norm(b / scale))
 
 
-def measured(op: Op, found: Factored) -> float:
+def measured(op: Op, found: Factorization) -> float:
     return distance(reconstruct(op, found.chain), op.weight)
 
 
@@ -154,11 +154,11 @@ def held(weight: np.ndarray, dtype: type) -> np.ndarray:
     return made.astype(np.float32) if dtype is ml_dtypes.bfloat16 else made
 
 
-def stored(found: Factored, dtype: type) -> Factored:
+def stored(found: Factorization, dtype: type) -> Factorization:
     """The chain as it is written back into a layer of that precision."""
     chain = tuple(replace(stage, weight=held(stage.weight, dtype)) for stage in found.chain)
     assert all(np.isfinite(stage.weight).all() for stage in chain)
-    return Factored(chain, found.error)
+    return Factorization(chain, found.error)
 
 
 SCALES = {

@@ -7,7 +7,7 @@ import pytest
 
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
-from rankfold.decompose.base import Mode
+from rankfold.decompose.base import Unfolding
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.layers.layer import Layer
 from rankfold.linalg import Array, subspaces
@@ -105,7 +105,7 @@ def test_a_candidate_is_the_same_whatever_was_asked_before(name: str, data: bool
 def test_the_offers_of_one_method_are_not_those_of_all(multiple_of: int) -> None:
     layer = layer_of("channels", data=False, methods=("channel_svd", "tucker2"))
     layer.offers(multiple_of)
-    alone = layer.only("tucker2").offers(multiple_of)
+    alone = layer.with_method("tucker2").offers(multiple_of)
     assert {offer.method for offer in alone} == {"tucker2"}
     again = layer_of("channels", data=False, methods=("tucker2",)).offers(multiple_of)
     assert alone == again
@@ -124,5 +124,5 @@ def test_a_share_of_the_channels_takes_no_eigenpairs(
 
 def test_a_mode_may_come_with_its_values_or_with_a_way_to_them() -> None:
     values = np.ones((1, 3))
-    assert Mode(values, (3, 4), 3, 1.0).values is values
-    assert Mode(lambda: values, (3, 4), 3, 1.0).values is values
+    assert Unfolding(values, (3, 4), 3, 1.0).values is values
+    assert Unfolding(lambda: values, (3, 4), 3, 1.0).values is values

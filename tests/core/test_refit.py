@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rankfold.calibration.moments import Joint, LayerMoments
+from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
@@ -43,8 +43,8 @@ def moments_of(x: Array) -> LayerMoments:
     return LayerMoments(inputs, x.mean(0), None, len(x), 1.0)
 
 
-def joint(x: Array, y: Array) -> Joint:
-    return Joint(
+def joint(x: Array, y: Array) -> RegressionSums:
+    return RegressionSums(
         xx=np.einsum("ngi,ngj->gij", x, x),
         yx=np.einsum("ngi,ngj->gij", y, x),
         yy=np.einsum("ngi,ngj->gij", y, y),
@@ -78,7 +78,7 @@ class Case:
         moments = moments_of(self.x[:, groups])
         return Layer(("layer",), lambda: op, found, None, "balanced", 0, moments)
 
-    def joints(self, groups: list[int]) -> tuple[Joint, Joint]:
+    def joints(self, groups: list[int]) -> tuple[RegressionSums, RegressionSums]:
         held = np.arange(ROWS) % 4 == 3
         x, y = self.other[:, groups], self.y[:, groups]
         return joint(x[~held], y[~held]), joint(x[held], y[held])
@@ -243,4 +243,4 @@ def test_no_layer_is_fitted_to_inputs_that_never_vary() -> None:
     xx = x[:, :, None] * x[:, None, :] * (1.0 + noise + noise.swapaxes(1, 2))
     sums = [xx, y[:, :, None] * x[:, None, :], y[:, :, None] * y[:, None, :], x, y]
     with pytest.raises(Refused, match="never vary"):
-        regression(op, Joint(*(20 * array for array in sums), 20), 1e-3)
+        regression(op, RegressionSums(*(20 * array for array in sums), 20), 1e-3)

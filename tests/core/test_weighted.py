@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rankfold.calibration.moments import LayerMoments
-from rankfold.calibration.weighted_norm import Metric, rows_of, shrunk
+from rankfold.calibration.weighted_norm import Metric, oas_shrinkage, rows_of
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
@@ -71,7 +71,7 @@ def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:
             g = moments.grads[group]
             g = np.diag(g) if g.ndim == 1 else g
         total += float(np.trace(g @ rows @ c @ rows.T))
-    return total * moments.uses
+    return total * moments.positions_per_example
 
 
 @pytest.mark.parametrize("grads", ["full", "diagonal", "none"])
@@ -150,7 +150,7 @@ def test_two_samples_leave_the_plain_decomposition() -> None:
 def test_shrinking_keeps_the_trace_and_makes_moments_regular(samples: int) -> None:
     x = RNG.standard_normal((min(samples, 50), 15))
     moment = (x.T @ x / len(x))[None]
-    made = shrunk(moment, samples)
+    made = oas_shrinkage(moment, samples)
     assert np.trace(made[0]) == pytest.approx(np.trace(moment[0]))
     assert np.linalg.eigvalsh(made[0])[0] > 0.0
 

@@ -154,9 +154,9 @@ def test_moments_plan_and_refit_are_those_of_torch(framework: str) -> None:
     wanted, expected_plan, expected = calibrated("torch")
     assert list(moments) == list(wanted)
     for path in wanted:
-        assert (moments[path].samples, moments[path].uses) == (
+        assert (moments[path].samples, moments[path].positions_per_example) == (
             wanted[path].samples,
-            wanted[path].uses,
+            wanted[path].positions_per_example,
         )
         for name in ("inputs", "mean", "grads"):
             found, array = getattr(moments[path], name), getattr(wanted[path], name)

@@ -15,9 +15,9 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear, Op, blank, of_groups
@@ -60,11 +60,17 @@ class Met:
         self.adapter = adapter_for(model, calibration.inputs[0])
         found = {path: self.adapter.read(model, path) for path in self.adapter.layers(model)}
         self.ops: Mapping[str, Op] = {p: op for p, op in found.items() if not only or p in only}
-        self.joints: dict[str, tuple[Joint | None, Joint | None]] = {}
-        self.parts: dict[str, list[tuple[tuple[int, ...], Joint | None, Joint | None]]] = {}
+        self.joints: dict[str, tuple[RegressionSums | None, RegressionSums | None]] = {}
+        self.parts: dict[
+            str, list[tuple[tuple[int, ...], RegressionSums | None, RegressionSums | None]]
+        ] = {}
 
         def visit(
-            path: str, fit: Joint | None, held: Joint | None, groups: Sequence[int] | None = None, /
+            path: str,
+            fit: RegressionSums | None,
+            held: RegressionSums | None,
+            groups: Sequence[int] | None = None,
+            /,
         ) -> Chain:
             op = self.ops[path]
             if groups is None:
@@ -74,12 +80,12 @@ class Met:
             self.parts.setdefault(path, []).append((tuple(groups), fit, held))
             return chain(of_groups(op, groups, op.groups))
 
-        follow: Visit = visit
-        self.errors = self.adapter.follow(
+        run_paired: LayerVisitor = visit
+        self.errors = self.adapter.run_paired(
             model,
             calibration,
             self.ops,
-            follow,
+            run_paired,
             sequential=sequential,
             rng=np.random.default_rng(0),
         )

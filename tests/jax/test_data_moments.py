@@ -172,7 +172,7 @@ def test_moments_are_those_of_a_direct_computation(name: str, framework: str) ->
     assert moments.grads is not None
     np.testing.assert_allclose(moments.grads, expected, rtol=1e-4, atol=1e-5)
     assert moments.samples == len(x)
-    assert moments.uses == len(rows) / len(x)
+    assert moments.positions_per_example == len(rows) / len(x)
 
 
 def test_layers_with_several_axes() -> None:
@@ -232,8 +232,8 @@ def test_a_model_is_run_in_eval_mode_and_stays_as_it_was() -> None:
     model.eval()
     hidden = nnx.relu(model.norm(model.conv(x))).mean((1, 2))
     np.testing.assert_allclose(found["head"].inputs, gram(np.asarray(hidden)[:, None]), rtol=1e-4)
-    assert found["head"].uses == 1
-    assert found["conv"].uses == 7 * 6
+    assert found["head"].positions_per_example == 1
+    assert found["conv"].positions_per_example == 7 * 6
 
 
 def test_gradients_of_the_outputs_of_a_linear_model() -> None:
@@ -283,7 +283,7 @@ def test_an_embedding_is_counted(framework: str) -> None:
     table = next(iter(found.values()))
     np.testing.assert_allclose(table.inputs, [[2 / 6, 3 / 6, 0, 0, 1 / 6]])
     np.testing.assert_allclose(table.mean, table.inputs)
-    assert table.uses == 3
+    assert table.positions_per_example == 3
     assert table.grads is not None
     assert table.grads.shape == (1, 3, 3)
 
@@ -310,7 +310,7 @@ def test_a_shared_layer_sums_its_calls_up() -> None:
     found, _ = gather(nnx.Sequential(layer, layer), x)
     rows = np.concatenate([x, layer(x)])[:, None]
     np.testing.assert_allclose(found["layers.0"].inputs, gram(rows), rtol=1e-4)
-    assert found["layers.0"].uses == 2
+    assert found["layers.0"].positions_per_example == 2
 
 
 def test_a_sample_is_enough() -> None:
@@ -320,7 +320,7 @@ def test_a_sample_is_enough() -> None:
     rows = rows_of(ops[""], np.moveaxis(x, -1, 1))
     full = gram(rows)
     moments = found[""]
-    assert moments.uses == 160 * 160
+    assert moments.positions_per_example == 160 * 160
     assert np.linalg.norm(moments.inputs - full) < 0.03 * np.linalg.norm(full)
     assert np.linalg.norm(moments.inputs - full) > 1e-6 * np.linalg.norm(full)
 
@@ -390,7 +390,7 @@ def test_a_scanned_stack_has_the_moments_of_its_layers(name: str) -> None:
     assert stack.grads is not None
     back = np.stack(gradients[::-1], 2).reshape(-1, 3, 4)
     np.testing.assert_allclose(stack.grads, gram(back), rtol=1e-4, atol=1e-6)
-    assert stack.uses == 5
+    assert stack.positions_per_example == 5
     assert stack.samples == 9
 
 
@@ -451,7 +451,7 @@ def test_calls_in_jit_cond_and_without_a_gradient() -> None:
     layers = {path: adapter.read(model, path) for path in adapter.layers(model)}
     calibration = Calibration.of(x, None, None)
     found = adapter.moments(model, calibration, layers, np.random.default_rng(0), lambda _: None)
-    assert {path: layer.uses for path, layer in found.items()} == {
+    assert {path: layer.positions_per_example for path, layer in found.items()} == {
         "often": 2,
         "rarely": 1,
         "frozen": 1,

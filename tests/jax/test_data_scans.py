@@ -15,7 +15,7 @@ from jax import lax
 
 import rankfold as rf
 from rankfold.calibration.batches import Calibration
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 from rankfold.ops import Chain, of_groups
 from rankfold_jax.nnx.adapter import NNXAdapter
@@ -236,7 +236,7 @@ def test_scanned_layers_that_stay_are_refitted_from_the_first_replaced_one_on(na
         assert stack.measured == pytest.approx(expected, rel=0.1)
 
 
-class Stack(nnx.Module):
+class StackedAxes(nnx.Module):
     """Layers of one shape in one array, called in some way."""
 
     def __init__(self, shape: tuple[int, ...], call: Callable[[Any, Any, Any], Any]) -> None:
@@ -372,7 +372,7 @@ STRUCTURES: dict[str, tuple[tuple[int, ...], Any, tuple[Any, ...], Parts | None]
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_loops_of_every_structure(name: str) -> None:
     shape, call, times, parts = STRUCTURES[name]
-    model = Stack(shape, call)
+    model = StackedAxes(shape, call)
     batches = [normal(10, *times, 6), normal(10, *times, 6, seed=1), normal(7, *times, 6) * 2]
     if times:
         batches[1] = batches[1][:, :2]
@@ -382,12 +382,14 @@ def test_loops_of_every_structure(name: str) -> None:
     adapter.trace(model, batches[0])
     ops = {path: adapter.read(model, path) for path in adapter.layers(model)}
 
-    def visit(path: str, fit: Joint | None, held: Joint | None, groups: Any = None, /) -> Chain:
+    def visit(
+        path: str, fit: RegressionSums | None, held: RegressionSums | None, groups: Any = None, /
+    ) -> Chain:
         met.append((path, None if groups is None else tuple(groups), fit is not None))
         return (ops[path] if groups is None else of_groups(ops[path], groups, ops[path].groups),)
 
     rng = np.random.default_rng(0)
-    errors = adapter.follow(model, calibration, ops, visit, sequential=True, rng=rng)
+    errors = adapter.run_paired(model, calibration, ops, visit, sequential=True, rng=rng)
     assert errors == dict.fromkeys(("first", "layers", "last"), 0.0)
     found = [(groups, with_sums) for path, groups, with_sums in met if path == "layers"]
     if parts is None:

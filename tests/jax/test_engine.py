@@ -10,40 +10,44 @@ import pytest
 from jax import lax
 
 from rankfold import RankfoldError
-from rankfold_jax.calibration.moment_interpreter import Gatherer, empty_tap
+from rankfold_jax.calibration.moment_interpreter import Gatherer, empty_moment_tap
 from rankfold_jax.jaxpr import dataflow as jaxprs
-from rankfold_jax.jaxpr.dataflow import Found, leaves_of
+from rankfold_jax.jaxpr.dataflow import Dataflow, leaves_of
 from rankfold_jax.jaxpr.parameter_uses import product
-from rankfold_jax.jaxpr.provenance import Label
-from rankfold_jax.layouts.base import Form
+from rankfold_jax.jaxpr.provenance import Provenance
+from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.conv import ConvForm
 from rankfold_jax.layouts.dense import DenseForm
-from rankfold_jax.layouts.parameter_index import Slot
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.parameter_index import ParameterIndex
+from rankfold_jax.layouts.stacks import StackedAxes
 
 X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
 W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
 STACK = np.random.default_rng(3).standard_normal((4, 5, 5)).astype(np.float32) / 3
 
 
-def found(function: Callable[..., Any], params: Any, *inputs: Any) -> Found:
+def found(function: Callable[..., Any], params: Any, *inputs: Any) -> Dataflow:
     closed, _ = jaxprs.traced(function, params, *inputs)
     return jaxprs.find(closed, [name for name, _ in leaves_of(params)])
 
 
 def gathered(
-    function: Callable[..., Any], kernel: Any, x: Any, form: Form | None = None
+    function: Callable[..., Any], kernel: Any, x: Any, form: LayerLayout | None = None
 ) -> tuple[Any, np.ndarray]:
     """Under jit: what a function of ({"w": kernel}, x) gives, and Σ x xᵀ of its products."""
     form = form or DenseForm((5,), (5,))
     axes = kernel.ndim - len(form.kernel_shape)
-    slot = Slot(form, 0, kernel.shape, Stack(tuple(range(axes)), kernel.shape[:axes]))
+    slot = ParameterIndex(
+        form, 0, kernel.shape, StackedAxes(tuple(range(axes)), kernel.shape[:axes])
+    )
     op = form.op(slot.stack.to_front(kernel), None)
     closed, tree = jaxprs.traced(function, {"w": kernel}, x)
 
     @jax.jit
     def run(*values: Any) -> Any:
-        gatherer = Gatherer({"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_tap(op)})
+        gatherer = Gatherer(
+            {"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_moment_tap(op)}
+        )
         return gatherer.run(closed, values)
 
     outputs, sums = run(kernel, x)
@@ -235,4 +239,4 @@ def test_an_unknown_version_of_jax_is_a_clear_error() -> None:
     (eqn,) = (e for e in closed.jaxpr.eqns if e.primitive.name == "dot_general")
     bare = eqn.replace(params={})
     with pytest.raises(RankfoldError, match="cannot read its jaxprs; use a version of jax"):
-        product(bare, [None, Label("w")], 1)
+        product(bare, [None, Provenance("w")], 1)

@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     second: Any
 
 
-class Held(nnx.Module):
+class NNXLayer(nnx.Module):
     """A model that holds three layers in some container."""
 
     def __init__(self, held: Any, use: Callable[[Any], list[Any]]) -> None:
@@ -57,27 +57,27 @@ def three() -> list[nnx.Linear]:
 
 
 HOLDERS: dict[str, tuple[Callable[[], nnx.Module], tuple[str, ...]]] = {
-    "list": (lambda: Held(nnx.List(three()), list), ("held.0", "held.1", "held.2")),
-    "plain list": (lambda: Held(nnx.data(three()), list), ("held.0", "held.1", "held.2")),
-    "tuple": (lambda: Held(nnx.data(tuple(three())), list), ("held.0", "held.1", "held.2")),
+    "list": (lambda: NNXLayer(nnx.List(three()), list), ("held.0", "held.1", "held.2")),
+    "plain list": (lambda: NNXLayer(nnx.data(three()), list), ("held.0", "held.1", "held.2")),
+    "tuple": (lambda: NNXLayer(nnx.data(tuple(three())), list), ("held.0", "held.1", "held.2")),
     "dict": (
-        lambda: Held(nnx.Dict(a=linear(), b=linear()), lambda h: [h["a"], h.b]),
+        lambda: NNXLayer(nnx.Dict(a=linear(), b=linear()), lambda h: [h["a"], h.b]),
         ("held.a", "held.b"),
     ),
     "plain dict": (
-        lambda: Held(nnx.data({"b": linear(), "a": linear()}), lambda h: [h["a"], h["b"]]),
+        lambda: NNXLayer(nnx.data({"b": linear(), "a": linear()}), lambda h: [h["a"], h["b"]]),
         ("held.b", "held.a"),
     ),
     "named tuple": (
-        lambda: Held(nnx.data(Pair(linear(), linear())), list),
+        lambda: NNXLayer(nnx.data(Pair(linear(), linear())), list),
         ("held.0", "held.1"),
     ),
     "nested": (
-        lambda: Held(nnx.data([{"z": (linear(),)}]), lambda h: [h[0]["z"][0]]),
+        lambda: NNXLayer(nnx.data([{"z": (linear(),)}]), lambda h: [h[0]["z"][0]]),
         ("held.0.z.0",),
     ),
     "sequential": (
-        lambda: Held(nnx.Sequential(linear(), nnx.relu, linear()), lambda h: [h]),
+        lambda: NNXLayer(nnx.Sequential(linear(), nnx.relu, linear()), lambda h: [h]),
         ("held.layers.0", "held.layers.2"),
     ),
 }
@@ -542,7 +542,7 @@ def test_a_stack_keeps_the_name_of_its_axis() -> None:
     with jax.set_mesh(mesh):
         layers = make(jax.random.split(jax.random.key(0), 3))
         assert layers.kernel.get_metadata("out_sharding") == ("x", None, "y")
-        first, last = rf.compress(Held(layers, list), rf.Ranks(2)).model.held.layers
+        first, last = rf.compress(NNXLayer(layers, list), rf.Ranks(2)).model.held.layers
     assert first.kernel.get_metadata("out_sharding") == ("x", None, None)
     assert last.kernel.get_metadata("out_sharding") == ("x", None, "y")
 
@@ -588,7 +588,7 @@ def test_recurrent_layers_are_replaced_and_reproduced(kind: str) -> None:
 
 def test_a_layer_that_is_never_called_costs_no_macs() -> None:
     model = nnx.Dict(a=linear(), b=linear())
-    held = Held(model, lambda h: [h["a"]])
+    held = NNXLayer(model, lambda h: [h["a"]])
     assert rf.plan(held, rf.Ranks(2), inputs=X)["held.b"].macs == (0, 0)
 
 
@@ -679,5 +679,5 @@ def test_a_layer_called_in_a_loop_with_the_same_kernel_counts_every_time() -> No
     def use(layer: Any, x: Any) -> Any:
         return nnx.scan(lambda c, m: (c, m(x)), in_axes=(nnx.Carry, None), length=5)(0.0, layer)[1]
 
-    model = Held(linear(11, 7), lambda layer: [lambda x: use(layer, x)])
+    model = NNXLayer(linear(11, 7), lambda layer: [lambda x: use(layer, x)])
     assert rf.plan(model, rf.Ranks(2), inputs=X)["held"].macs == (770, 360)

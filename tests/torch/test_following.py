@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Linear, Op
 from rankfold_torch.adapter import TorchAdapter
@@ -69,12 +69,12 @@ def truncated(op: Op, rank: int = 2) -> Chain:
 def run(
     model: nn.Module,
     batches: Any,
-    visit: Visit,
+    visit: LayerVisitor,
     *,
     sequential: bool = True,
     layers: Mapping[str, Op] | None = None,
 ) -> Mapping[str, float]:
-    return TorchAdapter().follow(
+    return TorchAdapter().run_paired(
         model,
         Calibration.of(batches, None, None),
         ops_of(model) if layers is None else layers,
@@ -86,10 +86,10 @@ def run(
 
 def recorded(
     ops: Mapping[str, Op], chain: Callable[[Op], Chain]
-) -> tuple[Visit, dict[str, tuple[Joint | None, Joint | None]]]:
-    met: dict[str, tuple[Joint | None, Joint | None]] = {}
+) -> tuple[LayerVisitor, dict[str, tuple[RegressionSums | None, RegressionSums | None]]]:
+    met: dict[str, tuple[RegressionSums | None, RegressionSums | None]] = {}
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
         assert path not in met
         met[path] = fit, held
         return chain(ops[path])
@@ -272,7 +272,7 @@ def test_chains_and_tables() -> None:
     }
     met = {}
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
         met[path] = fit
         return chains[path]
 
@@ -286,7 +286,7 @@ def test_a_chain_that_cannot_be_built_leaves_the_layer() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     ops = ops_of(model)
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
         if path == "0":
             op = ops[path]
             return (Linear(op.weight[:, :2], op.bias, groups=2), Linear(np.eye(4)))
@@ -351,7 +351,7 @@ def test_a_batch_that_fails_is_named(sequential: bool, untouched: Untouched) -> 
 def test_an_error_of_the_visitor_comes_through(sequential: bool, untouched: Untouched) -> None:
     model = Residual()
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
         if path == "second.conv":
             raise LookupError(path)
         return (ops_of(model)[path],)
@@ -368,7 +368,7 @@ def test_a_forward_of_its_own_is_kept() -> None:
     model[0].forward = own
     ops = {path: Linear(model[int(path)].weight.detach().numpy()) for path in "01"}
 
-    def visit(path: str, fit: Joint | None, held: Joint | None) -> Chain:
+    def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
         assert model[0].forward is own
         assert "forward" not in vars(model[1])
         return (Linear(np.zeros((1, 3))), Linear(np.zeros((*ops[path].weight.shape[:1], 1))))

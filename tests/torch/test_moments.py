@@ -150,13 +150,13 @@ def test_moments_are_those_of_a_direct_computation(untouched: Untouched) -> None
     np.testing.assert_allclose(conv.inputs, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(conv.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
     assert conv.samples == 8
-    assert conv.uses == 7 * 7
+    assert conv.positions_per_example == 7 * 7
     head = found["head"]
     model.eval()
     with torch.no_grad():
         hidden = model.norm(model.conv(x)).relu().mean((2, 3)).double()
     np.testing.assert_allclose(head.inputs[0], hidden.T @ hidden / 8, rtol=1e-5, atol=1e-6)
-    assert head.uses == 1
+    assert head.positions_per_example == 1
     assert head.grads is not None
     assert head.grads.shape == (1, 5, 5)
     assert conv.grads is not None
@@ -212,7 +212,7 @@ def test_an_embedding_is_counted() -> None:
     model = nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2))
     found = gather(model, [torch.tensor([[0, 1, 1]]), torch.tensor([[4, 1, 0]])])
     np.testing.assert_allclose(found["0"].inputs, [[2 / 6, 3 / 6, 0, 0, 1 / 6]])
-    assert found["0"].uses == 3
+    assert found["0"].positions_per_example == 3
     assert found["0"].grads is not None
     assert found["0"].grads.shape == (1, 3, 3)
 
@@ -243,7 +243,7 @@ def test_a_shared_layer_sums_its_calls_up() -> None:
     with torch.no_grad():
         rows = torch.cat([x, layer(x)]).double()
     np.testing.assert_allclose(found["0"].inputs[0], rows.T @ rows / 140, rtol=1e-5)
-    assert found["0"].uses == 2
+    assert found["0"].positions_per_example == 2
 
 
 def test_a_sample_is_enough() -> None:
@@ -252,7 +252,7 @@ def test_a_sample_is_enough() -> None:
     found = gather(model, x)[""]
     rows = nn.functional.unfold(x, 3, padding=1).transpose(1, 2).reshape(-1, 27).double()
     full = rows.T @ rows / len(rows)
-    assert found.uses == 160 * 160
+    assert found.positions_per_example == 160 * 160
     assert np.linalg.norm(found.inputs[0] - full.numpy()) < 0.03 * float(full.norm())
 
 
@@ -287,7 +287,9 @@ def test_checkpointed_layers_are_counted_once(reentrant: bool, untouched: Untouc
     x = torch.randn(6, 3)
     with untouched(model):
         found = gather(model, x)
-    assert [found[path].uses for path in ("first", "second", "frozen", "last")] == [1, 1, 1, 1]
+    assert [
+        found[path].positions_per_example for path in ("first", "second", "frozen", "last")
+    ] == [1, 1, 1, 1]
     assert found["frozen"].grads is None
     for path in ("first", "second", "last"):
         assert found[path].grads is not None

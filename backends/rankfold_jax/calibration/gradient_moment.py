@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def tap(gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any) -> Any:
+def gradient_moment_tap(
+    gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any
+) -> Any:
     """`y`; the gradient of the zeros is the moment of the gradients at it."""
     del gram_of, zeros, groups
     return y
@@ -29,4 +31,4 @@ def _back(gram_of: Callable[[jax.Array], jax.Array], saved: Any, gradient: Any) 
     return gradient, zeros.at[groups].add(gram_of(gradient)), None
 
 
-tap.defvjp(_forward, _back)
+gradient_moment_tap.defvjp(_forward, _back)

@@ -20,11 +20,11 @@ import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
 from rankfold.ops import Embedding, Op
-from rankfold_jax.calibration.patches import View, look_up_view, matrix_view, window_view
-from rankfold_jax.jaxpr.element_index import Tracked, label_of
+from rankfold_jax.calibration.patches import PatchView, look_up_view, matrix_view, window_view
+from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
 from rankfold_jax.jaxpr.parameter_uses import look_up, product
 from rankfold_jax.jaxpr.provenance import param
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 LEAST_ROWS = 12800
 """How many rows are sampled at least, over all calibration data."""
@@ -47,7 +47,7 @@ class Layout:
 
 
 @dataclass(frozen=True, eq=False)
-class Site:
+class LayerProduct:
     """A layer at one product or look-up.
 
     Attributes:
@@ -60,7 +60,7 @@ class Site:
 
     path: str
     side: int
-    view: View
+    view: PatchView
     layout: Layout
     counters: tuple[Any, ...]
 
@@ -77,13 +77,13 @@ class Site:
         return jnp.asarray(self.layout.groups)[self.counters]
 
 
-def op_rows(view: View, x: jax.Array, rows: Any, chosen: Any) -> jax.Array:
+def op_rows(view: PatchView, x: jax.Array, rows: Any, chosen: Any) -> jax.Array:
     """(rows, groups, d) of an operand, in the precision that sums are made in."""
     found = working(view.rows(x, chosen))
     return found.reshape(-1, found.shape[-1])[:, rows]
 
 
-def op_outputs(view: View, y: jax.Array, outs: Any, chosen: Any) -> jax.Array:
+def op_outputs(view: PatchView, y: jax.Array, outs: Any, chosen: Any) -> jax.Array:
     """(rows, groups, out/groups) of an output, in the same precision."""
     found = working(view.outputs(y, chosen))
     return found.reshape(-1, found.shape[-1])[:, outs]
@@ -94,7 +94,7 @@ def working(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def sampled(view: View, op: Op, examples: int, taps: int) -> int | None:
+def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
     """How many positions of each image are enough; None where all are needed.
 
     Args:
@@ -111,8 +111,8 @@ def sampled(view: View, op: Op, examples: int, taps: int) -> int | None:
 
 
 def site_of(
-    eqn: JaxprEqn, inside: Sequence[Tracked | None], path: str, slot: Slot, op: Op
-) -> Site | None:
+    eqn: JaxprEqn, inside: Sequence[IndexedValue | None], path: str, slot: ParameterIndex, op: Op
+) -> LayerProduct | None:
     """The site of a layer at an equation with its kernel; None where it is none.
 
     Args:
@@ -133,7 +133,7 @@ def site_of(
             return None
         rows = np.zeros((1, 0), np.int64)
         outs = np.arange(op.weight.shape[1])[None]
-        return Site(path, 0, view, Layout(rows, outs, np.zeros(1, np.int64)), ())
+        return LayerProduct(path, 0, view, Layout(rows, outs, np.zeros(1, np.int64)), ())
     if product(eqn, labels, 1) is None:
         return None
     side = 0 if labels[0] is not None else 1
@@ -145,10 +145,12 @@ def site_of(
     if layout is None:
         return None
     whole = matrix_view(eqn, side) if dense else window_view(eqn)
-    return Site(path, side, whole, layout, kernel.counters)
+    return LayerProduct(path, side, whole, layout, kernel.counters)
 
 
-def _dense(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> Layout | None:
+def _dense(
+    eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
+) -> Layout | None:
     """The kernel as (batch, summed, other) axes."""
     assert kernel.index is not None
     contract, batch = param(eqn, "dimension_numbers")
@@ -165,7 +167,9 @@ def _dense(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> Lay
     return _layout(index, b * sizes[1] + c, b * sizes[2] + f, loops, slot, op)
 
 
-def _window(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> Layout | None:
+def _window(
+    eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
+) -> Layout | None:
     """The kernel as (outputs, inputs of a group, positions)."""
     del side  # a kernel is always the right operand
     assert kernel.index is not None
@@ -181,7 +185,7 @@ def _window(eqn: JaxprEqn, side: int, kernel: Tracked, slot: Slot, op: Op) -> La
 
 
 def _layout(
-    index: npt.NDArray[np.int32], row: Ints, out: Ints, loops: int, slot: Slot, op: Op
+    index: npt.NDArray[np.int32], row: Ints, out: Ints, loops: int, slot: ParameterIndex, op: Op
 ) -> Layout | None:
     """The layout, from where each number of the kernel is in a row and in an output.
 

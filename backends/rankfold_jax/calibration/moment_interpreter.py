@@ -21,15 +21,15 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.ops import Embedding, Op
-from rankfold_jax.calibration.gradient_moment import tap
-from rankfold_jax.calibration.layer_products import Site, sampled, site_of, working
-from rankfold_jax.jaxpr.dataflow import Found, bind, called, step
-from rankfold_jax.jaxpr.element_index import Tracked, label_of, moved_by
+from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
+from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
 from rankfold_jax.jaxpr.provenance import param
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 Sums: TypeAlias = dict[str, dict[str, jax.Array]]
-Inside: TypeAlias = list[Tracked | None]
+Inside: TypeAlias = list[IndexedValue | None]
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Gatherer:
         order: the layers met so far.
     """
 
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, ParameterIndex]
     ops: Mapping[str, Op]
     examples: int
     key: jax.Array
@@ -62,7 +62,7 @@ class Gatherer:
         """
         inside: Inside = [None] * len(values)
         for slot in self.slots.values():
-            inside[slot.kernel] = Tracked.whole(slot.kernel, slot.shape)
+            inside[slot.kernel] = IndexedValue.whole(slot.kernel, slot.shape)
         self._paths = {slot.kernel: path for path, slot in self.slots.items()}
         sums = {path: empty_sums(op) for path, op in self.ops.items()}
         outputs, _, sums = self._evaluate(closed.jaxpr, closed.consts, values, inside, sums)
@@ -72,7 +72,7 @@ class Gatherer:
         self, jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], inside: Inside, sums: Sums
     ) -> tuple[list[Any], Inside, Sums]:
         env: dict[Var, Any] = {}
-        known: dict[Var, Tracked] = {}
+        known: dict[Var, IndexedValue] = {}
 
         def read(var: Any) -> Any:
             return var.val if isinstance(var, Literal) else env[var]
@@ -115,7 +115,7 @@ class Gatherer:
             outputs, sums = self._met(site, arguments, outputs, sums)
         return outputs, nothing, sums
 
-    def _site(self, eqn: JaxprEqn, inside: Inside) -> Site | None:
+    def _site(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         paths = [self._paths[leaf] for leaf in leaves if leaf in self._paths]
         if len(paths) != 1:
@@ -123,7 +123,7 @@ class Gatherer:
         return site_of(eqn, inside, paths[0], self.slots[paths[0]], self.ops[paths[0]])
 
     def _met(
-        self, site: Site, arguments: list[Any], outputs: list[Any], sums: Sums
+        self, site: LayerProduct, arguments: list[Any], outputs: list[Any], sums: Sums
     ) -> tuple[list[Any], Sums]:
         path, op = site.path, self.ops[site.path]
         self.order[path] = None
@@ -137,7 +137,7 @@ class Gatherer:
             for name, total in sums[path].items()
         }
         gram = partial(_gram_of, site, full_gradients(op))
-        tapped = tap(gram, outputs[0], self.taps[path], groups)
+        tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: own}
 
     def _carried(self, inside: Inside, sums: Sums) -> Sums:
@@ -217,7 +217,7 @@ class Gatherer:
 
 def _settled(eqn: JaxprEqn, inside: Inside, carry: Inside) -> Inside:
     """What a loop carries unchanged, of what it begins with."""
-    labels = step(eqn, [label_of(value) for value in inside], 1, Found())
+    labels = step(eqn, [label_of(value) for value in inside], 1, Dataflow())
     return [
         value if label is not None else None for value, label in zip(carry, labels, strict=False)
     ]
@@ -237,13 +237,15 @@ def empty_sums(op: Op) -> dict[str, jax.Array]:
     return {**{name: jnp.zeros(shape) for name, shape in shapes.items()}, "bad": jnp.zeros(())}
 
 
-def empty_tap(op: Op) -> jax.Array:
+def empty_moment_tap(op: Op) -> jax.Array:
     """Zeros in the shape of the moment of a layer's gradients."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight) // op.groups
     return jnp.zeros((op.groups, out, out) if full_gradients(op) else (op.groups, out))
 
 
-def _terms(site: Site, op: Op, x: jax.Array, examples: int, key: jax.Array) -> dict[str, jax.Array]:
+def _terms(
+    site: LayerProduct, op: Op, x: jax.Array, examples: int, key: jax.Array
+) -> dict[str, jax.Array]:
     """What one product adds to the sums of its layer."""
     view, here = site.view, len(site.layout.rows)
     positions = jnp.full(here, float(view.images * view.positions))
@@ -282,6 +284,6 @@ def gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("nga,ngb->gab", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _gram_of(site: Site, full: bool, gradient: jax.Array) -> jax.Array:
+def _gram_of(site: LayerProduct, full: bool, gradient: jax.Array) -> jax.Array:
     rows = working(site.outputs(gradient, None))
     return gram(rows, rows) if full else jnp.square(rows).sum(0)

@@ -17,14 +17,14 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Op
 from rankfold.progress import Advance
-from rankfold_jax.calibration.moment_interpreter import Gatherer, Sums, empty_tap
+from rankfold_jax.calibration.moment_interpreter import Gatherer, Sums, empty_moment_tap
 from rankfold_jax.functional import losses
 from rankfold_jax.functional.inputs import Inputs
-from rankfold_jax.functional.pure_function import Flow, Program
+from rankfold_jax.functional.pure_function import PureModel, TracedModel
 
 
 def moments(
-    flow: Flow,
+    flow: PureModel,
     calibration: Calibration,
     layers: Mapping[str, Op],
     rng: np.random.Generator,
@@ -95,7 +95,7 @@ class _Totals:
             over(sums["mean"], rows),
             grads,
             samples=examples,
-            uses=float(sums["positions"].mean()) / examples,
+            positions_per_example=float(sums["positions"].mean()) / examples,
         )
 
 
@@ -117,8 +117,8 @@ class _Pass:
 
     def __init__(
         self,
-        flow: Flow,
-        program: Program,
+        flow: PureModel,
+        program: TracedModel,
         batch: Inputs,
         calibration: Calibration,
         layers: Mapping[str, Op],
@@ -137,7 +137,7 @@ class _Pass:
         self._index = index
         self.order: list[str] = []
 
-    def serves(self, program: Program, batch: Inputs) -> bool:
+    def serves(self, program: TracedModel, batch: Inputs) -> bool:
         """Whether this is the pass for such a batch."""
         return program is self._program and batch.signature == self._signature
 
@@ -173,7 +173,7 @@ class _Pass:
             self.order = list(gatherer.order)
             return outputs, sums
 
-        zeros = {path: empty_tap(op) for path, op in self._layers.items()}
+        zeros = {path: empty_moment_tap(op) for path, op in self._layers.items()}
         outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
 
         def once(key: jax.Array) -> Any:
@@ -198,7 +198,7 @@ class _Pass:
 
 
 def _any(taps: Mapping[str, jax.Array]) -> bool:
-    return any(bool(jnp.any(tap != 0)) for tap in taps.values())
+    return any(bool(jnp.any(gradient_moment_tap != 0)) for gradient_moment_tap in taps.values())
 
 
 def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:

@@ -166,7 +166,7 @@ class LookUpView:
         return _taken(moved.reshape(self.images, self.positions, -1), chosen)
 
 
-View: TypeAlias = MatrixView | WindowView | LookUpView
+PatchView: TypeAlias = MatrixView | WindowView | LookUpView
 
 
 def matrix_view(eqn: JaxprEqn, side: int) -> MatrixView:

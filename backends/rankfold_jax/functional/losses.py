@@ -12,7 +12,7 @@ from rankfold.calibration import losses
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 
 
 def floats(outputs: Any) -> list[jax.Array]:
@@ -91,7 +91,9 @@ def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax
     return value.reshape(())
 
 
-def divergence(first: Flow, second: Flow, calibration: Calibration) -> tuple[float, float]:
+def divergence(
+    first: PureModel, second: PureModel, calibration: Calibration
+) -> tuple[float, float]:
     """The mean loss of the model and of the compressed one, for `Calibrates.divergence`.
 
     Raises:
@@ -111,7 +113,7 @@ def divergence(first: Flow, second: Flow, calibration: Calibration) -> tuple[flo
     return found.value
 
 
-def _outputs(flow: Flow, calibration: Calibration) -> list[tuple[Any, int]]:
+def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]:
     """The outputs of each batch, and how many examples it has."""
     found = []
     for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):

@@ -13,11 +13,11 @@ from jax.extend.core import ClosedJaxpr
 from rankfold.calibration.losses import failure
 from rankfold.errors import RankfoldError
 from rankfold_jax.functional.inputs import Inputs, is_array
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 
 @dataclass(frozen=True, eq=False)
-class Flow:
+class PureModel:
     """A model as a pure function.
 
     Attributes:
@@ -29,21 +29,21 @@ class Flow:
 
     function: Callable[[Sequence[Any], Inputs, Sequence[Any]], Any]
     values: list[Any]
-    slots: Mapping[str, Slot] = field(default_factory=dict)
+    slots: Mapping[str, ParameterIndex] = field(default_factory=dict)
 
-    def programs(self, inputs: Sequence[Any]) -> list[tuple[Program, list[Any]]]:
+    def programs(self, inputs: Sequence[Any]) -> list[tuple[TracedModel, list[Any]]]:
         """For each batch its program, the same for batches of a kind, and its arrays.
 
         Raises:
             RankfoldError: the model fails on a batch, which is named.
         """
-        known: list[Program] = []
+        known: list[TracedModel] = []
         found = []
         for index, batch in enumerate(inputs):
             given = Inputs(batch)
             program = next((p for p in known if p.given.signature == given.signature), None)
             if program is None:
-                program = Program(self, given)
+                program = TracedModel(self, given)
                 try:
                     program.closed  # noqa: B018  # traced here, where the batch can be named
                 except RankfoldError:
@@ -55,7 +55,7 @@ class Flow:
         return found
 
 
-class Program:
+class TracedModel:
     """A model for inputs of one kind.
 
     Args:
@@ -66,7 +66,7 @@ class Program:
         given: as given.
     """
 
-    def __init__(self, flow: Flow, given: Inputs) -> None:
+    def __init__(self, flow: PureModel, given: Inputs) -> None:
         self._flow = flow
         self.given = given
         self._leaves: list[Any] = []

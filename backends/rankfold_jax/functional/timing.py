@@ -27,7 +27,7 @@ from rankfold.ops import (
     Op,
     geometry,
 )
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.depthwise import depthwise_conv
 
 _LETTERS = "DHW"
@@ -70,7 +70,7 @@ def _pass(chain: Chain, inputs: Sequence[jax.Array], dtype: Any) -> Callable[[],
     return _bound(jax.jit(run), [_weight(stage, dtype) for stage in chain], inputs)
 
 
-def model_seconds(flows: Sequence[Flow], inputs: Any) -> tuple[float, ...]:
+def model_seconds(flows: Sequence[PureModel], inputs: Any) -> tuple[float, ...]:
     """Median seconds of one forward pass of each model, compiled."""
     passes = []
     for flow in flows:

@@ -3,8 +3,8 @@
 A function is traced to a jaxpr without computing anything. Its parameter leaves are labelled, and
 the labels are followed through everything that only moves numbers about (reshapes, transpositions,
 casts, slices of a stack) into nested jit, scan, while, cond, remat, custom_jvp and custom_vjp.
-Every dot_general, conv_general_dilated and look-up with a labelled operand is a `Use`; whatever
-else meets a labelled value is a `Read`.
+Every dot_general, conv_general_dilated and look-up with a labelled operand is a `ParameterUse`;
+whatever else meets a labelled value is a `Read`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from rankfold_jax.jaxpr.parameter_uses import Use, look_up, product
-from rankfold_jax.jaxpr.provenance import Label, Leaf, moved, param, shape_of, sliced_by_scan
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse, look_up, product
+from rankfold_jax.jaxpr.provenance import Leaf, Provenance, moved, param, shape_of, sliced_by_scan
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Read:
 
 
 @dataclass
-class Found:
+class Dataflow:
     """What was found in a jaxpr, in its order."""
 
-    uses: list[Use] = field(default_factory=list)
+    uses: list[ParameterUse] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
-    def of(self, leaf: Leaf) -> list[Use]:
+    def of(self, leaf: Leaf) -> list[ParameterUse]:
         """The uses of one leaf."""
         return [use for use in self.uses if use.leaf == leaf]
 
@@ -53,7 +53,7 @@ def traced(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Clo
     return closed, jax.tree.structure(shapes)
 
 
-def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Found:
+def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
     """Follows labelled inputs through a jaxpr.
 
     Args:
@@ -63,9 +63,9 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Found:
     Raises:
         RankfoldError: this version of JAX writes its jaxprs in another way.
     """
-    found = Found()
+    found = Dataflow()
     labels = [
-        None if leaf is None else Label(leaf, axes=tuple(range(len(shape_of(var)))))
+        None if leaf is None else Provenance(leaf, axes=tuple(range(len(shape_of(var)))))
         for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
     ]
     labels += [None] * (len(closed.jaxpr.invars) - len(labels))
@@ -74,10 +74,10 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Found:
 
 
 def _walk(
-    jaxpr: Jaxpr, labels: Sequence[Label | None], repeats: int, found: Found
-) -> list[Label | None]:
+    jaxpr: Jaxpr, labels: Sequence[Provenance | None], repeats: int, found: Dataflow
+) -> list[Provenance | None]:
     """Goes through the equations; gives the labels of the outputs."""
-    known: dict[Var, Label] = {
+    known: dict[Var, Provenance] = {
         var: label for var, label in zip(jaxpr.invars, labels, strict=True) if label is not None
     }
     for eqn in jaxpr.eqns:
@@ -91,11 +91,11 @@ def _walk(
 
 
 def step(
-    eqn: JaxprEqn, labels: list[Label | None], repeats: int, found: Found
-) -> list[Label | None]:
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+) -> list[Provenance | None]:
     """One equation: records what it does with labelled operands, gives its outputs' labels."""
     name = eqn.primitive.name
-    nothing: list[Label | None] = [None] * len(eqn.outvars)
+    nothing: list[Provenance | None] = [None] * len(eqn.outvars)
     if name == "scan":
         return _scan(eqn, labels, repeats, found)
     if name == "while":
@@ -134,13 +134,13 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def _scan(
-    eqn: JaxprEqn, labels: list[Label | None], repeats: int, found: Found
-) -> list[Label | None]:
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+) -> list[Provenance | None]:
     consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
     length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
     sliced = sliced_by_scan(labels[consts + carried :], length)
 
-    def walk(carry: Sequence[Label | None], into: Found) -> list[Label | None]:
+    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
         inside = [*labels[:consts], *carry, *sliced]
         return _walk(body, inside, repeats * length, into)[:carried]
 
@@ -151,13 +151,13 @@ def _scan(
 
 
 def _while(
-    eqn: JaxprEqn, labels: list[Label | None], repeats: int, found: Found
-) -> list[Label | None]:
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+) -> list[Provenance | None]:
     tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
     test, body = param(eqn, "cond_jaxpr").jaxpr, param(eqn, "body_jaxpr").jaxpr
     held = labels[tests : tests + consts]
 
-    def walk(carry: Sequence[Label | None], into: Found) -> list[Label | None]:
+    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
         _walk(test, [*labels[:tests], *carry], repeats, into)
         return _walk(body, [*held, *carry], repeats, into)
 
@@ -168,13 +168,13 @@ def _while(
 
 
 def _cond(
-    eqn: JaxprEqn, labels: list[Label | None], repeats: int, found: Found
-) -> list[Label | None]:
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+) -> list[Provenance | None]:
     """Of several branches each leaf counts where it costs most."""
-    branches: list[Found] = []
-    outs: list[list[Label | None]] = []
+    branches: list[Dataflow] = []
+    outs: list[list[Provenance | None]] = []
     for branch in param(eqn, "branches"):
-        inner = Found()
+        inner = Dataflow()
         outs.append(_walk(branch.jaxpr, labels[1:], repeats, inner))
         branches.append(inner)
     for leaf in dict.fromkeys(use.leaf for inner in branches for use in inner.uses):
@@ -190,13 +190,13 @@ def _cond(
 
 
 def settled(
-    carry: Sequence[Label | None],
-    walk: Callable[[Sequence[Label | None], Found], Sequence[Label | None]],
-) -> tuple[list[Label | None], Found]:
+    carry: Sequence[Provenance | None],
+    walk: Callable[[Sequence[Provenance | None], Dataflow], Sequence[Provenance | None]],
+) -> tuple[list[Provenance | None], Dataflow]:
     """The labels that a loop carries unchanged, and what its body does with them."""
     held = list(carry)
     while True:
-        inner = Found()
+        inner = Dataflow()
         after = walk(held, inner)
         kept = [
             before if before == later else None for before, later in zip(held, after, strict=True)
@@ -206,14 +206,17 @@ def settled(
         held = kept
 
 
-def merge(found: Found, inner: Found) -> None:
+def merge(found: Dataflow, inner: Dataflow) -> None:
     """Adds what was found inside."""
     found.uses += inner.uses
     found.reads += inner.reads
 
 
 def _lost(
-    before: Sequence[Label | None], after: Sequence[Label | None], where: str, found: Found
+    before: Sequence[Provenance | None],
+    after: Sequence[Provenance | None],
+    where: str,
+    found: Dataflow,
 ) -> None:
     found.reads += [
         Read(b.leaf, where) for b, a in zip(before, after, strict=True) if b is not None and a != b

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
 from rankfold_jax.jaxpr.dataflow import bind
-from rankfold_jax.jaxpr.provenance import Label, moved, sliced_by_scan
+from rankfold_jax.jaxpr.provenance import Provenance, moved, sliced_by_scan
 
 Index = npt.NDArray[np.int32]
 
@@ -35,7 +35,7 @@ _CASTS = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class Tracked:
+class IndexedValue:
     """A value that is one of the model's arrays, or a slice of it, moved about.
 
     Attributes:
@@ -45,17 +45,17 @@ class Tracked:
         counters: for each loop that takes one slice at a time, the number of the slice.
     """
 
-    label: Label
+    label: Provenance
     index: Index | None
     counters: tuple[Any, ...] = ()
 
     @staticmethod
-    def whole(leaf: int, shape: tuple[int, ...]) -> Tracked:
+    def whole(leaf: int, shape: tuple[int, ...]) -> IndexedValue:
         """An array of the model as it is."""
         index = np.arange(np.prod(shape, dtype=np.int64), dtype=np.int32).reshape(shape)
-        return Tracked(Label(leaf, axes=tuple(range(len(shape)))), index)
+        return IndexedValue(Provenance(leaf, axes=tuple(range(len(shape)))), index)
 
-    def sliced(self, length: int, counter: Any) -> Tracked:
+    def sliced(self, length: int, counter: Any) -> IndexedValue:
         """What one iteration of a scan over the first axis is given.
 
         Args:
@@ -66,18 +66,18 @@ class Tracked:
         assert label is not None
         if isinstance(counter, int):
             index = None if self.index is None else self.index[counter]
-            return Tracked(label, index, self.counters)
-        return Tracked(label, self.index, (*self.counters, counter))
+            return IndexedValue(label, index, self.counters)
+        return IndexedValue(label, self.index, (*self.counters, counter))
 
 
-def label_of(value: Tracked | None) -> Label | None:
+def label_of(value: IndexedValue | None) -> Provenance | None:
     """The label of a value, if it is tracked."""
     return None if value is None else value.label
 
 
 def moved_by(
-    eqn: JaxprEqn, inside: Sequence[Tracked | None], arguments: Sequence[Any]
-) -> Tracked | None:
+    eqn: JaxprEqn, inside: Sequence[IndexedValue | None], arguments: Sequence[Any]
+) -> IndexedValue | None:
     """The result of an equation that only moves the numbers of its first operand about.
 
     Args:
@@ -90,10 +90,10 @@ def moved_by(
         return None
     first = inside[0]
     assert first is not None
-    return Tracked(label, _moved(eqn, first, arguments[1:]), first.counters)
+    return IndexedValue(label, _moved(eqn, first, arguments[1:]), first.counters)
 
 
-def _moved(eqn: JaxprEqn, first: Tracked, others: Sequence[Any]) -> Index | None:
+def _moved(eqn: JaxprEqn, first: IndexedValue, others: Sequence[Any]) -> Index | None:
     if first.index is None or eqn.primitive.name in _CASTS:
         return first.index
     if any(isinstance(other, jax.core.Tracer) for other in others):

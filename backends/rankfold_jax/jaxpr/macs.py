@@ -15,7 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold_jax.jaxpr.dataflow import called
 from rankfold_jax.jaxpr.parameter_uses import product
-from rankfold_jax.jaxpr.provenance import Label, param
+from rankfold_jax.jaxpr.provenance import Provenance, param
 
 Sources: TypeAlias = "frozenset[str] | None"
 """The labels of the arrays that a value is computed from; None for data."""
@@ -76,7 +76,7 @@ def _step(
         return _walk(inner.jaxpr, inside, repeats, counts)
     whole = _joined(inside)
     if whole is None:
-        labels = [Label("", axes=()) if sources else None for sources in inside]
+        labels = [Provenance("", axes=()) if sources else None for sources in inside]
         use = product(eqn, labels, repeats)
         if use is not None:
             (sources,) = (sources for sources in inside if sources)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from jax.extend.core import JaxprEqn
 
-from rankfold_jax.jaxpr.provenance import Label, Leaf, Shape, param, shape_of
+from rankfold_jax.jaxpr.provenance import Leaf, Provenance, Shape, param, shape_of
 
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated"})
 
 
 @dataclass(frozen=True)
-class Use:
+class ParameterUse:
     """A product or a look-up with a parameter leaf.
 
     Attributes:
@@ -44,7 +44,9 @@ class Use:
     times: int = 1
 
 
-def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
+def product(
+    eqn: JaxprEqn, labels: Sequence[Provenance | None], repeats: int
+) -> ParameterUse | None:
     """A product of a labelled operand with one that is not."""
     name = eqn.primitive.name
     if name not in PRODUCTS or sum(label is not None for label in labels) != 1:
@@ -65,7 +67,9 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
         stacked = _known(*label.taken, *(known[axis] for axis in batch[side]))
         summed = _known(*(known[axis] for axis in contract[side]))
         macs *= repeats
-        return Use(label.leaf, name, weight, other, output, extent, macs, stacked, summed, times)
+        return ParameterUse(
+            label.leaf, name, weight, other, output, extent, macs, stacked, summed, times
+        )
     if side == 0 or param(eqn, "batch_group_count") != 1:
         return None
     spec = param(eqn, "dimension_numbers")
@@ -77,18 +81,20 @@ def product(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use 
     macs = math.prod(weight) * (positions if transposed else positions // rows)
     stacked = _known(*label.taken)
     macs *= repeats
-    return Use(label.leaf, name, weight, other, output, extent, macs, stacked, times=times)
+    return ParameterUse(label.leaf, name, weight, other, output, extent, macs, stacked, times=times)
 
 
 def _known(*axes: int | None) -> frozenset[int]:
     return frozenset(axis for axis in axes if axis is not None)
 
 
-def look_up(eqn: JaxprEqn, labels: Sequence[Label | None], repeats: int) -> Use | None:
+def look_up(
+    eqn: JaxprEqn, labels: Sequence[Provenance | None], repeats: int
+) -> ParameterUse | None:
     """A gather of rows of a labelled table."""
     if eqn.primitive.name != "gather" or labels[0] is None or labels[1] is not None:
         return None
     indices = shape_of(eqn.invars[1])[:-1]
     extent = (repeats, *indices) if repeats > 1 else indices
     table, output = shape_of(eqn.invars[0]), shape_of(eqn.outvars[0])
-    return Use(labels[0].leaf, "gather", table, indices, output, extent, 0, times=repeats)
+    return ParameterUse(labels[0].leaf, "gather", table, indices, output, extent, 0, times=repeats)

@@ -39,7 +39,7 @@ SLICING = frozenset({"dynamic_slice", "slice"})
 
 
 @dataclass(frozen=True)
-class Label:
+class Provenance:
     """A value that is a parameter leaf, or one slice of it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Label:
     taken: tuple[int | None, ...] = ()
 
 
-def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
+def moved(eqn: JaxprEqn, labels: Sequence[Provenance | None]) -> Provenance | None:
     """The label of a result that holds the same numbers as its first operand, or a slice of it."""
     label = labels[0]
     if label is None or any(other is not None for other in labels[1:]):
@@ -86,7 +86,7 @@ def moved(eqn: JaxprEqn, labels: Sequence[Label | None]) -> Label | None:
 
 
 def _axes(
-    eqn: JaxprEqn, label: Label, before: Shape, after: Shape
+    eqn: JaxprEqn, label: Provenance, before: Shape, after: Shape
 ) -> tuple[int | None, ...] | None:
     """Which axis of the leaf each axis of a moved value is."""
     axes, name = label.axes, eqn.primitive.name
@@ -107,9 +107,9 @@ def _permuted(eqn: JaxprEqn, axes: tuple[int | None, ...]) -> tuple[int | None, 
     return tuple(axes[axis] for axis in param(eqn, "permutation"))
 
 
-def sliced_by_scan(labels: Sequence[Label | None], length: int) -> list[Label | None]:
+def sliced_by_scan(labels: Sequence[Provenance | None], length: int) -> list[Provenance | None]:
     """The labels of what a scan hands to its body, slice by slice of the first axis."""
-    inside: list[Label | None] = []
+    inside: list[Provenance | None] = []
     for label in labels:
         if label is None:
             inside.append(None)

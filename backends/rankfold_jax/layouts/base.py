@@ -21,13 +21,13 @@ import numpy as np
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Linear, Op
-from rankfold_jax.jaxpr.parameter_uses import Use
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 
 Roles: TypeAlias = tuple[str, ...]
 Call: TypeAlias = Callable[[Array], Array]
 
 
-class Form(Protocol):
+class LayerLayout(Protocol):
     """The shape and geometry of one Flax layer."""
 
     @property
@@ -60,7 +60,7 @@ class Form(Protocol):
             Refused: Flax has no layer for a stage.
         """
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """The extent of the layer's input at a use of its kernel; None where none is counted.
 
         Raises:
@@ -81,7 +81,7 @@ class Form(Protocol):
 class Stage:
     """One layer of a chain: its form and its stacked arrays."""
 
-    form: Form
+    form: LayerLayout
     kernel: Array
     bias: Array | None
 
@@ -124,6 +124,6 @@ def linears(chain: Chain) -> tuple[Linear, ...]:
     return tuple(stage for stage in chain if isinstance(stage, Linear))
 
 
-def foreign(use: Use) -> Refused:
+def foreign(use: ParameterUse) -> Refused:
     """The refusal of a layer whose kernel somebody else uses."""
     return Refused(f"its kernel is also used by a {use.primitive} of another kind")

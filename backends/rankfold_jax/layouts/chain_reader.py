@@ -10,18 +10,18 @@ import numpy as np
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, ConvTranspose, Op, blank, channels, geometry, with_weight
-from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.conv import adjoint
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.stacks import StackedAxes
 
 FOREIGN = "what stands in its place is not a chain of stock layers: "
 
 
 def stage_op(
     op: Op,
-    form: Form,
-    kernel: tuple[Array, Stack],
-    bias: tuple[Array, Stack] | None,
+    form: LayerLayout,
+    kernel: tuple[Array, StackedAxes],
+    bias: tuple[Array, StackedAxes] | None,
     *,
     shapes_only: bool = False,
 ) -> Op:
@@ -80,7 +80,7 @@ def fixed(what: str, stages: Iterable[str]) -> RankfoldError:
     )
 
 
-def _front(array: Array, stack: Stack, one: tuple[int, ...]) -> Array:
+def _front(array: Array, stack: StackedAxes, one: tuple[int, ...]) -> Array:
     if array.ndim == len(stack.axes) + len(one):
         sizes = tuple(array.shape[axis] for axis in stack.axes)
         front = stack.to_front(array) if sizes == stack.sizes else array

@@ -11,7 +11,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, geometry
 from rankfold.ops.geometry import Pairs
-from rankfold_jax.jaxpr.parameter_uses import Use
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign
 from rankfold_jax.layouts.padding import LaxPadding, padding_of, pads, reach_of
 
@@ -105,7 +105,7 @@ class ConvForm:
         """Convolutions, depthwise and pointwise ones included."""
         return stages_of(chain, stack)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """(batch, *spatial), before the padding that Flax does itself."""
         if use.primitive != "conv_general_dilated":
             raise foreign(use)
@@ -200,7 +200,7 @@ class TransposedForm:
         """Pointwise convolutions around a transposed one."""
         return stages_of(chain, stack)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """(batch, *spatial) of the input."""
         if use.primitive != "conv_general_dilated":
             raise foreign(use)

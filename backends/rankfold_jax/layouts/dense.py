@@ -11,7 +11,7 @@ import numpy as np
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear
-from rankfold_jax.jaxpr.parameter_uses import Use
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign, linears, matrices
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -85,7 +85,7 @@ class DenseForm:
             found.append(Stage(form, kernel, bias))
         return tuple(found)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """Every axis of the input that is not contracted and has no kernel of its own."""
         if use.primitive != "dot_general":
             raise foreign(use)
@@ -214,7 +214,7 @@ class EinsumForm:
             found.append(Stage(form, contiguous(weight).reshape(stack, *sizes), bias))
         return tuple(found)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """Every axis of the input that the kernel does not have."""
         if use.primitive != "dot_general":
             raise foreign(use)
@@ -301,7 +301,7 @@ class EmbedForm:
         first = Stage(form, contiguous(table.weight)[None], None)
         return (first, *behind.stages(tuple(rest), stack)) if rest else (first,)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """The shape of the indices; `attend`, a product with the table, is not counted."""
         if use.primitive not in ("gather", "dot_general"):
             raise foreign(use)

@@ -101,11 +101,11 @@ def _shift_multiply_add(
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     out = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
     total: jax.Array | None = None
-    for tap in np.ndindex(*taps):
-        start = [t * d for t, d in zip(tap, dilation, strict=True)]
+    for gradient_moment_tap in np.ndindex(*taps):
+        start = [t * d for t, d in zip(gradient_moment_tap, dilation, strict=True)]
         stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, out, strides, strict=True)]
         window = lax.slice(x, (0, *start, 0), (x.shape[0], *stop, channels), (1, *strides, 1))
-        term = window * kernel[tap]
+        term = window * kernel[gradient_moment_tap]
         total = term if total is None else total + term
     assert total is not None
     order: list[int] = np.argsort((spec.out_spec[0], *spec.out_spec[2:], spec.out_spec[1])).tolist()

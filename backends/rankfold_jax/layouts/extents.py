@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from rankfold.errors import Refused
 from rankfold.ops import Extent
-from rankfold_jax.jaxpr.dataflow import Found
+from rankfold_jax.jaxpr.dataflow import Dataflow
 from rankfold_jax.jaxpr.provenance import Leaf
-from rankfold_jax.layouts.base import Form
-from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.layouts.base import LayerLayout
+from rankfold_jax.layouts.stacks import ObservedAxes
 
 
 def extents_of(
-    leaf: Leaf, form: Form, found: Found, *, calls: int, own: bool
+    leaf: Leaf, form: LayerLayout, found: Dataflow, *, calls: int, own: bool
 ) -> tuple[Extent, ...]:
     """The extent of a layer's input at each use of its kernel.
 
@@ -46,9 +46,9 @@ def extents_of(
     return tuple(extents)
 
 
-def seen_axes(leaf: Leaf, found: Found) -> Seen:
+def seen_axes(leaf: Leaf, found: Dataflow) -> ObservedAxes:
     """What a trace showed about the axes of a layer's kernel."""
     uses = found.of(leaf)
     stacked: frozenset[int] = frozenset().union(*(use.stacked for use in uses))
     summed: frozenset[int] = frozenset().union(*(use.summed for use in uses))
-    return Seen(stacked - summed, summed - stacked)
+    return ObservedAxes(stacked - summed, summed - stacked)

@@ -12,14 +12,14 @@ import numpy.typing as npt
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Op, by_group
-from rankfold_jax.layouts.base import Form
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.base import LayerLayout
+from rankfold_jax.layouts.stacks import StackedAxes
 
 Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class ParameterIndex:
     """A layer's kernel and bias among the arrays of a model.
 
     An array of flat places goes the way that the numbers themselves go, from the layout of the
@@ -35,13 +35,13 @@ class Slot:
         bias_stack: the axes of it.
     """
 
-    form: Form
+    form: LayerLayout
     kernel: int
     shape: tuple[int, ...]
-    stack: Stack
+    stack: StackedAxes
     bias: int | None = None
     bias_shape: tuple[int, ...] = ()
-    bias_stack: Stack = field(default_factory=Stack)
+    bias_stack: StackedAxes = field(default_factory=StackedAxes)
 
     @cached_property
     def _op(self) -> Op:

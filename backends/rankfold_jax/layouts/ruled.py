@@ -15,8 +15,8 @@ import numpy as np
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Extent, Linear, Op, macs
-from rankfold_jax.jaxpr.parameter_uses import Use
-from rankfold_jax.layouts.base import Call, Form, Roles, Stage, contiguous
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse
+from rankfold_jax.layouts.base import Call, LayerLayout, Roles, Stage, contiguous
 from rankfold_jax.layouts.conv import stages_of
 from rankfold_jax.layouts.dense import DenseForm, EmbedForm
 
@@ -57,7 +57,7 @@ class RuledForm:
         """Stock layers."""
         return stages(chain)
 
-    def extent(self, use: Use) -> tuple[int, ...] | None:
+    def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """None: the layer's inputs tell."""
         return None
 
@@ -82,7 +82,7 @@ def stages(chain: Chain) -> tuple[Stage, ...]:
                     "its rule reads it as a Linear of several groups and must build the layer in "
                     "its place"
                 )
-            form: Form = DenseForm(op.weight.shape[1:], op.weight.shape[:1])
+            form: LayerLayout = DenseForm(op.weight.shape[1:], op.weight.shape[:1])
             found.append(Stage(form, contiguous(op.weight.T)[None], bias))
         elif isinstance(op, Embedding):
             found.append(Stage(EmbedForm(*op.weight.shape), contiguous(op.weight)[None], None))

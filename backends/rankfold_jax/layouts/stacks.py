@@ -14,7 +14,7 @@ from rankfold_jax.layouts.base import Roles
 
 
 @dataclass(frozen=True)
-class Stack:
+class StackedAxes:
     """The axes that a stacked array has more than one layer's.
 
     Attributes:
@@ -53,7 +53,7 @@ def _moved(ndim: int, axes: Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ObservedAxes:
     """What a trace showed of the axes of a kernel.
 
     Attributes:
@@ -70,8 +70,8 @@ def find_stacks(
     one: tuple[int, ...],
     bias: tuple[int, ...] | None,
     one_bias: tuple[int, ...],
-    seen: Seen,
-) -> tuple[Stack, Stack]:
+    seen: ObservedAxes,
+) -> tuple[StackedAxes, StackedAxes]:
     """The stacks of a kernel and a bias of which one layer's own shapes are known.
 
     Args:
@@ -85,7 +85,7 @@ def find_stacks(
         Refused: the shapes do not fit, or fit in more than one way.
     """
     if kernel == one and bias in (None, one_bias):
-        return Stack(), Stack()
+        return StackedAxes(), StackedAxes()
     ways = [
         (axes, behind)
         for axes in _places(kernel, one)
@@ -102,7 +102,9 @@ def find_stacks(
         )
     ((axes, behind),) = ways
     sizes = tuple(kernel[axis] for axis in axes)
-    return Stack(_from_end(axes, kernel), sizes), Stack(_from_end(behind, bias or ()), sizes)
+    return StackedAxes(_from_end(axes, kernel), sizes), StackedAxes(
+        _from_end(behind, bias or ()), sizes
+    )
 
 
 def _from_end(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

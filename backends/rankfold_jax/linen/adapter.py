@@ -19,13 +19,13 @@ from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked, stage_op
 from rankfold_jax.layouts.dense import EmbedForm
 from rankfold_jax.layouts.extents import seen_axes
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import epsilon
-from rankfold_jax.layouts.stacks import Stack, find_stacks
+from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
 from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
 from rankfold_jax.linen.layers import (
     StageSpec,
@@ -159,7 +159,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         """
         op = self.read(model, path)
         ruled = self._ruled(model, path)
-        stacks = [Stack()] if ruled is not None else self._held(model, path)[2]
+        stacks = [StackedAxes()] if ruled is not None else self._held(model, path)[2]
         check_bound(small)
         own = self._paths[path]
         specs = specs_of(small, own)
@@ -294,7 +294,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             put_params(params, self._paths[path], self.refilled(model, path, op))
         return module.bind({**variables, "params": params})
 
-    def _flow(self, model: nn.Module, paths: Iterable[str]) -> Flow:
+    def _flow(self, model: nn.Module, paths: Iterable[str]) -> PureModel:
         """The model as a pure function, with the places of layers among its arrays."""
         found = flow(model)
         places = {own: place for place, (own, _) in enumerate(leaves(params_of(model)))}
@@ -343,7 +343,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             )
         return self._recording
 
-    def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[Stack]]:
+    def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[StackedAxes]]:
         """A layer, its kernel and bias as they are stored, and their stacks."""
         recording = self._recorded(model)
         layer = recording.layers.get(self._paths[path])
@@ -385,11 +385,11 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
 
 
 def _slot(
-    layer: Recorded, arrays: Sequence[Any], stacks: Sequence[Stack], kernel: int, bias: int
-) -> Slot:
+    layer: Recorded, arrays: Sequence[Any], stacks: Sequence[StackedAxes], kernel: int, bias: int
+) -> ParameterIndex:
     """Where a layer's numbers lie: its kernel and its bias are these of the model's arrays."""
     assert not isinstance(layer.form, Refused)
-    slot = Slot(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
+    slot = ParameterIndex(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
     if not layer.bias:
         return slot
     shape = tuple(unboxed(arrays[1]).shape)

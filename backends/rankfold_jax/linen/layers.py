@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax import lax
 
 from rankfold.errors import Refused
-from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.layouts.depthwise import depthwise_conv
@@ -60,7 +60,7 @@ def form_of(
     kernel: tuple[int, ...],
     bias: tuple[int, ...] | None,
     einsum: str | None,
-) -> Form:
+) -> LayerLayout:
     """The form of a stock layer.
 
     Args:
@@ -148,7 +148,7 @@ class StageSpec:
         module: what a layer rule built, unbound, which has no form; None for a stock layer.
     """
 
-    form: Form | None
+    form: LayerLayout | None
     use_bias: bool
     kernel_box: Any = None
     bias_box: Any = None

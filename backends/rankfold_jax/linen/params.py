@@ -15,7 +15,7 @@ from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles
 from rankfold_jax.layouts.sharding import Axes, to_numpy
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.linen.interception import Path
 from rankfold_jax.linen.layers import StageSpec, unboxed
 from rankfold_jax.linen.rules import RuledLayer
@@ -39,7 +39,7 @@ class Built:
     specs: tuple[StageSpec, ...]
     params: dict[str, dict[str, Any]]
     layer: Recorded
-    stacks: list[Stack]
+    stacks: list[StackedAxes]
     ruled: RuledLayer | None = None
 
 
@@ -84,7 +84,14 @@ def double(value: Any) -> Array:
 
 
 def boxed(
-    like: Any, numbers: Array, stack: Stack, before: Roles, after: Roles, *, first: bool, last: bool
+    like: Any,
+    numbers: Array,
+    stack: StackedAxes,
+    before: Roles,
+    after: Roles,
+    *,
+    first: bool,
+    last: bool,
 ) -> tuple[Any, Any]:
     """A stage's parameter, boxed as the layer's; and that box as one layer sees it, empty."""
     axes = Axes(stack.roles(before))
@@ -99,7 +106,7 @@ def boxed(
     return like.replace(value=array, names=names), like.replace(value=None, names=own)
 
 
-def refilled_param(like: Any, numbers: Array, stack: Stack, roles: Roles) -> Any:
+def refilled_param(like: Any, numbers: Array, stack: StackedAxes, roles: Roles) -> Any:
     """A parameter of a layer with other numbers, boxed as it was."""
     every = stack.roles(roles)
     array = Axes(every).placed(numbers, unboxed(like), every, first=True, last=True)

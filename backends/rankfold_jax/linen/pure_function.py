@@ -10,11 +10,11 @@ from flax import linen as nn
 
 from rankfold.errors import RankfoldError
 from rankfold_jax.functional.inputs import Inputs
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.linen.tracing import applied
 
 
-def flow(model: nn.Module) -> Flow:
+def flow(model: nn.Module) -> PureModel:
     """A bound module as a pure function of its variables, the parameters first."""
     check_bound(model)
     module, variables = model.unbind()
@@ -30,7 +30,7 @@ def flow(model: nn.Module) -> Flow:
 
         return given.output(call, arrays)
 
-    return Flow(function, values)
+    return PureModel(function, values)
 
 
 def check_bound(model: nn.Module) -> None:

@@ -18,9 +18,9 @@ from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold_jax.layouts import ruled
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import to_numpy
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.linen.layers import KINDS, StageSpec, in_double, make, raw, unboxed
 
 _NAME = "linen"
@@ -139,7 +139,7 @@ class RuledLayer:
 
         return ruled.run(self.op(), call, x)
 
-    def slot(self, places: Mapping[str, int]) -> Slot:
+    def slot(self, places: Mapping[str, int]) -> ParameterIndex:
         """Where the numbers of its op lie among the arrays of a model.
 
         Args:
@@ -155,11 +155,17 @@ class RuledLayer:
             numbers[kernel].shape,
             () if bias is None else numbers[bias].shape,
         )
-        slot = Slot(form, places[kernel], form.kernel_shape, Stack())
+        slot = ParameterIndex(form, places[kernel], form.kernel_shape, StackedAxes())
         if bias is None:
             return slot
-        return Slot(
-            form, places[kernel], form.kernel_shape, Stack(), places[bias], form.bias_shape, Stack()
+        return ParameterIndex(
+            form,
+            places[kernel],
+            form.kernel_shape,
+            StackedAxes(),
+            places[bias],
+            form.bias_shape,
+            StackedAxes(),
         )
 
     def refilled(self, op: Op) -> dict[str, Any]:

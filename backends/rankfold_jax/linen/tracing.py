@@ -26,7 +26,7 @@ from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.jaxpr.macs import counted
 from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
-from rankfold_jax.layouts.base import Form
+from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.extents import extents_of
 from rankfold_jax.linen.layers import (
     ATTEND,
@@ -61,7 +61,7 @@ class Recorded:
 
     module: nn.Module
     kind: type[nn.Module]
-    form: Form | Refused
+    form: LayerLayout | Refused
     bias: bool
     rule: LayerRule | None = None
 
@@ -173,7 +173,7 @@ class Recording:
         return RuledLayer(layer.rule, layer.module, self._node(path))
 
     def _trace(
-        self, found: jaxprs.Found, counts: Mapping[str, int], outputs: frozenset[str]
+        self, found: jaxprs.Dataflow, counts: Mapping[str, int], outputs: frozenset[str]
     ) -> Trace:
         extents: dict[str, tuple[Extent, ...]] = {}
         refusals: dict[str, str] = {}
@@ -205,7 +205,7 @@ def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorde
     bias = module.get_variable("params", "bias")
     shape = None if bias is None else shape_of(bias)
     try:
-        form: Form | Refused = form_of(module, kind, kernel, shape, einsum)
+        form: LayerLayout | Refused = form_of(module, kind, kernel, shape, einsum)
     except Refused as refused:
         form = refused
     return Recorded(module.clone(parent=None), kind, form, bias is not None)

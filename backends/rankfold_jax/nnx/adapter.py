@@ -16,19 +16,19 @@ from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
-from rankfold_jax.functional.pure_function import Flow
+from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
 from rankfold_jax.layouts.sharding import epsilon
-from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import layers, rules, tracing
 from rankfold_jax.nnx import low_rank_sequential as compressed
 from rankfold_jax.nnx import stale_layers as stale
 from rankfold_jax.nnx.layer_classes import kernel_name
-from rankfold_jax.nnx.layers import Held
+from rankfold_jax.nnx.layers import NNXLayer
 from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.pure_function import flow, held_in, slot_of
-from rankfold_jax.nnx.refusals import Surroundings, check_class, check_state
+from rankfold_jax.nnx.refusals import ModuleUsage, check_class, check_state
 from rankfold_jax.state_io import load_arrays, save_arrays
 from rankfold_jax.versions import thread_state
 
@@ -44,9 +44,9 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def __init__(self) -> None:
         self._modules = _by_identity(modules)
-        self._surroundings = _by_identity(Surroundings)
+        self._surroundings = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, ObservedAxes] = {}
         self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
 
     def parts(self, model: nnx.Module) -> Iterable[object]:
@@ -81,7 +81,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         check_class(module)
         check_state(module)
         self._surroundings(model).check(path, module)
-        held = layers.held(module, self._seen.get(path, Seen()))
+        held = layers.held(module, self._seen.get(path, ObservedAxes()))
         op = held.form.op(*held.arrays())
         if isinstance(held.kernel.get_raw_value(), jax.ShapeDtypeStruct):
             return with_weight(op, blank(*op.weight.shape))
@@ -93,14 +93,14 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return trace
 
     def build(self, model: nnx.Module, path: str, chain: Chain) -> nnx.Module:
-        """A `Chain`, which is an `nnx.Sequential` of stock layers, or what a layer rule builds."""
+        """A `LowRankSequential` of stock layers, or what a layer rule builds."""
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
             made = rules.build(rule, module, chain)
             self._built[id(made)] = (made, partial(_run_ruled, made, self.read(model, path)))
             return made
-        held = layers.held(module, self._seen.get(path, Seen()))
+        held = layers.held(module, self._seen.get(path, ObservedAxes()))
         built = layers.build(held.form.stages(chain, held.stack.count), module, held)
         self._built[id(built)] = (built, partial(_run, built, held))
         return built
@@ -119,7 +119,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         op = self.read(model, path)
         held = self._held(model, path)
         found = dict(paths(small)).get(path)
-        if not isinstance(found, compressed.Chain):
+        if not isinstance(found, compressed.LowRankSequential):
             raise Refused(f"a {type(found).__name__} stands in its place, not a chain")
         stages: list[Any] = list(found.layers)
         for stage in stages:
@@ -204,8 +204,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         }
         return self.replace(small, filled, inplace=False)
 
-    def _held(self, model: nnx.Module, path: str) -> Held:
-        return held_in(self._modules(model)[path], self._seen.get(path, Seen()))
+    def _held(self, model: nnx.Module, path: str) -> NNXLayer:
+        return held_in(self._modules(model)[path], self._seen.get(path, ObservedAxes()))
 
     def _is_laid_out(self, model: nnx.Module, path: str) -> bool:
         try:
@@ -214,7 +214,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             return False
         return True
 
-    def _flow(self, model: nnx.Module, paths: Iterable[str]) -> Flow:
+    def _flow(self, model: nnx.Module, paths: Iterable[str]) -> PureModel:
         return flow(model, paths, self._seen)
 
     def _dtype(self, model: nnx.Module, path: str) -> Any:
@@ -224,7 +224,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return getattr(module, kernel_name(module)).get_raw_value().dtype
 
 
-def _run(built: compressed.Chain, held: Held, x: Array) -> Array:
+def _run(built: compressed.LowRankSequential, held: NNXLayer, x: Array) -> Array:
     return held.form.run(layers.runner(built, held), x, held.stack.count)
 
 

@@ -17,15 +17,15 @@ from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Op
 from rankfold_jax.layouts import chain_reader as chains
-from rankfold_jax.layouts.base import Form, Roles, Stage
+from rankfold_jax.layouts.base import LayerLayout, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.layouts.depthwise import depthwise_conv
 from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
 from rankfold_jax.layouts.sharding import Axes, to_numpy
-from rankfold_jax.layouts.stacks import Seen, Stack, find_stacks
+from rankfold_jax.layouts.stacks import ObservedAxes, StackedAxes, find_stacks
 from rankfold_jax.nnx.layer_classes import KINDS, OPTIONS, kernel_name
-from rankfold_jax.nnx.low_rank_sequential import Chain, chained
+from rankfold_jax.nnx.low_rank_sequential import LowRankSequential, chained
 from rankfold_jax.nnx.module_tree import modules
 
 T = TypeVar("T", bound=nnx.Module)
@@ -39,12 +39,12 @@ _NAMES = ("out_sharding", "sharding_names", "sharding")
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class NNXLayer:
     """A layer as it is held: its form, its Variables and the stacks these are."""
 
-    form: Form
-    stack: Stack
-    bias_stack: Stack
+    form: LayerLayout
+    stack: StackedAxes
+    bias_stack: StackedAxes
     kernel: nnx.Variable[Any]
     bias: nnx.Variable[Any] | None
 
@@ -54,7 +54,7 @@ class Held:
         return self.stack.to_front(numbers(self.kernel)), bias
 
 
-def held(module: Any, seen: Seen) -> Held:
+def held(module: Any, seen: ObservedAxes) -> NNXLayer:
     """A stock layer, read.
 
     Args:
@@ -71,7 +71,7 @@ def held(module: Any, seen: Seen) -> Held:
     stacks = find_stacks(
         tuple(kernel.get_raw_value().shape), form.kernel_shape, found, form.bias_shape, seen
     )
-    return Held(form, *stacks, kernel, bias)
+    return NNXLayer(form, *stacks, kernel, bias)
 
 
 def numbers(variable: nnx.Variable[Any]) -> Array:
@@ -82,7 +82,7 @@ def numbers(variable: nnx.Variable[Any]) -> Array:
     return to_numpy(value)
 
 
-def form_of(module: Any) -> Form:
+def form_of(module: Any) -> LayerLayout:
     """The form of a stock layer.
 
     Raises:
@@ -118,7 +118,7 @@ def form_of(module: Any) -> Form:
     )
 
 
-def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
+def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSequential:
     """The stages as stock layers, with the options, Variables and shardings of the layer replaced.
 
     Args:
@@ -150,7 +150,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: Held) -> Chain:
     return chained(built, module)
 
 
-def stage_op(op: Op, stage: Any, layer: Held) -> Op:
+def stage_op(op: Op, stage: Any, layer: NNXLayer) -> Op:
     """The op of one layer of a chain.
 
     Args:
@@ -172,7 +172,7 @@ def stage_op(op: Op, stage: Any, layer: Held) -> Op:
     )
 
 
-def refilled(module: Any, layer: Held, kernel: Array, bias: Array | None) -> nnx.Module:
+def refilled(module: Any, layer: NNXLayer, kernel: Array, bias: Array | None) -> nnx.Module:
     """A copy of a layer with other numbers in its kernel and its bias.
 
     Args:
@@ -292,22 +292,22 @@ def _wide(x: Any) -> Any:
     return np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
-def runner(module: Chain, layer: Held) -> Callable[[Array], Array]:
+def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Array]:
     """The chain as a function of stacked inputs, in the precision that is switched on."""
     double = in_double(module)
     stack = layer.stack
 
-    def once(layer: Chain, x: Any) -> Any:
+    def once(layer: LowRankSequential, x: Any) -> Any:
         return layer(x)
 
-    function: Callable[[Chain, Any], Any] = once
+    function: Callable[[LowRankSequential, Any], Any] = once
     for depth in reversed(range(len(stack.axes))):
         kernel, bias = (_without(s.axes, depth) for s in (stack, layer.bias_stack))
         axes = nnx.StateAxes([(nnx.PathContains("bias"), bias), (..., kernel)])
         function = nnx.vmap(function, in_axes=(axes, 0))
 
     # one compilation in place of one for each operation of each stage
-    compiled: Callable[[Chain, Any], Any] = nnx.jit(function)
+    compiled: Callable[[LowRankSequential, Any], Any] = nnx.jit(function)
 
     def call(x: Array) -> Array:
         y = np.asarray(compiled(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))

@@ -16,7 +16,7 @@ from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS, OPTIONS
 _DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
 
 
-class Chain(nnx.Sequential):
+class LowRankSequential(nnx.Sequential):
     """The layers of a chain, called as the one layer they replace is.
 
     It goes on telling what the layer was made with. An option, such as its dtype, is that of the
@@ -74,9 +74,9 @@ class Chain(nnx.Sequential):
         return table.attend(query, out_sharding=out_sharding)
 
 
-def chained(stages: Sequence[Any], module: nnx.Module) -> Chain:
+def chained(stages: Sequence[Any], module: nnx.Module) -> LowRankSequential:
     """Stock layers as the one that stands in the place of a layer, with its further attributes."""
-    chain = Chain(*stages)
+    chain = LowRankSequential(*stages)
     for name, value in vars(module).items():
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)

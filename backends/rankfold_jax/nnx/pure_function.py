@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rankfold_jax.functional.inputs import Inputs
-from rankfold_jax.functional.pure_function import Flow
-from rankfold_jax.layouts.parameter_index import Slot
-from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.functional.pure_function import PureModel
+from rankfold_jax.layouts.parameter_index import ParameterIndex
+from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import rules
-from rankfold_jax.nnx.layers import Held, held
+from rankfold_jax.nnx.layers import NNXLayer, held
 from rankfold_jax.nnx.module_tree import modules
 
 
 def flow(
-    model: nnx.Module, paths: Iterable[str] = (), seen: Mapping[str, Seen] | None = None
-) -> Flow:
+    model: nnx.Module, paths: Iterable[str] = (), seen: Mapping[str, ObservedAxes] | None = None
+) -> PureModel:
     """A copy of the model in eval mode, as a pure function.
 
     Args:
@@ -32,7 +32,7 @@ def flow(
     copy = nnx.clone(model)
     copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
     inside = modules(copy)
-    layers = {path: held_in(inside[path], (seen or {}).get(path, Seen())) for path in paths}
+    layers = {path: held_in(inside[path], (seen or {}).get(path, ObservedAxes())) for path in paths}
     graphdef, state = nnx.split(copy)
     leaves: dict[int, int] = {}
     values: list[Any] = []
@@ -48,10 +48,10 @@ def flow(
     def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
         return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
-    return Flow(function, values, slots)
+    return PureModel(function, values, slots)
 
 
-def held_in(module: nnx.Module, seen: Seen) -> Held:
+def held_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:
     """A layer as its parameters lie in it, whether it is a stock one or one that a rule reads.
 
     Raises:
@@ -61,7 +61,7 @@ def held_in(module: nnx.Module, seen: Seen) -> Held:
     return held(module, seen) if rule is None else rules.held(rule, module)
 
 
-def slot_of(layer: Held, kernel: int, bias: int) -> Slot:
+def slot_of(layer: NNXLayer, kernel: int, bias: int) -> ParameterIndex:
     """Where a layer's numbers lie.
 
     Args:
@@ -69,7 +69,7 @@ def slot_of(layer: Held, kernel: int, bias: int) -> Slot:
         kernel: which of the model's arrays is its kernel.
         bias: which of them is its bias, if it has one.
     """
-    slot = Slot(layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack)
+    slot = ParameterIndex(layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack)
     if layer.bias is None:
         return slot
     shape = jnp.shape(layer.bias.get_raw_value())

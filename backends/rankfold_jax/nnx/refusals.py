@@ -71,7 +71,7 @@ def check_state(module: nnx.Module) -> None:
         raise Refused(f"its {kernel_name(module)} is no nnx.Variable")
 
 
-class Surroundings:
+class ModuleUsage:
     """What the modules of a model do to each other, gathered once.
 
     Args:

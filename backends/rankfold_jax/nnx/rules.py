@@ -17,7 +17,7 @@ from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold_jax.layouts import ruled
-from rankfold_jax.layouts.stacks import Stack
+from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.nnx import layers
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
 from rankfold_jax.nnx.low_rank_sequential import chained
@@ -45,7 +45,7 @@ def read(rule: LayerRule, module: nnx.Module) -> Op:
     return with_weight(op, blank(*op.weight.shape))
 
 
-def held(rule: LayerRule, module: nnx.Module) -> layers.Held:
+def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
     """The layer as its parameters lie in it.
 
     Raises:
@@ -68,7 +68,9 @@ def held(rule: LayerRule, module: nnx.Module) -> layers.Held:
 
     shape = () if bias is None else numbers[bias].shape
     form = ruled.RuledForm(laid_out, numbers[kernel].shape, shape)
-    return layers.Held(form, Stack(), Stack(), params[kernel], params[bias] if bias else None)
+    return layers.NNXLayer(
+        form, StackedAxes(), StackedAxes(), params[kernel], params[bias] if bias else None
+    )
 
 
 def refilled(rule: LayerRule, module: nnx.Module, kernel: Array, bias: Array | None) -> nnx.Module:

@@ -27,7 +27,7 @@ from rankfold_jax.jaxpr.macs import counted
 from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.extents import extents_of, seen_axes
-from rankfold_jax.layouts.stacks import Seen
+from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.layers import form_of
@@ -76,7 +76,7 @@ the interpreter's, whatever arrives."""
 @settled
 def trace(
     model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any
-) -> tuple[Trace, dict[str, Seen]]:
+) -> tuple[Trace, dict[str, ObservedAxes]]:
     """Traces the model once and leaves it as it was.
 
     Args:
@@ -134,7 +134,7 @@ def trace(
         raise failed(error) from error
     found = jaxprs.find(closed, labels)
     extents: dict[str, tuple[Extent, ...]] = {}
-    seen: dict[str, Seen] = {}
+    seen: dict[str, ObservedAxes] = {}
     for path, module in watched.items():
         try:
             seen[path] = seen_axes(path, found)

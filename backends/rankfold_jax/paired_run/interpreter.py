@@ -18,18 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
-from rankfold_jax.calibration.layer_products import Site, site_of
-from rankfold_jax.functional.pure_function import Flow
-from rankfold_jax.jaxpr.dataflow import Found, bind, called, step
-from rankfold_jax.jaxpr.element_index import Tracked, label_of
-from rankfold_jax.jaxpr.parameter_uses import Use, product
+from rankfold_jax.calibration.layer_products import LayerProduct, site_of
+from rankfold_jax.functional.pure_function import PureModel
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
+from rankfold_jax.jaxpr.parameter_uses import ParameterUse, product
 from rankfold_jax.jaxpr.provenance import param
-from rankfold_jax.paired_run.layer_visits import Batch, Meeting
+from rankfold_jax.paired_run.layer_visits import Batch, LayerVisits
 from rankfold_jax.paired_run.values import (
-    Lazy,
+    DeferredParameter,
     Pair,
     Value,
     both,
@@ -43,11 +43,11 @@ from rankfold_jax.paired_run.values import (
 )
 
 
-def follow(
-    flow: Flow,
+def run_paired(
+    flow: PureModel,
     calibration: Calibration,
     layers: Mapping[str, Op],
-    visit: Visit,
+    visit: LayerVisitor,
     *,
     sequential: bool,
     rng: np.random.Generator,
@@ -79,9 +79,9 @@ def follow(
 class _Following:
     def __init__(
         self,
-        flow: Flow,
+        flow: PureModel,
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         rng: np.random.Generator,
         examples: int,
         *,
@@ -92,13 +92,15 @@ class _Following:
         self._values = flow.values
         self._layers = layers
         self._sequential = sequential
-        self.meeting = Meeting(self._slots, flow.values, layers, visit, rng, examples)
+        self.meeting = LayerVisits(self._slots, flow.values, layers, visit, rng, examples)
 
     def run(self, batches: Sequence[Batch]) -> None:
         """Both runs of batches whose jaxprs have the same structure."""
         lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
         values: list[Value] = [
-            Lazy(Tracked.whole(leaf, jnp.shape(value))) if leaf in lazy else (value, value)
+            DeferredParameter(IndexedValue.whole(leaf, jnp.shape(value)))
+            if leaf in lazy
+            else (value, value)
             for leaf, value in enumerate(self._values)
         ]
         inputs = [[*values, *((x, x) for x in batch.arrays)] for batch in batches]
@@ -134,7 +136,10 @@ class _Following:
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
         eqn = eqns[0]
-        inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments[0]]
+        inside = [
+            value.tracked if isinstance(value, DeferredParameter) else None
+            for value in arguments[0]
+        ]
         if any(value is not None for value in inside):
             name = eqn.primitive.name
             if name == "scan" and len({turns_of(one) for one in eqns}) == 1:
@@ -163,9 +168,11 @@ class _Following:
         return [both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)]
 
     def _resolved(self, values: Sequence[Value]) -> list[Pair]:
-        return [self._pair(value) if isinstance(value, Lazy) else value for value in values]
+        return [
+            self._pair(value) if isinstance(value, DeferredParameter) else value for value in values
+        ]
 
-    def _pair(self, value: Lazy) -> Pair:
+    def _pair(self, value: DeferredParameter) -> Pair:
         """What both runs go on with."""
         first = self._parameter(value, 0)
         leaf = value.tracked.label.leaf
@@ -173,18 +180,20 @@ class _Following:
             return first, first
         return first, self._parameter(value, 1)
 
-    def _parameter(self, value: Lazy, which: int) -> Any:
+    def _parameter(self, value: DeferredParameter, which: int) -> Any:
         """A parameter of the model (0) or of the compressed one (1)."""
         leaf: Any = value.tracked.label.leaf
         first = self._values[leaf]
         return value.of(self.meeting.new.get(leaf, first) if which else first)
 
-    def _sites(self, eqns: Sequence[JaxprEqn], inside: list[Tracked | None]) -> list[Site] | None:
+    def _sites(
+        self, eqns: Sequence[JaxprEqn], inside: list[IndexedValue | None]
+    ) -> list[LayerProduct] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         if len(leaves) != 1 or not leaves <= self._paths.keys():
             return None
         path = self._paths[leaves.pop()]
-        known: dict[int, Site | None] = {}
+        known: dict[int, LayerProduct | None] = {}
         for eqn in eqns:
             if id(eqn) not in known:
                 slot, op = self._slots[path], self._layers[path]
@@ -196,7 +205,7 @@ class _Following:
     def _meet(
         self,
         eqns: Sequence[JaxprEqn],
-        sites: Sequence[Site],
+        sites: Sequence[LayerProduct],
         arguments: Sequence[Sequence[Value]],
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
@@ -209,7 +218,7 @@ class _Following:
             return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
 
         def of(which: int, kernel: Value) -> Any:
-            assert isinstance(kernel, Lazy)
+            assert isinstance(kernel, DeferredParameter)
             return self._parameter(kernel, which)
 
         firsts = [
@@ -230,8 +239,8 @@ class _Following:
     def _foresee(
         self,
         eqn: JaxprEqn,
-        inside: Sequence[Tracked | None],
-        sliced: Sequence[Tracked | None] = (),
+        inside: Sequence[IndexedValue | None],
+        sliced: Sequence[IndexedValue | None] = (),
     ) -> None:
         """Decides on the layers of a loop, but for those of which each turn has its own.
 
@@ -242,19 +251,19 @@ class _Following:
         """
         labels = [None if v is None else replace(v.label, slices=1) for v in inside]
         leaves = {value.label.leaf for value in sliced if value is not None}
-        found = Found()
+        found = Dataflow()
         step(eqn, labels, 1, found)
         for use in found.uses:
             if use.leaf not in leaves or use.times > 1:
                 self._decide(use)
 
-    def _pass_by(self, eqn: JaxprEqn, inside: Sequence[Tracked | None]) -> None:
+    def _pass_by(self, eqn: JaxprEqn, inside: Sequence[IndexedValue | None]) -> None:
         """Decides on a layer whose kernel meets its inputs in a way that is not known."""
         use = product(eqn, [label_of(value) for value in inside], 1)
         if use is not None:
             self._decide(use)
 
-    def _decide(self, use: Use) -> None:
+    def _decide(self, use: ParameterUse) -> None:
         path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
         if path is not None:
             self.meeting.decide(path)

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import is_held_out
-from rankfold.calibration.moments import Joint, input_form
+from rankfold.calibration.moments import RegressionSums, input_form
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, of_groups, with_weight
 from rankfold.ops.reference import reconstruct
-from rankfold_jax.calibration.layer_products import Ints, Site, sampled
-from rankfold_jax.layouts.parameter_index import Slot
+from rankfold_jax.calibration.layer_products import Ints, LayerProduct, sampled
+from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import put
-from rankfold_jax.paired_run.output_sums import Distance, Joints, joint_terms
+from rankfold_jax.paired_run.output_sums import Distance, OutputSums, joint_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Batch:
     arrays: Sequence[Any]
 
 
-class Meeting:
+class LayerVisits:
     """Decides on layers and keeps what came of it.
 
     Args:
@@ -59,10 +59,10 @@ class Meeting:
 
     def __init__(
         self,
-        slots: Mapping[str, Slot],
+        slots: Mapping[str, ParameterIndex],
         values: Sequence[Any],
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         rng: np.random.Generator,
         examples: int,
     ) -> None:
@@ -87,7 +87,7 @@ class Meeting:
     def meet(
         self,
         path: str,
-        sites: Sequence[Site],
+        sites: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
@@ -116,7 +116,9 @@ class Meeting:
         starts = groups[::each] // each * each
         return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
 
-    def _decide(self, path: str, fit: Joint | None, held: Joint | None, groups: Ints) -> None:
+    def _decide(
+        self, path: str, fit: RegressionSums | None, held: RegressionSums | None, groups: Ints
+    ) -> None:
         """Asks for the chain of groups of a layer and puts what it stands for in its place."""
         op, slot = self._layers[path], self._slots[path]
         self._open[path][groups] = False
@@ -150,13 +152,13 @@ class Meeting:
             if not self._open[path].any():
                 del self._filled[leaf]
 
-    def measure(self, site: Site, y: Any, other: Any) -> None:
+    def measure(self, site: LayerProduct, y: Any, other: Any) -> None:
         """Adds what a product gives in both runs to the error of its layer."""
         if site.path in self._biases:
             error = self.errors.setdefault(site.path, Distance())
             error.add(site, y, other, *self._biases[site.path])
 
-    def _standing_for(self, slot: Slot, op: Op, chain: Chain, groups: int) -> Op:
+    def _standing_for(self, slot: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
         """The layer, or some groups of it, with the weight of its chain.
 
         Raises:
@@ -170,16 +172,16 @@ class Meeting:
     def _joints(
         self,
         path: str,
-        sites: Sequence[Site],
+        sites: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
-    ) -> tuple[Joint | None, Joint | None]:
+    ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
         op = self._layers[path]
         if isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
-        fit, held = Joints(), Joints()
+        fit, held = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
             view = site.view
             wanted = sampled(view, op, self._examples, 1)

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
-from rankfold_jax.calibration.layer_products import Site, op_outputs, op_rows
+from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op_rows
 from rankfold_jax.calibration.moment_interpreter import gram
-from rankfold_jax.calibration.patches import View
+from rankfold_jax.calibration.patches import PatchView
 
 _NAMES = ("xx", "yx", "yy", "x", "y")
 
 
-class Joints:
-    """The sums of a `Joint`, over batches."""
+class OutputSums:
+    """The sums of a `RegressionSums`, over batches."""
 
     def __init__(self) -> None:
         self._sums: list[Array] | None = None
@@ -35,15 +35,15 @@ class Joints:
         )
         self.count += count
 
-    def made(self) -> Joint | None:
+    def made(self) -> RegressionSums | None:
         """The sums so far; None where there are none, or where they are not finite."""
         if self._sums is None or not all(np.isfinite(total).all() for total in self._sums):
             return None
-        return Joint(**dict(zip(_NAMES, self._sums, strict=True)), count=self.count)
+        return RegressionSums(**dict(zip(_NAMES, self._sums, strict=True)), count=self.count)
 
 
 def joint_terms(
-    site: Site, x: Any, y: Any, bias: Array, chosen: Any, held: Array
+    site: LayerProduct, x: Any, y: Any, bias: Array, chosen: Any, held: Array
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The sums over fitted and over held-out rows of a batch.
 
@@ -62,7 +62,7 @@ def joint_terms(
 
 @partial(jax.jit, static_argnums=0)
 def _terms(
-    view: View, x: Any, y: Any, rows: Any, outs: Any, bias: Any, chosen: Any, held: Any
+    view: PatchView, x: Any, y: Any, rows: Any, outs: Any, bias: Any, chosen: Any, held: Any
 ) -> Any:
     inputs = op_rows(view, x, rows, chosen)
     targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
@@ -81,7 +81,7 @@ class Distance:
     def __init__(self) -> None:
         self._apart, self._size = 0.0, 0.0
 
-    def add(self, site: Site, y: Any, other: Any, bias: Array, new: Array) -> None:
+    def add(self, site: LayerProduct, y: Any, other: Any, bias: Array, new: Array) -> None:
         """Adds the outputs at a product, over all its positions.
 
         Args:
@@ -103,7 +103,7 @@ class Distance:
 
 
 @partial(jax.jit, static_argnums=0)
-def _distance(view: View, y: Any, other: Any, outs: Any, bias: Any, new: Any) -> Any:
+def _distance(view: PatchView, y: Any, other: Any, outs: Any, bias: Any, new: Any) -> Any:
     first, second = (op_outputs(view, part, outs, None) for part in (y, other))
     first, second = first + bias.astype(first.dtype), second + new.astype(first.dtype)
     return jnp.square(first - second).sum(), jnp.square(first).sum()

@@ -12,12 +12,12 @@ from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from rankfold_jax.jaxpr.dataflow import bind, called
-from rankfold_jax.jaxpr.element_index import Tracked, moved_by
+from rankfold_jax.jaxpr.element_index import IndexedValue, moved_by
 from rankfold_jax.jaxpr.provenance import param
 
 
 @dataclass(frozen=True, eq=False)
-class Lazy:
+class DeferredParameter:
     """A parameter moved about, made when it is read.
 
     Attributes:
@@ -25,7 +25,7 @@ class Lazy:
         steps: from the parameter to the value.
     """
 
-    tracked: Tracked
+    tracked: IndexedValue
     steps: tuple[Callable[[Any], Any], ...] = ()
 
     def of(self, value: Any) -> Any:
@@ -37,7 +37,7 @@ class Lazy:
 
 Pair: TypeAlias = tuple[Any, Any]
 """A value in the original and in the compressed run, the same object where they agree."""
-Value: TypeAlias = "Pair | Lazy"
+Value: TypeAlias = "Pair | DeferredParameter"
 
 
 def both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
@@ -48,19 +48,25 @@ def both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
     return list(zip(first, bind(eqn, [pair[1] for pair in pairs]), strict=True))
 
 
-def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> Lazy | None:
+def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> DeferredParameter | None:
     """The result of an equation that only moves a parameter about; None of any other."""
-    inside = [value.tracked if isinstance(value, Lazy) else None for value in arguments]
+    inside = [
+        value.tracked if isinstance(value, DeferredParameter) else None for value in arguments
+    ]
     first, *others = arguments
-    if not isinstance(first, Lazy) or any(isinstance(other, Lazy) for other in others):
+    if not isinstance(first, DeferredParameter) or any(
+        isinstance(other, DeferredParameter) for other in others
+    ):
         return None
-    fixed = [other[0] for other in others if not isinstance(other, Lazy)]
-    if any(other[0] is not other[1] for other in others if not isinstance(other, Lazy)):
+    fixed = [other[0] for other in others if not isinstance(other, DeferredParameter)]
+    if any(
+        other[0] is not other[1] for other in others if not isinstance(other, DeferredParameter)
+    ):
         return None
     tracked = moved_by(eqn, inside, [None, *fixed])
     if tracked is None:
         return None
-    return Lazy(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
+    return DeferredParameter(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
 
 
 def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
@@ -105,8 +111,8 @@ def slice_of(value: Value, length: int, turn: int) -> Value:
     def cut(x: Any) -> Any:
         return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
 
-    if isinstance(value, Lazy):
-        return Lazy(value.tracked.sliced(length, turn), (*value.steps, cut))
+    if isinstance(value, DeferredParameter):
+        return DeferredParameter(value.tracked.sliced(length, turn), (*value.steps, cut))
     first = cut(value[0])
     return first, first if value[0] is value[1] else cut(value[1])
 

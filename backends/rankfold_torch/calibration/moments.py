@@ -135,7 +135,7 @@ class _Layer:
             self.mean.over(self.rows),
             grads,
             samples=examples,
-            uses=self.positions / examples,
+            positions_per_example=self.positions / examples,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
 _LARGE = 1024
@@ -37,8 +37,8 @@ class Sum:
         return array
 
 
-class Joints:
-    """The sums of a `Joint`."""
+class OutputSums:
+    """The sums of a `RegressionSums`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
@@ -59,14 +59,14 @@ class Joints:
         ):
             self._sums[name].add(term)
 
-    def made(self) -> Joint | None:
+    def made(self) -> RegressionSums | None:
         """The sums so far; None where there are none, or where they are not finite."""
         if not self.count:
             return None
         arrays: dict[str, Any] = {name: total.over(1.0) for name, total in self._sums.items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             return None
-        return Joint(**arrays, count=self.count)
+        return RegressionSums(**arrays, count=self.count)
 
 
 class Distance:

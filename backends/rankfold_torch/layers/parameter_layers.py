@@ -43,7 +43,7 @@ class Factors:
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class ParameterLayer:
     """A parameter of a module as a layer.
 
     Attributes:
@@ -110,7 +110,7 @@ class Product(nn.Module):
     """The parametrization of a parameter by its factors.
 
     Args:
-        factors: as `Held.build` gives them.
+        factors: as `ParameterLayer.build` gives them.
     """
 
     def __init__(self, factors: Factors) -> None:
@@ -155,12 +155,12 @@ def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
     return frozenset(name for names in matching for name in names) if matching else None
 
 
-def held_at(model: nn.Module, path: str) -> Held | None:
+def held_at(model: nn.Module, path: str) -> ParameterLayer | None:
     """The parameter at the path of a layer; None where that is a module."""
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
     held = name in module._parameters and module._parameters[name] is not None
-    return Held(module, name) if held else None
+    return ParameterLayer(module, name) if held else None
 
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:

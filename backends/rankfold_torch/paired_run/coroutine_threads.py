@@ -23,7 +23,7 @@ class _Stopped(BaseException):
     """Ends a forward pass that nobody waits for; no `except Exception` of a model catches it."""
 
 
-class Turn(threading.Thread):
+class CoroutineThread(threading.Thread):
     """A function in a thread of its own, which runs only while `resume` waits for it.
 
     Every turn has its own state of PyTorch's random generators, so that two runs of a model draw

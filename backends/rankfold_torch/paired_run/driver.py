@@ -17,29 +17,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from rankfold.adapters.base import Visit
+from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration, examples, is_held_out
 from rankfold.calibration.losses import failure
-from rankfold.calibration.moments import Joint, input_form
+from rankfold.calibration.moments import RegressionSums, input_form
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
-from rankfold_torch.calibration.sums import Distance, Joints
-from rankfold_torch.paired_run.coroutine_threads import Turn
-from rankfold_torch.paired_run.module_state import Remembered
+from rankfold_torch.calibration.sums import Distance, OutputSums
+from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
+from rankfold_torch.paired_run.module_state import PerRunState
 from rankfold_torch.temporary_changes import ABSENT, exchanged, unchanged
 
 _ORIGINAL, _COMPRESSED = "original", "compressed"
 
 
 @settled
-def follow(
+def run_paired(
     model: nn.Module,
     calibration: Calibration,
     layers: Mapping[str, Op],
-    visit: Visit,
+    visit: LayerVisitor,
     build: Callable[[str, Chain], nn.Module],
     *,
     sequential: bool,
@@ -93,11 +93,11 @@ class _Batch:
     index: int
     first: int
     examples: int
-    original: Turn
-    compressed: Turn | None
+    original: CoroutineThread
+    compressed: CoroutineThread | None
 
     @property
-    def turns(self) -> list[Turn]:
+    def turns(self) -> list[CoroutineThread]:
         """Its runs, the compressed one first."""
         return [turn for turn in (self.compressed, self.original) if turn is not None]
 
@@ -113,7 +113,7 @@ class _Following:
         self,
         model: nn.Module,
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         build: Callable[[str, Chain], nn.Module],
         rng: np.random.Generator,
         *,
@@ -126,7 +126,7 @@ class _Following:
         self._visit = visit
         self._build = build
         self._rng = rng
-        self._remembered = Remembered(model)
+        self._remembered = PerRunState(model)
         self._parted = False
         self._total = 0
         self._modules: dict[str, nn.Module | None] = {}
@@ -159,8 +159,10 @@ class _Following:
         for index, inputs in enumerate(calibration.inputs):
             count = examples(inputs)
             forward = partial(_forward_pass, self._model, inputs)
-            original = Turn(forward, devices, _ORIGINAL)
-            compressed = Turn(forward, devices, _COMPRESSED) if self._sequential else None
+            original = CoroutineThread(forward, devices, _ORIGINAL)
+            compressed = (
+                CoroutineThread(forward, devices, _COMPRESSED) if self._sequential else None
+            )
             batches.append(_Batch(index, self._total, count, original, compressed))
             self._total += count
         return batches
@@ -215,11 +217,13 @@ class _Following:
             except Refused:
                 self._modules[path] = None
 
-    def _joints(self, path: str, group: Sequence[_Batch]) -> tuple[Joint | None, Joint | None]:
+    def _joints(
+        self, path: str, group: Sequence[_Batch]
+    ) -> tuple[RegressionSums | None, RegressionSums | None]:
         op = self._layers[path]
         if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
-        fit, held = Joints(), Joints()
+        fit, held = OutputSums(), OutputSums()
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x
@@ -244,7 +248,7 @@ class _Following:
         """What a watched layer does when it is called."""
         turn = threading.current_thread()
         x = args[0] if args else kwargs.get("input")
-        if not isinstance(turn, Turn) or not isinstance(x, torch.Tensor):
+        if not isinstance(turn, CoroutineThread) or not isinstance(x, torch.Tensor):
             return usual(*args, **kwargs)
         turn.calls[path] += 1
         call = _Call(path, turn.calls[path], x)
@@ -265,7 +269,7 @@ class _Following:
         return y
 
 
-def _stop(turns: Sequence[Turn]) -> None:
+def _stop(turns: Sequence[CoroutineThread]) -> None:
     for turn in turns:
         turn.stop()
 

@@ -16,7 +16,7 @@ _OWN = frozenset(vars(nn.Module())) | {"forward"}
 Place: TypeAlias = tuple[int, str]
 
 
-class Remembered:
+class PerRunState:
     """The attributes that several runs of a model set on its modules, apart for each run.
 
     Args:

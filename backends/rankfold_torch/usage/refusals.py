@@ -182,7 +182,7 @@ def check_parts(module: nn.Module) -> None:
         raise Refused("max_norm renormalises the rows of the table as they are read")
 
 
-class Surroundings:
+class ModuleUsage:
     """What a model's modules do to each other, gathered once.
 
     Args:

@@ -19,7 +19,7 @@ from rankfold.ops import Chain, Extent, Op
 
 if TYPE_CHECKING:
     from rankfold.calibration.batches import Calibration
-    from rankfold.calibration.moments import Joint, LayerMoments
+    from rankfold.calibration.moments import LayerMoments, RegressionSums
     from rankfold.progress import Advance
 
 
@@ -44,14 +44,14 @@ class Trace:
     outputs: frozenset[str] | None = None
 
 
-class Visit(Protocol):
+class LayerVisitor(Protocol):
     """From a layer and the sums over its fitted and its held-out positions to its chain."""
 
     def __call__(
         self,
         path: str,
-        fit: Joint | None,
-        held: Joint | None,
+        fit: RegressionSums | None,
+        held: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
@@ -243,12 +243,12 @@ class Calibrates(Protocol):
                 (naming the layer), or the loss is not a scalar that can be differentiated.
         """
 
-    def follow(
+    def run_paired(
         self,
         model: Any,
         calibration: Calibration,
         layers: Mapping[str, Op],
-        visit: Visit,
+        visit: LayerVisitor,
         *,
         sequential: bool,
         rng: np.random.Generator,

@@ -34,7 +34,7 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class LayerTensor:
     """What the name of a tensor in a checkpoint says: it is the weight of a layer.
 
     Attributes:
@@ -60,7 +60,7 @@ class TensorRule(Protocol):
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-    ) -> Stored | None:
+    ) -> LayerTensor | None:
         """The layer that a tensor is the weight of; None: not known.
 
         Args:

@@ -38,14 +38,14 @@ class LayerMoments:
             (groups, out/groups, out/groups), or the diagonal alone, (groups, out/groups); None for
             the identity.
         samples: the number of examples seen.
-        uses: at how many positions of one example the layer is used.
+        positions_per_example: at how many positions of one example the layer is used.
     """
 
     inputs: Array
     mean: Array
     grads: Array | None
     samples: int
-    uses: float
+    positions_per_example: float
 
     def __post_init__(self) -> None:
         # what the user has gathered is looked at by policies and decompositions of others
@@ -62,14 +62,14 @@ class LayerMoments:
         )
         assert inputs is not None
         assert mean is not None
-        return LayerMoments(inputs, mean, grads, self.samples, self.uses)
+        return LayerMoments(inputs, mean, grads, self.samples, self.positions_per_example)
 
 
 @dataclass(frozen=True, eq=False)
-class Joint:
+class RegressionSums:
     """Sums over positions of the original layer's output y and the compressed one's input x.
 
-    They are of all groups of a layer, or of those that `rankfold.adapters.base.Visit` is told of.
+    They are of all groups of a layer, or of those that a `LayerVisitor` is told of.
 
     Attributes:
         xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
@@ -110,4 +110,7 @@ def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -
     positions alone.
     """
     own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
-    return min((int(m.samples * max(1.0, m.uses)) for m in own or moments.values()), default=0)
+    return min(
+        (int(m.samples * max(1.0, m.positions_per_example)) for m in own or moments.values()),
+        default=0,
+    )

@@ -45,7 +45,7 @@ class Metric:
     Attributes:
         inputs: C without units, its largest variance 1.
         mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
-        uses: positions per example.
+        positions_per_example: of the layer.
         unit: what a squared error of 1 is worth in the loss, per position; 0 where the layer never
             counts, because its inputs or its gradients are all zero.
     """
@@ -59,7 +59,7 @@ class Metric:
             self._out = op.weight.shape[0] // op.groups
             self._into = op.weight.shape[1]
             self._taps = math.prod(op.weight.shape[2:])
-        self.uses = moments.uses
+        self.positions_per_example = moments.positions_per_example
         self.samples = moments.samples
         inputs = np.asarray(moments.inputs, dtype=np.float64)
         if not np.isfinite(inputs).all():
@@ -73,16 +73,16 @@ class Metric:
         if self.mean is not None:
             inputs = centred(inputs, self.mean)
         self._seen = linalg.read_only(inputs)
-        samples = round(moments.samples * min(POSITIONS, max(1.0, moments.uses)))
+        samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
-        self.inputs = linalg.read_only(shrunk(inputs, samples))
+        self.inputs = linalg.read_only(oas_shrinkage(inputs, samples))
         self._roots: tuple[Array, Array] | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
-            self._roots = _roots(shrunk(grads, samples))
+            self._roots = _roots(oas_shrinkage(grads, samples))
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
@@ -107,15 +107,15 @@ class Metric:
         """Whether the kernel's positions are taken for independent."""
         return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
 
-    def to_loss(self, rows: Array) -> Array:
+    def weight_outputs(self, rows: Array) -> Array:
         """G½ A for A (groups, out/groups, n)."""
         return self._by(0, rows)
 
-    def from_loss(self, rows: Array) -> Array:
+    def unweight_outputs(self, rows: Array) -> Array:
         """G^-½ A for A (groups, out/groups, n)."""
         return self._by(1, rows)
 
-    def times_inputs(self, rows: Array) -> Array:
+    def apply_input_moment(self, rows: Array) -> Array:
         """A C for A (groups, n, d)."""
         return self._times(rows, self.inputs)
 
@@ -151,8 +151,8 @@ class Metric:
 
     def squared(self, rows: Array) -> float:
         """tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
-        scaled = self.to_loss(rows)
-        return float(np.vdot(self.times_inputs(scaled), scaled))
+        scaled = self.weight_outputs(rows)
+        return float(np.vdot(self.apply_input_moment(scaled), scaled))
 
     def output(self, rows: Array) -> float:
         """E‖A x‖² of rows A at one position as the data has it, without shrinkage or weights."""
@@ -253,7 +253,7 @@ def _roots(grads: Array) -> tuple[Array, Array]:
     return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
 
 
-def shrunk(moment: Array, samples: int) -> Array:
+def oas_shrinkage(moment: Array, samples: int) -> Array:
     """A moment of few samples, moved towards the multiple of the identity of the same trace.
 
     Args:

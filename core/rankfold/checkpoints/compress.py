@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from rankfold.checkpoints.planner import CheckpointAdapter, Slot
+from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
 from rankfold.checkpoints.workdir import PLANNED, Job, Workplace, workplace
@@ -184,7 +184,7 @@ def _same(path: Path, other: Path) -> bool:
         return False
 
 
-def _fits(plan: Plan, slots: Mapping[str, Slot]) -> bool:
+def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
     """Whether a plan that was found can be one of these layers."""
     try:
         validate(plan)
@@ -220,7 +220,7 @@ def _plain(file: Path) -> bool:
     return file.is_file() and not file.is_symlink()
 
 
-def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
+def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | None:
     """By all layers, as for a live model: the number may show in the last bits of a result."""
     orders = []
     for slot in slots.values():
@@ -232,7 +232,7 @@ def _threads(source: Checkpoint, slots: Mapping[str, Slot]) -> int | None:
 
 
 def _dropped(
-    source: Checkpoint, slots: Mapping[str, Slot], drop: str | Sequence[str]
+    source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
 ) -> frozenset[str]:
     """The tensors that are not copied."""
     patterns = listed(drop)
@@ -247,7 +247,7 @@ def _dropped(
 
 
 def _parts(
-    source: Checkpoint, plan: Plan, slots: Mapping[str, Slot], dropped: frozenset[str]
+    source: Checkpoint, plan: Plan, slots: Mapping[str, LayerTensors], dropped: frozenset[str]
 ) -> list[Part]:
     """A file for each of the checkpoint's; a layer goes where its weight was."""
     used = {*dropped, *(slot.weight for slot in slots.values())}

@@ -13,7 +13,7 @@ import numpy as np
 
 from rankfold.adapters.base import Trace
 from rankfold.adapters.output_layers import by_names
-from rankfold.adapters.tensor_rules import Stored, TensorRule
+from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
@@ -29,7 +29,7 @@ _SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
 
 
 @dataclass(frozen=True)
-class Slot:
+class LayerTensors:
     """Where the weight of a layer lies in a checkpoint.
 
     Attributes:
@@ -100,7 +100,7 @@ class Reader:
     """Reads a layer, in this process or another one."""
 
     checkpoint: Checkpoint
-    slot: Slot
+    slot: LayerTensors
 
     def __call__(self) -> Op:
         """The layer as an op."""
@@ -123,9 +123,9 @@ class CheckpointAdapter:
     ) -> None:
         self._excluded = excluded
         self._given = _given(inputs)
-        self._slots: dict[str, Slot] | None = None
+        self._slots: dict[str, LayerTensors] | None = None
 
-    def slots(self, model: Checkpoint) -> dict[str, Slot]:
+    def slots(self, model: Checkpoint) -> dict[str, LayerTensors]:
         """The layers that tensors are the weights of, by path, in the order of the files."""
         if self._slots is None:
             self._slots = {
@@ -224,10 +224,10 @@ def rule_of(name: str) -> TensorRule:
     return registry().tensor_rules[name]
 
 
-def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
+def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
     """The layers of a checkpoint by path, in the order of its files."""
     rules = dict(reversed(registry().tensor_rules.items()))
-    found: dict[str, Slot] = {}
+    found: dict[str, LayerTensors] = {}
     for name in checkpoint.owner:
         slot = _slot(checkpoint, name, rules)
         if slot is None:
@@ -243,7 +243,7 @@ def slots(checkpoint: Checkpoint) -> dict[str, Slot]:
 
 def _slot(
     checkpoint: Checkpoint, name: str, rules: Mapping[str, TensorRule]
-) -> tuple[str, Slot] | None:
+) -> tuple[str, LayerTensors] | None:
     shape, failed = checkpoint.entry(name).shape, ""
     for word, rule in rules.items():
         try:
@@ -260,26 +260,26 @@ def _slot(
 
 def _recognised(
     word: str, rule: TensorRule, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
-) -> Stored | None:
+) -> LayerTensor | None:
     with contained(f"tensor rule {word!r}", Refused):
         known = rule.recognise(name, shape, settings)
-        if not isinstance(known, Stored | None):
+        if not isinstance(known, LayerTensor | None):
             raise TypeError(f"recognise gave {type(known).__name__}")
         return known
 
 
-def _checked(checkpoint: Checkpoint, rule: str, name: str, known: Stored) -> Slot:
+def _checked(checkpoint: Checkpoint, rule: str, name: str, known: LayerTensor) -> LayerTensors:
     bias = known.bias if known.bias and known.bias in checkpoint else None
     refusal = known.refusal
     if refusal:
-        return Slot(rule, name, None, refusal)
+        return LayerTensors(rule, name, None, refusal)
     if not checkpoint.is_float(name):
         refusal = f"it is stored as {checkpoint.entry(name).dtype}"
     elif any(name + end in checkpoint for end in _SCALES):
         refusal = "it is quantised: its values stand for others, with a scale beside them"
     elif bias is not None and not checkpoint.is_float(bias):
         refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
-    return Slot(rule, name, bias, refusal)
+    return LayerTensors(rule, name, bias, refusal)
 
 
 def _given(inputs: Any) -> dict[str, _Given]:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from rankfold.calibration.moments import LayerMoments
-from rankfold.checkpoints.planner import Slot
+from rankfold.checkpoints.planner import LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
 from rankfold.decompose.guarded import Guarded
@@ -64,7 +64,7 @@ class Work:
     """
 
     checkpoint: Checkpoint
-    slots: Mapping[str, Slot]
+    slots: Mapping[str, LayerTensors]
     folder: Path
     placement: Placement
     seed: int
@@ -211,7 +211,7 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
     )
 
 
-def _stored_as(checkpoint: Checkpoint, slot: Slot, name: str, stage: Array) -> str:
+def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, name: str, stage: Array) -> str:
     """A bias keeps the type of the bias, everything else that of the weight."""
     if slot.bias is not None and stage.ndim == 1:
         return checkpoint.entry(slot.bias).dtype

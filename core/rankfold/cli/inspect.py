@@ -75,12 +75,12 @@ def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Poli
     try:
         layer = Layer((name,), lambda: op, methods, None, "balanced", 0)
         anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]
-        modes = anchor.modes(op, layer.spectrum)
+        unfoldings = anchor.unfoldings(op, layer.spectrum)
     except Refused as refused:
         return [refused.reason]
-    evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in modes]
-    energy = [energy_rank(m.values.sum(axis=0), _SHARE) for m in modes]
-    savings = [_saving(layer.only(method), policy) for method in methods]
+    evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in unfoldings]
+    energy = [energy_rank(m.values.sum(axis=0), _SHARE) for m in unfoldings]
+    savings = [_saving(layer.with_method(method), policy) for method in methods]
     return [", ".join(map(str, evbmf)), ", ".join(map(str, energy)), *savings]
 
 

@@ -25,7 +25,7 @@ RankTuple: TypeAlias = tuple[int, ...]
 Placement: TypeAlias = Literal["balanced", "classical"]
 
 
-class Mode:
+class Unfolding:
     """One matrix of a layer whose rank a policy chooses.
 
     Args:
@@ -63,7 +63,7 @@ class Mode:
 
 
 @dataclass(frozen=True, eq=False)
-class Factored:
+class Factorization:
     """A decomposed layer.
 
     Attributes:
@@ -97,10 +97,10 @@ class Decomposition(Protocol):
     def max_ranks(self, op: Op) -> RankTuple:
         """The ranks at which the chain is exact; the length is the number of ranks."""
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrices whose ranks a policy chooses."""
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """The ranks of the method from one rank per mode."""
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
@@ -114,7 +114,7 @@ class Decomposition(Protocol):
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """The chain, in the dtype of the op's weight, shaped like the template."""
 
 

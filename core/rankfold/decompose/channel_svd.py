@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
+from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
@@ -35,18 +35,18 @@ class ChannelSVD:
         out = op.weight.shape[0] // op.groups
         return (min(out, math.prod(op.weight.shape[1:])),)
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output unfolding."""
         sides = spectrum.matrix.shape[1:]
 
         def values() -> Array:
             return spectrum.output.values[:, : min(sides)]
 
-        return (Mode(values, sides, sides[0], spectrum.scale),)
+        return (Unfolding(values, sides, sides[0], spectrum.scale),)
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """The rank of the unfolding."""
-        return mode_ranks
+        return unfolding_ranks
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (k×k, pointwise)."""
@@ -72,7 +72,7 @@ class ChannelSVD:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """Projects the unfolding on its leading left singular vectors."""
         assert isinstance(op, (Conv, ConvTranspose))
         if spectrum.metric is not None:
@@ -84,7 +84,7 @@ class ChannelSVD:
             error = spectrum.relative_error(inner(right, right))
         right, left = place_scale(right, left, spectrum.scale, placement)
         first = right.reshape(-1, *op.weight.shape[1:])
-        return Factored(cast(self._chain(op, first, left), op), error)
+        return Factorization(cast(self._chain(op, first, left), op), error)
 
     @staticmethod
     def _chain(op: Convolution, first: Array, last: Array) -> Chain:

@@ -19,12 +19,19 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.decompose import cp_als as als
-from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
+from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.cp_correction import correct
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise, trivial
+from rankfold.decompose.stages import (
+    along,
+    cast,
+    channel_unfoldings,
+    check_ranks,
+    pointwise,
+    trivial,
+)
 from rankfold.decompose.tensor_algebra import Fit, balance, relative_sensitivity
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
@@ -62,13 +69,13 @@ class CP:
         assert isinstance(op, (Conv, ConvTranspose))
         return (als.full_rank(self._shape(op)),)
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output and the input unfolding."""
-        return channel_modes(spectrum)
+        return channel_unfoldings(spectrum)
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """The larger of the two: the number of rank-1 terms both modes need."""
-        return (max(mode_ranks),)
+        return (max(unfolding_ranks),)
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of all stages."""
@@ -98,7 +105,7 @@ class CP:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """Ridge-regularised alternating least squares, group by group.
 
         Under a metric the fit is that of the weight and that of the weight whitened by the moments
@@ -113,7 +120,7 @@ class CP:
         balanced = _balanced(factors)
         placed = _place(balanced, spectrum.scale, placement)
         chain = cast(self._chain(op, placed), op)
-        return Factored(chain, error, sensitivity=_sensitivity(balanced, spectrum.energy))
+        return Factorization(chain, error, sensitivity=_sensitivity(balanced, spectrum.energy))
 
     def _fitted(
         self, op: Op, rank: int, spectrum: Spectrum, rng: np.random.Generator
@@ -130,7 +137,7 @@ class CP:
         scales = np.sqrt(np.maximum(root.values, 1e-8 * root.values[:, :1]))[:, None, :]
         half = np.matmul(root.vectors * scales, root.vectors.swapaxes(1, 2))
         back = np.matmul(root.vectors / scales, root.vectors.swapaxes(1, 2))
-        whitened = metric.to_loss(spectrum.rows).reshape(spectrum.tensor.shape)
+        whitened = metric.weight_outputs(spectrum.rows).reshape(spectrum.tensor.shape)
         whitened = np.einsum("goip,gij->gojp", whitened, half, optimize=True)
         fitted = self._by_group(whitened, shape, rank, rng)
         fitted[1] = np.matmul(back, fitted[1])

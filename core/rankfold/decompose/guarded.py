@@ -11,11 +11,11 @@ import numpy as np
 from rankfold.decompose.base import (
     Decomposition,
     EstimatesErrors,
-    Factored,
-    Mode,
+    Factorization,
     NamesBetterMethod,
     Placement,
     RankTuple,
+    Unfolding,
 )
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
@@ -63,18 +63,20 @@ class Guarded:
         with contained(self.name, Refused):
             return _ranks(self._method.max_ranks(self._lent(op)))
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
-        """As `Decomposition.modes`."""
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+        """As `Decomposition.unfoldings`."""
         with contained(self.name, Refused):
-            modes = tuple(map(self._mode, self._method.modes(self._lent(op), spectrum)))
-            if not modes:
+            unfoldings = tuple(
+                map(self._unfolding, self._method.unfoldings(self._lent(op), spectrum))
+            )
+            if not unfoldings:
                 raise ValueError("modes gave none")
-            return modes
+            return unfoldings
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """As `Decomposition.ranks`."""
         with contained(self.name, Refused):
-            return _ranks(self._method.ranks(mode_ranks))
+            return _ranks(self._method.ranks(unfolding_ranks))
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """As `Decomposition.template`."""
@@ -105,14 +107,14 @@ class Guarded:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """As `Decomposition.decompose`."""
         planned = [layout(stage) for stage in self.template(op, ranks)]
         with contained(self.name, Refused):
             factored = self._method.decompose(
                 self._lent(op), ranks, spectrum=spectrum, placement=placement, rng=rng
             )
-            if not isinstance(factored, Factored):
+            if not isinstance(factored, Factorization):
                 raise TypeError(f"decompose gave {type(factored).__name__}, not Factored")
             chain = _chain(factored.chain)
             if [layout(stage) for stage in chain] != planned:
@@ -120,7 +122,7 @@ class Guarded:
             if not self._is_ours:  # which may use the memory for the next layer
                 chain = tuple(map(copied, chain))
             sensitivity = factored.sensitivity
-            return Factored(
+            return Factorization(
                 tuple(map(protected, chain)),
                 float(factored.error),
                 str.__str__(factored.remark),
@@ -130,7 +132,7 @@ class Guarded:
     def _lent(self, op: Op) -> Op:
         return op if self._is_ours else protected(copied(op))
 
-    def _mode(self, mode: Mode) -> Mode:
+    def _unfolding(self, mode: Unfolding) -> Unfolding:
         rows, columns = map(operator.index, mode.sides)
 
         def values() -> Array:  # not before a policy looks at them: they take an eigensolver
@@ -140,7 +142,7 @@ class Guarded:
                     raise TypeError(f"values of a mode are {squares.dtype} of {squares.shape}")
                 return read_only(squares)
 
-        return Mode(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
+        return Unfolding(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
 
 
 def _ranks(values: Iterable[Any]) -> RankTuple:

@@ -38,7 +38,7 @@ class Regression:
     @staticmethod
     def of(metric: Metric, rows: Array, stage: Array) -> Regression:
         """From the rows of W (groups, out, d) and of Z (groups, m, d)."""
-        moved = metric.times_inputs(stage)
+        moved = metric.apply_input_moment(stage)
         zz = np.matmul(moved, stage.swapaxes(1, 2))
         zy = np.matmul(moved, rows.swapaxes(1, 2))
         return Regression.from_moments(zz, zy)
@@ -67,7 +67,7 @@ class Regression:
 
     def worth(self, metric: Metric) -> Array:
         """(m,): by how much the first 1, 2, ... of z lower the squared error."""
-        weighted = metric.to_loss(self.explained.swapaxes(1, 2))
+        weighted = metric.weight_outputs(self.explained.swapaxes(1, 2))
         worth: Array = np.cumsum(np.einsum("gon,gon->n", weighted, weighted))
         return worth
 
@@ -82,8 +82,8 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     """
     assert spectrum.metric is not None
     basis = spectrum.weighted.leading(rank)
-    first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.to_loss(spectrum.rows))
-    return first, spectrum.metric.from_loss(basis)
+    first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
+    return first, spectrum.metric.unweight_outputs(basis)
 
 
 def offered(

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
+from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import COUNT, Regression, offered
 from rankfold.decompose.spectrum import Spectrum
@@ -38,7 +38,7 @@ class SpatialSVD:
         """The smaller side of the matrix of one group."""
         return (min(self._sides(op)),)
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrix (out · kw, in · kh)."""
         rows, columns = self._sides(op)
         channels = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
@@ -46,11 +46,11 @@ class SpatialSVD:
         def values() -> Array:
             return (spectrum.spatial_rows if rows <= columns else spectrum.spatial_columns).values
 
-        return (Mode(values, (rows, columns), channels, spectrum.scale),)
+        return (Unfolding(values, (rows, columns), channels, spectrum.scale),)
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """The rank of the matrix."""
-        return mode_ranks
+        return unfolding_ranks
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (vertical, horizontal)."""
@@ -66,7 +66,7 @@ class SpatialSVD:
         """Errors from the eigenvalues, or from the regression of the last stage."""
         most = self.max_ranks(op)[0]
         if spectrum.metric is None:
-            values = self.modes(op, spectrum)[0].values
+            values = self.unfoldings(op, spectrum)[0].values
             return offered(values, spectrum.weight_of_all, most, multiple_of)
         kw = op.weight.shape[3]
         worth = np.zeros(most)
@@ -84,7 +84,7 @@ class SpatialSVD:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """Projects the matrix on the leading singular vectors of its smaller side.
 
         Under a metric the vertical stage is that of the matrix, plain or with the inputs of a
@@ -106,11 +106,11 @@ class SpatialSVD:
             right = vectors.mT
             kept = linalg.inner(left, left)
         right, left = place_scale(right, left, spectrum.scale, placement)
-        return Factored(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
+        return Factorization(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
 
     def _regressed(
         self, op: Convolution, rank: int, spectrum: Spectrum, placement: Placement
-    ) -> Factored:
+    ) -> Factorization:
         metric = spectrum.metric
         assert metric is not None
         best: tuple[float, Array, Regression] | None = None
@@ -126,7 +126,7 @@ class SpatialSVD:
         error = spectrum.distance(np.matmul(last, self._spread(op, right)))
         left = last.reshape(groups, out, rank, -1).swapaxes(2, 3).reshape(groups, -1, rank)
         right, left = place_scale(right, left, spectrum.scale, placement)
-        return Factored(cast(self._chain(op, right, left), op), error)
+        return Factorization(cast(self._chain(op, right, left), op), error)
 
     def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Nested vertical stages (groups, rank, in · kh): plain, then weighted."""
@@ -141,7 +141,7 @@ class SpatialSVD:
             yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
         groups, out, into = spectrum.tensor.shape[:3]
         kh, kw = spectrum.kernel
-        weighted = metric.to_loss(spectrum.rows).reshape(groups, out, into, kh, kw)
+        weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, kh, kw)
         weighted = weighted.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
         column = metric.full_inputs.reshape(groups, into, kh, kw, into, kh, kw)
         column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, into * kh) / kw

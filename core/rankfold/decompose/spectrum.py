@@ -74,9 +74,9 @@ class Spectrum:
     def weighted(self) -> Eigen:
         """Eigenpairs of G½ W C Wᵀ G½: what each direction of the output is worth."""
         assert self.metric is not None
-        rows = self.metric.to_loss(self.rows)
+        rows = self.metric.weight_outputs(self.rows)
         if rows.shape[1] <= rows.shape[2]:
-            gram = self.metric.times_inputs(rows) @ rows.mT
+            gram = self.metric.apply_input_moment(rows) @ rows.mT
             return eigh(0.5 * (gram + gram.mT))
         return left_eigen(self.metric.times_root(rows))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Mode, Placement, RankTuple
+from rankfold.decompose.base import Placement, RankTuple, Unfolding
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
@@ -71,7 +71,7 @@ def trivial(op: Convolution, axis: int) -> bool:
     )
 
 
-def channel_modes(spectrum: Spectrum) -> tuple[Mode, Mode]:
+def channel_unfoldings(spectrum: Spectrum) -> tuple[Unfolding, Unfolding]:
     """The output and the input unfolding of a kernel."""
     _, out, into, positions = spectrum.tensor.shape
 
@@ -86,8 +86,8 @@ def channel_modes(spectrum: Spectrum) -> tuple[Mode, Mode]:
         return spectrum.input.values[:, : out * positions]
 
     return (
-        Mode(outputs, (out, into * positions), out, spectrum.scale),
-        Mode(inputs, (into, out * positions), into, spectrum.scale),
+        Unfolding(outputs, (out, into * positions), out, spectrum.scale),
+        Unfolding(inputs, (into, out * positions), into, spectrum.scale),
     )
 
 

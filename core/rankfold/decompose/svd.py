@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
+from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.reduced_rank_regression import offered, projection
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
@@ -48,7 +48,7 @@ class TruncatedSVD:
         """The smaller side of the matrix of one group."""
         return (min(op.weight.shape[0] // op.groups, op.weight.shape[1]),)
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrix itself."""
         sides = (op.weight.shape[0] // op.groups, op.weight.shape[1])
         wide = sides[0] <= sides[1]
@@ -56,11 +56,11 @@ class TruncatedSVD:
         def values() -> Array:
             return (spectrum.output if wide else spectrum.input).values
 
-        return (Mode(values, sides, min(sides), spectrum.scale),)
+        return (Unfolding(values, sides, min(sides), spectrum.scale),)
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """The rank of the matrix."""
-        return mode_ranks
+        return unfolding_ranks
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (first, last)."""
@@ -74,7 +74,7 @@ class TruncatedSVD:
     ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""
         weighted = spectrum.metric is not None
-        values = spectrum.weighted.values if weighted else self.modes(op, spectrum)[0].values
+        values = spectrum.weighted.values if weighted else self.unfoldings(op, spectrum)[0].values
         return offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
 
     def decompose(
@@ -85,7 +85,7 @@ class TruncatedSVD:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """Projects the matrix on the leading singular vectors of its smaller side."""
         (rank,) = ranks
         if spectrum.metric is not None:
@@ -94,7 +94,7 @@ class TruncatedSVD:
             right, left = place_scale(right, left, spectrum.scale, placement)
             if isinstance(op, Embedding):
                 right, left = left.mT, right.mT
-            return Factored(cast(self._chain(op, right, left), op), error)
+            return Factorization(cast(self._chain(op, right, left), op), error)
         left, right, kept, how = spectrum.factors(rank, rng, exact=self.exact)
         alive = (spectrum.matrix != 0.0).any(axis=2)[:, :, None]
         left = left * linalg.cast(alive, left.dtype)  # rows of zeros get no rounding errors
@@ -104,7 +104,7 @@ class TruncatedSVD:
         else:
             right, left = place_scale(right, left, spectrum.scale, placement)
         chain = cast(self._chain(op, right, left), op)
-        return Factored(chain, spectrum.relative_error(kept), how)
+        return Factorization(chain, spectrum.relative_error(kept), how)
 
     @staticmethod
     def _chain(op: Op, right: Array, left: Array) -> Chain:

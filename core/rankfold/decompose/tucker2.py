@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Factored, Mode, Placement, RankTuple, decompose
+from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.stages import along, cast, channel_modes, check_ranks, pointwise
+from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
@@ -57,13 +57,13 @@ class Tucker2:
         out, into, positions = self._sizes(op)
         return min(out, into * positions), min(into, out * positions)
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Mode, ...]:
+    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output and the input unfolding."""
-        return channel_modes(spectrum)
+        return channel_unfoldings(spectrum)
 
-    def ranks(self, mode_ranks: RankTuple) -> RankTuple:
+    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """(output rank, input rank)."""
-        return mode_ranks
+        return unfolding_ranks
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
         """Shapes of (pointwise, core, pointwise)."""
@@ -109,7 +109,7 @@ class Tucker2:
         self, spectrum: Spectrum, most: int, multiple_of: int
     ) -> list[tuple[RankTuple, float]]:
         if spectrum.metric is None:
-            worth = np.cumsum(channel_modes(spectrum)[0].values.sum(axis=0))
+            worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
             worth = np.zeros(most)
             for basis in self._input_bases(spectrum, most):
@@ -129,7 +129,7 @@ class Tucker2:
         spectrum: Spectrum,
         placement: Placement,
         rng: np.random.Generator,
-    ) -> Factored:
+    ) -> Factorization:
         """HOSVD from the shared eigenpairs, then HOOI; the error is that of the projection.
 
         Under a metric: input channels by the plain or by the whitened channel mode, whichever
@@ -143,18 +143,18 @@ class Tucker2:
             spectrum, spectrum.leading("output", r_out), spectrum.leading("input", r_in)
         )
         error = spectrum.relative_error(linalg.inner(core, core))
-        return Factored(self._placed(op, right, core, left, spectrum.scale, placement), error)
+        return Factorization(self._placed(op, right, core, left, spectrum.scale, placement), error)
 
     def _regressed(
         self, op: Convolution, ranks: RankTuple, spectrum: Spectrum, placement: Placement
-    ) -> Factored:
+    ) -> Factorization:
         metric = spectrum.metric
         assert metric is not None
         r_out, r_in = ranks
         best: tuple[float, Array, Regression, linalg.Eigen] | None = None
         for basis in self._input_bases(spectrum, r_in):
             regression = _regression(spectrum, basis)
-            part = metric.to_loss(regression.explained.swapaxes(1, 2))
+            part = metric.weight_outputs(regression.explained.swapaxes(1, 2))
             eigen = linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
             worth = float(eigen.values[:, :r_out].sum())
             if best is None or worth > best[0] * (1.0 + 1e-9):
@@ -163,13 +163,13 @@ class Tucker2:
         _, right, regression, eigen = best
         left = eigen.leading(r_out)
         solution = regression.solution(regression.lower.shape[1])
-        core = np.matmul(left.swapaxes(1, 2), metric.to_loss(solution))
-        last = metric.from_loss(left)
+        core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
+        last = metric.unweight_outputs(left)
         positions = spectrum.tensor.shape[3]
         core = core.reshape(op.groups, r_out, r_in, positions)
         dense = np.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
         error = spectrum.distance(dense.reshape(spectrum.rows.shape))
-        return Factored(self._placed(op, right, core, last, spectrum.scale, placement), error)
+        return Factorization(self._placed(op, right, core, last, spectrum.scale, placement), error)
 
     def _placed(
         self,
@@ -201,7 +201,7 @@ class Tucker2:
         if metric is None:
             return
         groups, out, into, positions = spectrum.tensor.shape
-        weighted = metric.to_loss(spectrum.rows).reshape(groups, out, into, positions)
+        weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, positions)
         unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
         root = linalg.eigh(metric.channels)
         half = root.vectors * np.sqrt(root.values)[:, None, :]  # half halfᵀ = C of the channels
@@ -280,7 +280,7 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
     """What of the output the input channels of a basis explain, (groups, r_in · positions, out)."""
     metric = spectrum.metric
     if metric is not None:
-        return metric.to_loss(_regression(spectrum, basis).explained.mT).mT
+        return metric.weight_outputs(_regression(spectrum, basis).explained.mT).mT
     groups, out, _, positions = spectrum.tensor.shape
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)

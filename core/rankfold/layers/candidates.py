@@ -19,7 +19,7 @@ class Candidate:
             data the square of `error`.
         output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
         remark: what to know of how it was found.
-        sensitivity: of a CP model; see `rankfold.decompose.base.Factored`.
+        sensitivity: of a CP model; see `rankfold.decompose.base.Factorization`.
     """
 
     method: str

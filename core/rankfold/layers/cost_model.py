@@ -74,8 +74,8 @@ class Costs:
             count += self._attended * params(chain) // params(self.outline)
         return Cost(params(chain), count)
 
-    def grew(self, cost: Cost) -> str | None:
-        """Why a chain of that cost is no gain; None where it is one; see `Layer.grew`."""
+    def why_not_smaller(self, cost: Cost) -> str | None:
+        """Why a chain of that cost is no gain; None where it is one."""
         if cost.params >= self.before.params:
             return f"grew: parameters {self.before.params} → {cost.params}"
         if self.before.macs and cost.macs > self.before.macs:

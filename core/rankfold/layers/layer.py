@@ -100,8 +100,8 @@ class Layer:
         op = self.op
         self.costs = Costs(op, extents, attended)
         rows, *rest = op.weight.shape
-        self.order = min(rows, math.prod(rest))
-        self.numbers = math.prod(op.weight.shape)
+        self.smaller_side = min(rows, math.prod(rest))
+        self.weight_size = math.prod(op.weight.shape)
         for name, method in methods.items():
             guarded = Guarded(name, method)
             try:
@@ -119,14 +119,14 @@ class Layer:
         return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
 
     @property
-    def findings(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
+    def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
         """What was computed so far: offers and candidates."""
         candidates = dict(self._candidates)
         if self._reader is not None:
             candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
         return dict(self._priced), candidates
 
-    def learn(
+    def merge_cache(
         self, found: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
     ) -> None:
         """Takes over what was computed elsewhere."""
@@ -185,7 +185,7 @@ class Layer:
             try:
                 for ranks, squared in method.errors_at_ranks(op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
-                    grew = self.grew(cost) is not None
+                    grew = self.why_not_smaller(cost) is not None
                     if squared is None and grew:
                         continue
                     loss = (
@@ -200,7 +200,7 @@ class Layer:
             losses[name] = points
         return Priced(undominated(offers), losses, failures)
 
-    def faster(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
+    def timed_offers(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
         """The seconds of the layer, and a few of the offers that measure faster, with theirs.
 
         Raises:
@@ -217,11 +217,11 @@ class Layer:
         return self._timed[few]
 
     @property
-    def worth(self) -> float:
+    def loss_if_dropped(self) -> float:
         """The loss of dropping the weight altogether."""
         return self._loss(self.spectrum.weight_of_all)
 
-    def only(self, method: str) -> Layer:
+    def with_method(self, method: str) -> Layer:
         """The same layer with one allowed method.
 
         It shares the spectrum and the candidates, which do not depend on what else is allowed;
@@ -233,7 +233,7 @@ class Layer:
         view._priced, view._timed, view.refusals = {}, {}, dict(self.refusals)
         return view
 
-    def hold(self, op: Op) -> None:
+    def set_op(self, op: Op) -> None:
         """Takes the op, where it cannot be read just now, and forgets what is known of another."""
         if op is not self._op:
             self.release()
@@ -252,13 +252,13 @@ class Layer:
         """
         return self.costs.of(ops)
 
-    def grew(self, cost: Cost) -> str | None:
+    def why_not_smaller(self, cost: Cost) -> str | None:
         """Why a chain of that cost is no gain; None where it is one.
 
         A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
         MACs, so an `Embedding` is judged by its parameters.
         """
-        return self.costs.grew(cost)
+        return self.costs.why_not_smaller(cost)
 
     def remark(self, cost: Cost) -> str:
         """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
@@ -385,7 +385,12 @@ class Layer:
         spectrum = self.spectrum
         if spectrum.metric is None:
             return squared / spectrum.energy
-        return squared * spectrum.scale**2 * spectrum.metric.uses * spectrum.metric.unit
+        return (
+            squared
+            * spectrum.scale**2
+            * spectrum.metric.positions_per_example
+            * spectrum.metric.unit
+        )
 
 
 def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:

@@ -53,7 +53,7 @@ def each(layers: Sequence[Layer], work: Callable[..., T], *others: Iterable[Any]
             with working(f"layer {batch[0][0].path!r}"):
                 results = future.result()
             for (layer, *_), (result, found) in zip(batch, results, strict=True):
-                layer.learn(found)
+                layer.merge_cache(found)
                 yield result
     finally:
         for future in futures:
@@ -93,7 +93,7 @@ def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
     numbers = 0
     for row in rows:
         batch.append(row)
-        numbers += row[0].numbers
+        numbers += row[0].weight_size
         if numbers >= _BATCH:
             yield batch
             batch, numbers = [], 0
@@ -109,7 +109,7 @@ def _worked(
     for layer, *others in batch:
         with limited(threads) if elsewhere else nullcontext():
             result = work(layer, *others)
-        done.append((result, layer.findings))
+        done.append((result, layer.cache))
         layer.release()
     return done
 

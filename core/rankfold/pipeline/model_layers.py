@@ -72,7 +72,7 @@ def read_layers(
             if reason:
                 unfit[path] = reason
             layer.release()
-    threads = threads_for(layer.order for layer in layers.values())
+    threads = threads_for(layer.smaller_side for layer in layers.values())
     return ModelLayers(layers, refusals, unfit, threads)
 
 

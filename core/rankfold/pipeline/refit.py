@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from rankfold.calibration.moments import Joint, LayerMoments
+from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.decompose.base import Decomposition
 from rankfold.decompose.spectrum import Spectrum
@@ -83,8 +83,8 @@ def refitted(
 
         def visit(
             path: str,
-            fit: Joint | None,
-            held: Joint | None,
+            fit: RegressionSums | None,
+            held: RegressionSums | None,
             groups: Sequence[int] | None = None,
             /,
         ) -> Chain:
@@ -95,7 +95,7 @@ def refitted(
             return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
         with of_adapter(session.adapter):
-            errors = calibrates.follow(
+            errors = calibrates.run_paired(
                 session.model,
                 batches,
                 ops,
@@ -140,14 +140,14 @@ class Refit:
     def visit(
         self,
         path: str,
-        fit: Joint | None,
-        held: Joint | None,
+        fit: RegressionSums | None,
+        held: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
-        """The chain of a layer or of some of its groups; see `rankfold.adapters.base.Visit`."""
+        """The chain of a layer or of some of its groups, as a `LayerVisitor`."""
         layer, choice = self._chosen[path]
-        layer.hold(self._ops[path])
+        layer.set_op(self._ops[path])
         if path not in self._met:
             decision = decide(layer, choice)
             self._met[path] = _Met(decision, layer.op, decision.chain or (layer.op,))
@@ -204,7 +204,7 @@ class Refit:
         method: str | None,
         ranks: tuple[int, ...],
         metric: Metric,
-        fit: Joint,
+        fit: RegressionSums,
         ridge: float,
     ) -> tuple[Chain, float | None]:
         target, inputs, mean = regression(op, fit, ridge)
@@ -230,8 +230,8 @@ class _Part:
     op: Op
     chain: Chain
     groups: Sequence[int] | None
-    fit: Joint
-    held: Joint
+    fit: RegressionSums
+    held: RegressionSums
 
     def metric(self, moments: LayerMoments | None) -> Metric | None:
         """The measure of these groups, from the moments of the layer."""
@@ -277,7 +277,7 @@ class _Met:
         chain = tuple(of_groups(stage, groups, total) for stage in self._chain)
         return of_groups(self._op, groups, total), chain
 
-    def unchanged(self, fit: Joint | None, held: Joint | None) -> None:
+    def unchanged(self, fit: RegressionSums | None, held: RegressionSums | None) -> None:
         """Notes positions at which the output is that of the original."""
         self._size += sum(_size(joint) for joint in (fit, held) if joint is not None)
 
@@ -334,7 +334,7 @@ def _copied(stage: Op) -> Op:
     return replace(stage, weight=np.array(stage.weight, order="C"), bias=bias)
 
 
-def _size(joint: Joint) -> float:
+def _size(joint: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
     return float(np.trace(joint.yy, axis1=1, axis2=2).sum())
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
@@ -14,7 +14,7 @@ from rankfold.ops import Chain, Embedding, Op, with_weight
 from rankfold.ops.reference import reconstruct
 
 
-def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | None]:
+def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Array | None]:
     """The layer with its weight refitted, towards the weight it has.
 
     Args:
@@ -49,7 +49,7 @@ def regression(op: Op, fit: Joint, ridge: float) -> tuple[Op, Array, Array | Non
     return made, xx, mean
 
 
-def squared_error(op: Op, chain: Chain, joint: Joint, metric: Metric | None) -> float:
+def squared_error(op: Op, chain: Chain, joint: RegressionSums, metric: Metric | None) -> float:
     """Σ (y − ŷ)ᵀ G (y − ŷ) of a chain over the positions of a sum; G is 1 without a metric."""
     value = float(np.trace(_residuals(op, chain, chain, joint, metric), axis1=1, axis2=2).sum())
     if not np.isfinite(value):
@@ -57,7 +57,9 @@ def squared_error(op: Op, chain: Chain, joint: Joint, metric: Metric | None) -> 
     return value
 
 
-def standard_error(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric) -> float:
+def standard_error(
+    op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric
+) -> float:
     """That of the difference of the errors of two chains, as the positions are a sample.
 
     With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
@@ -71,11 +73,13 @@ def standard_error(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Met
     sr = rs.swapaxes(1, 2)
     uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
     variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
-    alike = max(1.0, metric.uses / POSITIONS)
+    alike = max(1.0, metric.positions_per_example / POSITIONS)
     return float(np.sqrt(max(0.0, variance) * joint.count * alike))
 
 
-def _residuals(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric | None) -> Array:
+def _residuals(
+    op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric | None
+) -> Array:
     """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
     rows, bias = _affine(op, chain)
     rows_other, bias_other = _affine(op, other)
@@ -91,7 +95,7 @@ def _residuals(op: Op, chain: Chain, other: Chain, joint: Joint, metric: Metric 
     total: Array = joint.yy - cross - other_cross + both
     if metric is None:
         return total
-    return metric.to_loss(metric.to_loss(total).swapaxes(1, 2)).swapaxes(1, 2)
+    return metric.weight_outputs(metric.weight_outputs(total).swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:

@@ -10,15 +10,15 @@ from rankfold.adapters.base import (
     Distributed,
     Expands,
     Folding,
+    LayerVisitor,
     NamesOutputs,
     Recalling,
     Structured,
     Times,
     Trace,
-    Visit,
 )
-from rankfold.adapters.tensor_rules import Stored, TensorRule
-from rankfold.decompose.base import Decomposition, Factored, Mode, Placement, RankTuple
+from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
+from rankfold.decompose.base import Decomposition, Factorization, Placement, RankTuple, Unfolding
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
@@ -43,7 +43,7 @@ from rankfold.policies.base import (
     SearchesModels,
     StatesScope,
 )
-from rankfold.policies.best_method import least_error
+from rankfold.policies.best_method import best_method
 
 __all__ = [
     "API",
@@ -62,15 +62,16 @@ __all__ = [
     "Embedding",
     "Expands",
     "Extent",
-    "Factored",
+    "Factorization",
     "Folding",
     "Judges",
     "Layer",
     "LayerGroup",
     "LayerPlan",
     "LayerRule",
+    "LayerTensor",
+    "LayerVisitor",
     "Linear",
-    "Mode",
     "NamesOutputs",
     "Op",
     "Outcome",
@@ -86,12 +87,11 @@ __all__ = [
     "SearchesModels",
     "Spectrum",
     "StatesScope",
-    "Stored",
     "Structured",
     "TensorRule",
     "Times",
     "Trace",
-    "Visit",
+    "Unfolding",
+    "best_method",
     "hookimpl",
-    "least_error",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from rankfold.decompose.base import Mode, RankTuple
+from rankfold.decompose.base import RankTuple, Unfolding
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
@@ -17,7 +17,9 @@ from rankfold.policies.base import Choice
 _TIE = 1e-6
 
 
-def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: str) -> Choice:
+def best_method(
+    layer: Layer, rank_of: Callable[[Unfolding], int], *, zero_rank_reason: str
+) -> Choice:
     """The method of least error at equal cost, for a policy that ranks one matrix at a time.
 
     The first allowed method whose ranks make the layer cheaper sets the cost. Every other method
@@ -26,7 +28,7 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     Args:
         layer: the layer.
         rank_of: the rank the policy gives a mode; 0 for no structure.
-        nothing_found: the reason to give where a rank is 0.
+        zero_rank_reason: the reason to give where a rank is 0.
     """
     reasons = dict(layer.refusals)
     wanted: dict[str, RankTuple] = {}
@@ -35,16 +37,16 @@ def least_error(layer: Layer, rank_of: Callable[[Mode], int], *, nothing_found: 
     op = layer.op  # read out here: a file that cannot be read is no fault of a method
     for name, method in layer.contenders.items():
         try:
-            mode_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
-            if min(mode_ranks) < 1:
-                reasons[name] = nothing_found
+            unfolding_ranks = tuple(rank_of(mode) for mode in method.unfoldings(op, layer.spectrum))
+            if min(unfolding_ranks) < 1:
+                reasons[name] = zero_rank_reason
                 continue
-            wanted[name] = method.ranks(mode_ranks)
+            wanted[name] = method.ranks(unfolding_ranks)
             cost = layer.cost_as_ranked(name, wanted[name])
         except (Refused, RankfoldError) as fault:  # ranks of a policy, never the user's
             reasons[name] = str(fault)
             continue
-        grew = layer.grew(cost)
+        grew = layer.why_not_smaller(cost)
         if grew is not None:
             reasons[name] = grew
         elif limit is None:

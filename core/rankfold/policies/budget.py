@@ -183,7 +183,7 @@ def _shown(value: object) -> str:
 
 def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[Priced, float]:
     """What a layer offers, and what it is worth where that is wanted."""
-    priced = layer.priced(multiple), layer.worth if with_worth else 0.0
+    priced = layer.priced(multiple), layer.loss_if_dropped if with_worth else 0.0
     layer.release()
     return priced
 
@@ -225,7 +225,7 @@ class _Problem:
             cost = layer.cost(layer.op)
             seconds, offers = 0.0, found.offers
             if timed:
-                seconds, offers = layer.faster(offers)
+                seconds, offers = layer.timed_offers(offers)
             own: list[Offer | None] = [None, *offers]
             held = Offer("", (), cost, 0.0, seconds)
             first_seconds += seconds
@@ -288,7 +288,7 @@ class _Problem:
         def cost(ranks: RankTuple) -> Array | None:
             cost = layer.template_cost(offer.method, ranks)
             seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
-            if layer.grew(cost) is not None or seconds > self._seconds[place]:
+            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[place]:
                 return None
             return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
 

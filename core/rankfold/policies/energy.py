@@ -8,13 +8,13 @@ from typing import ClassVar, Self, SupportsFloat
 
 import numpy as np
 
-from rankfold.decompose.base import Mode
+from rankfold.decompose.base import Unfolding
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.linalg import Array
 from rankfold.policies.base import Choice, Judges, fraction
-from rankfold.policies.best_method import least_error
+from rankfold.policies.best_method import best_method
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Energy:
         yield from each(layers, self._choose)
 
     def _choose(self, layer: Layer) -> Choice:
-        return least_error(
+        return best_method(
             layer,
             self._rank,
-            nothing_found="rank 0: no energy",
+            zero_rank_reason="rank 0: no energy",
         )
 
-    def _rank(self, mode: Mode) -> int:
+    def _rank(self, mode: Unfolding) -> int:
         return energy_rank(mode.values.sum(axis=0), self.share)
 
     @classmethod

@@ -77,7 +77,7 @@ class Ranks:
                 if isinstance(self.ranks, Mapping):
                     raise
                 return Choice(None, reason=str(error).removeprefix(f"layer {layer.path!r}: "))
-            return Choice(name, ranks, layer.grew(cost) or "")
+            return Choice(name, ranks, layer.why_not_smaller(cost) or "")
         return Choice(None, reason="; ".join(refusals))
 
     @classmethod

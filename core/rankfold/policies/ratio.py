@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self, SupportsFloat
 
-from rankfold.decompose.base import Mode
+from rankfold.decompose.base import Unfolding
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.policies.base import Choice, Judges, fraction
-from rankfold.policies.best_method import least_error
+from rankfold.policies.best_method import best_method
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class Ratio:
         yield from each(layers, self._choose)
 
     def _choose(self, layer: Layer) -> Choice:
-        return least_error(
+        return best_method(
             layer,
             self._rank,
-            nothing_found="rank 0",
+            zero_rank_reason="rank 0",
         )
 
-    def _rank(self, mode: Mode) -> int:
+    def _rank(self, mode: Unfolding) -> int:
         rank = max(1, math.floor(self.share * mode.channels + 1e-9))
         return min(rank, *mode.sides)
 

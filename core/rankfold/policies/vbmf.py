@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, SupportsFloat
 
-from rankfold.decompose.base import Mode
+from rankfold.decompose.base import Unfolding
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.policies.base import Choice, Judges, fraction
-from rankfold.policies.best_method import least_error
+from rankfold.policies.best_method import best_method
 from rankfold.policies.evbmf import from_squares
 
 _FEW_ROWS = 32
@@ -55,16 +55,16 @@ class VBMF:
         yield from each(layers, self._choose)
 
     def _choose(self, layer: Layer) -> Choice:
-        ranked: list[Mode] = []
+        ranked: list[Unfolding] = []
 
-        def rank(mode: Mode) -> int:
+        def rank(mode: Unfolding) -> int:
             ranked.append(mode)
             return self._rank(mode)
 
-        choice = least_error(
+        choice = best_method(
             layer,
             rank,
-            nothing_found="rank 0: EVBMF found no structure above the noise",
+            zero_rank_reason="rank 0: EVBMF found no structure above the noise",
         )
         rows = min((min(mode.sides) for mode in ranked), default=_FEW_ROWS)
         if rows >= _FEW_ROWS:
@@ -72,7 +72,7 @@ class VBMF:
         few = f"EVBMF had {rows} rows to go by: fewer than {_FEW_ROWS} say little of a rank"
         return replace(choice, reason=f"{choice.reason}; {few}" if choice.reason else few)
 
-    def _rank(self, mode: Mode) -> int:
+    def _rank(self, mode: Unfolding) -> int:
         known = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale
         found = max(from_squares(group, mode.sides, known).rank for group in mode.values)
         if found == 0:

@@ -29,7 +29,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         path: of the layer.
         samples: as in `LayerMoments`.
-        uses: as in `LayerMoments`.
+        uses: `LayerMoments.positions_per_example`.
     """
 
     path: str
@@ -66,7 +66,9 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
             value = getattr(layer, name)
             if value is not None:
                 arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
-    facts = [Facts(path, layer.samples, layer.uses) for path, layer in layers.items()]
+    facts = [
+        Facts(path, layer.samples, layer.positions_per_example) for path, layer in layers.items()
+    ]
     about = msgspec.json.encode(About(_VERSION, loss, facts)).decode()
     try:
         save_file(arrays, file, metadata={_METADATA: about})

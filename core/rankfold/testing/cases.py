@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Factored
+from rankfold.decompose.base import Factorization
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, channels
@@ -96,7 +96,7 @@ EXACT = frozenset({"svd", "tucker2", "channel_svd", "spatial_svd"})
 """The decompositions that do not depend on chance."""
 
 
-def decomposed(op: Op, name: str, *, full: bool) -> Factored:
+def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
     """An op decomposed at full rank, or at half of it."""
     method = registry().methods([name])[name]
     most = method.max_ranks(op)

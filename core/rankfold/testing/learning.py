@@ -10,7 +10,7 @@ import numpy as np
 
 from rankfold.adapters.base import Calibrates
 from rankfold.calibration.batches import Calibration
-from rankfold.calibration.moments import Joint
+from rankfold.calibration.moments import RegressionSums
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, with_weight
@@ -46,7 +46,9 @@ def check_moments(harness: Harness) -> None:
         _near(name, moments.mean, rows.mean(0), "mean of the inputs")
         assert moments.samples == len(x), f"{name}: {moments.samples} examples of {len(x)}"
         wanted = len(rows) / len(x)
-        assert moments.uses == wanted, f"{name}: {moments.uses} uses an example, not {wanted}"
+        assert moments.positions_per_example == wanted, (
+            f"{name}: {moments.uses} uses an example, not {wanted}"
+        )
         assert moments.grads is not None, f"{name}: no moment of the gradients"
 
 
@@ -75,10 +77,14 @@ def check_refilled(harness: Harness) -> None:
 def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) -> None:
     adapter, path, x = _data_aware(harness, model, op)
     calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
-    met: list[tuple[Joint | None, Joint | None]] = []
+    met: list[tuple[RegressionSums | None, RegressionSums | None]] = []
 
     def visit(
-        path: str, fit: Joint | None, held: Joint | None, groups: Sequence[int] | None = None, /
+        path: str,
+        fit: RegressionSums | None,
+        held: RegressionSums | None,
+        groups: Sequence[int] | None = None,
+        /,
     ) -> Chain:
         assert groups is None, f"{name}: groups {groups} of a layer that is called as a whole"
         met.append((fit, held))
@@ -86,7 +92,7 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
 
     rng = np.random.default_rng(0)
     layers = {path: op}
-    errors = adapter.follow(model, calibration, layers, visit, sequential=True, rng=rng)
+    errors = adapter.run_paired(model, calibration, layers, visit, sequential=True, rng=rng)
     assert len(met) == 1, f"{name}: visited {len(met)} times"
     off = abs(errors[path] - (1.0 - factor))
     assert off < _TOLERANCE, f"{name}: an error of {errors[path]:.3g}, not {1.0 - factor}"
