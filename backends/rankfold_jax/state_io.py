@@ -12,10 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from rankfold.console import some
+from rankfold.adapters.state_checks import check_alike, renamed
 from rankfold.errors import RankfoldError
 from rankfold.storage.safetensors_header import read_header
-from rankfold.storage.wrapper_prefixes import matched
 from rankfold_jax.layouts.sharding import put
 
 
@@ -56,23 +55,11 @@ def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, j
             stored.update(load_file(part))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise RankfoldError(f"{str(part)!r} cannot be read: {error}") from None
-    names = matched(stored.keys(), wanted.keys())
-    found = {names[name]: array for name, array in stored.items()}
-    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if missing or unknown:
-        raise RankfoldError(
-            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
-            f"{some(unknown)} that the model has not"
-        )
+    arrays = renamed(file, stored, wanted)
     loaded = {}
     for name, like in wanted.items():
-        own = jax.eval_shape(data_of, like)
-        array = found[name]
-        if own.shape != array.shape or own.dtype != array.dtype:
-            raise RankfoldError(
-                f"{str(file)!r}: {name!r} is {array.dtype} {array.shape}, the model's is "
-                f"{own.dtype} {own.shape}; make the model of that shape and dtype first"
-            )
+        data, array = jax.eval_shape(data_of, like), arrays[name]
+        check_alike(file, name, (array.dtype, array.shape), (data.dtype, data.shape))
         loaded[name] = _like(array, like)
     return loaded
 

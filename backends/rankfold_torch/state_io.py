@@ -9,11 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankfold.console import some
+from rankfold.adapters.state_checks import check_alike, renamed
 from rankfold.errors import RankfoldError
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.safetensors_header import read_header
-from rankfold.storage.wrapper_prefixes import matched
 from rankfold_torch.meta_tensors import materialise
 from rankfold_torch.pickle_reader import read_state
 
@@ -53,38 +52,21 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
     for part in (file, *more):
         stored.update(_read(part))
     kept, aliases = _distinct(model, valueless=True)
-    known = set(kept) | {alias for names in aliases.values() for alias in names}
-    names = matched(stored.keys(), known)
-    tensors = {names[name]: tensor for name, tensor in stored.items()}
-    missing = sorted(
-        name
-        for name in kept
-        if name not in tensors and not any(a in tensors for a in aliases[name])
-    )
-    unknown = sorted(set(tensors) - known)
-    if missing or unknown:
-        raise RankfoldError(
-            f"{str(file)!r} does not fit the model: it lacks {some(missing)} and has "
-            f"{some(unknown)} that the model has not"
-        )
+    tensors = renamed(file, stored, kept, aliases)
     state = model.state_dict()
     for name, tensor in tensors.items():
-        own = state[name]
-        if own.shape != tensor.shape or own.dtype != tensor.dtype:
-            raise RankfoldError(
-                f"{str(file)!r}: {name!r} is {tensor.dtype} {tuple(tensor.shape)}, the model's is "
-                f"{own.dtype} {tuple(own.shape)}; make the model of that shape and dtype first"
-            )
+        check_alike(file, name, _layout(tensor), _layout(state[name]))
     materialise(model)
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own = state[name]
-            if all(step or size < 2 for step, size in zip(own.stride(), own.shape, strict=True)):
-                own.copy_(tensor)
+            value = state[name]
+            strides = zip(value.stride(), value.shape, strict=True)
+            if all(step or size < 2 for step, size in strides):
+                value.copy_(tensor)
             else:  # an expanded tensor has no memory of its own to copy into
                 owner, _, part_name = name.rpartition(".")
-                getattr(model.get_submodule(owner), part_name).data = tensor.to(own.device)
+                getattr(model.get_submodule(owner), part_name).data = tensor.to(value.device)
     filled = model.state_dict()
     for name, tensor in tensors.items():
         if not _same_bytes(filled[name], tensor):
@@ -102,6 +84,10 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return load_file(file)
     except (SafetensorError, OSError, KeyError) as error:  # a type that this PyTorch has not
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, tuple[int, ...]]:
+    return tensor.dtype, tuple(tensor.shape)
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
+from rankfold.calibration.accumulators import sampled_positions
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.patches import PatchView, look_up_view, matrix_view, window_view
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
@@ -26,7 +27,6 @@ from rankfold_jax.jaxpr.parameter_uses import look_up, product
 from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
-LEAST_ROWS = 12800
 """How many rows are sampled at least, over all calibration data."""
 Ints = npt.NDArray[np.int64]
 
@@ -105,8 +105,7 @@ def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
     """
     if isinstance(op, Embedding):
         return None
-    least = max(LEAST_ROWS, 4 * math.prod(op.weight.shape[1:]) // taps)
-    wanted = math.ceil(least / (max(1, examples) * taps))
+    wanted = sampled_positions(op, examples, taps)
     return None if wanted >= view.positions else wanted
 
 

@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankfold.calibration.accumulators import (
+    gradient_not_finite,
+    input_not_finite,
+    moment_not_finite,
+)
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import draws, failure
 from rankfold.calibration.moments import LayerMoments
@@ -198,27 +203,18 @@ class _Pass:
 
 
 def _any(taps: Mapping[str, jax.Array]) -> bool:
-    return any(bool(jnp.any(gradient_moment_tap != 0)) for gradient_moment_tap in taps.values())
+    return any(bool(jnp.any(gradients != 0)) for gradients in taps.values())
 
 
 def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:
     for path in order:
         if float(sums[path]["bad"]):
-            raise RankfoldError(
-                f"layer {path!r}: its input on the calibration data has NaN or infinite values; "
-                "check the data and the layers before it"
-            )
+            raise input_not_finite(path)
         if not _finite(sums[path]["inputs"]):
-            raise RankfoldError(
-                f"layer {path!r}: the second moment of its inputs on the calibration data is not "
-                "finite; scale the data down"
-            )
+            raise moment_not_finite(path, "inputs", "the data")
     for path in reversed(order):
         if not _finite(taps[path]):
-            raise RankfoldError(
-                f"layer {path!r}: the gradient of the loss at its output has NaN or infinite "
-                "values; check the loss, or convert the model to float32"
-            )
+            raise gradient_not_finite(path)
 
 
 def _finite(x: jax.Array) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr
 
 from rankfold.adapters.base import LayerVisitor
+from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import is_held_out
 from rankfold.calibration.moments import RegressionSums, input_form
 from rankfold.errors import RankfoldError, Refused
@@ -21,7 +22,7 @@ from rankfold.ops.reference import reconstruct
 from rankfold_jax.calibration.layer_products import Ints, LayerProduct, sampled
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import put
-from rankfold_jax.paired_run.output_sums import Distance, OutputSums, joint_terms
+from rankfold_jax.paired_run.output_sums import OutputSums, add_distance, joint_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class LayerVisits:
         self._biases: dict[str, tuple[Array, Array]] = {}
         self._filled: dict[int, Array] = {}
         self.new: dict[int, jax.Array] = {}
-        self.errors: dict[str, Distance] = {}
+        self.errors: dict[str, RelativeDistance] = {}
 
     def decide(self, path: str) -> None:
         """Decides on what is left of a layer, without sums over its inputs."""
@@ -155,8 +156,8 @@ class LayerVisits:
     def measure(self, site: LayerProduct, y: Any, other: Any) -> None:
         """Adds what a product gives in both runs to the error of its layer."""
         if site.path in self._biases:
-            error = self.errors.setdefault(site.path, Distance())
-            error.add(site, y, other, *self._biases[site.path])
+            total = self.errors.setdefault(site.path, RelativeDistance())
+            add_distance(total, site, y, other, *self._biases[site.path])
 
     def _standing_for(self, slot: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
         """The layer, or some groups of it, with the weight of its chain.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rankfold.calibration.accumulators import RelativeDistance, regression_sums
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op_rows
@@ -37,9 +38,9 @@ class OutputSums:
 
     def made(self) -> RegressionSums | None:
         """The sums so far; None where there are none, or where they are not finite."""
-        if self._sums is None or not all(np.isfinite(total).all() for total in self._sums):
+        if self._sums is None:
             return None
-        return RegressionSums(**dict(zip(_NAMES, self._sums, strict=True)), count=self.count)
+        return regression_sums(dict(zip(_NAMES, self._sums, strict=True)), self.count)
 
 
 def joint_terms(
@@ -75,31 +76,22 @@ def _terms(
     return sums(~out), sums(out)
 
 
-class Distance:
-    """The relative distance of the outputs of a layer and of what stands in its place."""
+def add_distance(
+    total: RelativeDistance, site: LayerProduct, y: Any, other: Any, bias: Array, new: Array
+) -> None:
+    """Add the distance of the outputs at a product, over all its positions.
 
-    def __init__(self) -> None:
-        self._apart, self._size = 0.0, 0.0
-
-    def add(self, site: LayerProduct, y: Any, other: Any, bias: Array, new: Array) -> None:
-        """Adds the outputs at a product, over all its positions.
-
-        Args:
-            site: the product.
-            y: its output in the original model.
-            other: its output in the compressed one.
-            bias: (groups, out/groups), what the layer adds to it.
-            new: the same in the compressed model.
-        """
-        groups = site.layout.groups
-        found = _distance(site.view, y, other, site.layout.outs, bias[groups], new[groups])
-        self._apart += float(found[0])
-        self._size += float(found[1])
-
-    @property
-    def value(self) -> float:
-        """‖y − ŷ‖ / ‖y‖."""
-        return float(np.sqrt(self._apart / max(self._size, 1e-300)))
+    Args:
+        total: of the layer.
+        site: the product.
+        y: its output in the original model.
+        other: its output in the compressed one.
+        bias: (groups, out/groups), what the layer adds to it.
+        new: the same in the compressed model.
+    """
+    groups = site.layout.groups
+    error, energy = _distance(site.view, y, other, site.layout.outs, bias[groups], new[groups])
+    total.add(float(error), float(energy))
 
 
 @partial(jax.jit, static_argnums=0)

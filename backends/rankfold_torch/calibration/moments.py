@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from rankfold.calibration.accumulators import (
+    gradient_not_finite,
+    input_not_finite,
+    moment_not_finite,
+)
 from rankfold.calibration.batches import Calibration, examples
 from rankfold.calibration.losses import draws, failure
 from rankfold.calibration.moments import LayerMoments, full_gradients, input_form
@@ -92,10 +97,7 @@ class _Layer:
             self.positions += x.numel()
             return
         if not torch.isfinite(x).all():
-            raise RankfoldError(
-                f"layer {self.path!r}: its input on the calibration data has NaN or infinite "
-                "values; check the data and the layers before it"
-            )
+            raise input_not_finite(self.path)
         taps = 1 if isinstance(op, Linear) or self.form == "patches" else op.weight[0, 0].size
         drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)
         taken = patches.Inputs(op, x, drawn)
@@ -126,10 +128,7 @@ class _Layer:
         grads = None if self.grads.empty else self.grads.over(self.positions * draws)
         for what, values in (("inputs", self.inputs.over(1.0)), ("gradients", grads)):
             if values is not None and not np.isfinite(values).all():
-                raise RankfoldError(
-                    f"layer {self.path!r}: the second moment of its {what} on the calibration data "
-                    "is not finite; scale the data or the loss down"
-                )
+                raise moment_not_finite(self.path, what, "the data or the loss")
         return LayerMoments(
             self.inputs.over(self.rows),
             self.mean.over(self.rows),
@@ -165,10 +164,7 @@ def _backward(gathering: _Gathering, layer: _Layer, gradient: torch.Tensor) -> N
     if torch.isfinite(gradient).all():
         layer.add_gradient(gradient)
         return
-    gathering.error = RankfoldError(
-        f"layer {layer.path!r}: the gradient of the loss at its output has NaN or infinite values; "
-        "check the loss, or convert the model to float32"
-    )
+    gathering.error = gradient_not_finite(layer.path)
 
 
 def _batch(

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from rankfold.calibration.accumulators import sampled_positions
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.ops.geometry import Geometry
 from rankfold_torch.calibration.sums import working
 
 Layer: TypeAlias = Linear | Conv | ConvTranspose
 
-_LEAST_ROWS = 12800
 _CHUNK = 2**24
 _NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -85,7 +85,7 @@ def sample(
     """
     images, *axes = output_extent(op, extent_of(op, shape))
     positions = math.prod(axes)
-    wanted = math.ceil(max(_LEAST_ROWS, 4 * width(op) // taps) / (max(1, examples) * taps))
+    wanted = sampled_positions(op, examples, taps)
     if wanted >= positions or images == 0:
         return Sample(images, positions, None)
     keys = rng.random((images, positions), dtype=np.float32)

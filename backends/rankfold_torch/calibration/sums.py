@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 
+from rankfold.calibration.accumulators import RelativeDistance, regression_sums
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
@@ -63,28 +61,15 @@ class OutputSums:
         """The sums so far; None where there are none, or where they are not finite."""
         if not self.count:
             return None
-        arrays: dict[str, Any] = {name: total.over(1.0) for name, total in self._sums.items()}
-        if not all(np.isfinite(array).all() for array in arrays.values()):
-            return None
-        return RegressionSums(**arrays, count=self.count)
+        sums = {name: total.over(1.0) for name, total in self._sums.items()}
+        return regression_sums(sums, self.count)
 
 
-class Distance:
-    """The relative distance of tensors that come in pairs."""
-
-    def __init__(self) -> None:
-        self._apart, self._size = 0.0, 0.0
-
-    def add(self, y: torch.Tensor, other: torch.Tensor) -> None:
-        """Adds an output and what stands in its place."""
-        y, other = working(y), working(other)
-        self._size += float(torch.linalg.vector_norm(y, dtype=torch.float64)) ** 2
-        self._apart += float(torch.linalg.vector_norm(y - other, dtype=torch.float64)) ** 2
-
-    @property
-    def value(self) -> float:
-        """‖y − ŷ‖ / ‖y‖."""
-        return float(np.sqrt(self._apart / max(self._size, 1e-300)))
+def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:
+    """Add the distance of an output and of what stands in its place."""
+    y, other = working(y), working(other)
+    error, energy = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (y - other, y))
+    total.add(float(error) ** 2, float(energy) ** 2)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rankfold.adapters.base import LayerVisitor
+from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import Calibration, examples, is_held_out
 from rankfold.calibration.losses import failure
 from rankfold.calibration.moments import RegressionSums, input_form
@@ -26,7 +27,7 @@ from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
-from rankfold_torch.calibration.sums import Distance, OutputSums
+from rankfold_torch.calibration.sums import OutputSums, add_distance
 from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
 from rankfold_torch.paired_run.module_state import PerRunState
 from rankfold_torch.temporary_changes import ABSENT, exchanged, unchanged
@@ -137,7 +138,7 @@ class _Following:
                 self._watched[path] = module, module.forward
         self._places = [(vars(module), "forward") for module, _ in self._watched.values()]
         self._usual = [known.get(name, ABSENT) for known, name in self._places]
-        self.errors: dict[str, Distance] = {}
+        self.errors: dict[str, RelativeDistance] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -213,7 +214,7 @@ class _Following:
             chain = self._visit(path, fit, held)
             try:
                 self._modules[path] = self._build(path, chain)
-                self.errors[path] = Distance()
+                self.errors[path] = RelativeDistance()
             except Refused:
                 self._modules[path] = None
 
@@ -257,7 +258,7 @@ class _Following:
             turn.pause(call)
             module = self._modules[path]
             if call.alone and module is not None:
-                self.errors[path].add(call.y, module(x))
+                add_distance(self.errors[path], call.y, module(x))
             return call.y
         turn.pause(call)
         module = self._modules[path]
@@ -265,7 +266,7 @@ class _Following:
             return usual(*args, **kwargs)
         y = module(x)
         if call.y is not None:
-            self.errors[path].add(call.y, y)
+            add_distance(self.errors[path], call.y, y)
         return y
 
 

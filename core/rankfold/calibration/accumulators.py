@@ -1,0 +1,92 @@
+"""What every backend adds up over a calibration set, and the errors it raises on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from rankfold.calibration.moments import RegressionSums
+from rankfold.errors import RankfoldError
+from rankfold.linalg import Array
+from rankfold.ops import Op
+
+_LEAST_ROWS = 12800
+"""Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 200
+positions of each image. The error of a sampled second moment falls with the root of the rows."""
+_ROWS_PER_COLUMN = 4
+"""Rows for each number of a patch, or the moment of a wide kernel would be singular."""
+
+
+def sampled_positions(op: Op, examples: int, taps: int) -> int:
+    """How many output positions of each image a second moment needs.
+
+    Args:
+        op: the layer.
+        examples: seen in all; the more, the fewer positions of each are needed.
+        taps: how many rows are made of one position: 1 for whole patches, else one per element of
+            the kernel.
+    """
+    width = math.prod(op.weight.shape[1:])
+    rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width // taps)
+    return math.ceil(rows / (max(1, examples) * taps))
+
+
+def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | None:
+    """The sums of one layer; None where there are none, or where they are not finite.
+
+    Args:
+        sums: "xx", "yx", "yy", "x" and "y", as in `RegressionSums`.
+        count: the number of rows.
+    """
+    if not count or not all(np.isfinite(total).all() for total in sums.values()):
+        return None
+    return RegressionSums(**sums, count=count)
+
+
+class RelativeDistance:
+    """‖y − ŷ‖ / ‖y‖ of outputs that come in parts."""
+
+    def __init__(self) -> None:
+        self._error, self._energy = 0.0, 0.0
+
+    def add(self, error: float, energy: float) -> None:
+        """Add ‖y − ŷ‖² and ‖y‖² of a part."""
+        self._error += error
+        self._energy += energy
+
+    @property
+    def value(self) -> float:
+        """The distance over all parts."""
+        return math.sqrt(self._error / max(self._energy, 1e-300))
+
+
+def input_not_finite(path: str) -> RankfoldError:
+    """The error for a layer whose input on the calibration data is not finite."""
+    return RankfoldError(
+        f"layer {path!r}: its input on the calibration data has NaN or infinite values; check the "
+        "data and the layers before it"
+    )
+
+
+def gradient_not_finite(path: str) -> RankfoldError:
+    """The error for a layer at whose output the gradient of the loss is not finite."""
+    return RankfoldError(
+        f"layer {path!r}: the gradient of the loss at its output has NaN or infinite values; check "
+        "the loss, or convert the model to float32"
+    )
+
+
+def moment_not_finite(path: str, what: str, remedy: str) -> RankfoldError:
+    """The error for a layer whose second moment overflows.
+
+    Args:
+        path: of the layer.
+        what: the moment is of: "inputs" or "gradients".
+        remedy: what to scale down.
+    """
+    return RankfoldError(
+        f"layer {path!r}: the second moment of its {what} on the calibration data is not finite; "
+        f"scale {remedy} down"
+    )
