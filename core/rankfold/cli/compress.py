@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from rich.text import Text
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.cli.arguments import make_model, read_policy
 from rankfold.cli.executors import opened
+from rankfold.cli.options import CompressOptions
 from rankfold.cli.signals import Terminated
 from rankfold.console import printable, wide_console
 from rankfold.errors import RankfoldError
@@ -28,25 +28,7 @@ from rankfold.storage.safetensors_header import check_plain, parse_json
 _MOST_INPUTS = 16 * 2**20
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line gives."""
-
-    target: str
-    output: Path
-    weights: Path | None
-    policy: str
-    methods: str | None
-    include: list[str] | None
-    exclude: list[str]
-    drop: list[str]
-    inputs: Path | None
-    moments: Path | None
-    executor: str | None
-    seed: int
-
-
-def run(options: Options) -> None:
+def run(options: CompressOptions) -> None:
     """Compresses, saves and prints the plan.
 
     Raises:
@@ -57,8 +39,8 @@ def run(options: Options) -> None:
     names = options.methods
     methods = None if names is None else [name.strip() for name in names.split(",")]
     check_replaceable(options.output)
-    made = _checkpoint if options.weights is None else _model
-    plan, output = made(options, policy, methods), options.output
+    compressed = _checkpoint if options.weights is None else _model
+    plan, output = compressed(options, policy, methods), options.output
     try:
         _show(plan, output)
     except (OSError, SystemExit) as error:  # rich leaves so where a pipe is broken
@@ -69,7 +51,7 @@ def run(options: Options) -> None:
         ) from None
 
 
-def _checkpoint(options: Options, policy: Policy, methods: list[str] | None) -> Plan:
+def _checkpoint(options: CompressOptions, policy: Policy, methods: list[str] | None) -> Plan:
     if not Path(options.target).exists():
         factory = ":" in options.target
         hint = "; a factory needs --weights" if factory else ""
@@ -83,8 +65,8 @@ def _checkpoint(options: Options, policy: Policy, methods: list[str] | None) -> 
                 inputs=_inputs(options.inputs),
                 methods=methods,
                 include=options.include,
-                exclude=options.exclude,
-                drop=options.drop,
+                exclude=options.exclude or (),
+                drop=options.drop or (),
                 seed=options.seed,
                 moments=options.moments,
                 executor=executor,
@@ -108,7 +90,7 @@ def _inputs(file: Path | None) -> Any:
         raise RankfoldError(f"inputs {str(file)!r} cannot be read: {error}") from None
 
 
-def _model(options: Options, policy: Policy, methods: list[str] | None) -> Plan:
+def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) -> Plan:
     weights = options.weights
     assert weights is not None
     for name in ("inputs", "moments", "executor"):
@@ -123,7 +105,7 @@ def _model(options: Options, policy: Policy, methods: list[str] | None) -> Plan:
         policy,
         methods=methods,
         include=options.include,
-        exclude=options.exclude,
+        exclude=options.exclude or (),
         seed=options.seed,
         inplace=False,
     )
