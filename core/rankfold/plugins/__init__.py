@@ -18,7 +18,15 @@ from rankfold.adapters.base import (
     Trace,
 )
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
-from rankfold.decompose.base import Decomposition, Factorization, Placement, RankTuple, Unfolding
+from rankfold.decompose.base import (
+    Decomposition,
+    EstimatesErrors,
+    Factorization,
+    NamesBetterMethod,
+    Placement,
+    RankTuple,
+    Unfolding,
+)
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
@@ -60,6 +68,7 @@ __all__ = [
     "Decomposition",
     "Distributed",
     "Embedding",
+    "EstimatesErrors",
     "Expands",
     "Extent",
     "Factorization",
@@ -72,6 +81,7 @@ __all__ = [
     "LayerTensor",
     "LayerVisitor",
     "Linear",
+    "NamesBetterMethod",
     "NamesOutputs",
     "Op",
     "Outcome",
