@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from rankfold.adapters.state_checks import check_alike, renamed
 from rankfold.errors import RankfoldError
 from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.state_checks import check_alike, renamed
 from rankfold_jax.layouts.sharding import put
 
 

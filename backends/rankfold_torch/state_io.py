@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rankfold.adapters.state_checks import check_alike, renamed
 from rankfold.errors import RankfoldError
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.state_checks import check_alike, renamed
 from rankfold_torch.meta_tensors import materialise
 from rankfold_torch.pickle_reader import read_state
 

@@ -5,8 +5,7 @@ A backend describes itself by a `Harness`. `check_adapter(harness)` runs every c
 backends run it, too.
 """
 
-from rankfold.testing.checks import CHECKS
 from rankfold.testing.harness import Harness, Unsupported
-from rankfold.testing.runner import CheckResult, check_adapter
+from rankfold.testing.runner import CHECKS, CheckResult, check_adapter
 
 __all__ = ["CHECKS", "CheckResult", "Harness", "Unsupported", "check_adapter"]

@@ -1,15 +1,24 @@
-"""`check_adapter`: runs the checks on one backend and says how each ended."""
+"""Every check there is, and how each of them ends on one backend."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, shown
-from rankfold.testing.checks import CHECKS
+from rankfold.testing import keeping, learning, reading, replacing
+from rankfold.testing.check import Check
 from rankfold.testing.harness import Harness, Unsupported
+
+CHECKS: dict[str, Check] = {
+    check.name: check
+    for module in (reading, replacing, keeping, learning)
+    for check in vars(module).values()
+    if isinstance(check, Check)
+}
+"""All checks by name, in an order in which no check comes before those it rests on."""
 
 Status: TypeAlias = Literal["passed", "failed", "expected", "blocked", "skipped"]
 
@@ -23,11 +32,13 @@ class CheckResult:
         status: "passed", "failed", "expected" (it failed as it was said to), "blocked" (a check it
             rests on failed) or "skipped" (the framework does not have what it needs).
         reason: why it did not pass.
+        error: what a check that failed raised.
     """
 
     name: str
     status: Status
     reason: str = ""
+    error: BaseException | None = field(default=None, compare=False, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -52,9 +63,7 @@ def check_adapter(
         RankfoldError: a name is that of no check.
     """
     expected = dict(expected_failures or {})
-    unknown = sorted(set(expected) - set(CHECKS))
-    if unknown:
-        raise RankfoldError(f"no check is named {unknown[0]!r}; there are {', '.join(CHECKS)}")
+    check_names(expected)
     results: dict[str, CheckResult] = {}
     for name, check in CHECKS.items():
         ended = [results[need] for need in check.needs]
@@ -62,11 +71,29 @@ def check_adapter(
         if blocking:
             results[name] = CheckResult(name, "blocked", f"rests on {blocking[0]!r}")
         else:
-            results[name] = _run(name, harness, expected.get(name))
+            results[name] = run_check(name, harness, expected.get(name))
     return list(results.values())
 
 
-def _run(name: str, harness: Harness, expected: str | None) -> CheckResult:
+def check_names(names: Iterable[str]) -> None:
+    """Check that every name is that of a check.
+
+    Raises:
+        RankfoldError: naming the first that is not.
+    """
+    unknown = sorted(set(names) - set(CHECKS))
+    if unknown:
+        raise RankfoldError(f"no check is named {unknown[0]!r}; there are {', '.join(CHECKS)}")
+
+
+def run_check(name: str, harness: Harness, expected: str | None) -> CheckResult:
+    """Run one check on a backend.
+
+    Args:
+        name: of the check.
+        harness: of the backend.
+        expected: why it is known to fail; None where it has to pass.
+    """
     try:
         CHECKS[name](harness)
     except Unsupported as missing:
@@ -77,7 +104,7 @@ def _run(name: str, harness: Harness, expected: str | None) -> CheckResult:
         if expected is not None:
             return CheckResult(name, "expected", expected)
         text = str(error) if isinstance(error, AssertionError) else shown(error)
-        return CheckResult(name, "failed", text)
+        return CheckResult(name, "failed", text, error)
     if expected is not None:
         return CheckResult(name, "failed", f"passes, though it was expected to fail: {expected}")
     return CheckResult(name, "passed")

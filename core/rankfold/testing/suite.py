@@ -15,9 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from rankfold.errors import RankfoldError
-from rankfold.testing.checks import CHECKS
-from rankfold.testing.harness import Harness, Unsupported
+from rankfold.testing.harness import Harness
+from rankfold.testing.runner import CHECKS, check_names, run_check
 
 
 class AdapterSuite:
@@ -36,22 +35,17 @@ class AdapterSuite:
 
     def test_expected_failures_are_checks(self) -> None:
         """Every name in `expected_failures` is that of a check."""
-        unknown = sorted(set(self.expected_failures) - set(CHECKS))
-        if unknown:
-            raise RankfoldError(f"no check is named {unknown[0]!r}; there are {', '.join(CHECKS)}")
+        check_names(self.expected_failures)
 
     @pytest.mark.parametrize("name", list(CHECKS))
     def test_adapter(self, name: str, harness: Harness) -> None:
         """The check of that name."""
-        expected = self.expected_failures.get(name)
-        try:
-            CHECKS[name](harness)
-        except Unsupported as missing:
-            pytest.skip(f"the harness does not have {missing}")
-        except Exception:
-            if expected is None:
-                raise
-            pytest.xfail(expected)
-        else:
-            if expected is not None:
-                pytest.fail(f"passes, though it was expected to fail: {expected}")
+        result = run_check(name, harness, self.expected_failures.get(name))
+        if result.error is not None:
+            raise result.error
+        if result.status == "skipped":
+            pytest.skip(result.reason)
+        if result.status == "expected":
+            pytest.xfail(result.reason)
+        if not result.ok:
+            pytest.fail(result.reason)
