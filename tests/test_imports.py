@@ -23,7 +23,7 @@ ROOMS = {
         ("policies",),
         ("adapters",),
         ("plugins",),
-        ("builtin", "storage"),
+        ("builtin", "contracts", "hookspecs", "reference", "registry", "storage"),
         ("pipeline",),
         ("checkpoints",),
         ("testing", "cli"),
