@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rankfold.adapters.tensor_rules import TensorRule
-from rankfold.plugins import AdapterSpec, hookimpl
+from rankfold.plugins import AdapterSpec, Demo, hookimpl
 from rankfold_jax.tensor_rules import FLAX_TENSORS
 
 RANKFOLD_API = (1, 0)
@@ -17,6 +17,7 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             name="nnx",
             model_types=("flax.nnx.module:Module",),
             target="rankfold_jax.nnx.adapter:NNXAdapter",
+            demo=Demo("jax", "rankfold_jax.demo:JaxDemo", "pip install 'rankfold[demo-jax]'"),
         ),
         AdapterSpec(
             name="linen",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from rankfold.plugins import AdapterSpec, LayerRule, Rule, hookimpl
+from rankfold.plugins import AdapterSpec, Demo, FileFormat, LayerRule, Rule, hookimpl
 from rankfold_torch.tensor_rules import TORCH_TENSORS
 
 RANKFOLD_API = (1, 0)
@@ -16,10 +16,17 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             name="torch",
             model_types=("torch.nn.modules.module:Module",),
             target="rankfold_torch.adapter:TorchAdapter",
-            readers=tuple(
-                (suffix, "rankfold_torch.pickle_reader:Pickled")
-                for suffix in (".pt", ".pth", ".bin")
+            formats=(
+                FileFormat(
+                    kind="a file of torch.save()",
+                    suffixes=(".pt", ".pth", ".bin"),
+                    # a zip archive, or in old files a bare pickle of protocol 2 or later
+                    signatures=(b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+                    read="rankfold_torch.pickle_reader:Pickled",
+                    install="pip install 'rankfold[torch]'",
+                ),
             ),
+            demo=Demo("torch", "rankfold_torch.demo:TorchDemo", "pip install 'rankfold[demo]'"),
         ),
     )
 

@@ -124,7 +124,7 @@ def test_a_name_that_promises_safetensors_leads_to_no_pickle(tmp_path: Path) -> 
     torch.save(state(), tmp_path / "x.safetensors")
     refused(tmp_path / "x.safetensors", r"a file of torch.save\(\), not what its name says")
     (tmp_path / "x.ckpt").write_bytes(b"neither of them")
-    refused(tmp_path / "x.ckpt", r"nor one of torch.save\(\)")
+    refused(tmp_path / "x.ckpt", r"nor a file of torch.save\(\)")
 
 
 CONTAINERS = {

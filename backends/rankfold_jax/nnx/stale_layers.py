@@ -17,6 +17,7 @@ from rankfold.errors import RankfoldError
 from rankfold.state.object_graph import closures_of, reached
 from rankfold_jax.nnx.module_tree import attributes, modules, variables
 
+_FRAMEWORK = ("jax.", "flax.")
 _LEAVES = (nnx.Variable, jax.Array, np.ndarray)
 
 
@@ -60,12 +61,14 @@ def _parts(module: nnx.Module, path: str) -> dict[int, str]:
 
 def _holders(model: nnx.Module, targets: Collection[int]) -> dict[int, str]:
     known = {id(module) for module in modules(model).values()}
-    return reached(_starts(model), targets, known=known - set(targets), leaves=_LEAVES)
+    return reached(
+        _starts(model), targets, known=known - set(targets), leaves=_LEAVES, framework=_FRAMEWORK
+    )
 
 
 def _starts(model: nnx.Module) -> Iterator[tuple[str, object]]:
     for path, module in modules(model).items():
         for name, value in attributes(module):
             yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
-        for function in closures_of(type(module)):
+        for function in closures_of(type(module), _FRAMEWORK):
             yield f"the method {function.__qualname__}", function

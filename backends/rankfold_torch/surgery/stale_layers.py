@@ -26,6 +26,7 @@ from rankfold_torch.calibration import losses
 from rankfold_torch.temporary_changes import Hook, exchanged, hooked, unchanged
 
 _REGISTRIES = ("_parameters", "_buffers")  # whose ties are a matter of the refusals
+_FRAMEWORK = ("torch.",)
 _LEAVES = (torch.Tensor, torch.device, torch.dtype, torch.Generator)
 
 
@@ -56,7 +57,9 @@ def holders(
     own = {id(module) for module in result.modules()}
     starts = _attributes(result, apart)
     known = (own | apart) - set(targets)
-    return reached(starts, targets, known=known, leaves=_LEAVES, identity=identity)
+    return reached(
+        starts, targets, known=known, leaves=_LEAVES, identity=identity, framework=_FRAMEWORK
+    )
 
 
 def identity(item: object) -> int:
@@ -77,7 +80,7 @@ def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str,
             if name in _REGISTRIES:
                 continue
             yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
-        for function in closures_of(type(module)):
+        for function in closures_of(type(module), _FRAMEWORK):
             yield f"the method {function.__qualname__}", function
 
 

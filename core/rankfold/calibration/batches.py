@@ -120,7 +120,7 @@ def examples(inputs: Any) -> int:
 
 
 def _is_key(array: Any) -> bool:
-    """Whether an array is a key of JAX's, typed or raw."""
+    """Whether an array is the state of a random generator: an extended dtype, or two words."""
     kind = str(getattr(array, "dtype", ""))
     return kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,))
 

@@ -25,6 +25,7 @@ from rankfold.layers.parallel import threads_for, working
 from rankfold.pipeline.allocation import named
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.selection import Selection, listed
 from rankfold.policies.validation import checked_policy
@@ -110,8 +111,9 @@ def compress_checkpoint(
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
     if not adapter.slots(source):
         raise RankfoldError(
-            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer: names "
-            "end in .weight (PyTorch) or .kernel and .embedding (Flax)"
+            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
+            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
+            ".weight, .kernel or .embedding?"
         )
     dropped = _dropped(source, adapter.slots(source), drop)
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)

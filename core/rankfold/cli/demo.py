@@ -23,12 +23,10 @@ from rankfold.pipeline.api import compress
 from rankfold.pipeline.result import Compressed
 from rankfold.plan.plan import Plan
 from rankfold.plan.table import count
-from rankfold.plugins.registry import resolve
+from rankfold.plugins.registry import registry, resolve
 from rankfold.policies.vbmf import VBMF
 from rankfold.progress import progress
 
-BACKENDS = {"torch": "rankfold_torch.demo:TorchDemo", "jax": "rankfold_jax.demo:JaxDemo"}
-_EXTRAS = {"torch": "demo", "jax": "demo-jax"}
 RECIPES = {"SVD + Tucker-2": ("svd", "tucker2"), "SVD + CP": ("svd", "cp")}
 STAGES = ("before", "compressed", "fine-tuned")
 PICTURE = "demo.png"
@@ -37,7 +35,7 @@ _TEST_SHARE = 0.25
 
 
 class DemoNetwork(Protocol):
-    """What a backend gives the demo; see `rankfold_torch.demo`.
+    """What a backend gives the demo; see `rankfold.plugins.Demo`.
 
     Attributes:
         head: path of the last layer. It is left alone: it is tiny, and its rank would bound the
@@ -148,17 +146,18 @@ def run(output: Path, backend: str, epochs: int, seed: int) -> None:
 def _prepare(
     output: Path, backend: str, seed: int
 ) -> tuple[DemoNetwork, tuple[Array, Array, Array, Array]]:
-    if backend not in BACKENDS:
-        raise RankfoldError(f"backend {backend!r} is unknown; use one of {', '.join(BACKENDS)}")
+    demos = {spec.demo.name: spec.demo for spec in registry().adapters.values() if spec.demo}
+    if backend not in demos:
+        raise RankfoldError(f"backend {backend!r} is unknown; use one of {', '.join(demos)}")
     try:
         import matplotlib as _  # noqa: F401 - found missing before the training, not after
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        network: DemoNetwork = resolve(BACKENDS[backend])(seed)
+        network: DemoNetwork = resolve(demos[backend].target)(seed)
     except ImportError as error:
         raise RankfoldError(
-            f"the demo needs {error.name or error}: pip install 'rankfold[{_EXTRAS[backend]}]'"
+            f"the demo needs {error.name or error}: {demos[backend].install}"
         ) from error
     try:
         output.mkdir(parents=True, exist_ok=True)

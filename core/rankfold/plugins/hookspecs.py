@@ -28,6 +28,41 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @dataclass(frozen=True)
+class FileFormat:
+    """A kind of checkpoint file that a framework's plugin reads.
+
+    Attributes:
+        kind: in words, for messages: "a file of torch.save()".
+        suffixes: of such files, the usual one first.
+        signatures: with what such files begin, whatever their names.
+        read: "module:function" from a path to a `rankfold.storage.safetensors_file.File`. Nothing
+            that such a file holds may be run.
+        install: the command that installs what `read` needs.
+    """
+
+    kind: str
+    suffixes: tuple[str, ...]
+    signatures: tuple[bytes, ...]
+    read: str
+    install: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The network that the demo trains and compresses in a framework.
+
+    Attributes:
+        name: the word for the framework on the command line.
+        target: "module:Class" of a `rankfold.cli.demo.DemoNetwork`, called with a seed.
+        install: the command that installs what it needs.
+    """
+
+    name: str
+    target: str
+    install: str
+
+
+@dataclass(frozen=True)
 class AdapterSpec:
     """Declares a framework adapter without importing the framework.
 
@@ -37,15 +72,15 @@ class AdapterSpec:
             modules that are already imported: a model of a framework cannot exist otherwise.
         target: "module:Class" of the adapter, imported when a model is recognised and called
             without arguments.
-        readers: for file suffixes (".pt"), "module:function" from the path of a checkpoint of that
-            kind to a `rankfold.storage.safetensors_file.File`. Nothing that such a file holds may
-            be run. That of ".pt" serves files of `torch.save` by any other name, too.
+        formats: checkpoint files besides safetensors that the plugin reads.
+        demo: what the demo shows of the framework.
     """
 
     name: str
     model_types: tuple[str, ...]
     target: str
-    readers: tuple[tuple[str, str], ...] = ()
+    formats: tuple[FileFormat, ...] = ()
+    demo: Demo | None = None
 
 
 @dataclass(frozen=True)

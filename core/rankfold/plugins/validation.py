@@ -57,8 +57,9 @@ class Declarations:
         for spec in adapters:
             if not isinstance(spec, AdapterSpec):
                 raise TypeError(f"{shown(spec)} is not an AdapterSpec")
-            readers = (reader for _, reader in spec.readers)
-            _check_targets(spec, (*spec.model_types, spec.target, *readers))
+            demos = () if spec.demo is None else (spec.demo.target,)
+            readers = (file_format.read for file_format in spec.formats)
+            _check_targets(spec, (*spec.model_types, spec.target, *readers, *demos))
         for rule in rules:
             build = () if rule.build is None else (rule.build,)
             _check_targets(rule, (rule.layer, rule.read, *build))

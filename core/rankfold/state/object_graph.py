@@ -15,8 +15,6 @@ from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 _NOT_ENTERED = (type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex)
-_FRAMEWORKS = ("torch.", "jax.", "flax.")
-"""Whose functions may know a module by closure (as the key of a cache) without calling it."""
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
 
@@ -27,6 +25,7 @@ def reached(
     known: Iterable[int] = (),
     leaves: tuple[type, ...] = (),
     identity: Callable[[object], int] = id,
+    framework: tuple[str, ...] = (),
 ) -> dict[int, str]:
     """Finds which objects can be got to from others.
 
@@ -36,6 +35,7 @@ def reached(
         known: objects that are not entered, by id.
         leaves: types whose instances are not entered.
         identity: what two objects that stand for the same have in common.
+        framework: as for `closures_of`.
 
     Returns:
         By identity of each target that was reached, the word for the first start that leads to it.
@@ -57,12 +57,18 @@ def reached(
             stack.extend(_contents(item))
             if id(type(item)) not in seen:
                 seen.add(id(type(item)))
-                stack.extend(closures_of(type(item)))
+                stack.extend(closures_of(type(item), framework))
     return words
 
 
-def closures_of(cls: type) -> Iterator[FunctionType]:
-    """The functions of a class and its bases that hold anything by closure."""
+def closures_of(cls: type, framework: tuple[str, ...]) -> Iterator[FunctionType]:
+    """The functions of a class and its bases that hold anything by closure.
+
+    Args:
+        cls: the class.
+        framework: prefixes of modules whose functions are left out: they may know an object by
+            closure (as the key of a cache) without calling it.
+    """
     for base in cls.__mro__:
         for value in list(vars(base).values()):
             if isinstance(value, (staticmethod, classmethod)):
@@ -71,7 +77,7 @@ def closures_of(cls: type) -> Iterator[FunctionType]:
                 value = value.fget
             if not isinstance(value, FunctionType) or not value.__closure__:
                 continue
-            if not (value.__module__ or "").startswith(_FRAMEWORKS):
+            if not (value.__module__ or "").startswith(framework):
                 yield value
 
 

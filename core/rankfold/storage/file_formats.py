@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rankfold.errors import RankfoldError
+from rankfold.plugins.hookspecs import FileFormat
 from rankfold.plugins.registry import registry, resolve
+from rankfold.storage.safetensors_file import File
 from rankfold.storage.safetensors_header import LENGTH, check_plain, holds_header
 
-if TYPE_CHECKING:
-    from rankfold.storage.safetensors_file import File
-
 SAFETENSORS = ".safetensors"
-_TORCH = ".pt"
-_SIGNATURES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""Of torch.save(): a zip archive, or in old files a bare pickle of protocol 2 or later."""
 
 
-def kind_of(file: Path) -> str:
-    """The usual suffix of files that begin as this one does; "" for any other.
+def reader_of(file: Path) -> Callable[[Path], File] | None:
+    """Find what a framework's plugin reads a file with; None for a safetensors file.
+
+    A damaged file counts as what its name says.
 
     Raises:
-        RankfoldError: it cannot be read, or is not a plain file.
+        RankfoldError: the file cannot be read, is of another kind than its name says, of none that
+            is known, or what reads it is not installed.
     """
     check_plain(file)
     try:
@@ -33,38 +31,32 @@ def kind_of(file: Path) -> str:
     except OSError as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
     if holds_header(start, size):
-        return SAFETENSORS
-    return _TORCH if start.startswith(_SIGNATURES) else ""
-
-
-def reader_of(file: Path) -> Callable[[Path], File] | None:
-    """What a framework's plugin reads a file with; None for a safetensors file, damaged ones too.
-
-    Raises:
-        RankfoldError: it is of another kind than its name says, or of none that is known.
-    """
-    kind = kind_of(file)
-    if kind == SAFETENSORS:
         return None
+    formats = list(_formats())
+    signed = next((known for known in formats if start.startswith(known.signatures)), None)
     if file.suffix == SAFETENSORS:
-        if kind:
+        if signed is not None:
             raise RankfoldError(
-                f"{str(file)!r} is by its content a file of torch.save(), not what its name says; "
-                "name it .pt if you mean to read it"
+                f"{str(file)!r} is by its content {signed.kind}, not what its name says; name it "
+                f"{signed.suffixes[0]} if you mean to read it"
             )
         return None
-    for suffix in (file.suffix, kind):
-        for spec in registry().adapters.values():
-            target = dict(spec.readers).get(suffix)
-            if target is not None:
-                reader: Callable[[Path], File] = resolve(target)
-                return reader
-    if kind:
+    named = next((known for known in formats if file.suffix in known.suffixes), signed)
+    if named is None:
+        kinds = "".join(f", nor {known.kind}" for known in formats)
         raise RankfoldError(
-            f"{str(file)!r} is a file of torch.save(), which is read where PyTorch is installed: "
-            "pip install 'rankfold[torch]'"
+            f"{str(file)!r} is damaged or not a safetensors file{kinds}; store the state of the "
+            "model as one of these"
         )
-    raise RankfoldError(
-        f"{str(file)!r} is damaged or not a safetensors file, nor one of torch.save(); store the "
-        "state of the model as one of these"
-    )
+    try:
+        reader: Callable[[Path], File] = resolve(named.read)
+    except ImportError as error:
+        raise RankfoldError(
+            f"{str(file)!r} is {named.kind}, and {error.name or error} is missing: {named.install}"
+        ) from error
+    return reader
+
+
+def _formats() -> Iterator[FileFormat]:
+    for spec in registry().adapters.values():
+        yield from spec.formats

@@ -43,7 +43,7 @@ _PATIENCE = 60.0
 make it: longer than it takes to write the weights, shorter than to look for what has hung."""
 _NAMES = (
     ", or its checkpoint names or splits tensors otherwise than the model's own state does: "
-    "compress one with the names of the state (save_pretrained(save_original_format=False))"
+    "compress one that is stored with the names of the state"
 )
 _EXCLUDED = 50
 _FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
