@@ -75,7 +75,7 @@ def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Poli
     try:
         layer = Layer((name,), lambda: op, methods, None, "balanced", 0)
         anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]
-        unfoldings = anchor.unfoldings(op, layer.spectrum)
+        unfoldings = anchor.modes(op, layer.spectrum)
     except Refused as refused:
         return [refused.reason]
     evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in unfoldings]

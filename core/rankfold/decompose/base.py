@@ -97,7 +97,7 @@ class Decomposition(Protocol):
     def max_ranks(self, op: Op) -> RankTuple:
         """The ranks at which the chain is exact; the length is the number of ranks."""
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrices whose ranks a policy chooses."""
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
@@ -125,7 +125,7 @@ class EstimatesErrors(Protocol):
     A few ranks of one that does not are decomposed where a budget chooses between them.
     """
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Iterable[tuple[RankTuple, float | None]]:
         """Ranks for a budget to choose from, each with its error.

@@ -35,7 +35,7 @@ class ChannelSVD:
         out = op.weight.shape[0] // op.groups
         return (min(out, math.prod(op.weight.shape[1:])),)
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output unfolding."""
         sides = spectrum.matrix.shape[1:]
 
@@ -57,7 +57,7 @@ class ChannelSVD:
         first = blank(op.groups * rank, into, *op.weight.shape[2:])
         return self._chain(op, first, blank(op.groups, out, rank))
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""

@@ -69,7 +69,7 @@ class CP:
         assert isinstance(op, (Conv, ConvTranspose))
         return (als.full_rank(self._shape(op)),)
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output and the input unfolding."""
         return channel_unfoldings(spectrum)
 
@@ -86,7 +86,7 @@ class CP:
         factors = [blank(op.groups, size, rank) for size in shape]
         return self._chain(op, factors)
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Errors of the fit itself, at few ranks: it has no closed form."""

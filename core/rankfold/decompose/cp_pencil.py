@@ -36,7 +36,7 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
     if groups is None:
         return None
     rows, columns, rest = groups
-    sizes = [math.prod(tensor.shape[mode] for mode in unfoldings) for unfoldings in groups]
+    sizes = [math.prod(tensor.shape[mode] for mode in modes) for modes in groups]
     merged = linalg.permuted(tensor, (*rows, *columns, *rest)).reshape(*sizes)
     left = linalg.leading(merged.reshape(1, sizes[0], -1), rank)[0]
     across = linalg.permuted(merged, (1, 0, 2)).reshape(1, sizes[1], -1)
@@ -50,9 +50,9 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
     # the least-squares third factor, of the slices within the two subspaces
     c = linalg.ridge_solve(gram_product(inner), flat @ khatri_rao(inner), _RIDGE)
     factors: list[Array] = [c] * tensor.ndim
-    for unfoldings, factor in zip(groups, (left @ inner[0], right @ inner[1], c), strict=True):
-        shape = [tensor.shape[mode] for mode in unfoldings]
-        for mode, part in zip(unfoldings, _split(linalg.host(factor), shape), strict=True):
+    for modes, factor in zip(groups, (left @ inner[0], right @ inner[1], c), strict=True):
+        shape = [tensor.shape[mode] for mode in modes]
+        for mode, part in zip(modes, _split(linalg.host(factor), shape), strict=True):
             factors[mode] = linalg.like(part, tensor)
     return tuple(factors)
 
@@ -68,9 +68,7 @@ def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Mode
             for group, lead in enumerate(((0,), (1,), ()))
         )
         slices = math.prod(shape[mode] for mode in rest)
-        fits = all(
-            math.prod(shape[m] for m in unfoldings) >= rank for unfoldings in (rows, columns)
-        )
+        fits = all(math.prod(shape[m] for m in modes) >= rank for modes in (rows, columns))
         if fits and slices > most:
             best, most = (rows, columns, rest), slices
     return best

@@ -63,12 +63,10 @@ class Guarded:
         with contained(self.name, Refused):
             return _ranks(self._method.max_ranks(self._lent(op)))
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """As `Decomposition.unfoldings`."""
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+        """As `Decomposition.modes`."""
         with contained(self.name, Refused):
-            unfoldings = tuple(
-                map(self._unfolding, self._method.unfoldings(self._lent(op), spectrum))
-            )
+            unfoldings = tuple(map(self._unfolding, self._method.modes(self._lent(op), spectrum)))
             if not unfoldings:
                 raise ValueError("modes gave none")
             return unfoldings
@@ -83,13 +81,13 @@ class Guarded:
         with contained(self.name, Refused):
             return _chain(self._method.template(self._lent(op), ranks))
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float | None]]:
-        """As `EstimatesErrors.errors_at_ranks`; else a few ranks without an error."""
+        """As `EstimatesErrors.error_at_ranks`; else a few ranks without an error."""
         with contained(self.name, Refused):
             if isinstance(self._method, EstimatesErrors):
-                estimated = self._method.errors_at_ranks(self._lent(op), spectrum, multiple_of)
+                estimated = self._method.error_at_ranks(self._lent(op), spectrum, multiple_of)
                 return [
                     (_ranks(ranks), None if error is None else float(error))
                     for ranks, error in estimated

@@ -38,7 +38,7 @@ class SpatialSVD:
         """The smaller side of the matrix of one group."""
         return (min(self._sides(op)),)
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrix (out · kw, in · kh)."""
         rows, columns = self._sides(op)
         channels = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
@@ -60,13 +60,13 @@ class SpatialSVD:
         rows, columns = self._sides(op)
         return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Errors from the eigenvalues, or from the regression of the last stage."""
         most = self.max_ranks(op)[0]
         if spectrum.metric is None:
-            values = self.unfoldings(op, spectrum)[0].values
+            values = self.modes(op, spectrum)[0].values
             return offered(values, spectrum.weight_of_all, most, multiple_of)
         kw = op.weight.shape[3]
         worth = np.zeros(most)

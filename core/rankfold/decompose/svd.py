@@ -48,7 +48,7 @@ class TruncatedSVD:
         """The smaller side of the matrix of one group."""
         return (min(op.weight.shape[0] // op.groups, op.weight.shape[1]),)
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The matrix itself."""
         sides = (op.weight.shape[0] // op.groups, op.weight.shape[1])
         wide = sides[0] <= sides[1]
@@ -69,12 +69,12 @@ class TruncatedSVD:
         out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
         return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Exact errors, from the eigenvalues."""
         weighted = spectrum.metric is not None
-        values = spectrum.weighted.values if weighted else self.unfoldings(op, spectrum)[0].values
+        values = spectrum.weighted.values if weighted else self.modes(op, spectrum)[0].values
         return offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
 
     def decompose(

@@ -57,7 +57,7 @@ class Tucker2:
         out, into, positions = self._sizes(op)
         return min(out, into * positions), min(into, out * positions)
 
-    def unfoldings(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
+    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """The output and the input unfolding."""
         return channel_unfoldings(spectrum)
 
@@ -76,7 +76,7 @@ class Tucker2:
         core = blank(op.groups * r_out, r_in, *op.weight.shape[2:])
         return self._chain(op, blank(op.groups, r_in, into), core, blank(op.groups, out, r_out))
 
-    def errors_at_ranks(
+    def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
         """Errors of the regression on input channels, before any sweep of HOOI.

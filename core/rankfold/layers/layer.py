@@ -183,7 +183,7 @@ class Layer:
         for name, method in self.contenders.items():
             points: dict[RankTuple, float] = {}
             try:
-                for ranks, squared in method.errors_at_ranks(op, self.spectrum, multiple_of):
+                for ranks, squared in method.error_at_ranks(op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
                     grew = self.why_not_smaller(cost) is not None
                     if squared is None and grew:

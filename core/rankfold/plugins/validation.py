@@ -14,7 +14,7 @@ from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, Par
 from rankfold.policies.base import Policy
 from rankfold.policies.validation import check_scope
 
-_DECOMPOSITION = ("refuse", "max_ranks", "unfoldings", "ranks", "template", "decompose")
+_DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")
 _TENSOR_RULE = ("recognise", "op", "stages")
 

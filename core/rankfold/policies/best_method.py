@@ -37,7 +37,7 @@ def best_method(
     op = layer.op  # read out here: a file that cannot be read is no fault of a method
     for name, method in layer.contenders.items():
         try:
-            unfolding_ranks = tuple(rank_of(mode) for mode in method.unfoldings(op, layer.spectrum))
+            unfolding_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
             if min(unfolding_ranks) < 1:
                 reasons[name] = zero_rank_reason
                 continue

@@ -103,7 +103,7 @@ def test_weighting_loses_less_than_the_plain_decomposition(name: str, method: st
 def test_offers_announce_what_the_decomposition_loses(name: str, method: str, data: bool) -> None:
     op, _ = OPS[name]
     layer = layer_of(op, moments_of(op) if data else None)
-    priced = layer.methods[method].errors_at_ranks(op, layer.spectrum, 1)
+    priced = layer.methods[method].error_at_ranks(op, layer.spectrum, 1)
     assert len(priced) >= min(5, *layer.methods[method].max_ranks(op))
     total = layer._loss(layer.spectrum.weight_of_all)
     for ranks, squared in priced[:: max(1, len(priced) // 6)]:

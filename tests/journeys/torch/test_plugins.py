@@ -15,7 +15,7 @@ from rankfold.plugins.hookspecs import LayerRule, hookimpl
 from rankfold.plugins.registry import registry
 from rankfold_torch.layers import stock as torch_layers
 
-PARTS = ("refuse", "max_ranks", "unfoldings", "ranks", "template", "errors_at_ranks", "decompose")
+PARTS = ("refuse", "max_ranks", "modes", "ranks", "template", "error_at_ranks", "decompose")
 POLICIES = {
     "ranks": rf.Ranks(2),
     "ratio": rf.Ratio(0.5),
@@ -249,7 +249,7 @@ def partial_in_place(plugin: InPlace, sound: Callable[..., Any]) -> Callable[...
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("way", [in_numpy, in_torch, made_writable])
 @pytest.mark.parametrize("what", ["weight", "bias"])
-@pytest.mark.parametrize("part", ["refuse", "unfoldings", "template", "decompose"])
+@pytest.mark.parametrize("part", ["refuse", "modes", "template", "decompose"])
 def test_a_decomposition_that_works_in_place_does_not_change_the_model(
     part: str,
     what: str,
@@ -267,7 +267,7 @@ def test_a_decomposition_that_works_in_place_does_not_change_the_model(
         assert "read-only" in small.plan["0"].reason
 
 
-@pytest.mark.parametrize("part", ["refuse", "unfoldings", "decompose", "allocate"])
+@pytest.mark.parametrize("part", ["refuse", "modes", "decompose", "allocate"])
 def test_tensors_that_stay_where_they_are_are_not_written_to_either(
     part: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -458,7 +458,7 @@ def reversed_chain(sound: Any, *args: Any, **options: Any) -> Any:
 FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "refuse raises": ("refuse", raises),
     "max_ranks raises": ("max_ranks", raises),
-    "modes raises": ("unfoldings", raises),
+    "modes raises": ("modes", raises),
     "ranks raises": ("ranks", raises),
     "template raises": ("template", raises),
     "decompose raises": ("decompose", raises),
