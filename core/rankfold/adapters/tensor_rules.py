@@ -24,13 +24,13 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
         path: of the layer; "" for a model that is one.
         chain: in its place.
     """
-    found: dict[str, Array] = {}
-    for place, stage in enumerate(chain):
-        own = f"{path}.{place}" if path else str(place)
-        found[f"{own}.weight"] = stage.weight
+    tensors: dict[str, Array] = {}
+    for index, stage in enumerate(chain):
+        prefix = f"{path}.{index}" if path else str(index)
+        tensors[f"{prefix}.weight"] = stage.weight
         if stage.bias is not None:
-            found[f"{own}.bias"] = stage.bias
-    return found
+            tensors[f"{prefix}.bias"] = stage.bias
+    return tensors
 
 
 @dataclass(frozen=True)

@@ -30,28 +30,28 @@ def medians(
         wait: called with the last result before a clock is read: waits for the device.
     """
 
-    def seconds(one: Callable[[], object], often: int) -> float:
+    def seconds(function: Callable[[], object], often: int) -> float:
         result: object = None
         began = time.perf_counter()
         for _ in range(often):
-            result = one()
+            result = function()
         wait(result)
         return (time.perf_counter() - began) / often
 
-    known = [one for one in passes if one is not None]
-    for one in known:
+    runnable = [function for function in passes if function is not None]
+    for function in runnable:
         for _ in range(_WARM_UPS):
-            seconds(one, 1)
-    repeats = [_repeats(seconds(one, 1)) for one in known]
-    found: list[list[float]] = [[] for _ in known]
+            seconds(function, 1)
+    repeats = [_repeats(seconds(function, 1)) for function in runnable]
+    times: list[list[float]] = [[] for _ in runnable]
     began = time.perf_counter()
     for turn in range(_TURNS[1]):
         if turn >= _TURNS[0] and time.perf_counter() - began > budget:
             break
-        for one, times, often in zip(known, found, repeats, strict=True):
-            times.append(seconds(one, often))
-    measured = map(statistics.median, found)
-    return tuple(math.inf if one is None else next(measured) for one in passes)
+        for function, samples, often in zip(runnable, times, repeats, strict=True):
+            samples.append(seconds(function, often))
+    measured = map(statistics.median, times)
+    return tuple(math.inf if function is None else next(measured) for function in passes)
 
 
 def _repeats(once: float) -> int:

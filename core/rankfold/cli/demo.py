@@ -229,15 +229,15 @@ def _draw(rows: list[Row], file: Path) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    place = np.arange(len(rows))
+    positions = np.arange(len(rows))
     for stage, label in enumerate(STAGES):
-        at = [p for p, row in zip(place, rows, strict=True) if stage < len(row.accuracies)]
+        at = [p for p, row in zip(positions, rows, strict=True) if stage < len(row.accuracies)]
         values = [100 * row.accuracies[stage] for row in rows if stage < len(row.accuracies)]
         bars = left.bar(np.array(at) + 0.27 * (stage - 1), values, 0.27, label=label)
         left.bar_label(bars, fmt="%.1f", fontsize=8)
     left.set_ylabel("test accuracy (%)")
     left.set_ylim(0, 105)
-    left.set_xticks(place, [row.name for row in rows])
+    left.set_xticks(positions, [row.name for row in rows])
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     first = rows[0]
     for offset, label, shares in (
@@ -245,10 +245,10 @@ def _draw(rows: list[Row], file: Path) -> None:
         (0.0, "MACs", [row.macs / first.macs for row in rows]),
         (0.27, "latency", [row.seconds / first.seconds for row in rows]),
     ):
-        bars = right.bar(place + offset, [100 * s for s in shares], 0.27, label=label)
+        bars = right.bar(positions + offset, [100 * s for s in shares], 0.27, label=label)
         right.bar_label(bars, fmt="%.0f", fontsize=8)
     right.set_ylabel("share of the original (%)")
-    right.set_xticks(place, [row.name for row in rows])
+    right.set_xticks(positions, [row.name for row in rows])
     right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     try:
         figure.savefig(file, dpi=120)

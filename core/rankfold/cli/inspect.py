@@ -43,9 +43,9 @@ def run(checkpoint: Path, policy: str) -> None:
         table.add_column(column, justify="right")
     skipped = 0
     stored = Checkpoint(checkpoint)
-    found = sorted(stored.owner)
-    with progress("inspecting", len(found)) as advance:
-        for name in found:
+    names = sorted(stored.owner)
+    with progress("inspecting", len(names)) as advance:
+        for name in names:
             advance(name)
             op = _op(stored, name)
             if op is None:
@@ -57,7 +57,7 @@ def run(checkpoint: Path, policy: str) -> None:
     console = wide_console()
     console.print(table)
     console.print(
-        f"{len(found) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
+        f"{len(names) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
         "Ranks of a kernel are (output, input).",
         highlight=False,
     )

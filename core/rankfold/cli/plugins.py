@@ -11,16 +11,16 @@ from rankfold.plugins.registry import registry
 
 def run() -> None:
     """Prints the plugins in use, what they declare, and every problem."""
-    found = registry()
+    installed = registry()
     console = wide_console()
     table = Table(title=f"Plugins (API {API[0]}.{API[1]})", title_justify="left")
     for column in ("plugin", "distribution", "declares"):
         table.add_column(column, overflow="fold")
-    for name in found.plugins:
-        cells = (name, found.plugins[name], ", ".join(found.declared[name]))
+    for name in installed.plugins:
+        cells = (name, installed.plugins[name], ", ".join(installed.declared[name]))
         table.add_row(*map(literal, cells))
     console.print(table)
-    for problem in found.problems:
+    for problem in installed.problems:
         console.print(literal(str(problem)), style="bold red", soft_wrap=True)
-    if not found.problems:
+    if not installed.problems:
         console.print("No problems.")

@@ -138,10 +138,10 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
         if main.judges == "model":  # its limits hold where nothing is left
             groups.setdefault(id(main.policy), (main, []))
         for policy, members in sorted(groups.values(), key=lambda g: g[0].policy is main.policy):
-            own = sum((decided[layer.path] for layer in members), Cost(0, 0))
+            cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
             group = LayerGroup(
                 tuple(members),
-                _model_cost(session.size, costs, decided).less(own),
+                _model_cost(session.size, costs, decided).less(cost_of_group),
                 original,
                 session.model_seconds,
                 session.settings.executor,

@@ -34,7 +34,8 @@ from rankfold.policies.base import Choice
 from rankfold.progress import progress
 
 RIDGES = (1e-2, 1e-1)
-"""Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves."""
+"""Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves, and
+held-out examples choose between the two."""
 _ROUNDING = 5e-5
 """Of the held-out Σ ‖y‖²: errors are differences of sums of that size, which frameworks add up in
 float32. Between PyTorch and XLA they were seen to differ by up to 1e-5 of it."""
@@ -84,14 +85,14 @@ def refitted(
         def visit(
             path: str,
             fit: RegressionSums | None,
-            held: RegressionSums | None,
+            validation: RegressionSums | None,
             groups: Sequence[int] | None = None,
             /,
         ) -> Chain:
             if not visitor.knows(path):
                 advance(path)
             with limited(task.layers.threads):
-                chain = visitor.visit(path, fit, held, groups)
+                chain = visitor.visit(path, fit, validation, groups)
             return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
         with of_adapter(session.adapter):
@@ -113,10 +114,10 @@ def refitted(
 
 
 class Refit:
-    """Decides on the layers of a model as a run through it meets them.
+    """Decides on the layers of a model as a paired run calls them.
 
     Args:
-        chosen: the layers that are met, with what their policy chose.
+        chosen: the layers to visit, with what their policy chose.
         ops: these layers.
         sequential: whether weights are refitted; else the chains are those of the choices.
         seed: of the run.
@@ -134,67 +135,76 @@ class Refit:
         self._ops = ops
         self._sequential = sequential
         self._seed = seed
-        self._met: dict[str, _Met] = {}
+        self._visited: dict[str, _VisitedLayer] = {}
         self._changed = False
 
     def visit(
         self,
         path: str,
         fit: RegressionSums | None,
-        held: RegressionSums | None,
+        validation: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
         """The chain of a layer or of some of its groups, as a `LayerVisitor`."""
         layer, choice = self._chosen[path]
         layer.set_op(self._ops[path])
-        if path not in self._met:
+        if path not in self._visited:
             decision = decide(layer, choice)
-            self._met[path] = _Met(decision, layer.op, decision.chain or (layer.op,))
+            self._visited[path] = _VisitedLayer(decision, layer.op, decision.chain or (layer.op,))
             self._changed |= decision.chain is not None
-        met = self._met[path]
-        op, chain = met.part(groups)
-        once = layer.calls in (None, 1)
+        visited = self._visited[path]
+        op, chain = visited.part(groups)
+        # The sums of a layer that is called several times mix its calls, and a chain takes its place
+        # at the first of them: what the later ones get is not known then.
+        called_once = layer.calls in (None, 1)
         if self._sequential and not isinstance(op, Embedding):
-            if not self._changed:  # until then the inputs are those of the original
-                met.unchanged(fit, held)
-            elif fit is None or held is None or not once:
-                met.unknown = True  # its inputs are others now
+            if not self._changed:  # before the first chain the inputs are those of the original
+                visited.unchanged(fit, validation)
+            elif fit is None or validation is None or not called_once:
+                visited.unknown = True  # its inputs are others now
             else:
-                part = _Part(op, chain, groups, fit, held)
+                part = _LayerPart(op, chain, groups, fit, validation)
                 metric = layer.spectrum.metric if groups is None else part.metric(layer.moments)
                 if metric is not None:
-                    best = self._refitted(layer, met.start.layer, part, metric)
-                    met.take(best, part)
+                    best = self._refitted(layer, visited.start.layer, part, metric)
+                    visited.take(best, part)
                     chain = best.chain
         layer.release()
         return chain
 
     def knows(self, path: str) -> bool:
-        """Whether a layer was met."""
-        return path in self._met
+        """Whether a layer was visited."""
+        return path in self._visited
 
     def decision(self, path: str) -> Decision:
-        """What was decided on a layer that was met."""
-        return self._met[path].decision()
+        """What was decided on a layer that was visited."""
+        return self._visited[path].decision()
 
-    def _refitted(self, layer: Layer, done: LayerPlan, part: _Part, metric: Metric) -> _Tried:
+    def _refitted(
+        self, layer: Layer, done: LayerPlan, part: _LayerPart, metric: Metric
+    ) -> _RefitCandidate:
         """The best of the chain and its refits, by the held-out positions."""
-        op, held = part.op, part.held
-        best = _Tried(part.chain, squared_error(op, part.chain, held, metric), done.sensitivity)
+        op, validation = part.op, part.validation
+        # Starting from the chain without a refit, each ridge has to beat the best so far on
+        # examples that nothing was fitted to, by more than the noise of that comparison. Else the
+        # outcome would hang on the order in which a framework adds up, or on the examples held out.
+        best = _RefitCandidate(
+            part.chain, squared_error(op, part.chain, validation, metric), done.sensitivity
+        )
         nothing = with_weight(op, np.zeros_like(op.weight))
-        rounding = _ROUNDING * squared_error(op, (nothing,), held, metric)
+        rounding = _ROUNDING * squared_error(op, (nothing,), validation, metric)
         for ridge in RIDGES:
             try:
-                made, sensitivity = self._regressed(
+                refit, sensitivity = self._regressed(
                     layer, op, done.method, done.ranks, metric, part.fit, ridge
                 )
             except (Refused, RankfoldError, np.linalg.LinAlgError):
                 continue  # with the chain before the refit
-            error = squared_error(op, made, held, metric)
-            noise = rounding + standard_error(op, best.chain, made, held, metric)
+            error = squared_error(op, refit, validation, metric)
+            noise = rounding + standard_error(op, best.chain, refit, validation, metric)
             if error < best.error - noise:
-                best = _Tried(made, error, sensitivity)
+                best = _RefitCandidate(refit, error, sensitivity)
         return best
 
     def _regressed(
@@ -224,14 +234,14 @@ class Refit:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _LayerPart:
     """A layer or some of its groups, with the chain before a refit and the sums to refit it to."""
 
     op: Op
     chain: Chain
     groups: Sequence[int] | None
     fit: RegressionSums
-    held: RegressionSums
+    validation: RegressionSums
 
     def metric(self, moments: LayerMoments | None) -> Metric | None:
         """The measure of these groups, from the moments of the layer."""
@@ -239,15 +249,15 @@ class _Part:
             return None
         return Metric(self.op, moments.of_groups(self.groups))
 
-    def apart(self, chain: Chain) -> float:
-        """Σ ‖y − ŷ‖² of a chain."""
+    def squared_error(self, chain: Chain) -> float:
+        """Σ ‖y − ŷ‖² of a chain over fitted and held-out positions."""
         return squared_error(self.op, chain, self.fit, None) + squared_error(
-            self.op, chain, self.held, None
+            self.op, chain, self.validation, None
         )
 
 
-class _Met:
-    """A layer that was met, as a whole or in part.
+class _VisitedLayer:
+    """A layer that was visited, as a whole or group by group.
 
     Args:
         start: what was decided on it without a refit.
@@ -256,7 +266,7 @@ class _Met:
 
     Attributes:
         start: as given.
-        unknown: whether it met inputs that nothing is known of.
+        unknown: whether it was called with inputs that nothing is known of.
     """
 
     def __init__(self, start: Decision, op: Op, chain: Chain) -> None:
@@ -264,9 +274,9 @@ class _Met:
         self.unknown = False
         self._op = op
         self._chain = chain
-        self._own = False
+        self._is_copied = False
         self._tried = self._refit = False
-        self._apart = self._size = 0.0
+        self._error = self._size = 0.0
         self._sensitivities: list[tuple[float, float]] = []
 
     def part(self, groups: Sequence[int] | None) -> tuple[Op, Chain]:
@@ -277,15 +287,15 @@ class _Met:
         chain = tuple(of_groups(stage, groups, total) for stage in self._chain)
         return of_groups(self._op, groups, total), chain
 
-    def unchanged(self, fit: RegressionSums | None, held: RegressionSums | None) -> None:
+    def unchanged(self, fit: RegressionSums | None, validation: RegressionSums | None) -> None:
         """Notes positions at which the output is that of the original."""
-        self._size += sum(_size(joint) for joint in (fit, held) if joint is not None)
+        self._size += sum(_size(joint) for joint in (fit, validation) if joint is not None)
 
-    def take(self, best: _Tried, part: _Part) -> None:
+    def take(self, best: _RefitCandidate, part: _LayerPart) -> None:
         """Takes the chain that is best in some groups."""
         self._tried = True
-        self._size += _size(part.fit) + _size(part.held)
-        self._apart += part.apart(best.chain)
+        self._size += _size(part.fit) + _size(part.validation)
+        self._error += part.squared_error(best.chain)
         if best.sensitivity is not None:
             energy = float(np.square(part.op.weight, dtype=np.float64).sum())
             self._sensitivities.append((energy, best.sensitivity))
@@ -295,8 +305,8 @@ class _Met:
         if part.groups is None:
             self._chain = best.chain
             return
-        if not self._own:
-            self._chain, self._own = tuple(map(_copied, self._chain)), True
+        if not self._is_copied:  # the groups of a stack are met one by one: written into a copy
+            self._chain, self._is_copied = tuple(map(_copied, self._chain)), True
         total, groups = self._op.groups, list(part.groups)
         for stage, new in zip(self._chain, best.chain, strict=True):
             by_group(stage.weight, total)[groups] = by_group(new.weight, len(groups))
@@ -310,7 +320,7 @@ class _Met:
         if self._tried:
             changes["refit"] = self._refit
             if done.method is not None or self._refit:
-                share = max(self._apart, 0.0) / max(self._size, 1e-300)
+                share = max(self._error, 0.0) / max(self._size, 1e-300)
                 changes["predicted"] = float(np.sqrt(share))
         if self.unknown:
             changes["predicted"] = None
@@ -340,7 +350,7 @@ def _size(joint: RegressionSums) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class _Tried:
+class _RefitCandidate:
     chain: Chain
     error: float
     sensitivity: float | None = None

@@ -55,11 +55,11 @@ class Compressed:
             raise RankfoldError(f"{can.name} cannot expand models")
         try:
             paths = [layer.path for layer in self.plan.replaced]
-            whole = can.expands.expanded(model, self.model, paths)
+            dense = can.expands.expanded(model, self.model, paths)
         except Refused as refused:
             raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
-        registry().model_expanded(whole, self.plan)
-        return whole
+        registry().model_expanded(dense, self.plan)
+        return dense
 
     def save(self, folder: str | PathLike[str]) -> None:
         """Writes plan.json and weights.safetensors; see `rankfold.load`.

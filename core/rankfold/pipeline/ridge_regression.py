@@ -28,6 +28,11 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     """
     if isinstance(op, Embedding):
         raise Refused("a table look-up has the inputs of the original")
+    # minimise over B and b   E‖y − B x − b‖² + λ ‖B − W‖².
+    # The bias b takes up the means, so that only deviations from them count:
+    #     B (Σ_xx + λ 1) = Σ_yx + λ W,    b = E[y] − B E[x].
+    # λ is relative to the mean eigenvalue of Σ_xx. With few samples Σ_xx is singular: along
+    # directions that no sample shows, B is W, where a ridge towards zero would erase the weight.
     weight = rows_of(op)
     xx, yx = fit.xx / fit.count, fit.yx / fit.count
     mean = None
@@ -42,11 +47,11 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     xx = xx + ridge * level * np.eye(size)
     solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
     dtype = op.weight.dtype
-    made = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
+    refitted = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
     if mean is not None and op.bias is not None:
         bias = (target - np.einsum("god,gd->go", solved, mean)).reshape(-1)
-        made = replace(made, bias=bias.astype(op.bias.dtype))
-    return made, xx, mean
+        refitted = replace(refitted, bias=bias.astype(op.bias.dtype))
+    return refitted, xx, mean
 
 
 def squared_error(op: Op, chain: Chain, joint: RegressionSums, metric: Metric | None) -> float:
@@ -60,7 +65,7 @@ def squared_error(op: Op, chain: Chain, joint: RegressionSums, metric: Metric | 
 def standard_error(
     op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric
 ) -> float:
-    """That of the difference of the errors of two chains, as the positions are a sample.
+    """Standard error of the difference of the errors of two chains, as the positions are a sample.
 
     With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
     normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ] and
@@ -81,6 +86,10 @@ def _residuals(
     op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric | None
 ) -> Array:
     """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
+    # With ŷ = R x + b of one chain and R' x + b' of the other, sums over the n positions:
+    #     Σ (y − ŷ)(y − ŷ')ᵀ = Σyy − (R Σxy + b Σyᵀ) − (Σyx R'ᵀ + Σy b'ᵀ)
+    #                          + R Σxx R'ᵀ + R Σx b'ᵀ + b (R' Σx)ᵀ + n b b'ᵀ.
+    # Only these sums are kept, so that a chain is judged without the activations: O(d²) memory.
     rows, bias = _affine(op, chain)
     rows_other, bias_other = _affine(op, other)
     cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]

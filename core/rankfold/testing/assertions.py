@@ -78,9 +78,9 @@ def extent(op: Op, shape: tuple[int, ...]) -> Extent:
     return shape[:-1]
 
 
-def same(name: str, found: Any, expected: Any, what: str, *, exact: bool = False) -> None:
+def same(name: str, actual: Any, expected: Any, what: str, *, exact: bool = False) -> None:
     """Asserts that two outputs agree."""
-    off = distance(found, expected)
+    off = distance(actual, expected)
     limit = 0.0 if exact else TOLERANCE
     assert off <= limit, f"{name}: {what} something else, off by {off:.3g} of the output"
 

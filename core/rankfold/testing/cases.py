@@ -107,9 +107,9 @@ def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
 
 def square(size: int) -> Linear:
     """A square layer, which can be applied to its own output."""
-    made = _drawn(Linear, size, size)
-    assert isinstance(made, Linear)
-    return replace(made, bias=None)
+    layer = _drawn(Linear, size, size)
+    assert isinstance(layer, Linear)
+    return replace(layer, bias=None)
 
 
 def distance(a: Any, b: Any) -> float:

@@ -40,8 +40,8 @@ class Check:
 def check(*needs: str) -> Callable[[Function], Check]:
     """Makes a function named check_something the check "something"."""
 
-    def made(function: Function) -> Check:
+    def as_check(function: Function) -> Check:
         name = function.__name__.removeprefix("check_")
         return Check(name, (function.__doc__ or "").strip(), function, needs)
 
-    return made
+    return as_check

@@ -39,10 +39,10 @@ def check_save_and_load(harness: Harness) -> None:
                 inputs=harness.inputs(x),
                 adapter=harness.adapter(),
             )
-        saved, found = harness.state(small.model), harness.state(loaded)
-        assert set(saved) == set(found), f"{name}: the loaded model has other parameters"
+        saved, actual = harness.state(small.model), harness.state(loaded)
+        assert set(saved) == set(actual), f"{name}: the loaded model has other parameters"
         for key, array in saved.items():
-            exact = np.array_equal(as_float64(array), as_float64(found[key]))
+            exact = np.array_equal(as_float64(array), as_float64(actual[key]))
             assert exact, f"{name}: parameter {key!r} of the loaded model has other numbers"
         expected = harness.call(small.model, x)
         same(name, harness.call(loaded, x), expected, "the loaded model computes")
@@ -72,8 +72,8 @@ def check_dtype(harness: Harness) -> None:
         for name, op, model in supported(harness, dtype, BRIEF):
             small = compressed(harness, model, op, Ranks(2), methods(op)[0], name, dtype)
             kept = {str(a.dtype) for a in harness.state(model).values()}
-            found = {str(a.dtype) for a in harness.state(small.model).values()}
-            assert found == kept, f"{name}, {dtype}: the replacement holds {sorted(found)}"
+            actual = {str(a.dtype) for a in harness.state(small.model).values()}
+            assert actual == kept, f"{name}, {dtype}: the replacement holds {sorted(actual)}"
 
 
 @check("full_rank")
@@ -84,8 +84,8 @@ def check_mode(harness: Harness) -> None:
         model = harness.model([op])
         harness.set_training(model, training)
         small = compressed(harness, model, op, Ranks(2), "svd", "linear")
-        found = harness.training(small.model)
-        assert all(mode is training for mode in found), f"mode {found} in place of {training}"
+        actual = harness.training(small.model)
+        assert all(mode is training for mode in actual), f"mode {actual} in place of {training}"
         assert all(mode is training for mode in harness.training(model)), "the original's changed"
 
 
@@ -95,11 +95,11 @@ def check_gradients(harness: Harness) -> None:
     for name, op, model in supported(harness):
         for method in {methods(op)[0], methods(op)[-1]}:
             small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
-            found = harness.gradients(small.model, probe(op))
+            actual = harness.gradients(small.model, probe(op))
             wanted = len(harness.state(small.model))
             what = f"{name}, {method}"
-            assert len(found) == wanted, f"{what}: {len(found)} gradients for {wanted} parameters"
-            for gradient in map(as_float64, found):
+            assert len(actual) == wanted, f"{what}: {len(actual)} gradients for {wanted} parameters"
+            for gradient in map(as_float64, actual):
                 assert np.isfinite(gradient).all(), f"{what}: a gradient is not finite"
                 assert gradient.any(), f"{what}: a gradient is all zero"
 

@@ -33,10 +33,10 @@ def check_moments(harness: Harness) -> None:
         calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
         before = harness.state(model)
         rng = np.random.default_rng(0)
-        found = adapter.moments(model, calibration, {path: op}, rng, lambda item: None)
+        actual = adapter.moments(model, calibration, {path: op}, rng, lambda item: None)
         unchanged(name, before, harness.state(model))
-        assert path in found, f"{name}: no moments of {path!r}, which runs"
-        moments = found[path]
+        assert path in actual, f"{name}: no moments of {path!r}, which runs"
+        moments = actual[path]
         rows = _rows(op, x)
         if isinstance(op, Embedding):
             expected: Array = rows.mean(0)
@@ -77,23 +77,23 @@ def check_refilled(harness: Harness) -> None:
 def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) -> None:
     adapter, path, x = _data_aware(harness, model, op)
     calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
-    met: list[tuple[RegressionSums | None, RegressionSums | None]] = []
+    visits: list[tuple[RegressionSums | None, RegressionSums | None]] = []
 
     def visit(
         path: str,
         fit: RegressionSums | None,
-        held: RegressionSums | None,
+        validation: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
         assert groups is None, f"{name}: groups {groups} of a layer that is called as a whole"
-        met.append((fit, held))
+        visits.append((fit, validation))
         return (_scaled(op, factor),)
 
     rng = np.random.default_rng(0)
     layers = {path: op}
     errors = adapter.run_paired(model, calibration, layers, visit, sequential=True, rng=rng)
-    assert len(met) == 1, f"{name}: visited {len(met)} times"
+    assert len(visits) == 1, f"{name}: visited {len(visits)} times"
     off = abs(errors[path] - (1.0 - factor))
     assert off < _TOLERANCE, f"{name}: an error of {errors[path]:.3g}, not {1.0 - factor}"
     if isinstance(op, Embedding):
@@ -102,13 +102,20 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
     y = np.einsum("god,ngd->ngo", rows_of(op).astype(np.float64), rows)
     y = y + (0.0 if op.bias is None else op.bias.reshape(op.groups, -1))
     held_out = np.repeat(np.arange(len(x)) % _EXAMPLES == _EXAMPLES - 1, len(rows) // len(x))
-    for joint, own in zip(met[0], (~held_out, held_out), strict=True):
+    for joint, part_rows in zip(visits[0], (~held_out, held_out), strict=True):
         assert joint is not None, f"{name}: no sums over its inputs"
-        assert joint.count == own.sum(), f"{name}: {joint.count} positions, not {own.sum()}"
-        crossed = np.einsum("ngo,ngd->god", y[own], rows[own])
+        assert joint.count == part_rows.sum(), (
+            f"{name}: {joint.count} positions, not {part_rows.sum()}"
+        )
+        crossed = np.einsum("ngo,ngd->god", y[part_rows], rows[part_rows])
         _near(name, joint.yx, crossed, "sum of y xᵀ")
-        _near(name, joint.xx, np.einsum("ngi,ngj->gij", rows[own], rows[own]), "sum of x xᵀ")
-        _near(name, joint.y, y[own].sum(0), "sum of y")
+        _near(
+            name,
+            joint.xx,
+            np.einsum("ngi,ngj->gij", rows[part_rows], rows[part_rows]),
+            "sum of x xᵀ",
+        )
+        _near(name, joint.y, y[part_rows].sum(0), "sum of y")
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
@@ -136,13 +143,13 @@ def _rows(op: Op, x: Array) -> Array:
 
 
 def _scaled(op: Op, factor: float) -> Op:
-    made = with_weight(op, (op.weight * factor).astype(op.weight.dtype))
-    if isinstance(made, Embedding) or made.bias is None:
-        return made
-    return replace(made, bias=(made.bias * factor).astype(made.bias.dtype))
+    scaled = with_weight(op, (op.weight * factor).astype(op.weight.dtype))
+    if isinstance(scaled, Embedding) or scaled.bias is None:
+        return scaled
+    return replace(scaled, bias=(scaled.bias * factor).astype(scaled.bias.dtype))
 
 
-def _near(name: str, found: Array, expected: Array, what: str) -> None:
-    assert found.shape == expected.shape, f"{name}: {what} has shape {found.shape}"
-    off = float(np.linalg.norm(found - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
+def _near(name: str, actual: Array, expected: Array, what: str) -> None:
+    assert actual.shape == expected.shape, f"{name}: {what} has shape {actual.shape}"
+    off = float(np.linalg.norm(actual - expected)) / max(float(np.linalg.norm(expected)), 1e-30)
     assert off <= _TOLERANCE, f"{name}: the {what} is off by {off:.3g}"

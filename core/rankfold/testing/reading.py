@@ -29,9 +29,9 @@ def check_layers(harness: Harness) -> None:
     adapter = fresh_adapter(harness, model, ops[0])
     paths = list(adapter.layers(model))
     assert len(paths) == len(ops), f"layers() lists {paths} for a model of {len(ops)} layers"
-    found = [adapter.read(model, path).weight.shape for path in paths]
+    actual = [adapter.read(model, path).weight.shape for path in paths]
     wanted = [op.weight.shape for op in ops]
-    assert found == wanted, f"layers() lists weights {found} in place of {wanted}: order"
+    assert actual == wanted, f"layers() lists weights {actual} in place of {wanted}: order"
 
 
 @check("layers")
@@ -39,12 +39,14 @@ def check_read(harness: Harness) -> None:
     """A layer is read with its weight as (out, in/groups, *kernel), its bias and its geometry."""
     for name, op, model in supported(harness):
         adapter = fresh_adapter(harness, model, op)
-        found = adapter.read(model, only_path(adapter, model))
-        assert type(found) is type(op), f"{name}: read as {type(found).__name__}"
-        assert found.weight.shape == op.weight.shape, f"{name}: weight {found.weight.shape}"
-        assert distance(found.weight, op.weight) < TOLERANCE, f"{name}: other numbers in the weight"
+        actual = adapter.read(model, only_path(adapter, model))
+        assert type(actual) is type(op), f"{name}: read as {type(actual).__name__}"
+        assert actual.weight.shape == op.weight.shape, f"{name}: weight {actual.weight.shape}"
+        assert distance(actual.weight, op.weight) < TOLERANCE, (
+            f"{name}: other numbers in the weight"
+        )
         x = probe(op)
-        same(name, forward(found, x), forward(op, x), "the op that was read computes")
+        same(name, forward(actual, x), forward(op, x), "the op that was read computes")
         same(name, harness.call(model, x), forward(op, x), "the harness's own model computes")
 
 
@@ -56,20 +58,20 @@ def check_missing_bias(harness: Harness) -> None:
             continue
         adapter = fresh_adapter(harness, model, op)
         path = only_path(adapter, model)
-        found = adapter.read(model, path)
-        assert found.bias is None, f"{name}: read with a bias"
+        actual = adapter.read(model, path)
+        assert actual.bias is None, f"{name}: read with a bias"
         chain = decomposed(op, methods(op)[0], full=False).chain
         small = adapter.replace(model, {path: adapter.build(model, path, chain)}, inplace=False)
-        held = sum(array.size for array in harness.state(small).values())
-        assert held <= params(chain), f"{name}: the replacement has {held} parameters, a bias too"
+        size = sum(array.size for array in harness.state(small).values())
+        assert size <= params(chain), f"{name}: the replacement has {size} parameters, a bias too"
 
 
 @check()
 def check_size(harness: Harness) -> None:
     """The parameters of a model are counted as they are."""
     for name, op, model in supported(harness):
-        found = fresh_adapter(harness, model, op).size(model)
-        assert found == params(op), f"{name}: size() is {found} in place of {params(op)}"
+        actual = fresh_adapter(harness, model, op).size(model)
+        assert actual == params(op), f"{name}: size() is {actual} in place of {params(op)}"
 
 
 @check("read")
@@ -79,8 +81,8 @@ def check_precision(harness: Harness) -> None:
     for dtype in harness.dtypes:
         model = harness.model([op], dtype)
         adapter = fresh_adapter(harness, model, op, dtype)
-        found = adapter.precision(model, only_path(adapter, model))
-        assert found == epsilon(dtype), f"{dtype}: precision() is {found}"
+        actual = adapter.precision(model, only_path(adapter, model))
+        assert actual == epsilon(dtype), f"{dtype}: precision() is {actual}"
 
 
 @check("read")
@@ -94,8 +96,8 @@ def check_trace(harness: Harness) -> None:
         path = only_path(adapter, model)
         assert path not in trace.refusals, f"{name}: refused for {trace.refusals[path]!r}"
         wanted = extent(op, x.shape)
-        found = trace.extents.get(path)
-        assert found == (wanted,), f"{name}: extents {found} in place of {(wanted,)}"
+        actual = trace.extents.get(path)
+        assert actual == (wanted,), f"{name}: extents {actual} in place of {(wanted,)}"
         unchanged(name, before, harness.state(model))
 
 

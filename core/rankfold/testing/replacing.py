@@ -95,9 +95,9 @@ def check_parameters(harness: Harness) -> None:
     for name, op, model in supported(harness):
         for method in methods(op):
             small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
-            held = sum(array.size for array in harness.state(small.model).values())
+            size = sum(array.size for array in harness.state(small.model).values())
             predicted = small.plan.model_params[1]
-            assert held == predicted, f"{name}, {method}: {held} parameters, planned {predicted}"
+            assert size == predicted, f"{name}, {method}: {size} parameters, planned {predicted}"
 
 
 @check("full_rank", "trace", "parameters")
@@ -110,14 +110,14 @@ def check_macs(harness: Harness) -> None:
             extents = adapter.trace(small.model, harness.inputs(probe(op))).extents
             if not all(extents.get(path) for path in adapter.layers(small.model)):
                 continue  # a stage in a form of the backend's own, whose layers cannot be read
-            held = sum(
+            size = sum(
                 macs(adapter.read(small.model, path), extent)
                 for path in adapter.layers(small.model)
                 for extent in extents[path]
             )
             assert small.plan.macs is not None
             predicted = small.plan.macs[1]
-            assert held == predicted, f"{name}, {method}: {held} MACs, planned {predicted}"
+            assert size == predicted, f"{name}, {method}: {size} MACs, planned {predicted}"
 
 
 @check("reduced_rank", "trace", "parameters")
@@ -131,8 +131,8 @@ def check_shared(harness: Harness) -> None:
     chain = decomposed(op, "svd", full=False).chain
     expected = forward(chain, forward(chain, x))
     same("shared layer", harness.call(small.model, x), expected, "the model computes")
-    held = sum(array.size for array in harness.state(small.model).values())
-    assert held == params(chain), f"shared layer: {held} parameters in place of {params(chain)}"
+    size = sum(array.size for array in harness.state(small.model).values())
+    assert size == params(chain), f"shared layer: {size} parameters in place of {params(chain)}"
     assert small.plan.macs is not None
     twice = 2 * macs(chain, extent(op, x.shape))
     assert small.plan.macs[1] == twice, f"shared layer: {small.plan.macs[1]} MACs, not {twice}"
@@ -143,7 +143,7 @@ def check_tied(harness: Harness) -> None:
     """Layers with a common weight are left alone with that reason, or stay tied."""
     op, x = square(7), probe(square(7))
     model = harness.tied(op)
-    held = sum(array.size for array in harness.state(model).values())
+    size = sum(array.size for array in harness.state(model).values())
     small = compress(
         model, Ranks(3), inputs=harness.inputs(x), adapter=harness.adapter(), methods="svd"
     )
@@ -151,9 +151,9 @@ def check_tied(harness: Harness) -> None:
     replaced = small.plan.replaced
     if replaced:
         kept = after <= params(decomposed(op, "svd", full=False).chain)
-        assert kept, f"tied layers: {after} parameters after, {held} before: the tie is lost"
+        assert kept, f"tied layers: {after} parameters after, {size} before: the tie is lost"
         return
     silent = [layer.path for layer in small.plan.layers if not layer.reason]
     assert not silent, f"tied layers: {silent} are left alone without a reason"
-    assert after == held, f"tied layers: {after} parameters in the copy in place of {held}"
+    assert after == size, f"tied layers: {after} parameters in the copy in place of {size}"
     same("tied layers", harness.call(small.model, x), harness.call(model, x), "it computes")
