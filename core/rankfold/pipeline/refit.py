@@ -155,8 +155,8 @@ class Refit:
             self._changed |= decision.chain is not None
         visited = self._visited[path]
         op, chain = visited.part(groups)
-        # The sums of a layer that is called several times mix its calls, and a chain takes its place
-        # at the first of them: what the later ones get is not known then.
+        # The sums of a layer that is called several times mix its calls, and a chain takes its
+        # place at the first of them: what the later ones get is not known then.
         called_once = layer.calls in (None, 1)
         if self._sequential and not isinstance(op, Embedding):
             if not self._changed:  # before the first chain the inputs are those of the original
