@@ -618,7 +618,7 @@ def test_a_copy_of_the_result_computes_the_same(how: str) -> None:
 
 
 def test_the_result_can_be_printed() -> None:
-    assert "Chain" in repr(rf.compress(simple(), rf.Ranks(2), inputs=X).model)
+    assert "LowRankSequential" in repr(rf.compress(simple(), rf.Ranks(2), inputs=X).model)
 
 
 def test_no_trace_is_left_in_the_classes_of_the_model() -> None:

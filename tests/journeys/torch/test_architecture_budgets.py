@@ -56,7 +56,7 @@ def macs(model: nn.Module, inputs: Any) -> int:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ALIKE])
 def test_a_budget_with_data_holds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rankfold.pipeline.session.FEWEST", 1)  # the example inputs are few
+    monkeypatch.setattr("rankfold.pipeline.calibrate.FEWEST", 1)  # the example inputs are few
     model, inputs = made(name)
     limits = LOOSER if name in MOSTLY_LEFT_ALONE else LIMITS
     budget = rf.Budget(**limits)
