@@ -1,1 +1,1 @@
-"""What a framework has to offer."""
+"""The interface between the core and a framework."""

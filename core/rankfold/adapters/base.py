@@ -1,4 +1,4 @@
-"""What an adapter is: it reads layers of one framework into ops and builds layers from ops."""
+"""The protocols of an adapter, which reads layers of a framework into ops and builds them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass shows.
+    """Facts about a model from one forward pass.
 
     Attributes:
         extents: for each layer path, the extent of its input at each call.
@@ -66,7 +66,7 @@ class LayerVisitor(Protocol):
 
 
 class Adapter(Protocol):
-    """Reads layers of one framework into ops and builds layers of that framework from ops.
+    """Read layers of one framework into ops and builds layers of that framework from ops.
 
     A model and a module are whatever the framework calls so; paths are the framework's own names,
     joined by dots. An instance serves one call of plan, apply, compress or load. Where example
@@ -96,7 +96,7 @@ class Adapter(Protocol):
         """
 
     def trace(self, model: Any, inputs: Any) -> Trace:
-        """Runs the model once on example inputs, leaving it as it was.
+        """Run the model once on example inputs, leaving it as it was.
 
         Raises:
             RankfoldError: the model fails on these inputs.
@@ -128,7 +128,7 @@ class Adapter(Protocol):
         """
 
     def save_weights(self, model: Any, file: Path) -> None:
-        """Writes every parameter and buffer to a safetensors file.
+        """Write every parameter and buffer to a safetensors file.
 
         Raises:
             RankfoldError: the state cannot be stored in such a file.
@@ -152,12 +152,12 @@ class Adapter(Protocol):
 
 @runtime_checkable
 class Checked(Protocol):
-    """What an adapter offers beyond `Adapter` where a layer may stay at work after `replace`."""
+    """Optional: finds layers that stay at work after `replace`."""
 
     def replaced(
         self, model: Any, modules: Mapping[str, Any], *, inplace: bool
     ) -> tuple[Any, Mapping[str, str]]:
-        """As `replace`, with a check that nothing of what is replaced is still held or called.
+        """Replace layers and check that none of them is still held or called.
 
         Where `trace` was called, the result is run once on the same inputs.
 
@@ -172,7 +172,7 @@ class Checked(Protocol):
 
 @runtime_checkable
 class Distributed(Protocol):
-    """What an adapter offers beyond `Adapter` so that layers need not travel to be planned."""
+    """Optional: layers are read in the process that plans them and need not travel."""
 
     def reader(self, model: Any, path: str) -> Callable[[], Op]:
         """A function that can be pickled and reads a layer in another process, as `read` does."""
@@ -180,31 +180,31 @@ class Distributed(Protocol):
 
 @runtime_checkable
 class Folding(Protocol):
-    """What an adapter offers beyond `Adapter` where `read` folds something into a weight."""
+    """Optional: says where `read` folds something into a weight."""
 
     def folded(self, model: Any, path: str) -> str:
-        """What the layer computes the op's weight by, in words; "" where that is its own."""
+        """How the layer computes the op's weight, in words; "" where it stores it."""
 
 
 @runtime_checkable
 class Structured(Protocol):
-    """What an adapter offers beyond `Adapter` so that models without values can be loaded into."""
+    """Optional: models without values can be loaded into."""
 
     def structure(self, model: Any, path: str) -> Op:
-        """As `Adapter.read`, of a layer that has only a shape, too: its values do not matter."""
+        """Read a layer that may have only a shape: its values do not matter."""
 
 
 @runtime_checkable
 class Recalling(Protocol):
-    """What an adapter offers beyond `Adapter` that learns from `trace` what may be replaced."""
+    """Optional: the adapter learns from `trace` which layers may be replaced."""
 
     def recall(self) -> None:
-        """Takes it that `trace` has run: what is to be replaced was chosen on example inputs."""
+        """Behave as after `trace`: the layers to replace were chosen on example inputs."""
 
 
 @runtime_checkable
 class NamesOutputs(Protocol):
-    """What an adapter offers beyond `Adapter` where names tell what a trace does not."""
+    """Optional: names tell which layers give outputs, where there is no trace."""
 
     def named_outputs(self, model: Any) -> Iterable[str]:
         """The paths of the layers that give outputs of the model, as far as their names tell."""
@@ -212,7 +212,7 @@ class NamesOutputs(Protocol):
 
 @runtime_checkable
 class Calibrates(Protocol):
-    """What an adapter offers beyond `Adapter` so that its models can be compressed with data.
+    """Optional: models can be compressed with calibration data.
 
     Nothing here changes the model: modes, buffers and random states are as before afterwards.
     """
@@ -225,7 +225,7 @@ class Calibrates(Protocol):
         rng: np.random.Generator,
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
-        """Gathers the moments of layers in one pass over the batches, in eval mode.
+        """Gather the moments of layers in one pass over the batches, in eval mode.
 
         Args:
             model: the model.
@@ -253,7 +253,7 @@ class Calibrates(Protocol):
         sequential: bool,
         rng: np.random.Generator,
     ) -> Mapping[str, float]:
-        """Runs the model and its compressed self side by side and meets layers as they are called.
+        """Run the model and its compressed self side by side, visiting layers as they are called.
 
         At the first call of each layer `visit(path, fit, held)` gives the chain (or the op itself,
         with other weights, as a chain of one) that takes the layer's place in the compressed model
@@ -295,7 +295,7 @@ class Calibrates(Protocol):
 
 @runtime_checkable
 class Times(Protocol):
-    """What an adapter offers beyond `Adapter` so that a time can be limited."""
+    """Optional: times of layers and models, so that a latency can be limited."""
 
     def seconds(
         self, model: Any, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
@@ -312,7 +312,7 @@ class Times(Protocol):
 
 @runtime_checkable
 class Expands(Protocol):
-    """What an adapter offers beyond `Adapter` so that a compression can be undone."""
+    """Optional: a compression can be undone, to be compressed further."""
 
     def expanded(self, model: Any, small: Any, paths: Sequence[str]) -> Any:
         """The model with the values of its compressed form: what undoes `replace`.

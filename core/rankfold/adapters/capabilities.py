@@ -1,4 +1,4 @@
-"""What an adapter offers beyond `Adapter`, found out once."""
+"""The optional protocols that an adapter implements, looked up once per call."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
 
 @dataclass(frozen=True)
 class LayerTensor:
-    """What the name of a tensor in a checkpoint says: it is the weight of a layer.
+    """The layer that a tensor of a checkpoint is the weight of.
 
     Attributes:
         path: of the layer.

@@ -12,7 +12,7 @@ from rankfold.faults import told
 
 
 def main() -> None:
-    """Runs the command line; an error is one line on standard error and exit code 2."""
+    """Run the command line; an error is one line on standard error and exit code 2."""
     from rankfold.cli.app import app
     from rankfold.cli.signals import Terminated, end_in_order
 

@@ -29,7 +29,7 @@ def read_policy(text: str) -> Policy:
 
 
 def make_model(target: str) -> Any:
-    """Calls "package.module:factory"; the current folder can be imported from.
+    """Call "package.module:factory"; the current folder can be imported from.
 
     Raises:
         RankfoldError: it cannot be imported or raises.

@@ -29,7 +29,7 @@ _MOST_INPUTS = 16 * 2**20
 
 
 def run(options: CompressOptions) -> None:
-    """Compresses, saves and prints the plan.
+    """Compress, save and print the plan.
 
     Raises:
         RankfoldError: any argument is wrong, and nothing is written then; or only the plan could

@@ -35,7 +35,7 @@ _TEST_SHARE = 0.25
 
 
 class DemoNetwork(Protocol):
-    """What a backend gives the demo; see `rankfold.plugins.Demo`.
+    """A framework's network for the demo; named by `rankfold.plugins.Demo`.
 
     Attributes:
         head: path of the last layer. It is left alone: it is tiny, and its rank would bound the
@@ -57,7 +57,7 @@ class DemoNetwork(Protocol):
         learning_rate: float,
         advance: Callable[[], None],
     ) -> None:
-        """Trains in place."""
+        """Train in place."""
 
     def accuracy(self, model: Any, images: Array, labels: Array) -> float:
         """The share of images classified right."""
@@ -90,7 +90,7 @@ class Row:
 
 
 def run(output: Path, backend: str, epochs: int, seed: int) -> None:
-    """Runs the demo and writes its picture.
+    """Run the demo and writes its picture.
 
     Raises:
         RankfoldError: the backend is unknown, a package is missing, or the folder is not writable.

@@ -75,7 +75,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 class _Interrupts:
-    """What an interrupt does to a worker: it ends its job, or the next one before that begins.
+    """Interrupt a worker: end its job, or the next one before that begins.
 
     Attributes:
         running: whether there is a job.
@@ -95,7 +95,7 @@ _interrupts = _Interrupts()
 
 
 def _begin() -> None:
-    """Makes a process a worker."""
+    """Turn this process into a worker."""
     signal.signal(signal.SIGINT, _interrupts)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -27,7 +27,7 @@ _KERNELS = (3, 4, 5)
 
 
 def run(checkpoint: Path, policy: str) -> None:
-    """Prints a table of all matrices and kernels of a checkpoint.
+    """Print a table of all matrices and kernels of a checkpoint.
 
     Raises:
         RankfoldError: the checkpoint or the policy cannot be read.

@@ -10,7 +10,7 @@ from rankfold.plugins.registry import registry
 
 
 def run() -> None:
-    """Prints the plugins in use, what they declare, and every problem."""
+    """Print the plugins in use, what they declare, and every problem."""
     installed = registry()
     console = wide_console()
     table = Table(title=f"Plugins (API {API[0]}.{API[1]})", title_justify="left")

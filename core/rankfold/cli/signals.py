@@ -24,7 +24,7 @@ class Terminated(BaseException):
 
 
 def end_in_order() -> None:
-    """Has the signals raise `Terminated`, unless they are ignored, as under nohup."""
+    """Make the signals raise `Terminated`, unless they are ignored, as under nohup."""
     for name in _ENDING:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:

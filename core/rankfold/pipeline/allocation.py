@@ -1,4 +1,4 @@
-"""What the policies choose for each layer, carried out layer by layer.
+"""Stage 4 of a call: the choices of the policies, carried out layer by layer.
 
 A layer's choice is carried out as soon as it is known, while its spectrum is at hand: so one layer
 at a time is in memory. A policy decides on many layers, so its fault ends the call.
@@ -36,7 +36,7 @@ _LONGEST = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What the policies are asked.
+    """The question to the policies: which layers of which model.
 
     Attributes:
         session: of the model.
@@ -69,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Allocated(Generic[T]):
-    """What the policies have chosen.
+    """The choices of all policies, carried out.
 
     Attributes:
         settled: the plans of the layers that could not be read.
@@ -184,7 +184,7 @@ def _settled(task: Task, path: str, refusal: str) -> LayerPlan:
 
 
 def _model_cost(size: int, original: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
-    """What the model costs where its layers cost what they do now."""
+    """Cost of the model with its layers at their present costs."""
     known = sum(now.values(), Cost(0, 0))
     others = size - sum(cost.params for cost in original.values())
     return Cost(known.params + max(0, others), known.macs)

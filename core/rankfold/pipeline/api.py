@@ -277,7 +277,7 @@ def apply(
 
 
 def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decision:
-    """What a plan says of a layer, carried out as far as the core can."""
+    """Decompose a layer as a plan says."""
     path, kind = planned.path, session.layer_classes[planned.path]
     try:
         if path not in layers.layers:

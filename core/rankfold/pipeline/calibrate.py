@@ -1,4 +1,4 @@
-"""What calibration data says of the layers of a model."""
+"""Stage 2 of a call: second moments of every layer, from calibration data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankfold.storage.moments_file import Moments
 
 @dataclass(frozen=True, eq=False)
 class Calibrated:
-    """What is known of the data that a model meets in use.
+    """Calibration batches and the moments of the layers on them.
 
     Attributes:
         batches: of calibration data; None where there are none, or too few to serve.

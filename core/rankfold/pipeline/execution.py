@@ -25,7 +25,7 @@ from rankfold.policies.validation import checked_policy
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """What is done to one layer.
+    """The outcome of one layer's decision.
 
     Attributes:
         wanted: whether it was to be replaced.
@@ -45,13 +45,13 @@ class _Attempt:
 
 
 def plan_only(task: Task) -> Plan:
-    """What the policies choose, with errors and costs, without building anything."""
+    """Plan: the choices of the policies with errors and costs, without building anything."""
     allocated = allocate(task, lambda layer, choice: decide(layer, choice).layer)
     return _plan(task, allocated, allocated.results)
 
 
 def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
-    """The smaller model and its plan, by whatever its policy wants tried out.
+    """Compress a model, trying out as many models as its policy asks for.
 
     Args:
         task: what the policies are asked.
@@ -94,7 +94,7 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
 
 
 def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt:
-    """What replaces the layers, in a copy of the model and measured there if there is one.
+    """Build the replacements, put them into a copy of the model and measure it.
 
     A policy that has a whole model to keep within limits decides anew, without the layer, when one
     of its replacements cannot be built; any policy does, when one cannot take the layer's place.

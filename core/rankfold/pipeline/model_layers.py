@@ -1,4 +1,4 @@
-"""The layers of a model as policies see them."""
+"""Stage 3 of a call: every layer of the model, as policies see it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankfold.pipeline.session import Session
 
 @dataclass(frozen=True, eq=False)
 class ModelLayers:
-    """Those layers of a model that can be read, and why the others cannot.
+    """The layers of a model, and the reason for each that cannot be read.
 
     Attributes:
         layers: by path, in the model's order, without their ops.

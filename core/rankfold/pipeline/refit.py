@@ -37,8 +37,8 @@ RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves, and
 held-out examples choose between the two."""
 _ROUNDING = 5e-5
-"""Of the held-out Σ ‖y‖²: errors are differences of sums of that size, which frameworks add up in
-float32. Between PyTorch and XLA they were seen to differ by up to 1e-5 of it."""
+"""Relative to the held-out Σ ‖y‖²: errors are differences of sums of that size, which frameworks
+add up in float32. Between PyTorch and XLA they were seen to differ by up to 1e-5 of it."""
 
 
 def is_settled(task: Task, layer: Layer, choice: Choice) -> bool:
@@ -178,7 +178,7 @@ class Refit:
         return path in self._visited
 
     def decision(self, path: str) -> Decision:
-        """What was decided on a layer that was visited."""
+        """Return the decision on a layer that was visited."""
         return self._visited[path].decision()
 
     def _refitted(
@@ -288,11 +288,11 @@ class _VisitedLayer:
         return of_groups(self._op, groups, total), chain
 
     def unchanged(self, fit: RegressionSums | None, validation: RegressionSums | None) -> None:
-        """Notes positions at which the output is that of the original."""
+        """Count positions at which the output is that of the original."""
         self._size += sum(_size(joint) for joint in (fit, validation) if joint is not None)
 
     def take(self, best: _RefitCandidate, part: _LayerPart) -> None:
-        """Takes the chain that is best in some groups."""
+        """Put the best chain of some groups in place."""
         self._tried = True
         self._size += _size(part.fit) + _size(part.validation)
         self._error += part.squared_error(best.chain)
@@ -314,7 +314,7 @@ class _VisitedLayer:
                 by_group(stage.bias, total)[groups] = by_group(new.bias, len(groups))
 
     def decision(self) -> Decision:
-        """What was decided on the layer so far."""
+        """Return the decision on the layer, with everything it was refitted to so far."""
         start, done = self.start, self.start.layer
         changes: dict[str, object] = {}
         if self._tried:

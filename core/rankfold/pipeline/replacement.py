@@ -24,7 +24,7 @@ from rankfold.policies.base import Choice
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What is done to one layer, with op and chain where it is decomposed or refitted.
+    """The plan of one layer, with op and chain where it is decomposed or refitted.
 
     The chain of a layer that is refitted as it is, is the op with its new weights.
     """
@@ -39,7 +39,7 @@ class Decision:
 
 
 def decide(layer: Layer, choice: Choice) -> Decision:
-    """Carries out a choice as far as the core can: the chain, its cost and its error.
+    """Decompose a layer as a policy chose: the chain, its cost and its error.
 
     Raises:
         RankfoldError: a rank is out of range; the message names the layer.

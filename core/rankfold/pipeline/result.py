@@ -1,4 +1,4 @@
-"""What a call gives: a compressed model and its plan."""
+"""The result of a call: a compressed model and its plan."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Compressed:
     plan: Plan
 
     def report(self) -> str:
-        """What was done to each layer and what it saves, as a table."""
+        """Render the plan as a table: method, ranks, cost, error and reason of each layer."""
         return str(self.plan)
 
     @exclusive("model", "self.model")
@@ -62,7 +62,7 @@ class Compressed:
         return dense
 
     def save(self, folder: str | PathLike[str]) -> None:
-        """Writes plan.json and weights.safetensors; see `rankfold.load`.
+        """Write plan.json and weights.safetensors; see `rankfold.load`.
 
         Raises:
             RankfoldError: the folder cannot be written, or holds something else.

@@ -1,4 +1,4 @@
-"""One model under one adapter: how it is to be compressed, and what its trace shows."""
+"""Stage 1 of a call: one model under one adapter, traced on example inputs."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class Session:
         return self.can.distributed.reader(self.model, path)
 
     def folded(self, path: str) -> str:
-        """What the layer computes the op's weight by; "" where that is its own."""
+        """How the layer computes the op's weight, in words; "" where it stores it."""
         return "" if self.can.folding is None else self.can.folding.folded(self.model, path)
 
     def model_seconds(self) -> float:

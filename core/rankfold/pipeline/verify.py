@@ -14,9 +14,15 @@ from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, geom
 from rankfold.ops.reference import forward, reconstruct, relative_distance
 
 _ROWS = 4
+"""Rows of the probe: a wrong transposition or geometry shows in any of them."""
 _SLACK = 4.0
+"""A module may be off by this many times the rounding of its own weights, which is one draw of a
+random quantity: frameworks add up in other orders and with fused operations."""
 _ACCURACY = 1e-10
+"""Relative error of the reference itself, in float64, through chains of a few stages."""
 _GRAM_ACCURACY = 1e-6
+"""Errors that were announced from eigenvalues of a Gram matrix are roots of differences, so that
+half of the digits of float64 are left, and less for an ill-conditioned weight."""
 
 
 def check_chain(
@@ -27,7 +33,7 @@ def check_chain(
     epsilon: float,
     rng: np.random.Generator,
 ) -> None:
-    """Compares a built module with the op it replaces, on small random inputs.
+    """Compare a built module with the op it replaces, on small random inputs.
 
     Two things must hold: the weight the chain stands for is as close to the op's as was announced,
     and the module's output is that of the op with this weight in its place, geometry included.

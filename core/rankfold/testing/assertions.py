@@ -1,4 +1,4 @@
-"""What the checks have in common: compressing a model, and comparing what comes out."""
+"""Steps that the checks share: compress a model, compare the outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def compressed(
 
 
 def all_replaced(name: str, small: Compressed) -> None:
-    """Asserts that no layer was left alone."""
+    """Assert that no layer was left alone."""
     for layer in small.plan.layers:
         assert layer.method is not None, f"{name}: {layer.path!r} is left alone: {layer.reason}"
 
@@ -79,14 +79,14 @@ def extent(op: Op, shape: tuple[int, ...]) -> Extent:
 
 
 def same(name: str, actual: Any, expected: Any, what: str, *, exact: bool = False) -> None:
-    """Asserts that two outputs agree."""
+    """Assert that two outputs agree."""
     off = distance(actual, expected)
     limit = 0.0 if exact else TOLERANCE
     assert off <= limit, f"{name}: {what} something else, off by {off:.3g} of the output"
 
 
 def unchanged(name: str, before: Any, after: Any) -> None:
-    """Asserts that a model has the parameters it had."""
+    """Assert that a model has the parameters it had."""
     assert set(before) == set(after), f"{name}: the original has other parameters than before"
     for key, array in before.items():
         same = np.array_equal(as_float64(array), as_float64(after[key]))

@@ -28,7 +28,7 @@ class Check:
     needs: tuple[str, ...]
 
     def __call__(self, harness: Harness) -> None:
-        """Runs the check.
+        """Run the check.
 
         Raises:
             AssertionError: the backend does not do what it promises.
@@ -38,7 +38,7 @@ class Check:
 
 
 def check(*needs: str) -> Callable[[Function], Check]:
-    """Makes a function named check_something the check "something"."""
+    """Turn a function named check_something into the check "something"."""
 
     def as_check(function: Function) -> Check:
         name = function.__name__.removeprefix("check_")

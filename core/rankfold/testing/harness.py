@@ -14,11 +14,11 @@ from rankfold.ops import Op
 
 
 class Unsupported(Exception):  # noqa: N818 - not an error: the check is skipped with this reason
-    """What a framework does not have; the check that needs it is skipped."""
+    """The framework lacks something; the check that needs it is skipped."""
 
 
 class Harness(ABC):
-    """Makes and runs models of a framework for the checks.
+    """Make and run models of a framework for the checks.
 
     Models are plain sequences of layers without anything between them. Arrays go in and come out
     in the layout of `rankfold.ops.reference.forward`, channels first; a harness for a framework

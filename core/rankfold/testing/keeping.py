@@ -1,4 +1,4 @@
-"""What a replacement must keep of the layer, and what can be done with it."""
+"""Checks of what a replacement keeps of its layer, and of what can be done with it."""
 
 from __future__ import annotations
 

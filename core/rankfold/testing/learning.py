@@ -1,4 +1,4 @@
-"""What an adapter learns from calibration data, where it is `Calibrates`."""
+"""Checks of an adapter that implements `Calibrates`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an adapter must read off a model, without changing it."""
+"""Checks of what an adapter reads off a model, without changing it."""
 
 from __future__ import annotations
 

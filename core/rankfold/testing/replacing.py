@@ -1,4 +1,4 @@
-"""What an adapter must build and put in the place of layers."""
+"""Checks of the modules that an adapter builds and puts in place of layers."""
 
 from __future__ import annotations
 

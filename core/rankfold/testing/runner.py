@@ -49,7 +49,7 @@ class CheckResult:
 def check_adapter(
     harness: Harness, expected_failures: Mapping[str, str] | None = None
 ) -> list[CheckResult]:
-    """Runs every check on a backend.
+    """Run every check on a backend.
 
     Args:
         harness: of the backend.
