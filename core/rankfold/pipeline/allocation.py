@@ -98,7 +98,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
         RankfoldError: a policy fails, or cannot keep its limits.
     """
     session, selection, layers = task.session, task.selection, task.layers
-    main = checked_policy(selection.policy)
+    checked = {id(policy): checked_policy(policy) for policy in selection.policies}
+    main = checked[id(selection.policy)]
     outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
     settled = {path: _settled(task, path, reason) for path, reason in layers.refusals.items()}
     results: dict[str, T] = {}
@@ -124,7 +125,7 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
             if reason:
                 done(layer, Choice(None, reason=reason))
             else:
-                policy = checked_policy(selection.policy_of(layer.paths))
+                policy = checked[id(selection.policy_of(layer.paths))]
                 spared = policy.judges == "layer" and not selection.names(layer.paths)
                 asked.append((layer, policy, outputs.get(path, "") if spared else ""))
         original = _model_cost(session.size, costs, costs)

@@ -42,8 +42,13 @@ class Selection:
                 f"overrides: {type(self.overrides).__name__}; give a mapping from patterns to "
                 "policies"
             )
-        for policy in (self.policy, *(self.overrides or {}).values()):
+        for policy in self.policies:
             checked_policy(policy)
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policy of the selection and those of its overrides."""
+        return (self.policy, *(self.overrides or {}).values())
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
         """Sees to it that every pattern matches a layer, given the paths of each.
