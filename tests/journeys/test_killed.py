@@ -194,7 +194,7 @@ def test_nothing_is_taken_for_finished_that_was_only_begun(
     assert not out.exists()
     assert not list((tmp_path / ".out.rankfold").glob("done/*.json"))
     with monkeypatch.context() as patched:
-        patched.setattr(workplaces.Workplace, "publish", killed)
+        patched.setattr(workplaces.Workdir, "publish", killed)
         with pytest.raises(Killed):
             rf.compress_checkpoint(source, out, POLICY)
     assert not out.exists()

@@ -14,7 +14,7 @@ from tests.core.checkpoints.files import contents, sharded
 
 import rankfold as rf
 from rankfold.checkpoints import compress as compression
-from rankfold.checkpoints.workdir import workplace
+from rankfold.checkpoints.workdir import open_workdir
 from rankfold.storage.work_folder import work_folder
 
 POLICY = rf.Ratio(0.4)
@@ -156,7 +156,7 @@ def test_a_run_that_starts_as_another_ends_takes_its_result(
     def late(folder: Path, job: str):
         if not folder.exists():  # just behind the look at what is there
             (tmp_path / "first").rename(folder)
-        return workplace(folder, job)
+        return open_workdir(folder, job)
 
     monkeypatch.setattr(compression, "workplace", late)
     monkeypatch.setattr(compression, "planned", None)

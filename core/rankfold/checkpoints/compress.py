@@ -18,7 +18,7 @@ import msgspec
 from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
-from rankfold.checkpoints.workdir import PLANNED, Job, Workplace, workplace
+from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import threads_for, working
@@ -120,11 +120,11 @@ def compress_checkpoint(
     before = _finished(target, job.key)
     if before is not None and not work_folder(target).exists():
         return before
-    with workplace(target, job) as place, _watched(source, place):
+    with open_workdir(target, job) as workdir, _watched(source, workdir):
         before = _finished(target, job.key)  # by a run that has just ended or was killed
         if before is not None:
             return before
-        plan = place.read(PLANNED, Plan)
+        plan = workdir.read(PLANNED, Plan)
         if plan is None or not _fits(plan, adapter.slots(source)):
             plan = planned(
                 source,
@@ -141,22 +141,22 @@ def compress_checkpoint(
                 adapter=adapter,
             )
             plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
-            place.note(PLANNED, plan)
+            workdir.note(PLANNED, plan)
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
         threads = _threads(source, adapter.slots(source))
-        work = Work(source, slots, place.files, placement, seed, known, threads)
-        done = _written(work, _parts(source, plan, slots, dropped), place, executor)
+        work = Work(source, slots, workdir.files, placement, seed, known, threads)
+        done = _written(work, _parts(source, plan, slots, dropped), workdir, executor)
         plan = _as_stored(plan, done)
-        saved = Saved.of(plan, place.files, {d.file: d.sha256 for d in done}, job.key)
-        names = _complete(place.files, saved, done)
+        saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
+        names = _complete(workdir.files, saved, done)
         if not source.is_unchanged():
             raise _changed(source)
-        place.publish(target, names)
+        workdir.publish(target, names)
     return plan
 
 
 @contextmanager
-def _watched(source: Checkpoint, place: Workplace) -> Iterator[None]:
+def _watched(source: Checkpoint, workdir: Workdir) -> Iterator[None]:
     """Discards all work on a checkpoint that has changed, whatever error that has led to.
 
     Raises:
@@ -167,7 +167,7 @@ def _watched(source: Checkpoint, place: Workplace) -> Iterator[None]:
     except RankfoldError as error:
         if source.is_unchanged():
             raise
-        place.clear()
+        workdir.clear()
         raise _changed(source) from error
 
 
@@ -241,11 +241,11 @@ def _dropped(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in source.owner):
             raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
-    found = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
+    names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
     for slot in slots.values():
-        if slot.weight in found or slot.bias in found:
+        if slot.weight in names or slot.bias in names:
             raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
-    return found
+    return names
 
 
 def _parts(
@@ -256,30 +256,32 @@ def _parts(
     used |= {slot.bias for slot in slots.values() if slot.bias is not None}
     count = len(source.files)
     parts = []
-    for place, file in enumerate(source.files, 1):
-        name = WEIGHTS if count == 1 else f"weights-{place:05}-of-{count:05}.safetensors"
-        own = [layer for layer in plan.replaced if source.owner[slots[layer.path].weight] == file]
-        parts.append(Part(name, file, tuple(own), frozenset(used)))
+    for number, file in enumerate(source.files, 1):
+        name = WEIGHTS if count == 1 else f"weights-{number:05}-of-{count:05}.safetensors"
+        layers = [
+            layer for layer in plan.replaced if source.owner[slots[layer.path].weight] == file
+        ]
+        parts.append(Part(name, file, tuple(layers), frozenset(used)))
     return parts
 
 
 def _written(
-    work: Work, parts: Sequence[Part], place: Workplace, executor: Executor | None
+    work: Work, parts: Sequence[Part], workdir: Workdir, executor: Executor | None
 ) -> list[Done]:
     """The records of all files, in order."""
-    found: dict[str, Done] = {}
+    records: dict[str, Done] = {}
     with progress("writing", len(parts)) as advance:
         for part in parts:
-            done = place.finished(part.name)
+            done = workdir.finished(part.name)
             if done is not None:
                 advance(part.name)
-                found[part.name] = done
-        missing = [part for part in parts if part.name not in found]
-        made = _each(work, missing, executor, advance)
-        for done in made:
-            place.finish(done)
-            found[done.file] = done
-    return [found[part.name] for part in parts]
+                records[part.name] = done
+        missing = [part for part in parts if part.name not in records]
+        written = _each(work, missing, executor, advance)
+        for done in written:
+            workdir.finish(done)
+            records[done.file] = done
+    return [records[part.name] for part in parts]
 
 
 def _each(
@@ -305,8 +307,8 @@ def _each(
 
 
 def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
-    errors = {path: error for one in done for path, error in one.errors.items()}
-    sensitivities = {path: s for one in done for path, s in one.sensitivities.items()}
+    errors = {path: error for record in done for path, error in record.errors.items()}
+    sensitivities = {path: s for record in done for path, s in record.sensitivities.items()}
 
     def stored(layer: LayerPlan) -> LayerPlan:
         if layer.path not in errors:
@@ -323,8 +325,8 @@ def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
     names = {PLAN, *saved.files}
     if len(done) > 1:
         index: dict[str, Any] = {
-            "metadata": {"total_size": sum(sum(one.tensors.values()) for one in done)},
-            "weight_map": {name: one.file for one in done for name in sorted(one.tensors)},
+            "metadata": {"total_size": sum(sum(record.tensors.values()) for record in done)},
+            "weight_map": {name: record.file for record in done for name in sorted(record.tensors)},
         }
         write_whole(folder / INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
         names.add(INDEX)

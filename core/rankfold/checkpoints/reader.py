@@ -133,9 +133,9 @@ class Checkpoint:
         come as float32.
         """
         entry = self.entry(name)
-        found = viewed(self.data(name), entry)
-        wide = found.dtype in (np.float32, np.float64)
-        return found if wide else found.astype(np.float32)
+        array = viewed(self.data(name), entry)
+        wide = array.dtype in (np.float32, np.float64)
+        return array if wide else array.astype(np.float32)
 
     def is_float(self, name: str) -> bool:
         """Whether a tensor holds floating-point numbers that can be decomposed."""
@@ -203,26 +203,26 @@ def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
 
     Whatever sets the time of change changes that of the state.
     """
-    found: list[_Stamp | None] = []
+    stamps: list[_Stamp | None] = []
     for file in files:
         try:
             stat = file.lstat()
         except (FileNotFoundError, NotADirectoryError):
-            found.append(None)
+            stamps.append(None)
         else:
-            found.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-    return tuple(found)
+            stamps.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
+    return tuple(stamps)
 
 
 @lru_cache(maxsize=4)
 def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Checkpoint:
     """A checkpoint in another process; the stamps, which may differ there, tell files apart."""
-    found = Checkpoint(path)
-    if found.outline != outline:
+    checkpoint = Checkpoint(path)
+    if checkpoint.outline != outline:
         raise RankfoldError(
             f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
         )
-    return found
+    return checkpoint
 
 
 def _index_of(path: Path) -> Path | None:
@@ -231,21 +231,21 @@ def _index_of(path: Path) -> Path | None:
         return path
     if not path.is_dir():
         return None
-    found = sorted(path.glob(f"*.safetensors{_INDEX}"))
-    if len(found) > 1:
-        raise RankfoldError(f"{str(path)!r} has several indices; name one of {_names(found)}")
-    return found[0] if found else None
+    files = sorted(path.glob(f"*.safetensors{_INDEX}"))
+    if len(files) > 1:
+        raise RankfoldError(f"{str(path)!r} has several indices; name one of {_names(files)}")
+    return files[0] if files else None
 
 
 def _single(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = sorted(path.glob("*.safetensors"))
-    if len(found) != 1:
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
         raise RankfoldError(
-            f"{str(path)!r} has {len(found)} .safetensors files and no index; name a file"
+            f"{str(path)!r} has {len(files)} .safetensors files and no index; name a file"
         )
-    return found[0]
+    return files[0]
 
 
 def _opened(file: Path) -> File:
@@ -253,17 +253,17 @@ def _opened(file: Path) -> File:
     if reader is not None:
         with contained(f"the reader of {str(file)!r}", RankfoldError):
             return reader(file)
-    found = Safetensors(file)
-    _ = found.header
-    return found
+    safetensors = Safetensors(file)
+    _ = safetensors.header
+    return safetensors
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        found = _json(index, _MOST_INDEX)
+        content = _json(index, _MOST_INDEX)
     except ValueError as error:
         raise RankfoldError(f"{str(index)!r} is damaged: {error}") from None
-    mapping = found.get("weight_map") if isinstance(found, dict) else None
+    mapping = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(mapping, dict) or not mapping:
         raise RankfoldError(f"{str(index)!r} is no index: it has no weight_map")
     for tensor, name in mapping.items():
@@ -282,10 +282,10 @@ def _settings(file: Path) -> Mapping[str, Any]:
     try:
         if file.is_symlink() or not file.is_file():
             return {}
-        found = _json(file, _MOST_SETTINGS)
+        content = _json(file, _MOST_SETTINGS)
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _json(file: Path, most: int) -> Any:

@@ -103,8 +103,8 @@ def write(work: Work, part: Part) -> Done:
         if owner == part.source and name not in part.dropped
     ]
     kinds = {name: _kind(checkpoint, name) for name in copied}
-    made = {layer.path: _template(work, layer) for layer in part.layers}
-    for path, stages in made.items():
+    templates = {layer.path: _template(work, layer) for layer in part.layers}
+    for path, stages in templates.items():
         slot = work.slots[path]
         for name, stage in stages.items():
             if name in kinds or name in checkpoint:
@@ -167,8 +167,8 @@ class _Fresh:
     def __enter__(self) -> _Fresh:
         return self
 
-    def put(self, place: int, data: Iterable[Array]) -> None:
-        self._stream.seek(place)
+    def put(self, offset: int, data: Iterable[Array]) -> None:
+        self._stream.seek(offset)
         for piece in data:
             self._stream.write(piece.data)
 

@@ -53,7 +53,7 @@ class _Sealed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: msgspec.Raw
 
 
-class Workplace:
+class Workdir:
     """The folder of one unfinished result.
 
     Args:
@@ -73,10 +73,10 @@ class Workplace:
 
     def read(self, name: str, kind: type[T]) -> T | None:
         """What `note` noted for this job; None where it did not."""
-        found = self._note(name)
-        if found is None or found.seal != self._seal(name, bytes(found.value)):
+        record = self._note(name)
+        if record is None or record.seal != self._seal(name, bytes(record.value)):
             return None
-        return _decoded(found.value, kind)
+        return _decoded(record.value, kind)
 
     def note(self, name: str, value: object) -> None:
         """Notes something, whole or not at all."""
@@ -170,9 +170,9 @@ class Workplace:
 
     def _begun(self) -> Job | None:
         """The job that was begun here."""
-        found = self._note(_JOB)
-        job = None if found is None else _decoded(found.value, Job)
-        return None if job is None else Workplace(self._folder, job).read(_JOB, Job)
+        record = self._note(_JOB)
+        job = None if record is None else _decoded(record.value, Job)
+        return None if job is None else Workdir(self._folder, job).read(_JOB, Job)
 
     def _note(self, name: str) -> _Sealed | None:
         file = self._folder / name
@@ -188,7 +188,7 @@ class Workplace:
 
 
 @contextmanager
-def workplace(output: Path, job: Job) -> Iterator[Workplace]:
+def open_workdir(output: Path, job: Job) -> Iterator[Workdir]:
     """The workplace of a result, locked.
 
     It is removed at the end, unless the run has failed and files are finished there, or a plan and
@@ -203,19 +203,19 @@ def workplace(output: Path, job: Job) -> Iterator[Workplace]:
             cannot be written.
     """
     with claimed(output) as folder:
-        place = Workplace(folder, job)
+        workdir = Workdir(folder, job)
         kept = False
         try:
-            place.begin(output)
-            yield place
+            workdir.begin(output)
+            yield workdir
         except BaseException as error:
             wrong = isinstance(error, RankfoldError) and not isinstance(error, UnfinishedError)
-            kept = place.started or (place.planned and not wrong)
+            kept = workdir.started or (workdir.planned and not wrong)
             raise
         finally:
             if not kept:
                 with suppress(OSError):
-                    place.clear()
+                    workdir.clear()
 
 
 def _decoded(text: bytes | msgspec.Raw, kind: type[T]) -> T | None:

@@ -123,15 +123,17 @@ class Layer:
         """What was computed so far: offers and candidates."""
         candidates = dict(self._candidates)
         if self._reader is not None:
-            candidates = {key: replace(found, chain=()) for key, found in candidates.items()}
+            candidates = {
+                key: replace(candidate, chain=()) for key, candidate in candidates.items()
+            }
         return dict(self._priced), candidates
 
     def merge_cache(
-        self, found: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
+        self, cache: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
     ) -> None:
         """Takes over what was computed elsewhere."""
-        self._priced.update(found[0])
-        self._candidates.update(found[1])
+        self._priced.update(cache[0])
+        self._candidates.update(cache[1])
 
     @property
     def op(self) -> Op:

@@ -41,19 +41,19 @@ def each(layers: Sequence[Layer], work: Callable[..., T], *others: Iterable[Any]
         yield from map(work, layers, *others)
         return
     here = os.getpid()
-    own = list(layers)
-    rows = zip(own, *others, strict=True)
+    members = list(layers)
+    rows = zip(members, *others, strict=True)
     batches = list(_batches(rows))
     futures: list[Future[Any]] = []
     try:
-        with working(f"layer {own[0].path!r} and others" if own else "no layer"):
+        with working(f"layer {members[0].path!r} and others" if members else "no layer"):
             for batch in batches:
                 futures.append(executor.submit(_worked, threads, here, work, batch))
         for batch, future in zip(batches, futures, strict=True):
             with working(f"layer {batch[0][0].path!r}"):
                 results = future.result()
-            for (layer, *_), (result, found) in zip(batch, results, strict=True):
-                layer.merge_cache(found)
+            for (layer, *_), (result, cache) in zip(batch, results, strict=True):
+                layer.merge_cache(cache)
                 yield result
     finally:
         for future in futures:

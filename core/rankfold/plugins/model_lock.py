@@ -65,19 +65,19 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
         @settled
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                arguments = signature.bind(*args, **kwargs).arguments
             except TypeError:
                 return function(*args, **kwargs)  # which says what is wrong with its arguments
-            adapter = given.get("adapter")
-            roots = [_at(given, name) for name in models]
+            adapter = arguments.get("adapter")
+            roots = [_at(arguments, name) for name in models]
             pairs = [(root, _adapter_of(root, adapter)) for root in roots]
-            own = _Call()
+            new_call = _Call()
             with ExitStack() as stack:
-                stack.enter_context(Restored(own.release))
+                stack.enter_context(Restored(new_call.release))
                 for _, used in pairs:
                     if isinstance(used, Parted):
                         stack.enter_context(Restored(used.thread_state()))
-                own.take(lambda: [part for pair in pairs for part in _parts(*pair)])
+                new_call.take(lambda: [part for pair in pairs for part in _parts(*pair)])
                 return function(*args, **kwargs)
 
         return call
@@ -85,9 +85,9 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     return exclude
 
 
-def _at(given: dict[str, Any], name: str) -> Any:
+def _at(arguments: dict[str, Any], name: str) -> Any:
     first, _, rest = name.partition(".")
-    return attrgetter(rest)(given[first]) if rest else given[first]
+    return attrgetter(rest)(arguments[first]) if rest else arguments[first]
 
 
 def _adapter_of(model: Any, adapter: Any) -> Any:

@@ -80,9 +80,9 @@ class Registry:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
 
-    def load(self, found: Iterable[EntryPoint], disabled: frozenset[str] = frozenset()) -> None:
+    def load(self, entries: Iterable[EntryPoint], disabled: frozenset[str] = frozenset()) -> None:
         """Loads plugins in the order of their names, rankfold's own first: theirs is the name."""
-        for entry in sorted(found, key=lambda e: (_distribution(e) != PROJECT, e.name, e.value)):
+        for entry in sorted(entries, key=lambda e: (_distribution(e) != PROJECT, e.name, e.value)):
             if entry.name in disabled:
                 continue
             stage = "import"
@@ -274,8 +274,8 @@ registry = Installed()
 def resolve(target: str) -> Callable[..., Any]:
     """The object that "module:name" stands for, importing the module."""
     module, _, name = target.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return resolved
 
 
 def imported(target: str) -> object:

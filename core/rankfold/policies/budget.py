@@ -91,8 +91,10 @@ class Budget:
             raise RankfoldError(f"Budget: multiple_of {multiple!r}; use an int from 1 on")
 
     def __repr__(self) -> str:
-        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
-        shown = (f"{name}={_shown(value)}" for name, value, default in given if value != default)
+        arguments = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        shown = (
+            f"{name}={_shown(value)}" for name, value, default in arguments if value != default
+        )
         return f"Budget({', '.join(shown)})"
 
     @property
@@ -152,14 +154,14 @@ class Budget:
         solution = problem.solved()
         ranks = problem.raised(solution)
         choices = []
-        for place, (own, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
-            offer = own[index]
+        for index, (offers, item) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
+            offer = offers[item]
             if offer is not None:
-                choices.append(Choice(offer.method, ranks[place]))
-            elif len(own) > 1:
+                choices.append(Choice(offer.method, ranks[index]))
+            elif len(offers) > 1:
                 choices.append(Choice(None, reason="kept by the budget"))
             else:
-                choices.append(Choice(None, reason=problem.nothing(place)))
+                choices.append(Choice(None, reason=problem.nothing(index)))
         return Allocation(
             tuple(choices),
             (f"proven within {solution.gap:.2%} of the best on offer",),
@@ -220,24 +222,24 @@ class _Problem:
         self._priced: list[Priced] = []
         self._seconds: list[float] = []
         self._multiple = multiple
-        for layer, (found, own_worth) in zip(group, each(group, priced), strict=True):
-            self._priced.append(found)
+        for layer, (offered, layer_worth) in zip(group, each(group, priced), strict=True):
+            self._priced.append(offered)
             cost = layer.cost(layer.op)
-            seconds, offers = 0.0, found.offers
+            seconds, offers = 0.0, offered.offers
             if timed:
                 seconds, offers = layer.timed_offers(offers)
-            own: list[Offer | None] = [None, *offers]
-            held = Offer("", (), cost, 0.0, seconds)
+            choices: list[Offer | None] = [None, *offers]
+            original = Offer("", (), cost, 0.0, seconds)
             first_seconds += seconds
             self._seconds.append(seconds)
-            self.offers.append(own)
-            costs.append([self._cost(offer or held) for offer in own])
-            self._values.append(np.array([0.0 if o is None else o.loss for o in own]))
-            price = [o.cost.macs if self._traced else o.cost.params for o in (held, *offers)]
+            self.offers.append(choices)
+            costs.append([self._cost(offer or original) for offer in choices])
+            self._values.append(np.array([0.0 if o is None else o.loss for o in choices]))
+            price = [o.cost.macs if self._traced else o.cost.params for o in (original, *offers)]
             self._prices.append(np.array(price, dtype=np.float64))
-            worth += own_worth
+            worth += layer_worth
             layer.release()
-        self._costs = [np.array(own, dtype=np.float64) for own in costs]
+        self._costs = [np.array(rows, dtype=np.float64) for rows in costs]
         total = {
             "params": float(group.original_cost.params),
             "macs": float(group.original_cost.macs),
@@ -247,52 +249,52 @@ class _Problem:
             "macs": float(group.cost_elsewhere.macs),
         }
         if timed:
-            whole = max(group.model_seconds(), first_seconds)
-            total["latency"], fixed["latency"] = whole, whole - first_seconds
+            total_seconds = max(group.model_seconds(), first_seconds)
+            total["latency"], fixed["latency"] = total_seconds, total_seconds - first_seconds
         self._fixed = np.array([fixed[name] for name in self._names])
         self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])
         self._limits = self._asked * (1.0 + 1e-12) - self._fixed
         self._worth = worth
         self._added = np.zeros(len(self._names))
 
-    def nothing(self, place: int) -> str:
+    def nothing(self, index: int) -> str:
         """Why a layer has no offer: its methods may have failed."""
         timed = self._budget.latency is not None
-        failures = self._priced[place].failures.values()
+        failures = self._priced[index].failures.values()
         return "; ".join(("nothing faster" if timed else "nothing cheaper", *failures))
 
     def raised(self, solution: Solution) -> dict[int, RankTuple]:
         """The ranks of the layers that are decomposed, with what the offers leave of the limits."""
         chosen = dict(enumerate(solution.chosen))
         rungs = {
-            place: self._rungs(place, o)
-            for place, i in chosen.items()
-            if (o := self.offers[place][i])
+            index: self._rungs(index, offer)
+            for index, item in chosen.items()
+            if (offer := self.offers[index][item])
         }
         if self._budget.error is not None:  # what is wanted there is the least cost
-            return {place: own.ranks for place, own in rungs.items()}
-        spent = sum(self._costs[place][index] for place, index in chosen.items())
+            return {index: ladder.ranks for index, ladder in rungs.items()}
+        spent = sum(self._costs[index][item] for index, item in chosen.items())
         room, scale = self._limits - spent, np.maximum(self._limits, 1e-300)
         ranks = dict(zip(rungs, raised(list(rungs.values()), room, scale), strict=True))
-        for place, own in rungs.items():
-            before, after = own.cost(own.ranks), own.cost(ranks[place])
+        for index, ladder in rungs.items():
+            before, after = ladder.cost(ladder.ranks), ladder.cost(ranks[index])
             assert before is not None
             assert after is not None
             self._added += after - before
         return ranks
 
-    def _rungs(self, place: int, offer: Offer) -> Rungs:
-        layer = self._layers[place]
-        same = [o for o in self.offers[place] if o is not None and o.method == offer.method]
+    def _rungs(self, index: int, offer: Offer) -> Rungs:
+        layer = self._layers[index]
+        same = [o for o in self.offers[index] if o is not None and o.method == offer.method]
 
         def cost(ranks: RankTuple) -> Array | None:
             cost = layer.template_cost(offer.method, ranks)
             seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
-            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[place]:
+            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[index]:
                 return None
             return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
 
-        losses = self._priced[place].losses[offer.method]
+        losses = self._priced[index].losses[offer.method]
         try:
             most = layer.methods[offer.method].max_ranks(layer.costs.outline)
         except Refused:  # a plugin's fault; its ranks stay as they were offered
@@ -324,29 +326,29 @@ class _Problem:
         least = ", ".join(
             f"{name}={_rounded_up(getattr(self._budget, name) * factor)}" for name in self._names
         )
-        given = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
+        limits = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
         return Infeasible(
-            f"Budget({given}) cannot be kept by this model with these methods and layers: the "
+            f"Budget({limits}) cannot be kept by this model with these methods and layers: the "
             f"smallest that can is {least}",
             factor,
         )
 
     def predicted_seconds(self, solution: Solution) -> tuple[float, float]:
         """Seconds of the model (before, after) as the times of its layers have it."""
-        place = self._names.index("latency")
+        column = self._names.index("latency")
         assert self._budget.latency is not None
-        before = self._asked[place] / self._budget.latency
-        after = self._fixed[place] + sum(
-            own[index, place] for own, index in zip(self._costs, solution.chosen, strict=True)
+        before = self._asked[column] / self._budget.latency
+        after = self._fixed[column] + sum(
+            rows[item, column] for rows, item in zip(self._costs, solution.chosen, strict=True)
         )
-        return float(before), float(after + self._added[place])
+        return float(before), float(after + self._added[column])
 
     def _within(self, error: float) -> Solution | None:
         """The least cost within a loss and whatever limits there are besides."""
         limits = np.append(self._limits, error**2 * self._worth)
         costs = [
-            np.column_stack([own.reshape(len(values), -1), values])
-            for own, values in zip(self._costs, self._values, strict=True)
+            np.column_stack([rows.reshape(len(values), -1), values])
+            for rows, values in zip(self._costs, self._values, strict=True)
         ]
         return cheapest(self._prices, costs, limits)
 

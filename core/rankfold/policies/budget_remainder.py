@@ -46,7 +46,7 @@ class Rungs:
     @cached_property
     def _grid(self) -> list[list[int]]:
         """The ranks that were looked at, by axis."""
-        return [sorted({own[axis] for own in self.losses}) for axis in range(len(self.ranks))]
+        return [sorted({ranks[axis] for ranks in self.losses}) for axis in range(len(self.ranks))]
 
     def steps(self, ranks: RankTuple) -> Iterator[RankTuple]:
         """Ranks raised by the least that is allowed, one axis at a time."""
@@ -63,7 +63,7 @@ class Rungs:
     def loss(self, ranks: RankTuple) -> float | None:
         """Interpolated in every rank; None where the ranks looked at are no full grid."""
         if self._together:
-            known = sorted((own[0], loss) for own, loss in self.losses.items())
+            known = sorted((ranks[0], loss) for ranks, loss in self.losses.items())
             looked_at, losses = [rank for rank, _ in known], [loss for _, loss in known]
             if not looked_at[0] <= ranks[0] <= looked_at[-1]:
                 return None

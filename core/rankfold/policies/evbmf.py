@@ -82,9 +82,9 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
             return EVBMF(0, 0.0, np.empty(0))
         gram = linalg.gram(linalg.over(wide, scale))
     known = None if sigma2 is None else sigma2 / scale / scale
-    found = from_squares(linalg.eigenvalues(gram), (short, long), known)
-    variance = found.sigma2 * scale * scale if sigma2 is None else sigma2
-    return EVBMF(found.rank, variance, found.singular_values * scale)
+    estimate = from_squares(linalg.eigenvalues(gram), (short, long), known)
+    variance = estimate.sigma2 * scale * scale if sigma2 is None else sigma2
+    return EVBMF(estimate.rank, variance, estimate.singular_values * scale)
 
 
 def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = None) -> EVBMF:

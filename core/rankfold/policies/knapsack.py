@@ -18,10 +18,12 @@ import numpy as np
 from rankfold.linalg import Array
 
 GAP = 1e-3
+"""Of the value: far below what the losses of the offers, which are estimates, are good for."""
 NODES = 1000
 """Of the search: under four seconds for a dozen layers that hardly differ, where the bound closes
 slowest; thousands of layers end at the first node, since rounding costs them next to nothing."""
 _SHRINK = 1e-9
+"""First tightening of the limits, relative to them."""
 _INFEASIBLE = 2
 
 
@@ -49,22 +51,29 @@ def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
     Returns:
         None where no choice is within the limits.
     """
+    # HiGHS keeps constraints to a tolerance of its own (1e-7 of the scaled rows), and rounds what
+    # it gives: a choice may exceed a limit by that much. Then the limits are tightened and the
+    # choice is sought again, each time by ten times as much as before, from 1e-9 to 1e-5 of them.
+    # The gap is that to the bound of the round that was accepted: it is proven for the tightened
+    # limits, within which the best is no better than within the true ones.
     problem = _Problem(values, costs)
     if (problem.least > limits).any():
         return None
     scale = np.maximum(limits, 1e-300)
     tightened = 0.0
     for _ in range(6):
-        found = problem.solved(scale, (limits / scale) * (1.0 - tightened), whole=True)
-        if found.status == _INFEASIBLE and not tightened:
+        result = problem.solved(scale, (limits / scale) * (1.0 - tightened), whole=True)
+        if result.status == _INFEASIBLE and not tightened:
             return None
-        if found.x is None:
+        if result.x is None:
             break
-        chosen = problem.layers(np.rint(found.x))
+        chosen = problem.layers(np.rint(result.x))
         if (problem.spent(chosen) <= limits).all():
-            return Solution(chosen, problem.gap(chosen, found.mip_dual_bound))
+            return Solution(chosen, problem.gap(chosen, result.mip_dual_bound))
         tightened = max(_SHRINK, 10.0 * tightened)
-    # nothing within so many nodes, or limits closer to one another than the solver's tolerance
+    # Nothing within so many nodes, or limits closer to one another than the solver's tolerance: the
+    # relaxation with parts of items has its bound at once. Rounded down, with the cheapest of the
+    # items taken in part for what is left, it is within the limits for all but a few layers.
     relaxed = problem.solved(scale, limits / scale, whole=False)
     rounded = problem.layers(np.zeros(len(problem.value)), relaxed.x, scale)
     frugal = problem.layers(np.zeros(len(problem.value)), None, scale)
@@ -83,8 +92,8 @@ class _Problem:
     """
 
     def __init__(self, values: Sequence[Array], costs: Sequence[Array]) -> None:
-        self._costs = [np.asarray(own, dtype=np.float64) for own in costs]
-        self._values = [np.asarray(own, dtype=np.float64) for own in values]
+        self._costs = [np.asarray(items, dtype=np.float64) for items in costs]
+        self._values = [np.asarray(items, dtype=np.float64) for items in values]
         members: dict[tuple[bytes, bytes], list[int]] = {}
         for layer, (value, cost) in enumerate(zip(self._values, self._costs, strict=True)):
             members.setdefault((value.tobytes(), cost.tobytes()), []).append(layer)
@@ -92,7 +101,7 @@ class _Problem:
         first = [layers[0] for layers in self._members]
         self.value = np.concatenate([self._values[layer] for layer in first])
         self.cost = np.concatenate([self._costs[layer] for layer in first])
-        self.least = np.stack([own.min(axis=0) for own in self._costs]).sum(axis=0)
+        self.least = np.stack([items.min(axis=0) for items in self._costs]).sum(axis=0)
         self._ends = np.cumsum([0, *(len(self._values[layer]) for layer in first)])
         self._largest = float(self.value.max()) or 1.0
 
@@ -130,10 +139,10 @@ class _Problem:
         chosen = [0] * len(self._values)
         price = (self.cost / scale).max(axis=1)
         for index, layers in enumerate(self._members):
-            own = slice(self._ends[index], self._ends[index + 1])
-            often = counts[own] if parts is None else np.floor(parts[own] + 1e-6)
-            used = np.ones(len(price[own]), dtype=bool) if parts is None else parts[own] > 1e-6
-            rest = int(np.argmin(np.where(used, price[own], np.inf)))
+            span = slice(self._ends[index], self._ends[index + 1])
+            often = counts[span] if parts is None else np.floor(parts[span] + 1e-6)
+            used = np.ones(len(price[span]), dtype=bool) if parts is None else parts[span] > 1e-6
+            rest = int(np.argmin(np.where(used, price[span], np.inf)))
             picked = np.repeat(np.arange(len(often)), often.astype(int))[: len(layers)].tolist()
             picked += [rest] * (len(layers) - len(picked))
             for layer, item in zip(layers, picked, strict=True):
@@ -143,7 +152,7 @@ class _Problem:
     def spent(self, chosen: Sequence[int]) -> Array:
         """What a choice costs, (resources,)."""
         spent: Array = np.sum(
-            [own[item] for own, item in zip(self._costs, chosen, strict=True)], axis=0
+            [items[item] for items, item in zip(self._costs, chosen, strict=True)], axis=0
         )
         return spent
 
@@ -151,7 +160,7 @@ class _Problem:
         """How far the value of a choice is above a bound of HiGHS's."""
         if bound is None or not np.isfinite(bound):
             return float("nan")
-        value = sum(float(own[item]) for own, item in zip(self._values, chosen, strict=True))
+        value = sum(float(items[item]) for items, item in zip(self._values, chosen, strict=True))
         value /= self._largest
         return max(0.0, value - float(bound)) / max(abs(float(bound)), 1e-12)
 
@@ -171,7 +180,7 @@ def least_share(costs: Sequence[Array], limits: Array) -> float:
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sizes), count + 1))
     within = np.hstack([(cost / scale).T, -np.ones((len(limits), 1))])
     for whole in (1, 0):  # parts of items where no solution is met within so many nodes
-        found = milp(
+        result = milp(
             np.append(np.zeros(count), 1.0),
             integrality=np.append(np.full(count, whole), 0),
             bounds=Bounds(0.0, np.append(np.ones(count), np.inf)),
@@ -181,6 +190,6 @@ def least_share(costs: Sequence[Array], limits: Array) -> float:
             ],
             options={"mip_rel_gap": GAP, "node_limit": NODES},
         )
-        if found.x is not None:
-            return float(found.x[-1])
+        if result.x is not None:
+            return float(result.x[-1])
     return float("nan")

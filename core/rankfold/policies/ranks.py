@@ -54,20 +54,20 @@ class Ranks:
             yield self._choose(layer)
 
     def _choose(self, layer: Layer) -> Choice:
-        given: Given | None
+        wanted: Given | None
         if isinstance(self.ranks, Mapping):
             fitting = (v for p, v in self.ranks.items() if matches(p, layer.paths))
-            given = next(fitting, None)
+            wanted = next(fitting, None)
         else:
-            given = self.ranks
-        if given is None:
+            wanted = self.ranks
+        if wanted is None:
             return Choice(None, reason="no pattern of Ranks matches it")
         refusals = list(layer.refusals.values())
         for name, method in layer.methods.items():
             try:
-                ranks = _ranks_of(method, layer, given)
+                ranks = _ranks_of(method, layer, wanted)
                 if ranks is None:
-                    refusals.append(f"{name} does not take the ranks {given}")
+                    refusals.append(f"{name} does not take the ranks {wanted}")
                     continue
                 cost = layer.template_cost(name, ranks)
             except Refused as refused:
@@ -114,10 +114,10 @@ def _checked(value: object) -> Given:
     return ints if isinstance(value, tuple) else ints[0]
 
 
-def _ranks_of(method: Decomposition, layer: Layer, given: Given) -> RankTuple | None:
+def _ranks_of(method: Decomposition, layer: Layer, wanted: Given) -> RankTuple | None:
     most = method.max_ranks(layer.costs.outline)
-    if given == "full":
+    if wanted == "full":
         return most
-    if isinstance(given, tuple):
-        return given if len(given) == len(most) else None
-    return (int(given),) * len(most)
+    if isinstance(wanted, tuple):
+        return wanted if len(wanted) == len(most) else None
+    return (int(wanted),) * len(most)

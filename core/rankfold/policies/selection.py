@@ -82,13 +82,13 @@ class Selection:
         return self.policy
 
 
-def _patterns(name: str, given: object) -> tuple[str, ...]:
-    patterns = (given,) if isinstance(given, str) else given
+def _patterns(name: str, argument: object) -> tuple[str, ...]:
+    patterns = (argument,) if isinstance(argument, str) else argument
     if isinstance(patterns, Iterable):
-        found = tuple(patterns)
-        if all(isinstance(pattern, str) for pattern in found):
-            return found
-    raise RankfoldError(f"{name}: {given!r}; give a glob pattern or several, as strings")
+        texts = tuple(patterns)
+        if all(isinstance(pattern, str) for pattern in texts):
+            return texts
+    raise RankfoldError(f"{name}: {argument!r}; give a glob pattern or several, as strings")
 
 
 def listed(names: str | Sequence[str]) -> tuple[str, ...]:

@@ -42,15 +42,15 @@ class Safetensors:
 
     def data(self, entry: Entry) -> Array:
         """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
-        found = np.empty(entry.size, np.uint8)
+        data = np.empty(entry.size, np.uint8)
         try:
             with self.file.open("rb", buffering=0) as stream:
                 stream.seek(entry.begin)
-                rest = found.data
+                rest = data.data
                 while rest and (count := stream.readinto(rest)):
                     rest = rest[count:]
         except OSError as error:
             raise RankfoldError(f"{str(self.file)!r} cannot be read: {error}") from None
         if rest:
             raise RankfoldError(f"{str(self.file)!r} has been cut short meanwhile")
-        return found
+        return data

@@ -119,8 +119,8 @@ def read_header(file: Path) -> Header:
     except OSError as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
     try:
-        found = parse_json(text)
-        return _checked(found, LENGTH + length, total)
+        content = parse_json(text)
+        return _checked(content, LENGTH + length, total)
     except ValueError as error:
         raise _damaged(file, str(error)) from None
 
@@ -148,13 +148,13 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: A
         tensors: type and shape by name, in the order of their data.
         metadata: of the file.
     """
-    found: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
+    content: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     begin = 0
     for name, (dtype, shape) in tensors.items():
         end = begin + nbytes(dtype, shape)
-        found[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
-    text = json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH)
     return len(text).to_bytes(LENGTH, "little") + text
 
@@ -210,15 +210,15 @@ def check_plain(file: Path) -> None:
         raise RankfoldError(f"{str(file)!r} is missing or not a plain file")
 
 
-def _checked(found: Any, start: int, total: int) -> Header:
-    if not isinstance(found, dict):
+def _checked(content: Any, start: int, total: int) -> Header:
+    if not isinstance(content, dict):
         raise ValueError("a header that is not a JSON object")
-    metadata = found.pop(_METADATA, {})
+    metadata = content.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("metadata that are not texts")
     entries = {}
-    for name, given in found.items():
-        entry = _entry(name, given, start)
+    for name, value in content.items():
+        entry = _entry(name, value, start)
         if entry.begin + entry.size > total:
             raise ValueError(f"tensor {name!r} reaches beyond the end of the file")
         entries[name] = entry
@@ -232,10 +232,10 @@ def _checked(found: Any, start: int, total: int) -> Header:
     return Header(entries, metadata)
 
 
-def _entry(name: str, given: Any, start: int) -> Entry:
-    if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
+def _entry(name: str, value: Any, start: int) -> Entry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} without just dtype, shape and data_offsets")
-    dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise ValueError(f"tensor {name!r} of type {dtype!r}, which is not known")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
@@ -254,15 +254,15 @@ def _sizes(values: Any) -> bool:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    content = dict(pairs)
+    if len(content) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!r} stands twice")
     for key, value in pairs:
         if _HALF.search(key) or (isinstance(value, str) and _HALF.search(value)):
             raise ValueError(f"half of a surrogate pair in {key!r}")
-    return found
+    return content
 
 
 def _no_constant(text: str) -> Any:

@@ -182,10 +182,10 @@ def _lock_file(file: Path) -> int:
     """The inode of the lock, which is made if need be; never through a link that lies there."""
     with suppress(FileExistsError):
         file.open("xb").close()
-    found = file.lstat()
-    if not stat.S_ISREG(found.st_mode):
+    status = file.lstat()
+    if not stat.S_ISREG(status.st_mode):
         raise RankfoldError(f"{str(file)!r} is a link or no plain file; remove it")
-    return found.st_ino
+    return status.st_ino
 
 
 def _check_owned(folder: Path) -> None:
@@ -194,15 +194,15 @@ def _check_owned(folder: Path) -> None:
     Raises:
         RankfoldError: it is not: whoever made it decides what is in it.
     """
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode):
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
         raise RankfoldError(f"{str(folder)!r} is a link or no folder; remove it")
     if _is_foreign(folder):
         raise RankfoldError(
             f"{str(folder)!r} is of another owner, so what lies there is not trusted; have it "
             "removed, or name another output"
         )
-    if os.name == "posix" and found.st_mode & _OTHERS:
+    if os.name == "posix" and status.st_mode & _OTHERS:
         raise RankfoldError(
             f"{str(folder)!r} can be written by others, so what lies there is not trusted; remove "
             "it, or name another output"
