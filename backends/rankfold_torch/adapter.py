@@ -113,15 +113,15 @@ class TorchAdapter:
             surrounded = model.get_submodule(owner)
             self._surroundings(model).check_parameter(owner, surrounded, held.name)
             return held.read()
-        own = model.get_submodule(path)
-        module = valued(own)
+        original = model.get_submodule(path)
+        module = valued(original)
         rule = self._rule(module)
         if rule is None:
             check_class(module)
         check_state(module)
         if rule is None:
             check_parts(module)
-        self._surroundings(model).check(path, own)
+        self._surroundings(model).check(path, original)
         return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
@@ -206,8 +206,8 @@ class TorchAdapter:
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
         """One forward and backward pass per batch, with hooks on the modules."""
-        own = {path: op for path, op in layers.items() if held_at(model, path) is None}
-        return moments.moments(model, calibration, own, rng, advance)
+        in_modules = {path: op for path, op in layers.items() if held_at(model, path) is None}
+        return moments.moments(model, calibration, in_modules, rng, advance)
 
     def run_paired(
         self,
@@ -281,9 +281,9 @@ class TorchAdapter:
         built: list[nn.Module | None] = []
         for chain in chains:
             try:
-                made = self.build(model, path, chain)
-                assert isinstance(made, nn.Module)
-                built.append(made)
+                module = self.build(model, path, chain)
+                assert isinstance(module, nn.Module)
+                built.append(module)
             except Refused:
                 built.append(None)
         return timing.seconds(model.get_submodule(path), self.read(model, path), built, extents)
@@ -293,16 +293,16 @@ class TorchAdapter:
         return timing.model_seconds(models, inputs)
 
     def _found(self, model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
-        found: dict[str, nn.Module | ParameterLayer] = {}
+        layers: dict[str, nn.Module | ParameterLayer] = {}
         for path, module in model.named_modules():
             names = names_in(module, _NAME)
             if names is not None:
                 for name, parameter in module._parameters.items():
                     if name in names and _is_matrix(parameter):
-                        found[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
+                        layers[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
             elif self._is_layer(module):
-                found[path] = module
-        return found
+                layers[path] = module
+        return layers
 
     def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
         return {

@@ -19,9 +19,9 @@ def shaped(module: nn.Module) -> nn.Module:
     """
     if not any(p is not None and p.is_meta for p in module._parameters.values()):
         return module
-    made = copy.copy(module)
-    made._parameters = {name: _zeros(p) for name, p in module._parameters.items()}
-    return made
+    shell = copy.copy(module)
+    shell._parameters = {name: _zeros(p) for name, p in module._parameters.items()}
+    return shell
 
 
 def materialise(model: nn.Module) -> None:
@@ -40,20 +40,20 @@ def materialise(model: nn.Module) -> None:
             "state_dict, so not stored; make the model with values for these (accelerate's "
             "init_empty_weights() leaves buffers on the CPU), or make it on the CPU"
         )
-    made: dict[int, torch.Tensor] = {}
+    filled: dict[int, torch.Tensor] = {}
     for module in list(model.modules()):
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and parameter.is_meta:
-                if id(parameter) not in made:
+                if id(parameter) not in filled:
                     empty = torch.empty_like(parameter, device="cpu")
-                    made[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-                    vars(made[id(parameter)]).update(vars(parameter))
-                setattr(module, name, made[id(parameter)])
+                    filled[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
+                    vars(filled[id(parameter)]).update(vars(parameter))
+                setattr(module, name, filled[id(parameter)])
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
-                if id(buffer) not in made:
-                    made[id(buffer)] = torch.empty_like(buffer, device="cpu")
-                setattr(module, name, made[id(buffer)])
+                if id(buffer) not in filled:
+                    filled[id(buffer)] = torch.empty_like(buffer, device="cpu")
+                setattr(module, name, filled[id(buffer)])
 
 
 def _unstored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

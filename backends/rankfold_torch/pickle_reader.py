@@ -82,8 +82,8 @@ class Pickled:
             return np.empty(0, np.uint8)
         tensor = self._state.tensors[entry.name].detach()
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
-        made: Array = tensor.reshape(-1).view(torch.uint8).numpy()
-        return made[entry.begin : entry.begin + entry.size]
+        raw: Array = tensor.reshape(-1).view(torch.uint8).numpy()
+        return raw[entry.begin : entry.begin + entry.size]
 
 
 @dataclass(frozen=True)
@@ -194,12 +194,12 @@ def _leads(value: Any, depth: int = _DEPTH) -> bool:
     return any(_leads(value.get(key), depth - 1) for key in _CONTAINERS)
 
 
-def _checked(file: Path, found: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(found, dict) or not found:
+def _checked(file: Path, content: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(content, dict) or not content:
         raise RankfoldError(
-            f"{str(file)!r} is no state dict of tensors: it is {_kind(found)}; {_REMEDY}"
+            f"{str(file)!r} is no state dict of tensors: it is {_kind(content)}; {_REMEDY}"
         )
-    for name, tensor in found.items():
+    for name, tensor in content.items():
         if not isinstance(name, str):
             raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")
         plain = type(tensor) in (torch.Tensor, nn.Parameter)
@@ -208,7 +208,7 @@ def _checked(file: Path, found: Any) -> dict[str, torch.Tensor]:
                 f"{str(file)!r}: {name!r} is {_kind(tensor)}, not a dense tensor; leave it out, or "
                 "store it as one"
             )
-    return dict(found)
+    return dict(content)
 
 
 def _kind(value: Any) -> str:

@@ -105,9 +105,9 @@ def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[Non
     """Hooks on modules inside: before their forward, where there is one, and after it."""
 
     def undo() -> None:
-        for module, *own in hooks:
+        for module, *functions in hooks:
             for stores in _STORES:
-                _remove(module, own, stores)
+                _remove(module, functions, stores)
 
     with Restored(undo):
         for module, before, after in hooks:

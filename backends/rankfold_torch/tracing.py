@@ -60,7 +60,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
                 f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
             ) from error
     return Trace(
-        {path: tuple(found) for path, found in extents.items()},
+        {path: tuple(calls) for path, calls in extents.items()},
         uses.refusals,
         {path: uses.macs.get(path, 0) for path in layers},
         output_layers.of(output),

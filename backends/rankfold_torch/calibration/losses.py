@@ -69,10 +69,10 @@ def floats(outputs: Any) -> list[torch.Tensor]:
     Raises:
         RankfoldError: there is none.
     """
-    found = [t for t in tensors(outputs) if t.is_floating_point()]
-    if not found:
+    floating = [t for t in tensors(outputs) if t.is_floating_point()]
+    if not floating:
         raise losses.no_floats(outputs, "tensors")
-    return found
+    return floating
 
 
 def logits(outputs: Any, count: int) -> torch.Tensor:
@@ -86,15 +86,15 @@ def logits(outputs: Any, count: int) -> torch.Tensor:
     Raises:
         RankfoldError: there are no logits.
     """
-    found = losses.logits_in(outputs)
-    if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim == 0:
+    scores = losses.logits_in(outputs)
+    if not isinstance(scores, torch.Tensor) or not scores.is_floating_point() or scores.ndim == 0:
         raise losses.no_logits(outputs)
-    if found.ndim == 1 and len(found) == count:
-        found = found[:, None]
-    if found.ndim in _IMAGE_AXES:
-        found = found.movedim(1, -1)
-    found = found if found.dtype == torch.float64 else found.float()
-    return found.reshape(-1, found.shape[-1])
+    if scores.ndim == 1 and len(scores) == count:
+        scores = scores[:, None]
+    if scores.ndim in _IMAGE_AXES:
+        scores = scores.movedim(1, -1)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    return scores.reshape(-1, scores.shape[-1])
 
 
 def drawn(name: str, outputs: Any, count: int, generators: Generators) -> torch.Tensor:
@@ -125,7 +125,7 @@ def drawn(name: str, outputs: Any, count: int, generators: Generators) -> torch.
     return -scores.log_softmax(1).gather(1, picked).sum()
 
 
-def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
+def loss_of(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
     """What a user's loss function gives for a batch.
 
     Raises:
@@ -142,19 +142,19 @@ def given(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
 @settled
 def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
     """The mean loss of the model and of the compressed one, for `Calibrates.divergence`."""
-    found = losses.Divergence()
+    total = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
         first, second = (_outputs(m, inputs, index) for m in (model, small))
         with torch.no_grad():
             if calibration.loss == "cross_entropy":
                 count = examples(inputs)
-                found.add_logits(_array(logits(first, count)), _array(logits(second, count)))
+                total.add_logits(_array(logits(first, count)), _array(logits(second, count)))
             elif calibration.loss == "outputs":
                 for a, b in zip(floats(first), floats(second), strict=True):
-                    found.add_outputs(_array(a), _array(b))
+                    total.add_outputs(_array(a), _array(b))
             else:
-                found.add_losses(*(float(given(calibration, index, o)) for o in (first, second)))
-    return found.value
+                total.add_losses(*(float(loss_of(calibration, index, o)) for o in (first, second)))
+    return total.value
 
 
 def _array(x: torch.Tensor) -> Array:

@@ -43,13 +43,13 @@ def moments(
     often = draws(calibration, sum(counts))
     generators = losses.Generators(rng)
     gathering = _Gathering(sum(counts), rng)
-    found = {path: _Layer(path, op) for path, op in layers.items()}
+    sums = {path: _Layer(path, op) for path, op in layers.items()}
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
         stack.enter_context(_differentiable(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        modules = [(model.get_submodule(path), layer) for path, layer in found.items()]
+        modules = [(model.get_submodule(path), layer) for path, layer in sums.items()]
         hooks = [
             (module, None, Hook(_after, gathering, layer))
             for module, layer in modules
@@ -60,7 +60,7 @@ def moments(
             advance(f"batch {index}")
             _batch(model, calibration, index, losses.cloned(inputs), often, generators, gathering)
     total = sum(counts)
-    return {path: layer.made(total, often) for path, layer in found.items() if layer.rows}
+    return {path: layer.moments(total, often) for path, layer in sums.items() if layer.rows}
 
 
 class _Gathering:
@@ -123,7 +123,7 @@ class _Layer:
         rows = working(rows)
         self.grads.add(product(rows, rows) if self.full else rows.square().sum(0))
 
-    def made(self, examples: int, draws: int) -> LayerMoments:
+    def moments(self, examples: int, draws: int) -> LayerMoments:
         """The moments, over all calls."""
         grads = None if self.grads.empty else self.grads.over(self.positions * draws)
         for what, values in (("inputs", self.inputs.over(1.0)), ("gradients", grads)):
@@ -192,7 +192,7 @@ def _batch(
             if not loss.requires_grad:
                 return
         else:
-            loss = losses.given(calibration, index, outputs) * count
+            loss = losses.loss_of(calibration, index, outputs) * count
             if not loss.requires_grad:
                 raise RankfoldError(
                     f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way "

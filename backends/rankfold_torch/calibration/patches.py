@@ -142,11 +142,11 @@ class Inputs:
         if self._origins is None and self._drawn.chosen is None:
             return self._flat[rows].reshape(rows.stop - rows.start, groups, -1)
         image, position = self._drawn.of(rows, self._flat.device)
-        place = position if self._origins is None else self._origins[position]
-        index = (image * self._size + place)[:, None] + self._taps
-        found = self._flat[index.reshape(-1)]
-        found = found.reshape(len(index), len(self._taps), groups, -1)
-        return found.permute(0, 2, 3, 1).reshape(len(index), groups, -1)
+        origin = position if self._origins is None else self._origins[position]
+        index = (image * self._size + origin)[:, None] + self._taps
+        values = self._flat[index.reshape(-1)]
+        values = values.reshape(len(index), len(self._taps), groups, -1)
+        return values.permute(0, 2, 3, 1).reshape(len(index), groups, -1)
 
 
 def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Tensor:
@@ -154,10 +154,10 @@ def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Ten
     out = len(op.weight)
     image, position = drawn.of(rows, y.device)
     if isinstance(op, Linear):
-        found = y.reshape(-1, out)[image * drawn.positions + position]
+        values = y.reshape(-1, out)[image * drawn.positions + position]
     else:
-        found = y.reshape(drawn.images, out, drawn.positions)[image, :, position]
-    return working(found).reshape(len(image), op.groups, -1)
+        values = y.reshape(drawn.images, out, drawn.positions)[image, :, position]
+    return working(values).reshape(len(image), op.groups, -1)
 
 
 def every_output(op: Layer, y: torch.Tensor) -> torch.Tensor:
@@ -202,6 +202,6 @@ def _flat_index(
     sizes: Sequence[int],
 ) -> torch.Tensor:
     flat = np.zeros(places.shape[1], dtype=np.int64)
-    for place, step, size in zip(places, steps, sizes, strict=True):
-        flat = flat * size + place * step
+    for index, step, size in zip(places, steps, sizes, strict=True):
+        flat = flat * size + index * step
     return torch.from_numpy(flat)

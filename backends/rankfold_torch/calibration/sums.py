@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rankfold.calibration.accumulators import RelativeDistance, regression_sums
+from rankfold.calibration.accumulators import RelativeDistance
+from rankfold.calibration.accumulators import regression_sums as checked_sums
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
@@ -57,12 +58,12 @@ class OutputSums:
         ):
             self._sums[name].add(term)
 
-    def made(self) -> RegressionSums | None:
+    def regression_sums(self) -> RegressionSums | None:
         """The sums so far; None where there are none, or where they are not finite."""
         if not self.count:
             return None
         sums = {name: total.over(1.0) for name, total in self._sums.items()}
-        return regression_sums(sums, self.count)
+        return checked_sums(sums, self.count)
 
 
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:

@@ -59,15 +59,15 @@ class AbsentTensor(torch.Tensor):
     @classmethod
     def like(cls, label: str, shape: Sequence[int], tensor: torch.Tensor) -> AbsentTensor:
         """That of a shape, with dtype, device and `requires_grad` of another tensor."""
-        made: AbsentTensor = cls._make_wrapper_subclass(
+        absent: AbsentTensor = cls._make_wrapper_subclass(
             cls,
             shape,
             dtype=tensor.dtype,
             device=tensor.device,
             requires_grad=tensor.requires_grad,
         )
-        made.label = label
-        return made
+        absent.label = label
+        return absent
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's takes more
         """What is known."""
@@ -155,9 +155,11 @@ class LowRankSequential(nn.Sequential):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would have no effect."""
-        own = vars(self)
-        if _SHAPE in own and (name in TENSORS or (name in CONSTANTS and name in own)):
-            same = name in own and type(value) is type(own[name]) and value == own[name]
+        attributes = vars(self)
+        is_constant = name in CONSTANTS and name in attributes
+        if _SHAPE in attributes and (name in TENSORS or is_constant):
+            before = attributes.get(name)
+            same = name in attributes and type(value) is type(before) and value == before
             if not same:
                 raise RankfoldError(
                     f"{name} of a compressed layer cannot be set, it would have no effect: its "
@@ -179,8 +181,8 @@ class LowRankSequential(nn.Sequential):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """From a pickle."""
-        own = {name: value for name, value in state.items() if name not in TENSORS}
-        super().__setstate__(own)  # type: ignore[no-untyped-call]  # torch's own
+        stored = {name: value for name, value in state.items() if name not in TENSORS}
+        super().__setstate__(stored)  # type: ignore[no-untyped-call]  # torch's own
 
     def __copy__(self) -> LowRankSequential:
         """A shallow copy, as of any module."""

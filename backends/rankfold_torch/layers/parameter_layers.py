@@ -57,9 +57,9 @@ class ParameterLayer:
     @property
     def tensor(self) -> nn.Parameter:
         """The parameter."""
-        found = self.module._parameters[self.name]
-        assert found is not None
-        return found
+        parameter = self.module._parameters[self.name]
+        assert parameter is not None
+        return parameter
 
     def read(self) -> Linear:
         """The layer as an op."""
@@ -73,7 +73,7 @@ class ParameterLayer:
             Refused: a product of matrices cannot express the chain.
         """
         stack = self.tensor.shape[:-2]
-        made = []
+        factors = []
         for stage in chain:
             if (
                 not isinstance(stage, Linear)
@@ -82,8 +82,8 @@ class ParameterLayer:
             ):
                 raise Refused("a parameter can only be a product of as many matrices as it holds")
             shape = (*stack, stage.weight.shape[0] // stage.groups, stage.weight.shape[1])
-            made.append(parameter(stage.weight.reshape(shape), self.tensor))
-        return Factors(tuple(made))
+            factors.append(parameter(stage.weight.reshape(shape), self.tensor))
+        return Factors(tuple(factors))
 
     def filled(self, weight: Array) -> nn.Parameter:
         """The parameter itself with other values."""
@@ -132,8 +132,8 @@ class Product(nn.Module):
                 f"a parameter of shape {tuple(weight.shape)} cannot be set: it is a product; set "
                 f"its factors, parametrizations.<name>.{_FIRST} and so on"
             )
-        found, self._factors = self._factors, None
-        return found.tensors
+        factors, self._factors = self._factors, None
+        return factors.tensors
 
 
 def multiplied(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:

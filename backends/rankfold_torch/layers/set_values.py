@@ -65,12 +65,12 @@ def _fill(module: nn.Module, name: str, values: Array) -> None:
     module._parameters[name] = parameter(values, old)
 
 
-def _agree(found: Op, op: Op, epsilon: float) -> bool:
-    if type(found) is not type(op) or found.weight.shape != op.weight.shape:
+def _agree(stored: Op, op: Op, epsilon: float) -> bool:
+    if type(stored) is not type(op) or stored.weight.shape != op.weight.shape:
         return False
-    pairs = [(found.weight, op.weight)]
-    if found.bias is not None and op.bias is not None:
-        pairs.append((found.bias, op.bias))
+    pairs = [(stored.weight, op.weight)]
+    if stored.bias is not None and op.bias is not None:
+        pairs.append((stored.bias, op.bias))
     return all(
         bool(
             np.abs(a.astype(np.float64) - b).max(initial=0.0)

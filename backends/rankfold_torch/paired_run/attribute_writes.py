@@ -54,8 +54,8 @@ class Watched:
 
     def _leave(self, watcher: Callable[..., object]) -> None:
         with self._lock.held():
-            own = vars(self._owner).get(self._name) is self._method
-            if own and not self._watchers.keys() - {id(watcher)}:
+            is_ours = vars(self._owner).get(self._name) is self._method
+            if is_ours and not self._watchers.keys() - {id(watcher)}:
                 setattr(self._owner, self._name, self._original)
             self._watchers.pop(id(watcher), None)
 

@@ -123,7 +123,7 @@ class _Following:
         self._model = model
         self._sequential = sequential
         self._layers = layers
-        self._order = {path: place for place, path in enumerate(layers)}
+        self._order = {path: index for index, path in enumerate(layers)}
         self._visit = visit
         self._build = build
         self._rng = rng
@@ -209,9 +209,9 @@ class _Following:
             batch.part()
 
     def _meet(self, path: str, group: Sequence[_Batch]) -> None:
-        fit, held = self._joints(path, group)
+        fit, validation = self._joints(path, group)
         with self._lifted():
-            chain = self._visit(path, fit, held)
+            chain = self._visit(path, fit, validation)
             try:
                 self._modules[path] = self._build(path, chain)
                 self.errors[path] = RelativeDistance()
@@ -224,7 +224,7 @@ class _Following:
         op = self._layers[path]
         if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
-        fit, held = OutputSums(), OutputSums()
+        fit, validation = OutputSums(), OutputSums()
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x
@@ -241,9 +241,9 @@ class _Following:
                 number = batch.first + image * batch.examples // drawn.images
                 kept = is_held_out(number, self._total)
                 fit.add(rows[~kept], targets[~kept])
-                held.add(rows[kept], targets[kept])
-        found = fit.made()
-        return (None, None) if found is None else (found, held.made())
+                validation.add(rows[kept], targets[kept])
+        sums = fit.regression_sums()
+        return (None, None) if sums is None else (sums, validation.regression_sums())
 
     def _forward(self, path: str, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What a watched layer does when it is called."""

@@ -33,10 +33,10 @@ class PerRunState:
         """Inside, it is noticed which attributes are set."""
 
         def noticed(module: nn.Module, name: str, value: Any) -> None:
-            place = id(module), name
-            known = place in self._first or name in _OWN
+            key = id(module), name
+            known = key in self._first or name in _OWN
             if not known and id(module) in self._own:
-                self._first[place] = module, vars(module).get(name, ABSENT)
+                self._first[key] = module, vars(module).get(name, ABSENT)
 
         with Restored(self._forget), WRITES.by(noticed):
             yield
@@ -44,21 +44,20 @@ class PerRunState:
     @contextmanager
     def of(self, run: Hashable) -> Iterator[None]:
         """Inside, the attributes are as a run left them; afterwards as they were at first."""
-        first = {place: value for place, (_, value) in self._first.items()}
+        first = {key: value for key, (_, value) in self._first.items()}
         self._set({**first, **self._values.get(run, {})})
         try:
             yield
         finally:
             self._values[run] = {
-                place: vars(module).get(place[1], ABSENT)
-                for place, (module, _) in self._first.items()
+                key: vars(module).get(key[1], ABSENT) for key, (module, _) in self._first.items()
             }
             self._forget()
 
     def _forget(self) -> None:
         """The attributes as they were at first."""
-        self._set({place: value for place, (_, value) in self._first.items()})
+        self._set({key: value for key, (_, value) in self._first.items()})
 
     def _set(self, values: dict[Place, Any]) -> None:
-        places = [(vars(self._first[place][0]), place[1]) for place in values]
-        put(places, list(values.values()))
+        targets = [(vars(self._first[key][0]), key[1]) for key in values]
+        put(targets, list(values.values()))

@@ -52,9 +52,9 @@ class _Exchange:
         elif issubclass(kind, dict):
             self._entries(value)
         elif issubclass(kind, (list, deque)):
-            for place, item in enumerate(value):
+            for index, item in enumerate(value):
                 if self.of(item) is not item:
-                    self._changes.item(value, place, self.of(item))
+                    self._changes.item(value, index, self.of(item))
         elif issubclass(kind, (tuple, set, frozenset)):
             return self._anew(value)
         elif kind is functools.partial:
@@ -83,6 +83,6 @@ class _Exchange:
         same = all(options[name] is item for name, item in value.keywords.items())
         if function is value.func and args is value.args and same:
             return value
-        made = functools.partial(function, *args, **options)
-        vars(made).update(vars(value))
-        return made
+        bound = functools.partial(function, *args, **options)
+        vars(bound).update(vars(value))
+        return bound

@@ -53,33 +53,33 @@ def _copied(
         held = held_at(model, path)
         if held is not None:
             memo[id(held.tensor)] = empty(held.tensor)
-    made = copied(model, memo)
+    small = copied(model, memo)
     for path, item in parameters.items():
         owner, _, name = path.rpartition(".")
-        put(made.get_submodule(owner), name, item)
-    own = {id(module) for module in made.modules()}
-    gone = {path: module for path, module in model.named_modules() if id(module) not in own}
-    _check_apart(made, gone, modules)
+        put(small.get_submodule(owner), name, item)
+    in_small = {id(module) for module in small.modules()}
+    gone = {path: module for path, module in model.named_modules() if id(module) not in in_small}
+    _check_apart(small, gone, modules)
     left = {
         path: "what holds it gives no copy of itself when it is copied"
         for path, module in modules.items()
-        if id(module) not in own
+        if id(module) not in in_small
     }
     left |= _kept(model, tensors, old)  # whose copies would be values of before
     if run is None or left:
-        return made, left
+        return small, left
     try:
-        counts, called = miscalled(made, modules, old, gone, run)
+        counts, called = miscalled(small, modules, old, gone, run)
     except RankfoldError:
         if _runs(model, run):
             raise
-        return made, {}
+        return small, {}
     if called:
         raise RankfoldError(
             f"a copy of the model goes on calling the model's own {called[0]!r}, which something "
             "holds that is not copied with it; pass inplace=True"
         )
-    return made, _unlike(model, old, counts, run)
+    return small, _unlike(model, old, counts, run)
 
 
 def _changed(
@@ -129,22 +129,22 @@ def _changed(
 
 
 def _check_apart(
-    made: nn.Module, gone: Mapping[str, nn.Module], new: Mapping[str, nn.Module]
+    small: nn.Module, gone: Mapping[str, nn.Module], new: Mapping[str, nn.Module]
 ) -> None:
     """Sees to it that a copy does not lead to what it is a copy of.
 
     Raises:
         RankfoldError: it does.
     """
-    shared = {identity(tensor) for tensor in made.parameters()}
+    shared = {identity(tensor) for tensor in small.parameters()}
     names = {id(module): path for path, module in gone.items()}
     for path, module in gone.items():
         for name, tensor in module.named_parameters(prefix=path, recurse=False):
             if identity(tensor) not in shared:
                 names[identity(tensor)] = name
-    for found, word in holders(made, names, new.values()).items():
+    for target, word in holders(small, names, new.values()).items():
         raise RankfoldError(
-            f"{word} of the model holds the model's {names[found] or 'own self'!r} by closure, "
+            f"{word} of the model holds the model's {names[target] or 'in_small self'!r} by closure, "
             "weak reference or alike, which a copy would go on using; pass inplace=True"
         )
 
@@ -154,8 +154,8 @@ def _kept(
 ) -> dict[str, str]:
     """Why layers must be left alone because what they are made of is still held, by path."""
     return {
-        targets[found]: f"it is also held by {word}, where no other can take its place"
-        for found, word in holders(result, targets, new.values()).items()
+        targets[target]: f"it is also held by {word}, where no other can take its place"
+        for target, word in holders(result, targets, new.values()).items()
     }
 
 
@@ -189,9 +189,9 @@ def _tensors(
     model: nn.Module, layers: Mapping[str, nn.Module], parameters: Iterable[str]
 ) -> dict[int, str]:
     """The parameters that are replaced, by identity, with the path of their layer."""
-    own = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
+    owners = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
     for path in parameters:
         held = held_at(model, path)
         if held is not None:  # else it is a product of factors
-            own[identity(held.tensor)] = path
-    return own
+            owners[identity(held.tensor)] = path
+    return owners

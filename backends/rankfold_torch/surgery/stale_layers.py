@@ -54,9 +54,9 @@ def holders(
         new: modules of it that may hold whatever they like.
     """
     apart = {id(part) for module in new for part in module.modules()}
-    own = {id(module) for module in result.modules()}
+    inside = {id(module) for module in result.modules()}
     starts = _attributes(result, apart)
-    known = (own | apart) - set(targets)
+    known = (inside | apart) - set(targets)
     return reached(
         starts, targets, known=known, leaves=_LEAVES, identity=identity, framework=_FRAMEWORK
     )

@@ -51,7 +51,7 @@ class Scope:
         assigned: what is assigned to local names; None where it cannot be told.
     """
 
-    own: str | None
+    self_name: str | None
     optional: frozenset[str] = frozenset()
     assigned: Mapping[str, Sequence[ast.expr | None]] = field(default_factory=dict)
 
@@ -74,8 +74,8 @@ class Condition:
         """Whether a module meets it: a bool, `OPEN` or `LEFT_OUT`."""
         if self.test is None:
             return OPEN
-        found = _truth(_value(self.test, module, self.scope))
-        return found is self.holds if isinstance(found, bool) else found
+        truth = _truth(_value(self.test, module, self.scope))
+        return truth is self.holds if isinstance(truth, bool) else truth
 
 
 def reachable(branch: Conditions, module: nn.Module) -> bool:
@@ -86,7 +86,7 @@ def reachable(branch: Conditions, module: nn.Module) -> bool:
 def settled(branch: Conditions, module: nn.Module) -> bool:
     """Whether one run shows if a module comes to a branch that it can come to."""
     outcomes = (condition.of(module) for condition in branch)
-    return next((found for found in outcomes if not isinstance(found, bool)), True) is not OPEN
+    return next((truth for truth in outcomes if not isinstance(truth, bool)), True) is not OPEN
 
 
 def _truth(value: object) -> object:
@@ -108,8 +108,8 @@ def _value(node: ast.expr, module: nn.Module, scope: Scope, depth: int = 0) -> A
     if isinstance(node, ast.BoolOp):
         return _combined(node, module, scope, depth)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        found = _truth(_value(node.operand, module, scope, depth + 1))
-        return not found if isinstance(found, bool) else found
+        truth = _truth(_value(node.operand, module, scope, depth + 1))
+        return not truth if isinstance(truth, bool) else truth
     if isinstance(node, ast.Compare):
         return _compared(node, module, scope, depth)
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
@@ -121,7 +121,7 @@ def _value(node: ast.expr, module: nn.Module, scope: Scope, depth: int = 0) -> A
 
 
 def _name(name: str, module: nn.Module, scope: Scope, depth: int) -> Any:
-    if name == scope.own:
+    if name == scope.self_name:
         return module
     values = scope.assigned.get(name, ())
     if len(values) == 1 and values[0] is not None and name not in scope.optional:

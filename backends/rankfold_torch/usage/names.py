@@ -126,8 +126,8 @@ class Bindings:
         assigned: the expressions of every local name; None where it is bound to no expression.
     """
 
-    def __init__(self, own: str | None, names: Names) -> None:
-        self._own = own
+    def __init__(self, self_name: str | None, names: Names) -> None:
+        self._self_name = self_name
         self.names = dict(names)
         self.assigned: dict[str, list[ast.expr | None]] = {}
 
@@ -163,16 +163,16 @@ class Bindings:
             else:
                 self._bind_to(target, items(routes(value, self.names)))
 
-    def _bind_to(self, target: ast.expr, found: frozenset[Route]) -> None:
+    def _bind_to(self, target: ast.expr, routes_: frozenset[Route]) -> None:
         """Binds to what is not written out; the items of it, for several names."""
         if isinstance(target, ast.Name):
             self.assigned.setdefault(target.id, []).append(None)
-            self._add(target.id, found)
+            self._add(target.id, routes_)
         elif isinstance(target, ast.Starred):
-            self._bind_to(target.value, found)
+            self._bind_to(target.value, routes_)
         elif isinstance(target, (ast.Tuple, ast.List)):
             for part in target.elts:
-                self._bind_to(part, items(found))
+                self._bind_to(part, items(routes_))
 
     def _bind_items(self, target: ast.expr, iterable: ast.expr) -> None:
         """Binds the target of a loop; what runs side by side is told apart by its position."""
@@ -210,6 +210,6 @@ class Bindings:
             return
         self._bind_to(target, items(routes(iterable, self.names)))
 
-    def _add(self, name: str, found: frozenset[Route]) -> None:
-        if name != self._own:
-            self.names[name] = self.names.get(name, frozenset()) | (found - {()})
+    def _add(self, name: str, routes_: frozenset[Route]) -> None:
+        if name != self._self_name:
+            self.names[name] = self.names.get(name, frozenset()) | (routes_ - {()})

@@ -53,12 +53,12 @@ class Reference:
     branch: Conditions
 
 
-def references(function: Function, own: str | None) -> list[Reference]:
+def references(function: Function, self_name: str | None) -> list[Reference]:
     """All references by way of a name in a function, those in nested functions included."""
-    names: Names = {} if own is None else {own: frozenset({()})}
-    reader = _Reader(own, function, names)
+    names: Names = {} if self_name is None else {self_name: frozenset({()})}
+    reader = _Reader(self_name, function, names)
     reader.read(function)
-    return list(dict.fromkeys(reader.found))
+    return list(dict.fromkeys(reader.routes_))
 
 
 def _ends(block: list[ast.stmt]) -> bool:
@@ -67,14 +67,14 @@ def _ends(block: list[ast.stmt]) -> bool:
 
 
 class _Reader:
-    """Walks over a function; `found` fills on the way."""
+    """Walks over a function; `routes_` fills on the way."""
 
-    def __init__(self, own: str | None, function: Function, names: Names) -> None:
-        self.found: list[Reference] = []
-        self._own = own
-        self._bindings = Bindings(own, names)
+    def __init__(self, self_name: str | None, function: Function, names: Names) -> None:
+        self.routes_: list[Reference] = []
+        self._self_name = self_name
+        self._bindings = Bindings(self_name, names)
         optional = frozenset(_optional(function.args))
-        self._scope = Scope(own, optional, self._bindings.assigned)
+        self._scope = Scope(self_name, optional, self._bindings.assigned)
 
     def read(self, function: Function, branch: Conditions = ()) -> None:
         """Reads the body of the function."""
@@ -91,9 +91,11 @@ class _Reader:
         arguments = function.args
         all_of_them = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
         hidden = {a.arg for a in (*all_of_them, arguments.vararg, arguments.kwarg) if a}
-        names = {name: found for name, found in self._bindings.names.items() if name not in hidden}
-        reader = _Reader(self._own if self._own in names else None, function, names)
-        reader.found = self.found
+        names = {
+            name: routes_ for name, routes_ in self._bindings.names.items() if name not in hidden
+        }
+        reader = _Reader(self._self_name if self._self_name in names else None, function, names)
+        reader.routes_ = self.routes_
         reader.read(function, branch)
 
     def _block(self, block: list[ast.stmt], branch: Conditions) -> None:
@@ -197,9 +199,9 @@ class _Reader:
     def _call(self, node: ast.Call, manner: Manner, branch: Conditions) -> None:
         name, plain = last_name(node.func), isinstance(node.func, ast.Name)
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        given = of_call(node, self._bindings.names)
-        if given:
-            self._emit(given, manner, branch)
+        called = of_call(node, self._bindings.names)
+        if called:
+            self._emit(called, manner, branch)
             arguments = arguments[1:] if plain else arguments
         elif name in ("setattr", "__setattr__") and len(node.args) > 2:
             owners = routes(node.args[0], self._bindings.names)
@@ -247,8 +249,8 @@ class _Reader:
             elif isinstance(child, (ast.keyword, ast.FormattedValue, ast.Slice)):
                 self._children(child, manner, branch)
 
-    def _emit(self, found: Iterable[Route], manner: Manner, branch: Conditions) -> None:
-        self.found.extend(Reference(route, manner, branch) for route in found if route)
+    def _emit(self, routes_: Iterable[Route], manner: Manner, branch: Conditions) -> None:
+        self.routes_.extend(Reference(route, manner, branch) for route in routes_ if route)
 
 
 def _handed(function: str) -> Manner:

@@ -237,10 +237,10 @@ class ModuleUsage:
                 raise Refused(f"inside the parametrized module {owner_path!r}")
 
     def _check_ties(
-        self, tensor: torch.Tensor, part: str, own: Callable[[nn.Module, str], bool]
+        self, tensor: torch.Tensor, part: str, is_part_of: Callable[[nn.Module, str], bool]
     ) -> None:
         for other, where, held in self._holders[storage(tensor)]:
-            if not own(other, where.rpartition(".")[2]) and overlap(held, tensor):
+            if not is_part_of(other, where.rpartition(".")[2]) and overlap(held, tensor):
                 raise Refused(f"tied: its {part} is also {where!r}")
 
 

@@ -189,7 +189,7 @@ def _of_forward(cls: type) -> Iterator[_Use]:
 def _of_other_methods(cls: type) -> Iterator[_Use]:
     """What methods do that forward does not come to, such as a loss or a step of training."""
     methods = {name: list(_definitions(cls, name)) for name in dir(cls) if _is_own(cls, name)}
-    codes = {name: [c for m in found if (c := _code(m))] for name, found in methods.items()}
+    codes = {name: [c for m in overloads if (c := _code(m))] for name, overloads in methods.items()}
     running = _called(codes, ["forward"])
     public = [name for name in methods if not name.startswith("_") and name not in running]
     for name in _called(codes, public) - running:

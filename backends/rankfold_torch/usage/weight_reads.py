@@ -80,8 +80,8 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
             return
         for tensor in _tensors(values):
             for path, name, weight in self._by_storage.get(_storage(tensor), ()):
-                own = bool(self._running) and self._running[-1] is self._layers[path]
-                if not own and path not in self.refusals and overlap(weight, tensor):
+                runs_itself = bool(self._running) and self._running[-1] is self._layers[path]
+                if not runs_itself and path not in self.refusals and overlap(weight, tensor):
                     self.refusals[path] = f"its {name} is read from outside the layer"
 
     def enter(self, path: str, module: nn.Module) -> None:
