@@ -94,8 +94,8 @@ class JaxDemo:
             order = rng.permutation(len(x))
             for start in range(0, len(x) - _BATCH + 1, _BATCH):
                 batch = order[start : start + _BATCH]
-                given = jnp.asarray(_shifted(x[batch], rng))
-                _step(model, optimizer, given, jnp.asarray(labels[batch]))
+                inputs = jnp.asarray(_shifted(x[batch], rng))
+                _step(model, optimizer, inputs, jnp.asarray(labels[batch]))
             advance()
         model.eval()  # type: ignore[no-untyped-call]  # same
 

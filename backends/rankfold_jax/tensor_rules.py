@@ -71,16 +71,16 @@ class FlaxTensors:
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
         """Kernels, with the channels last."""
         path = name.rpartition(".")[0]
-        found: dict[str, Array] = {}
-        for place, stage in enumerate(chain):
-            own = f"{path}.{self.stage}{place}"
+        tensors: dict[str, Array] = {}
+        for index, stage in enumerate(chain):
+            prefix = f"{path}.{self.stage}{index}"
             if isinstance(stage, Embedding):
-                found[f"{own}.embedding"] = stage.weight
+                tensors[f"{prefix}.embedding"] = stage.weight
                 continue
-            found[f"{own}.kernel"] = np.moveaxis(stage.weight, (0, 1), (-1, -2))
+            tensors[f"{prefix}.kernel"] = np.moveaxis(stage.weight, (0, 1), (-1, -2))
             if stage.bias is not None:
-                found[f"{own}.bias"] = stage.bias
-        return found
+                tensors[f"{prefix}.bias"] = stage.bias
+        return tensors
 
 
 FLAX_TENSORS = (FlaxTensors("nnx", "", "layers."), FlaxTensors("linen", "params.", "lr"))

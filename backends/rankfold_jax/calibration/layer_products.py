@@ -79,14 +79,14 @@ class LayerProduct:
 
 def op_rows(view: PatchView, x: jax.Array, rows: Any, chosen: Any) -> jax.Array:
     """(rows, groups, d) of an operand, in the precision that sums are made in."""
-    found = working(view.rows(x, chosen))
-    return found.reshape(-1, found.shape[-1])[:, rows]
+    values = working(view.rows(x, chosen))
+    return values.reshape(-1, values.shape[-1])[:, rows]
 
 
 def op_outputs(view: PatchView, y: jax.Array, outs: Any, chosen: Any) -> jax.Array:
     """(rows, groups, out/groups) of an output, in the same precision."""
-    found = working(view.outputs(y, chosen))
-    return found.reshape(-1, found.shape[-1])[:, outs]
+    values = working(view.outputs(y, chosen))
+    return values.reshape(-1, values.shape[-1])[:, outs]
 
 
 def working(x: jax.Array) -> jax.Array:
@@ -201,17 +201,21 @@ def _layout(
     row, out = np.broadcast_to(row, shape), np.broadcast_to(out, shape)
     first: tuple[Ints, Ints] | None = None
     every = []
-    for one in index.reshape(-1, *shape):
-        number = slot.numbers[one]
+    for element in index.reshape(-1, *shape):
+        number = slot.numbers[element]
         group, rest = np.divmod(number, outputs * width)
-        own, inner = np.divmod(rest, width)
+        output, inner = np.divmod(rest, width)
         groups = np.unique(group)
-        place = np.searchsorted(groups, group)
+        group_index = np.searchsorted(groups, group)
         rows = np.full((len(groups), width), -1)
         outs = np.full((len(groups), outputs), -1)
-        rows[place, inner], outs[place, own] = row, out
-        full = rows.min() >= 0 and outs.min() >= 0 and one.size == rows.size * outputs
-        if not (full and np.all(rows[place, inner] == row) and np.all(outs[place, own] == out)):
+        rows[group_index, inner], outs[group_index, output] = row, out
+        full = rows.min() >= 0 and outs.min() >= 0 and element.size == rows.size * outputs
+        if not (
+            full
+            and np.all(rows[group_index, inner] == row)
+            and np.all(outs[group_index, output] == out)
+        ):
             return None
         if first is None:
             first = rows, outs

@@ -132,13 +132,13 @@ class Gatherer:
         key = jax.random.fold_in(self.key, self._drawn)
         groups = site.groups()
         terms = _terms(site, op, x, self.examples, key)
-        own = {
+        layer_sums = {
             name: total.at[groups].add(terms[name]) if total.ndim else total + terms[name]
             for name, total in sums[path].items()
         }
         gram = partial(_gram_of, site, full_gradients(op))
         tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
-        return [tapped], {**sums, path: own}
+        return [tapped], {**sums, path: layer_sums}
 
     def _carried(self, inside: Inside, sums: Sums) -> Sums:
         """The sums of the layers whose kernels go into a loop."""
@@ -153,27 +153,27 @@ class Gatherer:
         ends = consts + carried
         held = _settled(eqn, inside, inside[consts:ends])
 
-        def one(carry: Any, xs: Any) -> Any:
-            state, own = carry
+        def turn(carry: Any, xs: Any) -> Any:
+            state, inner_sums = carry
             counter, slices = xs
             cut = [None if t is None else t.sliced(length, counter) for t in inside[ends:]]
-            outputs, _, own = self._evaluate(
+            outputs, _, inner_sums = self._evaluate(
                 body.jaxpr,
                 body.consts,
                 [*arguments[:consts], *state, *slices],
                 [*inside[:consts], *held, *cut],
-                own,
+                inner_sums,
             )
-            return (outputs[:carried], own), outputs[carried:]
+            return (outputs[:carried], inner_sums), outputs[carried:]
 
-        (state, own), stacked = lax.scan(
-            one,
+        (state, inner_sums), stacked = lax.scan(
+            turn,
             (list(arguments[consts:ends]), self._carried(inside, sums)),
             (jnp.arange(length), list(arguments[ends:])),
             length=length,
             reverse=param(eqn, "reverse"),
         )
-        return [*state, *stacked], [*held, *(None for _ in stacked)], {**sums, **own}
+        return [*state, *stacked], [*held, *(None for _ in stacked)], {**sums, **inner_sums}
 
     def _while(
         self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
@@ -190,29 +190,31 @@ class Gatherer:
         def again(state: Any) -> Any:
             values = [*arguments[tests:ends], *state[0]]
             known = [*inside[tests:ends], *held]
-            outputs, _, own = self._evaluate(body.jaxpr, body.consts, values, known, state[1])
-            return outputs, own
+            outputs, _, inner_sums = self._evaluate(
+                body.jaxpr, body.consts, values, known, state[1]
+            )
+            return outputs, inner_sums
 
         start = (list(arguments[ends:]), self._carried(inside, sums))
-        outputs, own = lax.while_loop(going, again, start)
-        return outputs, held, {**sums, **own}
+        outputs, inner_sums = lax.while_loop(going, again, start)
+        return outputs, held, {**sums, **inner_sums}
 
     def _cond(
         self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
     ) -> tuple[list[Any], Inside, Sums]:
         def branch_of(branch: Any) -> Callable[..., Any]:
-            def run(own: Sums, *values: Any) -> Any:
-                outputs, _, own = self._evaluate(
-                    branch.jaxpr, branch.consts, values, inside[1:], own
+            def run(inner_sums: Sums, *values: Any) -> Any:
+                outputs, _, inner_sums = self._evaluate(
+                    branch.jaxpr, branch.consts, values, inside[1:], inner_sums
                 )
-                return outputs, own
+                return outputs, inner_sums
 
             return run
 
         index, *operands = arguments
         branches = [branch_of(branch) for branch in param(eqn, "branches")]
-        outputs, own = lax.switch(index, branches, self._carried(inside, sums), *operands)
-        return outputs, [None] * len(outputs), {**sums, **own}
+        outputs, inner_sums = lax.switch(index, branches, self._carried(inside, sums), *operands)
+        return outputs, [None] * len(outputs), {**sums, **inner_sums}
 
 
 def _settled(eqn: JaxprEqn, inside: Inside, carry: Inside) -> Inside:
@@ -266,14 +268,14 @@ def _terms(
     if wanted is not None:
         chance = jax.random.uniform(key, (view.images, view.positions))
         chosen = lax.top_k(chance, wanted)[1]
-    found = site.rows(x, chosen)
+    patches = site.rows(x, chosen)
     if form == "channels":
-        split = found.reshape(len(found), here, -1, taps)
-        found = jnp.moveaxis(split, 3, 1).reshape(-1, here, split.shape[2])
+        split = patches.reshape(len(patches), here, -1, taps)
+        patches = jnp.moveaxis(split, 3, 1).reshape(-1, here, split.shape[2])
     return {
-        "inputs": jnp.square(found).sum(0) if form == "diagonal" else gram(found, found),
-        "mean": found.sum(0),
-        "rows": jnp.full(here, float(len(found))),
+        "inputs": jnp.square(patches).sum(0) if form == "diagonal" else gram(patches, patches),
+        "mean": patches.sum(0),
+        "rows": jnp.full(here, float(len(patches))),
         "positions": positions,
         "bad": jnp.sum(~jnp.isfinite(x)).astype(jnp.float32),
     }

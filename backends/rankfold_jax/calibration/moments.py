@@ -49,28 +49,30 @@ def moments(
             is not finite.
     """
     programs = flow.programs(calibration.inputs)
-    total = sum(program.given.examples for program, _ in programs)
+    total = sum(program.inputs.examples for program, _ in programs)
     passes: list[_Pass] = []
     key = jax.random.key(int(rng.integers(2**31)))
     totals = {path: _Totals() for path in layers}
     for index, (program, arrays) in enumerate(programs):
         advance(f"batch {index}")
         batch = Inputs((calibration.batches[index],))
-        own = next((p for p in passes if p.serves(program, batch)), None)
-        if own is None:
-            own = _Pass(flow, program, batch, calibration, layers, total, index)
-            passes.append(own)
-        sums, taps = own(arrays, batch, jax.random.fold_in(key, index), index)
-        _check(sums, taps, own.order)
-        if not isinstance(calibration.loss, str) and own.order and not _any(taps):
+        compiled = next((p for p in passes if p.serves(program, batch)), None)
+        if compiled is None:
+            compiled = _Pass(flow, program, batch, calibration, layers, total, index)
+            passes.append(compiled)
+        sums, taps = compiled(arrays, batch, jax.random.fold_in(key, index), index)
+        _check(sums, taps, compiled.order)
+        if not isinstance(calibration.loss, str) and compiled.order and not _any(taps):
             raise RankfoldError(
                 f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way that "
                 "can be differentiated; use jax.numpy and no stop_gradient or argmax"
             )
-        for path in own.order:
+        for path in compiled.order:
             totals[path].add({**sums[path], "grads": taps[path]})
     count = draws(calibration, total)
-    return {path: totals[path].made(path, total, count) for path in layers if totals[path].arrays}
+    return {
+        path: totals[path].moments(path, total, count) for path in layers if totals[path].arrays
+    }
 
 
 @dataclass
@@ -85,7 +87,7 @@ class _Totals:
         for name, term in wide.items():
             self.arrays[name] += term
 
-    def made(self, path: str, examples: int, draws: int) -> LayerMoments:
+    def moments(self, path: str, examples: int, draws: int) -> LayerMoments:
         assert self.arrays is not None
         sums = self.arrays
         rows, positions = (np.maximum(sums[name], 1.0) for name in ("rows", "positions"))
@@ -151,10 +153,10 @@ class _Pass:
     ) -> tuple[Sums, dict[str, jax.Array]]:
         """The sums of the layers over a batch, and those of their gradients."""
         try:
-            found: tuple[Sums, dict[str, jax.Array]] = self._compiled(
+            sums: tuple[Sums, dict[str, jax.Array]] = self._compiled(
                 self._flow.values, list(arrays), batch.arrays, key
             )
-            jax.block_until_ready(found)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
+            jax.block_until_ready(sums)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
         except RankfoldError:
             raise
         except Exception as error:  # whatever the model raises on these inputs
@@ -166,7 +168,7 @@ class _Pass:
                     "calibration="
                 ) from error
             raise failure(index, error) from error
-        return found
+        return sums
 
     def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
         positions, labels = jax.random.split(key)
@@ -182,7 +184,7 @@ class _Pass:
         outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
 
         def once(key: jax.Array) -> Any:
-            gradient = jax.grad(lambda found: self._loss(found, batch, key), allow_int=True)
+            gradient = jax.grad(lambda values: self._loss(values, batch, key), allow_int=True)
             return back(gradient(outputs))[0]
 
         if self._draws == 1:
@@ -195,11 +197,11 @@ class _Pass:
 
     def _loss(self, outputs: list[Any], batch: Any, key: jax.Array) -> jax.Array:
         whole = self._program.rebuilt(outputs)
-        count = self._program.given.examples
+        count = self._program.inputs.examples
         if isinstance(self._calibration.loss, str):
             return losses.drawn(self._calibration.loss, whole, count, key)
         ((traced,), _) = self._batch.whole(batch)
-        return losses.given(self._calibration, self._index, whole, traced) * count
+        return losses.loss_of(self._calibration, self._index, whole, traced) * count
 
 
 def _any(taps: Mapping[str, jax.Array]) -> bool:

@@ -65,9 +65,9 @@ class MatrixView:
         shared, free = len(self.shared), len(self._free)
         behind = y.ndim - shared - free
         start = shared if self.first else shared + behind
-        own = tuple(range(start, start + free))
-        others = tuple(axis for axis in range(shared, y.ndim) if axis not in own)
-        moved = jnp.transpose(y, (*own, *range(shared), *others))
+        free_axes = tuple(range(start, start + free))
+        others = tuple(axis for axis in range(shared, y.ndim) if axis not in free_axes)
+        moved = jnp.transpose(y, (*free_axes, *range(shared), *others))
         return _taken(moved.reshape(self.images, self.positions, -1), chosen)
 
 
@@ -116,11 +116,11 @@ class WindowView:
         taps = _flat(np.indices(self.kernel), [far for _, far in self.dilation], sizes)
         flat = x.reshape(len(x), -1, x.shape[-1])
         if chosen is None:
-            found = flat[:, origins[:, None] + taps]
+            rows = flat[:, origins[:, None] + taps]
         else:
             places = jnp.asarray(origins)[chosen][..., None] + taps
-            found = jax.vmap(lambda image, own: image[own])(flat, places)
-        return found.swapaxes(2, 3).reshape(*found.shape[:2], -1)
+            rows = jax.vmap(lambda image, index: image[index])(flat, places)
+        return rows.swapaxes(2, 3).reshape(*rows.shape[:2], -1)
 
     @property
     def _around(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -219,6 +219,6 @@ def _flat(
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Flat places in an array of these sizes of places along each axis."""
     flat = np.zeros(places[0].size, dtype=np.int64)
-    for place, step, size in zip(places, steps, sizes, strict=True):
-        flat = flat * size + place.reshape(-1) * step
+    for index, step, size in zip(places, steps, sizes, strict=True):
+        flat = flat * size + index.reshape(-1) * step
     return flat

@@ -27,14 +27,14 @@ class Inputs:
         names: of the arrays that `call` gave last, as they stand in what the function returned.
     """
 
-    def __init__(self, given: Any) -> None:
-        if isinstance(given, Mapping):
-            whole: Any = ((), dict(given))
-        elif isinstance(given, tuple | list):
-            whole = (tuple(given), {})
+    def __init__(self, inputs: Any) -> None:
+        if isinstance(inputs, Mapping):
+            whole: Any = ((), dict(inputs))
+        elif isinstance(inputs, tuple | list):
+            whole = (tuple(inputs), {})
         else:
-            whole = ((given,), {})
-        self.examples = examples(given)
+            whole = ((inputs,), {})
+        self.examples = examples(inputs)
         self.names: list[str] = []
         self._leaves, self._tree = jax.tree.flatten(whole)
         self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
@@ -54,8 +54,8 @@ class Inputs:
     def whole(self, arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments with other arrays in place."""
         leaves = list(self._leaves)
-        for place, array in zip(self._places, arrays, strict=True):
-            leaves[place] = array
+        for index, array in zip(self._places, arrays, strict=True):
+            leaves[index] = array
         args, kwargs = jax.tree.unflatten(self._tree, leaves)
         return args, kwargs
 

@@ -21,10 +21,10 @@ def floats(outputs: Any) -> list[jax.Array]:
     Raises:
         RankfoldError: there is none.
     """
-    found = [leaf for leaf in jax.tree.leaves(outputs) if _is_float(leaf)]
-    if not found:
+    floating = [leaf for leaf in jax.tree.leaves(outputs) if _is_float(leaf)]
+    if not floating:
         raise losses.no_floats(outputs, "arrays")
-    return found
+    return floating
 
 
 def logits(outputs: Any, count: int) -> jax.Array:
@@ -38,13 +38,13 @@ def logits(outputs: Any, count: int) -> jax.Array:
     Raises:
         RankfoldError: there are no logits.
     """
-    found = losses.logits_in(outputs)
-    if not _is_float(found) or jnp.ndim(found) == 0:
+    values = losses.logits_in(outputs)
+    if not _is_float(values) or jnp.ndim(values) == 0:
         raise losses.no_logits(outputs)
-    if found.ndim == 1 and len(found) == count:
-        found = found[:, None]
-    found = found if found.dtype == jnp.float64 else found.astype(jnp.float32)
-    scores: jax.Array = found.reshape(-1, found.shape[-1])
+    if values.ndim == 1 and len(values) == count:
+        values = values[:, None]
+    values = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
+    scores: jax.Array = values.reshape(-1, values.shape[-1])
     return scores
 
 
@@ -62,9 +62,9 @@ def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
     """
     if name == "outputs":
         terms = []
-        for place, found in enumerate(floats(outputs)):
-            noise = jax.random.normal(jax.random.fold_in(key, place), found.shape)
-            terms.append((found.astype(noise.dtype) * noise).sum())
+        for index, output in enumerate(floats(outputs)):
+            noise = jax.random.normal(jax.random.fold_in(key, index), output.shape)
+            terms.append((output.astype(noise.dtype) * noise).sum())
         return jnp.stack(terms).sum()
     scores = logits(outputs, count)
     if scores.shape[1] == 1:
@@ -75,7 +75,7 @@ def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(shares, picked[:, None], axis=1).sum()
 
 
-def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax.Array:
+def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax.Array:
     """What a user's loss function gives for a batch.
 
     Raises:
@@ -99,30 +99,30 @@ def divergence(
     Raises:
         RankfoldError: a model fails on a batch.
     """
-    found = losses.Divergence()
+    total = losses.Divergence()
     both = zip(_outputs(first, calibration), _outputs(second, calibration), strict=True)
     for index, ((a, count), (b, _)) in enumerate(both):
         if calibration.loss == "cross_entropy":
-            found.add_logits(_double(logits(a, count)), _double(logits(b, count)))
+            total.add_logits(_double(logits(a, count)), _double(logits(b, count)))
         elif calibration.loss == "outputs":
             for x, y in zip(map(_double, floats(a)), map(_double, floats(b)), strict=True):
-                found.add_outputs(x, y)
+                total.add_outputs(x, y)
         else:
             batch = calibration.batches[index]
-            found.add_losses(*(float(given(calibration, index, o, batch)) for o in (a, b)))
-    return found.value
+            total.add_losses(*(float(loss_of(calibration, index, o, batch)) for o in (a, b)))
+    return total.value
 
 
 def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]:
     """The outputs of each batch, and how many examples it has."""
-    found = []
+    every = []
     for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
         try:
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
             raise losses.failure(index, error) from error
-        found.append((outputs, program.given.examples))
-    return found
+        every.append((outputs, program.inputs.examples))
+    return every
 
 
 def _double(x: jax.Array) -> Array:

@@ -38,12 +38,12 @@ class PureModel:
             RankfoldError: the model fails on a batch, which is named.
         """
         known: list[TracedModel] = []
-        found = []
+        programs = []
         for index, batch in enumerate(inputs):
-            given = Inputs(batch)
-            program = next((p for p in known if p.given.signature == given.signature), None)
+            whole = Inputs(batch)
+            program = next((p for p in known if p.inputs.signature == whole.signature), None)
             if program is None:
-                program = TracedModel(self, given)
+                program = TracedModel(self, whole)
                 try:
                     program.closed  # noqa: B018  # traced here, where the batch can be named
                 except RankfoldError:
@@ -51,8 +51,8 @@ class PureModel:
                 except Exception as error:  # whatever the model raises on these inputs
                     raise failure(index, error) from error
                 known.append(program)
-            found.append((program, given.arrays))
-        return found
+            programs.append((program, whole.arrays))
+        return programs
 
 
 class TracedModel:
@@ -66,15 +66,15 @@ class TracedModel:
         given: as given.
     """
 
-    def __init__(self, flow: PureModel, given: Inputs) -> None:
+    def __init__(self, flow: PureModel, inputs: Inputs) -> None:
         self._flow = flow
-        self.given = given
+        self.inputs = inputs
         self._leaves: list[Any] = []
         self._tree: Any = None
 
     def arrays(self, values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """The arrays among the outputs; traced, it notes what stands around them."""
-        output = self._flow.function(values, self.given, arrays)
+        output = self._flow.function(values, self.inputs, arrays)
         leaves, self._tree = jax.tree.flatten(output)
         self._leaves = [None if is_array(leaf) else (leaf,) for leaf in leaves]
         return [leaf for leaf in leaves if is_array(leaf)]
@@ -82,7 +82,7 @@ class TracedModel:
     @cached_property
     def closed(self) -> ClosedJaxpr:
         """The jaxpr of `arrays`: the model's arrays, then those of the inputs."""
-        traced = jax.make_jaxpr(self.arrays)(self._flow.values, self.given.arrays)
+        traced = jax.make_jaxpr(self.arrays)(self._flow.values, self.inputs.arrays)
         assert isinstance(traced, ClosedJaxpr)
         return traced
 
@@ -93,6 +93,6 @@ class TracedModel:
 
     def rebuilt(self, arrays: Sequence[Any]) -> Any:
         """The outputs as the model gives them, from the arrays among them."""
-        found = iter(arrays)
-        leaves = [next(found) if known is None else known[0] for known in self._leaves]
+        rest = iter(arrays)
+        leaves = [next(rest) if known is None else known[0] for known in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)

@@ -63,18 +63,18 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
     Raises:
         RankfoldError: this version of JAX writes its jaxprs in another way.
     """
-    found = Dataflow()
+    dataflow = Dataflow()
     labels = [
         None if leaf is None else Provenance(leaf, axes=tuple(range(len(shape_of(var)))))
         for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
     ]
     labels += [None] * (len(closed.jaxpr.invars) - len(labels))
-    _walk(closed.jaxpr, labels, 1, found)
-    return found
+    _walk(closed.jaxpr, labels, 1, dataflow)
+    return dataflow
 
 
 def _walk(
-    jaxpr: Jaxpr, labels: Sequence[Provenance | None], repeats: int, found: Dataflow
+    jaxpr: Jaxpr, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
     """Goes through the equations; gives the labels of the outputs."""
     known: dict[Var, Provenance] = {
@@ -84,27 +84,27 @@ def _walk(
         inside = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
         if all(label is None for label in inside):
             continue
-        for var, label in zip(eqn.outvars, step(eqn, inside, repeats, found), strict=True):
+        for var, label in zip(eqn.outvars, step(eqn, inside, repeats, dataflow), strict=True):
             if label is not None:
                 known[var] = label
     return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
 
 
 def step(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
     """One equation: records what it does with labelled operands, gives its outputs' labels."""
     name = eqn.primitive.name
     nothing: list[Provenance | None] = [None] * len(eqn.outvars)
     if name == "scan":
-        return _scan(eqn, labels, repeats, found)
+        return _scan(eqn, labels, repeats, dataflow)
     if name == "while":
-        return _while(eqn, labels, repeats, found)
+        return _while(eqn, labels, repeats, dataflow)
     if name == "cond":
-        return _cond(eqn, labels, repeats, found)
+        return _cond(eqn, labels, repeats, dataflow)
     inner = called(eqn)
     if inner is not None:
-        return _walk(inner.jaxpr, labels, repeats, found)
+        return _walk(inner.jaxpr, labels, repeats, dataflow)
     label = moved(eqn, labels)
     if label is not None:
         return [label] * len(eqn.outvars)
@@ -112,9 +112,9 @@ def step(
         return list(labels)
     use = product(eqn, labels, repeats) or look_up(eqn, labels, repeats)
     if use is not None:
-        found.uses.append(use)
+        dataflow.uses.append(use)
         return nothing
-    found.reads += [Read(label.leaf, name) for label in labels if label is not None]
+    dataflow.reads += [Read(label.leaf, name) for label in labels if label is not None]
     return nothing
 
 
@@ -134,7 +134,7 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 
 
 def _scan(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
     consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
     length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
@@ -145,13 +145,13 @@ def _scan(
         return _walk(body, inside, repeats * length, into)[:carried]
 
     carry, inner = settled(labels[consts : consts + carried], walk)
-    merge(found, inner)
-    _lost(labels[consts : consts + carried], carry, "scan", found)
+    merge(dataflow, inner)
+    _lost(labels[consts : consts + carried], carry, "scan", dataflow)
     return [*carry, *(None for _ in eqn.outvars[carried:])]
 
 
 def _while(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
     tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
     test, body = param(eqn, "cond_jaxpr").jaxpr, param(eqn, "body_jaxpr").jaxpr
@@ -162,13 +162,13 @@ def _while(
         return _walk(body, [*held, *carry], repeats, into)
 
     carry, inner = settled(labels[tests + consts :], walk)
-    merge(found, inner)
-    _lost(labels[tests + consts :], carry, "while", found)
+    merge(dataflow, inner)
+    _lost(labels[tests + consts :], carry, "while", dataflow)
     return carry
 
 
 def _cond(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, found: Dataflow
+    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
     """Of several branches each leaf counts where it costs most."""
     branches: list[Dataflow] = []
@@ -178,14 +178,14 @@ def _cond(
         outs.append(_walk(branch.jaxpr, labels[1:], repeats, inner))
         branches.append(inner)
     for leaf in dict.fromkeys(use.leaf for inner in branches for use in inner.uses):
-        found.uses += max(
+        dataflow.uses += max(
             (inner.of(leaf) for inner in branches), key=lambda uses: sum(u.macs for u in uses)
         )
     for inner in branches:
-        found.reads += inner.reads
+        dataflow.reads += inner.reads
     agreed = [column[0] if len(set(column)) == 1 else None for column in zip(*outs, strict=True)]
     for column, label in zip(zip(*outs, strict=True), agreed, strict=True):
-        _lost(column, [label] * len(column), "cond", found)
+        _lost(column, [label] * len(column), "cond", dataflow)
     return agreed
 
 
@@ -206,19 +206,19 @@ def settled(
         held = kept
 
 
-def merge(found: Dataflow, inner: Dataflow) -> None:
+def merge(dataflow: Dataflow, inner: Dataflow) -> None:
     """Adds what was found inside."""
-    found.uses += inner.uses
-    found.reads += inner.reads
+    dataflow.uses += inner.uses
+    dataflow.reads += inner.reads
 
 
 def _lost(
     before: Sequence[Provenance | None],
     after: Sequence[Provenance | None],
     where: str,
-    found: Dataflow,
+    dataflow: Dataflow,
 ) -> None:
-    found.reads += [
+    dataflow.reads += [
         Read(b.leaf, where) for b, a in zip(before, after, strict=True) if b is not None and a != b
     ]
 
@@ -226,8 +226,8 @@ def _lost(
 def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
     """The outputs of an equation for these operands."""
     primitive: Any = eqn.primitive
-    found = primitive.get_bind_params(eqn.params)
-    functions, params = found if isinstance(found, tuple) else ((), found)  # jax before 0.10
+    bound = primitive.get_bind_params(eqn.params)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)  # jax before 0.10
     with eqn.ctx.manager:
         outputs = primitive.bind(*functions, *arguments, **params)
     return list(outputs) if primitive.multiple_results else [outputs]

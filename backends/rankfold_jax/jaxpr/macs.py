@@ -31,18 +31,18 @@ def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
         closed: of a function whose first inputs are the model's arrays.
         leaves: a label for each of these; None for one that nothing is counted for.
     """
-    given: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
-    given += [None] * (len(closed.jaxpr.invars) - len(given))
+    sources_: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
+    sources_ += [None] * (len(closed.jaxpr.invars) - len(sources_))
     counts: Counter[str] = Counter()
-    _walk(closed.jaxpr, given, 1, counts)
+    _walk(closed.jaxpr, sources_, 1, counts)
     return counts
 
 
 def _walk(
-    jaxpr: Jaxpr, given: Sequence[Sources], repeats: int, counts: Counter[str]
+    jaxpr: Jaxpr, sources_: Sequence[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
     known: dict[Var, Sources] = dict.fromkeys(jaxpr.constvars, _NONE)
-    known.update(zip(jaxpr.invars, given, strict=True))
+    known.update(zip(jaxpr.invars, sources_, strict=True))
 
     def of(v: Var | Literal) -> Sources:
         return _NONE if isinstance(v, Literal) else known[v]
@@ -80,9 +80,9 @@ def _step(
         use = product(eqn, labels, repeats)
         if use is not None:
             (sources,) = (sources for sources in inside if sources)
-            for place, leaf in enumerate(sorted(sources)):
+            for index, leaf in enumerate(sorted(sources)):
                 share, rest = divmod(use.macs, len(sources))
-                counts[leaf] += share + (place < rest)
+                counts[leaf] += share + (index < rest)
     return [whole] * len(eqn.outvars)
 
 
@@ -108,12 +108,12 @@ def _loop(
 def _branches(
     eqn: JaxprEqn, inside: Sequence[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    found: list[Counter[str]] = []
+    branch_counts: list[Counter[str]] = []
     outputs: list[list[Sources]] = []
     for branch in param(eqn, "branches"):
-        found.append(Counter())
-        outputs.append(_walk(branch.jaxpr, inside[1:], repeats, found[-1]))
-    counts.update(max(found, key=lambda one: sum(one.values())))
+        branch_counts.append(Counter())
+        outputs.append(_walk(branch.jaxpr, inside[1:], repeats, branch_counts[-1]))
+    counts.update(max(branch_counts, key=lambda counter: sum(counter.values())))
     return [_joined((inside[0], *column)) for column in zip(*outputs, strict=True)]
 
 

@@ -170,19 +170,19 @@ def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
 
 def _joined(name: str, operands: Sequence[State]) -> State:
     """What a result is, from what its operands are."""
-    made = {state.calls for state in operands if isinstance(state, Made)}
-    own = [state for state in operands if isinstance(state, Own)]
-    layers = frozenset[str]().union(*(state.layers for state in own))
-    weights = any(state.weights for state in own)
-    if not made:
-        if len(own) == len(operands):
+    calls_made = {state.calls for state in operands if isinstance(state, Made)}
+    constants = [state for state in operands if isinstance(state, Own)]
+    layers = frozenset[str]().union(*(state.layers for state in constants))
+    weights = any(state.weights for state in constants)
+    if not calls_made:
+        if len(constants) == len(operands):
             return Own(layers, weights)
         return _MIXED if weights else Given.INPUT
     if name in _JOINING:
-        return Made(frozenset[Call]().union(*made))
-    if len(made) > 1:
+        return Made(frozenset[Call]().union(*calls_made))
+    if len(calls_made) > 1:
         return _MIXED
-    (calls,) = made
+    (calls,) = calls_made
     of_the_layer = bool(layers) and layers <= {layer for layer, _ in calls}  # a gain of its own
     return _MIXED if weights and name not in _ADDING and not of_the_layer else Made(calls)
 
@@ -193,8 +193,8 @@ def _either(states: Sequence[State]) -> State:
         return states[0]
     if all(isinstance(state, Own) for state in states):
         return _joined("", states)
-    made = [state.calls for state in states if isinstance(state, Made)]
+    calls_made = [state.calls for state in states if isinstance(state, Made)]
     weights = any(isinstance(state, Own) and state.weights for state in states)
-    if not all(made) or weights:
+    if not all(calls_made) or weights:
         return _MIXED
-    return Made(frozenset[Call]().union(*made)) if made else Given.INPUT
+    return Made(frozenset[Call]().union(*calls_made)) if calls_made else Given.INPUT

@@ -57,7 +57,7 @@ def checked(op: Op, chain: Chain) -> Chain:
     """
     out, into = channels(op)
     sizes = [channels(stage) for stage in chain]
-    followed = [into, *(made for made, _ in sizes)]
+    followed = [into, *(outputs for outputs, _ in sizes)]
     if not chain or [*(taken for _, taken in sizes), out] != followed:
         raise Refused(f"{FOREIGN}its channels do not fit")
     if any(stage.groups % op.groups for stage in chain):
@@ -80,13 +80,15 @@ def fixed(what: str, stages: Iterable[str]) -> RankfoldError:
     )
 
 
-def _front(array: Array, stack: StackedAxes, one: tuple[int, ...]) -> Array:
-    if array.ndim == len(stack.axes) + len(one):
+def _front(array: Array, stack: StackedAxes, layer_shape: tuple[int, ...]) -> Array:
+    if array.ndim == len(stack.axes) + len(layer_shape):
         sizes = tuple(array.shape[axis] for axis in stack.axes)
         front = stack.to_front(array) if sizes == stack.sizes else array
-        if front.shape == (stack.count, *one):
+        if front.shape == (stack.count, *layer_shape):
             return front
-    raise Refused(f"{FOREIGN}an array of shape {array.shape} is not a stack {stack.sizes} of {one}")
+    raise Refused(
+        f"{FOREIGN}an array of shape {array.shape} is not a stack {stack.sizes} of {layer_shape}"
+    )
 
 
 def _transposed(stage: Conv) -> Conv | ConvTranspose:

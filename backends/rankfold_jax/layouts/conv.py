@@ -248,7 +248,7 @@ def stages_of(chain: Chain, stack: int) -> tuple[Stage, ...]:
     Raises:
         Refused: an op is none, or Flax has no layer for it.
     """
-    found = []
+    stages = []
     for op in chain:
         if not isinstance(op, (Conv, ConvTranspose)):
             raise Refused(f"Flax has no {type(op).__name__} in place of a convolution")
@@ -260,8 +260,8 @@ def stages_of(chain: Chain, stack: int) -> tuple[Stage, ...]:
             weight = np.flip(weight, tuple(range(3, weight.ndim)))
         kernel = contiguous(np.moveaxis(weight, (1, 2), (-1, -2)))
         bias = None if op.bias is None else contiguous(op.bias).reshape(stack, -1)
-        found.append(Stage(form, kernel, bias))
-    return tuple(found)
+        stages.append(Stage(form, kernel, bias))
+    return tuple(stages)
 
 
 def _form(op: Convolution, stack: int) -> ConvForm | TransposedForm:
@@ -279,9 +279,9 @@ def _form(op: Convolution, stack: int) -> ConvForm | TransposedForm:
     )
     if groups == 1:
         return TransposedForm(geo.kernel, inputs, outputs, geo.stride, around, geo.dilation)
-    one = (1,) * geo.axes
+    ones = (1,) * geo.axes
     return ConvForm(
-        geo.kernel, inputs, outputs, one, around, geo.dilation, groups, input_dilation=geo.stride
+        geo.kernel, inputs, outputs, ones, around, geo.dilation, groups, input_dilation=geo.stride
     )
 
 

@@ -69,21 +69,21 @@ class DenseForm:
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
         """Layers of the same class, one behind the other."""
-        found = []
+        stages = []
         ops = linears(chain)
-        for place, op in enumerate(ops):
+        for index, op in enumerate(ops):
             weight = matrices(op, stack * math.prod(self.batch))
-            last = place == len(ops) - 1
+            last = index == len(ops) - 1
             form = replace(
                 self,
-                inputs=self.inputs if place == 0 else weight.shape[1:2],
+                inputs=self.inputs if index == 0 else weight.shape[1:2],
                 outputs=self.outputs if last else weight.shape[2:],
-                axis=self.axis if place == 0 else (-1,),
+                axis=self.axis if index == 0 else (-1,),
             )
             kernel = contiguous(weight).reshape(stack, *form.kernel_shape)
             bias = None if op.bias is None else contiguous(op.bias).reshape(stack, *form.bias_shape)
-            found.append(Stage(form, kernel, bias))
-        return tuple(found)
+            stages.append(Stage(form, kernel, bias))
+        return tuple(stages)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """Every axis of the input that is not contracted and has no kernel of its own."""
@@ -126,17 +126,17 @@ class EinsumForm:
     @cached_property
     def _terms(self) -> tuple[str, str, str]:
         operands, _, output = self.text.partition("->")
-        given, _, kernel = operands.partition(",")
-        return given, kernel, output
+        inputs, _, kernel = operands.partition(",")
+        return inputs, kernel, output
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
         return dict(zip(self._terms[1], self.shape, strict=True))
 
     def _letters(self, role: str) -> str:
-        given, kernel, output = self._terms
+        inputs, kernel, output = self._terms
         wanted = {"group": (True, True), "in": (True, False), "out": (False, True)}[role]
-        return "".join(c for c in kernel if (c in given, c in output) == wanted)
+        return "".join(c for c in kernel if (c in inputs, c in output) == wanted)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -187,32 +187,32 @@ class EinsumForm:
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
         """Einsums that hand a new index, the rank, from one to the next."""
-        given, _, output = self._terms
+        inputs, _, output = self._terms
         group, into, out = (self._letters(role) for role in ("group", "in", "out"))
         rank = next(c for c in _LETTERS if c not in self.text)
         between = "".join(c for c in output if c not in out) + rank
         other = next(c for c in _LETTERS if c not in self.text + rank)
-        found = []
+        stages = []
         ops = linears(chain)
-        for place, op in enumerate(ops):
+        for index, op in enumerate(ops):
             weight = matrices(op, stack * self._size(group))
-            first, last = place == 0, place == len(ops) - 1
+            first, last = index == 0, index == len(ops) - 1
             taken = into if first else rank
-            made = out if last else (rank if first else other)
-            term = group + taken + made
+            output_index = out if last else (rank if first else other)
+            term = group + taken + output_index
             sizes = [*(self._sizes[c] for c in group)]
             sizes += [self._sizes[c] for c in into] if first else [weight.shape[1]]
             sizes += [self._sizes[c] for c in out] if last else [weight.shape[2]]
-            left = given if first else between
-            right = output if last else between.replace(rank, made)
+            left = inputs if first else between
+            right = output if last else between.replace(rank, output_index)
             form = EinsumForm(f"{left},{term}->{right}", tuple(sizes), self.bias if last else ())
             bias = None
             if op.bias is not None:
                 spread = op.bias.reshape(stack, *(self._sizes[c] for c in group + out))
                 ordered = self._ordered(spread, group + out, self._bias_letters)
                 bias = contiguous(ordered).reshape(stack, *self.bias)
-            found.append(Stage(form, contiguous(weight).reshape(stack, *sizes), bias))
-        return tuple(found)
+            stages.append(Stage(form, contiguous(weight).reshape(stack, *sizes), bias))
+        return tuple(stages)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
         """Every axis of the input that the kernel does not have."""
@@ -222,15 +222,15 @@ class EinsumForm:
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
         """One row of x at a time, with axes of size 1 for every other index."""
-        given, _, output = self._terms
+        inputs, _, output = self._terms
         group, into, out = (self._letters(role) for role in ("group", "in", "out"))
-        letters = list(given.replace("...", ""))
+        letters = list(inputs.replace("...", ""))
         rows = []
         for row in x:
             value = row.reshape(stack, *(self._sizes[c] for c in group + into))
-            own = [c for c in letters if c in group + into]
-            value = self._ordered(value, group + into, "".join(own))
-            shape = [self._sizes[c] if c in own else 1 for c in letters]
+            present = [c for c in letters if c in group + into]
+            value = self._ordered(value, group + into, "".join(present))
+            shape = [self._sizes[c] if c in present else 1 for c in letters]
             y = call(np.ascontiguousarray(value).reshape(stack, *shape))
             kept = [c for c in output.replace("...", "") if c in group + out]
             y = y.reshape(stack, *(self._sizes[c] for c in kept))
@@ -238,13 +238,13 @@ class EinsumForm:
         return np.stack(rows)
 
     def _check(self) -> None:
-        given, kernel, output = self._terms
-        for term in (given, kernel, output):
+        inputs, kernel, output = self._terms
+        for term in (inputs, kernel, output):
             if len(set(term.replace(".", ""))) != len(term.replace(".", "")):
                 raise Refused(f"its einsum {self.text!r} repeats an index in one term")
         if "." in kernel:
             raise Refused(f"its einsum {self.text!r} has an ellipsis in the kernel")
-        alone = [c for c in kernel if c not in given and c not in output]
+        alone = [c for c in kernel if c not in inputs and c not in output]
         if alone:
             raise Refused(f"its einsum {self.text!r} sums the kernel over {alone[0]!r} alone")
         if not self._letters("in") or not self._letters("out"):

@@ -73,8 +73,8 @@ def depthwise_conv(
         spec=spec,
         dtype=preferred_element_type,
     )
-    found: jax.Array = lax.platform_dependent(lhs, rhs, cpu=shifted, default=usual)
-    return found
+    output: jax.Array = lax.platform_dependent(lhs, rhs, cpu=shifted, default=usual)
+    return output
 
 
 def _shift_multiply_add(

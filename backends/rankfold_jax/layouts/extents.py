@@ -11,44 +11,44 @@ from rankfold_jax.layouts.stacks import ObservedAxes
 
 
 def extents_of(
-    leaf: Leaf, form: LayerLayout, found: Dataflow, *, calls: int, own: bool
+    leaf: Leaf, form: LayerLayout, dataflow: Dataflow, *, calls: int, has_own_product: bool
 ) -> tuple[Extent, ...]:
     """The extent of a layer's input at each use of its kernel.
 
     Args:
         leaf: the label of the kernel.
         form: of the layer.
-        found: in the jaxpr of the model.
+        dataflow: through the jaxpr of the model.
         calls: how often the layer was called, at least.
-        own: whether the layer was given a product of its own, which may treat the kernel in any
-            way; nothing it does with it is a reason then.
+        has_own_product: whether the layer was given a product of its own, which may treat the
+            kernel in any way; nothing it does with it is a reason then.
 
     Raises:
         Refused: something else is done with the kernel.
     """
     extents = []
-    uses = found.of(leaf)
+    uses = dataflow.of(leaf)
     if len(uses) > calls:
         raise Refused("its kernel is also used by something else than the layer")
     for use in uses:
         try:
             extent = form.extent(use)
         except Refused:
-            if not own:
+            if not has_own_product:
                 raise
             continue
         if extent is not None:
             extents.append(extent)
-    if not own:
-        for read in found.reads:
+    if not has_own_product:
+        for read in dataflow.reads:
             if read.leaf == leaf:
                 raise Refused(f"its kernel goes into a {read.primitive} before it is used")
     return tuple(extents)
 
 
-def seen_axes(leaf: Leaf, found: Dataflow) -> ObservedAxes:
+def seen_axes(leaf: Leaf, dataflow: Dataflow) -> ObservedAxes:
     """What a trace showed about the axes of a layer's kernel."""
-    uses = found.of(leaf)
+    uses = dataflow.of(leaf)
     stacked: frozenset[int] = frozenset().union(*(use.stacked for use in uses))
     summed: frozenset[int] = frozenset().union(*(use.summed for use in uses))
     return ObservedAxes(stacked - summed, summed - stacked)

@@ -64,9 +64,9 @@ class ParameterIndex:
     @cached_property
     def numbers(self) -> Places:
         """For each flat place in the kernel, the flat place in the op's weight."""
-        found = np.empty(self.places.size, np.int64)
-        found[self.places.reshape(-1)] = np.arange(found.size)
-        return found
+        numbers = np.empty(self.places.size, np.int64)
+        numbers[self.places.reshape(-1)] = np.arange(numbers.size)
+        return numbers
 
     def filled(self, op: Op) -> tuple[Array, Array | None]:
         """The kernel and the bias, in the layer's layout, that hold an op's numbers.
@@ -91,9 +91,9 @@ class ParameterIndex:
         Raises:
             Refused: the op has not the shape of the layer.
         """
-        own, total = self._op, self._op.groups
+        layer, total = self._op, self._op.groups
         places = by_group(self.places, total)[list(groups)]
-        shape = (len(own.weight) // total * len(groups), *own.weight.shape[1:])
+        shape = (len(layer.weight) // total * len(groups), *layer.weight.shape[1:])
         if op.weight.shape != shape:
             raise Refused(
                 f"values of shape {op.weight.shape} do not fit its kernel, which is {shape}"
@@ -101,8 +101,8 @@ class ParameterIndex:
         if (op.bias is None) != (self.bias is None):
             raise Refused("new values do not fit into its parameters")
         kernel.reshape(-1)[places.reshape(-1)] = op.weight.reshape(-1)
-        if op.bias is not None and bias is not None and own.bias is not None:
-            behind = by_group(own.bias, total)[list(groups)].astype(np.int64)
+        if op.bias is not None and bias is not None and layer.bias is not None:
+            behind = by_group(layer.bias, total)[list(groups)].astype(np.int64)
             bias.reshape(-1)[behind.reshape(-1)] = op.bias
 
 

@@ -73,7 +73,7 @@ def stages(chain: Chain) -> tuple[Stage, ...]:
     Raises:
         Refused: Flax has none for one of the ops.
     """
-    found = []
+    stages = []
     for op in chain:
         bias = None if op.bias is None else contiguous(op.bias)[None]
         if isinstance(op, Linear):
@@ -83,12 +83,12 @@ def stages(chain: Chain) -> tuple[Stage, ...]:
                     "its place"
                 )
             form: LayerLayout = DenseForm(op.weight.shape[1:], op.weight.shape[:1])
-            found.append(Stage(form, contiguous(op.weight.T)[None], bias))
+            stages.append(Stage(form, contiguous(op.weight.T)[None], bias))
         elif isinstance(op, Embedding):
-            found.append(Stage(EmbedForm(*op.weight.shape), contiguous(op.weight)[None], None))
+            stages.append(Stage(EmbedForm(*op.weight.shape), contiguous(op.weight)[None], None))
         else:
-            found += stages_of((op,), 1)
-    return tuple(found)
+            stages += stages_of((op,), 1)
+    return tuple(stages)
 
 
 def layout(
@@ -104,17 +104,17 @@ def layout(
     Returns:
         Their names, the second None for an op without a bias; None where there are no such.
     """
-    found: list[str | None] = []
+    stages: list[str | None] = []
     for part in ("weight", "bias"):
         wanted = getattr(op, part)
         if wanted is None:
-            found.append(None)
+            stages.append(None)
             continue
         name = next((n for n in params if _is_laid_out(n, part, wanted, params, read)), None)
         if name is None:
             return None
-        found.append(name)
-    kernel, bias = found
+        stages.append(name)
+    kernel, bias = stages
     return None if kernel is None or kernel == bias else (kernel, bias)
 
 
@@ -144,16 +144,16 @@ def extents(op: Op, shapes: Sequence[tuple[int, ...]], counted: int) -> tuple[Ex
         shapes: of its input at each call in a trace, which goes through the body of a loop once.
         counted: the multiply-accumulates of the layer in all turns of all loops.
     """
-    found: list[Extent] = []
+    stages: list[Extent] = []
     for shape in shapes:
         if isinstance(op, Embedding):
-            found.append(shape)
+            stages.append(shape)
         elif isinstance(op, (Conv, ConvTranspose)) and len(shape) < op.weight.ndim:
-            found.append((1, *shape[:-1]))
+            stages.append((1, *shape[:-1]))
         else:
-            found.append(shape[:-1])
-    once = sum(macs((op,), extent) for extent in found)
-    return tuple(found) * (max(1, counted // once) if once else 1)
+            stages.append(shape[:-1])
+    once = sum(macs((op,), extent) for extent in stages)
+    return tuple(stages) * (max(1, counted // once) if once else 1)
 
 
 def run(op: Op, call: Callable[[Array], Array], x: Array) -> Array:

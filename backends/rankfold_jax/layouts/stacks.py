@@ -58,16 +58,16 @@ class ObservedAxes:
 
     Attributes:
         stacked: along these it is a stack.
-        own: these are axes of one layer's kernel.
+        layer_axes: these are axes of one layer's kernel.
     """
 
     stacked: frozenset[int] = frozenset()
-    own: frozenset[int] = frozenset()
+    layer_axes: frozenset[int] = frozenset()
 
 
 def find_stacks(
     kernel: tuple[int, ...],
-    one: tuple[int, ...],
+    layer_shape: tuple[int, ...],
     bias: tuple[int, ...] | None,
     one_bias: tuple[int, ...],
     seen: ObservedAxes,
@@ -76,7 +76,7 @@ def find_stacks(
 
     Args:
         kernel: the shape as it is stored.
-        one: the shape of one layer's kernel.
+        layer_shape: the shape of one layer's kernel.
         bias: the shape as it is stored; None without one.
         one_bias: the shape of one layer's bias.
         seen: what a trace showed of the axes of the kernel.
@@ -84,21 +84,21 @@ def find_stacks(
     Raises:
         Refused: the shapes do not fit, or fit in more than one way.
     """
-    if kernel == one and bias in (None, one_bias):
+    if kernel == layer_shape and bias in (None, one_bias):
         return StackedAxes(), StackedAxes()
     ways = [
         (axes, behind)
-        for axes in _places(kernel, one)
-        if seen.stacked.issubset(axes) and seen.own.isdisjoint(axes)
+        for axes in _places(kernel, layer_shape)
+        if seen.stacked.issubset(axes) and seen.layer_axes.isdisjoint(axes)
         for behind in ([()] if bias is None else _places(bias, one_bias))
         if bias is None or [kernel[a] for a in axes] == [bias[a] for a in behind]
     ]
     if not ways:
-        raise Refused(f"its kernel has shape {kernel}, which is not a stack of {one}")
+        raise Refused(f"its kernel has shape {kernel}, which is not a stack of {layer_shape}")
     if len(ways) > 1:
         raise Refused(
-            f"its kernel of shape {kernel} is a stack of {one} along more than one possible axis; "
-            "give inputs=, or let the number of layers be no size of the kernel"
+            f"its kernel of shape {kernel} is a stack of {layer_shape} along more than one "
+            "possible axis; give inputs=, or let the number of layers be no size of the kernel"
         )
     ((axes, behind),) = ways
     sizes = tuple(kernel[axis] for axis in axes)
@@ -112,10 +112,10 @@ def _from_end(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     return (-1,) if axes == (len(shape) - 1,) and len(shape) > 1 else axes
 
 
-def _places(found: tuple[int, ...], one: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _places(shape: tuple[int, ...], layer_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The axes whose removal leaves the shape of one layer."""
     return [
         axes
-        for axes in itertools.combinations(range(len(found)), max(len(found) - len(one), 0))
-        if tuple(size for axis, size in enumerate(found) if axis not in axes) == one
+        for axes in itertools.combinations(range(len(shape)), max(len(shape) - len(layer_shape), 0))
+        if tuple(size for axis, size in enumerate(shape) if axis not in axes) == layer_shape
     ]

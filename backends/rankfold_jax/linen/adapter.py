@@ -75,11 +75,11 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Every module with a matrix of its own, in the order of their calls; then the others."""
         recording = self._recorded(model)
-        found = nodes(model)
-        called = [path for path in recording.layers if path in found]
+        all_nodes = nodes(model)
+        called = [path for path in recording.layers if path in all_nodes]
         others = [
             path
-            for path, node in found.items()
+            for path, node in all_nodes.items()
             if path not in recording.layers
             and (path in recording.matrices or path not in recording.classes)
             and any(is_matrix(value) for value in node.values())
@@ -130,8 +130,8 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         assert not isinstance(layer.form, Refused)
         specs, params = [], {}
         stages = layer.form.stages(chain, stacks[0].count)
-        for place, stage in enumerate(stages):
-            ends = {"first": place == 0, "last": place == len(stages) - 1}
+        for index, stage in enumerate(stages):
+            ends = {"first": index == 0, "last": index == len(stages) - 1}
             before = (layer.form.roles, layer.form.bias_roles)
             after = (stage.form.roles, stage.form.bias_roles)
             named: dict[str, Any] = {}
@@ -143,7 +143,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
                         arrays[which], numbers, stacks[which], before[which], after[which], **ends
                     )
             specs.append(StageSpec(stage.form, stage.bias is not None, *boxes))
-            params[f"lr{place}"] = named
+            params[f"lr{index}"] = named
         return Built(tuple(specs), params, layer, stacks)
 
     def chain(self, model: nn.Module, small: nn.Module, path: str) -> Chain:
@@ -161,19 +161,19 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         ruled = self._ruled(model, path)
         stacks = [StackedAxes()] if ruled is not None else self._held(model, path)[2]
         check_bound(small)
-        own = self._paths[path]
-        specs = specs_of(small, own)
+        node_path = self._paths[path]
+        specs = specs_of(small, node_path)
         if specs is None:
             raise Refused("no chain stands in its place")
         known = nodes(small)
         chain = []
-        for place, spec in enumerate(specs):
+        for index, spec in enumerate(specs):
             if spec.form is None:
                 raise Refused(f"{FOREIGN}a layer rule built it")
-            node = known.get((*own, f"lr{place}"), {})
+            node = known.get((*node_path, f"lr{index}"), {})
             name = "embedding" if isinstance(spec.form, EmbedForm) else "kernel"
             if node.keys() != {name, *(["bias"] if spec.use_bias else [])}:
-                raise Refused(f"{FOREIGN}lr{place} holds {', '.join(node) or 'nothing'}")
+                raise Refused(f"{FOREIGN}lr{index} holds {', '.join(node) or 'nothing'}")
             for key, value in node.items():
                 check_array(key, value)
             chain.append(
@@ -296,20 +296,23 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
 
     def _flow(self, model: nn.Module, paths: Iterable[str]) -> PureModel:
         """The model as a pure function, with the places of layers among its arrays."""
-        found = flow(model)
-        places = {own: place for place, (own, _) in enumerate(leaves(params_of(model)))}
+        pure = flow(model)
+        places = {node_path: index for index, (node_path, _) in enumerate(leaves(params_of(model)))}
         slots = {}
         for path in paths:
-            own, ruled = self._paths[path], self._ruled(model, path)
+            node_path, ruled = self._paths[path], self._ruled(model, path)
             if ruled is not None:
                 slots[path] = ruled.slot(
-                    {at[-1]: place for at, place in places.items() if at[:-1] == own}
+                    {at[-1]: index for at, index in places.items() if at[:-1] == node_path}
                 )
                 continue
             layer, arrays, stacks = self._held(model, path)
-            kernel, bias = places[(*own, array_name(layer.kind))], places.get((*own, "bias"), 0)
+            kernel, bias = (
+                places[(*node_path, array_name(layer.kind))],
+                places.get((*node_path, "bias"), 0),
+            )
             slots[path] = _slot(layer, arrays, stacks, kernel, bias)
-        return replace(found, slots=slots)
+        return replace(pure, slots=slots)
 
     def _ruled(self, model: nn.Module, path: str) -> RuledLayer | None:
         """The layer at a path, if a layer rule reads it."""
@@ -361,7 +364,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         shapes = [tuple(unboxed(value).shape) for value in arrays]
         bias = shapes[1] if layer.bias else None
         form = layer.form
-        seen = seen_axes(path, recording.found)
+        seen = seen_axes(path, recording.dataflow)
         stacks = find_stacks(shapes[0], form.kernel_shape, bias, form.bias_shape, seen)
         return layer, arrays, list(stacks[: len(arrays)])
 
@@ -370,9 +373,9 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         recording = self._recording
         assert recording is not None
 
-        def forward(given: Any, arrays: list[Any]) -> Any:
+        def forward(variables: Any, arrays: list[Any]) -> Any:
             return recording.inputs.call(
-                lambda *args, **kwargs: applied(small, given, *args, **kwargs), arrays
+                lambda *args, **kwargs: applied(small, variables, *args, **kwargs), arrays
             )
 
         try:

@@ -71,8 +71,8 @@ def compressed(module: nn.Module, table: Table) -> nn.Module:
         if field.init and field.name != "parent"
     }
     cls: Any = type(module)
-    made: nn.Module = subclass(cls, table)(**fields, parent=None)
-    return made
+    wrapped: nn.Module = subclass(cls, table)(**fields, parent=None)
+    return wrapped
 
 
 @cache
@@ -81,8 +81,8 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
 
     def call(self: Any, function: Any, args: Any, kwargs: Any) -> Any:
         if self.scope is None:
-            return super(made, self)._call_wrapped_method(function, args, kwargs)
-        usual = super(made, self)._call_wrapped_method
+            return super(wrapped, self)._call_wrapped_method(function, args, kwargs)
+        usual = super(wrapped, self)._call_wrapped_method
         return _replacing((table, tuple(self.scope.path)), partial(usual, function, args, kwargs))
 
     def reduce(self: Any) -> Any:
@@ -100,11 +100,11 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
-    made: Any = type(cls.__name__, (cls,), names)
-    made._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
-    made.__reduce__ = reduce
-    setattr(made, _TABLE, table)
-    return made  # type: ignore[no-any-return]  # `type` makes classes unknown to mypy
+    wrapped: Any = type(cls.__name__, (cls,), names)
+    wrapped._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
+    wrapped.__reduce__ = reduce
+    setattr(wrapped, _TABLE, table)
+    return wrapped  # type: ignore[no-any-return]  # `type` makes classes unknown to mypy
 
 
 def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
@@ -184,7 +184,7 @@ def _check_geometry(
         now = repr(getattr(module, name))
         if now != was:
             what = f"{name} of compressed layer {'.'.join(path)!r} (from {was} to {now})"
-            raise fixed(what, (f"lr{place}" for place in range(len(specs))))
+            raise fixed(what, (f"lr{index}" for index in range(len(specs))))
 
 
 def _is_theirs(module: Any, function: Any, specs: tuple[StageSpec, ...]) -> bool:
@@ -192,14 +192,14 @@ def _is_theirs(module: Any, function: Any, specs: tuple[StageSpec, ...]) -> bool
     if not specs[0].ruled:
         return function in CALLS or function in (SETUP, ATTEND)
     cls = type(module)
-    own = raw(cls.setup) is not raw(nn.Module.setup) and function is raw(cls.setup)
-    return own or function is raw(cls.__call__)
+    is_setup = raw(cls.setup) is not raw(nn.Module.setup) and function is raw(cls.setup)
+    return is_setup or function is raw(cls.__call__)
 
 
 def _replaced(
     module: Any, specs: tuple[StageSpec, ...], method: Any, args: Any, kwargs: Any
 ) -> Any:
-    names = [f"lr{place}" for place in range(len(specs))]
+    names = [f"lr{index}" for index in range(len(specs))]
     cls = type(module)
     in_setup = isinstance(module, nn.Embed)
     if specs[0].ruled:

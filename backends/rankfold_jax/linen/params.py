@@ -100,10 +100,10 @@ def boxed(
     if not isinstance(like, nn.Partitioned):
         return array, None
     names: Any = axes.handed_on(like.names, roles, first=first, last=last)
-    own = tuple(
+    remaining = tuple(
         name for name, role in zip(names, roles, strict=True) if not role.startswith("stack")
     )
-    return like.replace(value=array, names=names), like.replace(value=None, names=own)
+    return like.replace(value=array, names=names), like.replace(value=None, names=remaining)
 
 
 def refilled_param(like: Any, numbers: Array, stack: StackedAxes, roles: Roles) -> Any:

@@ -22,13 +22,13 @@ def flow(model: nn.Module) -> PureModel:
     others = {name: value for name, value in variables.items() if name != "params"}
     values, tree = jax.tree.flatten((params, others))
 
-    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
+    def function(values: Sequence[Any], inputs: Inputs, arrays: Sequence[Any]) -> Any:
         params, others = jax.tree.unflatten(tree, values)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return applied(module, {"params": params, **others}, *args, **kwargs)
 
-        return given.output(call, arrays)
+        return inputs.output(call, arrays)
 
     return PureModel(function, values)
 

@@ -60,13 +60,13 @@ class Calls:
             kwargs: the same.
             stored: the shapes of its parameters in the model.
         """
-        given = (*args, *kwargs.values())
-        if len(given) != 1:
+        arguments = (*args, *kwargs.values())
+        if len(arguments) != 1:
             self.refusal = "it is called with more than its input"
         elif shapes_in(module.variables.get("params", {})) != stored:
             self.refusal = "a rule reads one layer; this is a stack of them"
         else:
-            self.shapes.append(np.shape(given[0]))
+            self.shapes.append(np.shape(arguments[0]))
 
 
 def shapes_in(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,13 +117,13 @@ class RuledLayer:
             spec = StageSpec(None, use_bias=False, ruled=True, module=module)
             return (spec,), {"lr0": params}
         specs, named = [], {}
-        for place, stage in enumerate(ruled.stages(chain)):
+        for index, stage in enumerate(ruled.stages(chain)):
             specs.append(StageSpec(stage.form, stage.bias is not None, ruled=True))
             name = "embedding" if type(stage.form).__name__ == "EmbedForm" else "kernel"
-            own = {name: jnp.asarray(stage.kernel[0], self.dtype)}
+            params = {name: jnp.asarray(stage.kernel[0], self.dtype)}
             if stage.bias is not None:
-                own["bias"] = jnp.asarray(stage.bias[0], self.dtype)
-            named[f"lr{place}"] = own
+                params["bias"] = jnp.asarray(stage.bias[0], self.dtype)
+            named[f"lr{index}"] = params
         return tuple(specs), named
 
     def run(self, specs: Sequence[StageSpec], params: Mapping[str, Any], x: Array) -> Array:
@@ -133,8 +133,8 @@ class RuledLayer:
 
         def call(x: Array) -> Array:
             y: Any = jnp.asarray(x)
-            for layer, own in zip(layers, double.values(), strict=True):
-                y = layer.apply({"params": own}, y)
+            for layer, params in zip(layers, double.values(), strict=True):
+                y = layer.apply({"params": params}, y)
             return np.asarray(y)
 
         return ruled.run(self.op(), call, x)

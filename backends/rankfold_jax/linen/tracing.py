@@ -105,8 +105,8 @@ class Recording:
 
         def forward(params: Any, others: Any, arrays: list[Any]) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
-                given = {"params": params, **others}
-                return applied(module, given, *args, **kwargs)
+                variables = {"params": params, **others}
+                return applied(module, variables, *args, **kwargs)
 
             return self.inputs.call(call, arrays)
 
@@ -119,7 +119,7 @@ class Recording:
             closed = copy_context().run(traced)
         except Exception as error:  # whatever the model raises on these inputs
             raise failed(error) from error
-        self.found = jaxprs.find(closed, labels)
+        self.dataflow = jaxprs.find(closed, labels)
         owners: list[str | None] = [
             ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
             for path, value in leaves(params)
@@ -130,7 +130,7 @@ class Recording:
             closed, [*learned, *(Leaf() for _ in range(rest))], self.inputs.names
         )
         owners += [None] * rest
-        self.trace = self._trace(self.found, counted(closed, owners), outputs)
+        self.trace = self._trace(self.dataflow, counted(closed, owners), outputs)
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
@@ -173,7 +173,7 @@ class Recording:
         return RuledLayer(layer.rule, layer.module, self._node(path))
 
     def _trace(
-        self, found: jaxprs.Dataflow, counts: Mapping[str, int], outputs: frozenset[str]
+        self, dataflow: jaxprs.Dataflow, counts: Mapping[str, int], outputs: frozenset[str]
     ) -> Trace:
         extents: dict[str, tuple[Extent, ...]] = {}
         refusals: dict[str, str] = {}
@@ -194,7 +194,9 @@ class Recording:
             try:
                 own = own_product(layer.module)
                 calls = self.calls[path]
-                extents[name] = extents_of(name, layer.form, found, calls=calls, own=own)
+                extents[name] = extents_of(
+                    name, layer.form, dataflow, calls=calls, has_own_product=own
+                )
             except Refused as refused:
                 refusals[name] = refused.reason
         return Trace(extents, refusals, counts, outputs)

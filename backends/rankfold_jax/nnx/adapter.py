@@ -59,8 +59,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Stock layers, and any other module that holds a matrix or a kernel of its own."""
-        found = tracing.array_holders(model)
-        return {path: type(module).__name__ for path, module in found.items()}
+        holder = tracing.array_holders(model)
+        return {path: type(module).__name__ for path, module in holder.items()}
 
     def size(self, model: nnx.Module) -> int:
         """The number of parameters (`nnx.Param`), shared ones counted once."""
@@ -97,9 +97,9 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
-            made = rules.build(rule, module, chain)
-            self._built[id(made)] = (made, partial(_run_ruled, made, self.read(model, path)))
-            return made
+            built = rules.build(rule, module, chain)
+            self._built[id(built)] = (built, partial(_run_ruled, built, self.read(model, path)))
+            return built
         held = layers.held(module, self._seen.get(path, ObservedAxes()))
         built = layers.build(held.form.stages(chain, held.stack.count), module, held)
         self._built[id(built)] = (built, partial(_run, built, held))
@@ -118,10 +118,10 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         """
         op = self.read(model, path)
         held = self._held(model, path)
-        found = dict(paths(small)).get(path)
-        if not isinstance(found, compressed.LowRankSequential):
-            raise Refused(f"a {type(found).__name__} stands in its place, not a chain")
-        stages: list[Any] = list(found.layers)
+        holder = dict(paths(small)).get(path)
+        if not isinstance(holder, compressed.LowRankSequential):
+            raise Refused(f"a {type(holder).__name__} stands in its place, not a chain")
+        stages: list[Any] = list(holder.layers)
         for stage in stages:
             if not isinstance(stage, nnx.Module):
                 raise Refused(f"{FOREIGN}it holds a {type(stage).__name__}")
@@ -160,8 +160,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
                 raise RankfoldError("a model that is a single layer cannot be replaced in place")
             return modules[""], {}
         target = model if inplace else nnx.clone(model)
-        own = dict(paths(target))
-        old = {path: own[path] for path in modules}
+        by_path = dict(paths(target))
+        old = {path: by_path[path] for path in modules}
         try:
             exchanged(target, {id(old[path]): module for path, module in modules.items()}, {})
             left = stale.kept(target, old)
@@ -263,7 +263,7 @@ def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], 
 
 def _paths_by_module(model: nnx.Module) -> Mapping[int, list[str]]:
     """All paths of each module, by its identity."""
-    found: dict[int, list[str]] = {}
+    holder: dict[int, list[str]] = {}
     for path, module in paths(model):
-        found.setdefault(id(module), []).append(path)
-    return found
+        holder.setdefault(id(module), []).append(path)
+    return holder

@@ -67,9 +67,9 @@ def held(module: Any, seen: ObservedAxes) -> NNXLayer:
     kernel = getattr(module, kernel_name(module))
     bias = getattr(module, "bias", None)
     form = form_of(module)
-    found = None if bias is None else tuple(bias.get_raw_value().shape)
+    bias_shape = None if bias is None else tuple(bias.get_raw_value().shape)
     stacks = find_stacks(
-        tuple(kernel.get_raw_value().shape), form.kernel_shape, found, form.bias_shape, seen
+        tuple(kernel.get_raw_value().shape), form.kernel_shape, bias_shape, form.bias_shape, seen
     )
     return NNXLayer(form, *stacks, kernel, bias)
 
@@ -127,9 +127,9 @@ def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSeq
         layer: the same, read.
     """
     built = []
-    for place, stage in enumerate(stages):
-        layer_of_stage: Any = nnx.eval_shape(partial(made, stage, module))
-        ends = {"first": place == 0, "last": place == len(stages) - 1}
+    for index, stage in enumerate(stages):
+        layer_of_stage: Any = nnx.eval_shape(partial(stock_layer, stage, module))
+        ends = {"first": index == 0, "last": index == len(stages) - 1}
         full = layer.stack.roles(layer.form.roles)
         roles = layer.stack.roles(stage.form.roles)
         name = kernel_name(layer_of_stage)
@@ -184,8 +184,8 @@ def refilled(module: Any, layer: NNXLayer, kernel: Array, bias: Array | None) ->
     copied: Any = nnx.clone(module)
     ends = {"first": True, "last": True}
     roles = layer.stack.roles(layer.form.roles)
-    made = _variable(layer.kernel, kernel, roles, roles, **ends)
-    setattr(copied, kernel_name(module), made)
+    variable = _variable(layer.kernel, kernel, roles, roles, **ends)
+    setattr(copied, kernel_name(module), variable)
     if bias is not None:
         assert layer.bias is not None
         roles = layer.bias_stack.roles(layer.form.bias_roles)
@@ -210,7 +210,7 @@ def _variable(
     return type(like).from_metadata(value, metadata)
 
 
-def made(stage: Stage, module: Any) -> nnx.Module:
+def stock_layer(stage: Stage, module: Any) -> nnx.Module:
     """A stock layer of the stage's form; its arrays are exchanged afterwards."""
     form = stage.form
     rngs = nnx.Rngs(0)

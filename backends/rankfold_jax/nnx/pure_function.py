@@ -45,8 +45,8 @@ def flow(
         for path, layer in layers.items()
     }
 
-    def function(values: Sequence[Any], given: Inputs, arrays: Sequence[Any]) -> Any:
-        return given.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
+    def function(values: Sequence[Any], inputs: Inputs, arrays: Sequence[Any]) -> Any:
+        return inputs.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
     return PureModel(function, values, slots)
 

@@ -25,9 +25,9 @@ def check_class(module: nnx.Module) -> None:
     kind, name = kind_of(module), type(module).__name__
     if kind is not None:
         above = type(module).__mro__[: type(module).__mro__.index(kind)]
-        own = sorted({part for cls in above for part in vars(cls) if not part.startswith("_")})
-        if own:
-            raise Refused(f"{name} has {own[0]!r} besides what nnx.{kind.__name__} has")
+        parts = sorted({part for cls in above for part in vars(cls) if not part.startswith("_")})
+        if parts:
+            raise Refused(f"{name} has {parts[0]!r} besides what nnx.{kind.__name__} has")
         return
     if isinstance(module, KINDS):
         raise Refused(f"{name} has a call of its own")
@@ -40,16 +40,16 @@ def check_state(module: nnx.Module) -> None:
     Raises:
         Refused: and why.
     """
-    own = {kernel_name(module), "bias"}
+    arrays = {kernel_name(module), "bias"}
     if getattr(module, "mask", None) is not None:
         raise Refused("masked")
     extra = [
         name
         for name, value in children(module)
-        if name not in own and isinstance(value, nnx.Pytree | nnx.Variable | jax.Array)
+        if name not in arrays and isinstance(value, nnx.Pytree | nnx.Variable | jax.Array)
     ]
     if extra:
-        raise Refused(f"it holds {', '.join(sorted(extra))} besides {' and '.join(sorted(own))}")
+        raise Refused(f"it holds {', '.join(sorted(extra))} besides {' and '.join(sorted(arrays))}")
     for name, variable in variables(module).items():
         if not hasattr(variable, "get_metadata"):
             raise Refused(f"its {name} is a Variable of the kind 'hijax'")

@@ -95,16 +95,16 @@ def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
         if not isinstance(built, nnx.Module):
             raise Refused(f"the layer rule {rule.build!r} gave {type(built).__name__}, no module")
         return built
-    made = []
+    stages = []
     for stage in ruled.stages(chain):
-        layer: Any = nnx.eval_shape(partial(layers.made, stage, module))
+        layer: Any = nnx.eval_shape(partial(layers.stock_layer, stage, module))
         numbers = {kernel_name(layer): stage.kernel[0]}
         if stage.bias is not None:
             numbers["bias"] = stage.bias[0]
         for name, values in numbers.items():
             setattr(layer, name, nnx.Param(jnp.asarray(values, dtype_of(module))))
-        made.append(layer)
-    return chained(made, module)
+        stages.append(layer)
+    return chained(stages, module)
 
 
 def runner(module: nnx.Module, op: Op) -> Callable[[Array], Array]:

@@ -27,10 +27,10 @@ def check_apart(copy: nnx.Module, model: nnx.Module) -> None:
     Raises:
         RankfoldError: it does.
     """
-    own = {id(module) for module in modules(copy).values()}
+    in_copy = {id(module) for module in modules(copy).values()}
     names: dict[int, str] = {}
     for path, module in modules(model).items():
-        if id(module) not in own:
+        if id(module) not in in_copy:
             names |= _parts(module, path)
     for target, word in _holders(copy, names).items():
         raise RankfoldError(

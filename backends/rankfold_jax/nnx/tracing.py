@@ -54,13 +54,13 @@ class Watch:
         parts = vars(module).get(_PARTS)
         if parts is None:
             return
-        given = (*args, *kwargs.values())
-        if len(given) != 1:
+        inputs = (*args, *kwargs.values())
+        if len(inputs) != 1:
             self.refusals.setdefault(path, "it is called with more than its input")
         elif parts != _shapes(module):
             self.refusals.setdefault(path, "a rule reads one layer; this is a stack of them")
         else:
-            self.shapes.setdefault(path, []).append(np.shape(given[0]))
+            self.shapes.setdefault(path, []).append(np.shape(inputs[0]))
 
     def read(self, path: str, name: str) -> None:
         """An array of a layer is looked up."""
@@ -91,7 +91,7 @@ def trace(
     Raises:
         RankfoldError: the model fails on the inputs.
     """
-    given = Inputs(inputs)
+    inputs = Inputs(inputs)
     watch = Watch()
     copy = nnx.clone(model)
     inside = modules(copy)
@@ -121,25 +121,29 @@ def trace(
     owners = [holders.get(id(value)) for value in arrays]
 
     def forward(state: Any, arrays: list[Any]) -> Any:
-        return given.call(nnx.merge(graphdef, state), arrays)
+        return inputs.call(nnx.merge(graphdef, state), arrays)
 
     def traced() -> ClosedJaxpr:
         _watch.set(watch)
         with replacements(watch):
-            return jaxprs.traced(forward, state, given.arrays)[0]
+            return jaxprs.traced(forward, state, inputs.arrays)[0]
 
     try:
         closed = copy_context().run(traced)
     except Exception as error:  # whatever the model raises on these inputs
         raise failed(error) from error
-    found = jaxprs.find(closed, labels)
+    dataflow = jaxprs.find(closed, labels)
     extents: dict[str, tuple[Extent, ...]] = {}
     seen: dict[str, ObservedAxes] = {}
     for path, module in watched.items():
         try:
-            seen[path] = seen_axes(path, found)
+            seen[path] = seen_axes(path, dataflow)
             extents[path] = extents_of(
-                path, form_of(module), found, calls=watch.calls[path], own=_own(module)
+                path,
+                form_of(module),
+                dataflow,
+                calls=watch.calls[path],
+                has_own_product=_own(module),
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
@@ -150,21 +154,21 @@ def trace(
         Leaf(owner, isinstance(value, nnx.Param))
         for owner, value in zip(owners, arrays, strict=True)
     ]
-    outputs = output_layers(closed, leaves_of_model, given.names)
+    outputs = output_layers(closed, leaves_of_model, inputs.names)
     return Trace(extents, watch.refusals, counts, outputs), seen
 
 
 def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:
     """The layers that rules read."""
-    found = {}
+    dataflow = {}
     for path, module in layers.items():
         rule = rules.rule_of(module)
         if rule is not None:
             try:
-                found[path] = rules.read(rule, module)
+                dataflow[path] = rules.read(rule, module)
             except Refused:  # and so it will be when it is read to be compressed
                 continue
-    return found
+    return dataflow
 
 
 def _shapes(module: nnx.Module) -> str:

@@ -65,8 +65,8 @@ def run_paired(
     batches = []
     first = 0
     for program, arrays in flow.programs(calibration.inputs):
-        batches.append(Batch(first, program.given.examples, program.closed, arrays))
-        first += program.given.examples
+        batches.append(Batch(first, program.inputs.examples, program.closed, arrays))
+        first += program.inputs.examples
     following = _Following(flow, layers, visit, rng, first, sequential=sequential)
     groups: dict[Any, list[Batch]] = {}
     for batch in batches:
@@ -113,19 +113,19 @@ class _Following:
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
         """The outputs of each batch."""
-        jaxprs = [one.jaxpr for one in closed]
+        jaxprs = [body.jaxpr for body in closed]
         envs: list[dict[Var, Value]] = []
-        for one, own in zip(closed, inputs, strict=True):
-            env = dict(zip(one.jaxpr.invars, own, strict=True))
-            env.update((v, (c, c)) for v, c in zip(one.jaxpr.constvars, one.consts, strict=True))
+        for body, operands in zip(closed, inputs, strict=True):
+            env = dict(zip(body.jaxpr.invars, operands, strict=True))
+            env.update((v, (c, c)) for v, c in zip(body.jaxpr.constvars, body.consts, strict=True))
             envs.append(env)
         last = [last_reads(jaxpr) for jaxpr in jaxprs]
-        for place, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
+        for index, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
             arguments = [read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
             outputs = self._apply(eqns, arguments, batches)
-            for env, eqn, own, ends in zip(envs, eqns, outputs, last, strict=True):
-                env.update(zip(eqn.outvars, own, strict=True))
-                for var in ends.get(place, ()):
+            for env, eqn, results, ends in zip(envs, eqns, outputs, last, strict=True):
+                env.update(zip(eqn.outvars, results, strict=True))
+                for var in ends.get(index, ()):
                     env.pop(var, None)
         return [read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
 
@@ -142,30 +142,36 @@ class _Following:
         ]
         if any(value is not None for value in inside):
             name = eqn.primitive.name
-            if name == "scan" and len({turns_of(one) for one in eqns}) == 1:
+            if name == "scan" and len({turns_of(eqn) for eqn in eqns}) == 1:
                 taken = param(eqn, "num_consts") + param(eqn, "num_carry")
                 self._foresee(eqn, inside, inside[taken:])
                 return self._scan(eqns, arguments, batches)
             branches = self._taken(eqns, arguments) if name == "cond" else None
             if branches is not None:
-                return self._evaluate(branches, [own[1:] for own in arguments], batches)
+                return self._evaluate(branches, [operands[1:] for operands in arguments], batches)
             if name in ("scan", "while", "cond"):
                 self._foresee(eqn, inside)
                 loop = {"scan": self._alone, "while": self._while, "cond": self._cond}[name]
-                return [loop(e, own, b) for e, own, b in zip(eqns, arguments, batches, strict=True)]
-            inner = [called(one) for one in eqns]
-            if all(one is not None for one in inner):
-                return self._evaluate([one for one in inner if one], arguments, batches)
+                return [
+                    loop(e, operands, b)
+                    for e, operands, b in zip(eqns, arguments, batches, strict=True)
+                ]
+            inner = [called(eqn) for eqn in eqns]
+            if all(body is not None for body in inner):
+                return self._evaluate([body for body in inner if body], arguments, batches)
             if name == "optimization_barrier":
-                return [list(own) for own in arguments]
-            found = [moved_lazily(e, own) for e, own in zip(eqns, arguments, strict=True)]
-            if all(one is not None for one in found):
-                return [[one] for one in found if one is not None]
+                return [list(operands) for operands in arguments]
+            moved = [moved_lazily(e, operands) for e, operands in zip(eqns, arguments, strict=True)]
+            if all(values is not None for values in moved):
+                return [[value] for value in moved if value is not None]
             sites = self._sites(eqns, inside)
             if sites is not None:
                 return self._meet(eqns, sites, arguments, batches)
             self._pass_by(eqn, inside)
-        return [both(one, self._resolved(own)) for one, own in zip(eqns, arguments, strict=True)]
+        return [
+            both(eqn, self._resolved(operands))
+            for eqn, operands in zip(eqns, arguments, strict=True)
+        ]
 
     def _resolved(self, values: Sequence[Value]) -> list[Pair]:
         return [
@@ -199,8 +205,8 @@ class _Following:
                 slot, op = self._slots[path], self._layers[path]
                 known[id(eqn)] = site_of(eqn, inside, path, slot, op)
         sites = [known[id(eqn)] for eqn in eqns]
-        found = [site for site in sites if site is not None]
-        return found if len(found) == len(sites) else None
+        present = [site for site in sites if site is not None]
+        return present if len(present) == len(sites) else None
 
     def _meet(
         self,
@@ -211,8 +217,8 @@ class _Following:
     ) -> list[list[Value]]:
         """A product of a layer: what it gives in both runs."""
         path, side = sites[0].path, sites[0].side
-        kernels = [own[side] for own in arguments]
-        others = [self._resolved([own[1 - side]])[0] for own in arguments]
+        kernels = [operands[side] for operands in arguments]
+        others = [self._resolved([operands[1 - side]])[0] for operands in arguments]
 
         def computed(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
             return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
@@ -251,9 +257,9 @@ class _Following:
         """
         labels = [None if v is None else replace(v.label, slices=1) for v in inside]
         leaves = {value.label.leaf for value in sliced if value is not None}
-        found = Dataflow()
-        step(eqn, labels, 1, found)
-        for use in found.uses:
+        dataflow = Dataflow()
+        step(eqn, labels, 1, dataflow)
+        for use in dataflow.uses:
             if use.leaf not in leaves or use.times > 1:
                 self._decide(use)
 
@@ -268,8 +274,8 @@ class _Following:
         if path is not None:
             self.meeting.decide(path)
 
-    def _alone(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
-        return self._scan([eqn], [own], [batch])[0]
+    def _alone(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+        return self._scan([eqn], [operands], [batch])[0]
 
     def _scan(
         self,
@@ -278,23 +284,30 @@ class _Following:
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
         """One turn after the other, each for all batches."""
-        eqn, bodies = eqns[0], [param(one, "jaxpr") for one in eqns]
+        eqn, bodies = eqns[0], [param(eqn, "jaxpr") for eqn in eqns]
         consts, carried, length = (param(eqn, n) for n in ("num_consts", "num_carry", "length"))
         ends = consts + carried
-        states = [list(own[consts:ends]) for own in arguments]
+        states = [list(operands[consts:ends]) for operands in arguments]
         rows: list[list[list[Value]]] = [[] for _ in eqns]
         turns = range(length)
         for turn in reversed(turns) if param(eqn, "reverse") else turns:
-            given = [
-                [*own[:consts], *state, *(slice_of(value, length, turn) for value in own[ends:])]
-                for own, state in zip(arguments, states, strict=True)
+            inputs = [
+                [
+                    *operands[:consts],
+                    *state,
+                    *(slice_of(value, length, turn) for value in operands[ends:]),
+                ]
+                for operands, state in zip(arguments, states, strict=True)
             ]
-            found = self._evaluate(bodies, given, batches)
-            states = [one[:carried] for one in found]
-            for row, one in zip(rows, found, strict=True):
-                row.append(one[carried:])
+            results = self._evaluate(bodies, inputs, batches)
+            states = [values[:carried] for values in results]
+            for row, values in zip(rows, results, strict=True):
+                row.append(values[carried:])
         if not length:
-            return [both(e, self._resolved(own)) for e, own in zip(eqns, arguments, strict=True)]
+            return [
+                both(e, self._resolved(operands))
+                for e, operands in zip(eqns, arguments, strict=True)
+            ]
         outputs: list[list[Value]] = []
         for state, row in zip(states, rows, strict=True):
             order = reversed(row) if param(eqn, "reverse") else row
@@ -302,41 +315,43 @@ class _Following:
             outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
         return outputs
 
-    def _while(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+    def _while(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
         """Turn after turn while both runs go on; then each on its own."""
         tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
         ends = tests + consts
-        state = list(own[ends:])
+        state = list(operands[ends:])
         while True:
-            given = [[*own[:tests], *state]]
-            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], given, [batch])
+            inputs = [[*operands[:tests], *state]]
+            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], inputs, [batch])
             (pair,) = self._resolved([going])
             if not (bool(pair[0]) and bool(pair[1])):
                 break
-            given = [[*own[tests:ends], *state]]
-            (state,) = self._evaluate([param(eqn, "body_jaxpr")], given, [batch])
+            inputs = [[*operands[tests:ends], *state]]
+            (state,) = self._evaluate([param(eqn, "body_jaxpr")], inputs, [batch])
         if bool(pair[0]) == bool(pair[1]):
             return state
-        return both(eqn, self._resolved([*own[:ends], *state]))
+        return both(eqn, self._resolved([*operands[:ends], *state]))
 
     def _taken(
         self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
     ) -> list[ClosedJaxpr] | None:
         """The branch that both runs of all batches take; None where they part."""
         taken = []
-        for eqn, own in zip(eqns, arguments, strict=True):
+        for eqn, operands in zip(eqns, arguments, strict=True):
             branches = param(eqn, "branches")
-            (index,) = self._resolved(own[:1])
+            (index,) = self._resolved(operands[:1])
             taken.append({int(np.clip(int(which), 0, len(branches) - 1)) for which in index})
         if len(set().union(*taken)) > 1:
             return None
-        bodies = [param(eqn, "branches")[min(own)] for eqn, own in zip(eqns, taken, strict=True)]
+        bodies = [
+            param(eqn, "branches")[min(operands)] for eqn, operands in zip(eqns, taken, strict=True)
+        ]
         alike = len({structure(body.jaxpr) for body in bodies}) == 1
         return bodies if alike else None
 
-    def _cond(self, eqn: JaxprEqn, own: Sequence[Value], batch: Batch) -> list[Value]:
+    def _cond(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
         """The branch that both runs take; each run its own where they part."""
-        branches = self._taken([eqn], [own])
+        branches = self._taken([eqn], [operands])
         if branches is None:
-            return both(eqn, self._resolved(own))
-        return self._evaluate(branches, [own[1:]], [batch])[0]
+            return both(eqn, self._resolved(operands))
+        return self._evaluate(branches, [operands[1:]], [batch])[0]

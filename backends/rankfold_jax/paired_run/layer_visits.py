@@ -140,12 +140,12 @@ class LayerVisits:
         slot = self._slots[path]
         leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
         try:
-            made = self._standing_for(slot, op, chain, len(groups))
+            dense = self._standing_for(slot, op, chain, len(groups))
             for leaf in leaves:
                 if leaf not in self._filled:
                     self._filled[leaf] = np.array(self._values[leaf], order="C")
             kernel, *bias = (self._filled[leaf] for leaf in leaves)
-            slot.fill(kernel, bias[0] if bias else None, made, groups.tolist())
+            slot.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
         except (Refused, RankfoldError):
             return
         for leaf in leaves:
@@ -167,8 +167,8 @@ class LayerVisits:
         """
         if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
             slot.form.stages(chain, slot.stack.count * groups // slot.groups)
-        made = with_weight(op, reconstruct(op, chain))
-        return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
+        dense = with_weight(op, reconstruct(op, chain))
+        return dense if isinstance(dense, Embedding) else replace(dense, bias=chain[-1].bias)
 
     def _joints(
         self,
@@ -182,7 +182,7 @@ class LayerVisits:
         op = self._layers[path]
         if isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
-        fit, held = OutputSums(), OutputSums()
+        fit, validation = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
             view = site.view
             wanted = sampled(view, op, self._examples, 1)
@@ -197,9 +197,9 @@ class LayerVisits:
             terms = joint_terms(site, x, y, bias, chosen, kept)
             each = view.positions if wanted is None else wanted
             fit.add(terms[0], each * int((~kept).sum()))
-            held.add(terms[1], each * int(kept.sum()))
-        found = fit.made()
-        return (None, None) if found is None else (found, held.made())
+            validation.add(terms[1], each * int(kept.sum()))
+        sums = fit.regression_sums()
+        return (None, None) if sums is None else (sums, validation.regression_sums())
 
 
 def _spread(op: Op, bias: Array | None) -> Array:

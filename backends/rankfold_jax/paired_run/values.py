@@ -30,8 +30,8 @@ class DeferredParameter:
 
     def of(self, value: Any) -> Any:
         """The value, from the parameter's."""
-        for one in self.steps:
-            value = one(value)
+        for step in self.steps:
+            value = step(value)
         return value
 
 
@@ -71,11 +71,11 @@ def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> DeferredParameter
 
 def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
     """The primitives of a jaxpr, those of what it calls included."""
-    found: list[Any] = []
+    names: list[Any] = []
     for eqn in jaxpr.eqns:
         inner = called(eqn)
-        found.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
-    return tuple(found)
+        names.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
+    return tuple(names)
 
 
 def turns_of(eqn: JaxprEqn) -> tuple[Any, ...]:
@@ -92,16 +92,16 @@ def read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
 def last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
     """For each equation the values that nobody reads after it."""
     last: dict[Var, int] = {}
-    for place, eqn in enumerate(jaxpr.eqns):
+    for index, eqn in enumerate(jaxpr.eqns):
         for var in (*eqn.invars, *eqn.outvars):
             if not isinstance(var, Literal):
-                last[var] = place
+                last[var] = index
     for var in jaxpr.outvars:
         if not isinstance(var, Literal):
             last.pop(var, None)
     ends: dict[int, list[Var]] = {}
-    for var, place in last.items():
-        ends.setdefault(place, []).append(var)
+    for var, index in last.items():
+        ends.setdefault(index, []).append(var)
     return ends
 
 

@@ -144,8 +144,8 @@ def _check_apart(
                 names[identity(tensor)] = name
     for target, word in holders(small, names, new.values()).items():
         raise RankfoldError(
-            f"{word} of the model holds the model's {names[target] or 'in_small self'!r} by closure, "
-            "weak reference or alike, which a copy would go on using; pass inplace=True"
+            f"{word} of the model holds the model's {names[target] or 'own self'!r} by "
+            "closure, weak reference or alike, which a copy would go on using; pass inplace=True"
         )
 
 
