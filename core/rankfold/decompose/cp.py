@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose import cp_als as als
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.cp_correction import correct
@@ -141,16 +142,11 @@ class CP:
         whitened = np.einsum("goip,gij->gojp", whitened, half, optimize=True)
         fitted = self._by_group(whitened, shape, rank, rng)
         fitted[1] = np.matmul(back, fitted[1])
-        best: tuple[list[Array], float] | None = None
-        for factors in (plain, _balanced(fitted)):
-            stage = _dense([np.eye(rank)[None].repeat(op.groups, 0), *factors[1:]])
-            stage = stage.reshape(op.groups, rank, -1)
-            last = Regression.of(metric, spectrum.rows, stage).solution(rank)
-            error = metric.squared(np.matmul(last, stage) - spectrum.rows)
-            if best is None or error < best[1]:
-                best = [last, *factors[1:]], error
-        assert best is not None
-        return best
+        candidates = (
+            _with_regressed_output(spectrum, metric, factors)
+            for factors in (plain, _balanced(fitted))
+        )
+        return min(candidates, key=lambda candidate: candidate[1])
 
     def _by_group(
         self, tensor: Array, shape: tuple[int, ...], rank: int, rng: np.random.Generator
@@ -302,6 +298,18 @@ def _dense(factors: Sequence[Array]) -> Array:
             len(product), -1, product.shape[2]
         )
     return factors[0] @ product.mT
+
+
+def _with_regressed_output(
+    spectrum: Spectrum, metric: Metric, factors: list[Array]
+) -> tuple[list[Array], float]:
+    """Return factors whose output factor is the best under the metric, and their squared error."""
+    groups, _, rank = factors[0].shape
+    stage = _dense([np.eye(rank)[None].repeat(groups, 0), *factors[1:]])
+    stage = stage.reshape(groups, rank, -1)
+    last = Regression.of(metric, spectrum.rows, stage).solution(rank)
+    error = metric.squared(np.matmul(last, stage) - spectrum.rows)
+    return [last, *factors[1:]], error
 
 
 def _sensitivity(factors: list[Array], energy: float) -> float:

@@ -7,7 +7,9 @@ rank leading those of a higher one, a single Cholesky factor gives the error at 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +22,10 @@ from rankfold.linalg import Array
 COUNT = 40
 """About how many ranks of a single matrix a budget chooses from."""
 _RIDGE = 1e-10
+"""Relative to the mean eigenvalue: far above the rounding of float64, far below moments' noise."""
+_TIE = 1e-9
+"""Relative difference below which two candidates explain the same: what rounding makes of sums."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +76,23 @@ class Regression:
         weighted = metric.weight_outputs(self.explained.swapaxes(1, 2))
         worth: Array = np.cumsum(np.einsum("gon,gon->n", weighted, weighted))
         return worth
+
+
+def most_explained(candidates: Iterable[T], worth: Callable[[T], float]) -> T:
+    """Return the candidate that explains most of the output.
+
+    No basis of the first stage is the best under every metric, so methods try several. An earlier
+    candidate, the simpler one, stays unless a later one beats it by more than rounding: the
+    choice, and with it every bit of the result, would else differ between machines.
+    """
+    iterator = iter(candidates)
+    best = next(iterator)
+    most = worth(best)
+    for candidate in iterator:
+        value = worth(candidate)
+        if value > most * (1.0 + _TIE):
+            best, most = candidate, value
+    return best
 
 
 def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:

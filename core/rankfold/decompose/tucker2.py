@@ -18,7 +18,7 @@ import numpy as np
 from rankfold import linalg
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import Regression
+from rankfold.decompose.reduced_rank_regression import Regression, most_explained
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
@@ -111,10 +111,8 @@ class Tucker2:
         if spectrum.metric is None:
             worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
-            worth = np.zeros(most)
-            for basis in self._input_bases(spectrum, most):
-                explained = _explained(spectrum, basis)
-                worth = np.maximum(worth, np.cumsum((explained * explained).sum(axis=(0, 2))))
+            parts = (_explained(spectrum, b) for b in self._input_bases(spectrum, most))
+            worth = np.maximum.reduce([np.cumsum((p * p).sum(axis=(0, 2))) for p in parts])
         total = spectrum.weight_of_all
         return [
             ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
@@ -151,16 +149,10 @@ class Tucker2:
         metric = spectrum.metric
         assert metric is not None
         r_out, r_in = ranks
-        best: tuple[float, Array, Regression, linalg.Eigen] | None = None
-        for basis in self._input_bases(spectrum, r_in):
-            regression = _regression(spectrum, basis)
-            part = metric.weight_outputs(regression.explained.swapaxes(1, 2))
-            eigen = linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
-            worth = float(eigen.values[:, :r_out].sum())
-            if best is None or worth > best[0] * (1.0 + 1e-9):
-                best = worth, basis, regression, eigen
-        assert best is not None
-        _, right, regression, eigen = best
+        right, regression, eigen = most_explained(
+            self._regressions(spectrum, r_in),
+            lambda candidate: float(candidate[2].values[:, :r_out].sum()),
+        )
         left = eigen.leading(r_out)
         solution = regression.solution(regression.lower.shape[1])
         core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
@@ -192,6 +184,16 @@ class Tucker2:
         first, core, last = factors
         core = core.reshape(-1, right.shape[2], *op.weight.shape[2:])
         return cast(self._chain(op, first, core, last), op)
+
+    def _regressions(
+        self, spectrum: Spectrum, r_in: int
+    ) -> Iterator[tuple[Array, Regression, linalg.Eigen]]:
+        """Yield bases of the input, the regression on each, and what output directions explain."""
+        assert spectrum.metric is not None
+        for basis in self._input_bases(spectrum, r_in):
+            regression = _regression(spectrum, basis)
+            part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
+            yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
 
     @staticmethod
     def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
