@@ -29,7 +29,7 @@ _STEPS = {
     "Gram matrices": ("linalg.py", "gram"),
     "eigenpairs": ("linalg.py", "eigh"),
     "EVBMF": ("evbmf.py", "from_squares"),
-    "HOOI, its eigenpairs included": ("tucker2.py", "_hooi"),
+    "HOOI, its eigenpairs included": ("hooi.py", "hooi"),
     "building the modules": ("adapter.py", "build"),
     "checking them": ("verify.py", "check_chain"),
     "the trace": ("adapter.py", "trace"),
