@@ -47,7 +47,7 @@ CHANNEL_SVD = ChannelSVD()
 
 
 def channel_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
-    """Channel SVD of a `Conv` or a `ConvTranspose`.
+    """Decompose a `Conv` or a `ConvTranspose` by channel SVD.
 
     Args:
         op: weight (out, in/groups, *kernel).

@@ -152,7 +152,7 @@ SPATIAL_SVD = SpatialSVD()
 
 
 def spatial_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
-    """Spatial SVD of a 2-d `Conv` or `ConvTranspose`.
+    """Decompose a 2-d `Conv` or `ConvTranspose` by spatial SVD.
 
     Args:
         op: weight (out, in/groups, kh, kw).

@@ -73,7 +73,7 @@ SVD = TruncatedSVD()
 def truncated_svd(
     op: Op, rank: int, *, placement: Placement = "balanced", exact: bool = False
 ) -> Chain:
-    """Truncated SVD of a `Linear`, an `Embedding` or a `Conv` with kernel 1.
+    """Decompose a `Linear`, an `Embedding` or a `Conv` with kernel 1 by truncated SVD.
 
     Args:
         op: weight (out, in/groups), (num_embeddings, embedding_dim) or (out, in/groups, 1, ...).
