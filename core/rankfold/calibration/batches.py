@@ -37,7 +37,9 @@ class Calibration:
     @property
     def loss_name(self) -> str:
         """Name of the loss, for texts."""
-        return self.loss if isinstance(self.loss, str) else _name(self.loss)
+        if isinstance(self.loss, str):
+            return self.loss
+        return getattr(self.loss, "__qualname__", type(self.loss).__name__)
 
     def held_out(self) -> Calibration:
         """Return the examples that no weight is fitted to, by the rule of `is_held_out`.
@@ -184,7 +186,3 @@ def _check_axes(inputs: Any, example: Any, index: int) -> None:
                 f"calibration: batch {index} has an array of shape {tuple(array.shape)} where "
                 f"inputs= has {tuple(like.shape)}; give batches with an axis of examples in front"
             )
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)

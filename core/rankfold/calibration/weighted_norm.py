@@ -107,7 +107,7 @@ class Metric:
 
     @property
     def channels_only(self) -> bool:
-        """Whether the kernel's positions are taken for independent."""
+        """Return whether positions of the kernel are taken for independent."""
         return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
 
     def weight_outputs(self, rows: Array) -> Array:
@@ -271,9 +271,9 @@ def oas_shrinkage(moment: Array, samples: int) -> Array:
     # place of Σ and iterating ends in closed form (Chen et al., eq. 23),
     #     ρ = ((1 − 2/p) tr S² + tr² S) / ((n + 1 − 2/p) (tr S² − tr² S / p)),   at most 1:
     # the numerator is the scatter of S about Σ, `spread` is ‖S − F‖², how far S is from having
-    # equal eigenvalues at all. The terms in 2/p are left out, as is common: they are below the
-    # uncertainty of n, as how many samples correlated positions count. A matrix that is F already
-    # has no spread, and any ρ gives F.
+    # equal eigenvalues at all. The terms in 2/p are left out: they vanish for large p, and matter
+    # less than how many samples n correlated positions count as. A matrix that is F already has
+    # no spread, and any ρ gives F.
     # On a diagonal each variance is estimated from all n samples whatever p: ρ = 1 / (n + 1) adds
     # a single sample of the mean variance.
     if moment.ndim == 2:

@@ -7,12 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import (
-    Literal,
-    Protocol,
-    TypeAlias,
-    runtime_checkable,
-)
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -158,7 +153,7 @@ def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: 
     Args:
         method: the decomposition.
         op: the layer.
-        ranks: one per rank of the method.
+        ranks: ints, as many as the method has ranks.
         placement: "balanced" or "classical".
 
     Raises:

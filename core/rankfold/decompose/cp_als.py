@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
             drawn = (rng.standard_normal((size, rank)) for size in core.shape)
             starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
         starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
-    model = _als(core, min(starts, key=_error), effort.sweeps, ridge)
+    model = _als(core, min(starts, key=attrgetter("error")), effort.sweeps, ridge)
     last_sweeps = _Effort.of(tensor, rank).last_sweeps
     if any(basis is not None for basis in bases):
         factors = list(model.factors)
@@ -133,7 +134,7 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     if cheap or model.error < _SMALL:
         model = _with_less_ridge(tensor, model, last_sweeps)
     if cheap:
-        model = min(model, from_slices(tensor, rank), key=_error)
+        model = min(model, from_slices(tensor, rank), key=attrgetter("error"))
     return _with_bounded_sensitivity(tensor, Fit(balance(model.factors), model.error), last_sweeps)
 
 
@@ -187,9 +188,9 @@ class _Effort:
     def of(tensor: Array, rank: int) -> _Effort:
         # A sweep is two GEMMs of prod(shape) · rank multiplications; the contractions of what
         # they give, and memory traffic, about double that. Every limit is a number of
-        # multiplications over this, between a least number of sweeps, below which ALS has not
-        # left its start, and a most, beyond which it has settled. 20 trial sweeps for 8 starts
-        # stay below the 200 that follow.
+        # multiplications over this, between a least number of sweeps, below which ALS is hardly
+        # off its start, and a most, beyond which another start is worth more. 20 trial sweeps for
+        # 8 starts stay below the 200 that follow.
         work = 4 * math.prod(tensor.shape) * rank
         starts = max(1, min(8, _CHEAP // (3 * work)))
         return _Effort(
@@ -346,7 +347,3 @@ def from_slices(tensor: Array, rank: int) -> Fit:
         factors[mode] = linalg.like(np.eye(tensor.shape[mode])[:, position], tensor)
     left_out = max(energy - float(strengths.ravel()[chosen].sum()), 0.0)
     return Fit(balance(tuple(factors)), math.sqrt(left_out / energy))
-
-
-def _error(candidate: Fit) -> float:
-    return candidate.error

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from rankfold.decompose.tensor_algebra import Fit
 
 SWEEPS = 10
-"""At most: the norms fall by large factors in the first few."""
+"""At most; a sweep that gains less than `_LEAST_GAIN` is the last."""
 _LEAST_GAIN = 1e-3
+"""Relative decrease of the summed squared norms by a sweep, below which more sweeps gain little."""
 
 
 def correct(tensor: Array, start: Fit, error_bound: float) -> Fit:

@@ -33,7 +33,7 @@ class MatrixSVD(ABC):
 
     name: str
     _limit: ClassVar[str]
-    """What the largest rank counts, for error texts."""
+    """Name of what limits the rank, for error texts."""
 
     @abstractmethod
     def refuse(self, op: Op) -> str | None:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """The regression of y = W x on nested z = Z x.
+    """Regression of y = W x on nested z = Z x.
 
     Attributes:
         explained: (groups, m, out/groups), Q = L⁻¹ E[z yᵀ] with L Lᵀ = E[z zᵀ]: the first n rows

@@ -39,7 +39,7 @@ squares are good to about 1e-7 there, which is a thousandth of a rest of 1e-4.""
 
 
 class Spectrum:
-    """The scaled weight of one op, its unfoldings and the eigenpairs of their Gram matrices.
+    """Scaled weight of one op, its unfoldings and the eigenpairs of their Gram matrices.
 
     Args:
         op: the layer.
@@ -68,7 +68,7 @@ class Spectrum:
 
     @property
     def rows(self) -> Array:
-        """The matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
+        """Matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
         return self.matrix.mT if self._transposed else self.matrix
 
     @cached_property
@@ -88,19 +88,19 @@ class Spectrum:
 
     @property
     def matrix(self) -> Array:
-        """The unfolding (groups, out/groups, in/groups · positions)."""
+        """Unfolding (groups, out/groups, in/groups · positions)."""
         groups, out = self.tensor.shape[:2]
         return self.tensor.reshape(groups, out, -1)
 
     @property
     def input_unfolding(self) -> Array:
-        """The unfolding (groups, in/groups, out/groups · positions)."""
+        """Unfolding (groups, in/groups, out/groups · positions)."""
         groups, _, into, _ = self.tensor.shape
         return self.tensor.swapaxes(1, 2).reshape(groups, into, -1)
 
     @property
     def spatial_unfolding(self) -> Array:
-        """The matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
+        """Matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
         groups, out, into, _ = self.tensor.shape
         kh, kw = self.kernel
         split = self.tensor.reshape(groups, out, into, kh, kw)

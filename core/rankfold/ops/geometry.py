@@ -17,7 +17,7 @@ Padding: TypeAlias = Pairs | Literal["same", "same_lower"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The geometry of a convolution: a value per spatial axis.
+    """Geometry of a convolution, a value per spatial axis.
 
     Attributes:
         kernel: its sizes.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from rankfold import linalg
-from rankfold.linalg import Array
 from rankfold.ops.transforms import mapped
 from rankfold.ops.types import Op
 
@@ -20,17 +19,11 @@ def protected(op: Op) -> Op:
     Arrays of NumPy become read-only views. There are no such views of a tensor on an accelerator,
     which is copied.
     """
-    return mapped(op, _protected)
+    return mapped(
+        op, lambda a: linalg.read_only(a) if isinstance(a, np.ndarray) else linalg.copied(a)
+    )
 
 
 def copied(op: Op) -> Op:
     """Copy the arrays of a layer, but for blank ones, which take no memory."""
-    return mapped(op, _copied)
-
-
-def _protected(array: Array) -> Array:
-    return linalg.read_only(array) if isinstance(array, np.ndarray) else linalg.copied(array)
-
-
-def _copied(array: Array) -> Array:
-    return array if linalg.takes_no_memory(array) else linalg.copied(array)
+    return mapped(op, lambda a: a if linalg.takes_no_memory(a) else linalg.copied(a))
