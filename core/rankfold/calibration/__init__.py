@@ -1,1 +1,1 @@
-"""What calibration data is reduced to, and the norm that it defines on weights."""
+"""Reduction of calibration data to moments, and the norm that these define on weights."""

@@ -1,4 +1,4 @@
-"""What every backend adds up over a calibration set, and the errors it raises on the way."""
+"""Sums that every backend accumulates over a calibration set, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROWS_PER_COLUMN = 4
 
 
 def sampled_positions(op: Op, examples: int, taps: int) -> int:
-    """How many output positions of each image a second moment needs.
+    """Return how many output positions of each image a second moment needs.
 
     Args:
         op: the layer.
@@ -34,7 +34,7 @@ def sampled_positions(op: Op, examples: int, taps: int) -> int:
 
 
 def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | None:
-    """The sums of one layer; None where there are none, or where they are not finite.
+    """Collect the sums of one layer; None where there are none, or where they are not finite.
 
     Args:
         sums: "xx", "yx", "yy", "x" and "y", as in `RegressionSums`.
@@ -46,7 +46,7 @@ def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | N
 
 
 class RelativeDistance:
-    """‖y − ŷ‖ / ‖y‖ of outputs that come in parts."""
+    """Relative distance ‖y − ŷ‖ / ‖y‖ of outputs that come in parts."""
 
     def __init__(self) -> None:
         self._error, self._energy = 0.0, 0.0
@@ -58,12 +58,12 @@ class RelativeDistance:
 
     @property
     def value(self) -> float:
-        """The distance over all parts."""
+        """Distance over all parts."""
         return math.sqrt(self._error / max(self._energy, 1e-300))
 
 
 def input_not_finite(path: str) -> RankfoldError:
-    """The error for a layer whose input on the calibration data is not finite."""
+    """Return the error for a layer whose input on the calibration data is not finite."""
     return RankfoldError(
         f"layer {path!r}: its input on the calibration data has NaN or infinite values; check the "
         "data and the layers before it"
@@ -71,7 +71,7 @@ def input_not_finite(path: str) -> RankfoldError:
 
 
 def gradient_not_finite(path: str) -> RankfoldError:
-    """The error for a layer at whose output the gradient of the loss is not finite."""
+    """Return the error for a layer at whose output the gradient of the loss is not finite."""
     return RankfoldError(
         f"layer {path!r}: the gradient of the loss at its output has NaN or infinite values; check "
         "the loss, or convert the model to float32"
@@ -79,11 +79,11 @@ def gradient_not_finite(path: str) -> RankfoldError:
 
 
 def moment_not_finite(path: str, what: str, remedy: str) -> RankfoldError:
-    """The error for a layer whose second moment overflows.
+    """Return the error for a layer whose second moment overflows.
 
     Args:
         path: of the layer.
-        what: the moment is of: "inputs" or "gradients".
+        what: "inputs" or "gradients", which the moment is of.
         remedy: what to scale down.
     """
     return RankfoldError(

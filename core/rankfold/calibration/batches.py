@@ -1,4 +1,4 @@
-"""`Calibration`: the batches that show what a model is used for, and the loss it is judged by."""
+"""`Calibration`: batches of a model's inputs, and the loss that errors are measured by."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from rankfold.linalg import Array
 Loss: TypeAlias = str | Callable[[Any, Any], Any]
 LOSSES = ("outputs", "cross_entropy")
 _HELD_EVERY = 4
+"""One example in so many is held out: three quarters still determine the fits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Batches of inputs, with what may stand behind the inputs for the loss.
+    """Batches of inputs, and of whatever else the loss takes (labels, for example).
 
     Attributes:
         batches: as they were given.
@@ -35,39 +36,41 @@ class Calibration:
 
     @property
     def loss_name(self) -> str:
-        """The loss as text."""
-        return self.loss if isinstance(self.loss, str) else _name(self.loss)
+        """Name of the loss, for texts."""
+        if isinstance(self.loss, str):
+            return self.loss
+        return getattr(self.loss, "__qualname__", type(self.loss).__name__)
 
     def held_out(self) -> Calibration:
-        """The examples that no weight is fitted to, by the rule of `is_held_out`.
+        """Return the examples that no weight is fitted to, by the rule of `is_held_out`.
 
         Arrays whose first axis counts the examples of their batch are cut; whatever else there is
         in a batch stays. With a single example it is everything.
         """
         counts = [examples(inputs) for inputs in self.inputs]
         numbers = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
-        chosen = [np.flatnonzero(is_held_out(own, sum(counts))) for own in numbers]
+        chosen = [np.flatnonzero(is_held_out(part, sum(counts))) for part in numbers]
         if not any(map(len, chosen)):
             return self
         kept = [
-            tuple(_taken(value, count, own) for value in (batch, inputs))
-            for batch, inputs, count, own in zip(
+            tuple(_some_examples(value, count, indices) for value in (batch, inputs))
+            for batch, inputs, count, indices in zip(
                 self.batches, self.inputs, counts, chosen, strict=True
             )
-            if len(own)
+            if len(indices)
         ]
         batches, inputs = zip(*kept, strict=True)
         return replace(self, batches=batches, inputs=inputs)
 
     @staticmethod
     def of(batches: Any, example: Any, loss: Loss | None) -> Calibration:
-        """Reads what a user gave.
+        """Build it from what a user passes.
 
         Args:
             batches: an iterable of batches, or a single array or mapping as the only batch.
             example: the example inputs; of a batch that is a tuple or list, as many leading items
                 are the inputs as there are in these, and of a mapping those of the same names.
-                None takes batches as a whole.
+                None takes all of a batch.
             loss: one of `LOSSES`, a function, or None for "outputs".
 
         Raises:
@@ -88,13 +91,13 @@ class Calibration:
         if not every:
             raise RankfoldError("calibration: no batch; give at least one batch of inputs")
         inputs = tuple(_inputs(b, example, i) for i, b in enumerate(every))
-        for index, own in enumerate(inputs):
-            _check_axes(own, example, index)
+        for index, arrays in enumerate(inputs):
+            _check_axes(arrays, example, index)
         return Calibration(every, inputs, loss)
 
 
 def is_held_out(numbers: Any, total: int) -> Any:
-    """Which examples are held out of every fit: a quarter, the last one where there are few.
+    """Tell which examples are held out of every fit: a quarter, the last one where there are few.
 
     Args:
         numbers: of examples, an integer array of any framework.
@@ -109,9 +112,9 @@ def is_held_out(numbers: Any, total: int) -> Any:
 
 
 def examples(inputs: Any) -> int:
-    """The number of examples of a batch: the length of the first axis of its first array.
+    """Return the number of examples of a batch: the length of its first array's first axis.
 
-    Scalars and keys of random generators, which no example has of its own, are passed over.
+    Scalars and keys of random generators have no axis of examples, and are passed over.
     """
     for array in _arrays(inputs):
         if len(array.shape) and not _is_key(array):
@@ -120,7 +123,7 @@ def examples(inputs: Any) -> int:
 
 
 def _is_key(array: Any) -> bool:
-    """Whether an array is the state of a random generator: an extended dtype, or two words."""
+    """Return whether an array is a key of a random generator: an extended dtype, or two words."""
     kind = str(getattr(array, "dtype", ""))
     return kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,))
 
@@ -136,14 +139,14 @@ def _arrays(value: Any) -> Iterator[Any]:
             yield from _arrays(item)
 
 
-def _taken(value: Any, count: int, chosen: Array) -> Any:
-    """A batch of some examples of a batch of `count`."""
+def _some_examples(value: Any, count: int, chosen: Array) -> Any:
+    """Select examples of a batch of `count` by their indices."""
     if hasattr(value, "shape"):
         return value[chosen] if len(value.shape) and value.shape[0] == count else value
     if isinstance(value, Mapping):
-        return {name: _taken(item, count, chosen) for name, item in value.items()}
+        return {name: _some_examples(item, count, chosen) for name, item in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(_taken(item, count, chosen) for item in value)
+        return type(value)(_some_examples(item, count, chosen) for item in value)
     return value
 
 
@@ -171,7 +174,7 @@ def _inputs(batch: Any, example: Any, index: int) -> Any:
 
 
 def _check_axes(inputs: Any, example: Any, index: int) -> None:
-    """Sees to it that a batch has examples, and no fewer axes than the inputs have."""
+    """Check that a batch has examples, and no fewer axes than the inputs have."""
     shapes = [tuple(array.shape) for array in _arrays(inputs)]
     if (0,) in (shape[:1] for shape in shapes[:1]):
         raise RankfoldError(
@@ -183,7 +186,3 @@ def _check_axes(inputs: Any, example: Any, index: int) -> None:
                 f"calibration: batch {index} has an array of shape {tuple(array.shape)} where "
                 f"inputs= has {tuple(like.shape)}; give batches with an axis of examples in front"
             )
-
-
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__qualname__", type(function).__name__)

@@ -1,6 +1,6 @@
-"""What losses on the outputs of a model are to every framework, and how far two models are apart.
+"""Losses on the outputs of a model, and the divergence of two models, for every framework.
 
-A framework's adapter draws labels and noise and differentiates; it brings outputs here as arrays.
+A framework's adapter draws labels and noise and differentiates; it passes outputs as arrays.
 """
 
 from __future__ import annotations
@@ -17,33 +17,35 @@ from rankfold.faults import told
 from rankfold.linalg import Array
 
 _ENOUGH_EXAMPLES = 64
+"""Draws of a random loss, over all examples, whose mean gradient moment is steady enough."""
 _MOST_DRAWS = 8
+"""Draws per example at most: each is a backward pass, and says nothing new about the inputs."""
 
 
 def draws(calibration: Calibration, total: int) -> int:
-    """How often a random loss is drawn: with few examples their mean needs more than one."""
+    """Return how often a random loss is drawn: the mean over few examples takes several draws."""
     if not isinstance(calibration.loss, str):
         return 1
     return max(1, min(_MOST_DRAWS, math.ceil(_ENOUGH_EXAMPLES / total)))
 
 
 def logits_in(outputs: Any) -> Any:
-    """What is to be the logits in an output.
+    """Return the logits in an output.
 
     Args:
         outputs: an array, something with `.logits` or an entry "logits", or a sequence with them at
             its beginning.
     """
-    found = outputs
-    while isinstance(found, (tuple, list)) and found and not hasattr(found, "logits"):
-        found = found[0]
-    if isinstance(found, Mapping) and "logits" in found:
-        return found["logits"]
-    return getattr(found, "logits", found)
+    value = outputs
+    while isinstance(value, (tuple, list)) and value and not hasattr(value, "logits"):
+        value = value[0]
+    if isinstance(value, Mapping) and "logits" in value:
+        return value["logits"]
+    return getattr(value, "logits", value)
 
 
 def no_logits(outputs: Any) -> RankfoldError:
-    """What is raised where an output has no logits."""
+    """Return the error for an output without logits."""
     return RankfoldError(
         f"loss 'cross_entropy': no logits in an output of class {type(outputs).__name__}; pass "
         "loss='outputs' or a function of (outputs, batch)"
@@ -51,7 +53,7 @@ def no_logits(outputs: Any) -> RankfoldError:
 
 
 def no_floats(outputs: Any, what: str) -> RankfoldError:
-    """What is raised where an output has no floating-point arrays; `what` the framework's are."""
+    """Return the error for an output without floats; `what` a framework calls its arrays."""
     return RankfoldError(
         f"loss: the model gives {type(outputs).__name__} without floating-point {what}; pass "
         "loss= a function of (outputs, batch)"
@@ -59,7 +61,7 @@ def no_floats(outputs: Any, what: str) -> RankfoldError:
 
 
 def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> Any:
-    """What a user's loss function gives for a batch.
+    """Return the value of a user's loss function for a batch.
 
     Raises:
         RankfoldError: it fails.
@@ -74,49 +76,49 @@ def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> Any
 
 
 def failure(index: int, error: BaseException) -> RankfoldError:
-    """What is raised where a model fails on a batch."""
+    """Return the error for a model that fails on a batch."""
     return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
 
 
 class Divergence:
-    """The mean loss of a model and of the compressed one, added up batch by batch."""
+    """Mean loss of a model and of the compressed one, added up batch by batch."""
 
     def __init__(self) -> None:
-        self._apart, self._size = [0.0, 0.0], 0.0
+        self._losses, self._size = [0.0, 0.0], 0.0
 
     def add_logits(self, first: Array, second: Array) -> None:
-        """Adds KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""
+        """Add KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""
         if first.shape[1] == 1:
             first, second = (np.concatenate([x, np.zeros_like(x)], 1) for x in (first, second))
         p, q = _log_softmax(first), _log_softmax(second)
         share = np.exp(p)
         with np.errstate(invalid="ignore"):
             terms = np.where(share > 0, share * (p - q), 0.0)
-        self._apart[1] += max(0.0, float(terms.sum()))
+        self._losses[1] += max(0.0, float(terms.sum()))
         self._size += len(first)
 
     def add_outputs(self, first: Array, second: Array) -> None:
-        """Adds the squared distance of two outputs; only what is finite in the first counts."""
-        known = np.isfinite(first)
-        a, b = first[known].astype(np.float64), second[known].astype(np.float64)
+        """Add the squared distance of two outputs; only what is finite in the first counts."""
+        finite = np.isfinite(first)
+        a, b = first[finite].astype(np.float64), second[finite].astype(np.float64)
         self._size += float(np.square(a).sum())
-        self._apart[1] += float(np.square(a - b).sum())
+        self._losses[1] += float(np.square(a - b).sum())
 
     def add_losses(self, first: float, second: float) -> None:
-        """Adds the losses of both on a batch."""
+        """Add the losses of both on a batch."""
         self._size += 1.0
-        self._apart[0] += first
-        self._apart[1] += second
+        self._losses[0] += first
+        self._losses[1] += second
 
     @property
     def value(self) -> tuple[float, float]:
-        """The mean of both; the first is 0 where the distance from the first is what counts."""
+        """Mean losses of both; the first is 0 where distances from it are added."""
         size = max(self._size, 1e-300)
-        return self._apart[0] / size, self._apart[1] / size
+        return self._losses[0] / size, self._losses[1] / size
 
 
 def _log_softmax(scores: Array) -> Array:
     scores = scores.astype(np.float64)
     shifted = scores - scores.max(axis=1, keepdims=True)
-    found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return found
+    logarithms: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logarithms

@@ -1,9 +1,9 @@
-"""`Moments`: what calibration data says about the inputs and outputs of each layer.
+"""Second moments of each layer's inputs and of the gradients at its outputs.
 
 The second moment of a layer's input says which directions its weight is used in; that of the
 gradient of the loss at its output says which errors of its output matter. Together they measure an
 error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (Martens and Grosse, arXiv
-1503.05671), so that errors of different layers compare.
+1503.05671), a unit in which errors of different layers compare.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ PATCH_LIMIT = 4608
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
 FEWEST = 16
-"""Moments of fewer predictions than these do more harm than good: most classes are not seen."""
+"""Predictions below which moments do more harm than good: most classes are not seen."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Moments of one layer.
+    """Second moments and mean of one layer.
 
     Attributes:
         inputs: E[x xᵀ] of the layer's input at one position. (groups, d, d) with
@@ -48,14 +48,14 @@ class LayerMoments:
     positions_per_example: float
 
     def __post_init__(self) -> None:
-        # what the user has gathered is looked at by policies and decompositions of others
+        # policies and decompositions of plugins read the arrays that the user has gathered
         for name in ("inputs", "mean", "grads"):
             array = getattr(self, name)
             if array is not None:
                 object.__setattr__(self, name, read_only(array))
 
     def of_groups(self, groups: Sequence[int]) -> LayerMoments:
-        """The moments of some of the groups."""
+        """Select the moments of some of the groups."""
         inputs, mean, grads = (
             None if array is None else array[list(groups)]
             for array in (self.inputs, self.mean, self.grads)
@@ -69,7 +69,7 @@ class LayerMoments:
 class RegressionSums:
     """Sums over positions of the original layer's output y and the compressed one's input x.
 
-    They are of all groups of a layer, or of those that a `LayerVisitor` is told of.
+    They are of all groups of a layer, or of those that a `LayerVisitor` names.
 
     Attributes:
         xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
@@ -89,7 +89,7 @@ class RegressionSums:
 
 
 def input_form(op: Op) -> str:
-    """The form in which the moments of a layer's inputs are gathered."""
+    """Return the form in which the moments of a layer's inputs are gathered."""
     if isinstance(op, Embedding):
         return "diagonal"
     if isinstance(op, (Conv, ConvTranspose)):
@@ -98,19 +98,20 @@ def input_form(op: Op) -> str:
 
 
 def full_gradients(op: Op) -> bool:
-    """Whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
+    """Return whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups
     return bool(out <= PATCH_LIMIT)
 
 
 def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -> int:
-    """How many predictions calibration data shows: examples, or tokens where each gets its own.
+    """Return how many predictions calibration data has: examples, or tokens predicted one by one.
 
-    The layer that is used least often says which; tables are no measure, they may be looked up for
-    positions alone.
+    The layer that is used least often tells which, since the last one runs once per prediction;
+    tables do not, they may be looked up for positions alone.
     """
-    own = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    without_tables = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
+    measured = without_tables or moments.values()
     return min(
-        (int(m.samples * max(1.0, m.positions_per_example)) for m in own or moments.values()),
+        (int(m.samples * max(1.0, m.positions_per_example)) for m in measured),
         default=0,
     )

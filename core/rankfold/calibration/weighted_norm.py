@@ -1,9 +1,9 @@
-"""How much an error of a layer's weight matters: tr(G ΔW C ΔWᵀ) with the moments of calibration.
+"""Weighted norm tr(G ΔW C ΔWᵀ) of an error ΔW of a layer's weight, from moments of calibration.
 
-Moments of few samples are unreliable, so both are shrunk towards a multiple of the identity by as
-much as their sample size asks for (oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero,
-IEEE Trans. Signal Process. 58, 2010). So neither is ever singular, and with two examples next to
-nothing but the plain error of the weight is left.
+C is the second moment of the input and G that of the gradient at the output. Moments of few samples
+are unreliable, so both are shrunk towards a multiple of the identity by as much as their sample
+size demands (oracle approximating shrinkage: Chen, Wiesel, Eldar and Hero, IEEE Trans. Signal
+Process. 58, 2010). Neither is ever singular then, and two examples leave little but the plain norm.
 """
 
 from __future__ import annotations
@@ -21,26 +21,29 @@ from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op
 
 POSITIONS = 16
-"""As how many samples the positions of one example count, at most: they are alike."""
+"""As how many samples the positions of one example count, at most: neighbours are correlated, so
+that an image of 56×56 positions is not worth 3136 independent ones."""
 _FLOOR = 1e-6
+"""Least eigenvalue of G over the largest: its inverse root stays below 1e3."""
 _LEAST = 1e-12
-"""Of the mean variance, of a group and of the whole layer: keeps what never occurs invertible."""
+"""Added in units of the mean variance, of a group and of the layer: keeps the moment of inputs that
+never occur invertible, thousands of times above the rounding of float64."""
 
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
-"""Of a mean square: below it, a variance is the rounding of sums in float32."""
+"""Relative to the mean square: below it, a variance is the rounding of sums in float32."""
 
 
 class Metric:
-    """The measure of errors of one layer's weight, as rows (groups, out/groups, d).
+    """Weighted norm of errors of one layer's weight, as rows (groups, out/groups, d).
 
-    An `Embedding` is measured as the matrix (1, dim, rows) that its table is the transpose of.
+    An `Embedding` is measured as the transpose of its table, (1, dim, rows).
 
     Args:
         op: the layer.
         moments: of the layer.
 
     Raises:
-        Refused: the moments are not those of a layer of that shape, or not finite.
+        Refused: the moments have the shape of another layer, or are not finite.
 
     Attributes:
         inputs: C without units, its largest variance 1.
@@ -72,7 +75,7 @@ class Metric:
                 self.mean = None
         if self.mean is not None:
             inputs = centred(inputs, self.mean)
-        self._seen = linalg.read_only(inputs)
+        self._unshrunk = linalg.read_only(inputs)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
         self.inputs = linalg.read_only(oas_shrinkage(inputs, samples))
@@ -86,7 +89,7 @@ class Metric:
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
-        """The same measure of outputs with another moment of the inputs.
+        """Return the same measure of outputs with another moment of the inputs.
 
         Args:
             inputs: (groups, d, d), centred if a mean is given; taken without shrinkage.
@@ -95,33 +98,33 @@ class Metric:
         other = copy.copy(self)
         for derived in ("full_inputs", "channels"):  # of the old inputs
             vars(other).pop(derived, None)
-        _, before = _without_unit(self._seen)
+        _, before = _without_unit(self._unshrunk)
         other.inputs, unit = _without_unit(inputs)
         other.unit = self.unit / before * unit if before else 0.0
-        other._seen = inputs
+        other._unshrunk = inputs
         other.mean = mean
         return other
 
     @property
     def channels_only(self) -> bool:
-        """Whether the kernel's positions are taken for independent."""
+        """Return whether positions of the kernel are taken for independent."""
         return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
 
     def weight_outputs(self, rows: Array) -> Array:
-        """G½ A for A (groups, out/groups, n)."""
-        return self._by(0, rows)
+        """Return G½ A for A (groups, out/groups, n)."""
+        return self._by_root(0, rows)
 
     def unweight_outputs(self, rows: Array) -> Array:
-        """G^-½ A for A (groups, out/groups, n)."""
-        return self._by(1, rows)
+        """Return G^-½ A for A (groups, out/groups, n)."""
+        return self._by_root(1, rows)
 
     def apply_input_moment(self, rows: Array) -> Array:
-        """A C for A (groups, n, d)."""
+        """Return A C for A (groups, n, d)."""
         return self._times(rows, self.inputs)
 
     @cached_property
     def full_inputs(self) -> Array:
-        """C as (groups, d, d)."""
+        """Second moment C of the inputs as (groups, d, d)."""
         if self.inputs.ndim == 2:
             return np.stack([np.diag(group) for group in self.inputs])
         if self.channels_only:
@@ -130,7 +133,7 @@ class Metric:
         return self.inputs
 
     def times_root(self, rows: Array) -> Array:
-        """A R for A (groups, n, d), where R Rᵀ = C."""
+        """Return A R for A (groups, n, d), where R Rᵀ = C."""
         if self.inputs.ndim == 2:
             scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
             return scaled
@@ -140,7 +143,7 @@ class Metric:
 
     @cached_property
     def channels(self) -> Array:
-        """C of the channels alone, (groups, in/groups, in/groups): the mean over positions."""
+        """Second moment of the channels, (groups, in/groups, in/groups), a mean over positions."""
         if self.inputs.ndim == 2:
             return self.full_inputs
         if self.channels_only or self._taps == 1:
@@ -150,14 +153,13 @@ class Metric:
         return mean
 
     def squared(self, rows: Array) -> float:
-        """tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
+        """Squared norm tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
         scaled = self.weight_outputs(rows)
         return float(np.vdot(self.apply_input_moment(scaled), scaled))
 
     def output(self, rows: Array) -> float:
-        """E‖A x‖² of rows A at one position as the data has it, without shrinkage or weights."""
-        moment = self._seen
-        return float(np.vdot(self._times(rows, moment), rows))
+        """Mean E‖A x‖² of rows A at one position, without shrinkage or weights."""
+        return float(np.vdot(self._times(rows, self._unshrunk), rows))
 
     def _times(self, rows: Array, moment: Array) -> Array:
         if moment.ndim == 2:
@@ -166,6 +168,7 @@ class Metric:
         if moment.shape[1] == rows.shape[2]:
             product: Array = np.matmul(rows, moment)
             return product
+        # The moment of the channels alone stands for C = moment ⊗ 1 over the kernel's positions.
         groups, n, _ = rows.shape
         split = rows.reshape(groups, n, self._into, self._taps).swapaxes(2, 3)
         moved = np.matmul(split.reshape(groups, -1, self._into), moment)
@@ -173,7 +176,7 @@ class Metric:
         turned: Array = moved.reshape(groups, n, -1)
         return turned
 
-    def _by(self, which: int, rows: Array) -> Array:
+    def _by_root(self, which: int, rows: Array) -> Array:
         if self._roots is None:
             return rows
         root = self._roots[which]
@@ -182,11 +185,11 @@ class Metric:
 
 
 class Mismatch(Refused):
-    """Moments are those of another layer."""
+    """Moments have the shape of another layer."""
 
 
 def check_moments(op: Op, moments: LayerMoments) -> None:
-    """Sees to it that moments have the shapes of a layer's.
+    """Check that moments have the shapes that a layer's have.
 
     Raises:
         Mismatch: they have not.
@@ -212,18 +215,22 @@ def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) 
 
 
 def centred(moment: Array, mean: Array) -> Array:
-    """E[x xᵀ] - E[x] E[x]ᵀ, in which what never varies is exactly zero.
+    """Return the covariance E[x xᵀ] − E[x] E[x]ᵀ, exactly zero where an input never varies.
 
-    The difference of equals is rounding, of either sign, which nothing could be measured by.
+    Of a constant input the difference is rounding, of either sign, and no variance.
+
+    Args:
+        moment: E[x xᵀ], (groups, d, d).
+        mean: E[x], (groups, d).
     """
-    apart: Array = moment - mean[:, :, None] * mean[:, None, :]
-    before, after = (np.einsum("gii->gi", array) for array in (moment, apart))
-    varies = after > _ROUNDING * before
-    return np.where(varies[:, :, None] & varies[:, None, :], apart, 0.0)
+    covariance: Array = moment - mean[:, :, None] * mean[:, None, :]
+    mean_square, variance = (np.einsum("gii->gi", array) for array in (moment, covariance))
+    varies = variance > _ROUNDING * mean_square
+    return np.where(varies[:, :, None] & varies[:, None, :], covariance, 0.0)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:
-    """A moment over its largest variance, and that; the identity and 0 where all of it is zero.
+    """Return a moment over its largest variance, and that; for a zero one the identity and 0.
 
     Squares of moments of the smallest and the largest activations would leave the range of
     float64, and a root of nothing could not be inverted.
@@ -232,14 +239,13 @@ def _without_unit(moment: Array) -> tuple[Array, float]:
     largest = float(variances.max(initial=0.0))
     if largest > 0.0:
         return moment / largest, largest
-    same = (
-        np.ones_like(moment) if moment.ndim == 2 else np.zeros_like(moment) + np.eye(len(moment[0]))
-    )
-    return same, 0.0
+    if moment.ndim == 2:
+        return np.ones_like(moment), 0.0
+    return np.zeros_like(moment) + np.eye(len(moment[0])), 0.0
 
 
 def _roots(grads: Array) -> tuple[Array, Array]:
-    """G½ and its inverse, (groups, out/groups, out/groups) or diagonals.
+    """Return G½ and its inverse, (groups, out/groups, out/groups) or diagonals.
 
     Eigenvalues are at least a share of the largest one of all groups: the outputs of a group that
     never count would else be whitened by next to nothing, and their inverse exceed every range.
@@ -254,12 +260,22 @@ def _roots(grads: Array) -> tuple[Array, Array]:
 
 
 def oas_shrinkage(moment: Array, samples: int) -> Array:
-    """A moment of few samples, moved towards the multiple of the identity of the same trace.
+    """Shrink a moment of few samples towards the multiple of the identity of the same trace.
 
     Args:
         moment: (groups, d, d) or the diagonal, (groups, d).
         samples: how many it is the mean of.
     """
+    # Ŝ = (1 − ρ) S + ρ F with F = tr(S)/p · 1, per group of order p. The oracle ρ minimises
+    # E‖Ŝ − Σ‖² for the true Σ; for Gaussian samples E‖S − Σ‖² = (tr Σ² + tr² Σ) / n. Putting Ŝ in
+    # place of Σ and iterating ends in closed form (Chen et al., eq. 23),
+    #     ρ = ((1 − 2/p) tr S² + tr² S) / ((n + 1 − 2/p) (tr S² − tr² S / p)),   at most 1:
+    # the numerator is the scatter of S about Σ, `spread` is ‖S − F‖², how far S is from having
+    # equal eigenvalues at all. The terms in 2/p are left out: they vanish for large p, and matter
+    # less than how many samples n correlated positions count as. A matrix that is F already has
+    # no spread, and any ρ gives F.
+    # On a diagonal each variance is estimated from all n samples whatever p: ρ = 1 / (n + 1) adds
+    # a single sample of the mean variance.
     if moment.ndim == 2:
         level = moment.mean(axis=1, keepdims=True)
         share = 1.0 / (1.0 + samples)
@@ -284,7 +300,7 @@ def oas_shrinkage(moment: Array, samples: int) -> Array:
 
 
 def rows_of(op: Op) -> Array:
-    """The weight as rows (groups, out/groups, d); an `Embedding` as (1, dim, rows). float64."""
+    """Return the weight as rows (groups, out/groups, d) in float64; of a table (1, dim, rows)."""
     weight = op.weight.astype(np.float64)
     if isinstance(op, Embedding):
         return weight.T[None]

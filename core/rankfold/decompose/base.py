@@ -1,18 +1,13 @@
-"""What a decomposition is: it turns an op into a chain of ops at given ranks.
+"""Protocols of a decomposition, which turns an op into a chain of ops at given ranks.
 
-These are structural types: nothing is inherited.
+They are structural types: nothing is inherited.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import (
-    Literal,
-    Protocol,
-    TypeAlias,
-    runtime_checkable,
-)
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -29,16 +24,17 @@ class Unfolding:
     """One matrix of a layer whose rank a policy chooses.
 
     Args:
-        values: those below, or a function that gives them: it is called only where a policy looks
-            at them, so that one which looks at shapes alone costs no eigendecomposition.
+        values: the squared singular values, or a function that returns them: it is called only
+            where a policy reads them, so that one which reads shapes alone costs no
+            eigendecomposition.
         sides: the (rows, columns) of the matrix of one group.
         channels: the channel count that a rank given as a share refers to.
         scale: what the weight was divided by.
 
     Attributes:
-        sides: as given.
-        channels: as given.
-        scale: as given.
+        sides: the (rows, columns) of the matrix of one group.
+        channels: the channel count that a rank given as a share refers to.
+        scale: what the weight was divided by.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Unfolding:
 
     @property
     def values(self) -> Array:
-        """The squared singular values of the weight over `scale`.
+        """Squared singular values of the weight over `scale`.
 
         (groups, n), descending, where n is the smaller side of the matrix.
         """
@@ -67,9 +63,9 @@ class Factorization:
     """A decomposed layer.
 
     Attributes:
-        chain: in the layer's place.
+        chain: the ops that take the place of the layer.
         error: ‖W − Ŵ‖ / ‖W‖ of the weight.
-        remark: what to know of how it was found; "" for nothing.
+        remark: a note on how the factors were computed; "" for none.
         sensitivity: of a CP model, the expected squared relative change of the weight per unit
             variance of noise relative to the factors; None for other models.
     """
@@ -83,28 +79,27 @@ class Factorization:
 class Decomposition(Protocol):
     """One way to turn an op into a chain of ops.
 
-    What a decomposition may have beyond this are protocols of their own: `EstimatesErrors` and
-    `NamesBetterMethod`.
+    `EstimatesErrors` and `NamesBetterMethod` are protocols of what it may have beyond this.
     """
 
     @property
     def name(self) -> str:
-        """The word used in `methods=` and in plans."""
+        """Word used in `methods=` and in plans."""
 
     def refuse(self, op: Op) -> str | None:
-        """Why this method does not apply to the op; None where it does."""
+        """Return why this method does not apply to the op; None where it does."""
 
     def max_ranks(self, op: Op) -> RankTuple:
-        """The ranks at which the chain is exact; the length is the number of ranks."""
+        """Return the ranks at which the chain is exact; the length is the number of ranks."""
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """The matrices whose ranks a policy chooses."""
+        """Return the matrices whose ranks a policy chooses."""
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """The ranks of the method from one rank per mode."""
+        """Return the ranks of the method from one rank per mode."""
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """The chain with all-zero weights that take no memory: its shapes, geometry and biases."""
+        """Return the chain with blank weights: its shapes, geometry and biases."""
 
     def decompose(
         self,
@@ -115,25 +110,25 @@ class Decomposition(Protocol):
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factorization:
-        """The chain, in the dtype of the op's weight, shaped like the template."""
+        """Compute the chain, in the dtype of the op's weight, shaped like the template."""
 
 
 @runtime_checkable
 class EstimatesErrors(Protocol):
     """A decomposition that knows its errors without decomposing.
 
-    A few ranks of one that does not are decomposed where a budget chooses between them.
+    Where one does not, a few of its ranks are decomposed for a budget to choose from.
     """
 
     def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Iterable[tuple[RankTuple, float | None]]:
-        """Ranks for a budget to choose from, each with its error.
+        """Return ranks for a budget to choose from, each with its error.
 
         Args:
             op: the layer.
             spectrum: of its weight.
-            multiple_of: of the ranks, where there are such.
+            multiple_of: the ranks are multiples of it, where there are such.
 
         Returns:
             Ranks with the squared error at them, in the units of `spectrum.tensor` under
@@ -146,17 +141,23 @@ class NamesBetterMethod(Protocol):
     """A decomposition that another one surpasses on some layers."""
 
     def surpassed(self, op: Op) -> str | None:
-        """The name of a decomposition that loses no more at any cost; None where there is none.
+        """Return a decomposition that loses no more at any cost; None where there is none.
 
-        Where that one is allowed too, no policy that compares methods looks at this one.
+        Where the better one is allowed too, policies that compare methods leave this one out.
         """
 
 
 def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: Placement) -> Chain:
-    """The chain of one op.
+    """Decompose one op, and return its chain.
+
+    Args:
+        method: the decomposition.
+        op: the layer.
+        ranks: ints, as many as the method has ranks.
+        placement: "balanced" or "classical".
 
     Raises:
-        RankfoldError: what is given is no op, the method does not apply, a rank is out of range,
+        RankfoldError: `op` is no op, the method does not apply, a rank is out of range,
             or the weight is empty, all zero or not finite.
     """
     if not isinstance(op, (Linear, Conv, ConvTranspose, Embedding)):

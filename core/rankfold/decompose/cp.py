@@ -5,7 +5,7 @@
 along which nothing happens (kernel 1, stride 1, no padding) needs no stage. "cp3" fits
 (out, in, kh · kw): pointwise, one k×k depthwise stage, pointwise. Each axis's stage takes that
 axis's kernel, stride, padding and dilation, and none elsewhere. How the factors are found is in
-`als`.
+`cp_als`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose import cp_als as als
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.cp_correction import correct
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from tensorly.cp_tensor import CPTensor
 
 _COUNT = 6
+"""Ranks for a budget to choose from: each takes a fit of its own."""
+_LEAST_VARIANCE = 1e-8
+"""Of the largest one, in whitening: the inverse of its root stays below 1e4."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +63,26 @@ class CP:
     error_bound: float | None = None
 
     def refuse(self, op: Op) -> str | None:
-        """Refuses what is not a convolution."""
+        """Refuse what is not a convolution."""
         if not isinstance(op, (Conv, ConvTranspose)):
             return f"{self.name} applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
     def max_ranks(self, op: Op) -> RankTuple:
-        """A rank at which every kernel of that shape has an exact model."""
+        """Return a rank at which every kernel of that shape has an exact model."""
         assert isinstance(op, (Conv, ConvTranspose))
         return (als.full_rank(self._shape(op)),)
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """The output and the input unfolding."""
+        """Return the output and the input unfolding."""
         return channel_unfoldings(spectrum)
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """The larger of the two: the number of rank-1 terms both modes need."""
+        """Return the larger of the two: the number of rank-1 terms that both modes need."""
         return (max(unfolding_ranks),)
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """Shapes of all stages."""
+        """Return all stages without values."""
         assert isinstance(op, (Conv, ConvTranspose))
         limit = "rank-1 terms, with which the model is exact"
         (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
@@ -89,7 +93,7 @@ class CP:
     def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
-        """Errors of the fit itself, at few ranks: it has no closed form."""
+        """Return a few ranks with the squared errors of fits: they have no closed form."""
         rng = np.random.default_rng(0)
         most = min(self.max_ranks(op)[0], 2 * max(spectrum.tensor.shape[1:3]))
         return [
@@ -106,7 +110,7 @@ class CP:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factorization:
-        """Ridge-regularised alternating least squares, group by group.
+        """Fit by ridge-regularised alternating least squares, group by group.
 
         Under a metric the fit is that of the weight and that of the weight whitened by the moments
         of its channels, each with the last stage by regression; the better one is taken.
@@ -125,32 +129,33 @@ class CP:
     def _fitted(
         self, op: Op, rank: int, spectrum: Spectrum, rng: np.random.Generator
     ) -> tuple[list[Array], float]:
-        """Factors (groups, size, rank) and the squared error."""
+        """Return factors (groups, size, rank) and the squared error, under the metric if any."""
         assert isinstance(op, (Conv, ConvTranspose))
         shape = self._shape(op)
         metric = spectrum.metric
         plain = self._by_group(spectrum.tensor, shape, rank, rng)
         if metric is None:
-            apart = _dense(plain).reshape(spectrum.rows.shape) - spectrum.rows
-            return plain, linalg.inner(apart, apart)
+            difference = _dense(plain).reshape(spectrum.rows.shape) - spectrum.rows
+            return plain, linalg.inner(difference, difference)
+        # ALS minimises plain squares. Multiplying the output mode by G½ and the input mode by C½
+        # makes the metric plain, but for the correlation of inputs at different positions; back in
+        # the original coordinates the input factor is C^-½ b, and the output factor, G^-½ a, is
+        # replaced by the regression on the other stages under the full metric. That regression
+        # also makes the plain fit a candidate: where few samples make C unreliable, or positions
+        # are strongly correlated, it is the better one.
         root = linalg.eigh(metric.channels)
-        scales = np.sqrt(np.maximum(root.values, 1e-8 * root.values[:, :1]))[:, None, :]
+        scales = np.sqrt(np.maximum(root.values, _LEAST_VARIANCE * root.values[:, :1]))[:, None, :]
         half = np.matmul(root.vectors * scales, root.vectors.swapaxes(1, 2))
         back = np.matmul(root.vectors / scales, root.vectors.swapaxes(1, 2))
         whitened = metric.weight_outputs(spectrum.rows).reshape(spectrum.tensor.shape)
         whitened = np.einsum("goip,gij->gojp", whitened, half, optimize=True)
         fitted = self._by_group(whitened, shape, rank, rng)
         fitted[1] = np.matmul(back, fitted[1])
-        best: tuple[list[Array], float] | None = None
-        for factors in (plain, _balanced(fitted)):
-            stage = _dense([np.eye(rank)[None].repeat(op.groups, 0), *factors[1:]])
-            stage = stage.reshape(op.groups, rank, -1)
-            last = Regression.of(metric, spectrum.rows, stage).solution(rank)
-            error = metric.squared(np.matmul(last, stage) - spectrum.rows)
-            if best is None or error < best[1]:
-                best = [last, *factors[1:]], error
-        assert best is not None
-        return best
+        candidates = (
+            _with_regressed_output(spectrum, metric, factors)
+            for factors in (plain, _balanced(fitted))
+        )
+        return min(candidates, key=lambda candidate: candidate[1])
 
     def _by_group(
         self, tensor: Array, shape: tuple[int, ...], rank: int, rng: np.random.Generator
@@ -158,7 +163,7 @@ class CP:
         fits = [
             self._fit(tensor[group].reshape(shape), rank, rng) for group in range(tensor.shape[0])
         ]
-        return [linalg.stacked(stack) for stack in zip(*(one.factors for one in fits), strict=True)]
+        return [linalg.stacked(stack) for stack in zip(*(fit.factors for fit in fits), strict=True)]
 
     def _fit(self, tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         if linalg.inner(tensor, tensor) == 0.0:
@@ -175,7 +180,7 @@ class CP:
         return correct(tensor, fitted, self.error_bound)
 
     def _shape(self, op: Convolution) -> tuple[int, ...]:
-        """The sizes of the modes of one group: out, in, then those of the depthwise stages."""
+        """Return the sizes of the modes of one group: out, in, then the depthwise stages."""
         out, into, *kernel = op.weight.shape
         if not self.separable:
             return out // op.groups, into, math.prod(kernel)
@@ -187,16 +192,16 @@ class CP:
         groups, _, rank = left.shape
         kernel = op.weight.shape[2:]
         if self.separable:
-            axes: list[tuple[int, ...]] = [
+            stage_axes: list[tuple[int, ...]] = [
                 (axis,) for axis in range(len(kernel)) if not trivial(op, axis)
             ]
         else:
-            axes = [tuple(range(len(kernel)))]
+            stage_axes = [tuple(range(len(kernel)))]
         stages: list[Op] = [pointwise(op, right.swapaxes(1, 2))]
-        for own, factor in zip(axes, depthwise, strict=True):
-            lengths = [k if axis in own else 1 for axis, k in enumerate(kernel)]
+        for axes, factor in zip(stage_axes, depthwise, strict=True):
+            lengths = [k if axis in axes else 1 for axis, k in enumerate(kernel)]
             weight = factor.swapaxes(1, 2).reshape(groups * rank, 1, *lengths)
-            stages.append(along(op, own, weight, groups * rank))
+            stages.append(along(op, axes, weight, groups * rank))
         return (*stages, pointwise(op, left, op.bias))
 
 
@@ -211,7 +216,7 @@ def cp(
     placement: Placement = "balanced",
     error_bound: float | None = None,
 ) -> Chain:
-    """CP of a `Conv` or a `ConvTranspose` with one depthwise stage per spatial axis.
+    """Decompose a `Conv` or a `ConvTranspose` by CP, one depthwise stage per spatial axis.
 
     Args:
         op: weight (out, in/groups, *kernel).
@@ -238,25 +243,28 @@ def cp3(
     placement: Placement = "balanced",
     error_bound: float | None = None,
 ) -> Chain:
-    """CP of a `Conv` or a `ConvTranspose` with a single k×k depthwise stage.
+    """Decompose a `Conv` or a `ConvTranspose` by CP, with a single k×k depthwise stage.
 
     Args:
         op: weight (out, in/groups, *kernel).
         rank: 1 to out·in·kh·kw / max(out, in, kh·kw), where the model is exact; per group.
-        placement: as for `cp`.
-        error_bound: as for `cp`.
+        placement: "balanced" spreads the norm of each rank-1 term evenly over the stages,
+            "classical" normalises all but the first stage.
+        error_bound: a relative error ‖W − Ŵ‖ / ‖W‖ up to which the norms of the rank-1 terms are
+            lowered.
 
     Returns:
         (pointwise, k×k depthwise, pointwise with the bias).
 
     Raises:
-        RankfoldError: as for `cp`.
+        RankfoldError: the op does not fit, the rank is out of range, the bound is not reached at
+            this rank, or the weight is empty, all zero or not finite.
     """
     return decompose(_bounded(CP3, error_bound), op, (rank,), placement)
 
 
 def parafac(tensor: Array, rank: int) -> CPTensor:
-    """CP model of a bare tensor by the same fit.
+    """Fit a CP model to a bare tensor, as `cp` does to a kernel.
 
     Args:
         tensor: (out, in, ...), at least two axes, finite and not all zero.
@@ -295,7 +303,7 @@ def _bounded(method: CP, error_bound: float | None) -> CP:
 
 
 def _dense(factors: Sequence[Array]) -> Array:
-    """The tensors (groups, out, in, ...) that factors (groups, size, rank) stand for."""
+    """Multiply factors (groups, size, rank) out to (groups, out, in · positions)."""
     product = factors[1]
     for factor in factors[2:]:
         product = (product[:, :, None, :] * factor[:, None, :, :]).reshape(
@@ -304,8 +312,20 @@ def _dense(factors: Sequence[Array]) -> Array:
     return factors[0] @ product.mT
 
 
+def _with_regressed_output(
+    spectrum: Spectrum, metric: Metric, factors: list[Array]
+) -> tuple[list[Array], float]:
+    """Return factors whose output factor is the best under the metric, and their squared error."""
+    groups, _, rank = factors[0].shape
+    stage = _dense([np.eye(rank)[None].repeat(groups, 0), *factors[1:]])
+    stage = stage.reshape(groups, rank, -1)
+    last = Regression.of(metric, spectrum.rows, stage).solution(rank)
+    error = metric.squared(np.matmul(last, stage) - spectrum.rows)
+    return [last, *factors[1:]], error
+
+
 def _sensitivity(factors: list[Array], energy: float) -> float:
-    """Of the models of all groups together."""
+    """Return the relative sensitivity of the models of all groups together."""
     groups = range(factors[0].shape[0])
     return sum(relative_sensitivity([f[group] for f in factors], energy) for group in groups)
 
@@ -316,7 +336,10 @@ def _balanced(factors: list[Array]) -> list[Array]:
 
 
 def _place(factors: list[Array], scale: float, placement: Placement) -> list[Array]:
-    """Scales balanced factors (groups, size, rank); that of the input channels is applied first."""
+    """Spread the scale over balanced factors (groups, size, rank).
+
+    "classical" leaves all to that of the input channels, factor 1, which the input meets first.
+    """
     if placement == "balanced":
         share = scale ** (1 / len(factors))
         return [factor * share for factor in factors]

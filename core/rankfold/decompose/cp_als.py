@@ -1,4 +1,4 @@
-"""Fitting a CP model to a kernel: ridge-regularised alternating least squares.
+"""Fit a CP model to a kernel by ridge-regularised alternating least squares.
 
 A tensor (out, in, *kernel) is fitted by Σ_r a_r ∘ b_r ∘ c_r (∘ ...). Each sweep costs two GEMMs:
 the contraction with the input factor serves the output mode and every kernel mode, the
@@ -12,8 +12,8 @@ contraction with the output factor serves the input mode.
   rises.
 * Where the rank is below a channel count the fit runs on the Tucker core and is expanded
   afterwards (CANDELINC: Carroll, Pruzansky and Kruskal, Psychometrika 45, 1980).
-* One start is algebraic (see `pencil`): a tensor that is of the rank asked for, or all but is, has
-  its model there, where sweeps from elsewhere end in local minima.
+* One start is algebraic (`cp_pencil`): it is the model of a tensor that is of that rank, or all but
+  is, where sweeps from elsewhere end in local minima.
 * Sweeps over large tensors run in float32 until the error gets too small to be seen in it.
 """
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 
@@ -40,33 +41,53 @@ from rankfold.decompose.tensor_algebra import (
 from rankfold.linalg import Array
 
 RIDGE = 1e-3
+"""Relative to the mean eigenvalue of the normal equations, as all ridges here: terms whose Gram
+matrix has smaller eigenvalues cancel in all but a thousandth of their energy."""
 _LOWER_RIDGES = (1e-5, 1e-7)
+"""Tried at the end, a hundredth each: the bias of a ridge is in proportion to it."""
 _MOST_GROWTH = 1.1
+"""Of the summed squared norms of the terms: where they grow more, terms have begun to cancel."""
 _SMALL = 0.05
+"""Relative error below which the ridge is much of what is left."""
 _LARGE = 2_000_000
+"""Elements times rank from which GEMMs, and not the calls, take the time of a sweep."""
 MOST_SENSITIVE = 100.0
-"""What `relative_sensitivity` may be; a stronger ridge is taken where it is more."""
+"""What `relative_sensitivity` may be; a stronger ridge is taken where it is more. It is about one
+per mode without cancellation, and hundreds to thousands for plain least squares."""
 _STRONGER_RIDGES = (1e-2, 1e-1)
 _TOLERANCE = 1e-6
-_CHEAP = 20_000_000  # multiplications of a sweep
+"""Relative change of the error between sweeps at which it counts as settled."""
+_CHEAP = 20_000_000
+"""Multiplications of a sweep, the unit of effort: some 4 ms at 10 GFLOP/s."""
 _MOMENTUM = (0.8, 0.98)
+"""First and largest: below 1, or the differences of sweeps would add up without end."""
 _GROWTH = 1.5
+"""Of the momentum per sweep that lowers the error; one halving outweighs it."""
 _PRECISE = 1e-2
-_EXACT = 1e-3  # noise of weights in half precision
+"""Relative error below which sweeps run in float64: its square is 1e-4 of the energy, which sums in
+float32 tell to 1e-7 of it, and so to a thousandth."""
+_EXACT = 1e-3
+"""Relative error of a tensor that is of the rank but for the rounding of half precision, 2^-11."""
 
 
 def full_rank(shape: tuple[int, ...]) -> int:
-    """A rank at which every tensor of that shape has an exact CP model."""
+    """Return a rank at which every tensor of that shape has an exact CP model.
+
+    All fibres along the largest mode are the terms: each is the fibre times unit vectors.
+    """
     return math.prod(shape) // max(shape)
 
 
 def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
-    """CP model of a tensor (out, in, *kernel), finite for every finite tensor.
+    """Fit a CP model to a tensor; it is finite for every finite tensor.
 
     Args:
-        tensor: float64, at least two modes, not all zero.
+        tensor: (out, in, *kernel), float64, at least two modes, not all zero.
         rank: 1 to `full_rank(tensor.shape)`; at the latter the model is exact.
         rng: draws the further starts that small tensors get.
+
+    Returns:
+        Balanced factors and the relative error.
     """
     if rank >= full_rank(tensor.shape) or tensor.ndim == 2:
         return from_slices(tensor, rank)
@@ -78,68 +99,85 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     for mode, basis in enumerate(bases):
         if basis is not None:
             core = multiply(core, basis.mT, mode)
+    # Starts are compared after a few sweeps each, and only the best is swept to the end. The slice
+    # SVDs make large tensors deterministic and have no cancelling terms; the pencil is the model
+    # itself where the tensor is of that rank, and noise amplified by ill-conditioned eigenvectors
+    # where it is not; random starts are for tensors so small that they cost nothing.
     effort = _Effort.of(core, rank)
     algebraic = from_pencil(core, rank, merge=effort.starts > 1)
     starts = [] if algebraic is None else [_measured(core, algebraic)]
     exact = any(start.error < _EXACT for start in starts)
     ridge = _LOWER_RIDGES[-1] if exact else RIDGE
     if not exact:
-        # what sweeps have not seen counts as no error at all: they bound its terms first
+        # An infinite error is that of a start which no sweep has seen. The pencil may fit better
+        # than any ridge solution, by huge terms that cancel, and sweeps keep their best model: with
+        # its own error it would stay the best. So it has to go through the ridge first.
         starts = [from_slices(core, rank), *(Fit(start.factors, math.inf) for start in starts)]
         for _ in range(effort.starts - len(starts)):
             drawn = (rng.standard_normal((size, rank)) for size in core.shape)
             starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
         starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
-    found = _als(core, min(starts, key=_error), effort.sweeps, ridge)
+    model = _als(core, min(starts, key=attrgetter("error")), effort.sweeps, ridge)
     last_sweeps = _Effort.of(tensor, rank).last_sweeps
     if any(basis is not None for basis in bases):
-        factors = list(found.factors)
+        factors = list(model.factors)
         for mode, basis in enumerate(bases):
             if basis is not None:
                 factors[mode] = basis @ factors[mode]
-        # its error is that on the core and what the core lacks
+        # ‖T − T̂‖² = ‖T‖² − ‖core‖² + ‖core − model‖² for T̂ within the two bases. They are the
+        # best for the unfoldings, not for a CP model, so that sweeps over T itself gain a little;
+        # the error on the core is not that of T, and counts as unknown.
         expanded = tuple(factors)
         start = _measured(tensor, expanded) if exact else Fit(expanded, math.inf)
-        found = _als(tensor, start, last_sweeps, ridge)
+        model = _als(tensor, start, last_sweeps, ridge)
     cheap = effort.starts > 1
-    if cheap or found.error < _SMALL:
-        found = _closer(tensor, found, last_sweeps)
+    if cheap or model.error < _SMALL:
+        model = _with_less_ridge(tensor, model, last_sweeps)
     if cheap:
-        found = min(found, from_slices(tensor, rank), key=_error)
-    return _bounded(tensor, Fit(balance(found.factors), found.error), last_sweeps)
+        model = min(model, from_slices(tensor, rank), key=attrgetter("error"))
+    return _with_bounded_sensitivity(tensor, Fit(balance(model.factors), model.error), last_sweeps)
 
 
 def _measured(tensor: Array, factors: tuple[Array, ...]) -> Fit:
-    """A model with its error."""
-    apart = factors[0] @ khatri_rao(factors[1:]).mT - tensor.reshape(tensor.shape[0], -1)
-    return Fit(factors, math.sqrt(linalg.inner(apart, apart) / linalg.inner(tensor, tensor)))
+    """Return a model with its error, from the dense tensor that it stands for."""
+    difference = factors[0] @ khatri_rao(factors[1:]).mT - tensor.reshape(tensor.shape[0], -1)
+    squared = linalg.inner(difference, difference) / linalg.inner(tensor, tensor)
+    return Fit(factors, math.sqrt(squared))
 
 
-def _bounded(tensor: Array, found: Fit, sweeps: int) -> Fit:
-    """The model with as strong a ridge as its sensitivity asks for."""
+def _with_bounded_sensitivity(tensor: Array, model: Fit, sweeps: int) -> Fit:
+    """Refit a model under a stronger ridge as long as it is too sensitive."""
     energy = linalg.inner(tensor, tensor)
     for ridge in _STRONGER_RIDGES:
-        if relative_sensitivity(found.factors, energy) <= MOST_SENSITIVE:
+        if relative_sensitivity(model.factors, energy) <= MOST_SENSITIVE:
             break
-        made = _als(tensor, Fit(found.factors, math.inf), sweeps, ridge)
-        found = Fit(balance(made.factors), made.error)
-    return found
+        # the old error, lower than what this ridge reaches, would keep the old model as the best
+        refitted = _als(tensor, Fit(model.factors, math.inf), sweeps, ridge)
+        model = Fit(balance(refitted.factors), refitted.error)
+    return model
 
 
-def _closer(tensor: Array, found: Fit, sweeps: int) -> Fit:
-    """The model with less of a ridge, unless its terms grow."""
-    most = _MOST_GROWTH * sum_of_squares(found.factors)
+def _with_less_ridge(tensor: Array, model: Fit, sweeps: int) -> Fit:
+    """Refit a model under lower ridges, unless its terms grow."""
+    most = _MOST_GROWTH * sum_of_squares(model.factors)
     for ridge in _LOWER_RIDGES:
-        closer = _als(tensor, found, sweeps, ridge)
+        closer = _als(tensor, model, sweeps, ridge)
         if sum_of_squares(closer.factors) > most:
             break
-        found = closer
-    return found
+        model = closer
+    return model
 
 
 @dataclass(frozen=True)
 class _Effort:
-    """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap."""
+    """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap.
+
+    Attributes:
+        starts: how many, the algebraic one and that from slices included.
+        trial_sweeps: of each start, before the best is chosen.
+        sweeps: of the best, at most.
+        last_sweeps: over the full tensor, and at each other ridge, at most.
+    """
 
     starts: int
     trial_sweeps: int
@@ -148,6 +186,11 @@ class _Effort:
 
     @staticmethod
     def of(tensor: Array, rank: int) -> _Effort:
+        # A sweep is two GEMMs of prod(shape) · rank multiplications; the contractions of what
+        # they give, and memory traffic, about double that. Every limit is a number of
+        # multiplications over this, between a least number of sweeps, below which ALS is hardly
+        # off its start, and a most, beyond which another start is worth more. 20 trial sweeps for
+        # 8 starts stay below the 200 that follow.
         work = 4 * math.prod(tensor.shape) * rank
         starts = max(1, min(8, _CHEAP // (3 * work)))
         return _Effort(
@@ -159,6 +202,21 @@ class _Effort:
 
 
 def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
+    """Sweep from a start until the error settles, and return the best model seen.
+
+    Args:
+        tensor: (out, in, *kernel), float64.
+        start: factors with their error; `math.inf` where it must not count as a result.
+        sweeps: at most.
+        ridge: relative to the mean eigenvalue of the normal equations.
+    """
+    # ALS is a fixed-point map x ← F(x) whose error falls by a constant factor a sweep, one close
+    # to 1 in the swamps that CP models are known for: steps x_k − x_{k−1} hardly change there.
+    # A sweep therefore starts ahead of the last factors, as in Nesterov's method,
+    #     y = x_k + β (x_k − x_{k−1}),   x_{k+1} = F(y).
+    # F(y) may be worse than x_k where the steps turn. The momentum β is halved then and the sweep
+    # done again from x_k itself (a restart), which is plain ALS. β grows while it serves.
+    # `not ... <=` also restarts where the error is NaN.
     energy = linalg.inner(tensor, tensor)
     error, best = start.error, start
     large = math.prod(tensor.shape) * start.factors[0].shape[1] > _LARGE
@@ -189,7 +247,7 @@ def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
 
 
 class _Sweeper:
-    """A tensor laid out for sweeps, in its dtype.
+    """A tensor laid out for sweeps, in its own dtype.
 
     Args:
         tensor: (out, in, *kernel).
@@ -208,11 +266,21 @@ class _Sweeper:
         self._by_output = by_output.reshape(-1, self._out)  # (in · positions, out)
 
     def cast(self, factors: Sequence[Array]) -> list[Array]:
-        """Factors in the dtype of the tensor."""
+        """Convert factors to the dtype of the tensor."""
         return [linalg.cast(factor, self._tensor.dtype) for factor in factors]
 
     def swept(self, factors: Sequence[Array], ridge: float) -> tuple[list[Array], float]:
-        """One sweep over all modes, and the relative error after it."""
+        """Sweep once over all modes, and return the factors and their relative error.
+
+        Args:
+            factors: one per mode, (size, rank).
+            ridge: relative to the mean eigenvalue of the normal equations.
+        """
+        # The factor of mode n solves A_n (H_n + ridge) = M_n with the MTTKRP
+        # M_n = T_(n) (⊙_{m≠n} A_m) and H_n = ∗_{m≠n} A_mᵀ A_m. `half` contracts the tensor with b
+        # alone; all M_n but that of b follow from it by small sums over the kernel, since b does
+        # not change until the end. The error needs no pass over the tensor: with M of the last
+        # mode and its factor b, ⟨T, T̂⟩ = ⟨M, b⟩ and ‖T̂‖² = Σ (∗_m A_mᵀ A_m).
         einsum = linalg.namespace(self._tensor).einsum
         _, b, *kernel = factors
         rank = b.shape[1]
@@ -238,7 +306,7 @@ class _Sweeper:
         return [a, b, *kernel], math.sqrt(max(squared, 0.0) / self._energy)
 
     def _solved(self, grams: list[Array], mode: int, product: Array, ridge: float) -> Array:
-        """The factor of a mode; its Gram matrix takes the place of the old one."""
+        """Solve for the factor of a mode, and replace its Gram matrix in `grams`."""
         others = hadamard([g for m, g in enumerate(grams) if m != mode])
         factor = linalg.ridge_solve(others, product, ridge)
         grams[mode] = factor.mT @ factor
@@ -246,10 +314,11 @@ class _Sweeper:
 
 
 def from_slices(tensor: Array, rank: int) -> Fit:
-    """The leading rank-1 terms of the SVDs of all slices along the two largest modes.
+    """Take the leading rank-1 terms of the SVDs of all slices along the two largest modes.
 
-    The slices are orthogonal to one another, so the error is the energy of the terms left out, and
-    with all of them the model is exact.
+    Terms of different slices have different unit vectors in the other modes, those of one slice
+    different singular vectors: all are orthogonal. So the error is the energy of the terms left
+    out, the largest terms are the best choice, and with all of them the model is exact.
     """
     energy = linalg.inner(tensor, tensor)
     order = sorted(range(tensor.ndim), key=lambda mode: -tensor.shape[mode])
@@ -273,12 +342,8 @@ def from_slices(tensor: Array, rank: int) -> Fit:
     factors[rows] = left[which, :, column].mT
     factors[columns] = right[which, :, column].mT
     sizes = [tensor.shape[mode] for mode in rest]
-    places = np.unravel_index(which, sizes) if rest else ()
-    for mode, place in zip(rest, places, strict=True):
-        factors[mode] = linalg.like(np.eye(tensor.shape[mode])[:, place], tensor)
+    positions = np.unravel_index(which, sizes) if rest else ()
+    for mode, position in zip(rest, positions, strict=True):
+        factors[mode] = linalg.like(np.eye(tensor.shape[mode])[:, position], tensor)
     left_out = max(energy - float(strengths.ravel()[chosen].sum()), 0.0)
     return Fit(balance(tuple(factors)), math.sqrt(left_out / energy))
-
-
-def _error(candidate: Fit) -> float:
-    return candidate.error

@@ -1,9 +1,9 @@
-"""A CP model from the eigenvectors of a matrix pencil: exact wherever the tensor is of that rank.
+"""Start of CP from the generalised eigenvectors of two slices: exact for a tensor of that rank.
 
 Slices of Σ_r a_r ∘ b_r ∘ c_r along its third mode are A diag(c) Bᵀ, so that the quotient of two of
 them has the columns of A for eigenvectors (Leurgans, Ross and Abel, SIAM J. Matrix Anal. 14, 1993).
-As slices serve the two leading combinations of all of them (Sanchez and Kowalski, J. Chemometrics
-4, 1990). Modes beyond three are first merged, and the vectors found split into rank-1 terms.
+The two leading combinations of all slices serve as the pair (Sanchez and Kowalski, J. Chemometrics
+4, 1990). Modes beyond three are first merged, and merged vectors are split into rank-1 terms.
 """
 
 from __future__ import annotations
@@ -19,19 +19,33 @@ from rankfold import linalg
 from rankfold.decompose.tensor_algebra import gram_product, khatri_rao
 from rankfold.linalg import Array
 
-_RIDGE = 1e-12  # enough to solve where two terms are alike; far below what a fit can see
+_RIDGE = 1e-12
+"""Relative: enough to solve where two terms are alike, and far below what a fit can see."""
 Modes: TypeAlias = tuple[int, ...]
 
 
 def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] | None:
-    """Factors of a CP model, one per mode; None where no two groups of modes are of that size.
+    """Return factors of a CP model, one per mode.
 
     Args:
         tensor: (out, in, *kernel), not all zero.
         rank: of the model.
         merge: whether modes of the kernel may join the output or the input, which makes larger
             matrices and so serves higher ranks, at a higher cost.
+
+    Returns:
+        Factor matrices (size of the mode, rank); None where the modes do not make matrices with
+        both sides at least the rank and two slices or more.
     """
+    # For T = Σ_r a_r ∘ b_r ∘ c_r with independent a_r and independent b_r (rank ≤ both sides),
+    # 1. the a_r span the leading left subspace L of the first unfolding, the b_r that of the
+    #    second, R: Lᵀ X_k R = Ã diag(c_k) B̃ᵀ are square slices with invertible Ã = Lᵀ A, B̃ = Rᵀ B;
+    # 2. two combinations of slices P = Ã D₁ B̃ᵀ and Q = Ã D₂ B̃ᵀ have Q P⁻¹ = Ã D₂ D₁⁻¹ Ã⁻¹:
+    #    its eigenvectors are the columns of Ã, in any order and scale, wherever the quotients
+    #    d₂/d₁ differ. The leading two left singular vectors of the third unfolding are the
+    #    combinations with the most energy, so that P is as far from singular as can be hoped;
+    # 3. Ã⁻¹ P = D₁ B̃ᵀ gives B, and least squares give C.
+    # Nothing is iterated; noise is amplified by the condition of Ã.
     groups = _groups(tensor.shape, rank, merge)
     if groups is None:
         return None
@@ -47,7 +61,6 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
     pair = (linalg.leading(flat[None], 2)[0].mT @ flat).reshape(2, rank, rank)
     a, b = _diagonalising(*linalg.host(pair))
     inner = [linalg.like(a, tensor), linalg.like(b, tensor)]
-    # the least-squares third factor, of the slices within the two subspaces
     c = linalg.ridge_solve(gram_product(inner), flat @ khatri_rao(inner), _RIDGE)
     factors: list[Array] = [c] * tensor.ndim
     for modes, factor in zip(groups, (left @ inner[0], right @ inner[1], c), strict=True):
@@ -58,7 +71,12 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
 
 
 def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Modes, Modes] | None:
-    """Modes by rows, columns and slices of the merged tensor; as many slices as the rank allows."""
+    """Return the modes of rows, columns and slices of the merged tensor.
+
+    Output and input channels are a row and a column mode; every kernel mode may be a slice mode, or
+    join one of them. Of the groupings whose rows and columns are at least the rank, that with the
+    most slices tells terms apart best.
+    """
     best: tuple[Modes, Modes, Modes] | None = None
     most = 1
     kernel = range(2, len(shape))
@@ -75,9 +93,14 @@ def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Mode
 
 
 def _diagonalising(first: Array, second: Array) -> tuple[Array, Array]:
-    """A and B with A diag(d) Bᵀ for both matrices, the first one the larger.
+    """Return A and B with A diag(d) Bᵀ near both matrices, the columns of B of norm 1.
 
-    Of a pair of complex eigenvectors the real and the imaginary part span what the two span.
+    A tensor that is not of the rank may have complex eigenvectors, in conjugate pairs x ± iy: their
+    real and imaginary part x and y, which span what the two span, take their place.
+
+    Args:
+        first: (rank, rank), the one with more energy, which is inverted.
+        second: (rank, rank).
     """
     values, vectors = np.linalg.eig(second @ np.linalg.pinv(first))
     a = np.where(values.imag < 0.0, vectors.imag, vectors.real)
@@ -87,7 +110,10 @@ def _diagonalising(first: Array, second: Array) -> tuple[Array, Array]:
 
 
 def _split(factor: Array, shape: Sequence[int]) -> list[Array]:
-    """Factors of every mode whose Khatri-Rao product is near that of merged modes.
+    """Split the factor of merged modes into factors of each, by HOSVD of its columns.
+
+    A column of a merged factor is a tensor of those modes, and of rank 1 for an exact model; the
+    leading left singular vectors of its unfoldings and their product with it make the rank-1 term.
 
     Args:
         factor: (product of the sizes, rank).

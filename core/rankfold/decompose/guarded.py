@@ -1,4 +1,4 @@
-"""A decomposition of a plugin, called so that its faults stay with the layer they happen on."""
+"""Calls of plugins' decompositions that confine a fault to the layer where it happens."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from rankfold.ops import Chain, Op, is_op, layout
 from rankfold.ops.ownership import copied, protected
 
 _STEPS = 8
+"""Ranks to decompose at for a budget, where the decomposition estimates no errors."""
 
 
 class Guarded:
     """A decomposition whose faults cost a layer its decomposition, and nothing else.
 
-    Whatever its methods raise or give in place of what they should becomes a refusal, except for an
-    error about the arguments they were given. One that is not rankfold's own gets a copy of the op:
-    the memory of an op may be that of the user's model, and there are ways around its protection.
+    Exceptions and invalid results of its methods become refusals, except for an error about their
+    arguments. A decomposition that is not rankfold's own gets a copy of the op: the memory of an op
+    may be that of the user's model, and there are ways around its protection.
 
     Args:
-        name: under which it is registered.
+        name: under which the decomposition is registered.
         method: the decomposition.
     """
 
@@ -45,49 +46,51 @@ class Guarded:
         self._is_ours = is_ours(method)
 
     def refuse(self, op: Op) -> str | None:
-        """As `Decomposition.refuse`."""
+        """Call `Decomposition.refuse`."""
         with contained(self.name, Refused):
-            reason = self._method.refuse(self._lent(op))
+            reason = self._method.refuse(self._for_method(op))
             return None if reason is None else str.__str__(reason)
 
     def surpassed(self, op: Op) -> str | None:
-        """As `NamesBetterMethod.surpassed`; else None."""
+        """Call `NamesBetterMethod.surpassed`; None where the method has it not."""
         with contained(self.name, Refused):
             if not isinstance(self._method, NamesBetterMethod):
                 return None
-            better = self._method.surpassed(self._lent(op))
+            better = self._method.surpassed(self._for_method(op))
             return None if better is None else str.__str__(better)
 
     def max_ranks(self, op: Op) -> RankTuple:
-        """As `Decomposition.max_ranks`."""
+        """Call `Decomposition.max_ranks`."""
         with contained(self.name, Refused):
-            return _ranks(self._method.max_ranks(self._lent(op)))
+            return _ranks(self._method.max_ranks(self._for_method(op)))
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """As `Decomposition.modes`."""
+        """Call `Decomposition.modes`."""
         with contained(self.name, Refused):
-            unfoldings = tuple(map(self._unfolding, self._method.modes(self._lent(op), spectrum)))
+            unfoldings = tuple(
+                map(self._unfolding, self._method.modes(self._for_method(op), spectrum))
+            )
             if not unfoldings:
                 raise ValueError("modes gave none")
             return unfoldings
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """As `Decomposition.ranks`."""
+        """Call `Decomposition.ranks`."""
         with contained(self.name, Refused):
             return _ranks(self._method.ranks(unfolding_ranks))
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """As `Decomposition.template`."""
+        """Call `Decomposition.template`."""
         with contained(self.name, Refused):
-            return _chain(self._method.template(self._lent(op), ranks))
+            return _chain(self._method.template(self._for_method(op), ranks))
 
     def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float | None]]:
-        """As `EstimatesErrors.error_at_ranks`; else a few ranks without an error."""
+        """Call `EstimatesErrors.error_at_ranks`; without it, return ranks without errors."""
         with contained(self.name, Refused):
             if isinstance(self._method, EstimatesErrors):
-                estimated = self._method.error_at_ranks(self._lent(op), spectrum, multiple_of)
+                estimated = self._method.error_at_ranks(self._for_method(op), spectrum, multiple_of)
                 return [
                     (_ranks(ranks), None if error is None else float(error))
                     for ranks, error in estimated
@@ -106,18 +109,18 @@ class Guarded:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factorization:
-        """As `Decomposition.decompose`."""
+        """Call `Decomposition.decompose`, and check what it returns."""
         planned = [layout(stage) for stage in self.template(op, ranks)]
         with contained(self.name, Refused):
             factored = self._method.decompose(
-                self._lent(op), ranks, spectrum=spectrum, placement=placement, rng=rng
+                self._for_method(op), ranks, spectrum=spectrum, placement=placement, rng=rng
             )
             if not isinstance(factored, Factorization):
                 raise TypeError(f"decompose gave {type(factored).__name__}, not Factored")
             chain = _chain(factored.chain)
             if [layout(stage) for stage in chain] != planned:
                 raise ValueError("decompose gave other layers than template")
-            if not self._is_ours:  # which may use the memory for the next layer
+            if not self._is_ours:  # a plugin may use the memory again for the next layer
                 chain = tuple(map(copied, chain))
             sensitivity = factored.sensitivity
             return Factorization(
@@ -127,13 +130,13 @@ class Guarded:
                 None if sensitivity is None else float(sensitivity),
             )
 
-    def _lent(self, op: Op) -> Op:
+    def _for_method(self, op: Op) -> Op:
         return op if self._is_ours else protected(copied(op))
 
     def _unfolding(self, mode: Unfolding) -> Unfolding:
         rows, columns = map(operator.index, mode.sides)
 
-        def values() -> Array:  # not before a policy looks at them: they take an eigensolver
+        def values() -> Array:  # only when a policy reads them: they take an eigensolver
             with contained(self.name, Refused):
                 squares = host(mode.values)
                 if squares.ndim != 2 or squares.dtype.kind != "f" or not squares.size:

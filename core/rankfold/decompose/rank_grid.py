@@ -1,4 +1,4 @@
-"""Well-spaced ranks: what a budget chooses from."""
+"""Grids of ranks that a budget chooses from."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 
 def spaced(most: int, multiple_of: int, count: int) -> list[int]:
-    """Up to about `count` ranks from small to `most`, dense where a rank is a small step.
+    """Return up to about `count` ranks, geometrically and linearly spaced.
 
     Args:
-        most: the largest rank, always among them.
+        most: the largest rank, always in the grid.
         multiple_of: all ranks but `most` are multiples of it, where there are such.
-        count: how many.
+        count: of ranks.
     """
     if most <= multiple_of:
         return [most]
@@ -19,8 +19,9 @@ def spaced(most: int, multiple_of: int, count: int) -> list[int]:
     if steps <= count:
         chosen = range(1, steps + 1)
         return sorted({*(step * multiple_of for step in chosen), most})
-    first = math.log(1.0)
+    # errors fall fast at small ranks, where geometric steps are fine; costs are linear in the rank,
+    # and linear steps keep those of large ranks from being too far apart for a budget
     last = math.log(steps)
-    found = {round(math.exp(first + (last - first) * i / (count - 1))) for i in range(count)}
+    geometric = {round(math.exp(last * i / (count - 1))) for i in range(count)}
     linear = {round(1 + (steps - 1) * i / (count // 2)) for i in range(count // 2 + 1)}
-    return sorted({*(step * multiple_of for step in found | linear), most})
+    return sorted({*(step * multiple_of for step in geometric | linear), most})

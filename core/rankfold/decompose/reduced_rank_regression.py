@@ -1,13 +1,16 @@
-"""Least squares between the stages of a chain: what is common to the data-aware decompositions.
+"""Reduced-rank regression (Izenman, J. Multivariate Anal. 5, 1975), for data-aware decompositions.
 
 A chain's first stages turn the input x (C = E[x xᵀ]) into z = Z x. The best last stage is then the
 regression of y = W x on z, in closed form from C. Where the rows of Z are nested, those of a lower
-rank leading those of a higher one, a single Cholesky factor gives the error at every rank.
+rank leading those of a higher one, a single Cholesky factor gives the error at every rank. Where z
+may be chosen freely, the best of a rank is known too (`projection`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,13 +21,17 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 
 COUNT = 40
-"""About how many ranks of a single matrix a budget chooses from."""
+"""Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
 _RIDGE = 1e-10
+"""Relative to the mean eigenvalue: far above the rounding of float64, far below moments' noise."""
+_TIE = 1e-9
+"""Relative difference below which two candidates explain the same: what rounding makes of sums."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """The regression of y = W x on nested z = Z x.
+    """Regression of y = W x on nested z = Z x.
 
     Attributes:
         explained: (groups, m, out/groups), Q = L⁻¹ E[z yᵀ] with L Lᵀ = E[z zᵀ]: the first n rows
@@ -37,7 +44,7 @@ class Regression:
 
     @staticmethod
     def of(metric: Metric, rows: Array, stage: Array) -> Regression:
-        """From the rows of W (groups, out, d) and of Z (groups, m, d)."""
+        """Regress from the rows of W (groups, out, d) and of Z (groups, m, d)."""
         moved = metric.apply_input_moment(stage)
         zz = np.matmul(moved, stage.swapaxes(1, 2))
         zy = np.matmul(moved, rows.swapaxes(1, 2))
@@ -45,7 +52,12 @@ class Regression:
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
-        """From E[z zᵀ] (groups, m, m) and E[z yᵀ] (groups, m, out)."""
+        """Regress from E[z zᵀ] (groups, m, m) and E[z yᵀ] (groups, m, out)."""
+        # B_n = E[y z_nᵀ] E[z_n z_nᵀ]⁻¹ for the first n of z. With E[z zᵀ] = L Lᵀ, the leading
+        # n × n block of L is the factor of E[z_n z_nᵀ], and the first n rows of Q = L⁻¹ E[z yᵀ]
+        # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
+        # rows of Q, and nothing is solved again for another n. Collinear rows of z get a ridge,
+        # raised until the factorisation succeeds.
         zz = 0.5 * (zz + zz.swapaxes(1, 2))
         size = zz.shape[1]
         level = np.trace(zz, axis1=1, axis2=2) / size
@@ -60,26 +72,46 @@ class Regression:
         return Regression(np.linalg.solve(lower, zy), lower)
 
     def solution(self, count: int) -> Array:
-        """B (groups, out, count) with y ≈ B z for the first `count` of z."""
+        """Return B (groups, out, count) with y ≈ B z for the first `count` of z."""
         lower = self.lower[:, :count, :count].swapaxes(1, 2)
         solved: Array = np.linalg.solve(lower, self.explained[:, :count])
         return solved.swapaxes(1, 2)
 
     def worth(self, metric: Metric) -> Array:
-        """(m,): by how much the first 1, 2, ... of z lower the squared error."""
+        """Return by how much the first 1, 2, ... of z lower the squared error, (m,)."""
         weighted = metric.weight_outputs(self.explained.swapaxes(1, 2))
         worth: Array = np.cumsum(np.einsum("gon,gon->n", weighted, weighted))
         return worth
 
 
+def most_explained(candidates: Iterable[T], worth: Callable[[T], float]) -> T:
+    """Return the candidate that explains most of the output.
+
+    No basis of the first stage is the best under every metric, so methods try several. An earlier
+    candidate, the simpler one, stays unless a later one beats it by more than rounding: the
+    choice, and with it every bit of the result, would else differ between machines.
+    """
+    iterator = iter(candidates)
+    best = next(iterator)
+    most = worth(best)
+    for candidate in iterator:
+        value = worth(candidate)
+        if value > most * (1.0 + _TIE):
+            best, most = candidate, value
+    return best
+
+
 def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
-    """The best factors of a matrix under its metric: G^-½ U and Uᵀ G½ W.
+    """Return the best factors of a matrix under its metric, Uᵀ G½ W and G^-½ U.
 
     U are the leading eigenvectors of G½ W C Wᵀ G½. C is never inverted, G is.
 
     Returns:
         The factor that meets the input, (groups, rank, d), and the other, (groups, out, rank).
     """
+    # tr(G (W − Ŵ) C (W − Ŵ)ᵀ) = ‖G½ W C½ − G½ Ŵ C½‖²: the best G½ Ŵ C½ of that rank is
+    # U Uᵀ G½ W C½ with U its left singular vectors (Eckart-Young), so that Ŵ = G^-½ U Uᵀ G½ W.
+    # C½ drops out because the projection is on the left.
     assert spectrum.metric is not None
     basis = spectrum.weighted.leading(rank)
     first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
@@ -89,13 +121,13 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
 def offered(
     values: Array, total: float, most: int, multiple_of: int
 ) -> list[tuple[RankTuple, float]]:
-    """Ranks of a single matrix with the squared error of each, from its eigenvalues.
+    """Return ranks of a single matrix with the squared error of each, from its eigenvalues.
 
     Args:
-        values: (groups, k), descending: what each direction is worth.
-        total: what the whole matrix is worth.
+        values: (groups, k), descending: the squared error of dropping each direction.
+        total: the squared error of dropping the matrix.
         most: the largest rank.
-        multiple_of: of the ranks.
+        multiple_of: the ranks are multiples of it, where there are such.
     """
     kept = np.cumsum(values.sum(axis=0))
     last = len(kept) - 1

@@ -8,135 +8,109 @@ only one that can pay on a depthwise convolution.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
+from rankfold.decompose.base import Placement, RankTuple, decompose
+from rankfold.decompose.matrix_svd import MatrixSVD
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import COUNT, Regression, offered
-from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.stages import along, cast, check_ranks, place_scale
+from rankfold.decompose.reduced_rank_regression import COUNT, Regression, most_explained
+from rankfold.decompose.spectrum import Side, Spectrum
+from rankfold.decompose.stages import along
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.ops import Chain, Conv, ConvTranspose, Op
 
 
-class SpatialSVD:
+@dataclass(frozen=True)
+class SpatialSVD(MatrixSVD):
     """Two stages, kh×1 then 1×kw; ranks are (rank,), per group."""
 
-    name = "spatial_svd"
+    name: str = "spatial_svd"
+    _limit: ClassVar[str] = "rows (out·kw) or columns (in·kh) of a group"
 
     def refuse(self, op: Op) -> str | None:
-        """Refuses what is not a 2-d convolution."""
+        """Refuse what is not a 2-d convolution."""
         if not isinstance(op, (Conv, ConvTranspose)):
             return f"spatial_svd applies to convolutions, not to {type(op).__name__}; use svd"
         if op.weight.ndim != 4:
             return f"spatial_svd needs a 2-d kernel, not {op.weight.ndim - 2}-d; use tucker2"
         return None
 
-    def max_ranks(self, op: Op) -> RankTuple:
-        """The smaller side of the matrix of one group."""
-        return (min(self._sides(op)),)
+    def _sides(self, op: Op) -> tuple[int, int]:
+        out, into, kh, kw = op.weight.shape
+        return out // op.groups * kw, into * kh
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """The matrix (out · kw, in · kh)."""
+    def _side(self, op: Op) -> Side:
         rows, columns = self._sides(op)
-        channels = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
+        return "spatial_rows" if rows <= columns else "spatial_columns"
 
-        def values() -> Array:
-            return (spectrum.spatial_rows if rows <= columns else spectrum.spatial_columns).values
-
-        return (Unfolding(values, (rows, columns), channels, spectrum.scale),)
-
-    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """The rank of the matrix."""
-        return unfolding_ranks
-
-    def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """Shapes of (vertical, horizontal)."""
-        assert isinstance(op, (Conv, ConvTranspose))
-        limit = "rows (out·kw) or columns (in·kh) of a group"
-        (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
-        rows, columns = self._sides(op)
-        return self._chain(op, blank(op.groups, rank, columns), blank(op.groups, rows, rank))
+    def _channels(self, op: Op) -> int:
+        channels: int = min(op.weight.shape[0] // op.groups, op.weight.shape[1])
+        return channels
 
     def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
-        """Errors from the eigenvalues, or from the regression of the last stage."""
-        most = self.max_ranks(op)[0]
-        if spectrum.metric is None:
-            values = self.modes(op, spectrum)[0].values
-            return offered(values, spectrum.weight_of_all, most, multiple_of)
+        """Return ranks with their squared errors, from eigenvalues or from the regression."""
+        metric = spectrum.metric
+        if metric is None:
+            return super().error_at_ranks(op, spectrum, multiple_of)
+        (most,) = self.max_ranks(op)
         kw = op.weight.shape[3]
-        worth = np.zeros(most)
-        for stage in self._verticals(op, spectrum, most):
-            regression = Regression.of(spectrum.metric, spectrum.rows, self._spread(op, stage))
-            worth = np.maximum(worth, regression.worth(spectrum.metric)[kw - 1 :: kw])
+        # a rank adds one vertical filter, which the horizontal stage sees at kw columns
+        explained = np.maximum.reduce(
+            [
+                regression.worth(metric)[kw - 1 :: kw]
+                for _, regression in self._regressions(op, spectrum, most)
+            ]
+        )
         total = spectrum.weight_of_all
-        return [((r,), max(0.0, total - worth[r - 1])) for r in spaced(most, multiple_of, COUNT)]
+        return [
+            ((rank,), max(0.0, total - explained[rank - 1]))
+            for rank in spaced(most, multiple_of, COUNT)
+        ]
 
-    def decompose(
-        self,
-        op: Op,
-        ranks: RankTuple,
-        *,
-        spectrum: Spectrum,
-        placement: Placement,
-        rng: np.random.Generator,
-    ) -> Factorization:
-        """Projects the matrix on the leading singular vectors of its smaller side.
-
-        Under a metric the vertical stage is that of the matrix, plain or with the inputs of a
-        column and the outputs weighted, whichever serves better, and the horizontal one the
-        regression on it.
-        """
-        assert isinstance(op, (Conv, ConvTranspose))
-        if spectrum.metric is not None:
-            return self._regressed(op, ranks[0], spectrum, placement)
-        matrix = spectrum.spatial_unfolding
-        rows, columns = self._sides(op)
-        if rows <= columns:
-            left = spectrum.leading("spatial_rows", ranks[0])
-            right = left.mT @ matrix
-            kept = linalg.inner(right, right)
-        else:
-            vectors = spectrum.leading("spatial_columns", ranks[0])
-            left = matrix @ vectors
-            right = vectors.mT
-            kept = linalg.inner(left, left)
-        right, left = place_scale(right, left, spectrum.scale, placement)
-        return Factorization(cast(self._chain(op, right, left), op), spectrum.relative_error(kept))
-
-    def _regressed(
-        self, op: Convolution, rank: int, spectrum: Spectrum, placement: Placement
-    ) -> Factorization:
+    def _regressed(self, op: Op, spectrum: Spectrum, rank: int) -> tuple[Array, Array, float]:
         metric = spectrum.metric
         assert metric is not None
-        best: tuple[float, Array, Regression] | None = None
-        for stage in self._verticals(op, spectrum, rank):
-            regression = Regression.of(metric, spectrum.rows, self._spread(op, stage))
-            worth = float(regression.worth(metric)[-1])
-            if best is None or worth > best[0] * (1.0 + 1e-9):
-                best = worth, stage, regression
-        assert best is not None
-        _, right, regression = best
+        right, regression = most_explained(
+            self._regressions(op, spectrum, rank),
+            lambda candidate: float(candidate[1].worth(metric)[-1]),
+        )
         groups, out = spectrum.rows.shape[:2]
         last = regression.solution(rank * op.weight.shape[3])
-        error = spectrum.distance(np.matmul(last, self._spread(op, right)))
+        error = spectrum.distance(np.matmul(last, self._at_columns(op, right)))
         left = last.reshape(groups, out, rank, -1).swapaxes(2, 3).reshape(groups, -1, rank)
-        right, left = place_scale(right, left, spectrum.scale, placement)
-        return Factorization(cast(self._chain(op, right, left), op), error)
+        return right, left, error
+
+    def _regressions(
+        self, op: Op, spectrum: Spectrum, rank: int
+    ) -> Iterator[tuple[Array, Regression]]:
+        """Yield candidates for the vertical stage, with the regression of the output on each."""
+        assert spectrum.metric is not None
+        for stage in self._verticals(op, spectrum, rank):
+            wide = self._at_columns(op, stage)
+            yield stage, Regression.of(spectrum.metric, spectrum.rows, wide)
 
     def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
-        """Nested vertical stages (groups, rank, in · kh): plain, then weighted."""
+        """Yield nested vertical stages (groups, rank, in · kh): plain, then weighted.
+
+        The best vertical stage under a metric has no closed form: the kw columns of the kernel
+        share it, while the inputs that they see differ and are correlated. Two matrices are
+        factored in its place. One is W itself. The other takes the columns for independent and
+        alike: with C_j the second moment of the input at column j and C̄ = Σ_j C_j / kw, the error
+        of G½ W₍out·kw, in·kh₎ under C̄ is the true one but for the terms between two columns. On
+        either the horizontal stage is then the exact regression, so that a poor start costs
+        little, and the candidate that explains more of the output is taken.
+        """
         metric = spectrum.metric
         assert metric is not None
-        matrix = spectrum.spatial_unfolding
-        rows, columns = self._sides(op)
-        if rows <= columns:
-            plain = spectrum.leading("spatial_rows", rank)
-            yield np.matmul(plain.swapaxes(1, 2), matrix)
+        wide = self._side(op) == "spatial_rows"
+        if wide:
+            yield spectrum.projected("spatial_rows", rank)[1]
         else:
             yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
         groups, out, into = spectrum.tensor.shape[:3]
@@ -145,7 +119,7 @@ class SpatialSVD:
         weighted = weighted.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
         column = metric.full_inputs.reshape(groups, into, kh, kw, into, kh, kw)
         column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, into * kh) / kw
-        if rows <= columns:
+        if wide:
             gram = np.matmul(np.matmul(weighted, column), weighted.swapaxes(1, 2))
             basis = linalg.eigh(gram).leading(rank)
         else:
@@ -155,8 +129,8 @@ class SpatialSVD:
         yield np.matmul(basis.swapaxes(1, 2), weighted)
 
     @staticmethod
-    def _spread(op: Op, stage: Array) -> Array:
-        """Z (groups, rank · kw, d): the vertical stage at every column of the kernel."""
+    def _at_columns(op: Op, stage: Array) -> Array:
+        """Return Z (groups, rank · kw, d): the vertical stage at every column of the kernel."""
         groups, rank = stage.shape[:2]
         into, kh, kw = op.weight.shape[1:]
         wide = np.zeros((groups, rank, kw, into, kh, kw))
@@ -164,13 +138,8 @@ class SpatialSVD:
             wide[:, :, column, :, :, column] = stage.reshape(groups, rank, into, kh)
         return wide.reshape(groups, rank * kw, into * kh * kw)
 
-    @staticmethod
-    def _sides(op: Op) -> tuple[int, int]:
-        out, into, kh, kw = op.weight.shape
-        return out // op.groups * kw, into * kh
-
-    @staticmethod
-    def _chain(op: Convolution, right: Array, left: Array) -> Chain:
+    def _stages(self, op: Op, right: Array, left: Array) -> Chain:
+        assert isinstance(op, (Conv, ConvTranspose))
         groups, rank = right.shape[:2]
         out, into, kh, kw = op.weight.shape
         vertical = right.reshape(groups * rank, into, kh, 1)
@@ -183,7 +152,7 @@ SPATIAL_SVD = SpatialSVD()
 
 
 def spatial_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chain:
-    """Spatial SVD of a 2-d `Conv` or `ConvTranspose`.
+    """Decompose a 2-d `Conv` or `ConvTranspose` by spatial SVD.
 
     Args:
         op: weight (out, in/groups, kh, kw).

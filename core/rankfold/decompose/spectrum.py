@@ -1,4 +1,4 @@
-"""Per layer: the eigenpairs of its mode Grams, each computed at most once.
+"""Per layer: the eigenpairs of the Gram matrices of its unfoldings, each computed at most once.
 
 Rank selection, candidate errors and the first factors of every decomposition read the same
 eigenpairs, so the expensive part of a layer is done once. The weight is divided by its largest
@@ -34,11 +34,12 @@ from rankfold.ops import Embedding, Op, grouped
 
 Side: TypeAlias = Literal["output", "input", "spatial_rows", "spatial_columns"]
 _VISIBLE = 1.0 - 1e-4
-"""Of the energy: what is left out beyond can not be seen in float32."""
+"""The share of the energy above which the rest is not told from rounding in float32: sums of
+squares are good to about 1e-7 there, which is a thousandth of a rest of 1e-4."""
 
 
 class Spectrum:
-    """The scaled weight of one op, its unfoldings and the eigenpairs of their Grams.
+    """Scaled weight of one op, its unfoldings and the eigenpairs of their Gram matrices.
 
     Args:
         op: the layer.
@@ -67,12 +68,12 @@ class Spectrum:
 
     @property
     def rows(self) -> Array:
-        """The matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
+        """Matrix that meets the input, (groups, out/groups, d): of a table, its transpose."""
         return self.matrix.mT if self._transposed else self.matrix
 
     @cached_property
     def weighted(self) -> Eigen:
-        """Eigenpairs of G½ W C Wᵀ G½: what each direction of the output is worth."""
+        """Eigenpairs of G½ W C Wᵀ G½; a value is the squared error of dropping its direction."""
         assert self.metric is not None
         rows = self.metric.weight_outputs(self.rows)
         if rows.shape[1] <= rows.shape[2]:
@@ -82,24 +83,24 @@ class Spectrum:
 
     @cached_property
     def weight_of_all(self) -> float:
-        """What the whole weight is worth: its squared error if it were dropped."""
+        """Squared error of dropping the weight altogether, under the metric if there is one."""
         return self.energy if self.metric is None else self.metric.squared(self.rows)
 
     @property
     def matrix(self) -> Array:
-        """The unfolding (groups, out/groups, in/groups · positions)."""
+        """Unfolding (groups, out/groups, in/groups · positions)."""
         groups, out = self.tensor.shape[:2]
         return self.tensor.reshape(groups, out, -1)
 
     @property
     def input_unfolding(self) -> Array:
-        """The unfolding (groups, in/groups, out/groups · positions)."""
+        """Unfolding (groups, in/groups, out/groups · positions)."""
         groups, _, into, _ = self.tensor.shape
         return self.tensor.swapaxes(1, 2).reshape(groups, into, -1)
 
     @property
     def spatial_unfolding(self) -> Array:
-        """The matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
+        """Matricisation (groups, out/groups · kw, in/groups · kh) of a 2-d kernel."""
         groups, out, into, _ = self.tensor.shape
         kh, kw = self.kernel
         split = self.tensor.reshape(groups, out, into, kh, kw)
@@ -107,22 +108,18 @@ class Spectrum:
 
     @cached_property
     def output(self) -> Eigen:
-        """Eigenpairs of the output channel Grams, of order out/groups."""
+        """Eigenpairs of the Gram matrices of `matrix`, of order out/groups."""
         return left_eigen(self.matrix)
 
     @cached_property
     def input(self) -> Eigen:
-        """Eigenpairs of the input channel Grams, of order in/groups."""
+        """Eigenpairs of the Gram matrices of `input_unfolding`, of order in/groups."""
         return left_eigen(self.input_unfolding)
 
     def factors(
         self, rank: int, rng: np.random.Generator, *, exact: bool = False
     ) -> tuple[Array, Array, float, str]:
-        """The truncated singular value decomposition of `matrix`.
-
-        Where a few of many singular vectors are wanted, they are sampled. Whether they are depends
-        on the shape, the rank and `exact` alone, never on what has been computed before: a plan
-        carried out later, or on an executor, has to give the same factors.
+        """Return the truncated singular value decomposition of `matrix`, sampled or exact.
 
         Args:
             rank: 1 to the smaller side.
@@ -133,34 +130,65 @@ class Spectrum:
             Factors (groups, out/groups, rank) and (groups, rank, d), how much of `energy` their
             product keeps, and how they were found where that matters.
         """
+        # Three ways lead to the leading singular vectors, for m × n with p = min(m, n):
+        #   sampled, O(m n r): power iteration on about 1.15 r random columns, in float32;
+        #   few eigenvectors of the Gram matrix, O(m n p) for it, O(p³) to make it tridiagonal and
+        #     O(p² r) for them;
+        #   all of them, O(m n p) and some times O(p³), which later calls share.
+        # The choice rests on shape, rank and `exact` alone, never on what is cached already: a
+        # plan carried out later, or by an executor, starts with an empty cache and must give the
+        # same factors. That the sample was good enough is the only question put to values: the
+        # error is read off as E − ‖right‖², whose rounding in float32 is about 1e-7 · E. A
+        # sample that leaves out less than (1 − _VISIBLE) · E would make it mostly noise, and is
+        # dropped for the exact way.
         matrix = self.matrix
         if not exact and few(rank, min(matrix.shape[1:])):
             left, right = sampled(matrix, rank, rng)
-            if inner(right, right) < _VISIBLE * self.energy:
-                return left, right, inner(right, right), "subspace found by sampling"
-        if matrix.shape[1] <= matrix.shape[2]:
-            basis = self.leading("output", rank)
-            right = basis.mT @ matrix
-            return basis, right, inner(right, right), ""
-        basis = self.leading("input", rank)
-        left = matrix @ basis
-        return left, basis.mT, inner(left, left), ""
+            kept = inner(right, right)
+            if kept < _VISIBLE * self.energy:
+                return left, right, kept, "subspace found by sampling"
+        side: Side = "output" if matrix.shape[1] <= matrix.shape[2] else "input"
+        return *self.projected(side, rank), ""
 
-    def leading(self, side: Side, rank: int) -> Array:
-        """The leading left singular vectors (groups, n, rank) of an unfolding.
+    def projected(self, side: Side, rank: int) -> tuple[Array, Array, float]:
+        """Project a matrix on the leading singular vectors of one of its sides.
 
         Args:
-            side: the Gram whose eigenvectors they are, by the name of its attribute.
+            side: "output" or "input" of `matrix`, "spatial_rows" or "spatial_columns" of
+                `spatial_unfolding`.
+            rank: 1 to the smaller side of the matrix.
+
+        Returns:
+            The left factor (groups, m, rank), the right one (groups, rank, n), and how much of
+            `energy` their product keeps.
+        """
+        basis = self.leading(side, rank)
+        matrix = self.spatial_unfolding if side.startswith("spatial") else self.matrix
+        if side in ("output", "spatial_rows"):
+            right = basis.mT @ matrix
+            return basis, right, inner(right, right)
+        left = matrix @ basis
+        return left, basis.mT, inner(left, left)
+
+    def leading(self, side: Side, rank: int) -> Array:
+        """Return the leading left singular vectors (groups, n, rank) of an unfolding.
+
+        Args:
+            side: which unfolding.
             rank: 1 to the smaller side of the unfolding.
         """
         unfolding = self._unfolding(side)
-        if few_pay(unfolding, rank):
-            return leading(unfolding, rank)
+        return (
+            leading(unfolding, rank) if few_pay(unfolding, rank) else self.eigen(side).leading(rank)
+        )
+
+    def eigen(self, side: Side) -> Eigen:
+        """Return the eigenpairs of the Gram matrices of an unfolding."""
         eigen: Eigen = getattr(self, side)
-        return eigen.leading(rank)
+        return eigen
 
     def left_out(self, side: Side, basis: Array) -> float:
-        """How much of `energy` a basis (groups, n, rank) of an unfolding leaves out."""
+        """Return how much of `energy` a basis (groups, n, rank) of an unfolding leaves out."""
         inside = basis.mT @ self._unfolding(side)
         return max(0.0, self.energy - inner(inside, inside))
 
@@ -174,26 +202,26 @@ class Spectrum:
 
     @cached_property
     def spatial_rows(self) -> Eigen:
-        """Eigenpairs of the Grams of the rows of `spatial_unfolding`, of order out/groups · kw."""
+        """Eigenpairs of the Gram matrices of the rows of `spatial_unfolding`, out/groups · kw."""
         return left_eigen(self.spatial_unfolding)
 
     @cached_property
     def spatial_columns(self) -> Eigen:
-        """Eigenpairs of the Grams of its columns, of order in/groups · kh."""
+        """Eigenpairs of the Gram matrices of the columns of `spatial_unfolding`, in/groups · kh."""
         return left_eigen(self.spatial_unfolding.mT)
 
     def relative_error(self, kept: float) -> float:
-        """‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
+        """Relative error ‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""
         return math.sqrt(max(0.0, 1.0 - kept / self.energy))
 
     def distance(self, rows: Array) -> float:
-        """‖W − Ŵ‖ / ‖W‖ of other rows Ŵ (groups, out/groups, d), scaled as `tensor`."""
-        apart = rows - self.rows
-        return math.sqrt(inner(apart, apart) / self.energy)
+        """Relative error ‖W − Ŵ‖ / ‖W‖ of rows Ŵ (groups, out/groups, d), scaled as `tensor`."""
+        difference = rows - self.rows
+        return math.sqrt(inner(difference, difference) / self.energy)
 
 
 def magnitude(weight: Array) -> float:
-    """The largest magnitude of a weight that can be decomposed.
+    """Return the largest magnitude of a weight that can be decomposed.
 
     Raises:
         Refused: the weight is empty, all zero, or holds NaN or infinite values.

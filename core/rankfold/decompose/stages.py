@@ -1,4 +1,4 @@
-"""The stage ops that chains are made of, and how the scale is spread over them."""
+"""Stages of chains, their geometry, and the scale that is spread over them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Embedding, Op,
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:
-    """A 1×1 convolution with the groups of `op`.
+    """Build a 1×1 convolution with the groups of `op`.
 
     Args:
         op: the layer that is decomposed.
@@ -30,7 +30,7 @@ def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv
 def along(
     op: Convolution, axes: tuple[int, ...], weight: Array, groups: int, bias: Array | None = None
 ) -> Convolution:
-    """A convolution of the class of `op` with its geometry along some axes and none elsewhere.
+    """Build a convolution with the geometry of `op` along some axes and none elsewhere.
 
     Args:
         op: the layer that is decomposed.
@@ -60,7 +60,7 @@ def along(
 
 
 def trivial(op: Convolution, axis: int) -> bool:
-    """Whether nothing happens along an axis: kernel 1, stride 1, no padding."""
+    """Return whether nothing happens along an axis: kernel 1, stride 1, no padding."""
     geo = geometry(op)
     unpadded = isinstance(geo.padding, str) or geo.padding[axis] == (0, 0)
     return (
@@ -72,7 +72,7 @@ def trivial(op: Convolution, axis: int) -> bool:
 
 
 def channel_unfoldings(spectrum: Spectrum) -> tuple[Unfolding, Unfolding]:
-    """The output and the input unfolding of a kernel."""
+    """Return the output and the input unfolding of a kernel."""
     _, out, into, positions = spectrum.tensor.shape
 
     def outputs() -> Array:
@@ -92,20 +92,20 @@ def channel_unfoldings(spectrum: Spectrum) -> tuple[Unfolding, Unfolding]:
 
 
 def cast(chain: Chain, op: Op) -> Chain:
-    """The chain with its weights in the dtype of the layer it replaces, in memory of its own.
+    """Convert a chain to the dtype of the layer that it replaces, and copy its biases.
 
     Raises:
         RankfoldError: a stage exceeds the range of that dtype.
     """
     dtype = op.weight.dtype
     with np.errstate(over="ignore"):
-        made = [linalg.contiguous(linalg.cast(stage.weight, dtype)) for stage in chain]
-    if not all(map(linalg.is_finite, made)):
+        weights = [linalg.contiguous(linalg.cast(stage.weight, dtype)) for stage in chain]
+    if not all(map(linalg.is_finite, weights)):
         raise RankfoldError(
             f"{type(op).__name__}: a stage of the chain exceeds the range of {dtype}; use the "
             "placement 'balanced' or a wider dtype"
         )
-    stages = (replace(s, weight=weight) for s, weight in zip(chain, made, strict=True))
+    stages = (replace(s, weight=weight) for s, weight in zip(chain, weights, strict=True))
     return tuple(
         stage
         if isinstance(stage, Embedding) or stage.bias is None
@@ -117,7 +117,7 @@ def cast(chain: Chain, op: Op) -> Chain:
 def place_scale(
     applied_first: Array, applied_last: Array, scale: float, placement: Placement
 ) -> tuple[Array, Array]:
-    """Spreads the singular values and the weight's scale over the two factors of a matrix.
+    """Spread the singular values and the weight's scale over the two factors of a matrix.
 
     Args:
         applied_first: (groups, r, n), the factor that meets the input.
@@ -146,10 +146,17 @@ def place_scale(
 def check_ranks(
     name: str, op: Op, ranks: RankTuple, maximum: RankTuple, labels: tuple[str, ...]
 ) -> RankTuple:
-    """The ranks as ints, each between 1 and its maximum.
+    """Check that ranks are ints between 1 and their maximum, and return them.
+
+    Args:
+        name: of the method.
+        op: the layer.
+        ranks: to check.
+        maximum: of each rank.
+        labels: what limits each rank, for the error text.
 
     Raises:
-        RankfoldError: naming the rank, its maximum and what limits it.
+        RankfoldError: a rank is not; the text names it, its maximum and what limits it.
     """
     if len(ranks) != len(maximum):
         raise RankfoldError(

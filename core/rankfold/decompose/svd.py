@@ -8,116 +8,63 @@ the geometry of a convolution stays on the first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
-from rankfold.decompose.reduced_rank_regression import offered, projection
-from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.stages import along, cast, check_ranks, place_scale, pointwise
+from rankfold.decompose.base import Placement, decompose
+from rankfold.decompose.matrix_svd import MatrixSVD
+from rankfold.decompose.spectrum import Side, Spectrum
+from rankfold.decompose.stages import along, pointwise
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, blank
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op
 
 
 @dataclass(frozen=True)
-class TruncatedSVD:
+class TruncatedSVD(MatrixSVD):
     """Two layers from the matrix of one; ranks are (rank,), per group.
 
     Attributes:
         exact: whether the singular vectors are always those of an eigendecomposition. Otherwise,
-            where a few of a large matrix are wanted of which nothing is known yet, they span a
-            subspace found by sampling.
-        name: "svd".
+            where a few of a large matrix are wanted, they span a subspace found by sampling.
     """
 
-    exact: bool = False
     name: str = "svd"
+    exact: bool = False
+    _limit: ClassVar[str] = "input or output channels of a group"
 
     def refuse(self, op: Op) -> str | None:
-        """Refuses transposed convolutions and kernels longer than 1."""
+        """Refuse transposed convolutions and kernels longer than 1."""
         if isinstance(op, ConvTranspose):
             return "svd does not apply to a ConvTranspose; use channel_svd"
         if isinstance(op, Conv) and max(op.weight.shape[2:]) > 1:
             return "svd needs a kernel of 1 along every axis; use channel_svd"
         return None
 
-    def max_ranks(self, op: Op) -> RankTuple:
-        """The smaller side of the matrix of one group."""
-        return (min(op.weight.shape[0] // op.groups, op.weight.shape[1]),)
+    def _side(self, op: Op) -> Side:
+        rows, columns = self._sides(op)
+        return "output" if rows <= columns else "input"
 
-    def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """The matrix itself."""
-        sides = (op.weight.shape[0] // op.groups, op.weight.shape[1])
-        wide = sides[0] <= sides[1]
-
-        def values() -> Array:
-            return (spectrum.output if wide else spectrum.input).values
-
-        return (Unfolding(values, sides, min(sides), spectrum.scale),)
-
-    def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """The rank of the matrix."""
-        return unfolding_ranks
-
-    def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """Shapes of (first, last)."""
-        limit = "input or output channels of a group"
-        (rank,) = check_ranks(self.name, op, ranks, self.max_ranks(op), (limit,))
-        out, into = op.weight.shape[0] // op.groups, op.weight.shape[1]
-        return self._chain(op, blank(op.groups, rank, into), blank(op.groups, out, rank))
-
-    def error_at_ranks(
-        self, op: Op, spectrum: Spectrum, multiple_of: int
-    ) -> Sequence[tuple[RankTuple, float]]:
-        """Exact errors, from the eigenvalues."""
-        weighted = spectrum.metric is not None
-        values = spectrum.weighted.values if weighted else self.modes(op, spectrum)[0].values
-        return offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
-
-    def decompose(
-        self,
-        op: Op,
-        ranks: RankTuple,
-        *,
-        spectrum: Spectrum,
-        placement: Placement,
-        rng: np.random.Generator,
-    ) -> Factorization:
-        """Projects the matrix on the leading singular vectors of its smaller side."""
-        (rank,) = ranks
-        if spectrum.metric is not None:
-            right, left = projection(spectrum, rank)
-            error = spectrum.distance(np.matmul(left, right))
-            right, left = place_scale(right, left, spectrum.scale, placement)
-            if isinstance(op, Embedding):
-                right, left = left.mT, right.mT
-            return Factorization(cast(self._chain(op, right, left), op), error)
-        left, right, kept, how = spectrum.factors(rank, rng, exact=self.exact)
+    def _truncated(
+        self, op: Op, spectrum: Spectrum, rank: int, rng: np.random.Generator
+    ) -> tuple[Array, Array, float, str]:
+        left, right, kept, remark = spectrum.factors(rank, rng, exact=self.exact)
         alive = (spectrum.matrix != 0.0).any(axis=2)[:, :, None]
         left = left * linalg.cast(alive, left.dtype)  # rows of zeros get no rounding errors
-        if isinstance(op, Embedding):  # the table is applied first
-            last, first = place_scale(left.mT, right.mT, spectrum.scale, placement)
-            right, left = first.mT, last.mT
-        else:
-            right, left = place_scale(right, left, spectrum.scale, placement)
-        chain = cast(self._chain(op, right, left), op)
-        return Factorization(chain, spectrum.relative_error(kept), how)
+        return left, right, kept, remark
 
-    @staticmethod
-    def _chain(op: Op, right: Array, left: Array) -> Chain:
+    def _stages(self, op: Op, right: Array, left: Array) -> Chain:
         if isinstance(op, Embedding):
-            return Embedding(left[0]), Linear(right[0].T)
+            return Embedding(right[0].T), Linear(left[0])
         if isinstance(op, Linear):
             first = Linear(right.reshape(-1, right.shape[2]), groups=op.groups)
             return first, Linear(left.reshape(-1, left.shape[2]), op.bias, op.groups)
         assert isinstance(op, Conv)
-        kernel = op.weight.shape[2:]
-        weight = right.reshape(-1, op.weight.shape[1], *kernel)
-        conv = along(op, tuple(range(len(kernel))), weight, op.groups)
-        return conv, pointwise(op, left, op.bias)
+        axes = tuple(range(op.weight.ndim - 2))
+        first_weight = right.reshape(-1, *op.weight.shape[1:])
+        return along(op, axes, first_weight, op.groups), pointwise(op, left, op.bias)
 
 
 SVD = TruncatedSVD()
@@ -126,7 +73,7 @@ SVD = TruncatedSVD()
 def truncated_svd(
     op: Op, rank: int, *, placement: Placement = "balanced", exact: bool = False
 ) -> Chain:
-    """Truncated SVD of a `Linear`, an `Embedding` or a `Conv` with kernel 1.
+    """Decompose a `Linear`, an `Embedding` or a `Conv` with kernel 1 by truncated SVD.
 
     Args:
         op: weight (out, in/groups), (num_embeddings, embedding_dim) or (out, in/groups, 1, ...).

@@ -2,9 +2,8 @@
 
 W ≈ core ×_out U ×_in V with orthonormal U (out, r_out) and V (in, r_in) (Kim et al., arXiv
 1511.06530). The factors start as leading singular vectors of the two channel unfoldings (HOSVD)
-and are improved by sweeps of higher-order orthogonal iteration (HOOI: De Lathauwer, De Moor and
-Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000). Stride, padding, dilation and groups stay on the
-core; the bias goes to the last stage.
+and are improved by sweeps of higher-order orthogonal iteration (HOOI). Stride, padding, dilation
+and groups stay on the core; the bias goes to the last stage.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
+from rankfold.decompose.hooi import hooi
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import Regression
+from rankfold.decompose.reduced_rank_regression import Regression, most_explained
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
@@ -28,13 +28,8 @@ from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
 
-LEAST_SWEEPS = 2
-_PRECISE = 1e-3
-_SMALL = 500_000
-_MORE_SWEEPS = 40
-_TOLERANCE = 1e-4  # of the squared error
-_CHEAP = 50_000_000  # multiplications of all sweeps
 _COUNT = 12
+"""Ranks per mode for a budget to choose from, hence up to 144 pairs."""
 
 
 class Tucker2:
@@ -43,30 +38,30 @@ class Tucker2:
     name = "tucker2"
 
     def refuse(self, op: Op) -> str | None:
-        """Refuses what is not a convolution."""
+        """Refuse what is not a convolution."""
         if not isinstance(op, (Conv, ConvTranspose)):
             return f"tucker2 applies to convolutions, not to {type(op).__name__}; use svd"
         return None
 
     def surpassed(self, op: Op) -> str | None:
-        """By "svd" on kernels of one position: its two stages do what these three do."""
+        """Return "svd" for kernels of one position, where two stages do what these three do."""
         return "svd" if isinstance(op, Conv) and math.prod(op.weight.shape[2:]) == 1 else None
 
     def max_ranks(self, op: Op) -> RankTuple:
-        """The channels of a group, or the other side of the unfolding where that is smaller."""
+        """Return the channels of a group, or the other side of the unfolding if smaller."""
         out, into, positions = self._sizes(op)
         return min(out, into * positions), min(into, out * positions)
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
-        """The output and the input unfolding."""
+        """Return the output and the input unfolding."""
         return channel_unfoldings(spectrum)
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
-        """(output rank, input rank)."""
+        """Return (output rank, input rank)."""
         return unfolding_ranks
 
     def template(self, op: Op, ranks: RankTuple) -> Chain:
-        """Shapes of (pointwise, core, pointwise)."""
+        """Return (pointwise, core, pointwise) without values."""
         assert isinstance(op, (Conv, ConvTranspose))
         limits = ("output channels of a group", "input channels of a group")
         if op.groups == 1:
@@ -79,16 +74,20 @@ class Tucker2:
     def error_at_ranks(
         self, op: Op, spectrum: Spectrum, multiple_of: int
     ) -> Sequence[tuple[RankTuple, float]]:
-        """Errors of the regression on input channels, before any sweep of HOOI.
+        """Return ranks with their squared errors before any sweep of HOOI.
 
         A kernel of one position is a matrix: its rank is the lesser of the two, so only equal ranks
         are worth their cost, and what they explain adds up without further eigenvalues.
         """
         most_out, most_in = self.max_ranks(op)
         if spectrum.tensor.shape[3] == 1:
-            return self._of_a_matrix(spectrum, min(most_out, most_in), multiple_of)
+            return self._error_at_ranks_of_matrix(spectrum, min(most_out, most_in), multiple_of)
         outs = spaced(most_out, multiple_of, _COUNT)
         ins = spaced(most_in, multiple_of, _COUNT)
+        # Input bases are nested, and so are the regressors z = Vᵀ x: the first r_in · positions
+        # rows of Q = L⁻¹ E[z yᵀ] explain Qᵀ Q of the moment of the output. One regression at the
+        # largest input rank, and an eigendecomposition of order `out` per input rank, give the
+        # errors at all pairs.
         best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
         positions = spectrum.tensor.shape[3]
         for basis in self._input_bases(spectrum, ins[-1]):
@@ -105,16 +104,14 @@ class Tucker2:
             for ranks, worth in best.items()
         ]
 
-    def _of_a_matrix(
+    def _error_at_ranks_of_matrix(
         self, spectrum: Spectrum, most: int, multiple_of: int
     ) -> list[tuple[RankTuple, float]]:
         if spectrum.metric is None:
             worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
-            worth = np.zeros(most)
-            for basis in self._input_bases(spectrum, most):
-                explained = _explained(spectrum, basis)
-                worth = np.maximum(worth, np.cumsum((explained * explained).sum(axis=(0, 2))))
+            parts = (_explained(spectrum, b) for b in self._input_bases(spectrum, most))
+            worth = np.maximum.reduce([np.cumsum((p * p).sum(axis=(0, 2))) for p in parts])
         total = spectrum.weight_of_all
         return [
             ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
@@ -130,7 +127,7 @@ class Tucker2:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factorization:
-        """HOSVD from the shared eigenpairs, then HOOI; the error is that of the projection.
+        """Improve the HOSVD by HOOI; the error is that of the projection.
 
         Under a metric: input channels by the plain or by the whitened channel mode, whichever
         serves better; core and last stage by reduced-rank regression on them.
@@ -139,7 +136,7 @@ class Tucker2:
         r_out, r_in = ranks
         if spectrum.metric is not None:
             return self._regressed(op, ranks, spectrum, placement)
-        core, left, right = _hooi(
+        core, left, right = hooi(
             spectrum, spectrum.leading("output", r_out), spectrum.leading("input", r_in)
         )
         error = spectrum.relative_error(linalg.inner(core, core))
@@ -148,19 +145,21 @@ class Tucker2:
     def _regressed(
         self, op: Convolution, ranks: RankTuple, spectrum: Spectrum, placement: Placement
     ) -> Factorization:
+        # With the input basis V fixed, z = Vᵀ x at each position, and y ≈ U core z is a regression
+        # of reduced rank (Izenman, J. Multivariate Anal. 5, 1975). For B = Σ_yz Σ_zz⁻¹, the one of
+        # full rank, and any other B',
+        #     E‖G½(y − B' z)‖² = E‖G½(y − B z)‖² + ‖G½ (B − B') Σ_zz½‖².
+        # So G½ B' Σ_zz½ is the truncated SVD of G½ B Σ_zz½, whose Gram matrix is `part partᵀ`:
+        # Σ_zz = L Lᵀ and B = Qᵀ L⁻¹ give B Σ_zz Bᵀ = Qᵀ Q. With its leading eigenvectors E,
+        # U = G^-½ E and core = Eᵀ G½ B. Both steps are exact; only V is a choice, made among
+        # `_input_bases`, in place of sweeps.
         metric = spectrum.metric
         assert metric is not None
         r_out, r_in = ranks
-        best: tuple[float, Array, Regression, linalg.Eigen] | None = None
-        for basis in self._input_bases(spectrum, r_in):
-            regression = _regression(spectrum, basis)
-            part = metric.weight_outputs(regression.explained.swapaxes(1, 2))
-            eigen = linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
-            worth = float(eigen.values[:, :r_out].sum())
-            if best is None or worth > best[0] * (1.0 + 1e-9):
-                best = worth, basis, regression, eigen
-        assert best is not None
-        _, right, regression, eigen = best
+        right, regression, eigen = most_explained(
+            self._regressions(spectrum, r_in),
+            lambda candidate: float(candidate[2].values[:, :r_out].sum()),
+        )
         left = eigen.leading(r_out)
         solution = regression.solution(regression.lower.shape[1])
         core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
@@ -193,9 +192,19 @@ class Tucker2:
         core = core.reshape(-1, right.shape[2], *op.weight.shape[2:])
         return cast(self._chain(op, first, core, last), op)
 
+    def _regressions(
+        self, spectrum: Spectrum, r_in: int
+    ) -> Iterator[tuple[Array, Regression, linalg.Eigen]]:
+        """Yield bases of the input, the regression on each, and what output directions explain."""
+        assert spectrum.metric is not None
+        for basis in self._input_bases(spectrum, r_in):
+            regression = _regression(spectrum, basis)
+            part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
+            yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
+
     @staticmethod
     def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
-        """Nested orthonormal bases (groups, in, rank) of the input channels."""
+        """Yield nested orthonormal bases (groups, in, rank) of the input channels."""
         yield spectrum.leading("input", rank)
         metric = spectrum.metric
         if metric is None:
@@ -204,7 +213,11 @@ class Tucker2:
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, positions)
         unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
         root = linalg.eigh(metric.channels)
-        half = root.vectors * np.sqrt(root.values)[:, None, :]  # half halfᵀ = C of the channels
+        # With M the weighted input unfolding, H Hᵀ = C of the channels and positions taken for
+        # independent, the best V minimises ‖(Mᵀ − K Vᵀ) H‖ over K: K Vᵀ H = Mᵀ H U Uᵀ with U the
+        # leading eigenvectors of Hᵀ M Mᵀ H, so that V spans H^-ᵀ U. As Hᵀ M Mᵀ H U = U Λ, that is
+        # the span of M Mᵀ H U = H^-ᵀ U Λ: no inverse is needed.
+        half = root.vectors * np.sqrt(root.values)[:, None, :]
         turned = np.matmul(half.swapaxes(1, 2), unfolded)
         eigen = linalg.eigh(linalg.gram(turned))
         basis, _ = np.linalg.qr(
@@ -219,10 +232,10 @@ class Tucker2:
 
     @staticmethod
     def _chain(op: Convolution, first: Array, core: Array, last: Array) -> Chain:
-        every = tuple(range(op.weight.ndim - 2))
+        axes = tuple(range(op.weight.ndim - 2))
         return (
             pointwise(op, first),
-            along(op, every, core, op.groups),
+            along(op, axes, core, op.groups),
             pointwise(op, last, op.bias),
         )
 
@@ -231,7 +244,7 @@ TUCKER2 = Tucker2()
 
 
 def tucker2(op: Op, ranks: tuple[int, int], *, placement: Placement = "balanced") -> Chain:
-    """Tucker-2 of a `Conv` or a `ConvTranspose`.
+    """Decompose a `Conv` or a `ConvTranspose` by Tucker-2.
 
     Args:
         op: weight (out, in/groups, *kernel).
@@ -250,7 +263,7 @@ def tucker2(op: Op, ranks: tuple[int, int], *, placement: Placement = "balanced"
 
 
 def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
-    """Tucker-2 of a bare tensor along its first two axes.
+    """Decompose a bare tensor along its first two axes by Tucker-2.
 
     Args:
         tensor: (out, in, *kernel), finite and not all zero.
@@ -277,7 +290,7 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
 
 
 def _explained(spectrum: Spectrum, basis: Array) -> Array:
-    """What of the output the input channels of a basis explain, (groups, r_in · positions, out)."""
+    """Return Q, (groups, r_in · positions, out): a basis of the input explains Qᵀ Q."""
     metric = spectrum.metric
     if metric is not None:
         return metric.weight_outputs(_regression(spectrum, basis).explained.mT).mT
@@ -287,7 +300,7 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
 
 
 def _regression(spectrum: Spectrum, basis: Array) -> Regression:
-    """Of the layer's output on the input channels of a basis, (groups, r_in · positions) each."""
+    """Regress the output on the input channels of a basis, (groups, r_in · positions) of them."""
     assert spectrum.metric is not None
     groups, _, into, positions = spectrum.tensor.shape
     rank = basis.shape[2]
@@ -297,75 +310,3 @@ def _regression(spectrum: Spectrum, basis: Array) -> Regression:
     return Regression.of(
         spectrum.metric, spectrum.rows, stage.reshape(groups, rank * positions, into * positions)
     )
-
-
-def _hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """Improved (core, left, right) of (groups, out, in, positions); all factors orthonormal.
-
-    A large tensor is projected in float32, unless what is left out is too small to be seen in it.
-    """
-    groups, out, into, positions = spectrum.tensor.shape
-    fixed = left.shape[2] == out or right.shape[2] == into
-    small = math.prod(spectrum.tensor.shape) < _SMALL
-    precise = fixed or small
-    if not precise:
-        least = max(spectrum.left_out("output", left), spectrum.left_out("input", right))
-        precise = least < _PRECISE**2 * spectrum.energy
-    tensor = spectrum.tensor if precise else linalg.single(spectrum.tensor)
-    by_input = linalg.contiguous(tensor.swapaxes(2, 3)).reshape(groups, -1, into)
-
-    def core_of(left: Array, right: Array) -> Array:
-        half = (by_input @ linalg.cast(right, tensor.dtype)).reshape(groups, out, -1)
-        core: Array = linalg.cast(left.mT, tensor.dtype) @ half
-        return linalg.double(core).reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
-
-    if fixed:
-        return core_of(left, right), left, right
-    by_output = linalg.contiguous(linalg.permuted(tensor, (0, 2, 3, 1))).reshape(groups, -1, out)
-    found = _swept(by_input, by_output, left, right, spectrum.energy)
-    core = core_of(*found)
-    if precise:  # where rounding may have made it worse
-        start = core_of(left, right)
-        if linalg.inner(start, start) > linalg.inner(core, core):
-            return start, left, right
-    return core, *found
-
-
-def _swept(
-    by_input: Array, by_output: Array, left: Array, right: Array, energy: float
-) -> tuple[Array, Array]:
-    """A sweep and a half, or more sweeps until the error settles where they are cheap.
-
-    The half is a step of subspace iteration, at a fifth of the cost of eigenvectors.
-
-    Args:
-        by_input: (groups, out · positions, in).
-        by_output: (groups, in · positions, out).
-        left: (groups, out, r_out).
-        right: (groups, in, r_in).
-        energy: the squared norm of the tensor.
-    """
-    into, out = by_input.shape[2], by_output.shape[2]
-    work = math.prod(by_input.shape) * (left.shape[2] + right.shape[2])
-    most = min(_MORE_SWEEPS, _CHEAP // work)
-    kept = 0.0
-    for sweep in range(max(1, most)):
-        left = linalg.leading(_projected(by_input, right, out), left.shape[2])
-        projected = _projected(by_output, left, into)
-        right = linalg.leading(projected, right.shape[2])
-        if most <= LEAST_SWEEPS:
-            break
-        turned = linalg.double(right.mT) @ linalg.double(projected)
-        before, kept = kept, linalg.inner(turned, turned)
-        if sweep + 1 >= LEAST_SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
-            return left, right
-    projected = _projected(by_input, right, out)
-    moved = projected @ (projected.mT @ linalg.cast(left, projected.dtype))
-    left = linalg.double(linalg.orthonormal(moved))
-    return left, right
-
-
-def _projected(unfolded: Array, factor: Array, size: int) -> Array:
-    """(groups, size · positions, n) times (groups, n, rank), as (groups, size, -1)."""
-    projected: Array = unfolded @ linalg.cast(factor, unfolded.dtype)
-    return projected.reshape(unfolded.shape[0], size, -1)

@@ -1,4 +1,4 @@
-"""Linear algebra on arrays of NumPy and of the array API, in the one place that computes it."""
+"""Linear algebra on arrays of NumPy and of the array API; all decompositions compute by it."""
 
 from rankfold.linalg.arrays import (
     Array,

@@ -1,4 +1,4 @@
-"""Arrays of NumPy and of the array API, handled alike."""
+"""Operations on arrays of NumPy and of the array API alike."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def namespace(array: Array) -> Any:
-    """The array API namespace of an array."""
+    """Return the array API namespace of an array."""
     if isinstance(array, np.ndarray):
         return np
     import array_api_compat
@@ -21,12 +21,11 @@ def namespace(array: Array) -> Any:
 
 
 def taken(array: Any) -> Any:
-    """What a user gives, as an array that decompositions can compute with.
+    """Convert an argument to an array that decompositions can compute with.
 
-    A tensor comes without its graph. Half precision of other libraries than NumPy, and bfloat16
-    anywhere, comes as float32, in which it is exact. What is not on an accelerator in PyTorch or
-    CuPy comes as NumPy's: JAX computes in float64 only where that is switched on. Anything else
-    comes as it is.
+    A tensor is detached from its graph. Bfloat16 becomes float32, in which it is exact. An array of
+    JAX becomes NumPy's, since JAX computes in float64 only where that is switched on. Anything
+    else, what is no array included, is returned as it is.
     """
     if hasattr(array, "detach") and hasattr(array, "requires_grad"):
         array = array.detach()
@@ -44,7 +43,7 @@ def taken(array: Any) -> Any:
 
 
 def is_real(array: Any) -> bool:
-    """Whether something is an array of floating-point numbers, of any library of the standard."""
+    """Return whether a value is an array of real floats, of NumPy or the array API."""
     if isinstance(array, np.ndarray):
         return bool(array.dtype.kind == "f")
     if not hasattr(array, "dtype") or not hasattr(array, "shape"):
@@ -57,17 +56,17 @@ def is_real(array: Any) -> bool:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether all values are finite."""
+    """Return whether all values are finite."""
     return bool(namespace(array).isfinite(array).all())
 
 
 def epsilon(array: Array) -> float:
-    """The machine epsilon of an array's dtype."""
+    """Return the machine epsilon of an array's dtype."""
     return float(namespace(array).finfo(array.dtype).eps)
 
 
 def host(array: Any) -> Array:
-    """An array as one of NumPy's."""
+    """Return an array as one of NumPy's."""
     if isinstance(array, np.ndarray):
         return array
     import array_api_compat
@@ -77,35 +76,35 @@ def host(array: Any) -> Array:
 
 
 def like(array: Any, other: Array) -> Array:
-    """An array where another one lives, in its own dtype."""
+    """Move an array to the library and device of another one; its dtype stays."""
     if isinstance(other, np.ndarray):
         return host(array)
     import array_api_compat
 
-    found: Array = namespace(other).asarray(array, device=array_api_compat.device(other))
-    return found
+    moved: Array = namespace(other).asarray(array, device=array_api_compat.device(other))
+    return moved
 
 
 def cast(array: Array, dtype: Any) -> Array:
-    """An array in another dtype, one of its own namespace; itself if it has that already."""
+    """Convert an array to a dtype of its namespace; return itself if it has that already."""
     if isinstance(array, np.ndarray):
         return array.astype(dtype, copy=False)
-    made: Array = namespace(array).astype(array, dtype, copy=False)
-    return made
+    converted: Array = namespace(array).astype(array, dtype, copy=False)
+    return converted
 
 
 def double(array: Array) -> Array:
-    """An array in float64."""
+    """Convert an array to float64."""
     return cast(array, namespace(array).float64)
 
 
 def single(array: Array) -> Array:
-    """An array in float32."""
+    """Convert an array to float32."""
     return cast(array, namespace(array).float32)
 
 
 def over(array: Array, scale: float) -> Array:
-    """An array over a number, in float64."""
+    """Divide an array by a number, in float64."""
     if isinstance(array, np.ndarray):
         quotient: Array = np.divide(array, scale, dtype=np.float64)
         return quotient
@@ -113,43 +112,43 @@ def over(array: Array, scale: float) -> Array:
 
 
 def inner(a: Array, b: Array) -> float:
-    """The sum of products of two arrays of one shape."""
+    """Return the sum of products of two arrays of one shape."""
     if isinstance(a, np.ndarray):
         return float(np.vdot(a, b))
     return float(namespace(a).sum(a * b))
 
 
 def permuted(array: Array, axes: tuple[int, ...]) -> Array:
-    """An array with its axes in another order."""
+    """Permute the axes of an array."""
     if isinstance(array, np.ndarray):
         return array.transpose(axes)
-    made: Array = namespace(array).permute_dims(array, axes)
-    return made
+    view: Array = namespace(array).permute_dims(array, axes)
+    return view
 
 
 def stacked(arrays: Sequence[Array]) -> Array:
-    """Arrays of one shape along a new first axis."""
-    made: Array = namespace(arrays[0]).stack(tuple(arrays))
-    return made
+    """Stack arrays of one shape along a new first axis."""
+    stack: Array = namespace(arrays[0]).stack(tuple(arrays))
+    return stack
 
 
 def contiguous(array: Array) -> Array:
-    """An array with its elements in order, of memory of its own kind."""
+    """Return an array with its elements in C order, a copy where they are not."""
     if isinstance(array, np.ndarray):
         return np.ascontiguousarray(array)
-    made: Array = namespace(array).asarray(array, copy=True)
-    return made
+    copy: Array = namespace(array).asarray(array, copy=True)
+    return copy
 
 
 def copied(array: Array) -> Array:
-    """An array of memory of its own, with its elements in order."""
+    """Copy an array, with its elements in C order."""
     if isinstance(array, np.ndarray):
         return np.array(array, order="C")
     return contiguous(array)
 
 
 def read_only(array: Array) -> Array:
-    """A view that cannot be written to; of another library's array, which has none, itself."""
+    """Return a view that cannot be written to; another library has none: the array itself."""
     if not isinstance(array, np.ndarray):
         return array
     view = array.view()
@@ -158,10 +157,10 @@ def read_only(array: Array) -> Array:
 
 
 def takes_no_memory(array: Array) -> bool:
-    """Whether all elements of an array are one and the same number in memory."""
+    """Return whether all elements of an array are a single number in memory."""
     return isinstance(array, np.ndarray) and array.size > 1 and not any(array.strides)
 
 
 def norms(array: Array, axis: int) -> Array:
-    """The Euclidean norms along an axis, which stays with length 1."""
+    """Return the Euclidean norms along an axis, which stays with length 1."""
     return namespace(array).sqrt((array * array).sum(axis=axis, keepdims=True))  # type: ignore[no-any-return]  # the namespace is any

@@ -1,4 +1,4 @@
-"""All heavy linear algebra: Gram matrices, eigenpairs, leading subspaces, least squares.
+"""Gram matrices, eigenpairs, leading subspaces and least squares of stacks of matrices.
 
 Everything here runs where its arrays live: on NumPy arrays with NumPy, on arrays of any other
 library of the array API standard (a PyTorch tensor on an accelerator) with that library. What is
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 LARGE = 1024
 """From this order on BLAS makes good use of more than one thread."""
 _SAMPLED = 512
+"""Smaller side of a matrix from which its subspaces are sampled: an eigendecomposition of a smaller
+order costs little."""
 _FEW = 0.15
+"""Of the order: at more vectors than these, the products with them cost what a Gram matrix does."""
 _OVERSAMPLED = 0.15
+"""Further columns of a sample, of the rank: they take in what leaks from the values next below."""
 _POWER_STEPS = 3
+"""Each damps what is left of smaller singular values by the square of their ratio to the wanted."""
 _OFF = 1e-4
+"""Deviation of Qᵀ Q from the identity, in float32, at which CholeskyQR2 counts as failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,31 +55,31 @@ class Eigen:
             object.__setattr__(self, name, read_only(getattr(self, name)))
 
     def leading(self, rank: int) -> Array:
-        """The first `rank` eigenvectors of each group, (groups, n, rank)."""
+        """Return the first `rank` eigenvectors of each group, (groups, n, rank)."""
         return self.vectors[..., :rank]
 
 
 def gram(matrices: Array) -> Array:
-    """A Aᵀ of each matrix of a stack, in float64: (groups, n, m) to (groups, n, n)."""
+    """Return A Aᵀ of each matrix of a stack, in float64: (groups, n, m) to (groups, n, n)."""
     return double(matrices @ matrices.mT)
 
 
 def eigh(grams: Array) -> Eigen:
-    """All eigenpairs of a stack of symmetric positive semi-definite matrices, descending."""
+    """Return all eigenpairs of a stack of positive semi-definite matrices, descending."""
     xp = namespace(grams)
     values, vectors = xp.linalg.eigh(grams)
-    found = host(values)[..., ::-1]
-    return Eigen(np.maximum(found, 0.0), xp.flip(vectors, axis=-1))
+    descending = host(values)[..., ::-1]
+    return Eigen(np.maximum(descending, 0.0), xp.flip(vectors, axis=-1))
 
 
 def eigenvalues(grams: Array) -> Array:
-    """The eigenvalues alone, descending and not negative, on the host; in a third of the time."""
+    """Return the eigenvalues alone, descending, on the host, in a third of the time of `eigh`."""
     values = host(namespace(grams).linalg.eigvalsh(grams))
     return np.maximum(values[..., ::-1], 0.0)
 
 
 def left_eigen(matrices: Array) -> Eigen:
-    """Eigenpairs of the Grams A Aᵀ, from those of Aᵀ A where these are smaller.
+    """Return the eigenpairs of Gram matrices A Aᵀ, from those of Aᵀ A where these are smaller.
 
     Args:
         matrices: (groups, n, m).
@@ -90,21 +96,21 @@ def left_eigen(matrices: Array) -> Eigen:
 
 
 def leading(matrices: Array, rank: int) -> Array:
-    """An orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
+    """Return an orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
     if rank > matrices.shape[-1]:
         return eigh(gram(matrices)).leading(rank)
     if not few_pay(matrices, rank):
         return left_eigen(matrices).leading(rank)
     wide = matrices.shape[-2] <= matrices.shape[-1]
     grams = gram(matrices if wide else matrices.mT)
-    found = np.stack([_few_vectors(one, rank) for one in grams])
-    return found if wide else np.linalg.qr(matrices @ found)[0]
+    vectors = np.stack([_few_vectors(matrix, rank) for matrix in grams])
+    return vectors if wide else np.linalg.qr(matrices @ vectors)[0]
 
 
 def few_pay(matrices: Array, rank: int) -> bool:
-    """Whether that many singular vectors are computed without the others.
+    """Return whether that many singular vectors are computed without the others.
 
-    It depends on shape, rank and library alone: where it depended on what is known already, so
+    It depends on shape, rank and library alone. If it depended on which eigenpairs are cached, so
     would the last bits of a result.
     """
     size = min(matrices.shape[-2:])
@@ -112,7 +118,7 @@ def few_pay(matrices: Array, rank: int) -> bool:
 
 
 def _few_vectors(matrix: Array, rank: int) -> Array:
-    """The leading eigenvectors alone: of few, the others would take most of the time."""
+    """Return the leading eigenvectors alone, without the time that the others would take."""
     from scipy.linalg import eigh as partial
 
     size = len(matrix)
@@ -122,12 +128,12 @@ def _few_vectors(matrix: Array, rank: int) -> Array:
 
 
 def few(rank: int, size: int) -> bool:
-    """Whether a subspace is found by sampling at a fraction of the cost."""
+    """Return whether a subspace of that rank is sampled, at a fraction of the cost."""
     return size >= _SAMPLED and rank <= _FEW * size
 
 
 def sampled(matrices: Array, rank: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Factors A (groups, n, rank), orthonormal, and B of nearly the best approximation A B.
+    """Return orthonormal A (groups, n, rank), and B, of nearly the best approximation A B.
 
     Power iteration on a random start with a sixth more columns (Halko, Martinsson and Tropp, SIAM
     Review 53, 2011), in float32, then the best subspace of what it spans. The error is about 0.5 %
@@ -142,6 +148,9 @@ def sampled(matrices: Array, rank: int, rng: np.random.Generator) -> tuple[Array
     width = min(a.shape[-2], a.shape[-1], rank + max(8, round(_OVERSAMPLED * rank)))
     start = rng.standard_normal((a.shape[0], a.shape[-1], width), dtype=np.float32)
     basis = a @ like(start, a)
+    # Columns of (A Aᵀ)^q A Ω lean towards singular vector i by σ_i^(2q+1). They are orthonormalised
+    # before each step, or those of small σ_i would drown in the rounding of the largest; one round
+    # suffices there, as only the span matters.
     for _ in range(_POWER_STEPS):
         basis = a @ (a.mT @ orthonormal(basis, rounds=1))
     basis = orthonormal(basis)
@@ -151,7 +160,7 @@ def sampled(matrices: Array, rank: int, rng: np.random.Generator) -> tuple[Array
 
 
 def orthonormal(columns: Array, rounds: int = 2) -> Array:
-    """An orthonormal basis of the span of columns (groups, n, k), k well below n.
+    """Return an orthonormal basis of the span of columns (groups, n, k), k well below n.
 
     By the Cholesky factor of their Gram matrix, twice (CholeskyQR2: Yamamoto et al., ETNA 44,
     2015); by QR where these are nearly dependent.
@@ -164,17 +173,19 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
     lengths = norms(columns, -2)
     if not bool((lengths > 0.0).all()):
         return _by_qr(columns)
-    made = columns / lengths
+    # AᵀA = L Lᵀ makes A L^-ᵀ orthonormal, up to the squared condition number times rounding. The
+    # second round starts from condition number near 1, and so reaches rounding itself.
+    basis = columns / lengths
     for _ in range(rounds):
         try:
-            lower = xp.linalg.cholesky(gram(made.mT))
+            lower = xp.linalg.cholesky(gram(basis.mT))
         except (np.linalg.LinAlgError, RuntimeError):  # each library raises its own
             return _by_qr(columns)
-        made = made @ cast(xp.linalg.inv(lower).mT, made.dtype)
+        basis = basis @ cast(xp.linalg.inv(lower).mT, basis.dtype)
     if rounds == 1:
-        return made
-    off = abs(gram(made.mT) - like(np.eye(made.shape[-1]), made)).max()
-    return made if float(off) < _OFF else _by_qr(columns)
+        return basis
+    off = abs(gram(basis.mT) - like(np.eye(basis.shape[-1]), basis)).max()
+    return basis if float(off) < _OFF else _by_qr(columns)
 
 
 def _by_qr(columns: Array) -> Array:
@@ -183,7 +194,7 @@ def _by_qr(columns: Array) -> Array:
 
 
 def ridge_solve(system: Array, right: Array, ridge: float) -> Array:
-    """X with X (S + ridge·tr(S)/n·1) = R, for a positive semi-definite S.
+    """Solve X (S + ridge·tr(S)/n·1) = R for X, with a positive semi-definite S.
 
     Args:
         system: S, (n, n).

@@ -1,4 +1,4 @@
-"""Layers as frozen dataclasses of arrays and geometry: the vocabulary of the house."""
+"""Layers as frozen dataclasses of arrays and geometry: the vocabulary of this library."""
 
 from rankfold.ops.cost import Cost, macs, output_extent, params
 from rankfold.ops.transforms import (

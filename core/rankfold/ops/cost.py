@@ -20,7 +20,7 @@ from rankfold.ops.types import (
 
 
 def params(ops: Op | Iterable[Op]) -> int:
-    """The number of parameters (weights and biases) of an op or a chain."""
+    """Return the number of parameters (weights and biases) of an op or a chain."""
     return sum(
         math.prod(op.weight.shape) + (0 if op.bias is None else op.bias.shape[0])
         for op in as_chain(ops)
@@ -28,7 +28,7 @@ def params(ops: Op | Iterable[Op]) -> int:
 
 
 def output_extent(op: Op, extent: Extent) -> Extent:
-    """The extent of an op's output for an input of that extent.
+    """Return the extent of an op's output for an input of that extent.
 
     Raises:
         RankfoldError: the input has the wrong number of axes or is smaller than the kernel.
@@ -61,7 +61,7 @@ def output_extent(op: Op, extent: Extent) -> Extent:
 
 
 def macs(ops: Op | Iterable[Op], extent: Extent) -> int:
-    """Multiply-accumulate operations of an op or a chain for one input of that extent.
+    """Count the multiply-accumulates of an op or a chain for one input of that extent.
 
     Biases and table look-ups cost none. Border positions count in full.
     """
@@ -87,9 +87,9 @@ class Cost:
         return Cost(self.params + other.params, self.macs + other.macs)
 
     def less(self, other: Cost) -> Cost:
-        """What is left of it without another."""
+        """Return the difference to another cost."""
         return Cost(self.params - other.params, self.macs - other.macs)
 
     def within(self, other: Cost) -> bool:
-        """Whether neither is above the other's."""
+        """Return whether neither count is above the other's."""
         return self.params <= other.params and self.macs <= other.macs

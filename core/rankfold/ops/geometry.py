@@ -17,7 +17,7 @@ Padding: TypeAlias = Pairs | Literal["same", "same_lower"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The geometry of a convolution: a value per spatial axis.
+    """Geometry of a convolution, a value per spatial axis.
 
     Attributes:
         kernel: its sizes.
@@ -35,16 +35,16 @@ class Geometry:
 
     @property
     def axes(self) -> int:
-        """The number of spatial axes, 1 to 3."""
+        """Number of spatial axes, 1 to 3."""
         return len(self.kernel)
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """The number of input elements a dilated kernel spans along each axis."""
+        """Number of input elements that a dilated kernel spans along each axis."""
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
 
     def pads(self, spatial: Sequence[int]) -> Pairs:
-        """The (low, high) padding of each axis for an input of that spatial size."""
+        """Return the (low, high) padding of each axis for an input of that spatial size."""
         if not isinstance(self.padding, str):
             return self.padding
         pairs = []
@@ -56,7 +56,7 @@ class Geometry:
 
 
 def per_axis(owner: str, name: str, value: object, axes: int, minimum: int) -> tuple[int, ...]:
-    """An int, or one int per axis, as one int per axis.
+    """Convert an int, or one int per axis, to one int per axis.
 
     Raises:
         RankfoldError: it is neither, or below the minimum.
@@ -75,7 +75,7 @@ def per_axis(owner: str, name: str, value: object, axes: int, minimum: int) -> t
 
 
 def padding(owner: str, value: object, axes: int) -> Padding:
-    """Any way to write a padding, as pairs or as a string that depends on the input.
+    """Convert any way to write a padding to pairs, or to a string if it depends on the input.
 
     Raises:
         RankfoldError: it is none of them.
@@ -105,5 +105,5 @@ def _pair(value: object) -> tuple[int, int] | None:
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    """Whether a value is an integer, of Python or of NumPy, and no bool."""
+    """Return whether a value is an integer, of Python or of NumPy, and no bool."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Ops whose arrays nobody changes by mistake, and ops whose arrays are somebody's own.
+"""Ops with read-only arrays, and ops with copied arrays.
 
 The arrays of a layer that an adapter has read may be the memory of the user's model. Code that
 works in place on them, as numerical code does, would change that model without a word.
@@ -9,28 +9,21 @@ from __future__ import annotations
 import numpy as np
 
 from rankfold import linalg
-from rankfold.linalg import Array
 from rankfold.ops.transforms import mapped
 from rankfold.ops.types import Op
 
 
 def protected(op: Op) -> Op:
-    """The same layer with arrays that cannot be written to, or that are no longer the model's.
+    """Return the layer with arrays that cannot be written to, or that are copies.
 
-    Arrays of NumPy come as read-only views. There are no such views of a tensor on an accelerator,
-    so of that it is a copy.
+    Arrays of NumPy become read-only views. There are no such views of a tensor on an accelerator,
+    which is copied.
     """
-    return mapped(op, _protected)
+    return mapped(
+        op, lambda a: linalg.read_only(a) if isinstance(a, np.ndarray) else linalg.copied(a)
+    )
 
 
 def copied(op: Op) -> Op:
-    """The same layer with arrays of its own; what takes no memory takes none still."""
-    return mapped(op, _copied)
-
-
-def _protected(array: Array) -> Array:
-    return linalg.read_only(array) if isinstance(array, np.ndarray) else linalg.copied(array)
-
-
-def _copied(array: Array) -> Array:
-    return array if linalg.takes_no_memory(array) else linalg.copied(array)
+    """Copy the arrays of a layer, but for blank ones, which take no memory."""
+    return mapped(op, lambda a: a if linalg.takes_no_memory(a) else linalg.copied(a))

@@ -1,4 +1,4 @@
-"""Forward of an op or a chain in float64, and the weight a chain stands for.
+"""Forward pass of an op or a chain in float64, and the dense weight of a chain.
 
 This is the ground truth that every backend is checked against; it is written to be read, not to
 be fast. It computes where the weights live. Layout: channels first, (batch, channels, *spatial);
@@ -26,7 +26,7 @@ _NUMPY_PAD = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "c
 
 
 def forward(ops: Op | Iterable[Op], x: Array) -> Array:
-    """The output of an op or of a chain.
+    """Compute the output of an op or of a chain.
 
     Args:
         ops: an op or a chain of ops.
@@ -103,7 +103,7 @@ def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
 
 
 def reconstruct(op: Op, chain: Iterable[Op]) -> Array:
-    """The dense weight, in the layout of `op.weight`, that a chain made from `op` stands for.
+    """Multiply a chain made from `op` out to a dense weight in the layout of `op.weight`.
 
     Args:
         op: the layer the chain replaces; only its class, groups and weight shape are read.
@@ -140,7 +140,7 @@ def _stage_weight(stage: Op, groups: int, kernel: int) -> Array:
 
 
 def _compose(previous: Array, following: Array, kernel: int) -> Array:
-    """(g, s, mid, in, *k) and then (g, s, out, mid, *k) give (g, s·out, in, *k)."""
+    """Compose weights (g, s, mid, in, *k) and (g, s, out, mid, *k) to (g, s·out, in, *k)."""
     lengths = []
     for axis in range(-kernel, 0):
         a, b = previous.shape[axis], following.shape[axis]
@@ -159,13 +159,13 @@ def _compose(previous: Array, following: Array, kernel: int) -> Array:
 
 
 def composed(op: Op, chain: Chain) -> Op:
-    """The layer with the dense weight and the bias that a chain made from it stands for.
+    """Return the layer with the dense weight and the bias of a chain made from it.
 
     Raises:
         RankfoldError: the stages do not compose to its shape.
     """
-    made = with_weight(op, linalg.cast(reconstruct(op, chain), op.weight.dtype))
-    return made if isinstance(made, Embedding) else replace(made, bias=chain[-1].bias)
+    dense = with_weight(op, linalg.cast(reconstruct(op, chain), op.weight.dtype))
+    return dense if isinstance(dense, Embedding) else replace(dense, bias=chain[-1].bias)
 
 
 def _of_shape(op: Op, stages: Chain, weight: Array) -> Array:
@@ -178,12 +178,12 @@ def _of_shape(op: Op, stages: Chain, weight: Array) -> Array:
 
 
 def relative_distance(weight: Array, other: Array) -> float:
-    """‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
+    """Return ‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
     scale = max(float(abs(weight).max()), float(abs(other).max()))
-    apart = total = 0.0
+    squared = total = 0.0
     for row, other_row in zip(weight, other, strict=True):
         scaled = linalg.over(row, scale)
         difference = scaled - other_row / scale
-        apart += linalg.inner(difference, difference)
+        squared += linalg.inner(difference, difference)
         total += linalg.inner(scaled, scaled)
-    return math.sqrt(apart / total)
+    return math.sqrt(squared / total)

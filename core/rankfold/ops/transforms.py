@@ -1,4 +1,4 @@
-"""The same layer with other arrays, fewer groups or no values."""
+"""Copies of a layer with other arrays, fewer groups or no values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold.ops.types import Embedding, Linear, Op, channels, geometry
 
 
 def describe(op: Op) -> str:
-    """A short text for tables: class, channels, kernel and whatever differs from the default."""
+    """Describe an op for tables: class, channels, kernel and whatever differs from the default."""
     out, into = channels(op)
     if isinstance(op, Embedding):
         return f"Embedding {into}×{out}"
@@ -32,28 +32,28 @@ def describe(op: Op) -> str:
 
 
 def grouped(op: Op) -> Array:
-    """The weight as (groups, out/groups, in/groups, *kernel); an `Embedding` as (1, rows, dim)."""
+    """Reshape the weight to (groups, out/groups, in/groups, *kernel); a table to (1, rows, dim)."""
     weight = op.weight
     return weight.reshape(op.groups, weight.shape[0] // op.groups, *weight.shape[1:])
 
 
 def blank(*shape: int) -> Array:
-    """An all-zero array that takes no memory, for an op of which only the shape is known."""
+    """Return an all-zero array that takes no memory, for an op without values."""
     return np.broadcast_to(np.zeros((), dtype=np.float32), shape)
 
 
 def is_blank(op: Op) -> bool:
-    """Whether only the shape of an op is known."""
+    """Return whether an op has a shape but no values."""
     return takes_no_memory(op.weight)
 
 
 def on_host(op: Op) -> Op:
-    """The same layer with its arrays as NumPy's."""
+    """Return the layer with its arrays as NumPy's."""
     return mapped(op, host)
 
 
 def mapped(op: Op, change: Callable[[Array], Array]) -> Op:
-    """The same layer with other arrays in place of its own."""
+    """Apply a function to the weight and the bias of a layer."""
     weight = change(op.weight)
     if isinstance(op, Embedding) or op.bias is None:
         return replace(op, weight=weight)
@@ -61,7 +61,7 @@ def mapped(op: Op, change: Callable[[Array], Array]) -> Op:
 
 
 def with_weight(op: Op, weight: Array) -> Op:
-    """The same layer with another weight of the same shape."""
+    """Return the layer with another weight of the same shape."""
     if weight.shape != op.weight.shape:
         raise RankfoldError(
             f"{type(op).__name__}: weight of shape {weight.shape} in place of {op.weight.shape}"
@@ -70,14 +70,14 @@ def with_weight(op: Op, weight: Array) -> Op:
 
 
 def without_geometry(op: Op) -> Op:
-    """The layer as the shape of its weight tells it: no stride, padding or dilation."""
+    """Return the layer without stride, padding and dilation."""
     if isinstance(op, (Linear, Embedding)):
         return op
     return type(op)(op.weight, op.bias, groups=op.groups)
 
 
 def of_groups(op: Op, groups: Sequence[int], total: int) -> Op:
-    """What an op does in some of the groups of a layer.
+    """Restrict an op to some of the groups of a layer.
 
     Args:
         op: the layer, or a stage of a chain in its place.
@@ -92,5 +92,5 @@ def of_groups(op: Op, groups: Sequence[int], total: int) -> Op:
 
 
 def by_group(array: Array, total: int) -> Array:
-    """A weight or a bias as (groups of the layer, ..., *rest)."""
+    """Reshape a weight or a bias to (groups of the layer, ..., *rest)."""
     return array.reshape(total, -1, *array.shape[1:])

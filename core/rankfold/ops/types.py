@@ -1,4 +1,4 @@
-"""The vocabulary: layers as frozen dataclasses of arrays and geometry, and their costs.
+"""Layers as frozen dataclasses of arrays and geometry, and their costs.
 
 A decomposition turns one op into a chain of ops of this same closed set, so everything that
 looks at layers (costs, reference, adapters, decompositions) is written once over four classes.
@@ -173,19 +173,19 @@ Convolution: TypeAlias = Conv | ConvTranspose
 
 
 def is_op(value: object) -> TypeGuard[Op]:
-    """Whether something is a layer of this vocabulary."""
+    """Return whether a value is one of these layers."""
     return isinstance(value, (Linear, Conv, ConvTranspose, Embedding))
 
 
 def layout(op: Op) -> tuple[object, ...]:
-    """All that an op is but its numbers: class, shapes and geometry."""
+    """Return class, shapes and geometry of an op: all but its numbers."""
     shapes = [getattr(array, "shape", None) for array in (op.weight, op.bias)]
     arrays = ("weight", "bias")
     return (type(op), *shapes, *(v for name, v in vars(op).items() if name not in arrays))
 
 
 def geometry(op: Convolution) -> Geometry:
-    """The geometry of a convolution, typed: ops take ints as a convenience, this never has any."""
+    """Return the geometry of a convolution, one value per axis."""
     return Geometry(
         kernel=tuple(op.weight.shape[2:]),
         stride=op.stride,  # type: ignore[arg-type]  # __post_init__ made it a tuple of int
@@ -200,14 +200,14 @@ def geometry(op: Convolution) -> Geometry:
 
 
 def channels(op: Op) -> tuple[int, int]:
-    """The numbers of (output, input) channels; of an `Embedding`, (embedding_dim, table rows)."""
+    """Return the numbers of (output, input) channels; of a table, (embedding_dim, rows)."""
     if isinstance(op, Embedding):
         return op.weight.shape[1], op.weight.shape[0]
     return op.weight.shape[0], op.weight.shape[1] * op.groups
 
 
 def as_chain(ops: Op | Iterable[Op]) -> Chain:
-    """One op or several, as a chain."""
+    """Return an op or several as a chain."""
     return (ops,) if isinstance(ops, (Linear, Conv, ConvTranspose, Embedding)) else tuple(ops)
 
 
@@ -232,8 +232,8 @@ def _check_arrays(op: Op, ndim: tuple[int, ...]) -> None:
         raise RankfoldError(f"{name}: weight of shape {shape}; the layout is {layout}")
     bias = op.bias
     if bias is not None and (not is_real(bias) or tuple(bias.shape) != shape[:1]):
-        found = tuple(bias.shape) if hasattr(bias, "shape") else type(bias).__name__
-        raise RankfoldError(f"{name}: bias is {found}; a float array of {shape[:1]} fits")
+        actual = tuple(bias.shape) if hasattr(bias, "shape") else type(bias).__name__
+        raise RankfoldError(f"{name}: bias is {actual}; a float array of {shape[:1]} fits")
 
 
 def _check_groups(op: Linear | Convolution) -> None:

@@ -26,10 +26,10 @@ import rankfold as rf
 _FILE = Path(__file__).parents[3] / "docs" / "results" / "models.md"
 _METHODS = ("svd", "tucker2")
 _STEPS = {
-    "Gram matrices": ("linalg.py", "gram"),
-    "eigenpairs": ("linalg.py", "eigh"),
+    "Gram matrices": ("subspaces.py", "gram"),
+    "eigenpairs": ("subspaces.py", "eigh"),
     "EVBMF": ("evbmf.py", "from_squares"),
-    "HOOI, its eigenpairs included": ("tucker2.py", "_hooi"),
+    "HOOI, its eigenpairs included": ("hooi.py", "hooi"),
     "building the modules": ("adapter.py", "build"),
     "checking them": ("verify.py", "check_chain"),
     "the trace": ("adapter.py", "trace"),
