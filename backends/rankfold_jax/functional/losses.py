@@ -82,7 +82,7 @@ def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> j
         RankfoldError: it fails or gives something else than an array of one element.
     """
     name = calibration.loss_name
-    value = losses.given(calibration, index, outputs, batch)
+    value = losses.loss_of(calibration, index, outputs, batch)
     if not isinstance(value, jax.Array) or value.size != 1 or not _is_float(value):
         what = f"shape {value.shape}" if isinstance(value, jax.Array) else str(type(value))
         raise RankfoldError(

@@ -132,7 +132,7 @@ def loss_of(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
         RankfoldError: it fails or gives something else than a tensor of one element.
     """
     name = calibration.loss_name
-    value = losses.given(calibration, index, outputs, calibration.batches[index])
+    value = losses.loss_of(calibration, index, outputs, calibration.batches[index])
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value)
         raise RankfoldError(f"loss {name!r} gave {what}; return a tensor with one element")

@@ -60,7 +60,7 @@ def no_floats(outputs: Any, what: str) -> RankfoldError:
     )
 
 
-def given(calibration: Calibration, index: int, outputs: Any, batch: Any) -> Any:
+def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> Any:
     """Return the value of a user's loss function for a batch.
 
     Raises:

@@ -116,7 +116,7 @@ class Guarded:
                 self._for_method(op), ranks, spectrum=spectrum, placement=placement, rng=rng
             )
             if not isinstance(factored, Factorization):
-                raise TypeError(f"decompose gave {type(factored).__name__}, not Factored")
+                raise TypeError(f"decompose gave {type(factored).__name__}, not Factorization")
             chain = _chain(factored.chain)
             if [layout(stage) for stage in chain] != planned:
                 raise ValueError("decompose gave other layers than template")
