@@ -227,18 +227,18 @@ def rule_of(name: str) -> TensorRule:
 def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
     """The layers of a checkpoint by path, in the order of its files."""
     rules = dict(reversed(registry().tensor_rules.items()))
-    found: dict[str, LayerTensors] = {}
+    layers: dict[str, LayerTensors] = {}
     for name in checkpoint.owner:
         slot = _slot(checkpoint, name, rules)
         if slot is None:
             continue
-        path, made = slot
-        if path in found:
+        path, tensors = slot
+        if path in layers:
             raise RankfoldError(
-                f"tensors {found[path].weight!r} and {name!r} are both the weight of {path!r}"
+                f"tensors {layers[path].weight!r} and {name!r} are both the weight of {path!r}"
             )
-        found[path] = made
-    return found
+        layers[path] = tensors
+    return layers
 
 
 def _slot(
@@ -291,7 +291,7 @@ def _given(inputs: Any) -> dict[str, _Given]:
             f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
             "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
         )
-    found: dict[str, _Given] = {}
+    parsed: dict[str, _Given] = {}
     for pattern, value in inputs.items():
         geometry = dict(value) if isinstance(value, Mapping) else {}
         shape = geometry.pop("shape", None) if isinstance(value, Mapping) else value
@@ -300,8 +300,8 @@ def _given(inputs: Any) -> dict[str, _Given]:
             raise RankfoldError(
                 f"inputs: {pattern!r} has {unknown[0]!r}; give a shape and {', '.join(_GEOMETRY)}"
             )
-        found[pattern] = _extent(pattern, shape), geometry
-    return found
+        parsed[pattern] = _extent(pattern, shape), geometry
+    return parsed
 
 
 def _extent(pattern: str, extent: Any) -> Extent:

@@ -91,8 +91,10 @@ class Budget:
             raise RankfoldError(f"Budget: multiple_of {multiple!r}; use an int from 1 on")
 
     def __repr__(self) -> str:
-        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
-        shown = (f"{name}={_shown(value)}" for name, value, default in given if value != default)
+        arguments = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        shown = (
+            f"{name}={_shown(value)}" for name, value, default in arguments if value != default
+        )
         return f"Budget({', '.join(shown)})"
 
     @property
@@ -152,14 +154,14 @@ class Budget:
         solution = problem.solved()
         ranks = problem.raised(solution)
         choices = []
-        for place, (own, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
-            offer = own[index]
+        for layer, (items, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
+            offer = items[index]
             if offer is not None:
-                choices.append(Choice(offer.method, ranks[place]))
-            elif len(own) > 1:
+                choices.append(Choice(offer.method, ranks[layer]))
+            elif len(items) > 1:
                 choices.append(Choice(None, reason="kept by the budget"))
             else:
-                choices.append(Choice(None, reason=problem.nothing(place)))
+                choices.append(Choice(None, reason=problem.nothing(layer)))
         return Allocation(
             tuple(choices),
             (f"proven within {solution.gap:.2%} of the best on offer",),
@@ -173,7 +175,7 @@ class Budget:
 
 
 def _rounded_up(share: float) -> float:
-    """To four digits; the whole model is always enough."""
+    """Share rounded up to four digits; the whole model is always enough."""
     return min(1.0, math.ceil(share * 1e4 + 1e-6) / 1e4)
 
 
@@ -182,7 +184,7 @@ def _shown(value: object) -> str:
 
 
 def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[Priced, float]:
-    """What a layer offers, and what it is worth where that is wanted."""
+    """Offers of a layer, and the loss of dropping it where that is wanted (else 0)."""
     priced = layer.priced(multiple), layer.loss_if_dropped if with_worth else 0.0
     layer.release()
     return priced
@@ -193,17 +195,24 @@ def _interpolated(timed: Sequence[Offer], macs: int) -> float:
 
     Beyond these it takes its time in proportion to the MACs, which is no less than it will take.
     """
-    known = sorted({offer.cost.macs: offer.seconds for offer in timed}.items())
-    counts, seconds = zip(*known, strict=True)
+    # Measured times are noisy: the running maximum makes them rise with the MACs, so that a higher
+    # rank is never predicted to be faster than a lower one.
+    points = sorted({offer.cost.macs: offer.seconds for offer in timed}.items())
+    counts, seconds = zip(*points, strict=True)
     if macs > counts[-1]:
         return float(max(seconds) * macs / max(1, counts[-1]))
     return float(np.interp(macs, counts, np.maximum.accumulate(seconds)))
 
 
 class _Problem:
-    """The offers of all layers, what they cost, and the limits."""
+    """Offers of all layers, their costs, and the limits."""
 
     def __init__(self, budget: Budget, group: LayerGroup) -> None:
+        # Units: a loss is in the model's loss with calibration data, else a squared relative error
+        # of the weight, and `worth` sums the same of dropping each layer, so that error² · worth
+        # is a limit in the unit of the losses. Costs are parameters, MACs and seconds. Item 0 of a
+        # layer is the layer as it is, with loss 0; where the loss is limited, the price to be
+        # minimised is MACs if they are counted, else parameters.
         self._budget = budget
         self.offers: list[list[Offer | None]] = []
         costs: list[list[list[float]]] = []
@@ -220,24 +229,29 @@ class _Problem:
         self._priced: list[Priced] = []
         self._seconds: list[float] = []
         self._multiple = multiple
-        for layer, (found, own_worth) in zip(group, each(group, priced), strict=True):
-            self._priced.append(found)
+        for layer, (offered, layer_worth) in zip(group, each(group, priced), strict=True):
+            self._priced.append(offered)
             cost = layer.cost(layer.op)
-            seconds, offers = 0.0, found.offers
+            seconds, offers = 0.0, offered.offers
             if timed:
                 seconds, offers = layer.timed_offers(offers)
-            own: list[Offer | None] = [None, *offers]
-            held = Offer("", (), cost, 0.0, seconds)
+            items: list[Offer | None] = [None, *offers]
+            as_it_is = Offer("", (), cost, 0.0, seconds)
             first_seconds += seconds
             self._seconds.append(seconds)
-            self.offers.append(own)
-            costs.append([self._cost(offer or held) for offer in own])
-            self._values.append(np.array([0.0 if o is None else o.loss for o in own]))
-            price = [o.cost.macs if self._traced else o.cost.params for o in (held, *offers)]
+            self.offers.append(items)
+            costs.append([self._cost(offer or as_it_is) for offer in items])
+            self._values.append(np.array([0.0 if o is None else o.loss for o in items]))
+            price = [o.cost.macs if self._traced else o.cost.params for o in (as_it_is, *offers)]
             self._prices.append(np.array(price, dtype=np.float64))
-            worth += own_worth
+            worth += layer_worth
             layer.release()
-        self._costs = [np.array(own, dtype=np.float64) for own in costs]
+        self._costs = [np.array(cost, dtype=np.float64) for cost in costs]
+        # A limit is a share of the whole model, of which these layers are a part: what the rest of
+        # it costs is fixed and comes off the limit. The layers were timed one by one, the model as
+        # a whole; where the layers add up to more (overheads count once each) their sum is taken
+        # for the model, so that the rest never has a negative time. 1 + 1e-12 is for the rounding
+        # of share·total: a share of 1.0 must admit the model as it is.
         total = {
             "params": float(group.original_cost.params),
             "macs": float(group.original_cost.macs),
@@ -247,52 +261,52 @@ class _Problem:
             "macs": float(group.cost_elsewhere.macs),
         }
         if timed:
-            whole = max(group.model_seconds(), first_seconds)
-            total["latency"], fixed["latency"] = whole, whole - first_seconds
+            model_seconds = max(group.model_seconds(), first_seconds)
+            total["latency"], fixed["latency"] = model_seconds, model_seconds - first_seconds
         self._fixed = np.array([fixed[name] for name in self._names])
-        self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])
-        self._limits = self._asked * (1.0 + 1e-12) - self._fixed
+        self._targets = np.array([getattr(budget, name) * total[name] for name in self._names])
+        self._limits = self._targets * (1.0 + 1e-12) - self._fixed
         self._worth = worth
         self._added = np.zeros(len(self._names))
 
-    def nothing(self, place: int) -> str:
-        """Why a layer has no offer: its methods may have failed."""
+    def nothing(self, layer_index: int) -> str:
+        """Reason why a layer has no offer; its methods may have failed."""
         timed = self._budget.latency is not None
-        failures = self._priced[place].failures.values()
+        failures = self._priced[layer_index].failures.values()
         return "; ".join(("nothing faster" if timed else "nothing cheaper", *failures))
 
     def raised(self, solution: Solution) -> dict[int, RankTuple]:
         """The ranks of the layers that are decomposed, with what the offers leave of the limits."""
         chosen = dict(enumerate(solution.chosen))
         rungs = {
-            place: self._rungs(place, o)
-            for place, i in chosen.items()
-            if (o := self.offers[place][i])
+            layer_index: self._rungs(layer_index, o)
+            for layer_index, i in chosen.items()
+            if (o := self.offers[layer_index][i])
         }
         if self._budget.error is not None:  # what is wanted there is the least cost
-            return {place: own.ranks for place, own in rungs.items()}
-        spent = sum(self._costs[place][index] for place, index in chosen.items())
+            return {layer_index: rung.ranks for layer_index, rung in rungs.items()}
+        spent = sum(self._costs[layer_index][index] for layer_index, index in chosen.items())
         room, scale = self._limits - spent, np.maximum(self._limits, 1e-300)
         ranks = dict(zip(rungs, raised(list(rungs.values()), room, scale), strict=True))
-        for place, own in rungs.items():
-            before, after = own.cost(own.ranks), own.cost(ranks[place])
+        for layer_index, rung in rungs.items():
+            before, after = rung.cost(rung.ranks), rung.cost(ranks[layer_index])
             assert before is not None
             assert after is not None
             self._added += after - before
         return ranks
 
-    def _rungs(self, place: int, offer: Offer) -> Rungs:
-        layer = self._layers[place]
-        same = [o for o in self.offers[place] if o is not None and o.method == offer.method]
+    def _rungs(self, layer_index: int, offer: Offer) -> Rungs:
+        layer = self._layers[layer_index]
+        same = [o for o in self.offers[layer_index] if o is not None and o.method == offer.method]
 
         def cost(ranks: RankTuple) -> Array | None:
             cost = layer.template_cost(offer.method, ranks)
             seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
-            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[place]:
+            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[layer_index]:
                 return None
             return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
 
-        losses = self._priced[place].losses[offer.method]
+        losses = self._priced[layer_index].losses[offer.method]
         try:
             most = layer.methods[offer.method].max_ranks(layer.costs.outline)
         except Refused:  # a plugin's fault; its ranks stay as they were offered
@@ -320,33 +334,33 @@ class _Problem:
             raise self._infeasible()
 
     def _infeasible(self) -> Infeasible:
-        factor = least_share([*self._costs, self._fixed[None]], self._asked)
+        factor = least_share([*self._costs, self._fixed[None]], self._targets)
         least = ", ".join(
             f"{name}={_rounded_up(getattr(self._budget, name) * factor)}" for name in self._names
         )
-        given = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
+        limits = ", ".join(f"{name}={getattr(self._budget, name)}" for name in self._names)
         return Infeasible(
-            f"Budget({given}) cannot be kept by this model with these methods and layers: the "
+            f"Budget({limits}) cannot be kept by this model with these methods and layers: the "
             f"smallest that can is {least}",
             factor,
         )
 
     def predicted_seconds(self, solution: Solution) -> tuple[float, float]:
         """Seconds of the model (before, after) as the times of its layers have it."""
-        place = self._names.index("latency")
+        index = self._names.index("latency")
         assert self._budget.latency is not None
-        before = self._asked[place] / self._budget.latency
-        after = self._fixed[place] + sum(
-            own[index, place] for own, index in zip(self._costs, solution.chosen, strict=True)
+        before = self._targets[index] / self._budget.latency
+        after = self._fixed[index] + sum(
+            cost[item, index] for cost, item in zip(self._costs, solution.chosen, strict=True)
         )
-        return float(before), float(after + self._added[place])
+        return float(before), float(after + self._added[index])
 
     def _within(self, error: float) -> Solution | None:
         """The least cost within a loss and whatever limits there are besides."""
         limits = np.append(self._limits, error**2 * self._worth)
         costs = [
-            np.column_stack([own.reshape(len(values), -1), values])
-            for own, values in zip(self._costs, self._values, strict=True)
+            np.column_stack([cost.reshape(len(values), -1), values])
+            for cost, values in zip(self._costs, self._values, strict=True)
         ]
         return cheapest(self._prices, costs, limits)
 
