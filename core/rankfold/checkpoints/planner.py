@@ -291,7 +291,7 @@ def _given(inputs: Any) -> dict[str, _Given]:
             f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
             "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
         )
-    extents: dict[str, _Given] = {}
+    parsed: dict[str, _Given] = {}
     for pattern, value in inputs.items():
         geometry = dict(value) if isinstance(value, Mapping) else {}
         shape = geometry.pop("shape", None) if isinstance(value, Mapping) else value
@@ -300,8 +300,8 @@ def _given(inputs: Any) -> dict[str, _Given]:
             raise RankfoldError(
                 f"inputs: {pattern!r} has {unknown[0]!r}; give a shape and {', '.join(_GEOMETRY)}"
             )
-        extents[pattern] = _extent(pattern, shape), geometry
-    return extents
+        parsed[pattern] = _extent(pattern, shape), geometry
+    return parsed
 
 
 def _extent(pattern: str, extent: Any) -> Extent:

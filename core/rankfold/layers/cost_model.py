@@ -1,4 +1,4 @@
-"""What a layer and chains in its place cost, from shapes alone."""
+"""Costs of a layer and of chains in its place, from shapes alone."""
 
 from __future__ import annotations
 
@@ -53,18 +53,22 @@ class Costs:
         return {**vars(self), "outline": (type(self.outline), shapes, others)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Makes the blank arrays anew."""
+        """Make the blank arrays anew."""
         kind, shapes, others = state["outline"]
         arrays = {name: blank(*shape) for name, shape in shapes.items()}
         vars(self).update({**state, "outline": kind(**arrays, **others)})
 
     @cached_property
     def before(self) -> Cost:
-        """What the layer itself costs."""
+        """Cost of the layer itself."""
         return self.of(self.outline)
 
     def of(self, ops: Op | Chain) -> Cost:
-        """What the layer or a chain in its place costs; see `Layer.cost`."""
+        """Cost of the layer or of a chain in its place.
+
+        Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
+        along every axis: good for comparing chains of one layer, not layers.
+        """
         extents = self._extents
         if extents is None:
             extents = (_nominal_extent(self.outline),)
@@ -75,7 +79,11 @@ class Costs:
         return Cost(params(chain), count)
 
     def why_not_smaller(self, cost: Cost) -> str | None:
-        """Why a chain of that cost is no gain; None where it is one."""
+        """Return why a chain of that cost is no gain; None where it is one.
+
+        A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
+        MACs, so an `Embedding` is judged by its parameters.
+        """
         if cost.params >= self.before.params:
             return f"grew: parameters {self.before.params} → {cost.params}"
         if self.before.macs and cost.macs > self.before.macs:
@@ -85,7 +93,7 @@ class Costs:
         return None
 
     def remark(self, cost: Cost) -> str:
-        """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
+        """Return why a chain that is a gain has no MACs, or has some that the layer has not."""
         traced = self._extents is not None
         if traced and not self._extents:
             return "no call of it is counted on the example inputs"

@@ -29,8 +29,10 @@ from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
 
 _BISECTIONS = 24
+"""Halvings of the factor on the ranks: 2⁻²⁴ of the range moves no rank by one."""
 _TIMED = 10
 _FASTER = 0.97
+"""Share of the layer's time that an offer must undercut: less is within the noise of timing."""
 Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
 
 
@@ -59,8 +61,8 @@ class Layer:
         refusals: for those that do not apply, why.
         placement: how the scale is spread over a chain.
         calls: how often the layer is called in one pass; None without example inputs.
-        order: the smaller side of its matrix.
-        numbers: how many its weight has.
+        smaller_side: of the matrix of its weight.
+        weight_size: how many numbers its weight has.
         folded: what the layer computes the op's weight by; "" where that is its own.
         costs: what it and chains in its place cost, from shapes alone.
     """
@@ -120,7 +122,7 @@ class Layer:
 
     @property
     def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
-        """What was computed so far: offers and candidates."""
+        """Offers and candidates that were computed so far."""
         candidates = dict(self._candidates)
         if self._reader is not None:
             candidates = {
@@ -131,7 +133,7 @@ class Layer:
     def merge_cache(
         self, cache: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
     ) -> None:
-        """Takes over what was computed elsewhere."""
+        """Take over what was computed elsewhere."""
         self._priced.update(cache[0])
         self._candidates.update(cache[1])
 
@@ -236,34 +238,26 @@ class Layer:
         return view
 
     def set_op(self, op: Op) -> None:
-        """Takes the op, where it cannot be read just now, and forgets what is known of another."""
+        """Set the op, where it cannot be read just now, and forget what is known of another."""
         if op is not self._op:
             self.release()
             self._op = op
 
     def release(self) -> None:
-        """Forgets the op, the spectrum and all candidates."""
+        """Forget the op, the spectrum and all candidates."""
         self._op = self._spectrum = None
         self._candidates.clear()
 
     def cost(self, ops: Op | Chain) -> Cost:
-        """What the layer or a chain in its place costs.
-
-        Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
-        along every axis: good for comparing chains of one layer, not layers.
-        """
+        """Cost of the layer or of a chain in its place; see `Costs.of`."""
         return self.costs.of(ops)
 
     def why_not_smaller(self, cost: Cost) -> str | None:
-        """Why a chain of that cost is no gain; None where it is one.
-
-        A chain must have fewer parameters and no more MACs than the layer. A table look-up has no
-        MACs, so an `Embedding` is judged by its parameters.
-        """
+        """Return why a chain of that cost is no gain; see `Costs.why_not_smaller`."""
         return self.costs.why_not_smaller(cost)
 
     def remark(self, cost: Cost) -> str:
-        """What to know of a chain that is no loss: why it has no MACs, or has some anew."""
+        """Return a remark on the MACs of a chain that is a gain; see `Costs.remark`."""
         return self.costs.remark(cost)
 
     def candidate(self, method: str, ranks: RankTuple) -> Candidate:
@@ -339,40 +333,32 @@ class Layer:
         ):
             raise Refused(f"{name} gave values that are not finite")
         cost = self.cost(factored.chain)
+        plain = Candidate(
+            name,
+            ranks,
+            factored.chain,
+            cost,
+            factored.error,
+            factored.error**2,
+            remark=factored.remark,
+            sensitivity=factored.sensitivity,
+        )
         metric = spectrum.metric
         if metric is None:
-            squared = factored.error**2
-            return Candidate(
-                name,
-                ranks,
-                factored.chain,
-                cost,
-                factored.error,
-                squared,
-                remark=factored.remark,
-                sensitivity=factored.sensitivity,
-            )
+            return plain
+        # With second moments M = E[xxᵀ] the loss is tr(ΔM Δᵀ) of Δ = Ŵ − W, where the bias makes
+        # up for the mean of it; the output error is relative to E‖y‖², in units of the spectrum.
         rows = rows_of(self.op) / spectrum.scale
         try:
             dense = reconstruct(self.op, factored.chain) / spectrum.scale
         except RankfoldError as error:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
-        apart = rows_of(with_weight(self.op, dense)) - rows
-        loss = self._loss(metric.squared(apart))
-        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * apart)))
-        whole = metric.output(rows) + self._mean_output(metric, rows)
-        output = math.sqrt(max(0.0, metric.output(apart)) / max(whole, 1e-300))
-        return Candidate(
-            name,
-            ranks,
-            chain,
-            cost,
-            factored.error,
-            loss,
-            output,
-            factored.remark,
-            factored.sensitivity,
-        )
+        difference = rows_of(with_weight(self.op, dense)) - rows
+        loss = self._loss(metric.squared(difference))
+        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
+        power = metric.output(rows) + self._mean_output(metric, rows)
+        output = math.sqrt(max(0.0, metric.output(difference)) / max(power, 1e-300))
+        return replace(plain, chain=chain, loss=loss, output=output)
 
     def _mean_output(self, metric: Metric, rows: Array) -> float:
         """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""

@@ -19,7 +19,7 @@ from rankfold.linalg import LARGE
 from rankfold.state.restoration import Shared
 
 T = TypeVar("T")
-_BATCH = 2**18  # numbers of weights
+_BATCH = 2**18  # weights in a batch, 2 MiB as float64
 
 
 def each(layers: Sequence[Layer], work: Callable[..., T], *others: Iterable[Any]) -> Iterator[T]:
@@ -62,7 +62,7 @@ def each(layers: Sequence[Layer], work: Callable[..., T], *others: Iterable[Any]
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Makes an executor's own failure an error that says what has happened and what to do.
+    """Make an executor's own failure an error that says what has happened and what to do.
 
     Args:
         what: is worked on.
@@ -88,7 +88,7 @@ def working(what: str) -> Iterator[None]:
 
 
 def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    """Small layers together: an executor may take longer to pass one on than it takes to plan."""
+    """Batch small layers: an executor may take longer to pass one on than it takes to plan."""
     batch: list[tuple[Any, ...]] = []
     numbers = 0
     for row in rows:
@@ -104,6 +104,11 @@ def _batches(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]
 def _worked(
     threads: int | None, parent: int, work: Callable[..., T], batch: Sequence[tuple[Any, ...]]
 ) -> list[tuple[T, Any]]:
+    # An executor may be a pool of threads of this process, or run the work in the caller itself.
+    # There the caller has limited BLAS already, for the whole process: a thread must neither set
+    # the limit nor lift it under its siblings. Only in another process is the limit set anew. It is
+    # the caller's number and not the worker's, since the number of threads changes the order of
+    # sums in BLAS, and with it the last bits.
     elsewhere = os.getpid() != parent
     done = []
     for layer, *others in batch:
@@ -115,7 +120,7 @@ def _worked(
 
 
 def threads_for(orders: Iterable[int]) -> int | None:
-    """One BLAS thread where all matrices are small: more of them would get in each other's way.
+    """Return 1 BLAS thread where all matrices are small, as more would hinder each other.
 
     Args:
         orders: of the Gram matrices.
@@ -125,7 +130,7 @@ def threads_for(orders: Iterable[int]) -> int | None:
 
 @contextmanager
 def limited(threads: int | None) -> Iterator[None]:
-    """Within it BLAS takes that many threads; None leaves it as it is.
+    """Limit BLAS to that many threads within the context; None leaves it as it is.
 
     The limit is one of the whole process: where calls overlap it lasts until the last one ends.
     """
@@ -139,7 +144,7 @@ def limited(threads: int | None) -> Iterator[None]:
 
 
 def _blas_libraries() -> dict[str, tuple[Any, int]]:
-    """The BLAS libraries in use by their files, and how many threads each takes."""
+    """Return the BLAS libraries in use by their files, and how many threads each takes."""
     from threadpoolctl import ThreadpoolController
 
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers

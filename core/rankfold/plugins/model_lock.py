@@ -48,7 +48,7 @@ _awaited: dict[int, int] = {}
 
 
 def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Makes a function wait until no other thread's call works on its models, and tidy up.
+    """Make a function wait until no other thread's call works on its models, and tidy up.
 
     Whatever `rankfold.state.restoration` knows to be changed is put back, however the function is
     left.
@@ -71,13 +71,13 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             adapter = arguments.get("adapter")
             roots = [_at(arguments, name) for name in models]
             pairs = [(root, _adapter_of(root, adapter)) for root in roots]
-            new_call = _Call()
+            this_call = _Call()
             with ExitStack() as stack:
-                stack.enter_context(Restored(new_call.release))
+                stack.enter_context(Restored(this_call.release))
                 for _, used in pairs:
                     if isinstance(used, Parted):
                         stack.enter_context(Restored(used.thread_state()))
-                new_call.take(lambda: [part for pair in pairs for part in _parts(*pair)])
+                this_call.take(lambda: [part for pair in pairs for part in _parts(*pair)])
                 return function(*args, **kwargs)
 
         return call
@@ -112,7 +112,7 @@ class _Call:
         self._parts: dict[int, object] = {}
 
     def take(self, parts: Callable[[], Sequence[object]]) -> None:
-        """Waits until everything is free.
+        """Wait until all parts are free, and take them.
 
         Args:
             parts: gives what the call works on, which calls that are waited for may change.
@@ -122,7 +122,11 @@ class _Call:
         """
         looks = 0
         while True:
-            self._parts = {id(part): part for part in _listed(parts)}  # kept alive, as are the ids
+            # One assignment, before anything is taken: whenever an interrupt comes, `release`
+            # finds every part this call may own. The parts are kept, so that no other object gets
+            # their ids. After they are taken they are listed again: the call that was waited for
+            # may have put new parts into the model.
+            self._parts = {id(part): part for part in _listed(parts)}
             taken = self._taken()
             if taken is None:
                 if {id(part) for part in _listed(parts)} <= self._parts.keys():
@@ -136,6 +140,7 @@ class _Call:
                 while _owners.get(key) is other:
                     looks = looks + 1 if self._is_awaited(other) else 0
                     if looks > _DEADLOCKED:
+                        # Seen in one look it may be chance, as `_awaited` changes meanwhile.
                         raise RankfoldError(
                             "two threads wait for each other: each has a call of rankfold within a "
                             "call, on a model that the other one works on; call them in turn"
@@ -145,13 +150,16 @@ class _Call:
                 _awaited.pop(self._thread, None)
 
     def release(self) -> None:
-        """Lets go of everything; nothing happens the second time."""
+        """Let go of everything; nothing happens the second time."""
         for key in self._parts:
             if _owners.get(key) is self:
                 _owners.pop(key, None)
 
     def _taken(self) -> tuple[int, _Call] | None:
-        """Takes the parts, always in the same order; the first that another thread has, if any."""
+        """Take the parts in order; return the first that another thread has, if any."""
+        # Sorted, so that two calls whose parts overlap meet at the first part they share, and one
+        # of them always gets on. `setdefault` reads and takes in one step of the interpreter: no
+        # thread can come between, and an interrupt leaves the part either free or ours.
         for key in sorted(self._parts):
             owner = _owners.setdefault(key, self)
             if owner._thread != self._thread:
@@ -159,7 +167,7 @@ class _Call:
         return None
 
     def _is_awaited(self, other: _Call) -> bool:
-        """Whether another call waits, by way of others perhaps, for one of this thread."""
+        """Return whether another call waits, directly or through others, for one of this thread."""
         thread: int | None = other._thread
         seen: set[int] = set()
         while thread is not None and thread not in seen:

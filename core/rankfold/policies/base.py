@@ -127,7 +127,7 @@ class SearchesModels(Protocol):
 
 
 def fraction(policy: str, argument: str, default: float | None = None) -> float:
-    """The number that stands behind the colon.
+    """Return the number behind the colon of a policy's text.
 
     Raises:
         RankfoldError: nothing stands there and there is no default, or it is not a number.
@@ -135,8 +135,8 @@ def fraction(policy: str, argument: str, default: float | None = None) -> float:
     if not argument and default is not None:
         return default
     try:
-        whole, slash, part = argument.partition("/")
-        return float(whole) / float(part) if slash else float(whole)
+        number, slash, divisor = argument.partition("/")
+        return float(number) / float(divisor) if slash else float(number)
     except (ValueError, ZeroDivisionError):
         raise RankfoldError(
             f"policy {policy}: {argument!r} is not a number; write for example {policy}:0.5"

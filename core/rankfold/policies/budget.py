@@ -154,14 +154,14 @@ class Budget:
         solution = problem.solved()
         ranks = problem.raised(solution)
         choices = []
-        for index, (offers, item) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
-            offer = offers[item]
+        for layer, (items, index) in enumerate(zip(problem.offers, solution.chosen, strict=True)):
+            offer = items[index]
             if offer is not None:
-                choices.append(Choice(offer.method, ranks[index]))
-            elif len(offers) > 1:
+                choices.append(Choice(offer.method, ranks[layer]))
+            elif len(items) > 1:
                 choices.append(Choice(None, reason="kept by the budget"))
             else:
-                choices.append(Choice(None, reason=problem.nothing(index)))
+                choices.append(Choice(None, reason=problem.nothing(layer)))
         return Allocation(
             tuple(choices),
             (f"proven within {solution.gap:.2%} of the best on offer",),
@@ -175,7 +175,7 @@ class Budget:
 
 
 def _rounded_up(share: float) -> float:
-    """To four digits; the whole model is always enough."""
+    """Share rounded up to four digits; the whole model is always enough."""
     return min(1.0, math.ceil(share * 1e4 + 1e-6) / 1e4)
 
 
@@ -184,7 +184,7 @@ def _shown(value: object) -> str:
 
 
 def _priced(multiple: int, layer: Layer, *, with_worth: bool) -> tuple[Priced, float]:
-    """What a layer offers, and what it is worth where that is wanted."""
+    """Offers of a layer, and the loss of dropping it where that is wanted (else 0)."""
     priced = layer.priced(multiple), layer.loss_if_dropped if with_worth else 0.0
     layer.release()
     return priced
@@ -195,17 +195,24 @@ def _interpolated(timed: Sequence[Offer], macs: int) -> float:
 
     Beyond these it takes its time in proportion to the MACs, which is no less than it will take.
     """
-    known = sorted({offer.cost.macs: offer.seconds for offer in timed}.items())
-    counts, seconds = zip(*known, strict=True)
+    # Measured times are noisy: the running maximum makes them rise with the MACs, so that a higher
+    # rank is never predicted to be faster than a lower one.
+    points = sorted({offer.cost.macs: offer.seconds for offer in timed}.items())
+    counts, seconds = zip(*points, strict=True)
     if macs > counts[-1]:
         return float(max(seconds) * macs / max(1, counts[-1]))
     return float(np.interp(macs, counts, np.maximum.accumulate(seconds)))
 
 
 class _Problem:
-    """The offers of all layers, what they cost, and the limits."""
+    """Offers of all layers, their costs, and the limits."""
 
     def __init__(self, budget: Budget, group: LayerGroup) -> None:
+        # Units: a loss is in the model's loss with calibration data, else a squared relative error
+        # of the weight, and `worth` sums the same of dropping each layer, so that error² · worth
+        # is a limit in the unit of the losses. Costs are parameters, MACs and seconds. Item 0 of a
+        # layer is the layer as it is, with loss 0; where the loss is limited, the price to be
+        # minimised is MACs if they are counted, else parameters.
         self._budget = budget
         self.offers: list[list[Offer | None]] = []
         costs: list[list[list[float]]] = []
@@ -228,18 +235,23 @@ class _Problem:
             seconds, offers = 0.0, offered.offers
             if timed:
                 seconds, offers = layer.timed_offers(offers)
-            choices: list[Offer | None] = [None, *offers]
-            original = Offer("", (), cost, 0.0, seconds)
+            items: list[Offer | None] = [None, *offers]
+            as_it_is = Offer("", (), cost, 0.0, seconds)
             first_seconds += seconds
             self._seconds.append(seconds)
-            self.offers.append(choices)
-            costs.append([self._cost(offer or original) for offer in choices])
-            self._values.append(np.array([0.0 if o is None else o.loss for o in choices]))
-            price = [o.cost.macs if self._traced else o.cost.params for o in (original, *offers)]
+            self.offers.append(items)
+            costs.append([self._cost(offer or as_it_is) for offer in items])
+            self._values.append(np.array([0.0 if o is None else o.loss for o in items]))
+            price = [o.cost.macs if self._traced else o.cost.params for o in (as_it_is, *offers)]
             self._prices.append(np.array(price, dtype=np.float64))
             worth += layer_worth
             layer.release()
-        self._costs = [np.array(rows, dtype=np.float64) for rows in costs]
+        self._costs = [np.array(cost, dtype=np.float64) for cost in costs]
+        # A limit is a share of the whole model, of which these layers are a part: what the rest of
+        # it costs is fixed and comes off the limit. The layers were timed one by one, the model as
+        # a whole; where the layers add up to more (overheads count once each) their sum is taken
+        # for the model, so that the rest never has a negative time. 1 + 1e-12 is for the rounding
+        # of share·total: a share of 1.0 must admit the model as it is.
         total = {
             "params": float(group.original_cost.params),
             "macs": float(group.original_cost.macs),
@@ -249,52 +261,52 @@ class _Problem:
             "macs": float(group.cost_elsewhere.macs),
         }
         if timed:
-            total_seconds = max(group.model_seconds(), first_seconds)
-            total["latency"], fixed["latency"] = total_seconds, total_seconds - first_seconds
+            model_seconds = max(group.model_seconds(), first_seconds)
+            total["latency"], fixed["latency"] = model_seconds, model_seconds - first_seconds
         self._fixed = np.array([fixed[name] for name in self._names])
-        self._asked = np.array([getattr(budget, name) * total[name] for name in self._names])
-        self._limits = self._asked * (1.0 + 1e-12) - self._fixed
+        self._targets = np.array([getattr(budget, name) * total[name] for name in self._names])
+        self._limits = self._targets * (1.0 + 1e-12) - self._fixed
         self._worth = worth
         self._added = np.zeros(len(self._names))
 
-    def nothing(self, index: int) -> str:
-        """Why a layer has no offer: its methods may have failed."""
+    def nothing(self, layer_index: int) -> str:
+        """Reason why a layer has no offer; its methods may have failed."""
         timed = self._budget.latency is not None
-        failures = self._priced[index].failures.values()
+        failures = self._priced[layer_index].failures.values()
         return "; ".join(("nothing faster" if timed else "nothing cheaper", *failures))
 
     def raised(self, solution: Solution) -> dict[int, RankTuple]:
         """The ranks of the layers that are decomposed, with what the offers leave of the limits."""
         chosen = dict(enumerate(solution.chosen))
         rungs = {
-            index: self._rungs(index, offer)
-            for index, item in chosen.items()
-            if (offer := self.offers[index][item])
+            layer_index: self._rungs(layer_index, o)
+            for layer_index, i in chosen.items()
+            if (o := self.offers[layer_index][i])
         }
         if self._budget.error is not None:  # what is wanted there is the least cost
-            return {index: ladder.ranks for index, ladder in rungs.items()}
-        spent = sum(self._costs[index][item] for index, item in chosen.items())
+            return {layer_index: rung.ranks for layer_index, rung in rungs.items()}
+        spent = sum(self._costs[layer_index][index] for layer_index, index in chosen.items())
         room, scale = self._limits - spent, np.maximum(self._limits, 1e-300)
         ranks = dict(zip(rungs, raised(list(rungs.values()), room, scale), strict=True))
-        for index, ladder in rungs.items():
-            before, after = ladder.cost(ladder.ranks), ladder.cost(ranks[index])
+        for layer_index, rung in rungs.items():
+            before, after = rung.cost(rung.ranks), rung.cost(ranks[layer_index])
             assert before is not None
             assert after is not None
             self._added += after - before
         return ranks
 
-    def _rungs(self, index: int, offer: Offer) -> Rungs:
-        layer = self._layers[index]
-        same = [o for o in self.offers[index] if o is not None and o.method == offer.method]
+    def _rungs(self, layer_index: int, offer: Offer) -> Rungs:
+        layer = self._layers[layer_index]
+        same = [o for o in self.offers[layer_index] if o is not None and o.method == offer.method]
 
         def cost(ranks: RankTuple) -> Array | None:
             cost = layer.template_cost(offer.method, ranks)
             seconds = _interpolated(same, cost.macs) if self._budget.latency is not None else 0.0
-            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[index]:
+            if layer.why_not_smaller(cost) is not None or seconds > self._seconds[layer_index]:
                 return None
             return np.array(self._cost(replace(offer, ranks=ranks, cost=cost, seconds=seconds)))
 
-        losses = self._priced[index].losses[offer.method]
+        losses = self._priced[layer_index].losses[offer.method]
         try:
             most = layer.methods[offer.method].max_ranks(layer.costs.outline)
         except Refused:  # a plugin's fault; its ranks stay as they were offered
@@ -322,7 +334,7 @@ class _Problem:
             raise self._infeasible()
 
     def _infeasible(self) -> Infeasible:
-        factor = least_share([*self._costs, self._fixed[None]], self._asked)
+        factor = least_share([*self._costs, self._fixed[None]], self._targets)
         least = ", ".join(
             f"{name}={_rounded_up(getattr(self._budget, name) * factor)}" for name in self._names
         )
@@ -335,20 +347,20 @@ class _Problem:
 
     def predicted_seconds(self, solution: Solution) -> tuple[float, float]:
         """Seconds of the model (before, after) as the times of its layers have it."""
-        column = self._names.index("latency")
+        index = self._names.index("latency")
         assert self._budget.latency is not None
-        before = self._asked[column] / self._budget.latency
-        after = self._fixed[column] + sum(
-            rows[item, column] for rows, item in zip(self._costs, solution.chosen, strict=True)
+        before = self._targets[index] / self._budget.latency
+        after = self._fixed[index] + sum(
+            cost[item, index] for cost, item in zip(self._costs, solution.chosen, strict=True)
         )
-        return float(before), float(after + self._added[column])
+        return float(before), float(after + self._added[index])
 
     def _within(self, error: float) -> Solution | None:
         """The least cost within a loss and whatever limits there are besides."""
         limits = np.append(self._limits, error**2 * self._worth)
         costs = [
-            np.column_stack([rows.reshape(len(values), -1), values])
-            for rows, values in zip(self._costs, self._values, strict=True)
+            np.column_stack([cost.reshape(len(values), -1), values])
+            for cost, values in zip(self._costs, self._values, strict=True)
         ]
         return cheapest(self._prices, costs, limits)
 

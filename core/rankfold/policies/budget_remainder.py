@@ -46,10 +46,13 @@ class Rungs:
     @cached_property
     def _grid(self) -> list[list[int]]:
         """The ranks that were looked at, by axis."""
-        return [sorted({ranks[axis] for ranks in self.losses}) for axis in range(len(self.ranks))]
+        return [
+            sorted({looked_at[axis] for looked_at in self.losses})
+            for axis in range(len(self.ranks))
+        ]
 
     def steps(self, ranks: RankTuple) -> Iterator[RankTuple]:
-        """Ranks raised by the least that is allowed, one axis at a time."""
+        """Yield the ranks raised by the least that is allowed, one axis at a time."""
         following = tuple(
             min((rank // self.multiple_of + 1) * self.multiple_of, most)
             for rank, most in zip(ranks, self.most, strict=True)
@@ -61,13 +64,15 @@ class Rungs:
             yield (*ranks[:axis], rank, *ranks[axis + 1 :])
 
     def loss(self, ranks: RankTuple) -> float | None:
-        """Interpolated in every rank; None where the ranks looked at are no full grid."""
+        """Loss at ranks, multilinear between those looked at; None where these are no full grid."""
         if self._together:
-            known = sorted((ranks[0], loss) for ranks, loss in self.losses.items())
-            looked_at, losses = [rank for rank, _ in known], [loss for _, loss in known]
+            points = sorted((equal[0], loss) for equal, loss in self.losses.items())
+            looked_at, losses = [rank for rank, _ in points], [loss for _, loss in points]
             if not looked_at[0] <= ranks[0] <= looked_at[-1]:
                 return None
             return float(np.interp(ranks[0], looked_at, losses))
+        # Multilinear interpolation in the cell of the grid that holds the ranks: the weight of a
+        # corner is the product over the axes of its share (1−t at the lower end, t at the upper).
         around = []
         for rank, grid in zip(ranks, self._grid, strict=True):
             above = int(np.searchsorted(grid, rank))
@@ -88,13 +93,18 @@ class Rungs:
 
 
 def raised(layers: Sequence[Rungs], room: Array, scale: Array) -> list[RankTuple]:
-    """The ranks of each layer after whatever there is room for.
+    """Raise the ranks of layers as far as the limits have room, and return them.
 
     Args:
         layers: with their ranks.
         room: what is left of each limit, (resources,).
         scale: of the resources.
     """
+    # Greedy: the heap has, for every layer, its next steps by Δloss / Σ_r Δcost_r/scale_r, the most
+    # negative first. A step that fits is taken and the layer's next steps are offered; one that
+    # does not is dropped for good, since the room only shrinks. With one resource and losses that
+    # fall ever more slowly that is the greedy of the relaxed knapsack; in general it is a heuristic
+    # that never exceeds a limit.
     current = [layer.ranks for layer in layers]
     waiting: list[tuple[float, int, RankTuple, RankTuple]] = []
 

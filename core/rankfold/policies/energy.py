@@ -58,7 +58,8 @@ class Energy:
 
 
 def energy_rank(squares: Array, share: float) -> int:
-    """The least rank whose squared singular values (descending) hold a share of their sum."""
-    held = np.cumsum(squares)
-    enough = held >= share * held[-1] * (1.0 - 1e-12)
+    """Return the least rank whose squared singular values (descending) hold that share."""
+    # 1 − 1e-12: a share of 1 must not fail on the rounding of the sum.
+    energy = np.cumsum(squares)
+    enough = energy >= share * energy[-1] * (1.0 - 1e-12)
     return int(np.argmax(enough)) + 1

@@ -18,18 +18,18 @@ import numpy as np
 from rankfold.linalg import Array
 
 GAP = 1e-3
-"""Of the value: far below what the losses of the offers, which are estimates, are good for."""
+"""Relative gap at which the search ends: losses of offers are estimates that are less certain."""
 NODES = 1000
 """Of the search: under four seconds for a dozen layers that hardly differ, where the bound closes
 slowest; thousands of layers end at the first node, since rounding costs them next to nothing."""
 _SHRINK = 1e-9
-"""First tightening of the limits, relative to them."""
+"""Relative tightening of the first round: above the rounding of float64 sums, below one item."""
 _INFEASIBLE = 2
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What was chosen.
+    """Choice of one item per layer.
 
     Attributes:
         chosen: the index of the item of each layer.
@@ -41,7 +41,7 @@ class Solution:
 
 
 def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> Solution | None:
-    """One item per layer with the least summed value such that no summed cost exceeds its limit.
+    """Return one item per layer with the least summed value and every cost within its limit.
 
     Args:
         values: of each layer, (items,).
@@ -51,18 +51,18 @@ def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
     Returns:
         None where no choice is within the limits.
     """
-    # HiGHS keeps constraints to a tolerance of its own (1e-7 of the scaled rows), and rounds what
-    # it gives: a choice may exceed a limit by that much. Then the limits are tightened and the
-    # choice is sought again, each time by ten times as much as before, from 1e-9 to 1e-5 of them.
-    # The gap is that to the bound of the round that was accepted: it is proven for the tightened
-    # limits, within which the best is no better than within the true ones.
+    # HiGHS takes a constraint as kept when it is exceeded by no more than its feasibility
+    # tolerance (1e-6, with every limit scaled to 1), and a budget must not be exceeded at all. So
+    # the choice is costed again, and where it is above a limit, all limits are tightened by a
+    # relative 1e-9, 1e-8, ..., 1e-5: the last of the six rounds is beyond the tolerance, and the
+    # first ones give away no item that fits exactly.
     problem = _Problem(values, costs)
     if (problem.least > limits).any():
         return None
     scale = np.maximum(limits, 1e-300)
     tightened = 0.0
     for _ in range(6):
-        result = problem.solved(scale, (limits / scale) * (1.0 - tightened), whole=True)
+        result = problem.solved(scale, (limits / scale) * (1.0 - tightened), integral=True)
         if result.status == _INFEASIBLE and not tightened:
             return None
         if result.x is None:
@@ -71,10 +71,12 @@ def cheapest(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
         if (problem.spent(chosen) <= limits).all():
             return Solution(chosen, problem.gap(chosen, result.mip_dual_bound))
         tightened = max(_SHRINK, 10.0 * tightened)
-    # Nothing within so many nodes, or limits closer to one another than the solver's tolerance: the
-    # relaxation with parts of items has its bound at once. Rounded down, with the cheapest of the
-    # items taken in part for what is left, it is within the limits for all but a few layers.
-    relaxed = problem.solved(scale, limits / scale, whole=False)
+    # No choice within so many nodes, or limits closer to one another than the tolerance. A vertex
+    # of the linear relaxation takes parts of items in few classes only; each layer left open there
+    # gets the cheapest item of its mixture. With one resource that costs no more than the mixture;
+    # with several it may, then the cheapest item of every layer is the last resort. The optimum of
+    # the relaxation bounds the best choice from below, so the gap stays proven.
+    relaxed = problem.solved(scale, limits / scale, integral=False)
     rounded = problem.layers(np.zeros(len(problem.value)), relaxed.x, scale)
     frugal = problem.layers(np.zeros(len(problem.value)), None, scale)
     for chosen in (rounded, frugal):
@@ -92,8 +94,8 @@ class _Problem:
     """
 
     def __init__(self, values: Sequence[Array], costs: Sequence[Array]) -> None:
-        self._costs = [np.asarray(items, dtype=np.float64) for items in costs]
-        self._values = [np.asarray(items, dtype=np.float64) for items in values]
+        self._costs = [np.asarray(cost, dtype=np.float64) for cost in costs]
+        self._values = [np.asarray(value, dtype=np.float64) for value in values]
         members: dict[tuple[bytes, bytes], list[int]] = {}
         for layer, (value, cost) in enumerate(zip(self._values, self._costs, strict=True)):
             members.setdefault((value.tobytes(), cost.tobytes()), []).append(layer)
@@ -101,12 +103,12 @@ class _Problem:
         first = [layers[0] for layers in self._members]
         self.value = np.concatenate([self._values[layer] for layer in first])
         self.cost = np.concatenate([self._costs[layer] for layer in first])
-        self.least = np.stack([items.min(axis=0) for items in self._costs]).sum(axis=0)
+        self.least = np.stack([cost.min(axis=0) for cost in self._costs]).sum(axis=0)
         self._ends = np.cumsum([0, *(len(self._values[layer]) for layer in first)])
         self._largest = float(self.value.max()) or 1.0
 
-    def solved(self, scale: Array, limits: Array, *, whole: bool) -> Any:
-        """HiGHS's result: how often each item is taken; without `whole`, parts of items count."""
+    def solved(self, scale: Array, limits: Array, *, integral: bool) -> Any:
+        """Return HiGHS's result: how often each item is taken; in parts unless `integral`."""
         from scipy.optimize import Bounds, LinearConstraint, milp
         from scipy.sparse import csr_array
 
@@ -116,7 +118,7 @@ class _Problem:
         one_each = csr_array((np.ones(len(items)), (owner, items)))
         return milp(
             self.value / self._largest,
-            integrality=np.full(len(items), int(whole)),
+            integrality=np.full(len(items), int(integral)),
             bounds=Bounds(0.0, sizes[owner]),
             constraints=[
                 LinearConstraint(one_each, sizes, sizes),
@@ -128,7 +130,7 @@ class _Problem:
     def layers(
         self, counts: Array, parts: Array | None = None, scale: Array | float = 1.0
     ) -> tuple[int, ...]:
-        """The item of each layer.
+        """Return the item of each layer.
 
         Args:
             counts: how often each item is taken, whole numbers.
@@ -139,10 +141,10 @@ class _Problem:
         chosen = [0] * len(self._values)
         price = (self.cost / scale).max(axis=1)
         for index, layers in enumerate(self._members):
-            span = slice(self._ends[index], self._ends[index + 1])
-            often = counts[span] if parts is None else np.floor(parts[span] + 1e-6)
-            used = np.ones(len(price[span]), dtype=bool) if parts is None else parts[span] > 1e-6
-            rest = int(np.argmin(np.where(used, price[span], np.inf)))
+            items = slice(self._ends[index], self._ends[index + 1])
+            often = counts[items] if parts is None else np.floor(parts[items] + 1e-6)
+            used = np.ones(len(price[items]), dtype=bool) if parts is None else parts[items] > 1e-6
+            rest = int(np.argmin(np.where(used, price[items], np.inf)))
             picked = np.repeat(np.arange(len(often)), often.astype(int))[: len(layers)].tolist()
             picked += [rest] * (len(layers) - len(picked))
             for layer, item in zip(layers, picked, strict=True):
@@ -150,26 +152,28 @@ class _Problem:
         return tuple(chosen)
 
     def spent(self, chosen: Sequence[int]) -> Array:
-        """What a choice costs, (resources,)."""
+        """Summed cost of a choice, (resources,)."""
         spent: Array = np.sum(
-            [items[item] for items, item in zip(self._costs, chosen, strict=True)], axis=0
+            [cost[item] for cost, item in zip(self._costs, chosen, strict=True)], axis=0
         )
         return spent
 
     def gap(self, chosen: Sequence[int], bound: float | None) -> float:
-        """How far the value of a choice is above a bound of HiGHS's."""
+        """Relative gap between the value of a choice and a lower bound of HiGHS's; NaN without."""
         if bound is None or not np.isfinite(bound):
             return float("nan")
-        value = sum(float(items[item]) for items, item in zip(self._values, chosen, strict=True))
+        value = sum(float(values[item]) for values, item in zip(self._values, chosen, strict=True))
         value /= self._largest
         return max(0.0, value - float(bound)) / max(abs(float(bound)), 1e-12)
 
 
 def least_share(costs: Sequence[Array], limits: Array) -> float:
-    """The least factor on the limits that makes them feasible."""
+    """Return the least factor on the limits that makes them feasible; NaN where none is result."""
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import csr_array
 
+    # One more variable t beside the items: minimise t such that Σ cost ≤ t·limit for each
+    # resource. With a single resource the cheapest item of every layer solves it.
     sizes = [len(layer) for layer in costs]
     owner = np.repeat(np.arange(len(sizes)), sizes)
     cost = np.concatenate([np.asarray(layer, dtype=np.float64) for layer in costs])
@@ -179,10 +183,10 @@ def least_share(costs: Sequence[Array], limits: Array) -> float:
         return float(sum(layer[:, 0].min() for layer in costs) / scale[0])
     one_each = csr_array((np.ones(count), (owner, np.arange(count))), shape=(len(sizes), count + 1))
     within = np.hstack([(cost / scale).T, -np.ones((len(limits), 1))])
-    for whole in (1, 0):  # parts of items where no solution is met within so many nodes
+    for integral in (1, 0):  # parts of items where no solution is met within so many nodes
         result = milp(
             np.append(np.zeros(count), 1.0),
-            integrality=np.append(np.full(count, whole), 0),
+            integrality=np.append(np.full(count, integral), 0),
             bounds=Bounds(0.0, np.append(np.ones(count), np.inf)),
             constraints=[
                 LinearConstraint(one_each, 1.0, 1.0),

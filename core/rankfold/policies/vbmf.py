@@ -73,8 +73,8 @@ class VBMF:
         return replace(choice, reason=f"{choice.reason}; {few}" if choice.reason else few)
 
     def _rank(self, mode: Unfolding) -> int:
-        known = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale
-        rank = max(from_squares(group, mode.sides, known).rank for group in mode.values)
+        noise = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale
+        rank = max(from_squares(group, mode.sides, noise).rank for group in mode.values)
         if rank == 0:
             return 0
         return rank + round(self.weaken * (min(mode.sides) - rank))

@@ -24,7 +24,7 @@ _TRIES = 10
 
 
 class Restored(AbstractContextManager[None]):
-    """Within it something is changed; `undo` puts it back afterwards.
+    """Context in which something is changed; `undo` puts it back afterwards.
 
     Args:
         undo: puts everything back, however much of it was changed, as often as it is called. It
@@ -39,12 +39,13 @@ class Restored(AbstractContextManager[None]):
         _pending.changes.append(self)
 
     def __exit__(self, *_: object) -> None:
+        # Changes made later, whose own exits an interrupt cut off, are undone along with this one.
         changes = _pending.changes
         if self in changes:  # else a frame further out was faster, as with a generator closed late
             _settle(changes.index(self))
 
     def put_back(self) -> None:
-        """Undoes the change, unless that has failed too often."""
+        """Undo the change, unless that has failed too often."""
         self._tries += 1
         if self._tries <= _TRIES:
             self._undo()
@@ -61,7 +62,7 @@ _pending = _Pending()
 
 
 def settled(function: Callable[P, T]) -> Callable[P, T]:
-    """Makes a function put back all that was changed within it, however it is left.
+    """Make a function put back all that was changed within it, however it is left.
 
     Twice over: the inner attempt, too, may be interrupted on the way.
     """
@@ -81,12 +82,14 @@ def settled(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _settle(start: int) -> None:
-    """Puts back all but the first few changes, the latest first; raises what came up meanwhile."""
+    """Put back all but the first few changes, the latest first; raises what came up meanwhile."""
     changes = _pending.changes
     error: BaseException | None = None
     while True:
         try:
             while len(changes) > start:
+                # In this order: an interrupt between the two lines runs the undoing twice, which
+                # does nothing the second time; the other way round it would be lost.
                 changes[-1].put_back()
                 changes.pop()
             break
@@ -104,7 +107,7 @@ class Lock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds it inside."""
+        """Hold the lock within the context."""
         with Restored(self._release):
             self._lock.acquire()
             yield
@@ -133,7 +136,7 @@ class Shared(Generic[K, T]):
 
     @contextmanager
     def kept(self, read: Callable[[], Mapping[K, T]]) -> Iterator[Mapping[K, T]]:
-        """Inside, the state may be changed.
+        """Allow the state to be changed within the context; put it back after the last one.
 
         Args:
             read: gives the state, or the part of it that is going to be changed.
@@ -141,6 +144,11 @@ class Shared(Generic[K, T]):
         user = object()
         with Restored(lambda: self._leave(user)):
             now = read()
+            # The state before is noted by one assignment, ahead of the user: an interrupt between
+            # the two leaves values that are right, and that the next first user replaces. Values
+            # noted by an earlier user win, since `now` may be what that one has changed. `_leave`
+            # restores before it discards the user, so that an interrupt in `_restore` leaves the
+            # user there for the next try.
             with self._lock.held():
                 self._before = {**now, **self._before} if self._users else dict(now)
                 self._users.add(user)

@@ -28,12 +28,14 @@ _OLD = "old"
 _PROBE = "owner."
 """How the names of files begin that are made to see whose they are."""
 _TRIES = 100
+"""Rounds of losing the folder to another owner that has just finished; each takes a whole run."""
 _LONGEST_NAME = 255
+"""Bytes in a name, the limit of the usual file systems (NAME_MAX)."""
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def work_folder(output: Path) -> Path:
-    """Where the work on an output lies until it is finished."""
+    """Return the folder in which an output is made until it is finished."""
     name = f".{output.name}.rankfold"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.rankfold"
@@ -70,7 +72,7 @@ def claimed(output: Path, patience: float = 0.0) -> Iterator[Path]:
 
 
 def publish(fresh: Path, output: Path) -> None:
-    """Gives a folder its place; an earlier one there is replaced as a whole.
+    """Give a folder its place; an earlier one there is replaced as a whole.
 
     Args:
         fresh: within the folder that `claimed` gave for the output.
@@ -79,6 +81,10 @@ def publish(fresh: Path, output: Path) -> None:
     Raises:
         OSError: the folders cannot be renamed.
     """
+    # Two renamings, since a folder that is not empty cannot be replaced in one step. A kill between
+    # them leaves the earlier output under _OLD and none in its place; `_settle` then puts it back.
+    # The contents are synced before and the parent after, or a power cut could keep the new name
+    # and lose what it stands for.
     sync(fresh)
     if output.exists():
         output.rename(fresh.parent / _OLD)
@@ -87,7 +93,7 @@ def publish(fresh: Path, output: Path) -> None:
 
 
 def delete(path: Path) -> None:
-    """Removes a file, a link or a folder with all that is in it, if it is there."""
+    """Remove a file, a link or a folder with all that is in it, if it is there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -95,7 +101,7 @@ def delete(path: Path) -> None:
 
 
 def _settle(folder: Path, output: Path) -> None:
-    """Undoes what a process was killed at, between two renamings or before them."""
+    """Undo what a process was killed at, between two renamings or before them."""
     old = folder / _OLD
     if output.exists():
         delete(old)
@@ -121,17 +127,21 @@ class _Claim:
     def __init__(self, folder: Path, output: Path) -> None:
         self._folder = folder
         self._output = output
-        self._made = [parent for parent in output.parents if not parent.exists()]
+        self._missing_parents = [parent for parent in output.parents if not parent.exists()]
         self._lock: Any = None
         self._inode = 0
 
     def take(self, until: float) -> None:
-        """Waits for the lock until a time of `time.monotonic`.
+        """Wait for the lock until a time of `time.monotonic`.
 
         Raises:
             RankfoldError: another one has it, or the folder is not the caller's own.
             OSError: the folder cannot be made.
         """
+        # The owner before may remove the lock file, and the folder, between any two lines here. A
+        # lock on a file that is gone excludes nobody: the next process makes a new file and locks
+        # that. So the inode is read before the lock is taken and compared after it; if they differ
+        # the round begins anew.
         from filelock import FileLock, Timeout
 
         for attempt in range(_TRIES):
@@ -156,7 +166,7 @@ class _Claim:
         raise OSError("others make and remove it all the time")
 
     def release(self) -> None:
-        """Removes what is empty and lets go; also after an interrupt at any line, and twice."""
+        """Remove what is empty and lets go; also after an interrupt at any line, and twice."""
         with suppress(OSError, RankfoldError):
             if not self._is_taken() and (self._folder / LOCK).exists():
                 self.take(0.0)  # the interrupt came while it was being taken
@@ -164,14 +174,14 @@ class _Claim:
                 _settle(self._folder, self._output)
                 if [entry.name for entry in self._folder.iterdir()] == [LOCK]:
                     (self._folder / LOCK).unlink()
-        for empty in (self._folder, *self._made):
+        for empty in (self._folder, *self._missing_parents):
             with suppress(OSError):
                 empty.rmdir()
         if self._lock is not None:
             self._lock.release()
 
     def _is_taken(self) -> bool:
-        """Whether the lock is held, and is of the file that lies there."""
+        """Return whether the lock is held, and is of the file that lies there."""
         with suppress(OSError, RankfoldError):
             locked = self._lock is not None and self._lock.is_locked
             return locked and (self._folder / LOCK).lstat().st_ino == self._inode
@@ -179,7 +189,7 @@ class _Claim:
 
 
 def _lock_file(file: Path) -> int:
-    """The inode of the lock, which is made if need be; never through a link that lies there."""
+    """Make the lock file if need be, never through a link, and return its inode."""
     with suppress(FileExistsError):
         file.open("xb").close()
     status = file.lstat()
@@ -189,7 +199,7 @@ def _lock_file(file: Path) -> int:
 
 
 def _check_owned(folder: Path) -> None:
-    """Sees to it that a work folder is a folder of the caller's own, into which no other writes.
+    """Check that a work folder belongs to the caller and that no other user can write to it.
 
     Raises:
         RankfoldError: it is not: whoever made it decides what is in it.
@@ -210,7 +220,7 @@ def _check_owned(folder: Path) -> None:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a folder is there that this process has not made, nor one of the same user."""
+    """Return whether a folder is there that this process has not made, nor one of the same user."""
     try:
         owner = folder.lstat().st_uid
     except OSError:
@@ -221,7 +231,7 @@ def _is_foreign(folder: Path) -> bool:
 
 
 def _owner_of_files_in(folder: Path) -> int | None:
-    """The owner that a file of this process gets there: some network file systems map all users."""
+    """Return the owner that a file made there gets; some network file systems map all users."""
     if folder.is_symlink():
         return None
     probe = folder / f"{_PROBE}{secrets.token_hex(8)}"
