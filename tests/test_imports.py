@@ -29,6 +29,7 @@ ROOMS = {
         ("testing", "cli"),
     ),
     "rankfold_torch": (
+        ("torch_internals",),
         ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors"),
         ("layers",),
         ("usage",),

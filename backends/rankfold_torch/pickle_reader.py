@@ -39,8 +39,9 @@ _NAMES = {
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params")
 """What training programs call the state of the model in the files they write, best known first."""
-_DEPTH = 3
+_DEPTH = 3  # keys deep: {"model": {"state_dict": {...}}} and a level to spare
 _ARCHIVE = b"PK\x03\x04"
+# The pickle has names and shapes alone, some hundred bytes a tensor: room for above 10^5 tensors.
 _MOST_PICKLE = 256 * 2**20
 _REMEDY = (
     "load it with torch where you trust it and save its state dict alone: "
@@ -82,8 +83,8 @@ class Pickled:
             return np.empty(0, np.uint8)
         tensor = self._state.tensors[entry.name].detach()
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
-        raw: Array = tensor.reshape(-1).view(torch.uint8).numpy()
-        return raw[entry.begin : entry.begin + entry.size]
+        data: Array = tensor.reshape(-1).view(torch.uint8).numpy()
+        return data[entry.begin : entry.begin + entry.size]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class State:
 
 
 def read_state(file: Path) -> State:
-    """The tensors of a file, mapped where its kind allows that.
+    """Return the tensors of a file, mapped where its kind allows that.
 
     They are the whole of the file, or what training programs put beside other things, under
     "state_dict", "model" and the like.
@@ -109,6 +110,9 @@ def read_state(file: Path) -> State:
         RankfoldError: it cannot be read without running what it holds, or holds no dict of dense
             tensors.
     """
+    # `weights_only` admits tensors and plain containers and runs no constructor of the file's. It
+    # does not bound memory, so the archive is checked before. Mapping is tried first: a mapped file
+    # takes memory only for the tensors that are read. Old formats cannot be mapped.
     archived = _check_archive(file)
     loaded: Any = None
     for mapped in (True, False) if archived else (False,):
@@ -134,7 +138,7 @@ def read_state(file: Path) -> State:
 
 
 def _check_archive(file: Path) -> bool:
-    """Whether a file is a zip archive, of which no part takes more memory than it takes room.
+    """Return whether a file is a zip archive; check that its parts take no more memory than room.
 
     torch.save() compresses nothing, so one that is compressed is another's work, and a file of
     kilobytes that fills the memory.
@@ -169,7 +173,7 @@ def _all_tensors(value: Any) -> bool:
 
 
 def _container(file: Path, loaded: Any) -> str | None:
-    """The key of what is the state of the model in a file with more in it; None without one."""
+    """Return the key of the state of the model in a file with more in it; None without one."""
     if not isinstance(loaded, dict):
         return None
     inner = [key for key, value in loaded.items() if isinstance(key, str) and _leads(value)]
@@ -194,12 +198,12 @@ def _leads(value: Any, depth: int = _DEPTH) -> bool:
     return any(_leads(value.get(key), depth - 1) for key in _CONTAINERS)
 
 
-def _checked(file: Path, content: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(content, dict) or not content:
+def _checked(file: Path, loaded: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(loaded, dict) or not loaded:
         raise RankfoldError(
-            f"{str(file)!r} is no state dict of tensors: it is {_kind(content)}; {_REMEDY}"
+            f"{str(file)!r} is no state dict of tensors: it is {_kind(loaded)}; {_REMEDY}"
         )
-    for name, tensor in content.items():
+    for name, tensor in loaded.items():
         if not isinstance(name, str):
             raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")
         plain = type(tensor) in (torch.Tensor, nn.Parameter)
@@ -208,7 +212,7 @@ def _checked(file: Path, content: Any) -> dict[str, torch.Tensor]:
                 f"{str(file)!r}: {name!r} is {_kind(tensor)}, not a dense tensor; leave it out, or "
                 "store it as one"
             )
-    return dict(content)
+    return dict(loaded)
 
 
 def _kind(value: Any) -> str:

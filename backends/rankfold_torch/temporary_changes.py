@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold.state.restoration import Restored, Shared
+from rankfold_torch.torch_internals import (
+    leave_mode,
+    read_mode_flags,
+    remove_hooks,
+    set_mode_flags,
+)
 
 ABSENT: Any = object()
 """In place of the value of an attribute that is not there."""
-_STORES = (
-    ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_hooks"),
-    ("_forward_pre_hooks_with_kwargs", "_forward_pre_hooks"),
-)
-"""Where a module keeps its hooks; last the one that has the hook itself, by which it is known."""
 
 
 class Hook(partial[Any]):
@@ -29,7 +29,7 @@ class Hook(partial[Any]):
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside.
+    """Put a model in eval mode inside.
 
     Modes, buffers, random states and whether gradients are taken are as before afterwards.
     """
@@ -68,7 +68,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def _put_buffers(module: nn.Module, known: Mapping[str, torch.Tensor | None]) -> None:
-    """At no moment is a buffer missing that was there."""
+    """Put buffers back such that at no moment one is missing that was there."""
     now = module._buffers
     now.update(known)
     for name in [name for name in now if name not in known]:
@@ -105,9 +105,8 @@ def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[Non
     """Hooks on modules inside: before their forward, where there is one, and after it."""
 
     def undo() -> None:
-        for module, *functions in hooks:
-            for stores in _STORES:
-                _remove(module, functions, stores)
+        for module, *pair in hooks:
+            remove_hooks(module, pair)
 
     with Restored(undo):
         for module, before, after in hooks:
@@ -117,14 +116,6 @@ def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[Non
         yield
 
 
-def _remove(module: nn.Module, hooks: Sequence[Hook | None], stores: Sequence[str]) -> None:
-    known = {id(hook) for hook in hooks if hook is not None}
-    last = getattr(module, stores[-1])
-    for key in [key for key, hook in last.items() if id(hook) in known]:
-        for store in stores:
-            getattr(module, store).pop(key, None)
-
-
 @contextmanager
 def dispatched(mode: TorchDispatchMode) -> Iterator[None]:
     """A mode that sees every operation of this thread inside.
@@ -132,30 +123,12 @@ def dispatched(mode: TorchDispatchMode) -> Iterator[None]:
     PyTorch keeps its modes on a stack of the thread, and beside it flags of the whole process,
     which calls that overlap in several threads would put back in the wrong order.
     """
-
-    def undo() -> None:
-        stack = _python_dispatch._get_current_dispatch_mode_stack
-        while any(entered is mode for entered in stack()):
-            _python_dispatch._pop_mode()
-
-    with _mode_flags.kept(_read_mode_flags), Restored(undo):
+    with _mode_flags.kept(read_mode_flags), Restored(partial(leave_mode, mode)):
         mode.__enter__()  # type: ignore[no-untyped-call]  # torch's own
         yield
 
 
-def _read_mode_flags() -> dict[str, bool]:
-    known = vars(_python_dispatch)
-    return {name: known[name] for name in known if name.startswith("_is_in_")}
-
-
-def _set_mode_flags(flags: Mapping[str, bool]) -> None:
-    vars(_python_dispatch).update(flags)
-    tell = getattr(_python_dispatch, "set_is_in_mode_without_ignore_compile_internals", None)
-    if tell is not None:  # in newer versions its dispatcher has a copy of one of them
-        tell(flags["_is_in_any_mode_without_ignore_compile_internals"])
-
-
-_mode_flags: Shared[str, bool] = Shared(_set_mode_flags)
+_mode_flags: Shared[str, bool] = Shared(set_mode_flags)
 
 
 @contextmanager

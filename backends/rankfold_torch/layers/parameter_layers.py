@@ -23,6 +23,7 @@ from rankfold.plugins.registry import registry
 from rankfold.state.transaction import Changes
 from rankfold_torch.layers.parameter_memory import parameter
 from rankfold_torch.layers.stock import to_array
+from rankfold_torch.torch_internals import give_own_class
 
 _FIRST = "original0"
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -57,17 +58,17 @@ class ParameterLayer:
     @property
     def tensor(self) -> nn.Parameter:
         """The parameter."""
-        parameter = self.module._parameters[self.name]
-        assert parameter is not None
-        return parameter
+        tensor = self.module._parameters[self.name]
+        assert tensor is not None
+        return tensor
 
     def read(self) -> Linear:
-        """The layer as an op."""
+        """Return the layer as an op."""
         weight = to_array(self.tensor)
         return Linear(weight.reshape(-1, weight.shape[-1]), groups=self._count)
 
     def build(self, chain: Chain) -> Factors:
-        """The stages of a chain as factors.
+        """Build factors from the stages of a chain.
 
         Raises:
             Refused: a product of matrices cannot express the chain.
@@ -86,7 +87,7 @@ class ParameterLayer:
         return Factors(tuple(factors))
 
     def filled(self, weight: Array) -> nn.Parameter:
-        """The parameter itself with other values."""
+        """Build the parameter with other values."""
         return parameter(weight.reshape(tuple(self.tensor.shape)), self.tensor)
 
     def chain(self, small: nn.Module) -> Chain:
@@ -122,7 +123,7 @@ class Product(nn.Module):
         return multiplied(*factors)
 
     def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The factors, once: afterwards it is they that can be set.
+        """Return the factors, once: afterwards it is they that can be set.
 
         Raises:
             RankfoldError: the parameter is assigned to.
@@ -132,19 +133,21 @@ class Product(nn.Module):
                 f"a parameter of shape {tuple(weight.shape)} cannot be set: it is a product; set "
                 f"its factors, parametrizations.<name>.{_FIRST} and so on"
             )
+        # Registering calls this once to get the originals. Later calls come from assignments to
+        # the parameter: no product of the given ranks need equal the value, so they are refused.
         factors, self._factors = self._factors, None
         return factors.tensors
 
 
 def multiplied(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """The product of factors in the order of their stages: the last one is the leftmost."""
+    """Multiply factors in the order of their stages: the last one is the leftmost."""
     for factor in others:
         first = factor @ first
     return first
 
 
 def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
-    """The parameters that rules say are layers; None where no rule knows the class."""
+    """Return the parameters that rules say are layers; None where no rule knows the class."""
     kind = parametrize.type_before_parametrizations(module)
     known = f"{kind.__module__}:{kind.__qualname__}"
     matching = [
@@ -156,17 +159,16 @@ def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
 
 
 def held_at(model: nn.Module, path: str) -> ParameterLayer | None:
-    """The parameter at the path of a layer; None where that is a module."""
+    """Return the parameter at the path of a layer; None where that is a module."""
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
-    held = name in module._parameters and module._parameters[name] is not None
-    return ParameterLayer(module, name) if held else None
+    return ParameterLayer(module, name) if module._parameters.get(name) is not None else None
 
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
-    """Gives a module factors or plain values in place of a parameter or of its factors."""
+    """Give a module factors or plain values in place of a parameter or of its factors."""
     if parametrize.is_parametrized(module):
-        _own_class(module)
+        give_own_class(module)
     if isinstance(new, Factors):
         parametrize.register_parametrization(module, name, Product(new), unsafe=True)
         return
@@ -176,13 +178,18 @@ def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
 
 
 def prepare(module: nn.Module, new: Mapping[str, Factors | nn.Parameter], changes: Changes) -> None:
-    """Prepares that a module is as `put` makes it: all is first done to a shadow of it.
+    """Prepare the changes that make a module what `put` makes it.
 
     Args:
         module: the module.
         new: by name of a parameter, what it is to have in its place.
         changes: to be made afterwards.
     """
+    # `parametrize` changes a module in many steps, __class__ among them, and an interrupt between
+    # two of them would leave a module that is neither parametrized nor plain. So it works on a
+    # shadow that shares the tensors but has registries of its own. The changes then carry the
+    # outcome over: contents of the registries (the dicts themselves stay, as others may hold
+    # them), __class__, and the other attributes. Each of these the transaction can take back.
     shadow = _shadow(module)
     for name, item in new.items():
         put(shadow, name, item)
@@ -195,7 +202,7 @@ def prepare(module: nn.Module, new: Mapping[str, Factors | nn.Parameter], change
 
 
 def _shadow(module: nn.Module) -> nn.Module:
-    """A module that holds the same, and registers what it is given for itself alone."""
+    """Return a module with the same tensors and attributes, but registries of its own."""
     shadow: nn.Module = object.__new__(type(module))
     vars(shadow).update(vars(module))
     for kind in _REGISTRIES:
@@ -206,14 +213,7 @@ def _shadow(module: nn.Module) -> nn.Module:
     return shadow
 
 
-def _own_class(module: nn.Module) -> None:
-    """Parametrizations are properties of a class, which a copy of a module shares with it."""
-    kind = type(module)
-    parts = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
-    module.__class__ = type(kind.__name__, kind.__bases__, parts)
-
-
 def empty(tensor: nn.Parameter) -> nn.Parameter:
-    """A parameter like another one that takes no memory, to be replaced."""
+    """Return a parameter like another one that takes no memory, to be replaced."""
     shell = torch.empty(1, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return nn.Parameter(shell, requires_grad=tensor.requires_grad)

@@ -32,7 +32,7 @@ class Watched:
 
     @contextmanager
     def by(self, watcher: Callable[..., object]) -> Iterator[None]:
-        """Inside, a function is called with the arguments of every call, in all threads."""
+        """Call a function inside with the arguments of every call, in all threads."""
         with Restored(lambda: self._leave(watcher)):
             with self._lock.held():
                 if not self._watchers:
@@ -54,11 +54,15 @@ class Watched:
 
     def _leave(self, watcher: Callable[..., object]) -> None:
         with self._lock.held():
-            is_ours = vars(self._owner).get(self._name) is self._method
-            if is_ours and not self._watchers.keys() - {id(watcher)}:
+            # Where somebody else has wrapped the method meanwhile, theirs calls ours, which stays
+            # and passes on to the original: putting that back would throw their wrapper away.
+            ours = vars(self._owner).get(self._name) is self._method
+            if ours and not self._watchers.keys() - {id(watcher)}:
                 setattr(self._owner, self._name, self._original)
             self._watchers.pop(id(watcher), None)
 
 
+# `nn.Module` has no public way to learn of attributes that are set. The method and its signature
+# (module, name, value) are Python's, so this does not depend on the version of PyTorch.
 WRITES = Watched(nn.Module, "__setattr__")
 """Attributes that are set."""

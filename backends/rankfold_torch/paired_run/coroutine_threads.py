@@ -60,11 +60,15 @@ class CoroutineThread(threading.Thread):
         self._context = contextvars.copy_context()
 
     def resume(self) -> None:
-        """Runs the function to its next pause or its end.
+        """Run the function to its next pause or its end.
 
         Raises:
             Exception: what the function raises.
         """
+        # The default generators belong to the process, not to a thread. A turn starts with the
+        # state at its construction, which all turns of one driver have in common, and takes it up
+        # again at each resume: the k-th draw of a run is the same however runs are interleaved.
+        # The caller's state is put back after every turn, so its own draws are not disturbed.
         outside = _random_states(self._devices)
         _set_random_states(self._random, self._devices)
         self.paused = None
@@ -80,16 +84,18 @@ class CoroutineThread(threading.Thread):
             raise self.error
 
     def pause(self, what: object) -> None:
-        """Waits for the next turn; called by the function."""
+        """Wait for the next turn; called by the function."""
         self.paused = what
         self._back.put(None)
         self._wait()
 
     def stop(self) -> None:
-        """Ends the function where it is; nothing happens when it is through.
+        """End the function where it is; nothing happens when it is through.
 
         It may be called again where an interrupt came between, while the function still runs too.
         """
+        # The flag comes first: the thread that the token wakes up must see it. A token too many,
+        # of a second call, stays in the queue of a thread that has ended.
         self._stopping = True
         self._go.put(None)
         if self.is_alive():
@@ -97,7 +103,7 @@ class CoroutineThread(threading.Thread):
         self.paused = None
 
     def run(self) -> None:
-        """The thread; called by `start`."""
+        """Run in the thread; called by `start`."""
         try:
             self._wait()  # so that nothing runs where an interrupt has cut `start` short
             with self._surroundings():
@@ -118,7 +124,7 @@ class CoroutineThread(threading.Thread):
 
 
 def _surroundings() -> Callable[[], Any]:
-    """What of the current thread another thread needs to compute alike."""
+    """Return a context in which another thread computes as the current one does."""
     autocasts = [(kind, *_autocast(kind)) for kind in ("cuda", "cpu")]
     default = torch.get_default_device() if hasattr(torch, "get_default_device") else _CPU
     cuda = torch.cuda.is_available()

@@ -46,7 +46,7 @@ def run_paired(
     sequential: bool,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Meets layers as they are called; see `rankfold.adapters.base.Calibrates`.
+    """Visit and replace layers as they are called; see `rankfold.adapters.base.Calibrates`.
 
     Args:
         model: the model.
@@ -103,7 +103,7 @@ class _Batch:
         return [turn for turn in (self.compressed, self.original) if turn is not None]
 
     def part(self) -> None:
-        """Ends the compressed run."""
+        """End the compressed run."""
         if self.compressed is not None:
             self.compressed.stop()
             self.compressed = None
@@ -142,19 +142,19 @@ class _Following:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside, layers pause when they are called in a turn."""
+        """Make layers pause inside when they are called in a turn."""
         values = [partial(self._forward, path, usual) for path, (_, usual) in self._watched.items()]
         with self._remembered.noticing(), exchanged(self._places, values):
             yield
 
     @contextmanager
     def _lifted(self) -> Iterator[None]:
-        """Inside, layers are as they always are, while all turns are paused."""
+        """Put the usual `forward` of layers back inside, while all turns are paused."""
         with exchanged(self._places, self._usual):
             yield
 
     def begun(self, calibration: Calibration) -> list[_Batch]:
-        """The runs of all batches, not started."""
+        """Build the runs of all batches, not started."""
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
         batches = []
         for index, inputs in enumerate(calibration.inputs):
@@ -169,7 +169,17 @@ class _Following:
         return batches
 
     def run(self, batches: Sequence[_Batch]) -> None:
-        """Runs all batches to their end, meeting the layers on the way."""
+        """Run all batches to their end, meeting the layers on the way."""
+        # The sums for layer i must hold all batches, on inputs that come out of the replacements
+        # of layers before it. One pass over the batches a layer would do, at the cost of L passes
+        # for L layers. Here every batch instead waits inside its forward pass at the layer that it
+        # has reached, so that one pass in total is enough.
+        #
+        # Only the batches at the lowest (order of the layer, number of the call) go on. A batch
+        # further ahead waits until no other one is behind it. Where layers are called in their
+        # order, the batches that call one are thus all paused at it when it is met, even if some
+        # have skipped a layer before it (a branch on the data). In whatever order they are called,
+        # every step moves some batch on: the loop ends when the forward passes do.
         for batch in batches:
             self._resume(batch)
         while live := [batch for batch in batches if batch.original.paused is not None]:
@@ -196,7 +206,7 @@ class _Following:
                 self._resume(batch)
 
     def _resume(self, batch: _Batch) -> None:
-        """Both runs of a batch to their next pause; in turn, as they share what a model keeps."""
+        """Run both runs of a batch to their next pause, one after the other: they share a model."""
         for turn in batch.turns:
             try:
                 with self._remembered.of(turn):
@@ -209,9 +219,9 @@ class _Following:
             batch.part()
 
     def _meet(self, path: str, group: Sequence[_Batch]) -> None:
-        fit, validation = self._joints(path, group)
+        fit, held_out = self._joints(path, group)
         with self._lifted():
-            chain = self._visit(path, fit, validation)
+            chain = self._visit(path, fit, held_out)
             try:
                 self._modules[path] = self._build(path, chain)
                 self.errors[path] = RelativeDistance()
@@ -224,7 +234,7 @@ class _Following:
         op = self._layers[path]
         if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
-        fit, validation = OutputSums(), OutputSums()
+        fit, held_out = OutputSums(), OutputSums()
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x
@@ -241,12 +251,15 @@ class _Following:
                 number = batch.first + image * batch.examples // drawn.images
                 kept = is_held_out(number, self._total)
                 fit.add(rows[~kept], targets[~kept])
-                validation.add(rows[kept], targets[kept])
-        sums = fit.regression_sums()
-        return (None, None) if sums is None else (sums, validation.regression_sums())
+                held_out.add(rows[kept], targets[kept])
+        sums = fit.made()
+        return (None, None) if sums is None else (sums, held_out.made())
 
     def _forward(self, path: str, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What a watched layer does when it is called."""
+        """Stand in for `forward` of a watched layer."""
+        # The same instance serves both runs and callers outside them: which of these calls is told
+        # by the thread. The original run computes before it pauses, since its output is the target
+        # of the fit; the compressed one after it, since its replacement is built in the pause.
         turn = threading.current_thread()
         x = args[0] if args else kwargs.get("input")
         if not isinstance(turn, CoroutineThread) or not isinstance(x, torch.Tensor):
@@ -281,7 +294,7 @@ def _forward_pass(model: nn.Module, inputs: Any) -> None:
 
 
 def _pair(batch: _Batch) -> None:
-    """Says where the replacement of a layer that is paused at is compared to the layer."""
+    """Set where the replacement of a layer that is paused at is compared to the layer."""
     call: _Call = batch.original.paused
     other: _Call | None = None if batch.compressed is None else batch.compressed.paused
     if other is not None and other.x.shape == call.x.shape:

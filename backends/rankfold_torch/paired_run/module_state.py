@@ -12,8 +12,8 @@ from rankfold.state.restoration import Restored
 from rankfold_torch.paired_run.attribute_writes import WRITES
 from rankfold_torch.temporary_changes import ABSENT, put
 
-_OWN = frozenset(vars(nn.Module())) | {"forward"}
-Place: TypeAlias = tuple[int, str]
+_USUAL = frozenset(vars(nn.Module())) | {"forward"}
+Key: TypeAlias = tuple[int, str]
 
 
 class PerRunState:
@@ -24,18 +24,18 @@ class PerRunState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._own = {id(module) for module in model.modules()}
-        self._first: dict[Place, tuple[nn.Module, Any]] = {}
-        self._values: dict[Hashable, dict[Place, Any]] = {}
+        self._modules = {id(module) for module in model.modules()}
+        self._first: dict[Key, tuple[nn.Module, Any]] = {}
+        self._values: dict[Hashable, dict[Key, Any]] = {}
 
     @contextmanager
     def noticing(self) -> Iterator[None]:
-        """Inside, it is noticed which attributes are set."""
+        """Notice inside which attributes are set."""
 
         def noticed(module: nn.Module, name: str, value: Any) -> None:
             key = id(module), name
-            known = key in self._first or name in _OWN
-            if not known and id(module) in self._own:
+            seen = key in self._first or name in _USUAL
+            if not seen and id(module) in self._modules:
                 self._first[key] = module, vars(module).get(name, ABSENT)
 
         with Restored(self._forget), WRITES.by(noticed):
@@ -43,7 +43,10 @@ class PerRunState:
 
     @contextmanager
     def of(self, run: Hashable) -> Iterator[None]:
-        """Inside, the attributes are as a run left them; afterwards as they were at first."""
+        """Put the attributes inside as a run left them, and afterwards as they were at first."""
+        # A module may keep a cache, a counter or its last output on itself. Two interleaved runs
+        # of one module would read each other's. So whatever `__setattr__` is seen to set gets a
+        # value for each run, and the value before the first write for a run that has not set it.
         first = {key: value for key, (_, value) in self._first.items()}
         self._set({**first, **self._values.get(run, {})})
         try:
@@ -55,9 +58,9 @@ class PerRunState:
             self._forget()
 
     def _forget(self) -> None:
-        """The attributes as they were at first."""
+        """Put the attributes as they were at first."""
         self._set({key: value for key, (_, value) in self._first.items()})
 
-    def _set(self, values: dict[Place, Any]) -> None:
-        targets = [(vars(self._first[key][0]), key[1]) for key in values]
-        put(targets, list(values.values()))
+    def _set(self, values: dict[Key, Any]) -> None:
+        places = [(vars(self._first[key][0]), key[1]) for key in values]
+        put(places, list(values.values()))

@@ -39,35 +39,35 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     ]
     memo.update(_computed(model))
     try:
-        copy_: nn.Module = copy.deepcopy(model, memo)
-        _complete(model, copy_, memo, others)
+        copied: nn.Module = copy.deepcopy(model, memo)
+        _complete(model, copied, memo, others)
     except Exception as error:  # whatever the copied attributes raise
         raise RankfoldError(
             f"the model cannot be copied ({told(error)}); pass inplace=True to change it itself"
         ) from error
     for module, mode in modes:
         module.training = mode
-    return copy_
+    return copied
 
 
-def _complete(module: nn.Module, copy_: Any, memo: dict[int, Any], seen: set[int]) -> None:
-    """Gives a copy what the module holds, where the way its class is copied lost it.
+def _complete(module: nn.Module, copied: Any, memo: dict[int, Any], seen: set[int]) -> None:
+    """Give a copy what the module holds, where the way its class is copied lost it.
 
     A class whose copies are the very same object, or of another class, wants that.
     """
-    if copy_ is module or type(copy_).__qualname__ != type(module).__qualname__:
+    if copied is module or type(copied).__qualname__ != type(module).__qualname__:
         return
     if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
         return
     seen.add(id(module))
     for name in _OWN:
         if name in vars(module):
-            vars(copy_)[name] = copy.deepcopy(vars(module)[name], memo)  # known where not lost
+            vars(copied)[name] = copy.deepcopy(vars(module)[name], memo)  # known where not lost
     for name, value in memo.get(id(vars(module)), {}).items():
-        vars(copy_).setdefault(name, value)
+        vars(copied).setdefault(name, value)
     for name, child in module._modules.items():
         if child is not None:
-            _complete(child, copy_._modules[name], memo, seen)
+            _complete(child, copied._modules[name], memo, seen)
 
 
 def _computed(model: nn.Module) -> dict[int, torch.Tensor]:

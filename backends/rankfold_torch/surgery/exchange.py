@@ -20,7 +20,7 @@ from rankfold.state.transaction import Changes
 
 
 def exchange(model: nn.Module, new: Mapping[int, nn.Module], changes: Changes) -> None:
-    """Prepares that a model holds other modules.
+    """Prepare the changes after which a model holds other modules.
 
     Args:
         model: the model, which is not one of those exchanged.
@@ -37,7 +37,9 @@ class _Exchange:
         self._known: dict[int, Any] = {}
 
     def of(self, value: Any) -> Any:
-        """What is to be held in place of a value: often that value."""
+        """Return what is to be held in place of a value: often that value."""
+        # Nothing is changed during this walk: `Changes` collects all assignments, which are made
+        # together afterwards and taken back together if an interrupt comes between two of them.
         if id(value) in self._new:
             return self._new[id(value)]
         if id(value) not in self._known:
@@ -83,6 +85,6 @@ class _Exchange:
         same = all(options[name] is item for name, item in value.keywords.items())
         if function is value.func and args is value.args and same:
             return value
-        bound = functools.partial(function, *args, **options)
-        vars(bound).update(vars(value))
-        return bound
+        changed = functools.partial(function, *args, **options)
+        vars(changed).update(vars(value))
+        return changed

@@ -53,10 +53,12 @@ def holders(
         targets: identities of modules and tensors that it must not lead to.
         new: modules of it that may hold whatever they like.
     """
-    apart = {id(part) for module in new for part in module.modules()}
-    inside = {id(module) for module in result.modules()}
-    starts = _attributes(result, apart)
-    known = (inside | apart) - set(targets)
+    exempt = {id(part) for module in new for part in module.modules()}
+    modules = {id(module) for module in result.modules()}
+    # The graph search starts at attributes and stops at modules of the model: each of these is a
+    # start of its own, so what leads to a target is named by the module nearest to it.
+    starts = _attributes(result, exempt)
+    known = (modules | exempt) - set(targets)
     return reached(
         starts, targets, known=known, leaves=_LEAVES, identity=identity, framework=_FRAMEWORK
     )
@@ -71,10 +73,10 @@ def identity(item: object) -> int:
     return id(item)
 
 
-def _attributes(model: nn.Module, apart: Collection[int]) -> Iterator[tuple[str, object]]:
+def _attributes(model: nn.Module, exempt: Collection[int]) -> Iterator[tuple[str, object]]:
     """What the modules of a model hold, and the functions of their classes."""
     for path, module in model.named_modules():
-        if id(module) in apart:
+        if id(module) in exempt:
             continue
         for name, value in vars(module).items():
             if name in _REGISTRIES:
@@ -91,7 +93,7 @@ def miscalled(
     gone: Mapping[str, nn.Module],
     run: Run,
 ) -> tuple[dict[str, int], list[str]]:
-    """Runs a result once and compares it with the run of the model before.
+    """Run a result once and compares it with the run of the model before.
 
     Replacements compute in this run what the layers did, so that where the model goes does not
     depend on what they approximate.

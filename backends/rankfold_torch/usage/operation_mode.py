@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
-from torch._compile import _disable_dynamo
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from rankfold_torch.torch_internals import keep_from_compiler
 
 
 class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
@@ -22,7 +21,4 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTo
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        dispatch = type(self).__torch_dispatch__
-        if "torch._dynamo" in sys.modules and not hasattr(dispatch, "__wrapped__"):
-            wrapped = _disable_dynamo(dispatch, recursive=True)
-            type(self).__torch_dispatch__ = wrapped  # type: ignore[method-assign]  # as torch does
+        keep_from_compiler(type(self))

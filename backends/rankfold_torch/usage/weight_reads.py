@@ -22,6 +22,7 @@ from rankfold.state.restoration import Restored
 from rankfold_torch.layers.low_rank_sequential import CONSTANTS
 from rankfold_torch.layers.stock import stock
 from rankfold_torch.temporary_changes import dispatched
+from rankfold_torch.torch_internals import in_backward
 from rankfold_torch.usage.operation_mode import OperationMode
 from rankfold_torch.usage.shared_memory import overlap, storage
 
@@ -76,7 +77,7 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
         A backward pass inside the run (forces, gradients of the input) reads the weights of what
         ran before it, which was seen then.
         """
-        if torch._C._current_graph_task_id() >= 0:
+        if in_backward():
             return
         for tensor in _tensors(values):
             for path, name, weight in self._by_storage.get(_storage(tensor), ()):
