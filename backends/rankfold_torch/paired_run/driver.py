@@ -252,8 +252,8 @@ class _Following:
                 kept = is_held_out(number, self._total)
                 fit.add(rows[~kept], targets[~kept])
                 held_out.add(rows[kept], targets[kept])
-        sums = fit.made()
-        return (None, None) if sums is None else (sums, held_out.made())
+        sums = fit.regression_sums()
+        return (None, None) if sums is None else (sums, held_out.regression_sums())
 
     def _forward(self, path: str, usual: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for `forward` of a watched layer."""
