@@ -1,9 +1,8 @@
-"""What the backend uses of PyTorch that is not public, each with its reason and how it is undone.
+"""The parts of PyTorch beyond its public interface that the backend uses: why, and how undone.
 
-`pyproject.toml` allows torch>=2.1 without an upper bound. The results in `docs/results` were
-computed with 2.13; where versions differ, the function says how it tells them apart. Attributes
-that are private by name only, but have been the same in all these versions, are read where they are
-needed: `_parameters`, `_buffers` and `_modules` of `nn.Module`.
+`pyproject.toml` allows torch>=2.1 without an upper bound; where versions differ, a function says how
+it tells them apart. `_parameters`, `_buffers` and `_modules` of `nn.Module`, which every release so
+far has had, are read where they are needed.
 """
 
 from __future__ import annotations

@@ -132,10 +132,10 @@ def _linear(stage: Linear, weight: Any, x: Any) -> Any:
 def _convolution(stage: Convolution, weight: Any, x: Any) -> Any:
     geo = geometry(stage)
     pads = geo.pads(x.shape[1:-1])
-    one = (1,) * geo.axes
-    strides, wide = geo.stride, one
+    ones = (1,) * geo.axes
+    strides, wide = geo.stride, ones
     if isinstance(stage, ConvTranspose):
-        strides, wide = one, geo.stride
+        strides, wide = ones, geo.stride
         pads = tuple(
             (reach - 1 - low, reach - 1 - high + extra)
             for reach, (low, high), extra in zip(geo.reach, pads, geo.output_padding, strict=True)

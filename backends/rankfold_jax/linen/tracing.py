@@ -139,8 +139,8 @@ class Recording:
         path = tuple(module.scope.path)
         self.classes.setdefault(path, type(module).__name__)
         output = function(*args, **kwargs)
-        own = module.variables.get("params", {}).values()
-        if any(is_matrix(value) for value in own if not isinstance(value, Mapping)):
+        params = module.variables.get("params", {}).values()
+        if any(is_matrix(value) for value in params if not isinstance(value, Mapping)):
             self.matrices.add(path)
         self.calls[path] += context.orig_method.func in (*CALLS, ATTEND)
         rule = rule_of(module, context.orig_method.func)
@@ -192,10 +192,10 @@ class Recording:
             if isinstance(layer.form, Refused):
                 continue
             try:
-                own = own_product(layer.module)
+                has_own_product = own_product(layer.module)
                 calls = self.calls[path]
                 extents[name] = extents_of(
-                    name, layer.form, dataflow, calls=calls, has_own_product=own
+                    name, layer.form, dataflow, calls=calls, has_own_product=has_own_product
                 )
             except Refused as refused:
                 refusals[name] = refused.reason
