@@ -146,10 +146,10 @@ class Experts:
         """The originals of a parametrization, in the layout of the stack."""
         path, dot, last = name.rpartition(".")
         return {
-            f"{path}{dot}parametrizations.{last}.original{place}": stage.weight.reshape(
+            f"{path}{dot}parametrizations.{last}.original{index}": stage.weight.reshape(
                 stage.groups, -1, stage.weight.shape[1]
             )
-            for place, stage in enumerate(chain)
+            for index, stage in enumerate(chain)
         }
 
 
