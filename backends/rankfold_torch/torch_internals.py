@@ -1,8 +1,8 @@
 """The parts of PyTorch beyond its public interface that the backend uses: why, and how undone.
 
 `pyproject.toml` allows torch>=2.1 without an upper bound; where versions differ, a function says
-how it tells them apart. `_parameters`, `_buffers` and `_modules` of `nn.Module`, which every release
-so far has had, are read where they are needed.
+how it tells them apart. `_parameters`, `_buffers` and `_modules` of `nn.Module`, which every
+release so far has had, are read where they are needed.
 """
 
 from __future__ import annotations
