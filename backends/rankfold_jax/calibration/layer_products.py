@@ -27,7 +27,6 @@ from rankfold_jax.jaxpr.parameter_uses import look_up, product
 from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
-"""How many rows are sampled at least, over all calibration data."""
 Ints = npt.NDArray[np.int64]
 
 

@@ -13,25 +13,9 @@ import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
 from rankfold_jax.jaxpr.dataflow import bind
-from rankfold_jax.jaxpr.provenance import Provenance, moved, sliced_by_scan
+from rankfold_jax.jaxpr.provenance import CASTS, Provenance, moved, sliced_by_scan
 
 Index = npt.NDArray[np.int32]
-
-_CASTS = frozenset(
-    {
-        "convert_element_type",
-        "copy",
-        "copy_p",
-        "device_put",
-        "mesh_cast",
-        "name",
-        "pvary",
-        "reduce_precision",
-        "reshard",
-        "sharding_constraint",
-        "stop_gradient",
-    }
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +78,7 @@ def moved_by(
 
 
 def _moved(eqn: JaxprEqn, first: IndexedValue, others: Sequence[Any]) -> Index | None:
-    if first.index is None or eqn.primitive.name in _CASTS:
+    if first.index is None or eqn.primitive.name in CASTS:
         return first.index
     if any(isinstance(other, jax.core.Tracer) for other in others):
         return None

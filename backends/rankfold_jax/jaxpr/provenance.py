@@ -15,9 +15,8 @@ from rankfold.errors import RankfoldError
 Leaf: TypeAlias = Hashable
 Shape: TypeAlias = tuple[int, ...]
 
-MOVING = frozenset(
+CASTS = frozenset(
     {
-        "broadcast_in_dim",
         "convert_element_type",
         "copy",
         "copy_p",
@@ -26,15 +25,13 @@ MOVING = frozenset(
         "name",
         "pvary",
         "reduce_precision",
-        "reshape",
         "reshard",
-        "rev",
         "sharding_constraint",
-        "squeeze",
         "stop_gradient",
-        "transpose",
     }
 )
+"""Operations that leave every number at its index."""
+MOVING = CASTS | {"broadcast_in_dim", "reshape", "rev", "squeeze", "transpose"}
 SLICING = frozenset({"dynamic_slice", "slice"})
 
 
@@ -129,8 +126,8 @@ def param(eqn: JaxprEqn, name: str) -> Any:
     if name not in eqn.params:
         raise RankfoldError(
             f"jax {jax.__version__} writes {eqn.primitive.name!r} without {name!r}: this version "
-            "of rankfold cannot read its jaxprs; use a version of jax between 0.7 and 0.10, or a "
-            "newer rankfold"
+            "of rankfold cannot read its jaxprs; use an older jax, from 0.8 on, or a newer "
+            "rankfold"
         )
     return eqn.params[name]
 
