@@ -158,7 +158,7 @@ def test_a_run_that_starts_as_another_ends_takes_its_result(
             (tmp_path / "first").rename(folder)
         return open_workdir(folder, job)
 
-    monkeypatch.setattr(compression, "workplace", late)
+    monkeypatch.setattr(compression, "open_workdir", late)
     monkeypatch.setattr(compression, "planned", None)
     assert rf.compress_checkpoint(source, out, POLICY) == first
     assert not work_folder(out).exists()

@@ -162,7 +162,10 @@ def held_at(model: nn.Module, path: str) -> ParameterLayer | None:
     """Return the parameter at the path of a layer; None where that is a module."""
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
-    return ParameterLayer(module, name) if module._parameters.get(name) is not None else None
+    # A scripted module has a wrapper for a dictionary here, which has no `get`.
+    if name not in module._parameters or module._parameters[name] is None:
+        return None
+    return ParameterLayer(module, name)
 
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:

@@ -84,9 +84,9 @@ def test_where_the_search_ends_early_the_choice_is_within_its_proven_gap(
     best = cheapest(values, costs, limits)
     solved = knapsack._Problem.solved
 
-    def unfinished(self, scale, limits, *, whole):  # type: ignore[no-untyped-def]  # a stand-in
-        result = solved(self, scale, limits, whole=whole)
-        if whole:
+    def unfinished(self, scale, limits, *, integral):  # type: ignore[no-untyped-def]  # a stand-in
+        result = solved(self, scale, limits, integral=integral)
+        if integral:
             result.x, result.status = None, 4
         return result
 
