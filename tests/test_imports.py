@@ -23,7 +23,7 @@ ROOMS = {
         ("policies",),
         ("adapters",),
         ("plugins",),
-        ("builtin", "contracts", "hookspecs", "reference", "registry", "storage"),
+        ("builtin", "contracts", "equal_cost", "hookspecs", "reference", "registry", "storage"),
         ("pipeline",),
         ("checkpoints",),
         ("testing", "cli"),
@@ -36,7 +36,7 @@ ROOMS = {
         ("tracing",),
         ("calibration", "timing"),
         ("paired_run", "surgery", "state_io"),
-        ("adapter",),
+        ("adapter", "rules"),
         ("demo",),
     ),
     "rankfold_jax": (

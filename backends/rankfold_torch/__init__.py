@@ -40,7 +40,7 @@ def rankfold_layer_rules() -> Iterable[Rule]:
             LayerRule(
                 adapter="torch",
                 layer=f"rankfold_torch.layers.same_padding:SameConv{axes}d",
-                read="rankfold_torch.layers.same_rules:read_same",
+                read="rankfold_torch.layers:read_same",
             )
             for axes in (1, 2, 3)
         ),

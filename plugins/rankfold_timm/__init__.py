@@ -17,11 +17,11 @@ def rankfold_layer_rules() -> Iterable[Rule]:
     mixed for every image, become mixtures of fewer.
     """
     return (
-        LayerRule("torch", f"{_LAYERS}.linear:Linear", read="rankfold_torch.layers.stock:read"),
+        LayerRule("torch", f"{_LAYERS}.linear:Linear", read="rankfold_torch.layers:read"),
         LayerRule(
             "torch",
             f"{_LAYERS}.conv2d_same:Conv2dSame",
-            read="rankfold_torch.layers.same_rules:read_same",
+            read="rankfold_torch.layers:read_same",
         ),
         *(
             LayerRule(

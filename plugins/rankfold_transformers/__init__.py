@@ -29,7 +29,7 @@ def rankfold_layer_rules() -> Iterable[Rule]:
         LayerRule(
             adapter="torch",
             layer="transformers.models.falcon.modeling_falcon:FalconLinear",
-            read="rankfold_torch.layers.stock:read",
+            read="rankfold_torch.layers:read",
         ),
         LayerRule(
             adapter="torch",

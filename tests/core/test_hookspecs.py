@@ -12,6 +12,7 @@ import pytest
         ("hookspecs", "hookimpl", "rankfold.plugins"),
         ("hookspecs", "LayerRule", "rankfold.plugins"),
         ("contracts", "Decomposition", "rankfold.plugins"),
+        ("contracts", "RankfoldError", "rankfold.plugins"),
         ("registry", "registry", "rankfold.plugins.registry"),
         ("reference", "reconstruct", "rankfold.ops.reference"),
     ],

@@ -10,9 +10,7 @@ import numpy as np
 
 from rankfold.decompose.base import (
     Decomposition,
-    EstimatesErrors,
     Factorization,
-    NamesBetterMethod,
     Placement,
     RankTuple,
     Unfolding,
@@ -54,9 +52,10 @@ class Guarded:
     def surpassed(self, op: Op) -> str | None:
         """Call `NamesBetterMethod.surpassed`; None where the method has it not."""
         with contained(self.name, Refused):
-            if not isinstance(self._method, NamesBetterMethod):
+            surpassed = getattr(self._method, "surpassed", None)
+            if surpassed is None:
                 return None
-            better = self._method.surpassed(self._for_method(op))
+            better = surpassed(self._for_method(op))
             return None if better is None else str.__str__(better)
 
     def max_ranks(self, op: Op) -> RankTuple:
@@ -89,11 +88,13 @@ class Guarded:
     ) -> Sequence[tuple[RankTuple, float | None]]:
         """Call `EstimatesErrors.error_at_ranks`; without it, return ranks without errors."""
         with contained(self.name, Refused):
-            if isinstance(self._method, EstimatesErrors):
-                estimated = self._method.error_at_ranks(self._for_method(op), spectrum, multiple_of)
+            estimate = getattr(self._method, "error_at_ranks", None)
+            if estimate is None:  # as plugins of API 1.1 call it
+                estimate = getattr(self._method, "offers", None)
+            if estimate is not None:
                 return [
                     (_ranks(ranks), None if error is None else float(error))
-                    for ranks, error in estimated
+                    for ranks, error in estimate(self._for_method(op), spectrum, multiple_of)
                 ]
         most = self.max_ranks(op)
         steps = [step / _STEPS for step in range(1, _STEPS + 1)]

@@ -6,6 +6,7 @@ at a time is in memory. A policy decides on many layers, so its fault ends the c
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -211,10 +212,14 @@ def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
             return _Answer(_pairs(policy, group, iter(policy.allocate(group))))
         allocation = checked.of_model.allocate_model(group)
         choices = iter(allocation.choices)
+        if isinstance(allocation.notes, str):
+            raise TypeError("the notes of an Allocation are a tuple of texts")
         notes = tuple(map(str.__str__, allocation.notes))
         seconds = allocation.seconds
         if seconds is not None:
             before, after = map(float, seconds)
+            if not (0.0 < before < math.inf and 0.0 <= after / before < math.inf):
+                raise ValueError(f"seconds {before}, {after}: two finite times, the first above 0")
             seconds = (before, after)
     return _Answer(_pairs(policy, group, choices), notes, seconds)
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import contained, is_ours, shown
 from rankfold.layers.layer import Layer
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
@@ -19,8 +20,8 @@ from rankfold.pipeline.replacement import Decision, build, decide
 from rankfold.pipeline.session import Session
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
-from rankfold.policies.base import Choice, Outcome, Policy
-from rankfold.policies.validation import checked_policy
+from rankfold.policies.base import Choice, Outcome, Policy, SearchesModels
+from rankfold.policies.validation import CheckedPolicy, checked_policy
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +68,7 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
     copy = not inplace or task.calibrated.batches is not None or policy.looks_at != "plans"
     optional = inplace and policy.looks_at != "models"
     barred = task.barred
+    token = object()
 
     def attempt(trial: Policy) -> Outcome:
         nonlocal barred
@@ -75,15 +77,20 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
             replace(task, selection=selection, barred=barred), refit, copy=copy, optional=optional
         )
         barred = done.barred
-        return done.outcome
+        return replace(done.outcome, token=token)
 
     while True:
         if policy.searching is None:
             best = attempt(policy.policy)
         else:
-            best = policy.searching.search(
-                session.model, attempt, "params" if session.trace is None else "macs"
-            )
+            resource: Literal["params", "macs"] = "params" if session.trace is None else "macs"
+            kept = _searched(policy, policy.searching, session.model, attempt, resource)
+            if not isinstance(kept, Outcome) or kept.token is not token:
+                raise RankfoldError(
+                    f"policy {shown(policy.policy)}: search gave {shown(kept)}; give back one of "
+                    "the outcomes of attempt"
+                )
+            best = kept
         model = best.model
         if inplace:
             model, stale = replaced(session.can, session.model, best.modules, inplace=True)
@@ -91,6 +98,20 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
                 barred = {**barred, **stale}
                 continue
         return model, msgspec.structs.replace(best.plan, policy=named(policy.policy))
+
+
+def _searched(
+    checked: CheckedPolicy,
+    searching: SearchesModels,
+    model: Any,
+    attempt: Callable[[Policy], Outcome],
+    resource: Literal["params", "macs"],
+) -> object:
+    """What a policy's search gives; whatever a foreign one raises is told as its fault."""
+    if is_ours(checked.policy):
+        return searching.search(model, attempt, resource)
+    with contained(f"policy {shown(checked.policy)}", RankfoldError):
+        return searching.search(model, attempt, resource)
 
 
 def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt:
@@ -117,7 +138,9 @@ def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt
             for path, done in replacements.items()
             if done.wanted and done.plan.method is None
         }
-        if failed and judges == "model":
+        # A policy of the whole model has a budget to fill anew. And after a paired run the layers
+        # behind were refitted to a replacement that is not there: that run is worth nothing.
+        if failed and (judges == "model" or (refit and task.calibrated.batches is not None)):
             task = replace(task, barred={**task.barred, **failed})
             continue
         notes: tuple[str, ...] = ()

@@ -91,11 +91,13 @@ class Outcome:
         model: a copy with the replacements; None where none was wanted.
         plan: of it.
         modules: the replacements, by path.
+        token: known to whoever made it; copies made with other plans keep it.
     """
 
     model: Any
     plan: Plan
     modules: Mapping[str, Any]
+    token: object = None
 
 
 @runtime_checkable

@@ -42,6 +42,8 @@ class Selection:
                 f"overrides: {type(self.overrides).__name__}; give a mapping from patterns to "
                 "policies"
             )
+        if self.overrides is not None:  # looked up once: a mapping may make its policies anew
+            object.__setattr__(self, "overrides", dict(self.overrides))
         for policy in self.policies:
             checked_policy(policy)
 

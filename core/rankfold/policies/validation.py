@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, shown
-from rankfold.policies.base import AllocatesModel, Judges, Policy, SearchesModels, StatesScope
+from rankfold.policies.base import AllocatesModel, Judges, Policy, SearchesModels
 
 _JUDGES: tuple[Judges, ...] = get_args(Judges)
 _LOOKS: tuple[Literal["plans", "times", "models"], ...] = ("plans", "times", "models")
@@ -40,8 +40,7 @@ def check_scope(policy: object) -> Judges:
     """
     judges: object = "layer"
     with contained(f"policy {shown(policy)}", RankfoldError):
-        if isinstance(policy, StatesScope):
-            judges = policy.judges
+        judges = getattr(policy, "judges", judges)
         for known in _JUDGES:
             if judges == known:
                 return known
@@ -55,17 +54,22 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
         RankfoldError: it is none, or what it says of itself is none of the words for it.
     """
     who = f"policy {shown(policy)}"
+    # By name and not by `isinstance`: since Python 3.12 that does not see what `__getattr__` gives,
+    # and policies are wrapped.
     with contained("policy", RankfoldError):
         usable = callable(getattr(policy, "allocate", None))
+        allocates = callable(getattr(policy, "allocate_model", None))
+        searches = callable(getattr(policy, "search", None))
     if isinstance(policy, type) or not usable:
-        raise RankfoldError(f"{who}; use for example rankfold.VBMF()")
+        lacks = " has no method allocate" if allocates or searches else ""
+        raise RankfoldError(f"{who}{lacks}; use for example rankfold.VBMF()")
     judges = check_scope(policy)
     looks_at: object = "plans"
     with contained(who, RankfoldError):
-        of_model = policy if isinstance(policy, AllocatesModel) else None
-        searching = policy if isinstance(policy, SearchesModels) else None
+        of_model = cast(AllocatesModel, policy) if allocates else None
+        searching = cast(SearchesModels, policy) if searches else None
         if searching is not None:
-            looks_at = searching.looks_at
+            looks_at = getattr(policy, "looks_at", None)
         for known in _LOOKS:
             if looks_at == known:
                 return CheckedPolicy(policy, judges, of_model, searching, known)

@@ -70,6 +70,32 @@ def test_a_word_that_is_none_is_named(attribute: str, word: object) -> None:
         checked_policy(policy)
 
 
+class Wrapped:
+    """Has what another policy has, by asking it."""
+
+    def __init__(self, policy: object) -> None:
+        self._policy = policy
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._policy, name)
+
+
+def test_a_wrapped_policy_is_what_it_wraps() -> None:
+    checked = checked_policy(Wrapped(rf.Budget(latency=0.5)))  # type: ignore[arg-type]  # by name
+    assert (checked.judges, checked.looks_at) == ("model", "times")
+    assert checked.of_model is not None
+    assert checked.searching is not None
+
+
+def test_a_policy_without_allocate_is_told_so() -> None:
+    class Half:
+        def allocate_model(self, layers):
+            return Allocation([])
+
+    with pytest.raises(rf.RankfoldError, match="has no method allocate"):
+        checked_policy(Half())  # type: ignore[arg-type]  # on purpose
+
+
 @pytest.mark.parametrize("value", [rf.Budget, 0.5, None, "vbmf"])
 def test_what_is_no_policy_is_refused(value: object) -> None:
     with pytest.raises(rf.RankfoldError, match=r"use for example rankfold\.VBMF"):

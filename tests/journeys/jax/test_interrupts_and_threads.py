@@ -15,10 +15,10 @@ import rankfold as rf
 
 FILES = (
     "nnx/tracing.py",
-    "linen/recording.py",
-    "linen/compressed.py",
+    "linen/tracing.py",
+    "linen/interception.py",
     "rankfold_jax/versions.py",
-    "rankfold/restoring.py",
+    "state/restoration.py",
 )
 
 

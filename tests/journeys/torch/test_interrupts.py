@@ -14,8 +14,13 @@ from torch import nn
 import rankfold as rf
 from rankfold.state.restoration import Restored, settled
 
-FILES = ("rankfold_torch/changes.py", "rankfold_torch/watching.py", "rankfold/restoring.py")
-THREADS = ("rankfold_torch/turns.py", "rankfold_torch/following.py", "rankfold/exclusive.py")
+FILES = (
+    "rankfold_torch/temporary_changes.py",
+    "rankfold_torch/torch_internals.py",
+    "paired_run/attribute_writes.py",
+    "state/restoration.py",
+)
+THREADS = ("paired_run/coroutine_threads.py", "paired_run/driver.py", "plugins/model_lock.py")
 
 
 class Counting(nn.Module):
