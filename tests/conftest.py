@@ -17,6 +17,9 @@ os.environ.setdefault(
     " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # so that BLAS threads of one do not spin against another's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
