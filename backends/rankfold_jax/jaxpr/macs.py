@@ -31,18 +31,18 @@ def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
         closed: of a function whose first inputs are the model's arrays.
         leaves: a label for each of these; None for one that nothing is counted for.
     """
-    sources_: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
-    sources_ += [None] * (len(closed.jaxpr.invars) - len(sources_))
+    inputs: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
+    inputs += [None] * (len(closed.jaxpr.invars) - len(inputs))
     counts: Counter[str] = Counter()
-    _walk(closed.jaxpr, sources_, 1, counts)
+    _walk(closed.jaxpr, inputs, 1, counts)
     return counts
 
 
 def _walk(
-    jaxpr: Jaxpr, sources_: Sequence[Sources], repeats: int, counts: Counter[str]
+    jaxpr: Jaxpr, inputs: Sequence[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
     known: dict[Var, Sources] = dict.fromkeys(jaxpr.constvars, _NONE)
-    known.update(zip(jaxpr.invars, sources_, strict=True))
+    known.update(zip(jaxpr.invars, inputs, strict=True))
 
     def of(v: Var | Literal) -> Sources:
         return _NONE if isinstance(v, Literal) else known[v]

@@ -20,14 +20,14 @@ def modules(model: nnx.Module) -> dict[str, nnx.Module]:
         RankfoldError: two have the same path, as a key with a dot can bring about.
     """
     first: dict[int, None] = {}
-    modules_ = {}
+    by_path = {}
     for path, module in paths(model):
         if id(module) not in first:
             first[id(module)] = None
-            if path in modules_:
+            if path in by_path:
                 raise RankfoldError(f"two modules have the path {path!r}; rename one's attribute")
-            modules_[path] = module
-    return modules_
+            by_path[path] = module
+    return by_path
 
 
 def paths(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rankfold.calibration.accumulators import RelativeDistance
-from rankfold.calibration.accumulators import regression_sums as checked_sums
+from rankfold.calibration.accumulators import RelativeDistance, regression_sums
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op_rows
@@ -41,7 +40,7 @@ class OutputSums:
         """The sums so far; None where there are none, or where they are not finite."""
         if self._sums is None:
             return None
-        return checked_sums(dict(zip(_NAMES, self._sums, strict=True)), self.count)
+        return regression_sums(dict(zip(_NAMES, self._sums, strict=True)), self.count)
 
 
 def joint_terms(

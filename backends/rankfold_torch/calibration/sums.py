@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rankfold.calibration.accumulators import RelativeDistance
-from rankfold.calibration.accumulators import regression_sums as checked_sums
+from rankfold.calibration.accumulators import RelativeDistance, regression_sums
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
@@ -63,7 +62,7 @@ class OutputSums:
         if not self.count:
             return None
         sums = {name: total.over(1.0) for name, total in self._sums.items()}
-        return checked_sums(sums, self.count)
+        return regression_sums(sums, self.count)
 
 
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:

@@ -163,16 +163,16 @@ class Bindings:
             else:
                 self._bind_to(target, items(routes(value, self.names)))
 
-    def _bind_to(self, target: ast.expr, routes_: frozenset[Route]) -> None:
+    def _bind_to(self, target: ast.expr, meanings: frozenset[Route]) -> None:
         """Binds to what is not written out; the items of it, for several names."""
         if isinstance(target, ast.Name):
             self.assigned.setdefault(target.id, []).append(None)
-            self._add(target.id, routes_)
+            self._add(target.id, meanings)
         elif isinstance(target, ast.Starred):
-            self._bind_to(target.value, routes_)
+            self._bind_to(target.value, meanings)
         elif isinstance(target, (ast.Tuple, ast.List)):
             for part in target.elts:
-                self._bind_to(part, items(routes_))
+                self._bind_to(part, items(meanings))
 
     def _bind_items(self, target: ast.expr, iterable: ast.expr) -> None:
         """Binds the target of a loop; what runs side by side is told apart by its position."""
@@ -210,6 +210,6 @@ class Bindings:
             return
         self._bind_to(target, items(routes(iterable, self.names)))
 
-    def _add(self, name: str, routes_: frozenset[Route]) -> None:
+    def _add(self, name: str, meanings: frozenset[Route]) -> None:
         if name != self._self_name:
-            self.names[name] = self.names.get(name, frozenset()) | (routes_ - {()})
+            self.names[name] = self.names.get(name, frozenset()) | (meanings - {()})

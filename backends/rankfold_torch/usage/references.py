@@ -58,7 +58,7 @@ def references(function: Function, self_name: str | None) -> list[Reference]:
     names: Names = {} if self_name is None else {self_name: frozenset({()})}
     reader = _Reader(self_name, function, names)
     reader.read(function)
-    return list(dict.fromkeys(reader.routes_))
+    return list(dict.fromkeys(reader.collected))
 
 
 def _ends(block: list[ast.stmt]) -> bool:
@@ -67,10 +67,10 @@ def _ends(block: list[ast.stmt]) -> bool:
 
 
 class _Reader:
-    """Walks over a function; `routes_` fills on the way."""
+    """Walks over a function; `collected` fills on the way."""
 
     def __init__(self, self_name: str | None, function: Function, names: Names) -> None:
-        self.routes_: list[Reference] = []
+        self.collected: list[Reference] = []
         self._self_name = self_name
         self._bindings = Bindings(self_name, names)
         optional = frozenset(_optional(function.args))
@@ -92,10 +92,12 @@ class _Reader:
         all_of_them = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
         hidden = {a.arg for a in (*all_of_them, arguments.vararg, arguments.kwarg) if a}
         names = {
-            name: routes_ for name, routes_ in self._bindings.names.items() if name not in hidden
+            name: routes_of_value
+            for name, routes_of_value in self._bindings.names.items()
+            if name not in hidden
         }
         reader = _Reader(self._self_name if self._self_name in names else None, function, names)
-        reader.routes_ = self.routes_
+        reader.collected = self.collected
         reader.read(function, branch)
 
     def _block(self, block: list[ast.stmt], branch: Conditions) -> None:
@@ -249,8 +251,10 @@ class _Reader:
             elif isinstance(child, (ast.keyword, ast.FormattedValue, ast.Slice)):
                 self._children(child, manner, branch)
 
-    def _emit(self, routes_: Iterable[Route], manner: Manner, branch: Conditions) -> None:
-        self.routes_.extend(Reference(route, manner, branch) for route in routes_ if route)
+    def _emit(self, routes_of_value: Iterable[Route], manner: Manner, branch: Conditions) -> None:
+        self.collected.extend(
+            Reference(route, manner, branch) for route in routes_of_value if route
+        )
 
 
 def _handed(function: str) -> Manner:
