@@ -41,8 +41,10 @@ class Safetensors:
         return read_header(self.file)
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
+        """Read the bytes of a tensor: of a map, those of a file cut short are a bus error."""
         data = np.empty(entry.size, np.uint8)
+        # Unbuffered, straight into the array: one copy of the tensor in memory. A raw read may give
+        # less than it was asked for, on Linux at 2 GiB, so it goes on until nothing comes any more.
         try:
             with self.file.open("rb", buffering=0) as stream:
                 stream.seek(entry.begin)
