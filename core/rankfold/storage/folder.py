@@ -295,7 +295,7 @@ def _check_file(file: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Sees to it that a folder is new, empty or an earlier save.
+    """Check that a folder is new, empty or an earlier save.
 
     Raises:
         RankfoldError: it is something else, or the working directory is in it.
@@ -329,7 +329,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _is_inside(folder: Path) -> bool:
-    """Whether the working directory is a folder or lies in it."""
+    """Return whether the working directory is a folder or lies in it."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # it has been deleted

@@ -23,7 +23,7 @@ class File(Protocol):
 
     @property
     def header(self) -> Header:
-        """Its tensors and its metadata."""
+        """Names, types, shapes and places of its tensors, and its metadata."""
 
     def data(self, entry: Entry) -> Array:
         """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
@@ -37,7 +37,7 @@ class Safetensors:
 
     @cached_property
     def header(self) -> Header:
-        """Its tensors and its metadata."""
+        """Names, types, shapes and places of its tensors, and its metadata."""
         return read_header(self.file)
 
     def data(self, entry: Entry) -> Array:
