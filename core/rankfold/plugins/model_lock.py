@@ -184,7 +184,7 @@ class _Call:
 
 
 def _listed(parts: Callable[[], Sequence[object]]) -> Sequence[object]:
-    """List the parts of a model, whose dictionaries another thread may be changing by running it."""
+    """List the parts of a model, whose dictionaries another thread may change by running it."""
     for _ in range(_DEADLOCKED):
         try:
             return parts()
