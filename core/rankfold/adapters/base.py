@@ -45,7 +45,7 @@ class Trace:
 
 
 class LayerVisitor(Protocol):
-    """From a layer and the sums over its fitted and its held-out positions to its chain."""
+    """Callback from a layer and the sums over its fitted and held-out positions to its chain."""
 
     def __call__(
         self,
@@ -183,7 +183,7 @@ class Folding(Protocol):
     """Optional: says where `read` folds something into a weight."""
 
     def folded(self, model: Any, path: str) -> str:
-        """How the layer computes the op's weight, in words; "" where it stores it."""
+        """Say in words how the layer computes the op's weight; "" where it stores it."""
 
 
 @runtime_checkable
