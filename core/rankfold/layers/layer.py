@@ -312,7 +312,7 @@ class Layer:
             raise Refused(f"{method} gave ranks that it does not take: {error}") from None
 
     def largest_within(self, method: str, limit: Cost, base: RankTuple) -> RankTuple | None:
-        """Return the largest ranks in proportion to `base` whose cost is within a limit, or None."""
+        """Return the largest ranks in proportion to `base` with a cost within a limit, or None."""
         most = self.methods[method].max_ranks(self.costs.outline)
 
         def scaled(factor: float) -> RankTuple:
