@@ -52,6 +52,7 @@ def compressed(
 
 def all_replaced(name: str, small: Compressed) -> None:
     """Assert that no layer was left alone."""
+    # With the reason, which says most often what the adapter has missed.
     for layer in small.plan.layers:
         assert layer.method is not None, f"{name}: {layer.path!r} is left alone: {layer.reason}"
 

@@ -33,7 +33,7 @@ class Harness(ABC):
 
     @abstractmethod
     def adapter(self) -> Adapter:
-        """A fresh adapter."""
+        """Return a fresh adapter."""
 
     @abstractmethod
     def model(self, ops: Sequence[Op], dtype: str = "float32") -> Any:
@@ -49,7 +49,7 @@ class Harness(ABC):
 
     @abstractmethod
     def inputs(self, x: Array, dtype: str = "float32") -> Any:
-        """The same input as the user would pass it as `inputs=` to a model of that dtype."""
+        """Return an input as the user would pass it as `inputs=` to a model of that dtype."""
 
     @abstractmethod
     def state(self, model: Any) -> Mapping[str, Array]:
@@ -82,4 +82,5 @@ class Harness(ABC):
 
 def as_float64(array: Any) -> Array:
     """An array of any float dtype, those of ml_dtypes included, as float64."""
+    # NumPy's own routines know nothing of bfloat16 beyond storing and casting it.
     return np.asarray(array).astype(np.float64)

@@ -56,6 +56,8 @@ def check_reduced_rank(harness: Harness) -> None:
         for method in EXACT.intersection(methods(op)):
             x = probe(op)
             ranks = half(op, method)
+            # The plain decomposition of the op, without adapter and pipeline, is what both must
+            # amount to.
             small = compressed(harness, model, op, Ranks(ranks), method, name)
             chain = decomposed(op, method, full=False).chain
             dense = reconstruct(op, chain)
@@ -66,7 +68,8 @@ def check_reduced_rank(harness: Harness) -> None:
 
 @check("full_rank")
 def check_chain_of_layers(harness: Harness) -> None:
-    """In a model of several layers each is replaced in its own place."""
+    """Each of several layers of a model is replaced in its own place."""
+    # All sizes differ, so that a replacement in a wrong place does not fit.
     ops = [drawn_linear(7, 11), drawn_linear(5, 7), drawn_linear(9, 5)]
     model = harness.model(ops)
     x = probe(ops[0])
@@ -82,6 +85,7 @@ def check_chain_of_layers(harness: Harness) -> None:
 def check_original_untouched(harness: Harness) -> None:
     """Compressing leaves the original as it was, and shares nothing with it that can change."""
     for name, op, model in supported(harness):
+        # At rank 1 little of the weight is left, so an array shared with the original would show.
         before, x = harness.state(model), probe(op)
         output = harness.call(model, x)
         compressed(harness, model, op, Ranks(1), methods(op)[0], name)
@@ -149,6 +153,8 @@ def check_tied(harness: Harness) -> None:
     )
     after = sum(array.size for array in harness.state(small.model).values())
     replaced = small.plan.replaced
+    # Either is right; what must not be is that each layer gets a chain of its own and the model
+    # grows.
     if replaced:
         kept = after <= params(decomposed(op, "svd", full=False).chain)
         assert kept, f"tied layers: {after} parameters after, {size} before: the tie is lost"
