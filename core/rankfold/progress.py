@@ -17,7 +17,8 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar over a number of items, on standard error; nothing where that is no terminal."""
+    """Show a bar over a number of items, on standard error; nothing where that is no terminal."""
+    # Before rich is imported, which a library call in a script has no use for.
     if not sys.stderr.isatty():
         yield _silent
         return
@@ -39,6 +40,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
         def advance(item: str) -> None:
             nonlocal started
+            # An item is named when it begins, and counts as done when the next one does.
             bar.update(task, completed=started, description=printable(item))
             started += 1
 
