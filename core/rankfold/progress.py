@@ -12,7 +12,7 @@ class Advance(Protocol):
     """Called with the name of each item as it begins."""
 
     def __call__(self, item: str) -> None:
-        """Begins an item."""
+        """Begin an item."""
 
 
 @contextmanager
@@ -48,4 +48,4 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 
 def _silent(item: str) -> None:
-    """Shows nothing."""
+    """Show nothing."""

@@ -73,7 +73,7 @@ _FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
 def output_layers(
     can: Capabilities, model: Any, trace: Trace | None, paths: Sequence[str]
 ) -> Mapping[str, str]:
-    """The layers that give the outputs of a model, each with the reason that says so.
+    """Return the layers that give the outputs of a model, each with the reason that says so.
 
     Args:
         can: what the adapter of the model offers.
@@ -89,7 +89,7 @@ def output_layers(
 
 
 def by_names(paths: Sequence[str]) -> frozenset[str]:
-    """The layers that give the outputs of a model, as far as their names tell.
+    """Return the layers that give the outputs of a model, as far as their names tell.
 
     Of a head of several layers ("classifier.0", "classifier.3") it is the last one, and so it is of
     a model that is a numbered sequence ("0", "2", "4") or ends in one ("conv1", "fc1", "fc2").
@@ -116,7 +116,7 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
 
 
 def guessed(paths: Sequence[str]) -> Mapping[str, str]:
-    """The layers that probably give the outputs of a model, each with the reason that says so.
+    """Return the layers that probably give the outputs of a model, each with its reason.
 
     Args:
         paths: of all layers of a model, in its order.
@@ -128,7 +128,7 @@ def guessed(paths: Sequence[str]) -> Mapping[str, str]:
 
 
 def _head_around(path: str) -> str | None:
-    """The innermost part of a path, from its start, that is named as what gives an output."""
+    """Return the innermost part of a path, from its start, that is named as an output layer."""
     parts = path.split(".")
     # From the innermost part outwards: "lm_head" of "decoder.lm_head.dense", and not what is around
     # it.
@@ -146,7 +146,7 @@ def _head_around(path: str) -> str | None:
 
 
 def _last_inside(head: str, paths: Iterable[str]) -> str:
-    """The last of the layers of a head."""
+    """Return the last of the layers of a head."""
     inside = list(paths)
     # A head that is a layer itself has its own output. Else the usual name of a last layer decides,
     # and after that the order, which in files is that of names.
@@ -155,7 +155,7 @@ def _last_inside(head: str, paths: Iterable[str]) -> str:
 
 
 def _later(path: str, other: str) -> str:
-    """The later of two layers: by number where they differ in one, else the one that comes last.
+    """Return the later of two layers: by number where they differ in one, else the second.
 
     Files list tensors by name, "10" before "9".
     """

@@ -25,7 +25,7 @@ def medians(
     budget: float,
     wait: Callable[[object], object] = lambda result: None,
 ) -> tuple[float, ...]:
-    """Median seconds of each of some functions.
+    """Return the median seconds of each of some functions.
 
     Args:
         passes: the functions; None stands for what cannot be done, which takes forever.

@@ -54,7 +54,7 @@ def compress_checkpoint(
     moments: str | PathLike[str] | None = None,
     executor: Executor | None = None,
 ) -> Plan:
-    """Compresses a checkpoint without the code of its model, one tensor at a time.
+    """Compress a checkpoint without the code of its model, one tensor at a time.
 
     Layers are known by the names and shapes of their weights; everything else is copied bit for
     bit. Memory is bounded by a multiple of the largest tensor. A run that was killed goes on where
@@ -171,7 +171,7 @@ def compress_checkpoint(
 
 @contextmanager
 def _watched(source: Checkpoint, workdir: Workdir) -> Iterator[None]:
-    """Discards all work on a checkpoint that has changed, whatever error that has led to.
+    """Discard all work on a checkpoint that has changed, whatever error that has led to.
 
     Raises:
         RankfoldError: it has changed.
@@ -357,7 +357,7 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
 
 
 def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
-    """Adds the plan and, for several files, their index; gives the names of all files."""
+    """Add the plan and, for several files, their index; return the names of all files."""
     names = {PLAN, *saved.files}
     if len(done) > 1:
         index: dict[str, Any] = {

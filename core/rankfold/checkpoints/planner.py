@@ -305,7 +305,7 @@ def _checked(checkpoint: Checkpoint, rule: str, name: str, known: LayerTensor) -
 
 
 def _given(inputs: Any) -> dict[str, _Given]:
-    """Extents and geometries by pattern."""
+    """Return extents and geometries by pattern."""
     if inputs is None:
         return {}
     if not isinstance(inputs, Mapping):

@@ -102,7 +102,7 @@ class Workdir:
         return None
 
     def finish(self, done: Done) -> None:
-        """Records a finished file."""
+        """Record a finished file."""
         self.note(f"done/{done.file}.json", done)
 
     @property

@@ -14,7 +14,7 @@ from rankfold.policies.base import Policy
 
 
 def read_policy(text: str) -> Policy:
-    """A policy from "name" or "name:argument".
+    """Return a policy from "name" or "name:argument".
 
     Raises:
         RankfoldError: an unknown name or a bad argument.

@@ -46,7 +46,7 @@ class DemoNetwork(Protocol):
     head: str
 
     def network(self) -> Any:
-        """An untrained network."""
+        """Return an untrained network."""
 
     def train(
         self,
@@ -61,7 +61,7 @@ class DemoNetwork(Protocol):
         """Train in place."""
 
     def accuracy(self, model: Any, images: Array, labels: Array) -> float:
-        """The share of images classified right."""
+        """Return the share of images classified right."""
 
     def inputs(self, images: Array) -> Any:
         """Example inputs of one forward pass."""

@@ -65,7 +65,7 @@ def run(checkpoint: Path, policy: str) -> None:
 
 
 def _op(stored: Checkpoint, name: str) -> Op | None:
-    """A matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
+    """Return a matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
     axes = len(stored.entry(name).shape)
     if not stored.is_float(name) or axes not in (2, *_KERNELS):
         return None
@@ -90,7 +90,7 @@ def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Poli
 
 
 def _saving(layer: Layer, policy: Policy) -> str:
-    """The ranks one method gets and the share of parameters left; why not, in a word."""
+    """Return the ranks one method gets and the share of parameters left; why not, in a word."""
     if not layer.methods:
         return "–"
     try:

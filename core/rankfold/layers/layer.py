@@ -169,7 +169,7 @@ class Layer:
         }
 
     def offers(self, multiple_of: int = 1) -> list[Offer]:
-        """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
+        """Return all allowed methods at a spaced grid of ranks; none that grows or is dominated.
 
         Args:
             multiple_of: of the ranks, where there are such.
@@ -177,7 +177,7 @@ class Layer:
         return self.priced(multiple_of).offers
 
     def priced(self, multiple_of: int = 1) -> Priced:
-        """The offers, and what else was learnt on the way to them.
+        """Return the offers, and what else was learnt on the way to them.
 
         Args:
             multiple_of: of the ranks, where there are such.
@@ -215,7 +215,7 @@ class Layer:
         return Priced(undominated(offers), losses, failures)
 
     def timed_offers(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
-        """The seconds of the layer, and a few of the offers that measure faster, with theirs.
+        """Return the seconds of the layer, and a few offers that measure faster, with theirs.
 
         Raises:
             RankfoldError: nothing measures times here.
@@ -273,7 +273,7 @@ class Layer:
         return self.costs.remark(cost)
 
     def candidate(self, method: str, ranks: RankTuple) -> Candidate:
-        """The chain of a method at given ranks.
+        """Return the chain of a method at given ranks.
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
@@ -285,7 +285,7 @@ class Layer:
         return self._candidates[key]
 
     def template_cost(self, method: str, ranks: RankTuple) -> Cost:
-        """The cost of a method at given ranks, without decomposing.
+        """Return the cost of a method at given ranks, without decomposing.
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
@@ -301,7 +301,7 @@ class Layer:
             raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
     def cost_as_ranked(self, method: str, ranks: RankTuple) -> Cost:
-        """The cost of a method at ranks that it has given itself.
+        """Return the cost of a method at ranks that it has given itself.
 
         Raises:
             Refused: the method failed, or its ranks are out of its own range.
@@ -390,7 +390,7 @@ class Layer:
         return float(np.vdot(mean, mean))
 
     def _loss(self, squared: float) -> float:
-        """A squared error in the units of the spectrum as a loss that compares across layers."""
+        """Return a squared error in units of the spectrum as a loss that compares across layers."""
         spectrum = self.spectrum
         if spectrum.metric is None:
             return squared / spectrum.energy
@@ -403,7 +403,7 @@ class Layer:
 
 
 def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
-    """A chain whose bias makes up for what the error of the weight does to the mean output.
+    """Return a chain whose bias makes up for what the error of the weight does to the mean output.
 
     Args:
         chain: in place of a layer.

@@ -194,7 +194,7 @@ def _replacements(task: Task, refit: bool) -> tuple[Allocated[Any], Mapping[str,
 
 
 def _kept(task: Task, layer: Layer, choice: Choice) -> Decision | Choice:
-    """A layer that the run on calibration data has nothing to do with is decided on at once."""
+    """Decide at once on a layer that the run on calibration data has nothing to do with."""
     return decide(layer, choice) if is_settled(task, layer, choice) else choice
 
 
@@ -211,7 +211,7 @@ def _plan(
     done: Mapping[str, LayerPlan],
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan, in the model's order."""
+    """Return the plan, in the model's order."""
     session = task.session
     layers = {**allocated.settled, **done}
     return Plan(

@@ -85,7 +85,7 @@ def _standing_for(op: Op, dense: Array, chain: Chain) -> Op:
 
 
 def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
-    """The chain with errors of the size of rounding: what storing it in that precision costs."""
+    """Return the chain with errors of the size of rounding to that precision."""
     return tuple(
         replace(
             stage,

@@ -81,7 +81,7 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
 
     def load(self, entries: Iterable[EntryPoint], disabled: frozenset[str] = frozenset()) -> None:
-        """Loads plugins in the order of their names, rankfold's own first: theirs is the name."""
+        """Load plugins in the order of their names, rankfold's own first: theirs is the name."""
         # Sorted, so that which of two plugins keeps a name does not depend on the order of
         # installation.
         for entry in sorted(entries, key=lambda e: (_distribution(e) != PROJECT, e.name, e.value)):
@@ -116,7 +116,7 @@ class Registry:
         self._check_rules()
 
     def _check_rules(self) -> None:
-        """Notes rules for adapters that nobody declares; the plugins stay in use.
+        """Note rules for adapters that nobody declares; the plugins stay in use.
 
         The adapter's own plugin may not be installed, so this is no error where problems are.
         """
@@ -177,15 +177,15 @@ class Registry:
         return chosen
 
     def layer_done(self, report: LayerPlan) -> None:
-        """Tells every observer; one that raises is recorded and harms nobody else."""
+        """Tell every observer; one that raises is recorded and harms nobody else."""
         self._tell("layer_done", report=report)
 
     def model_done(self, model: Any, plan: Plan) -> None:
-        """Tells every observer of a compressed model; a failure is recorded."""
+        """Tell every observer of a compressed model; a failure is recorded."""
         self._tell("model_done", model=model, plan=plan)
 
     def model_expanded(self, model: Any, plan: Plan) -> None:
-        """Tells every observer of a model that is compressed no longer; a failure is recorded."""
+        """Tell every observer of a model that is compressed no longer; a failure is recorded."""
         self._tell("model_expanded", model=model, plan=plan)
 
     def _tell(self, what: str, **arguments: object) -> None:
@@ -233,7 +233,7 @@ class Registry:
         self.declared[name] = new.words
 
     def _forget(self, name: str, module: ModuleType | None) -> None:
-        """Unregisters a module that failed, unless it is in use under that name already."""
+        """Unregister a module that failed, unless it is in use under that name already."""
         # Of two entry points of one name the second fails to register. Unregistering by that name
         # would take the first one, which works.
         if name not in self.plugins and self._manager.get_plugin(name) is module is not None:

@@ -33,7 +33,7 @@ class Declarations:
 
     @classmethod
     def of(cls, hook: Callable[[str], Iterable[Any]]) -> Declarations:
-        """Collects and checks declarations.
+        """Collect and check declarations.
 
         Args:
             hook: calls the hook of that name of the plugin.

@@ -187,7 +187,7 @@ def _check_header(header: Header, layers: int) -> None:
 
 
 def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
-    """The moments of a layer, which can be computed with.
+    """Return the moments of a layer, which can be computed with.
 
     Raises:
         ValueError: they cannot.
@@ -224,7 +224,7 @@ class Moments(Mapping[str, LayerMoments]):
         return len(self._layers)
 
     def save(self, file: str | PathLike[str]) -> None:
-        """Writes a safetensors file.
+        """Write a safetensors file.
 
         Raises:
             RankfoldError: the file cannot be written.
@@ -233,7 +233,7 @@ class Moments(Mapping[str, LayerMoments]):
 
     @classmethod
     def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Args:
             file: to read.

@@ -26,7 +26,7 @@ class File(Protocol):
         """Names, types, shapes and places of its tensors, and its metadata."""
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
+        """Return the bytes of a tensor, or of the part that an entry stands for: (size,) uint8."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
-    """A fresh adapter, the path of the layer and inputs of a few examples."""
+    """Return a fresh adapter, the path of the layer and inputs of a few examples."""
     adapter = fresh_adapter(harness, model, op)
     if not isinstance(adapter, Calibrates):
         raise Unsupported("calibration data: its adapter does not calibrate")
