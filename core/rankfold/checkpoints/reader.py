@@ -302,7 +302,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _settings(file: Path) -> Mapping[str, Any]:
-    """Return the configuration beside a model's files, {} for none: it only helps to tell layers."""
+    """Return the configuration beside a model's files; {} for none, as it only helps."""
     try:
         if file.is_symlink() or not file.is_file():
             return {}
