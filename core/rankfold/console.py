@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _SHOWN = 5
 _LONGEST = 4000
 _END = 500
+_BEGINNING = _LONGEST - _END - 60  # the words between the two have room in what is left
 _LAYOUT = "\n\t"
 
 
@@ -31,10 +32,16 @@ def message(text: str) -> str:
 
     The remedy stands at the end, so the end is kept.
     """
-    if len(text) > _LONGEST:
-        left = len(text) - _LONGEST
-        text = f"{text[: _LONGEST - _END]} ... [{left} characters more] ... {text[-_END:]}"
-    return "".join(c if c in _LAYOUT else printable(c) for c in text)
+    # Cut before it is gone through, as it may be a whole file, and again for what that adds.
+    return _cut("".join(c if c in _LAYOUT else printable(c) for c in _cut(text)))
+
+
+def _cut(text: str) -> str:
+    """Return the beginning and the end of a long text; what was cut once is not cut again."""
+    if len(text) <= _LONGEST:
+        return text
+    left = len(text) - _BEGINNING - _END
+    return f"{text[:_BEGINNING]} ... [{left} characters more] ... {text[-_END:]}"
 
 
 def some(names: Sequence[object], shown: int = _SHOWN) -> str:

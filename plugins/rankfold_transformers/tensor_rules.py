@@ -168,7 +168,9 @@ def _experts(settings: Any, depth: int) -> Iterator[int]:
         return
     for key, value in settings.items():
         # "num_experts", "num_local_experts", "n_routed_experts": each model has a word of its own.
-        if isinstance(value, int) and "expert" in key:
+        # Not "num_experts_per_tok", by which a gate of two rows would be taken for a router.
+        counts = isinstance(value, int) and not isinstance(value, bool)
+        if counts and "expert" in key and not key.endswith(("_per_tok", "_per_token")):
             yield value
         yield from _experts(value, depth - 1)
 

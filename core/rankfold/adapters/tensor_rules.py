@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Protocol,
-)
+from typing import Any, Protocol
 
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op
-
-if TYPE_CHECKING:
-    pass
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:

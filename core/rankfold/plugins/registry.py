@@ -243,7 +243,8 @@ class Registry:
         problem = Problem(plugin, stage, told(error))
         if self.strict:
             raise RankfoldError(str(problem)) from error
-        self.problems.append(problem)
+        if problem not in self.problems:  # an adapter is tried again at every call
+            self.problems.append(problem)
 
 
 class Installed:

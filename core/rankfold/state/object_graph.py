@@ -45,6 +45,7 @@ def reached(
     seen = set(known)
     kept: list[object] = []  # objects made on the way, whose ids must not be used again
     words: dict[int, str] = {}
+    not_entered = (*_NOT_ENTERED, *leaves)
     for word, start in starts:
         # A stack of its own, not recursion: linked lists and deep models would exceed Python's
         # limit.
@@ -56,7 +57,7 @@ def reached(
             if identity(item) in targets:
                 words.setdefault(identity(item), word)
                 continue
-            if id(item) in seen or issubclass(type(item), (*_NOT_ENTERED, *leaves)):
+            if id(item) in seen or issubclass(type(item), not_entered):
                 continue
             seen.add(id(item))
             kept.append(item)

@@ -48,7 +48,7 @@ def check_moments(harness: Harness) -> None:
         assert moments.samples == len(x), f"{name}: {moments.samples} examples of {len(x)}"
         wanted = len(rows) / len(x)
         assert moments.positions_per_example == wanted, (
-            f"{name}: {moments.uses} uses an example, not {wanted}"
+            f"{name}: {moments.positions_per_example} uses an example, not {wanted}"
         )
         assert moments.grads is not None, f"{name}: no moment of the gradients"
 
