@@ -131,7 +131,7 @@ class RuledLayer:
         return tuple(specs), named
 
     def run(self, specs: Sequence[StageSpec], params: Mapping[str, Any], x: Array) -> Array:
-        """Return the output of what stands in its place, in float64."""
+        """Return the output of what stands in the layer's place, in float64."""
         layers = [in_double(make(spec, self._module, None)) for spec in specs]
         double = jax.tree.map(_wide, {name: params[f"lr{i}"] for i, name in enumerate(params)})
 
@@ -144,7 +144,7 @@ class RuledLayer:
         return ruled.run(self.op(), call, x)
 
     def slot(self, places: Mapping[str, int]) -> ParameterIndex:
-        """Return the index of the numbers of its op among the arrays of a model.
+        """Return the index of the layer's numbers among the arrays of a model.
 
         Args:
             places: of its parameters, by name.
@@ -174,7 +174,7 @@ class RuledLayer:
         )
 
     def refilled(self, op: Op) -> dict[str, Any]:
-        """Return its parameters with the numbers of an op in them, boxed as they were.
+        """Return the layer's parameters with the numbers of an op in them, boxed as they were.
 
         Raises:
             Refused: they cannot be written in.
@@ -199,7 +199,7 @@ class RuledLayer:
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the largest of its parameters.
+        """Dtype of the largest parameter of the layer.
 
         Raises:
             Refused: it has none of floating-point numbers.

@@ -57,7 +57,7 @@ class ParameterLayer:
 
     @property
     def tensor(self) -> nn.Parameter:
-        """Parameter itself."""
+        """Parameter of the module that is the layer."""
         tensor = self.module._parameters[self.name]
         assert tensor is not None
         return tensor

@@ -101,7 +101,7 @@ class _Batch:
 
     @property
     def turns(self) -> list[CoroutineThread]:
-        """List of its runs, the compressed one first."""
+        """Runs of the batch, the compressed one first."""
         return [turn for turn in (self.compressed, self.original) if turn is not None]
 
     def part(self) -> None:
