@@ -1,4 +1,4 @@
-"""The stock NNX layers: which they are, and the attributes that they compute with."""
+"""Stock NNX layers, and the attributes that they compute with."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ KINDS: tuple[type[nnx.Module], ...] = (
     nnx.Embed,
 )
 OPTIONS = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
-"""The options that every layer of a chain has, too, if the layer replaced has them."""
+"""Options that every layer of a chain has, too, if the layer replaced has them."""
 ARRAYS = ("kernel", "embedding", "bias")
+# Flax's layers keep the arguments of their constructor under the same names. Initializers and
+# metadata have no effect once the arrays are there.
 CONSTANTS = frozenset(
     name
     for kind in KINDS
     for name in inspect.signature(kind.__init__).parameters
     if name not in ("self", "rngs") and not name.endswith(("_init", "_metadata"))
 )
-"""The attributes that the computation of a stock layer is made with."""
+"""Attributes that the computation of a stock layer is made with."""
 
 
 def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
-    """The stock class whose computation the module does, if any."""
+    """Return the stock class whose computation the module does; None for others."""
+    # By methods, not by class: a subclass that overrides none of them computes the same.
     for kind in KINDS:
         if isinstance(module, kind) and all(
             getattr(type(module), name, None) is getattr(kind, name, None)
@@ -38,5 +41,5 @@ def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
 
 
 def kernel_name(module: nnx.Module) -> str:
-    """The attribute that holds the kernel of a stock layer."""
+    """Return the attribute that holds the kernel of a stock layer."""
     return "embedding" if isinstance(module, nnx.Embed) else "kernel"

@@ -1,4 +1,4 @@
-"""What modules keep on themselves while a model runs, so that runs side by side do not share it."""
+"""Attributes that modules set while a model runs, kept apart for runs side by side."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from rankfold.state.restoration import Restored
 from rankfold_torch.paired_run.attribute_writes import WRITES
 from rankfold_torch.temporary_changes import ABSENT, put
 
+# Attributes of every module are the framework's; `forward` is exchanged by the driver itself.
 _USUAL = frozenset(vars(nn.Module())) | {"forward"}
 Key: TypeAlias = tuple[int, str]
 
 
 class PerRunState:
-    """The attributes that several runs of a model set on its modules, apart for each run.
+    """Attributes that several runs of a model set on its modules, apart for each run.
 
     Args:
         model: the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # Watchers see the writes of all threads, to modules of other models, too.
         self._modules = {id(module) for module in model.modules()}
         self._first: dict[Key, tuple[nn.Module, Any]] = {}
         self._values: dict[Hashable, dict[Key, Any]] = {}
@@ -34,8 +36,12 @@ class PerRunState:
 
         def noticed(module: nn.Module, name: str, value: Any) -> None:
             key = id(module), name
+            # This runs for every attribute that any module of the process sets: cheap tests come
+            # first.
             seen = key in self._first or name in _USUAL
             if not seen and id(module) in self._modules:
+                # The module is kept beside its id, so that the id cannot be used again. The watcher
+                # is told before the write, so this is still the value of before.
                 self._first[key] = module, vars(module).get(name, ABSENT)
 
         with Restored(self._forget), WRITES.by(noticed):
