@@ -107,11 +107,11 @@ def _shift_multiply_add(
     # Python integers: shapes are known when this is traced, and the loop below is unrolled.
     out = [(n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, strides, strict=True)]
     total: jax.Array | None = None
-    for gradient_moment_tap in np.ndindex(*taps):
-        start = [t * d for t, d in zip(gradient_moment_tap, dilation, strict=True)]
+    for tap in np.ndindex(*taps):
+        start = [t * d for t, d in zip(tap, dilation, strict=True)]
         stop = [b + (n - 1) * s + 1 for b, n, s in zip(start, out, strides, strict=True)]
         window = lax.slice(x, (0, *start, 0), (x.shape[0], *stop, channels), (1, *strides, 1))
-        term = window * kernel[gradient_moment_tap]
+        term = window * kernel[tap]
         total = term if total is None else total + term
     assert total is not None
     # From (batch, *space, channel) to the order of axes of the output: the inverse of a

@@ -172,15 +172,15 @@ def trace(
 
 def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:
     """Return the ops of the layers that rules read."""
-    dataflow = {}
+    ops = {}
     for path, module in layers.items():
         rule = rules.rule_of(module)
         if rule is not None:
             try:
-                dataflow[path] = rules.read(rule, module)
+                ops[path] = rules.read(rule, module)
             except Refused:  # and so it will be when it is read to be compressed
                 continue
-    return dataflow
+    return ops
 
 
 def _shapes(module: nnx.Module) -> str:

@@ -42,7 +42,7 @@ class PerRunState:
             if not seen and id(module) in self._modules:
                 # The module is kept beside its id, so that the id cannot be used again. The watcher
                 # is told before the write, so this is still the value of before.
-                self._first[key] = module, vars(module).get(name, ABSENT)
+                self._first[key] = module, _home(module, name).get(name, ABSENT)
 
         with Restored(self._forget), WRITES.by(noticed):
             yield
@@ -59,7 +59,8 @@ class PerRunState:
             yield
         finally:
             self._values[run] = {
-                key: vars(module).get(key[1], ABSENT) for key, (module, _) in self._first.items()
+                key: _home(module, key[1]).get(key[1], ABSENT)
+                for key, (module, _) in self._first.items()
             }
             self._forget()
 
@@ -68,5 +69,10 @@ class PerRunState:
         self._set({key: value for key, (_, value) in self._first.items()})
 
     def _set(self, values: dict[Key, Any]) -> None:
-        places = [(vars(self._first[key][0]), key[1]) for key in values]
+        places = [(_home(self._first[key][0], key[1]), key[1]) for key in values]
         put(places, list(values.values()))
+
+
+def _home(module: nn.Module, name: str) -> dict[str, Any]:
+    """Return the dictionary that an attribute lies in: a cache may be a registered buffer."""
+    return module._buffers if name in module._buffers else vars(module)

@@ -205,6 +205,8 @@ def _called(node: ast.Call, module: nn.Module, scope: Scope, depth: int) -> Any:
     if name == "len" and isinstance(first, (tuple, list, dict, nn.ModuleList, nn.ModuleDict)):
         return len(first)
     if name in ("hasattr", "getattr") and others and isinstance(others[0], str):
+        if isinstance(first, nn.Module) and others[0] in _set_later(type(first)):
+            return OPEN  # it may be there by the next run
         known = any(others[0] in members for members in _members(first))
         if name == "hasattr":
             return known

@@ -169,7 +169,9 @@ class Bindings:
             if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts):
                 for part, item in zip(target.elts, value.elts, strict=True):
                     self._bind(part, item)
-            elif isinstance(value, ast.Name) and _position(value.id, 0) in self.names:
+            elif isinstance(value, ast.Name) and any(
+                _position(value.id, index) in self.names for index in range(len(target.elts))
+            ):
                 for index, part in enumerate(target.elts):
                     self._bind_to(part, self.names.get(_position(value.id, index), frozenset()))
             else:
@@ -226,6 +228,4 @@ class Bindings:
 
     def _add(self, name: str, meanings: frozenset[Route]) -> None:
         if name != self._self_name:
-            # The empty route, the module itself, is known by its own name alone: aliases of it are
-            # not followed.
-            self.names[name] = self.names.get(name, frozenset()) | (meanings - {()})
+            self.names[name] = self.names.get(name, frozenset()) | meanings

@@ -201,7 +201,7 @@ class _Reader:
                 for test in generator.ifs:
                     self._expression(test, "seen", branch)
                     branch = self._if(branch, test, holds=True)
-            values = [node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            values = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
             for value in values:
                 self._expression(value, "kept", branch)
         elif isinstance(node, (ast.NamedExpr, ast.Starred, ast.Await, ast.Tuple, ast.List)):
