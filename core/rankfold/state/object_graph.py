@@ -87,7 +87,8 @@ def closures_of(cls: type, framework: tuple[str, ...]) -> Iterator[FunctionType]
                 value = value.fget
             if not isinstance(value, FunctionType) or not value.__closure__:
                 continue
-            if not (value.__module__ or "").startswith(framework):
+            # `typing` caches what generic classes were subscripted with, of the whole process.
+            if not (value.__module__ or "").startswith(("typing", *framework)):
                 yield value
 
 
