@@ -30,6 +30,7 @@ ROOMS = {
     ),
     "rankfold_torch": (
         ("torch_internals",),
+        ("operation_mode",),
         ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors"),
         ("layers",),
         ("usage",),

@@ -17,7 +17,7 @@ from rankfold.faults import told
 from rankfold.ops import Extent
 from rankfold.state.restoration import settled
 from rankfold_torch.layers.stock import CONVS, TRANSPOSED
-from rankfold_torch.temporary_changes import Hook, dispatched, hooked, unchanged
+from rankfold_torch.temporary_changes import Hook, dispatched, hooked, parameters_kept, unchanged
 from rankfold_torch.usage.output_layers import OutputLayers
 from rankfold_torch.usage.weight_reads import WeightUses
 
@@ -42,6 +42,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
     output_layers = OutputLayers(model, inputs, layers)
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
+        stack.enter_context(parameters_kept(model))
         stack.enter_context(torch.no_grad())
         hooks = [
             (

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankfold.adapters.capabilities import capabilities
 from rankfold.plan.plan import Plan
 from rankfold.plugins.registry import registry
 from rankfold.storage.folder import VERSION, Saved, modules_of
@@ -42,6 +43,8 @@ def restructured(model: nn.Module, plan: Plan) -> list[Exchange]:
         RankfoldError: the plan does not fit the model.
     """
     adapter = registry().adapter(model)
+    if (recalling := capabilities(adapter).recalling) is not None:
+        recalling.recall()  # the plan was made with a trace, which there is none of here
     # Noted before, for nothing tells afterwards which layer stood where.
     before = [
         (f"{path}.{name}".lstrip("."), owner, name, layer)
@@ -85,7 +88,9 @@ def _without_values(tensor: torch.Tensor) -> nn.Parameter:
 @contextmanager
 def _readable(model: nn.Module) -> Iterator[None]:
     """Make layers without values readable: within, parameters are zeros that take no memory."""
-    blanks: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
+    # Noted by their modules, for those that are replaced within are no longer in the model: their
+    # blanks must not stay either, as whoever holds such a layer may fill it.
+    blanks: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
     for module in model.modules():
         for name, tensor in module._parameters.items():
             if tensor is not None and tensor.device.type == "meta":
@@ -94,12 +99,10 @@ def _readable(model: nn.Module) -> Iterator[None]:
                 zero = torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
                 blank = nn.Parameter(zero, requires_grad=tensor.requires_grad)
                 module._parameters[name] = blank
-                blanks[id(blank)] = (blank, tensor)
+                blanks.append((module, name, blank, tensor))
     try:
         yield
     finally:
-        for module in model.modules():
-            for name, tensor in module._parameters.items():
-                # Only what is there still: layers that were replaced have taken theirs along.
-                if id(tensor) in blanks:
-                    module._parameters[name] = blanks[id(tensor)][1]
+        for module, name, blank, tensor in blanks:
+            if module._parameters.get(name) is blank:
+                module._parameters[name] = tensor

@@ -206,6 +206,36 @@ def test_base_and_other_heads_are_opened(tmp_path: Path) -> None:
         assert torch.equal(back(IDS).last_hidden_state, state)
 
 
+def siglip() -> Any:
+    """A tower whose source reads a weight in a branch that its runs do not take."""
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
+    images = {"image_size": 16, "patch_size": 4, "num_hidden_layers": 2}
+    return tf.SiglipVisionModel(tf.SiglipVisionConfig(**sizes, **images))
+
+
+def dac() -> Any:
+    """A codec that fills convolutions itself once its files are read."""
+    sizes = {"encoder_hidden_size": 8, "decoder_hidden_size": 32, "downsampling_ratios": [2, 4]}
+    codebooks = {"n_codebooks": 2, "codebook_size": 16, "codebook_dim": 4}
+    return tf.DacModel(tf.DacConfig(**sizes, **codebooks))
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (siglip, {"pixel_values": torch.randn(1, 3, 16, 16)}),
+        (dac, {"input_values": torch.randn(1, 1, 400)}),
+    ],
+)
+def test_what_a_run_showed_holds_for_from_pretrained(
+    build: Any, inputs: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    small = rf.compress(build().eval(), rf.Energy(0.5), inputs=inputs).model.eval()
+    with torch.no_grad():
+        expected, actual = small(**inputs), reopened(small, tmp_path / "small").eval()(**inputs)
+    assert torch.equal(expected[0], actual[0])
+
+
 def test_a_head_that_the_files_lack_is_a_layer_again(tmp_path: Path) -> None:
     compressed(llama()).model.model.save_pretrained(tmp_path / "base")
     back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")

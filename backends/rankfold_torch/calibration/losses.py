@@ -17,7 +17,7 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
-from rankfold_torch.temporary_changes import unchanged
+from rankfold_torch.temporary_changes import parameters_kept, unchanged
 
 # (batch, classes, height, width), and with a depth: outputs of segmentation.
 _IMAGE_AXES = (4, 5)
@@ -177,7 +177,7 @@ def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:
 
 
 def _outputs(model: nn.Module, inputs: Any, index: int) -> Any:
-    with unchanged(model), torch.no_grad():
+    with unchanged(model), parameters_kept(model), torch.no_grad():
         try:
             return tracing.call(model, cloned(inputs))
         except Exception as error:  # whatever the model raises on these inputs

@@ -27,7 +27,7 @@ from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.sums import Sum, product, working
-from rankfold_torch.temporary_changes import Hook, hooked, unchanged
+from rankfold_torch.temporary_changes import Hook, hooked, parameters_kept, unchanged
 
 
 @settled
@@ -46,6 +46,7 @@ def moments(
     sums = {path: _Layer(path, op) for path, op in layers.items()}
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
+        stack.enter_context(parameters_kept(model))
         # After `unchanged`, which puts back the modes that this one sets.
         stack.enter_context(_differentiable(model))
         # A caller's inference mode or no_grad would leave no graph to go back through.

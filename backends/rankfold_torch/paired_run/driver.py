@@ -30,7 +30,7 @@ from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.sums import OutputSums, add_distance
 from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
 from rankfold_torch.paired_run.module_state import PerRunState
-from rankfold_torch.temporary_changes import ABSENT, exchanged, unchanged
+from rankfold_torch.temporary_changes import ABSENT, Watching, exchanged, parameters_kept, unchanged
 
 _ORIGINAL, _COMPRESSED = "original", "compressed"
 
@@ -59,9 +59,10 @@ def run_paired(
     """
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
+        watching = stack.enter_context(parameters_kept(model))
         following = _Following(model, layers, visit, build, rng, sequential=sequential)
         stack.enter_context(following.watching())
-        batches = following.begun(calibration)
+        batches = following.begun(calibration, watching)
         turns = [turn for batch in batches for turn in batch.turns]
         # Entered last, so undone first: no thread is inside the model when its `forward`s are put
         # back.
@@ -163,14 +164,14 @@ class _Following:
         with exchanged(self._places, self._usual):
             yield
 
-    def begun(self, calibration: Calibration) -> list[_Batch]:
+    def begun(self, calibration: Calibration, watching: Watching) -> list[_Batch]:
         """Build the runs of all batches, not started."""
         # Only devices of the model: to read the random state of another would make a context on it.
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
         batches = []
         for index, inputs in enumerate(calibration.inputs):
             count = examples(inputs)
-            forward = partial(_forward_pass, self._model, inputs)
+            forward = partial(_forward_pass, self._model, inputs, watching)
             original = CoroutineThread(forward, devices, _ORIGINAL)
             compressed = (
                 CoroutineThread(forward, devices, _COMPRESSED) if self._sequential else None
@@ -314,8 +315,8 @@ def _stop(turns: Sequence[CoroutineThread]) -> None:
         turn.stop()
 
 
-def _forward_pass(model: nn.Module, inputs: Any) -> None:
-    with torch.no_grad():
+def _forward_pass(model: nn.Module, inputs: Any, watching: Watching) -> None:
+    with torch.no_grad(), watching():
         # Both runs get copies: a model that writes to its inputs would change those of the other
         # run.
         tracing.call(model, losses.cloned(inputs))

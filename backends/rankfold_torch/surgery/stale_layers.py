@@ -23,7 +23,7 @@ from rankfold.state.object_graph import closures_of, reached
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
-from rankfold_torch.temporary_changes import Hook, exchanged, hooked, unchanged
+from rankfold_torch.temporary_changes import Hook, exchanged, hooked, parameters_kept, unchanged
 
 _REGISTRIES = ("_parameters", "_buffers")  # whose ties are a matter of the refusals
 _FRAMEWORK = ("torch.",)
@@ -146,6 +146,7 @@ def calls(
     counts: Counter[Any] = Counter()
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
+        stack.enter_context(parameters_kept(model))
         stack.enter_context(torch.no_grad())
         hooks = [
             (module, None, Hook(_count, counts, key))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from rankfold_torch.usage.operation_mode import OperationMode
+from rankfold_torch.operation_mode import OperationMode
 
 Marks: TypeAlias = frozenset[tuple[str, int]]
 """Calls of layers that an activation is computed from; none where these are mixed."""

@@ -56,6 +56,7 @@ _NOT_COMPUTING = (
 )
 """Beginnings of the names of methods that make, fill, change or describe a model. They are called
 before or after it is compressed: what they find then is the compressed model."""
+_INITIALISING = re.compile(r"(^|_)(re)?init(iali[sz]e\w*)?(_|$)")  # `fix_init_weight`
 # Modules of PyTorch reach into their children in ways that are known and dealt with in the
 # refusals.
 _LIBRARIES = ("torch.", "rankfold_torch.")
@@ -77,7 +78,7 @@ class _Use:
 
 
 # Classes that are made on the fly (by parametrize, in notebooks) are not kept alive by this.
-_known: WeakKeyDictionary[type, tuple[_Use, ...]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[type, dict[frozenset[str], tuple[_Use, ...]]] = WeakKeyDictionary()
 
 
 def reads_of(model: nn.Module, *, traced: bool = False) -> dict[int, str]:
@@ -88,9 +89,16 @@ def reads_of(model: nn.Module, *, traced: bool = False) -> dict[int, str]:
         traced: whether a run of it has been watched, which shows what forward reads.
     """
     reasons: dict[int, str] = {}
+    # Methods besides forward by which other modules run a module. Modules come from the outermost
+    # inwards, as calls go.
+    called: dict[int, set[str]] = {}
     for module in model.modules():
-        for use in (*_uses(type(module)), *_uses_of_hooks(module)):
+        further = frozenset(called.get(id(module), ()))
+        for use in (*_uses(type(module), further), *_uses_of_hooks(module)):
             for reached, rest in _follow(module, use.reference.route):
+                by_name = use.running and reached is not module and len(rest) == 1
+                if by_name and isinstance(getattr(type(reached), rest[0], None), FunctionType):
+                    called.setdefault(id(reached), set()).add(rest[0])
                 what = None if reached is module else _harm(reached, rest, use, module, traced)
                 if what is not None:
                     where = f"{type(module).__name__}.{use.method}"
@@ -178,19 +186,22 @@ def _follow(module: nn.Module, route: Route) -> Iterator[tuple[nn.Module, Route]
         yield module, route
 
 
-def _uses(cls: type) -> tuple[_Use, ...]:
-    if cls not in _known:
-        _known[cls] = tuple(dict.fromkeys((*_of_forward(cls), *_of_other_methods(cls))))
-    return _known[cls]
+def _uses(cls: type, further: frozenset[str]) -> tuple[_Use, ...]:
+    known = _known.setdefault(cls, {})
+    if further not in known:
+        entries = sorted({"forward", *(name for name in further if _is_own(cls, name))})
+        uses = (*_of_running(cls, entries), *_of_other_methods(cls, entries))
+        known[further] = tuple(dict.fromkeys(uses))
+    return known[further]
 
 
-def _of_forward(cls: type) -> Iterator[_Use]:
-    """Yield the uses in `forward` and in every method that it comes to by way of `self`."""
+def _of_running(cls: type, entries: Sequence[str]) -> Iterator[_Use]:
+    """Yield the uses in methods that are run, and in all that these come to by way of `self`."""
     known: dict[str, list[Reference]] = {}
     reached: dict[str, list[set[Condition]]] = {}
-    pending: list[tuple[str, Conditions]] = [("forward", ())]
+    pending: list[tuple[str, str, Conditions]] = [(name, name, ()) for name in entries]
     while pending:
-        name, before = pending.pop()
+        entry, name, before = pending.pop()
         # Come to before under no more conditions: what it does is known already. Methods that call
         # each other end here, too, as a class has finitely many conditions.
         if any(met <= set(before) for met in reached.setdefault(name, [])):
@@ -200,20 +211,20 @@ def _of_forward(cls: type) -> Iterator[_Use]:
             known[name] = [use for method in _definitions(cls, name) for use in _references(method)]
         for reference in known[name]:
             branch = (*before, *reference.branch)
-            yield _Use(replace(reference, branch=branch), "forward", running=True)
+            yield _Use(replace(reference, branch=branch), entry, running=True)
             if hasattr(cls, reference.route[0]):
-                pending.append((reference.route[0], branch))
+                pending.append((entry, reference.route[0], branch))
 
 
-def _of_other_methods(cls: type) -> Iterator[_Use]:
-    """Yield the uses in methods that forward does not come to: a loss, a step of training."""
+def _of_other_methods(cls: type, entries: Sequence[str]) -> Iterator[_Use]:
+    """Yield the uses in methods that those do not come to: a loss, a step of training."""
     # A first search by the words in bytecode, which needs no source and no parsing. Only methods
     # that mention a weight somehow are parsed.
     methods = {name: list(_definitions(cls, name)) for name in dir(cls) if _is_own(cls, name)}
     codes = {name: [c for m in overloads if (c := _code(m))] for name, overloads in methods.items()}
-    # By name, without conditions: more methods than `_of_forward` follows, and those are left to
+    # By name, without conditions: more methods than `_of_running` follows, and those are left to
     # it.
-    running = _called(codes, ["forward"])
+    running = _called(codes, entries)
     public = [name for name in methods if not name.startswith("_") and name not in running]
     for name in _called(codes, public) - running:
         for method, code in zip(methods[name], codes[name], strict=False):
@@ -225,6 +236,8 @@ def _of_other_methods(cls: type) -> Iterator[_Use]:
 def _is_own(cls: type, name: str) -> bool:
     """True if a method is of the model and is called while it is trained or used."""
     word = name.lstrip("_")
+    if _INITIALISING.search(word):
+        return False
     # Overridden methods of nn.Module (`train`, `_apply`, `state_dict`) are about modules as such.
     if name != "forward" and (hasattr(nn.Module, name) or word.startswith(_NOT_COMPUTING)):
         return False

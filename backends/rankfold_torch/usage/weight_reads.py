@@ -21,9 +21,9 @@ from torch.utils.flop_counter import flop_registry
 from rankfold.state.restoration import Restored
 from rankfold_torch.layers.low_rank_sequential import CONSTANTS
 from rankfold_torch.layers.stock import stock
+from rankfold_torch.operation_mode import OperationMode
 from rankfold_torch.temporary_changes import dispatched
 from rankfold_torch.torch_internals import in_backward
-from rankfold_torch.usage.operation_mode import OperationMode
 from rankfold_torch.usage.shared_memory import overlap, storage
 
 _VECTORS = {torch.ops.aten.mv: 0, torch.ops.aten.addmv: 1, torch.ops.aten.dot: 0}

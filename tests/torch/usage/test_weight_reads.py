@@ -118,6 +118,31 @@ class AsAKey(Net):
         return self.b(next(iter(known.values())))
 
 
+class Predictor(nn.Module):
+    """Runs its layer in another method than forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(SIZE, SIZE)
+
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.a.weight.data.clamp_(-0.5, 0.5)
+        return self.a(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class ByAnotherName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = Predictor()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.p(self.p.predict(x))
+
+
 class Clips(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.a.weight.data.clamp_(-0.5, 0.5)
@@ -138,6 +163,7 @@ USING = {
     ByAnAlias: "a",
     InPairs: "layers.1",
     AsAKey: "a",
+    ByAnotherName: "p.a",
     Clips: "a",
 }
 
@@ -245,7 +271,22 @@ class Neither(Net):
         return x if self.mode != "plain" and self.a.weight.sum() > 0 else self.b(x)
 
 
-REPLACED = [Looks, Static, Zips, Never, Neither]
+class Initialises(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fix_init_weight()
+
+    def fix_init_weight(self) -> None:
+        def rescale(weight: torch.Tensor, by: float) -> None:
+            weight.div_(by)
+
+        rescale(self.a.weight.data, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x))
+
+
+REPLACED = [Initialises, Looks, Static, Zips, Never, Neither]
 
 
 @pytest.mark.parametrize("traced", [True, False])
