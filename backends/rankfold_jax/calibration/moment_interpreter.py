@@ -17,19 +17,21 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
 from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
-from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr.control_flow import Call, Cond, Scan, While, control_flow, evaluated
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
-from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 Sums: TypeAlias = dict[str, dict[str, jax.Array]]
 Inside: TypeAlias = list[IndexedValue | None]
+Operand: TypeAlias = tuple[Any, IndexedValue | None]
+"""A value, and which of the model's arrays it is if it is tracked."""
 
 
 @dataclass
@@ -60,60 +62,48 @@ class Gatherer:
             closed: its first inputs are the model's arrays.
             values: all of its inputs.
         """
-        inside: Inside = [None] * len(values)
+        operands: list[Operand] = [_untracked(value) for value in values]
         for slot in self.slots.values():
-            inside[slot.kernel] = IndexedValue.whole(slot.kernel, slot.shape)
+            whole = IndexedValue.whole(slot.kernel, slot.shape)
+            operands[slot.kernel] = values[slot.kernel], whole
         self._paths = {slot.kernel: path for path, slot in self.slots.items()}
         sums = {path: empty_sums(op) for path, op in self.ops.items()}
-        outputs, _, sums = self._evaluate(closed.jaxpr, closed.consts, values, inside, sums)
-        return outputs, sums
+        outputs, sums = self._evaluate(closed, operands, sums)
+        return _values(outputs), sums
 
     def _evaluate(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        env: dict[Var, Any] = {}
-        known: dict[Var, IndexedValue] = {}
+        self, closed: ClosedJaxpr, operands: Sequence[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        def step(eqn: JaxprEqn, inputs: list[Operand]) -> list[Operand]:
+            nonlocal sums
+            outputs, sums = self._apply(eqn, inputs, sums)
+            return outputs
 
-        def read(var: Any) -> Any:
-            return var.val if isinstance(var, Literal) else env[var]
-
-        def tracked(variables: Sequence[Any]) -> Inside:
-            return [None if isinstance(v, Literal) else known.get(v) for v in variables]
-
-        env.update(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, values, strict=True))
-        known.update((v, t) for v, t in zip(jaxpr.invars, inside, strict=True) if t is not None)
-        for eqn in jaxpr.eqns:
-            arguments = [read(var) for var in eqn.invars]
-            outputs, after, sums = self._apply(eqn, arguments, tracked(eqn.invars), sums)
-            for var, value, label in zip(eqn.outvars, outputs, after, strict=True):
-                env[var] = value
-                if label is not None:
-                    known[var] = label
-        return [read(var) for var in jaxpr.outvars], tracked(jaxpr.outvars), sums
+        return evaluated(closed, operands, step, _untracked), sums
 
     def _apply(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        nothing: Inside = [None] * len(eqn.outvars)
-        if all(value is None for value in inside):
-            return bind(eqn, arguments), nothing, sums
-        loop = {"scan": self._scan, "while": self._while, "cond": self._cond}
-        if eqn.primitive.name in loop:
-            return loop[eqn.primitive.name](eqn, arguments, inside, sums)
-        inner = called(eqn)
-        if inner is not None:
-            return self._evaluate(inner.jaxpr, inner.consts, arguments, inside, sums)
+        self, eqn: JaxprEqn, operands: list[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        arguments, inside = _values(operands), [tracked for _, tracked in operands]
+        if all(tracked is None for tracked in inside):
+            return [_untracked(value) for value in bind(eqn, arguments)], sums
+        match control_flow(eqn):
+            case Scan() as scan:
+                return self._scan(scan, operands, _held(eqn, scan, operands), sums)
+            case While() as loop:
+                return self._while(loop, operands, _held(eqn, loop, operands), sums)
+            case Cond(branches):
+                return self._cond(branches, operands, sums)
+            case Call(body):
+                return self._evaluate(body, operands, sums)
         outputs = bind(eqn, arguments)
         if eqn.primitive.name == "optimization_barrier":
-            return outputs, list(inside), sums
+            return list(zip(outputs, inside, strict=True)), sums
         moved = moved_by(eqn, inside, arguments)
-        if moved is not None:
-            return outputs, [moved] * len(eqn.outvars), sums
-        site = self._site(eqn, inside)
+        site = self._site(eqn, inside) if moved is None else None
         if site is not None:
             outputs, sums = self._met(site, arguments, outputs, sums)
-        return outputs, nothing, sums
+        return [(value, moved) for value in outputs], sums
 
     def _site(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
@@ -140,88 +130,90 @@ class Gatherer:
         tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: layer_sums}
 
-    def _carried(self, inside: Inside, sums: Sums) -> Sums:
+    def _carried(self, operands: Sequence[Operand], sums: Sums) -> Sums:
         """The sums of the layers whose kernels go into a loop."""
-        leaves = {value.label.leaf for value in inside if value is not None}
+        leaves = {tracked.label.leaf for _, tracked in operands if tracked is not None}
         return {path: sums[path] for path in sums if self.slots[path].kernel in leaves}
 
     def _scan(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-        body, length = param(eqn, "jaxpr"), param(eqn, "length")
-        ends = consts + carried
-        held = _settled(eqn, inside, inside[consts:ends])
+        self, scan: Scan, operands: Sequence[Operand], held: Inside, sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        constants, start, stacked = scan.operands(operands)
 
         def turn(carry: Any, xs: Any) -> Any:
             state, inner_sums = carry
             counter, slices = xs
-            cut = [None if t is None else t.sliced(length, counter) for t in inside[ends:]]
-            outputs, _, inner_sums = self._evaluate(
-                body.jaxpr,
-                body.consts,
-                [*arguments[:consts], *state, *slices],
-                [*inside[:consts], *held, *cut],
-                inner_sums,
-            )
-            return (outputs[:carried], inner_sums), outputs[carried:]
+            cut = [None if t is None else t.sliced(scan.length, counter) for _, t in stacked]
+            tracked = [*zip(state, held, strict=True), *zip(slices, cut, strict=True)]
+            outputs, inner_sums = self._evaluate(scan.body, [*constants, *tracked], inner_sums)
+            after, rows = scan.outputs(_values(outputs))
+            return (after, inner_sums), rows
 
-        (state, inner_sums), stacked = lax.scan(
+        (state, inner_sums), rows = lax.scan(
             turn,
-            (list(arguments[consts:ends]), self._carried(inside, sums)),
-            (jnp.arange(length), list(arguments[ends:])),
-            length=length,
-            reverse=param(eqn, "reverse"),
+            (_values(start), self._carried(operands, sums)),
+            (jnp.arange(scan.length), _values(stacked)),
+            length=scan.length,
+            reverse=scan.reverse,
         )
-        return [*state, *stacked], [*held, *(None for _ in stacked)], {**sums, **inner_sums}
+        outputs = [*zip(state, held, strict=True), *map(_untracked, rows)]
+        return outputs, {**sums, **inner_sums}
 
     def _while(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        test, body = param(eqn, "cond_jaxpr"), param(eqn, "body_jaxpr")
-        ends = tests + consts
-        held = _settled(eqn, inside, inside[ends:])
+        self, loop: While, operands: Sequence[Operand], held: Inside, sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        test_constants, constants, start = loop.operands(operands)
 
-        def going(state: Any) -> Any:
-            values = [*arguments[:tests], *state[0]]
-            return self._evaluate(test.jaxpr, test.consts, values, [None] * len(values), {})[0][0]
+        def tested(state: Any, inner_sums: Sums) -> Any:
+            inputs = [*test_constants, *zip(state, held, strict=True)]
+            ((going, _),), inner_sums = self._evaluate(loop.test, inputs, inner_sums)
+            return state, going, inner_sums
 
-        def again(state: Any) -> Any:
-            values = [*arguments[tests:ends], *state[0]]
-            known = [*inside[tests:ends], *held]
-            outputs, _, inner_sums = self._evaluate(
-                body.jaxpr, body.consts, values, known, state[1]
-            )
-            return outputs, inner_sums
+        def again(carry: Any) -> Any:
+            state, _, inner_sums = carry
+            inputs = [*constants, *zip(state, held, strict=True)]
+            outputs, inner_sums = self._evaluate(loop.body, inputs, inner_sums)
+            return tested(_values(outputs), inner_sums)
 
-        start = (list(arguments[ends:]), self._carried(inside, sums))
-        outputs, inner_sums = lax.while_loop(going, again, start)
-        return outputs, held, {**sums, **inner_sums}
+        # The test runs at the end of a turn, as only there it can add to the sums.
+        begun = tested(_values(start), self._carried(operands, sums))
+        state, _, inner_sums = lax.while_loop(lambda carry: carry[1], again, begun)
+        return list(zip(state, held, strict=True)), {**sums, **inner_sums}
 
     def _cond(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        def branch_of(branch: Any) -> Callable[..., Any]:
+        self, branches: Sequence[ClosedJaxpr], operands: Sequence[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        (index, _), *rest = operands
+        inside = [tracked for _, tracked in rest]
+
+        def branch_of(branch: ClosedJaxpr) -> Callable[..., Any]:
             def run(inner_sums: Sums, *values: Any) -> Any:
-                outputs, _, inner_sums = self._evaluate(
-                    branch.jaxpr, branch.consts, values, inside[1:], inner_sums
-                )
-                return outputs, inner_sums
+                inputs = list(zip(values, inside, strict=True))
+                outputs, inner_sums = self._evaluate(branch, inputs, inner_sums)
+                return _values(outputs), inner_sums
 
             return run
 
-        index, *operands = arguments
-        branches = [branch_of(branch) for branch in param(eqn, "branches")]
-        outputs, inner_sums = lax.switch(index, branches, self._carried(inside, sums), *operands)
-        return outputs, [None] * len(outputs), {**sums, **inner_sums}
+        runs = [branch_of(branch) for branch in branches]
+        values, inner_sums = lax.switch(index, runs, self._carried(operands, sums), *_values(rest))
+        return [_untracked(value) for value in values], {**sums, **inner_sums}
 
 
-def _settled(eqn: JaxprEqn, inside: Inside, carry: Inside) -> Inside:
-    """What a loop carries unchanged, of what it begins with."""
-    labels = step(eqn, [label_of(value) for value in inside], 1, Dataflow())
+def _values(operands: Sequence[Operand]) -> list[Any]:
+    """Return the values, without what is known of them."""
+    return [value for value, _ in operands]
+
+
+def _untracked(value: Any) -> Operand:
+    return value, None
+
+
+def _held(eqn: JaxprEqn, loop: Scan | While, operands: Sequence[Operand]) -> Inside:
+    """Return what a loop carries unchanged, of what it begins with."""
+    labels = step(eqn, [label_of(tracked) for _, tracked in operands], 1, Dataflow())
     return [
-        value if label is not None else None for value, label in zip(carry, labels, strict=False)
+        tracked if label is not None else None
+        for (_, tracked), label in zip(loop.start(operands), labels, strict=False)
     ]
 
 

@@ -14,10 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from rankfold_jax.jaxpr.control_flow import (
+    Call,
+    Cond,
+    Scan,
+    While,
+    control_flow,
+    evaluated,
+    settled,
+)
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse, look_up, product
-from rankfold_jax.jaxpr.provenance import Leaf, Provenance, moved, param, shape_of, sliced_by_scan
+from rankfold_jax.jaxpr.provenance import Leaf, Provenance, moved, shape_of, sliced_by_scan
 
 
 @dataclass(frozen=True)
@@ -69,147 +78,97 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
         for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
     ]
     labels += [None] * (len(closed.jaxpr.invars) - len(labels))
-    _walk(closed.jaxpr, labels, 1, dataflow)
+    _walk(closed, labels, 1, dataflow)
     return dataflow
 
 
 def _walk(
-    jaxpr: Jaxpr, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
+    closed: ClosedJaxpr, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
-    """Goes through the equations; gives the labels of the outputs."""
-    known: dict[Var, Provenance] = {
-        var: label for var, label in zip(jaxpr.invars, labels, strict=True) if label is not None
-    }
-    for eqn in jaxpr.eqns:
-        inside = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
-        if all(label is None for label in inside):
-            continue
-        for var, label in zip(eqn.outvars, step(eqn, inside, repeats, dataflow), strict=True):
-            if label is not None:
-                known[var] = label
-    return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+    def apply(eqn: JaxprEqn, inside: list[Provenance | None]) -> list[Provenance | None]:
+        return step(eqn, inside, repeats, dataflow)
+
+    return evaluated(closed, labels, apply, lambda _: None)
 
 
 def step(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
+    eqn: JaxprEqn, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
 ) -> list[Provenance | None]:
-    """One equation: records what it does with labelled operands, gives its outputs' labels."""
-    name = eqn.primitive.name
+    """Record what an equation does with labelled operands, and return the labels of its outputs."""
     nothing: list[Provenance | None] = [None] * len(eqn.outvars)
-    if name == "scan":
-        return _scan(eqn, labels, repeats, dataflow)
-    if name == "while":
-        return _while(eqn, labels, repeats, dataflow)
-    if name == "cond":
-        return _cond(eqn, labels, repeats, dataflow)
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, labels, repeats, dataflow)
+    if all(label is None for label in labels):
+        return nothing
+    match control_flow(eqn):
+        case Scan() as scan:
+            constants, start, stacked = scan.operands(labels)
+            inside = [*constants, *start, *sliced_by_scan(stacked, scan.length)]
+            return _loop(eqn, scan, inside, repeats, dataflow)
+        case While() as loop:
+            return _loop(eqn, loop, labels, repeats, dataflow)
+        case Cond(branches):
+            return _cond(branches, labels[1:], repeats, dataflow)
+        case Call(body):
+            return _walk(body, labels, repeats, dataflow)
     label = moved(eqn, labels)
     if label is not None:
         return [label] * len(eqn.outvars)
-    if name == "optimization_barrier":
+    if eqn.primitive.name == "optimization_barrier":
         return list(labels)
     use = product(eqn, labels, repeats) or look_up(eqn, labels, repeats)
     if use is not None:
         dataflow.uses.append(use)
-        return nothing
-    dataflow.reads += [Read(label.leaf, name) for label in labels if label is not None]
+    else:
+        _lost(labels, [None] * len(labels), eqn.primitive.name, dataflow)
     return nothing
 
 
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that does nothing but call it: jit, remat, custom_jvp and so on."""
-    if eqn.primitive.name in ("scan", "while", "cond", "shard_map"):
-        return None
-    names = [n for n in ("jaxpr", "call_jaxpr", "fun_jaxpr") if n in eqn.params]
-    if len(names) != 1:
-        return None
-    inner = eqn.params[names[0]]
-    if isinstance(inner, Jaxpr):
-        inner = ClosedJaxpr(inner, ())
-    if not isinstance(inner, ClosedJaxpr) or len(inner.jaxpr.invars) != len(eqn.invars):
-        return None
-    return inner if len(inner.jaxpr.outvars) == len(eqn.outvars) else None
-
-
-def _scan(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
+def _loop(
+    eqn: JaxprEqn,
+    loop: Scan | While,
+    labels: Sequence[Provenance | None],
+    repeats: int,
+    dataflow: Dataflow,
 ) -> list[Provenance | None]:
-    consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-    length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
-    sliced = sliced_by_scan(labels[consts + carried :], length)
+    """Keep the labels that a loop carries unchanged."""
 
-    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
-        inside = [*labels[:consts], *carry, *sliced]
-        return _walk(body, inside, repeats * length, into)[:carried]
+    def run(
+        body: ClosedJaxpr, inside: list[Provenance | None], inner: Dataflow
+    ) -> list[Provenance | None]:
+        return _walk(body, inside, repeats * loop.length, inner)
 
-    carry, inner = settled(labels[consts : consts + carried], walk)
-    merge(dataflow, inner)
-    _lost(labels[consts : consts + carried], carry, "scan", dataflow)
-    return [*carry, *(None for _ in eqn.outvars[carried:])]
-
-
-def _while(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-    test, body = param(eqn, "cond_jaxpr").jaxpr, param(eqn, "body_jaxpr").jaxpr
-    held = labels[tests : tests + consts]
-
-    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
-        _walk(test, [*labels[:tests], *carry], repeats, into)
-        return _walk(body, [*held, *carry], repeats, into)
-
-    carry, inner = settled(labels[tests + consts :], walk)
-    merge(dataflow, inner)
-    _lost(labels[tests + consts :], carry, "while", dataflow)
-    return carry
+    carry, _, inner = settled(loop, labels, run, _agreed, Dataflow)
+    dataflow.uses += inner.uses
+    dataflow.reads += inner.reads
+    _lost(loop.start(labels), carry, eqn.primitive.name, dataflow)
+    return [*carry, *(None for _ in eqn.outvars[len(carry) :])]
 
 
 def _cond(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
+    branches: Sequence[ClosedJaxpr],
+    labels: Sequence[Provenance | None],
+    repeats: int,
+    dataflow: Dataflow,
 ) -> list[Provenance | None]:
     """Of several branches each leaf counts where it costs most."""
-    branches: list[Dataflow] = []
-    outs: list[list[Provenance | None]] = []
-    for branch in param(eqn, "branches"):
-        inner = Dataflow()
-        outs.append(_walk(branch.jaxpr, labels[1:], repeats, inner))
-        branches.append(inner)
-    for leaf in dict.fromkeys(use.leaf for inner in branches for use in inner.uses):
+    inner = [Dataflow() for _ in branches]
+    outs = [
+        _walk(branch, labels, repeats, into) for branch, into in zip(branches, inner, strict=True)
+    ]
+    for leaf in dict.fromkeys(use.leaf for into in inner for use in into.uses):
         dataflow.uses += max(
-            (inner.of(leaf) for inner in branches), key=lambda uses: sum(u.macs for u in uses)
+            (into.of(leaf) for into in inner), key=lambda uses: sum(u.macs for u in uses)
         )
-    for inner in branches:
-        dataflow.reads += inner.reads
-    agreed = [column[0] if len(set(column)) == 1 else None for column in zip(*outs, strict=True)]
-    for column, label in zip(zip(*outs, strict=True), agreed, strict=True):
+    for into in inner:
+        dataflow.reads += into.reads
+    columns = list(zip(*outs, strict=True))
+    agreed = [_agreed(column) for column in columns]
+    for column, label in zip(columns, agreed, strict=True):
         _lost(column, [label] * len(column), "cond", dataflow)
     return agreed
 
 
-def settled(
-    carry: Sequence[Provenance | None],
-    walk: Callable[[Sequence[Provenance | None], Dataflow], Sequence[Provenance | None]],
-) -> tuple[list[Provenance | None], Dataflow]:
-    """The labels that a loop carries unchanged, and what its body does with them."""
-    held = list(carry)
-    while True:
-        inner = Dataflow()
-        after = walk(held, inner)
-        kept = [
-            before if before == later else None for before, later in zip(held, after, strict=True)
-        ]
-        if kept == held:
-            return kept, inner
-        held = kept
-
-
-def merge(dataflow: Dataflow, inner: Dataflow) -> None:
-    """Adds what was found inside."""
-    dataflow.uses += inner.uses
-    dataflow.reads += inner.reads
+def _agreed(labels: Sequence[Provenance | None]) -> Provenance | None:
+    return labels[0] if len(set(labels)) == 1 else None
 
 
 def _lost(

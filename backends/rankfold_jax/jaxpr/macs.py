@@ -11,11 +11,20 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.dataflow import called
+from rankfold_jax.jaxpr.control_flow import (
+    Call,
+    Cond,
+    Scan,
+    ShardMap,
+    While,
+    control_flow,
+    evaluated,
+    settled,
+)
 from rankfold_jax.jaxpr.parameter_uses import product
-from rankfold_jax.jaxpr.provenance import Provenance, param
+from rankfold_jax.jaxpr.provenance import Provenance
 
 Sources: TypeAlias = "frozenset[str] | None"
 """The labels of the arrays that a value is computed from; None for data."""
@@ -23,9 +32,10 @@ _NONE: Sources = frozenset()
 
 
 def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
-    """The multiply-accumulates of products of data with the model's arrays, by label.
+    """Count the multiply-accumulates of products of data with the model's arrays, by label.
 
-    A loop of unknown length counts once; of several branches the most costly one.
+    A loop of unknown length counts once, with its test; of several branches the most costly one;
+    what is cut up between devices as often as it is run.
 
     Args:
         closed: of a function whose first inputs are the model's arrays.
@@ -34,46 +44,47 @@ def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
     inputs: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
     inputs += [None] * (len(closed.jaxpr.invars) - len(inputs))
     counts: Counter[str] = Counter()
-    _walk(closed.jaxpr, inputs, 1, counts)
+    _walk(closed, inputs, 1, counts)
     return counts
 
 
 def _walk(
-    jaxpr: Jaxpr, inputs: Sequence[Sources], repeats: int, counts: Counter[str]
+    closed: ClosedJaxpr, inputs: Sequence[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    known: dict[Var, Sources] = dict.fromkeys(jaxpr.constvars, _NONE)
-    known.update(zip(jaxpr.invars, inputs, strict=True))
+    def step(eqn: JaxprEqn, inside: list[Sources]) -> list[Sources]:
+        return _step(eqn, inside, repeats, counts)
 
-    def of(v: Var | Literal) -> Sources:
-        return _NONE if isinstance(v, Literal) else known[v]
-
-    for eqn in jaxpr.eqns:
-        outputs = _step(eqn, [of(v) for v in eqn.invars], repeats, counts)
-        known.update(zip(eqn.outvars, outputs, strict=True))
-    return [of(v) for v in jaxpr.outvars]
+    return evaluated(closed, inputs, step, lambda _: _NONE)
 
 
 def _step(
     eqn: JaxprEqn, inside: list[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    name = eqn.primitive.name
-    if name == "scan":
-        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-        length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
-        ends = consts + carried
-        return _loop(
-            body, inside[:consts], inside[consts:ends], inside[ends:], repeats * length, counts
-        )
-    if name == "while":
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        ends = tests + consts
-        body = param(eqn, "body_jaxpr").jaxpr
-        return _loop(body, inside[tests:ends], inside[ends:], [], repeats, counts)
-    if name == "cond":
-        return _branches(eqn, inside, repeats, counts)
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, inside, repeats, counts)
+    match control_flow(eqn):
+        case Scan() | While() as loop:
+
+            def run(body: ClosedJaxpr, inputs: list[Sources], into: Counter[str]) -> list[Sources]:
+                return _walk(body, inputs, repeats * loop.length, into)
+
+            _, outputs, inner = settled(loop, inside, run, _joined, Counter[str])
+            counts.update(inner)
+            return outputs
+        case Cond(branches):
+            of_branches = [Counter[str]() for _ in branches]
+            columns = zip(
+                *(
+                    _walk(branch, inside[1:], repeats, into)
+                    for branch, into in zip(branches, of_branches, strict=True)
+                ),
+                strict=True,
+            )
+            outputs = [_joined((inside[0], *column)) for column in columns]
+            counts.update(max(of_branches, key=lambda into: sum(into.values())))
+            return outputs
+        case Call(body):
+            return _walk(body, inside, repeats, counts)
+        case ShardMap(body, shards):
+            return _walk(body, inside, repeats * shards, counts)
     whole = _joined(inside)
     if whole is None:
         labels = [Provenance("", axes=()) if sources else None for sources in inside]
@@ -84,37 +95,6 @@ def _step(
                 share, rest = divmod(use.macs, len(sources))
                 counts[leaf] += share + (index < rest)
     return [whole] * len(eqn.outvars)
-
-
-def _loop(
-    body: Jaxpr,
-    consts: Sequence[Sources],
-    state: Sequence[Sources],
-    sliced: Sequence[Sources],
-    repeats: int,
-    counts: Counter[str],
-) -> list[Sources]:
-    carried = list(state)
-    while True:
-        tried: Counter[str] = Counter()
-        outputs = _walk(body, [*consts, *carried, *sliced], repeats, tried)
-        joined = [_joined(pair) for pair in zip(carried, outputs, strict=False)]
-        if joined == carried:
-            counts.update(tried)
-            return outputs
-        carried = joined
-
-
-def _branches(
-    eqn: JaxprEqn, inside: Sequence[Sources], repeats: int, counts: Counter[str]
-) -> list[Sources]:
-    branch_counts: list[Counter[str]] = []
-    outputs: list[list[Sources]] = []
-    for branch in param(eqn, "branches"):
-        branch_counts.append(Counter())
-        outputs.append(_walk(branch.jaxpr, inside[1:], repeats, branch_counts[-1]))
-    counts.update(max(branch_counts, key=lambda counter: sum(counter.values())))
-    return [_joined((inside[0], *column)) for column in zip(*outputs, strict=True)]
 
 
 def _joined(several: Sequence[Sources]) -> Sources:

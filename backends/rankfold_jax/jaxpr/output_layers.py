@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.dataflow import called
+from rankfold_jax.jaxpr.control_flow import (
+    Call,
+    Cond,
+    Scan,
+    ShardMap,
+    While,
+    control_flow,
+    evaluated,
+    settled,
+)
 from rankfold_jax.jaxpr.parameter_uses import PRODUCTS
-from rankfold_jax.jaxpr.provenance import param, shape_of
+from rankfold_jax.jaxpr.provenance import shape_of
 
 _JOINING = frozenset(
     ["concatenate", "dynamic_update_slice", "pad", "scatter", "select_n", "select_and_scatter"]
@@ -29,7 +38,7 @@ _LOOK_UPS = frozenset(["gather", "dynamic_slice"])
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
 """What is in the names of returned values that a model keeps for itself or shows of its inside."""
 
-Call: TypeAlias = tuple[str, Hashable]
+Use: TypeAlias = tuple[str, Hashable]
 """A layer and where its kernel is used."""
 
 
@@ -41,7 +50,7 @@ class Made:
         calls: of the layers that it is computed from alone; none where it is mixed.
     """
 
-    calls: frozenset[Call] = frozenset()
+    calls: frozenset[Use] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def output_layers(
         layers = frozenset(() if leaf.layer is None else (leaf.layer,))
         states.append(Own(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
     states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
-    outputs = _walk(closed.jaxpr, states, ())
+    outputs = _walk(closed, states, ())
     return frozenset(
         layer
         for state, name in zip(outputs, names, strict=True)
@@ -99,37 +108,26 @@ def output_layers(
     )
 
 
-def _walk(jaxpr: Jaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
-    known: dict[Var, State] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
-    known.update(zip(jaxpr.invars, inputs, strict=True))
+def _walk(closed: ClosedJaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
+    def step(eqn: JaxprEqn, operands: list[State]) -> list[State]:
+        return _step(eqn, operands, (*where, id(eqn)))
 
-    def of(v: Var | Literal) -> State:
-        return _CONSTANT if isinstance(v, Literal) else known[v]
-
-    for eqn in jaxpr.eqns:
-        results = _step(eqn, [of(v) for v in eqn.invars], (*where, id(eqn)))
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [of(v) for v in jaxpr.outvars]
+    return evaluated(closed, inputs, step, lambda _: _CONSTANT)
 
 
 def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[State]:
+    def run(body: ClosedJaxpr, inputs: Sequence[State], _: object = None) -> list[State]:
+        return _walk(body, inputs, where)
+
+    match control_flow(eqn):
+        case Scan() | While() as loop:
+            return settled(loop, operands, run, _either, object)[1]
+        case Cond(branches):
+            columns = zip(*(run(branch, operands[1:]) for branch in branches), strict=True)
+            return [_either(column) for column in columns]
+        case Call(body) | ShardMap(body):
+            return run(body, operands)
     name = eqn.primitive.name
-    if name == "scan":
-        consts = param(eqn, "num_consts")
-        ends = consts + param(eqn, "num_carry")
-        body = param(eqn, "jaxpr").jaxpr
-        return _loop(body, operands[:consts], operands[consts:ends], operands[ends:], where)
-    if name == "while":
-        tests = param(eqn, "cond_nconsts")
-        ends = tests + param(eqn, "body_nconsts")
-        body = param(eqn, "body_jaxpr").jaxpr
-        return _loop(body, operands[tests:ends], operands[ends:], [], where)
-    if name == "cond":
-        branches = [_walk(b.jaxpr, operands[1:], where) for b in param(eqn, "branches")]
-        return [_either(column) for column in zip(*branches, strict=True)]
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, operands, where)
     if name in PRODUCTS:
         return [_product(operands, where)] * len(eqn.outvars)
     if name in _LOOK_UPS:
@@ -141,23 +139,6 @@ def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[
     elif name == "select_n":
         operands = operands[1:]
     return [_joined(name, operands)] * len(eqn.outvars)
-
-
-def _loop(
-    body: Jaxpr,
-    consts: Sequence[State],
-    start: Sequence[State],
-    sliced: Sequence[State],
-    where: tuple[int, ...],
-) -> list[State]:
-    """What a loop gives: what its body does, once the carry is all that it can be."""
-    carry = list(start)
-    while True:
-        outputs = _walk(body, [*consts, *carry, *sliced], where)
-        widened = [_either(pair) for pair in zip(carry, outputs, strict=False)]
-        if widened == carry:
-            return outputs
-        carry = widened
 
 
 def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
@@ -179,7 +160,7 @@ def _joined(name: str, operands: Sequence[State]) -> State:
             return Own(layers, weights)
         return _MIXED if weights else Given.INPUT
     if name in _JOINING:
-        return Made(frozenset[Call]().union(*calls_made))
+        return Made(frozenset[Use]().union(*calls_made))
     if len(calls_made) > 1:
         return _MIXED
     (calls,) = calls_made
@@ -197,4 +178,4 @@ def _either(states: Sequence[State]) -> State:
     weights = any(isinstance(state, Own) and state.weights for state in states)
     if not all(calls_made) or weights:
         return _MIXED
-    return Made(frozenset[Call]().union(*calls_made)) if calls_made else Given.INPUT
+    return Made(frozenset[Use]().union(*calls_made)) if calls_made else Given.INPUT

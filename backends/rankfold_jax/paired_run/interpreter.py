@@ -23,10 +23,10 @@ from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
 from rankfold_jax.calibration.layer_products import LayerProduct, site_of
 from rankfold_jax.functional.pure_function import PureModel
-from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr.control_flow import Call, Cond, Scan, ShardMap, While, control_flow
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse, product
-from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.paired_run.layer_visits import Batch, LayerVisits
 from rankfold_jax.paired_run.values import (
     DeferredParameter,
@@ -141,25 +141,10 @@ class _Following:
             for value in arguments[0]
         ]
         if any(value is not None for value in inside):
-            name = eqn.primitive.name
-            if name == "scan" and len({turns_of(eqn) for eqn in eqns}) == 1:
-                taken = param(eqn, "num_consts") + param(eqn, "num_carry")
-                self._foresee(eqn, inside, inside[taken:])
-                return self._scan(eqns, arguments, batches)
-            branches = self._taken(eqns, arguments) if name == "cond" else None
-            if branches is not None:
-                return self._evaluate(branches, [operands[1:] for operands in arguments], batches)
-            if name in ("scan", "while", "cond"):
-                self._foresee(eqn, inside)
-                loop = {"scan": self._alone, "while": self._while, "cond": self._cond}[name]
-                return [
-                    loop(e, operands, b)
-                    for e, operands, b in zip(eqns, arguments, batches, strict=True)
-                ]
-            inner = [called(eqn) for eqn in eqns]
-            if all(body is not None for body in inner):
-                return self._evaluate([body for body in inner if body], arguments, batches)
-            if name == "optimization_barrier":
+            outputs = self._controlled(eqns, inside, arguments, batches)
+            if outputs is not None:
+                return outputs
+            if eqn.primitive.name == "optimization_barrier":
                 return [list(operands) for operands in arguments]
             moved = [moved_lazily(e, operands) for e, operands in zip(eqns, arguments, strict=True)]
             if all(values is not None for values in moved):
@@ -168,6 +153,40 @@ class _Following:
             if sites is not None:
                 return self._meet(eqns, sites, arguments, batches)
             self._pass_by(eqn, inside)
+        return self._both(eqns, arguments)
+
+    def _controlled(
+        self,
+        eqns: Sequence[JaxprEqn],
+        inside: Sequence[IndexedValue | None],
+        arguments: Sequence[Sequence[Value]],
+        batches: Sequence[Batch],
+    ) -> list[list[Value]] | None:
+        """Evaluate an equation that runs other jaxprs; None for any other."""
+        parts: list[Any] = [control_flow(eqn) for eqn in eqns]
+        match parts[0]:
+            case Call():
+                return self._evaluate([part.body for part in parts], arguments, batches)
+            case Scan() as scan if len({turns_of(part) for part in parts}) == 1:
+                self._foresee(eqns[0], inside, scan.operands(inside)[2])
+                return self._scan(eqns, parts, arguments, batches)
+            case Cond():
+                taken = self._taken(parts, arguments)
+                if taken is not None:
+                    return self._evaluate(taken, [operands[1:] for operands in arguments], batches)
+            case None | ShardMap():
+                return None
+        self._foresee(eqns[0], inside)
+        if len(eqns) > 1:
+            each = zip(eqns, arguments, batches, strict=True)
+            return [self._apply([e], [operands], [batch])[0] for e, operands, batch in each]
+        if isinstance(parts[0], While):
+            return [self._while(eqns[0], parts[0], arguments[0], batches[0])]
+        return self._both(eqns, arguments)
+
+    def _both(
+        self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
+    ) -> list[list[Value]]:
         return [
             both(eqn, self._resolved(operands))
             for eqn, operands in zip(eqns, arguments, strict=True)
@@ -274,84 +293,64 @@ class _Following:
         if path is not None:
             self.meeting.decide(path)
 
-    def _alone(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
-        return self._scan([eqn], [operands], [batch])[0]
-
     def _scan(
         self,
         eqns: Sequence[JaxprEqn],
+        scans: Sequence[Scan],
         arguments: Sequence[Sequence[Value]],
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
         """One turn after the other, each for all batches."""
-        eqn, bodies = eqns[0], [param(eqn, "jaxpr") for eqn in eqns]
-        consts, carried, length = (param(eqn, n) for n in ("num_consts", "num_carry", "length"))
-        ends = consts + carried
-        states = [list(operands[consts:ends]) for operands in arguments]
-        rows: list[list[list[Value]]] = [[] for _ in eqns]
-        turns = range(length)
-        for turn in reversed(turns) if param(eqn, "reverse") else turns:
+        if not scans[0].length:
+            return self._both(eqns, arguments)
+        length, reverse = scans[0].length, scans[0].reverse
+        operands = [scan.operands(values) for scan, values in zip(scans, arguments, strict=True)]
+        states = [start for _, start, _ in operands]
+        turns: list[list[Sequence[Value]]] = []
+        for turn in reversed(range(length)) if reverse else range(length):
             inputs = [
-                [
-                    *operands[:consts],
-                    *state,
-                    *(slice_of(value, length, turn) for value in operands[ends:]),
-                ]
-                for operands, state in zip(arguments, states, strict=True)
+                [*constants, *state, *(slice_of(value, length, turn) for value in stacks)]
+                for (constants, _, stacks), state in zip(operands, states, strict=True)
             ]
-            results = self._evaluate(bodies, inputs, batches)
-            states = [values[:carried] for values in results]
-            for row, values in zip(rows, results, strict=True):
-                row.append(values[carried:])
-        if not length:
-            return [
-                both(e, self._resolved(operands))
-                for e, operands in zip(eqns, arguments, strict=True)
-            ]
+            results = self._evaluate([scan.body for scan in scans], inputs, batches)
+            split = [scans[0].outputs(values) for values in results]
+            states = [state for state, _ in split]
+            turns.append([row for _, row in split])
+        if reverse:
+            turns.reverse()
         outputs: list[list[Value]] = []
-        for state, row in zip(states, rows, strict=True):
-            order = reversed(row) if param(eqn, "reverse") else row
-            columns = zip(*order, strict=True)
+        for state, rows in zip(states, zip(*turns, strict=True), strict=True):
+            columns = zip(*rows, strict=True)
             outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
         return outputs
 
-    def _while(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
+    def _while(
+        self, eqn: JaxprEqn, loop: While, operands: Sequence[Value], batch: Batch
+    ) -> list[Value]:
         """Turn after turn while both runs go on; then each on its own."""
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        ends = tests + consts
-        state = list(operands[ends:])
+        test_constants, constants, start = loop.operands(operands)
+        state = list(start)
         while True:
-            inputs = [[*operands[:tests], *state]]
-            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], inputs, [batch])
+            ((going,),) = self._evaluate([loop.test], [[*test_constants, *state]], [batch])
             (pair,) = self._resolved([going])
             if not (bool(pair[0]) and bool(pair[1])):
                 break
-            inputs = [[*operands[tests:ends], *state]]
-            (state,) = self._evaluate([param(eqn, "body_jaxpr")], inputs, [batch])
+            (state,) = self._evaluate([loop.body], [[*constants, *state]], [batch])
         if bool(pair[0]) == bool(pair[1]):
             return state
-        return both(eqn, self._resolved([*operands[:ends], *state]))
+        return both(eqn, self._resolved([*test_constants, *constants, *state]))
 
     def _taken(
-        self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
+        self, conds: Sequence[Cond], arguments: Sequence[Sequence[Value]]
     ) -> list[ClosedJaxpr] | None:
         """The branch that both runs of all batches take; None where they part."""
-        taken = []
-        for eqn, operands in zip(eqns, arguments, strict=True):
-            branches = param(eqn, "branches")
-            (index,) = self._resolved(operands[:1])
-            taken.append({int(np.clip(int(which), 0, len(branches) - 1)) for which in index})
-        if len(set().union(*taken)) > 1:
+        taken: set[int] = set()
+        for cond, operands in zip(conds, arguments, strict=True):
+            (pair,) = self._resolved(operands[:1])
+            taken |= {int(np.clip(int(which), 0, len(cond.branches) - 1)) for which in pair}
+        if len(taken) > 1:
             return None
-        bodies = [
-            param(eqn, "branches")[min(operands)] for eqn, operands in zip(eqns, taken, strict=True)
-        ]
+        (number,) = taken
+        bodies = [cond.branches[number] for cond in conds]
         alike = len({structure(body.jaxpr) for body in bodies}) == 1
         return bodies if alike else None
-
-    def _cond(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
-        """The branch that both runs take; each run its own where they part."""
-        branches = self._taken([eqn], [operands])
-        if branches is None:
-            return both(eqn, self._resolved(operands))
-        return self._evaluate(branches, [operands[1:]], [batch])[0]

@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from rankfold_jax.jaxpr.dataflow import bind, called
+from rankfold_jax.jaxpr.control_flow import Call, Scan, control_flow
+from rankfold_jax.jaxpr.dataflow import bind
 from rankfold_jax.jaxpr.element_index import IndexedValue, moved_by
-from rankfold_jax.jaxpr.provenance import param
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +70,19 @@ def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> DeferredParameter
 
 
 def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
-    """The primitives of a jaxpr, those of what it calls included."""
+    """Return the primitives of a jaxpr, those of what it calls included."""
     names: list[Any] = []
     for eqn in jaxpr.eqns:
-        inner = called(eqn)
-        names.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
+        inner = control_flow(eqn)
+        body = structure(inner.body.jaxpr) if isinstance(inner, Call) else None
+        names.append((eqn.primitive.name, body))
     return tuple(names)
 
 
-def turns_of(eqn: JaxprEqn) -> tuple[Any, ...]:
-    """How often a scan turns, and what it does in a turn."""
-    names = ("length", "reverse", "num_consts", "num_carry")
-    return (*(param(eqn, name) for name in names), structure(param(eqn, "jaxpr").jaxpr))
+def turns_of(scan: Scan) -> tuple[Any, ...]:
+    """Return how often a scan turns, and what it does in a turn."""
+    numbers = (scan.length, scan.reverse, scan.constants, scan.carried)
+    return (*numbers, structure(scan.body.jaxpr))
 
 
 def read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
