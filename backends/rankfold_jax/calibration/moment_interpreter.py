@@ -9,7 +9,7 @@ the gradients up over calls and loops, in O(d²) memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,7 +23,7 @@ from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
 from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
-from rankfold_jax.jaxpr.control_flow import Call, Cond, Scan, While, control_flow, evaluated
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
 from rankfold_jax.layouts.parameter_index import ParameterIndex
@@ -36,7 +36,7 @@ Operand: TypeAlias = tuple[Any, IndexedValue | None]
 
 @dataclass
 class Gatherer:
-    """Evaluates a jaxpr and sums up the moments of layers.
+    """Evaluate a jaxpr and sum up the moments of layers.
 
     Attributes:
         slots: of the layers, by path.
@@ -56,7 +56,7 @@ class Gatherer:
     _drawn: int = 0
 
     def run(self, closed: ClosedJaxpr, values: Sequence[Any]) -> tuple[list[Any], Sums]:
-        """The outputs of a jaxpr, and the sums by layer.
+        """Return the outputs of a jaxpr, and the sums by layer.
 
         Args:
             closed: its first inputs are the model's arrays.
@@ -79,22 +79,23 @@ class Gatherer:
             outputs, sums = self._apply(eqn, inputs, sums)
             return outputs
 
-        return evaluated(closed, operands, step, _untracked), sums
+        return flow.evaluated(closed, operands, step, _untracked), sums
 
     def _apply(
         self, eqn: JaxprEqn, operands: list[Operand], sums: Sums
     ) -> tuple[list[Operand], Sums]:
         arguments, inside = _values(operands), [tracked for _, tracked in operands]
+        # Whatever meets no kernel runs as it is, with its own rules of differentiation.
         if all(tracked is None for tracked in inside):
             return [_untracked(value) for value in bind(eqn, arguments)], sums
-        match control_flow(eqn):
-            case Scan() as scan:
+        match flow.split(eqn):
+            case flow.Scan() as scan:
                 return self._scan(scan, operands, _held(eqn, scan, operands), sums)
-            case While() as loop:
+            case flow.While() as loop:
                 return self._while(loop, operands, _held(eqn, loop, operands), sums)
-            case Cond(branches):
+            case flow.Cond(branches):
                 return self._cond(branches, operands, sums)
-            case Call(body):
+            case flow.Call(body):
                 return self._evaluate(body, operands, sums)
         outputs = bind(eqn, arguments)
         if eqn.primitive.name == "optimization_barrier":
@@ -117,7 +118,9 @@ class Gatherer:
     ) -> tuple[list[Any], Sums]:
         path, op = site.path, self.ops[site.path]
         self.order[path] = None
+        # Drawn anew at each product, but alike in all turns of a loop, which is traced once.
         self._drawn += 1
+        # The sums are no part of the loss.
         x = lax.stop_gradient(arguments[1] if site.side == 0 else arguments[0])
         key = jax.random.fold_in(self.key, self._drawn)
         groups = site.groups()
@@ -131,18 +134,19 @@ class Gatherer:
         return [tapped], {**sums, path: layer_sums}
 
     def _carried(self, operands: Sequence[Operand], sums: Sums) -> Sums:
-        """The sums of the layers whose kernels go into a loop."""
+        """Select the sums of the layers whose kernels go into a loop: it carries no others."""
         leaves = {tracked.label.leaf for _, tracked in operands if tracked is not None}
         return {path: sums[path] for path in sums if self.slots[path].kernel in leaves}
 
     def _scan(
-        self, scan: Scan, operands: Sequence[Operand], held: Inside, sums: Sums
+        self, scan: flow.Scan, operands: Sequence[Operand], held: Inside, sums: Sums
     ) -> tuple[list[Operand], Sums]:
         constants, start, stacked = scan.operands(operands)
 
         def turn(carry: Any, xs: Any) -> Any:
             state, inner_sums = carry
             counter, slices = xs
+            # Which slice is tracked follows from the counter, which moves only here.
             cut = [None if t is None else t.sliced(scan.length, counter) for _, t in stacked]
             tracked = [*zip(state, held, strict=True), *zip(slices, cut, strict=True)]
             outputs, inner_sums = self._evaluate(scan.body, [*constants, *tracked], inner_sums)
@@ -160,7 +164,7 @@ class Gatherer:
         return outputs, {**sums, **inner_sums}
 
     def _while(
-        self, loop: While, operands: Sequence[Operand], held: Inside, sums: Sums
+        self, loop: flow.While, operands: Sequence[Operand], held: Inside, sums: Sums
     ) -> tuple[list[Operand], Sums]:
         test_constants, constants, start = loop.operands(operands)
 
@@ -186,15 +190,12 @@ class Gatherer:
         (index, _), *rest = operands
         inside = [tracked for _, tracked in rest]
 
-        def branch_of(branch: ClosedJaxpr) -> Callable[..., Any]:
-            def run(inner_sums: Sums, *values: Any) -> Any:
-                inputs = list(zip(values, inside, strict=True))
-                outputs, inner_sums = self._evaluate(branch, inputs, inner_sums)
-                return _values(outputs), inner_sums
+        def run(branch: ClosedJaxpr, inner_sums: Sums, *values: Any) -> Any:
+            inputs = list(zip(values, inside, strict=True))
+            outputs, inner_sums = self._evaluate(branch, inputs, inner_sums)
+            return _values(outputs), inner_sums
 
-            return run
-
-        runs = [branch_of(branch) for branch in branches]
+        runs = [partial(run, branch) for branch in branches]
         values, inner_sums = lax.switch(index, runs, self._carried(operands, sums), *_values(rest))
         return [_untracked(value) for value in values], {**sums, **inner_sums}
 
@@ -208,7 +209,7 @@ def _untracked(value: Any) -> Operand:
     return value, None
 
 
-def _held(eqn: JaxprEqn, loop: Scan | While, operands: Sequence[Operand]) -> Inside:
+def _held(eqn: JaxprEqn, loop: flow.Scan | flow.While, operands: Sequence[Operand]) -> Inside:
     """Return what a loop carries unchanged, of what it begins with."""
     labels = step(eqn, [label_of(tracked) for _, tracked in operands], 1, Dataflow())
     return [
@@ -218,7 +219,7 @@ def _held(eqn: JaxprEqn, loop: Scan | While, operands: Sequence[Operand]) -> Ins
 
 
 def empty_sums(op: Op) -> dict[str, jax.Array]:
-    """The sums of a layer before anything is added."""
+    """Return the sums of a layer before anything is added."""
     if isinstance(op, Embedding):
         shape: tuple[int, ...] = (1, len(op.weight))
         inputs, mean = shape, shape
@@ -227,12 +228,13 @@ def empty_sums(op: Op) -> dict[str, jax.Array]:
         width = op.weight.shape[1] if form == "channels" else op.weight[0].size
         mean = (op.groups, width)
         inputs = mean if form == "diagonal" else (*mean, width)
+    # "bad" counts input values that are not finite.
     shapes = {"inputs": inputs, "mean": mean, "rows": (op.groups,), "positions": (op.groups,)}
     return {**{name: jnp.zeros(shape) for name, shape in shapes.items()}, "bad": jnp.zeros(())}
 
 
 def empty_moment_tap(op: Op) -> jax.Array:
-    """Zeros in the shape of the moment of a layer's gradients."""
+    """Return zeros in the shape of the moment of a layer's gradients."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight) // op.groups
     return jnp.zeros((op.groups, out, out) if full_gradients(op) else (op.groups, out))
 
@@ -240,7 +242,7 @@ def empty_moment_tap(op: Op) -> jax.Array:
 def _terms(
     site: LayerProduct, op: Op, x: jax.Array, examples: int, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """What one product adds to the sums of its layer."""
+    """Return what one product adds to the sums of its layer."""
     view, here = site.view, len(site.layout.rows)
     positions = jnp.full(here, float(view.images * view.positions))
     if isinstance(op, Embedding):
@@ -274,7 +276,7 @@ def _terms(
 
 
 def gram(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
+    """Compute Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
     return jnp.einsum("nga,ngb->gab", a, b, precision=lax.Precision.HIGHEST)
 
 

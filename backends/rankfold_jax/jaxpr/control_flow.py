@@ -38,15 +38,9 @@ class Scan:
     length: int
     reverse: bool
 
-    @property
-    def may_not_run(self) -> bool:
-        """Whether the initial carry may be the final one."""
-        return self.length == 0
-
     def operands(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
         """Split values of the operands into constants, initial carry and what is cut in slices."""
-        ends = self.constants + self.carried
-        return values[: self.constants], values[self.constants : ends], values[ends:]
+        return _three(values, self.constants, self.carried)
 
     def outputs(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
         """Split values of the outputs into the carry and what is stacked."""
@@ -81,12 +75,10 @@ class While:
     body_constants: int
     length: ClassVar[int] = 1
     """Number of turns that are counted."""
-    may_not_run: ClassVar[bool] = True
 
     def operands(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
         """Split values of the operands into constants of test and body, and the initial carry."""
-        ends = self.test_constants + self.body_constants
-        return values[: self.test_constants], values[self.test_constants : ends], values[ends:]
+        return _three(values, self.test_constants, self.body_constants)
 
     def start(self, values: Sequence[T]) -> Sequence[T]:
         """Return the initial carry among values of the operands."""
@@ -139,7 +131,7 @@ class ShardMap:
 ControlFlow: TypeAlias = Scan | While | Cond | Call | ShardMap
 
 
-def control_flow(eqn: JaxprEqn) -> ControlFlow | None:
+def split(eqn: JaxprEqn) -> ControlFlow | None:
     """Take an equation apart; None where it runs no jaxpr, or runs it in a way that is not known.
 
     Raises:
@@ -156,21 +148,17 @@ def control_flow(eqn: JaxprEqn) -> ControlFlow | None:
         case "cond":
             return Cond(of("branches"))
         case "shard_map":
+            # Along an axis of the mesh that is in no spec all devices do the same.
             mesh, specs = of("mesh"), (*of("in_specs"), *of("out_specs"))
-            axes = {axis for spec in specs for entry in spec for axis in _axes(entry)}
+            entries = [entry for spec in specs for entry in spec if entry is not None]
+            axes = {a for e in entries for a in (e if isinstance(e, tuple) else (e,))}
             shards = math.prod(mesh.shape[axis] for axis in axes)
             return ShardMap(_closed(of("jaxpr")), shards)
     return _call(eqn)
 
 
-def _axes(entry: Any) -> tuple[Any, ...]:
-    """Return the axes of a mesh that an entry of a `PartitionSpec` names: none, one or several."""
-    if entry is None:
-        return ()
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
 def _call(eqn: JaxprEqn) -> Call | None:
+    # Primitives name their jaxprs each in its own way. Where there are several, none is called.
     inner = [value for value in eqn.params.values() if isinstance(value, Jaxpr | ClosedJaxpr)]
     if len(inner) != 1:
         return None
@@ -179,6 +167,12 @@ def _call(eqn: JaxprEqn) -> Call | None:
     ends = ((eqn.invars, body.jaxpr.invars), (eqn.outvars, body.jaxpr.outvars))
     alike = all([shape_of(v) for v in a] == [shape_of(v) for v in b] for a, b in ends)
     return Call(body) if alike else None
+
+
+def _three(
+    values: Sequence[T], first: int, second: int
+) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+    return values[:first], values[first : first + second], values[first + second :]
 
 
 def _closed(jaxpr: Jaxpr | ClosedJaxpr) -> ClosedJaxpr:
@@ -233,6 +227,7 @@ def settled(
     """
     carry = list(loop.start(operands))
     while True:
+        # A round before the last knows too much: what it is given holds in the first turns alone.
         recorded, outputs = record(), list[T]()
         for body, inputs in loop.turn(operands, carry):
             outputs = run(body, inputs, recorded)
@@ -242,5 +237,6 @@ def settled(
             break
         carry = joined
     # The carry of a settled loop covers its initial one and what any number of turns make of it.
-    final = carry if loop.may_not_run else after
+    may_not_run = isinstance(loop, While) or loop.length == 0
+    final = carry if may_not_run else after
     return carry, [*final, *outputs[len(carry) :]], recorded

@@ -1,4 +1,4 @@
-"""What a jaxpr does with the leaves of its parameters: who multiplies with them, at which sizes.
+"""Uses of the leaves of parameters in a jaxpr: who multiplies with them, at which sizes.
 
 A function is traced to a jaxpr without computing anything. Its parameter leaves are labelled, and
 the labels are followed through everything that only moves numbers about (reshapes, transpositions,
@@ -16,17 +16,9 @@ from typing import Any
 import jax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.control_flow import (
-    Call,
-    Cond,
-    Scan,
-    While,
-    control_flow,
-    evaluated,
-    settled,
-)
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse, look_up, product
-from rankfold_jax.jaxpr.provenance import Leaf, Provenance, moved, shape_of, sliced_by_scan
+from rankfold_jax.jaxpr.provenance import Label, Leaf, Provenance, moved, shape_of, sliced_by_scan
 
 
 @dataclass(frozen=True)
@@ -39,18 +31,18 @@ class Read:
 
 @dataclass
 class Dataflow:
-    """What was found in a jaxpr, in its order."""
+    """Uses and reads of leaves in a jaxpr, in its order."""
 
     uses: list[ParameterUse] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
     def of(self, leaf: Leaf) -> list[ParameterUse]:
-        """The uses of one leaf."""
+        """Return the uses of one leaf."""
         return [use for use in self.uses if use.leaf == leaf]
 
 
 def traced(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[ClosedJaxpr, Any]:
-    """The jaxpr of a function of (params, *inputs), and the tree of its output.
+    """Return the jaxpr of a function of (params, *inputs), and the tree of its output.
 
     Args:
         function: traced, not run.
@@ -63,7 +55,7 @@ def traced(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Clo
 
 
 def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
-    """Follows labelled inputs through a jaxpr.
+    """Follow labelled inputs through a jaxpr.
 
     Args:
         closed: as `traced` gives it.
@@ -83,32 +75,31 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
 
 
 def _walk(
-    closed: ClosedJaxpr, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    def apply(eqn: JaxprEqn, inside: list[Provenance | None]) -> list[Provenance | None]:
+    closed: ClosedJaxpr, labels: Sequence[Label], repeats: int, dataflow: Dataflow
+) -> list[Label]:
+    def apply(eqn: JaxprEqn, inside: list[Label]) -> list[Label]:
         return step(eqn, inside, repeats, dataflow)
 
-    return evaluated(closed, labels, apply, lambda _: None)
+    return flow.evaluated(closed, labels, apply, lambda _: None)
 
 
-def step(
-    eqn: JaxprEqn, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
+def step(eqn: JaxprEqn, labels: Sequence[Label], repeats: int, dataflow: Dataflow) -> list[Label]:
     """Record what an equation does with labelled operands, and return the labels of its outputs."""
-    nothing: list[Provenance | None] = [None] * len(eqn.outvars)
+    nothing: list[Label] = [None] * len(eqn.outvars)
     if all(label is None for label in labels):
         return nothing
-    match control_flow(eqn):
-        case Scan() as scan:
+    match flow.split(eqn):
+        case flow.Scan() as scan:
             constants, start, stacked = scan.operands(labels)
             inside = [*constants, *start, *sliced_by_scan(stacked, scan.length)]
             return _loop(eqn, scan, inside, repeats, dataflow)
-        case While() as loop:
+        case flow.While() as loop:
             return _loop(eqn, loop, labels, repeats, dataflow)
-        case Cond(branches):
+        case flow.Cond(branches):
             return _cond(branches, labels[1:], repeats, dataflow)
-        case Call(body):
+        case flow.Call(body):
             return _walk(body, labels, repeats, dataflow)
+    # A shard_map ends here, too: within it shapes are those of shards, not of the leaf.
     label = moved(eqn, labels)
     if label is not None:
         return [label] * len(eqn.outvars)
@@ -124,36 +115,36 @@ def step(
 
 def _loop(
     eqn: JaxprEqn,
-    loop: Scan | While,
-    labels: Sequence[Provenance | None],
+    loop: flow.Scan | flow.While,
+    labels: Sequence[Label],
     repeats: int,
     dataflow: Dataflow,
-) -> list[Provenance | None]:
+) -> list[Label]:
     """Keep the labels that a loop carries unchanged."""
 
-    def run(
-        body: ClosedJaxpr, inside: list[Provenance | None], inner: Dataflow
-    ) -> list[Provenance | None]:
+    def run(body: ClosedJaxpr, inside: list[Label], inner: Dataflow) -> list[Label]:
         return _walk(body, inside, repeats * loop.length, inner)
 
-    carry, _, inner = settled(loop, labels, run, _agreed, Dataflow)
+    carry, _, inner = flow.settled(loop, labels, run, _agreed, Dataflow)
     dataflow.uses += inner.uses
     dataflow.reads += inner.reads
     _lost(loop.start(labels), carry, eqn.primitive.name, dataflow)
+    # Stacked outputs are not followed: a scan over layers hands their kernels on so, unchanged.
     return [*carry, *(None for _ in eqn.outvars[len(carry) :])]
 
 
 def _cond(
     branches: Sequence[ClosedJaxpr],
-    labels: Sequence[Provenance | None],
+    labels: Sequence[Label],
     repeats: int,
     dataflow: Dataflow,
-) -> list[Provenance | None]:
-    """Of several branches each leaf counts where it costs most."""
+) -> list[Label]:
+    """Count each leaf in the branch where it costs most, and keep labels that all branches give."""
     inner = [Dataflow() for _ in branches]
     outs = [
         _walk(branch, labels, repeats, into) for branch, into in zip(branches, inner, strict=True)
     ]
+    # Each leaf by itself, as the costs of different layers are not compared here.
     for leaf in dict.fromkeys(use.leaf for into in inner for use in into.uses):
         dataflow.uses += max(
             (into.of(leaf) for into in inner), key=lambda uses: sum(u.macs for u in uses)
@@ -167,13 +158,13 @@ def _cond(
     return agreed
 
 
-def _agreed(labels: Sequence[Provenance | None]) -> Provenance | None:
+def _agreed(labels: Sequence[Label]) -> Label:
     return labels[0] if len(set(labels)) == 1 else None
 
 
 def _lost(
-    before: Sequence[Provenance | None],
-    after: Sequence[Provenance | None],
+    before: Sequence[Label],
+    after: Sequence[Label],
     where: str,
     dataflow: Dataflow,
 ) -> None:
@@ -183,7 +174,7 @@ def _lost(
 
 
 def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation for these operands."""
+    """Return the outputs of an equation for these operands."""
     primitive: Any = eqn.primitive
     bound = primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # jax before 0.10
@@ -193,7 +184,7 @@ def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
 
 
 def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree of dicts and the like, each with its keys joined by dots."""
+    """Yield the leaves of a tree of dicts and the like, each with its keys joined by dots."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield ".".join(_key(entry) for entry in path), leaf
 

@@ -13,16 +13,7 @@ from typing import TypeAlias
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.control_flow import (
-    Call,
-    Cond,
-    Scan,
-    ShardMap,
-    While,
-    control_flow,
-    evaluated,
-    settled,
-)
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import product
 from rankfold_jax.jaxpr.provenance import Provenance
 
@@ -54,43 +45,43 @@ def _walk(
     def step(eqn: JaxprEqn, inside: list[Sources]) -> list[Sources]:
         return _step(eqn, inside, repeats, counts)
 
-    return evaluated(closed, inputs, step, lambda _: _NONE)
+    return flow.evaluated(closed, inputs, step, lambda _: _NONE)
 
 
 def _step(
     eqn: JaxprEqn, inside: list[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    match control_flow(eqn):
-        case Scan() | While() as loop:
+    match flow.split(eqn):
+        case flow.Scan() | flow.While() as loop:
 
             def run(body: ClosedJaxpr, inputs: list[Sources], into: Counter[str]) -> list[Sources]:
                 return _walk(body, inputs, repeats * loop.length, into)
 
-            _, outputs, inner = settled(loop, inside, run, _joined, Counter[str])
+            _, outputs, inner = flow.settled(loop, inside, run, _joined, Counter[str])
             counts.update(inner)
             return outputs
-        case Cond(branches):
-            of_branches = [Counter[str]() for _ in branches]
-            columns = zip(
-                *(
-                    _walk(branch, inside[1:], repeats, into)
-                    for branch, into in zip(branches, of_branches, strict=True)
-                ),
-                strict=True,
-            )
-            outputs = [_joined((inside[0], *column)) for column in columns]
-            counts.update(max(of_branches, key=lambda into: sum(into.values())))
-            return outputs
-        case Call(body):
+        case flow.Cond(branches):
+            tallies = [Counter[str]() for _ in branches]
+            of_branches = [
+                _walk(branch, inside[1:], repeats, tally)
+                for branch, tally in zip(branches, tallies, strict=True)
+            ]
+            counts.update(max(tallies, key=lambda tally: sum(tally.values())))
+            # A value that data choose is data, whatever the branches make it of.
+            return [_joined((inside[0], *column)) for column in zip(*of_branches, strict=True)]
+        case flow.Call(body):
             return _walk(body, inside, repeats, counts)
-        case ShardMap(body, shards):
+        case flow.ShardMap(body, shards):
+            # Shapes within it are those of one shard.
             return _walk(body, inside, repeats * shards, counts)
     whole = _joined(inside)
     if whole is None:
+        # One label will do for them all: only the sizes of the product are asked for.
         labels = [Provenance("", axes=()) if sources else None for sources in inside]
         use = product(eqn, labels, repeats)
         if use is not None:
             (sources,) = (sources for sources in inside if sources)
+            # Whole numbers that add up to all of them.
             for index, leaf in enumerate(sorted(sources)):
                 share, rest = divmod(use.macs, len(sources))
                 counts[leaf] += share + (index < rest)

@@ -1,4 +1,4 @@
-"""Which layers give the outputs of a model, read off its jaxpr.
+"""Layers that give the outputs of a model, read off its jaxpr.
 
 What a product of data with a layer's kernel gives is marked with the layer. The mark goes on to
 what is computed from that value alone: reshaped, selected, scaled, squashed, with biases, constants
@@ -15,16 +15,7 @@ from typing import TypeAlias
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.control_flow import (
-    Call,
-    Cond,
-    Scan,
-    ShardMap,
-    While,
-    control_flow,
-    evaluated,
-    settled,
-)
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import PRODUCTS
 from rankfold_jax.jaxpr.provenance import shape_of
 
@@ -36,7 +27,7 @@ _ADDING = frozenset(["add", "add_any", "sub"])
 _LOOK_UPS = frozenset(["gather", "dynamic_slice"])
 """Only the first operand is in the result, the others say where."""
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""What is in the names of returned values that a model keeps for itself or shows of its inside."""
+"""Parts of the names of returned values that a model keeps for itself or shows of its inside."""
 
 Use: TypeAlias = tuple[str, Hashable]
 """A layer and where its kernel is used."""
@@ -55,7 +46,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Own:
-    """What is computed from the model's arrays alone.
+    """A value computed from the model's arrays alone.
 
     Attributes:
         layers: that these arrays belong to.
@@ -67,7 +58,7 @@ class Own:
 
 
 class Given(Enum):
-    """What is computed from the model's inputs alone."""
+    """A value computed from the model's inputs alone."""
 
     INPUT = 0
 
@@ -87,7 +78,7 @@ class Leaf:
 def output_layers(
     closed: ClosedJaxpr, leaves: Sequence[Leaf], names: Sequence[str]
 ) -> frozenset[str]:
-    """The layers whose output is an output of the model; see `rankfold.adapters.base.Trace`.
+    """Return the layers whose output is an output of the model; see `rankfold.adapters.base.Trace`.
 
     Args:
         closed: of a function whose first inputs are the model's arrays.
@@ -110,22 +101,24 @@ def output_layers(
 
 def _walk(closed: ClosedJaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
     def step(eqn: JaxprEqn, operands: list[State]) -> list[State]:
+        # Equations tell the calls of a layer apart: a sum of two of them is a mix.
         return _step(eqn, operands, (*where, id(eqn)))
 
-    return evaluated(closed, inputs, step, lambda _: _CONSTANT)
+    return flow.evaluated(closed, inputs, step, lambda _: _CONSTANT)
 
 
 def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[State]:
     def run(body: ClosedJaxpr, inputs: Sequence[State], _: object = None) -> list[State]:
         return _walk(body, inputs, where)
 
-    match control_flow(eqn):
-        case Scan() | While() as loop:
-            return settled(loop, operands, run, _either, object)[1]
-        case Cond(branches):
+    match flow.split(eqn):
+        case flow.Scan() | flow.While() as loop:
+            # Turns share their equations, so that those of a layer are one call.
+            return flow.settled(loop, operands, run, _either, object)[1]
+        case flow.Cond(branches):
             columns = zip(*(run(branch, operands[1:]) for branch in branches), strict=True)
             return [_either(column) for column in columns]
-        case Call(body) | ShardMap(body):
+        case flow.Call(body) | flow.ShardMap(body):
             return run(body, operands)
     name = eqn.primitive.name
     if name in PRODUCTS:
@@ -137,12 +130,13 @@ def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[
             return [_product([table, Given.INPUT], where)] * len(eqn.outvars)
         operands = [table]
     elif name == "select_n":
+        # What chooses is not in the result.
         operands = operands[1:]
     return [_joined(name, operands)] * len(eqn.outvars)
 
 
 def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
-    """What a product is: the output of a layer where one operand is its kernel."""
+    """Return the state of a product: the output of a layer where one operand is its kernel."""
     kernels = [state for state in operands if isinstance(state, Own) and state.layers]
     if len(kernels) == 1 and any(not isinstance(state, Own) for state in operands):
         return Made(frozenset((layer, where) for layer in kernels[0].layers))
@@ -150,7 +144,7 @@ def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
 
 
 def _joined(name: str, operands: Sequence[State]) -> State:
-    """What a result is, from what its operands are."""
+    """Return the state of a result, from those of its operands."""
     calls_made = {state.calls for state in operands if isinstance(state, Made)}
     constants = [state for state in operands if isinstance(state, Own)]
     layers = frozenset[str]().union(*(state.layers for state in constants))
@@ -169,7 +163,7 @@ def _joined(name: str, operands: Sequence[State]) -> State:
 
 
 def _either(states: Sequence[State]) -> State:
-    """A value that is one of several."""
+    """Return the state of a value that is one of several."""
     if len(set(states)) == 1:
         return states[0]
     if all(isinstance(state, Own) for state in states):

@@ -28,12 +28,12 @@ from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.extents import extents_of
+from rankfold_jax.layouts.stock_layers import has_own_product
 from rankfold_jax.linen.layers import (
     ATTEND,
     CALLS,
     array_name,
     form_of,
-    own_product,
     shape_of,
 )
 from rankfold_jax.linen.rules import Calls, RuledLayer, rule_of, shapes_in
@@ -67,7 +67,7 @@ class Recorded:
 
 
 class Recording:
-    """What a forward pass showed.
+    """A forward pass, and what it showed.
 
     Args:
         model: a bound module.
@@ -160,14 +160,14 @@ class Recording:
         return output
 
     def _node(self, path: Path) -> Mapping[str, Any]:
-        """The parameters at a path as the model holds them."""
+        """Return the parameters at a path as the model holds them."""
         node: Any = self._params
         for name in path:
             node = node.get(name, {})
         return node  # type: ignore[no-any-return]  # Flax leaves it Any
 
     def ruled_layer(self, path: Path) -> RuledLayer:
-        """A layer that a layer rule reads."""
+        """Return a layer that a layer rule reads."""
         layer = self.layers[path]
         assert layer.rule is not None
         return RuledLayer(layer.rule, layer.module, self._node(path))
@@ -192,10 +192,10 @@ class Recording:
             if isinstance(layer.form, Refused):
                 continue
             try:
-                has_own_product = own_product(layer.module)
+                own_product = has_own_product(layer.module)
                 calls = self.calls[path]
                 extents[name] = extents_of(
-                    name, layer.form, dataflow, calls=calls, has_own_product=has_own_product
+                    name, layer.form, dataflow, calls=calls, has_own_product=own_product
                 )
             except Refused as refused:
                 refusals[name] = refused.reason
@@ -214,7 +214,7 @@ def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorde
 
 
 def applied(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """What a module gives, with every collection but the parameters mutable."""
+    """Return what a module gives, with every collection but the parameters mutable."""
     keys = jax.random.key(0)
     output, _ = module.apply(
         variables,
@@ -227,12 +227,12 @@ def applied(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwarg
 
 
 def is_matrix(value: Any) -> bool:
-    """Whether a parameter has two axes longer than 1."""
+    """Tell whether a parameter has two axes longer than 1."""
     return sum(size > 1 for size in shape_of(value)) > 1
 
 
 def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
-    """Every parameter of a tree of dicts, boxed ones in their boxes, in the order of its leaves."""
+    """Yield every parameter of a tree of dicts, in its box if it has one, in their order."""
     flat = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda value: isinstance(value, nn.meta.AxisMetadata)
     )[0]

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from rankfold_jax.layouts import chain_reader as chains
-from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS, OPTIONS
+from rankfold_jax.layouts.stock_layers import OPTIONS
+from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS
 
 _DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
 
@@ -30,7 +31,7 @@ class LowRankSequential(nnx.Sequential):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Hands options on to the stages and refuses what would have no effect."""
+        """Hand options on to the stages and refuse what would have no effect."""
         now = vars(self)  # Flax puts a graph together beneath this, by `object.__setattr__`
         if (name in ARRAYS and value is not now.get(name)) or (
             name in CONSTANTS and name in now and not _same(now[name], value)
@@ -47,7 +48,7 @@ class LowRankSequential(nnx.Sequential):
     def __call__(  # type: ignore[override]  # one input, as the layer it replaces has
         self, inputs: Any, *, out_sharding: Any = None, **options: Any
     ) -> Any:
-        """The layers one after the other; `out_sharding` is that of the last one's output."""
+        """Run the layers one after the other; `out_sharding` is that of the last one's output."""
         layers: list[Any] = list(self.layers)
         *before, last = layers
         for layer in before:
@@ -57,7 +58,7 @@ class LowRankSequential(nnx.Sequential):
         return last(inputs, **options)
 
     def attend(self, query: Any, *, out_sharding: Any = None) -> Any:
-        """`Embed.attend` with the table that the chain stands for.
+        """Run `Embed.attend` with the table that the chain stands for.
 
         Raises:
             AttributeError: the chain replaces another layer than an Embed.
@@ -75,7 +76,7 @@ class LowRankSequential(nnx.Sequential):
 
 
 def chained(stages: Sequence[Any], module: nnx.Module) -> LowRankSequential:
-    """Stock layers as the one that stands in the place of a layer, with its further attributes."""
+    """Chain stock layers in the place of a layer, with its further attributes."""
     chain = LowRankSequential(*stages)
     for name, value in vars(module).items():
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):

@@ -28,6 +28,7 @@ from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.extents import extents_of, seen_axes
 from rankfold_jax.layouts.stacks import ObservedAxes
+from rankfold_jax.layouts.stock_layers import has_own_product
 from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.layers import form_of
@@ -40,7 +41,7 @@ _WATCHED = ("kernel", "embedding", "bias")
 
 
 class Watch:
-    """Records look-ups of a layer's arrays by anything but the layer itself."""
+    """A record of calls of layers, and of look-ups of their arrays by anything but themselves."""
 
     def __init__(self) -> None:
         self.refusals: dict[str, str] = {}
@@ -49,7 +50,7 @@ class Watch:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def called(self, path: str, module: nnx.Module, args: Any, kwargs: Any) -> None:
-        """A layer is called; of one that a rule reads the call tells what its arrays do not."""
+        """Note a call of a layer; of one that a rule reads it tells what the arrays do not."""
         self.calls[path] += 1
         parts = vars(module).get(_PARTS)
         if parts is None:
@@ -63,7 +64,7 @@ class Watch:
             self.shapes.setdefault(path, []).append(np.shape(inputs[0]))
 
     def read(self, path: str, name: str) -> None:
-        """An array of a layer is looked up."""
+        """Note that an array of a layer is looked up."""
         if not self.running or self.running[-1] != path:
             self.refusals.setdefault(path, f"its {name} is read from outside the layer")
 
@@ -77,7 +78,7 @@ the interpreter's, whatever arrives."""
 def trace(
     model: nnx.Module, layers: Mapping[str, nnx.Module], inputs: Any
 ) -> tuple[Trace, dict[str, ObservedAxes]]:
-    """Traces the model once and leaves it as it was.
+    """Trace the model once and leave it as it was.
 
     Args:
         model: the model.
@@ -91,8 +92,7 @@ def trace(
     Raises:
         RankfoldError: the model fails on the inputs.
     """
-    inputs = Inputs(inputs)
-    watch = Watch()
+    inputs, watch = Inputs(inputs), Watch()
     copy = nnx.clone(model)
     inside = modules(copy)
     watched = {
@@ -100,39 +100,67 @@ def trace(
         for path in layers
         if kind_of(inside[path]) is not None and _plain(inside[path])
     }
-    leaves: dict[int, str] = {}
-    for path, module in watched.items():
-        leaves[id(getattr(module, kernel_name(module)))] = path
-        setattr(module, _PATH, path)
-        module.__class__ = _watched(type(module))
     ruled_ops = _ruled_ops(model, layers)
-    for path in ruled_ops:
-        setattr(inside[path], _PATH, path)
-        setattr(inside[path], _PARTS, _shapes(inside[path]))
-        inside[path].__class__ = _watched(type(inside[path]))
-    graphdef, state = nnx.split(copy)
-    arrays = [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
-    labels = [leaves.get(id(value)) for value in arrays]
+    # a subclass of a stock layer may be both, and is to be counted once
+    for path in {**watched, **ruled_ops}:
+        _put_under_watch(inside[path], path, has_rule=path in ruled_ops)
+    kernels = {id(getattr(module, kernel_name(module))): path for path, module in watched.items()}
     holders = {
         id(value): path
         for path in reversed(list(layers))
         for value in variables(inside[path]).values()
     }
+    closed, arrays = _traced(copy, inputs, watch)
     owners = [holders.get(id(value)) for value in arrays]
+    dataflow = jaxprs.find(closed, [kernels.get(id(value)) for value in arrays])
+    counts = counted(closed, owners)
+    extents, seen = _extents(watched, dataflow, watch)
+    for path, op in ruled_ops.items():
+        extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
+    leaves = [
+        Leaf(owner, isinstance(value, nnx.Param))
+        for owner, value in zip(owners, arrays, strict=True)
+    ]
+    outputs = output_layers(closed, leaves, inputs.names)
+    return Trace(extents, watch.refusals, counts, outputs), seen
+
+
+def _put_under_watch(module: nnx.Module, path: str, *, has_rule: bool) -> None:
+    """Make a module of a traced copy tell the watch of its calls and of look-ups of its arrays."""
+    if has_rule:
+        setattr(module, _PARTS, _shapes(module))
+    setattr(module, _PATH, path)
+    module.__class__ = _watched(type(module))
+
+
+def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr, list[Any]]:
+    """Return the jaxpr of a model, and the arrays or Variables that are its first inputs.
+
+    Raises:
+        RankfoldError: the model fails on the inputs.
+    """
+    graphdef, state = nnx.split(copy)
 
     def forward(state: Any, arrays: list[Any]) -> Any:
         return inputs.call(nnx.merge(graphdef, state), arrays)
 
-    def traced() -> ClosedJaxpr:
+    def run() -> ClosedJaxpr:
         _watch.set(watch)
         with replacements(watch):
             return jaxprs.traced(forward, state, inputs.arrays)[0]
 
     try:
-        closed = copy_context().run(traced)
+        closed = copy_context().run(run)
     except Exception as error:  # whatever the model raises on these inputs
         raise failed(error) from error
-    dataflow = jaxprs.find(closed, labels)
+    # a Variable that holds several arrays stands for each of them
+    return closed, [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
+
+
+def _extents(
+    watched: Mapping[str, nnx.Module], dataflow: jaxprs.Dataflow, watch: Watch
+) -> tuple[dict[str, tuple[Extent, ...]], dict[str, ObservedAxes]]:
+    """Return the extents of stock layers and the axes of their kernels; add to the refusals."""
     extents: dict[str, tuple[Extent, ...]] = {}
     seen: dict[str, ObservedAxes] = {}
     for path, module in watched.items():
@@ -143,53 +171,34 @@ def trace(
                 form_of(module),
                 dataflow,
                 calls=watch.calls[path],
-                has_own_product=_own(module),
+                has_own_product=has_own_product(module),
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    counts = counted(closed, owners)
-    for path, op in ruled_ops.items():
-        extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
-    leaves_of_model = [
-        Leaf(owner, isinstance(value, nnx.Param))
-        for owner, value in zip(owners, arrays, strict=True)
-    ]
-    outputs = output_layers(closed, leaves_of_model, inputs.names)
-    return Trace(extents, watch.refusals, counts, outputs), seen
+    return extents, seen
 
 
 def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:
-    """The layers that rules read."""
-    dataflow = {}
+    """Read the layers that have rules, as far as these can."""
+    ops = {}
     for path, module in layers.items():
         rule = rules.rule_of(module)
         if rule is not None:
             try:
-                dataflow[path] = rules.read(rule, module)
+                ops[path] = rules.read(rule, module)
             except Refused:  # and so it will be when it is read to be compressed
                 continue
-    return dataflow
+    return ops
 
 
 def _shapes(module: nnx.Module) -> str:
-    """The names and shapes of a module's own arrays, as a word that a graph can hold."""
+    """Return the names and shapes of a module's own arrays, as a word that a graph can hold."""
     return str({name: np.shape(v.get_raw_value()) for name, v in variables(module).items()})
-
-
-def _own(module: Any) -> bool:
-    """Whether the layer multiplies in a way of its own, which may do anything with the kernel."""
-    stock: dict[str, tuple[Any, ...]] = {
-        "dot_general": (None, jax.lax.dot_general),
-        "dot_general_cls": (None,),
-    }
-    stock["einsum_op"] = (None, jax.numpy.einsum)
-    stock["conv_general_dilated"] = (None, jax.lax.conv_general_dilated)
-    return any(getattr(module, name, None) not in usual for name, usual in stock.items())
 
 
 @cache
 def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """A subclass that tells the watch when its arrays are looked up from outside."""
+    """Make a subclass that tells the watch when its arrays are looked up from outside."""
 
     def calling(name: str) -> Any:
         original = getattr(kind, name)
@@ -223,7 +232,7 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
 
 
 def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Every module that could be a layer: stock ones, and others with a matrix of their own."""
+    """Find every module that could be a layer: stock ones, others with a matrix of their own."""
     return {
         path: module
         for path, module in modules(model).items()
@@ -242,6 +251,6 @@ def _is_matrix(variable: nnx.Variable[Any]) -> bool:
 
 
 def _plain(module: nnx.Module) -> bool:
-    """Whether the kernel is an ordinary array, whose way through a jaxpr can be followed."""
+    """Tell whether the kernel is an ordinary array, whose way through a jaxpr can be followed."""
     value = getattr(module, kernel_name(module)).get_raw_value()
     return isinstance(value, jax.Array | jax.ShapeDtypeStruct | np.ndarray)

@@ -16,9 +16,9 @@ from rankfold_jax.jaxpr.control_flow import (
     Scan,
     ShardMap,
     While,
-    control_flow,
     evaluated,
     settled,
+    split,
 )
 
 X = jnp.ones((2, 5))
@@ -35,9 +35,9 @@ def test_a_scan_has_constants_a_carry_and_slices() -> None:
         return lax.scan(lambda c, x: (c + a.sum() + b.sum(), x[:2]), carry, xs, reverse=True)
 
     eqn = equation("scan", function, jnp.ones(3), jnp.ones(4), 0.0, jnp.ones((7, 5)))
-    scan = control_flow(eqn)
+    scan = split(eqn)
     assert isinstance(scan, Scan)
-    assert (scan.length, scan.reverse, scan.may_not_run) == (7, True, False)
+    assert (scan.length, scan.reverse) == (7, True)
     shapes = [[v.aval.shape for v in part] for part in scan.operands(eqn.invars)]
     assert [len(part) for part in shapes] == [2, 1, 1]
     assert shapes[1:] == [[()], [(7, 5)]]
@@ -53,7 +53,7 @@ def test_a_while_loop_has_constants_of_its_test_and_of_its_body() -> None:
         return lax.while_loop(lambda c: c.sum() < a[0], lambda c: c + b.sum() + b[0], carry)
 
     eqn = equation("while", function, jnp.ones(3), jnp.ones(4), X)
-    loop = control_flow(eqn)
+    loop = split(eqn)
     assert isinstance(loop, While)
     test, body, carry = loop.operands(eqn.invars)
     assert (len(test), len(body)) == (loop.test_constants, loop.body_constants)
@@ -68,7 +68,7 @@ def test_a_while_loop_has_constants_of_its_test_and_of_its_body() -> None:
 
 def test_a_cond_has_branches() -> None:
     eqn = equation("cond", lambda i, x: lax.switch(i, [jnp.sin, jnp.cos, jnp.tan], x), 1, X)
-    cond = control_flow(eqn)
+    cond = split(eqn)
     assert isinstance(cond, Cond)
     primitives = [branch.jaxpr.eqns[0].primitive.name for branch in cond.branches]
     assert primitives == ["sin", "cos", "tan"]
@@ -87,7 +87,7 @@ def test_a_call_runs_one_jaxpr_on_its_operands(name: str) -> None:
     function = CALLS[name]
     closed = jax.make_jaxpr(function)(X)
     eqn = closed.jaxpr.eqns[0]
-    while not isinstance(call := control_flow(eqn), Call) or eqn.primitive.name != name:
+    while not isinstance(call := split(eqn), Call) or eqn.primitive.name != name:
         assert isinstance(call, Call)
         eqn = call.body.jaxpr.eqns[0]
     assert [v.aval.shape for v in call.body.jaxpr.invars] == [(2, 5)]
@@ -105,7 +105,7 @@ UNKNOWN: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_runs_a_jaxpr_on_single_numbers_is_no_call(name: str) -> None:
-    assert control_flow(equation(name, UNKNOWN[name], X)) is None
+    assert split(equation(name, UNKNOWN[name], X)) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_what_runs_a_jaxpr_on_single_numbers_is_no_call(name: str) -> None:
 def test_a_shard_map_runs_once_for_each_shard(spec: PartitionSpec, shards: int) -> None:
     mesh = AbstractMesh((2, 3), ("a", "b"))
     function = jax.shard_map(jnp.sin, mesh=mesh, in_specs=spec, out_specs=spec)
-    sharded = control_flow(equation("shard_map", function, jnp.ones((6, 9))))
+    sharded = split(equation("shard_map", function, jnp.ones((6, 9))))
     assert isinstance(sharded, ShardMap)
     assert sharded.shards == shards
 
@@ -145,7 +145,7 @@ def test_a_loop_gives_its_initial_carry_only_if_it_may_not_run(
             return lax.while_loop(lambda c: c.sum() < 9, jnp.sin, x)
         return lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=turns)[0]
 
-    loop = control_flow(equation("scan" if turns is not None else "while", function, X))
+    loop = split(equation("scan" if turns is not None else "while", function, X))
     assert isinstance(loop, Scan | While)
 
     def run(body: Any, inputs: list[frozenset[str]], record: list[Any]) -> list[frozenset[str]]:
