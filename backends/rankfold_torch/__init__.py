@@ -10,8 +10,10 @@ RANKFOLD_API = (1, 0)
 
 @hookimpl
 def rankfold_adapters() -> Iterable[AdapterSpec]:
-    """Registers "torch" for every `torch.nn.Module`."""
+    """Register the adapter "torch" for every `torch.nn.Module`."""
     return (
+        # Types and targets are texts "module:name": this module is imported by every `import
+        # rankfold`, and must not load torch.
         AdapterSpec(
             name="torch",
             model_types=("torch.nn.modules.module:Module",),
@@ -33,10 +35,13 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
 
 @hookimpl
 def rankfold_layer_rules() -> Iterable[Rule]:
-    """How layers lie in a checkpoint, and the convolutions of this package as layers."""
+    """Return the rule for tensors of a checkpoint, and those for convolutions of this package."""
     return (
         TORCH_TENSORS,
         *(
+            # `SameConv*d` are subclasses of stock layers with a forward of their own, which is
+            # refused without a rule. With one, a model that was compressed into them can be
+            # compressed again.
             LayerRule(
                 adapter="torch",
                 layer=f"rankfold_torch.layers.same_padding:SameConv{axes}d",

@@ -1,4 +1,4 @@
-"""`TorchAdapter`: what the core asks of PyTorch."""
+"""`TorchAdapter`, through which the core reads, runs and changes models of PyTorch."""
 
 from __future__ import annotations
 
@@ -57,24 +57,33 @@ class TorchAdapter:
     """
 
     def __init__(self) -> None:
+        # `ModuleUsage` walks over the whole model and reads source: once a model, not once a layer.
+        # The caches are the instance's, as its models do not change while it lives.
         self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
         self._run: stale.Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
 
     def parts(self, model: nn.Module) -> Iterable[object]:
-        """The modules, and the tensors that these may share with those of other models."""
+        """Yield the modules, and the tensors that these may share with those of other models."""
         for module in model.modules():
+            # These are compared by identity, to find models that share a part with one at work.
             yield module
             if not isinstance(module, torch.jit.ScriptModule):  # whose tensors are always new ones
                 tensors = (*module._parameters.values(), *module._buffers.values())
                 yield from (tensor for tensor in tensors if tensor is not None)
 
     def thread_state(self) -> Callable[[], object]:
-        """Whether gradients are taken, which `no_grad` sets back only if it is not interrupted."""
+        """Return a function that sets gradients on or off as they are now."""
+        # `no_grad` sets the flag back in its own `__exit__`, which an interrupt may cut off. The
+        # value is read here, before anything changes it.
         return partial(torch.set_grad_enabled, torch.is_grad_enabled())
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
-        """Stock layers, any other module that holds a matrix or a kernel, and ruled parameters."""
+        """Return the classes of layers by path.
+
+        Layers are the stock ones, other modules that hold a matrix or a kernel, and parameters that
+        a rule names.
+        """
         check_root(model)
         return {
             path: f"{type(layer.module).__name__}.{layer.name}"
@@ -84,11 +93,11 @@ class TorchAdapter:
         }
 
     def size(self, model: nn.Module) -> int:
-        """The number of parameters, shared ones counted once."""
+        """Return the number of parameters, shared ones counted once."""
         return sum(p.numel() for p in model.parameters() if not nn.parameter.is_lazy(p))
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
-        """The further paths of a module that stands in several places."""
+        """Return the further paths of a module that stands in several places."""
         held = held_at(model, path)
         module = model.get_submodule(path) if held is None else held.module
         end = "" if held is None else f".{held.name}"
@@ -96,20 +105,22 @@ class TorchAdapter:
         return tuple(other for other in others if other != path)
 
     def read(self, model: nn.Module, path: str) -> Op:
-        """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        """Return the layer at a path as an op; refuse it for what it is or what surrounds it."""
         return self._read(model, path, lambda module: module)
 
     def structure(self, model: nn.Module, path: str) -> Op:
-        """As `read`, of a layer on the meta device too."""
+        """Return the layer at a path as an op; one on the meta device has zeros for values."""
         return self._read(model, path, shaped)
 
     def _read(self, model: nn.Module, path: str, valued: Callable[[nn.Module], nn.Module]) -> Op:
-        """Reads a layer of values that a function gives it."""
+        """Read a layer, with the values that a function gives its module."""
         held = held_at(model, path)
         if held is not None:
             held = ParameterLayer(valued(held.module), held.name)
             check_parameter(held.module, held.name)
             owner = path.rpartition(".")[0]
+            # Ties are looked for by identity of modules: the one in the model is asked, not the
+            # shell with zeros that `valued` may have made.
             surrounded = model.get_submodule(owner)
             self._surroundings(model).check_parameter(owner, surrounded, held.name)
             return held.read()
@@ -121,16 +132,19 @@ class TorchAdapter:
         check_state(module)
         if rule is None:
             check_parts(module)
+        # In this order the reason given is the one nearest to the layer: its class, how it holds
+        # its weight, what else it holds, and only then its surroundings. A rule answers for the
+        # class and the parts of its layers; what rules cannot know is checked for them, too.
         self._surroundings(model).check(path, original)
         return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
-        """What the layer's rule folds into the weight; "" without a rule."""
+        """Return the name of what the layer's rule folds into the weight; "" without a rule."""
         rule = None if held_at(model, path) else self._rule(model.get_submodule(path))
         return "" if rule is None else rule.folds
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
-        """One forward pass in eval mode without gradients."""
+        """Trace one forward pass in eval mode without gradients."""
         check_root(model)
         trace = tracing.trace(model, self._modules(model), inputs)
         self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
@@ -138,11 +152,12 @@ class TorchAdapter:
         return trace
 
     def recall(self) -> None:
-        """A run shows what `forward` reads, so that its source is asked for the rest alone."""
+        """Rely on a run for what `forward` reads, and on the source for the rest alone."""
+        # A new cache: without a trace, more reads in the source count against a layer.
         self._surroundings = cache(partial(ModuleUsage, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
-        """An `nn.Sequential` of stock layers; the factors of a parameter."""
+        """Build an `nn.Sequential` of stock layers, or the factors of a parameter."""
         held = held_at(model, path)
         if held is not None:
             return held.build(chain)
@@ -156,13 +171,13 @@ class TorchAdapter:
         return built
 
     def run(self, module: nn.Module | Factors, x: Array) -> Array:
-        """The module's output, computed in float64."""
+        """Return the output of a module, computed in float64."""
         if isinstance(module, Factors):
             return to_array(module.run(torch.from_numpy(np.ascontiguousarray(x))).cpu())
         return layers.run(module, x)
 
     def precision(self, model: nn.Module, path: str) -> float:
-        """Machine epsilon of the layer's dtype."""
+        """Return the machine epsilon of the layer's dtype."""
         held = held_at(model, path)
         if held is not None:
             return torch.finfo(held.tensor.dtype).eps
@@ -172,7 +187,7 @@ class TorchAdapter:
     def replace(
         self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
     ) -> nn.Module:
-        """Swaps layers by identity, so that shared modules stay shared, and parameters by name.
+        """Swap layers by identity, so that shared modules stay shared, and parameters by name.
 
         The copy never copies the layers that are replaced.
 
@@ -184,15 +199,16 @@ class TorchAdapter:
     def replaced(
         self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
     ) -> tuple[nn.Module, Mapping[str, str]]:
-        """As `replace`; where example inputs were traced, the result is run on them once."""
+        """Replace layers and say which must be left; run the result once on traced inputs."""
         return swapping.replaced(model, modules, inplace=inplace, run=self._run)
 
     def save_weights(self, model: nn.Module, file: Path) -> None:
-        """Every parameter and persistent buffer, tied ones once."""
+        """Write every parameter and persistent buffer, tied ones once."""
         weights.save_weights(model, file)
 
     def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
-        """Fills the model after checking names, shapes and dtypes."""
+        """Fill the model after checking names, shapes and dtypes."""
+        # Under inference mode the values would be set on tensors that can never be trained.
         with torch.inference_mode(mode=False):
             weights.load_weights(model, file, *more)
         return model
@@ -205,7 +221,8 @@ class TorchAdapter:
         rng: np.random.Generator,
         advance: Advance,
     ) -> Mapping[str, LayerMoments]:
-        """One forward and backward pass per batch, with hooks on the modules."""
+        """Gather moments in one forward and backward pass per batch, by hooks on the modules."""
+        # A parameter has no call of its own at which a hook could see inputs.
         in_modules = {path: op for path, op in layers.items() if held_at(model, path) is None}
         return moments.moments(model, calibration, in_modules, rng, advance)
 
@@ -219,10 +236,12 @@ class TorchAdapter:
         sequential: bool,
         rng: np.random.Generator,
     ) -> Mapping[str, float]:
-        """Both runs are of the model itself, each in a thread of its own."""
+        """Run the model twice side by side, each run in a thread of its own."""
 
         def build(path: str, chain: Chain) -> Any:
             first, op = chain[0], layers[path]
+            # A chain of one op of the layer's own shape is a refit at full rank: the layer stays
+            # what it is, with other values.
             same = type(first) is type(op) and first.weight.shape == op.weight.shape
             if len(chain) == 1 and same:
                 return self.refilled(model, path, first)
@@ -233,7 +252,7 @@ class TorchAdapter:
         )
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> nn.Module | nn.Parameter:
-        """A copy of the layer alone."""
+        """Return a copy of the layer with the values of an op."""
         held = held_at(model, path)
         if held is not None:
             return held.filled(op.weight)
@@ -246,12 +265,13 @@ class TorchAdapter:
             return refilling.refilled(module, op, read)
 
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
-        """A copy of the compressed model, with a copy of the layer in place of each chain."""
+        """Return a copy of the compressed model with a copy of the layer in place of each chain."""
         modules = {}
         for path in paths:
             op = self.read(model, path)
             held = held_at(model, path)
             if held is None:
+                # The factors as they are now, after any fine-tuning.
                 chain = layers.chain(small.get_submodule(path))
             else:
                 chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
@@ -266,17 +286,19 @@ class TorchAdapter:
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration
     ) -> tuple[float, float]:
-        """One forward pass of both models per batch."""
+        """Return the mean losses of both models, by one forward pass of each per batch."""
         return losses.divergence(model, small, calibration)
 
     def seconds(
         self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]
     ) -> tuple[float, ...]:
-        """Chains that cannot be built take forever, and so do those of a parameter.
+        """Return median seconds of a layer and its chains; infinite for chains of a parameter.
 
-        They are multiplied out for every use; the parameter itself has no time of its own.
+        Chains that cannot be built take forever, too. Factors of a parameter are multiplied out for
+        every use; the parameter itself has no time of its own.
         """
         if held_at(model, path) is not None:
+            # Infinite times keep a latency budget from choosing factors.
             return (0.0, *(math.inf for _ in chains))
         built: list[nn.Module | None] = []
         for chain in chains:
@@ -289,12 +311,15 @@ class TorchAdapter:
         return timing.seconds(model.get_submodule(path), self.read(model, path), built, extents)
 
     def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
-        """Whole forward passes in eval mode without gradients."""
+        """Return median seconds of whole forward passes in eval mode without gradients."""
         return timing.model_seconds(models, inputs)
 
     def _found(self, model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
         layers: dict[str, nn.Module | ParameterLayer] = {}
         for path, module in model.named_modules():
+            # A parameter rule takes over the whole module: where one knows the class, its
+            # parameters are the layers, and not the module itself even if that is a subclass of a
+            # stock layer.
             names = names_in(module, _NAME)
             if names is not None:
                 for name, parameter in module._parameters.items():
@@ -313,6 +338,7 @@ class TorchAdapter:
 
     def _is_layer(self, module: nn.Module) -> bool:
         return (
+            # Modules that will be refused are layers as well, so that the plan can give the reason.
             isinstance(module, (*layers.KINDS, LazyModuleMixin))
             or is_quantized(module)
             or self._rule(module) is not None
@@ -321,11 +347,13 @@ class TorchAdapter:
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
+        # By exact type: a rule may be for a subclass of nn.Linear, and none can be for nn.Linear
+        # itself.
         return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
 
 
 def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
-    """The model, where every layer was replaced."""
+    """Return the model where every layer was replaced; else raise the first reason."""
     model, left = result
     for path, reason in left.items():
         raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
@@ -334,13 +362,16 @@ def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
 
 def _is_matrix(parameter: torch.Tensor | None) -> bool:
     if parameter is None or nn.parameter.is_lazy(parameter):
+        # A lazy parameter has no shape to ask for, and is listed so that its refusal says so.
         return parameter is not None
+    # Axes of one element are not counted: a (1, 1, d) position bias is a vector.
     return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
 
 
 def _paths(model: nn.Module) -> Mapping[int, list[str]]:
-    """All paths of each module, by its identity."""
+    """Return all paths of each module, by its identity."""
     paths: dict[int, list[str]] = {}
+    # `named_modules` leaves out repetitions unless told otherwise.
     for path, module in model.named_modules(remove_duplicate=False):
         paths.setdefault(id(module), []).append(path)
     return paths

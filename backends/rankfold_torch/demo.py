@@ -25,10 +25,12 @@ class TorchDemo:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
+        # The path of the last layer in the `nn.Sequential` of `network`, which gives the logits.
         self.head = "17"
 
     def network(self) -> nn.Module:
-        """An untrained network."""
+        """Return an untrained network."""
+        # Layers draw their initial weights from the default generator.
         torch.manual_seed(self._seed)
         return nn.Sequential(
             *_block(1, 64),
@@ -53,7 +55,7 @@ class TorchDemo:
         learning_rate: float,
         advance: Callable[[], None],
     ) -> None:
-        """Trains in place by AdamW with a one-cycle learning rate on randomly shifted images.
+        """Train in place by AdamW with a one-cycle learning rate on randomly shifted images.
 
         Args:
             model: the network.
@@ -73,6 +75,8 @@ class TorchDemo:
         for _ in range(epochs):
             order = torch.randperm(len(x), generator=generator)
             for batch in order.split(_BATCH):  # type: ignore[no-untyped-call]  # untyped in torch
+                # One shift for the whole batch, by at most a pixel: `_shifted` crops the padded
+                # image.
                 shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
                 loss = functional.cross_entropy(model(_shifted(x[batch], *shift)), y[batch])
                 optimizer.zero_grad()
@@ -83,21 +87,23 @@ class TorchDemo:
         model.eval()
 
     def accuracy(self, model: nn.Module, images: Array, labels: Array) -> float:
-        """The share of images classified right."""
+        """Return the share of images classified right."""
         model.eval()
         with torch.no_grad():
             predicted = model(torch.from_numpy(images)).argmax(dim=1).numpy()
         return float(np.mean(predicted == labels))
 
     def inputs(self, images: Array) -> torch.Tensor:
-        """Example inputs: one image."""
+        """Return example inputs: one image."""
         return torch.from_numpy(images[:1])
 
     def latencies(self, models: list[nn.Module], images: Array) -> list[float]:
-        """Median seconds of one forward pass of each model, measured in turns."""
+        """Return median seconds of one forward pass of each model, measured in turns."""
         x = torch.from_numpy(images)
         times: list[list[float]] = [[] for _ in models]
         with torch.no_grad():
+            # Models take turns, so that a slow spell of the machine falls on all of them. The first
+            # three rounds warm up and are not counted.
             for turn in range(_LATENCY_ROUNDS + 3):
                 for model, measured in zip(models, times, strict=True):
                     start = time.perf_counter()
@@ -112,5 +118,6 @@ def _block(into: int, out: int) -> tuple[nn.Module, ...]:
 
 
 def _shifted(x: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    # 8×8 images become 10×10; the crop of 8 begins 1 further than the shift.
     padded = functional.pad(x, (1, 1, 1, 1))
     return padded[:, :, 1 + down : 9 + down, 1 + right : 9 + right]

@@ -1,4 +1,4 @@
-"""Models on the meta device, which have shapes and no values: how they are read and filled."""
+"""Reading and filling of models on the meta device, which have shapes and no values."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from rankfold.errors import RankfoldError
 
 
 def shaped(module: nn.Module) -> nn.Module:
-    """A module as it is, or one with zeros in place of parameters on the meta device.
+    """Return a module as it is, or one with zeros in place of parameters on the meta device.
 
     Only its class, shapes and dtypes count; the zeros take no memory.
     """
     if not any(p is not None and p.is_meta for p in module._parameters.values()):
         return module
+    # A shallow copy: assigning `_parameters` on it leaves the registries of the module alone.
     shell = copy.copy(module)
     shell._parameters = {name: _zeros(p) for name, p in module._parameters.items()}
     return shell
 
 
 def materialise(model: nn.Module) -> None:
-    """Gives every parameter and stored buffer on the meta device memory on the CPU, not yet filled.
+    """Give every parameter and stored buffer on the meta device memory on the CPU, not yet filled.
 
     Tied ones stay tied. Dtypes and whether gradients are taken stay as they are.
 
@@ -40,6 +41,8 @@ def materialise(model: nn.Module) -> None:
             "state_dict, so not stored; make the model with values for these (accelerate's "
             "init_empty_weights() leaves buffers on the CPU), or make it on the CPU"
         )
+    # By identity, so that a tied tensor gets one memory and stays tied. The attributes that users
+    # or libraries put on a parameter are carried over.
     filled: dict[int, torch.Tensor] = {}
     for module in list(model.modules()):
         for name, parameter in list(module._parameters.items()):
@@ -48,6 +51,8 @@ def materialise(model: nn.Module) -> None:
                     empty = torch.empty_like(parameter, device="cpu")
                     filled[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
                     vars(filled[id(parameter)]).update(vars(parameter))
+                # By `setattr`: modules that keep references of their own (RNNs, their flat weights)
+                # renew them in `__setattr__`.
                 setattr(module, name, filled[id(parameter)])
         for name, buffer in list(module._buffers.items()):
             if buffer is not None and buffer.is_meta:
@@ -57,7 +62,7 @@ def materialise(model: nn.Module) -> None:
 
 
 def _unstored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors on the meta device that the state of a model does not hold, by name."""
+    """Yield name and value of tensors on the meta device that a model's state does not hold."""
     for path, module in model.named_modules():
         tensors = {
             name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)
@@ -71,5 +76,6 @@ def _unstored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _zeros(parameter: nn.Parameter | None) -> nn.Parameter | None:
     if parameter is None or not parameter.is_meta:
         return parameter
+    # One element, expanded: strides of 0 give the shape without the memory.
     zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
     return nn.Parameter(zeros, parameter.requires_grad)

@@ -38,7 +38,7 @@ _NAMES = {
 
 
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "params")
-"""What training programs call the state of the model in the files they write, best known first."""
+"""Keys under which training programs store the state of the model, best known first."""
 _DEPTH = 3  # keys deep: {"model": {"state_dict": {...}}} and a level to spare
 _ARCHIVE = b"PK\x03\x04"
 # The pickle has names and shapes alone, some hundred bytes a tensor: room for above 10^5 tensors.
@@ -50,7 +50,7 @@ _REMEDY = (
 
 
 class Pickled:
-    """A file of tensors; see `rankfold.storage.safetensors_file.File`."""
+    """A file of torch.save() behind the interface of `rankfold.storage.safetensors_file.File`."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -61,7 +61,7 @@ class Pickled:
 
     @cached_property
     def header(self) -> Header:
-        """Of tensors one behind the other."""
+        """Header of the file: name, dtype, shape and size in bytes of every tensor."""
         entries = {}
         for name, tensor in self._state.tensors.items():
             if tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
@@ -69,19 +69,24 @@ class Pickled:
                     f"{str(self._file)!r}: {name!r} is {tensor.dtype} ({tensor.layout}), which a "
                     "safetensors file does not hold"
                 )
+            # A crafted file can claim a shape of terabytes over a few bytes by strides of 0. Such a
+            # tensor would be made dense when its bytes are read; sizes are checked against the
+            # storage instead.
             size = tensor.numel() * tensor.element_size()
             if tensor.device.type != "cpu" or tensor.untyped_storage().nbytes() < size:
                 raise RankfoldError(f"{str(self._file)!r}: {name!r} is more than the file holds")
+            # Offsets are within each tensor: `data` slices its bytes, whatever the file is like.
             entries[name] = Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), 0, size)
         keys = self._state.keys
         notes = (f"tensors from {' in '.join(map(repr, reversed(keys)))} of the file",)
         return Header(entries, {"format": "pt"}, notes if keys else ())
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, or of a part of it."""
+        """Return the bytes of a tensor, or of a part of it."""
         if entry.size == 0:
             return np.empty(0, np.uint8)
         tensor = self._state.tensors[entry.name].detach()
+        # Conjugation and negation are flags on a view; the bytes beneath do not have them.
         tensor = tensor.resolve_conj().resolve_neg().contiguous()
         data: Array = tensor.reshape(-1).view(torch.uint8).numpy()
         return data[entry.begin : entry.begin + entry.size]
@@ -115,6 +120,8 @@ def read_state(file: Path) -> State:
     # takes memory only for the tensors that are read. Old formats cannot be mapped.
     archived = _check_archive(file)
     loaded: Any = None
+    # The second try, without mapping, is for archives that torch cannot map; its error is the one
+    # that is told.
     for mapped in (True, False) if archived else (False,):
         try:
             with warnings.catch_warnings():
@@ -156,6 +163,9 @@ def _check_archive(file: Path) -> bool:
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
     for part in parts:
+        # The directory of the archive says both sizes, and may lie. Equal sizes of uncompressed
+        # parts whose sum is within the size of the file leave no room for an archive bomb; parts
+        # that overlap add up to more than the file.
         if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
             raise RankfoldError(
                 f"{str(file)!r}: {part.filename!r} is compressed, which torch.save() does not do"
@@ -190,9 +200,11 @@ def _container(file: Path, loaded: Any) -> str | None:
 
 
 def _leads(value: Any, depth: int = _DEPTH) -> bool:
-    """Whether a value is the state of a model, or a known container of one."""
+    """True if a value is the state of a model, or a known container of one."""
     if not isinstance(value, dict) or not value or not depth:
         return False
+    # One tensor is enough to call it a state: a state with something else in it is refused by
+    # `_checked` with the name of the item, which helps more than "no state dict".
     if any(isinstance(tensor, torch.Tensor) for tensor in value.values()):
         return all(isinstance(name, str) for name in value)
     return any(_leads(value.get(key), depth - 1) for key in _CONTAINERS)
@@ -206,6 +218,8 @@ def _checked(file: Path, loaded: Any) -> dict[str, torch.Tensor]:
     for name, tensor in loaded.items():
         if not isinstance(name, str):
             raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")
+        # By exact type: subclasses (DTensor, quantized wrappers) keep their values elsewhere than
+        # in the storage that would be read here.
         plain = type(tensor) in (torch.Tensor, nn.Parameter)
         if not plain or tensor.is_nested or tensor.is_quantized:
             raise RankfoldError(

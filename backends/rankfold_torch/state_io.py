@@ -18,7 +18,7 @@ from rankfold_torch.pickle_reader import read_state
 
 
 def save_weights(model: nn.Module, file: Path) -> None:
-    """Writes every parameter and buffer; tensors that share memory are written once.
+    """Write every parameter and buffer; tensors that share memory are written once.
 
     Raises:
         RankfoldError: the state holds something other than dense tensors.
@@ -28,6 +28,9 @@ def save_weights(model: nn.Module, file: Path) -> None:
     taken: set[int] = set()
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in kept.items():
+        # `save_file` refuses tensors that share a storage. Exact repetitions have been dropped;
+        # what overlaps in part (views of one buffer) is cloned, and comes back as tensors of their
+        # own.
         dense = tensor.detach().contiguous()
         memory = dense.untyped_storage().data_ptr()
         tensors[name] = dense.clone() if memory in taken else dense
@@ -35,11 +38,12 @@ def save_weights(model: nn.Module, file: Path) -> None:
     try:
         save_file(tensors, file)
     except SafetensorError as error:
+        # All that safetensors can fail on here is writing: layouts and ties have been seen to.
         raise OSError(str(error)) from error
 
 
 def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
-    """Fills a model from safetensors files, after checking every name, shape and dtype.
+    """Fill a model from safetensors files, after checking every name, shape and dtype.
 
     A file of `torch.save` is read with `weights_only=True`. Names may have what wrappers of the
     model add, on either side. What is on the meta device gets its values on the CPU.
@@ -51,6 +55,9 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
     stored: dict[str, torch.Tensor] = {}
     for part in (file, *more):
         stored.update(_read(part))
+    # The whole state is checked before any value is written, so that a misfit leaves the model as
+    # it was. `materialise` comes after the checks for the same reason, and makes new tensors, so
+    # the state is read again.
     kept, aliases = _distinct(model, valueless=True)
     tensors = renamed(file, stored, kept, aliases)
     state = model.state_dict()
@@ -62,11 +69,15 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
         for name, tensor in tensors.items():
             value = state[name]
             strides = zip(value.stride(), value.shape, strict=True)
+            # A stride of 0 along an axis of more than one element means that elements share memory:
+            # writing there is an error in PyTorch.
             if all(step or size < 2 for step, size in strides):
                 value.copy_(tensor)
             else:  # an expanded tensor has no memory of its own to copy into
                 owner, _, part_name = name.rpartition(".")
                 getattr(model.get_submodule(owner), part_name).data = tensor.to(value.device)
+    # `copy_` into a copy changes nothing in the model, and tied tensors that the file does not tie
+    # take the values of the last name. Neither raises; only reading back shows it.
     filled = model.state_dict()
     for name, tensor in tensors.items():
         if not _same_bytes(filled[name], tensor):
@@ -91,6 +102,7 @@ def _layout(tensor: torch.Tensor) -> tuple[object, tuple[int, ...]]:
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    # Bytes, not values: NaN equals itself, and 0.0 differs from -0.0.
     a, b = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(a, b)
 
@@ -98,7 +110,7 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _distinct(
     model: nn.Module, *, valueless: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """The state without repetitions, and the further names of each tensor kept.
+    """Return the state without repetitions, and the further names of each tensor kept.
 
     Args:
         model: whose state it is.
@@ -112,6 +124,9 @@ def _distinct(
             raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
         if tensor.is_meta and not valueless:
             raise RankfoldError(f"{name!r} is on the meta device: it has no values; see to_empty()")
+        # Two names are one tensor where storage, place, shape, strides and dtype agree. Tensors on
+        # the meta device all have the pointer 0, so their identity stands for it: `keep_vars` has
+        # made `state_dict` give the parameters themselves and not detached copies.
         key: tuple[object, ...] = (
             id(tensor) if tensor.is_meta else 0,
             tensor.untyped_storage().data_ptr(),
@@ -120,6 +135,7 @@ def _distinct(
             tensor.stride(),
             tensor.dtype,
         )
+        # Empty tensors have the pointer 0 as well, without being tied.
         if tensor.numel() and key in owners:
             aliases[owners[key]].append(name)
             continue

@@ -1,4 +1,4 @@
-"""What a call changes on a model for a while, and how it is put back as it was."""
+"""Context managers that change a model for a while and put it back as it was."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from rankfold_torch.torch_internals import (
 )
 
 ABSENT: Any = object()
-"""In place of the value of an attribute that is not there."""
+"""Stands in for the value of an attribute that is not there."""
 
 
 class Hook(partial[Any]):
-    """A hook of ours, by which it is told from those of others."""
+    """A hook of this package, told by its class from those of others."""
 
 
 @contextmanager
@@ -33,6 +33,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     Modes, buffers, random states and whether gradients are taken are as before afterwards.
     """
+    # All that `undo` needs is gathered before anything changes: modules that forward adds or drops
+    # meanwhile do not matter then.
     modules = list(model.modules())
     modes = [(module, module.training) for module in modules]
     buffers = [
@@ -40,6 +42,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for module in modules
         if not isinstance(module, torch.jit.ScriptModule)
     ]
+    # A buffer may be replaced by another tensor (then the registries are put back) or written to in
+    # place, as running statistics and caches are (then its values are). Both are kept. Tensors hash
+    # by identity, so a buffer that two modules share is cloned once.
     values = {
         buffer: buffer.detach().clone()
         for _, known in buffers
@@ -63,12 +68,16 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         stack.enter_context(Restored(partial(torch.set_grad_enabled, gradients)))
         stack.enter_context(Restored(undo))
         for module in modules:
+            # Assigned, not by `eval()`: a model may override `train` to keep a part of itself in
+            # training mode, or to do other work.
             module.training = False
         yield
 
 
 def _put_buffers(module: nn.Module, known: Mapping[str, torch.Tensor | None]) -> None:
     """Put buffers back such that at no moment one is missing that was there."""
+    # The dict is updated, not exchanged: `named_buffers` and others may hold it. A pop that finds
+    # nothing is in order, since an interrupt may have come between on the first try.
     now = module._buffers
     now.update(known)
     for name in [name for name in now if name not in known]:
@@ -77,7 +86,11 @@ def _put_buffers(module: nn.Module, known: Mapping[str, torch.Tensor | None]) ->
 
 def _put_value(buffer: torch.Tensor, value: torch.Tensor) -> None:
     if buffer.shape != value.shape:
+        # `copy_` needs equal shapes. Assigning `.data` keeps the identity of the buffer, by which
+        # views and ties know it.
         buffer.data = value
+    # Written only where it differs: every write in place counts up the version of the tensor, and
+    # autograd then refuses a graph of the user's that has saved it.
     elif not torch.equal(buffer, value):
         buffer.copy_(value)
 
@@ -102,7 +115,7 @@ _randomness: Shared[str, torch.Tensor] = Shared(_set_random_states)
 
 @contextmanager
 def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[None]:
-    """Hooks on modules inside: before their forward, where there is one, and after it."""
+    """Hold hooks on modules inside: before their forward, where there is one, and after it."""
 
     def undo() -> None:
         for module, *pair in hooks:
@@ -112,13 +125,15 @@ def hooked(hooks: Sequence[tuple[nn.Module, Hook | None, Hook]]) -> Iterator[Non
         for module, before, after in hooks:
             if before is not None:
                 module.register_forward_pre_hook(before, with_kwargs=True)
+            # `always_call`: where forward raises, the hook has to know that the layer no longer
+            # runs.
             module.register_forward_hook(after, with_kwargs=True, always_call=True)
         yield
 
 
 @contextmanager
 def dispatched(mode: TorchDispatchMode) -> Iterator[None]:
-    """A mode that sees every operation of this thread inside.
+    """Enter a mode that sees every operation of this thread inside.
 
     PyTorch keeps its modes on a stack of the thread, and beside it flags of the whole process,
     which calls that overlap in several threads would put back in the wrong order.
@@ -135,7 +150,7 @@ _mode_flags: Shared[str, bool] = Shared(set_mode_flags)
 def exchanged(
     places: Sequence[tuple[dict[str, Any], str]], values: Sequence[Any]
 ) -> Iterator[None]:
-    """Other values in dictionaries inside; see `put`, which may exchange them again meanwhile."""
+    """Hold other values in dictionaries inside; `put` may exchange them again meanwhile."""
     before = [known.get(name, ABSENT) for known, name in places]
     with Restored(lambda: put(places, before)):
         put(places, values)
@@ -143,7 +158,7 @@ def exchanged(
 
 
 def put(places: Sequence[tuple[dict[str, Any], str]], values: Sequence[Any]) -> None:
-    """Sets items of dictionaries; those that are to be `ABSENT` are removed."""
+    """Set items of dictionaries; remove those that are to be `ABSENT`."""
     for (known, name), value in zip(places, values, strict=True):
         if value is ABSENT:
             known.pop(name, None)

@@ -19,7 +19,7 @@ from rankfold_torch.temporary_changes import unchanged
 def seconds(
     layer: nn.Module, op: Op, modules: Sequence[nn.Module | None], extents: Sequence[Extent]
 ) -> tuple[float, ...]:
-    """Median seconds of a layer and of modules in its place, one call per extent.
+    """Return median seconds of a layer and of modules in its place, one call per extent.
 
     Args:
         layer: as it is in the model.
@@ -37,7 +37,7 @@ def seconds(
 
 
 def model_seconds(models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
-    """Median seconds of one forward pass of each model."""
+    """Return median seconds of one forward pass of each model."""
 
     def passing(model: nn.Module) -> Callable[[], object]:
         return lambda: tracing.call(model, inputs)
@@ -52,6 +52,7 @@ def _measured(
     budget: float,
 ) -> tuple[float, ...]:
     whole = [module for module in modules if module is not None]
+    # CUDA calls return before the work is done: without waiting, the clock would measure launches.
     devices = {p.device for module in whole for p in module.parameters() if p.is_cuda}
 
     def wait(result: object) -> None:
@@ -59,6 +60,7 @@ def _measured(
             torch.cuda.synchronize(device)
 
     with ExitStack() as stack:
+        # Eval mode and no gradients, as in deployment: training would add work to some layers.
         for module in whole:
             stack.enter_context(unchanged(module))
         stack.enter_context(torch.no_grad())
@@ -67,6 +69,8 @@ def _measured(
 
 
 def _input(op: Op, extent: Extent, weight: torch.Tensor) -> torch.Tensor:
+    # Drawn on the device by a seeded generator, so that all modules see the same inputs and the
+    # default generators of the process do not move.
     into, device = channels(op)[1], weight.device
     generator = torch.Generator(device).manual_seed(0)
     if isinstance(op, Embedding):
@@ -75,6 +79,8 @@ def _input(op: Op, extent: Extent, weight: torch.Tensor) -> torch.Tensor:
     x = torch.randn(shape, generator=generator, device=device).to(weight.dtype)
     if isinstance(op, Linear) or weight.is_contiguous():
         return x
+    # A channels-last weight with a contiguous input would be timed with a conversion that does not
+    # occur in the model, where activations arrive channels last.
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
     layout = layouts.get(weight.ndim)
     if layout is not None and weight.is_contiguous(memory_format=layout):

@@ -20,7 +20,7 @@ _HOOK_STORES = (
     ("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_hooks"),
     ("_forward_pre_hooks_with_kwargs", "_forward_pre_hooks"),
 )
-"""Where a module keeps its hooks; last the one that has the hook itself, by which it is known."""
+"""Attributes in which a module keeps its hooks; the last of each row holds the hook itself."""
 
 
 def remove_hooks(module: nn.Module, hooks: Sequence[object]) -> None:
@@ -34,6 +34,8 @@ def remove_hooks(module: nn.Module, hooks: Sequence[object]) -> None:
     identities = {id(hook) for hook in hooks if hook is not None}
     for stores in _HOOK_STORES:
         last = getattr(module, stores[-1])
+        # The keys are listed first, as the loop removes entries. By identity: hooks are partials,
+        # which may compare equal to one of somebody else.
         for key in [key for key, hook in last.items() if id(hook) in identities]:
             for store in stores:
                 getattr(module, store).pop(key, None)
@@ -55,6 +57,8 @@ def read_mode_flags() -> dict[str, bool]:
 
     They are found by their prefix, as versions differ in how many there are.
     """
+    # Through `vars`: these are globals of PyTorch's module, which modes assign when entered and
+    # left. A name imported from there would keep the value of the time of import.
     values = vars(_python_dispatch)
     return {name: values[name] for name in values if name.startswith("_is_in_")}
 
@@ -72,6 +76,8 @@ def keep_from_compiler(mode: type[TorchDispatchMode]) -> None:
 
     This stays on the class: like PyTorch's own wrapper it changes nothing that the mode computes.
     """
+    # PyTorch would wrap the method of every mode class, by importing torch._dynamo. `__wrapped__`
+    # marks a method that has been wrapped, so that wrappers do not pile up.
     dispatch = mode.__torch_dispatch__
     if "torch._dynamo" in sys.modules and not hasattr(dispatch, "__wrapped__"):
         wrapped = _disable_dynamo(dispatch, recursive=True)
@@ -94,5 +100,7 @@ def give_own_class(module: nn.Module) -> None:
     `__class__` of the user's module back themselves.
     """
     kind = type(module)
+    # These two are descriptors that `type` makes for each class; copies of them would refer to the
+    # old one and fail on instances of the new one.
     members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
     module.__class__ = type(kind.__name__, kind.__bases__, members)

@@ -24,7 +24,7 @@ from rankfold_torch.usage.weight_reads import WeightUses
 
 @settled
 def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
-    """Runs the model once in eval mode, without gradients, and leaves it as it was.
+    """Run the model once in eval mode, without gradients, and leave it as it was.
 
     Args:
         model: the model.
@@ -35,6 +35,8 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         RankfoldError: the model fails on the inputs.
     """
     extents: dict[str, list[Extent]] = {path: [] for path in layers}
+    # A scripted layer runs outside Python: hooks and changes of its attributes are not seen or not
+    # possible. It is refused anyway, and only its extents are missing.
     eager = {p: m for p, m in layers.items() if not isinstance(m, torch.jit.ScriptModule)}
     uses = WeightUses(eager)
     output_layers = OutputLayers(model, inputs, layers)
@@ -49,11 +51,15 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             )
             for path, module in eager.items()
         ]
+        # Both modes learn from the hooks which layer runs. The mode that is entered last sees an
+        # operation first and passes it on to the other.
         stack.enter_context(hooked(hooks))
         stack.enter_context(uses.watching())
         stack.enter_context(dispatched(output_layers))
         try:
             output = call(model, inputs)
+            # A weight that the model returns is read by the caller, without an operation that would
+            # tell.
             uses.note(output)
         except Exception as error:  # whatever the model raises on these inputs
             raise RankfoldError(
@@ -68,13 +74,15 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
 
 
 def _hint(model: nn.Module, inputs: Any) -> str:
-    """How a list is written that a model takes as one argument, where that may be what is wrong."""
+    """Return a hint on passing a list as one argument, "" where that cannot be what is wrong."""
     if not isinstance(inputs, (tuple, list)):
         return ""
     if not all(isinstance(item, torch.Tensor) for item in inputs):
         return ""
     if isinstance(inputs, tuple):
         try:
+            # Where the arguments fit the signature, their number is not what went wrong. A list
+            # gets the hint in any case: it may have been meant as one argument.
             inspect.signature(model.forward).bind(*inputs)
         except TypeError:
             pass
@@ -90,7 +98,7 @@ def _hint(model: nn.Module, inputs: Any) -> str:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Calls a model with a tensor, a tuple or list (positional) or a mapping (keywords)."""
+    """Call a model with a tensor, a tuple or list (positional) or a mapping (keywords)."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     if isinstance(inputs, (tuple, list)):
@@ -101,6 +109,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
 def _enter(
     uses: WeightUses, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
+    # A Sequential in place of the layer takes one positional input. Further arguments (the
+    # `output_size` of a transposed convolution, say) would have nowhere to go.
     if len(args) + len(kwargs) > 1 or set(kwargs) - {"input"}:
         uses.refusals.setdefault(path, "it is called with more than its input")
     uses.enter(path, module)
@@ -117,6 +127,8 @@ def _leave(
 ) -> None:
     uses.leave(module)
     mark(output)
+    # This runs after a failing forward, too (`always_call`): `leave` has to be called then, and the
+    # input says all that is needed here.
     x = args[0] if args else kwargs.get("input")
     if isinstance(x, torch.Tensor):
         extents.append(_extent(module, x))
@@ -127,6 +139,8 @@ def _extent(module: nn.Module, x: torch.Tensor) -> Extent:
         return tuple(x.shape)
     for axes in CONVS:
         if isinstance(module, (CONVS[axes], TRANSPOSED[axes])):
+            # PyTorch takes (channels, *spatial) without a batch axis as well.
             batch = x.shape[0] if x.ndim == axes + 2 else 1
             return (batch, *x.shape[-axes:])
+    # Linear layers, and whatever a rule reads as one: the last axis is the features.
     return tuple(x.shape[:-1])

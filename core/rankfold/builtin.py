@@ -24,6 +24,7 @@ RANKFOLD_API = (1, 0)
 @hookimpl
 def rankfold_decompositions() -> Iterable[Decomposition]:
     """Register the methods by the names that `methods=` takes."""
+    # The order is that in which names are listed; which methods a call takes is not decided here.
     return SVD, TUCKER2, SPATIAL_SVD, CHANNEL_SVD, CP4, CP3
 
 

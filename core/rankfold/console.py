@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 _SHOWN = 5
 _LONGEST = 4000
 _END = 500
+_BEGINNING = _LONGEST - _END - 60  # the words between the two have room in what is left
 _LAYOUT = "\n\t"
 
 
 def printable(text: str) -> str:
-    """The text with control characters and the like as Python writes them in a repr.
+    """Return the text with control characters and the like as Python writes them in a repr.
 
     Marks that turn the direction of writing are among them: they make a text look like another.
     """
@@ -27,24 +28,30 @@ def printable(text: str) -> str:
 
 
 def message(text: str) -> str:
-    """What an error says: printable but for its line breaks, and cut in the middle if it is long.
+    """Return the text of an error: printable but for its line breaks, cut in the middle if long.
 
     The remedy stands at the end, so the end is kept.
     """
-    if len(text) > _LONGEST:
-        left = len(text) - _LONGEST
-        text = f"{text[: _LONGEST - _END]} ... [{left} characters more] ... {text[-_END:]}"
-    return "".join(c if c in _LAYOUT else printable(c) for c in text)
+    # Cut before it is gone through, as it may be a whole file, and again for what that adds.
+    return _cut("".join(c if c in _LAYOUT else printable(c) for c in _cut(text)))
+
+
+def _cut(text: str) -> str:
+    """Return the beginning and the end of a long text; what was cut once is not cut again."""
+    if len(text) <= _LONGEST:
+        return text
+    left = len(text) - _BEGINNING - _END
+    return f"{text[:_BEGINNING]} ... [{left} characters more] ... {text[-_END:]}"
 
 
 def some(names: Sequence[object], shown: int = _SHOWN) -> str:
-    """The first few of some names and how many there are besides; "nothing" for none."""
+    """List the first few of some names and how many there are besides; "nothing" for none."""
     text = ", ".join(str(name) for name in names[:shown]) or "nothing"
     return text + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def literal(text: str, style: str = "") -> Text:
-    """A text for a table or a console."""
+    """Return a text for a table or a console, taken literally: "[red]" in it is no markup."""
     from rich.text import Text
 
     return Text(printable(text), style)
@@ -54,8 +61,9 @@ _WIDTH = 120
 
 
 def wide_console() -> Console:
-    """Standard output, as wide as the terminal and at least 120 columns elsewhere."""
+    """Return standard output as a console, as wide as the terminal and 120 columns elsewhere."""
     from rich.console import Console
 
+    # Into a file or a pipe rich would fold tables at 80 columns, with nobody there to see why.
     console = Console()
     return console if console.is_terminal else Console(width=max(_WIDTH, console.width))

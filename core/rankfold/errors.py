@@ -26,6 +26,10 @@ class Infeasible(RankfoldError):  # noqa: N818 - what it says of a budget
         super().__init__(text)
         self.factor = factor
 
+    def __reduce__(self) -> tuple[type[Infeasible], tuple[str, float]]:
+        """Travel between processes with the factor, which `args` does not hold."""
+        return type(self), (str(self), self.factor)
+
 
 class UnfinishedError(RankfoldError):
     """Nothing is wrong with the model or the call: the same call can be repeated."""

@@ -23,7 +23,7 @@ _LONGEST_OF_OURS = 4 * LONGEST
 
 
 def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> _Net:
-    """Runs code of others; what it raises becomes one of rankfold's errors.
+    """Run code of others; what it raises becomes one of rankfold's errors.
 
     `RankfoldError`, and `Refused` where a fault becomes one, go through as they are: such code is
     meant to speak in these.
@@ -40,7 +40,7 @@ def contained(who: str, becomes: type[RankfoldError] | type[Refused]) -> _Net:
 
 
 class _Net(AbstractContextManager[None, None]):
-    """What `contained` gives.
+    """Context manager that `contained` gives.
 
     No generator: one that an interrupt leaves open is closed by a `GeneratorExit`, which would be
     taken for an error of the code.
@@ -53,8 +53,12 @@ class _Net(AbstractContextManager[None, None]):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
+        # By the type and not by `isinstance`, which reads `__class__`: an error of others may
+        # define it.
         ours = RankfoldError if issubclass(type(error), RankfoldError) else self._becomes
         if issubclass(type(error), ours):
+            # It goes through as it is, unless it cannot be told: then its class stays and its text
+            # is made anew.
             if not _is_clear(error):
                 raise ours(told(error)) from error
         elif not is_users(error):
@@ -62,14 +66,16 @@ class _Net(AbstractContextManager[None, None]):
 
 
 def of_adapter(adapter: object) -> AbstractContextManager[None, None]:
-    """Runs what an adapter does to a whole model: its fault ends the call."""
+    """Run what an adapter does to a whole model: its fault ends the call."""
     return contained(f"adapter {type(adapter).__name__}", RankfoldError)
 
 
 def is_users(error: BaseException) -> bool:
-    """Whether an error is the user's, of Ctrl-C or a signal handler, not of the code that ran."""
+    """Return whether an error is the user's, of Ctrl-C or a signal handler, not of the code run."""
     if issubclass(type(error), KeyboardInterrupt):
         return True
+    # What a handler raises is of any class, but the handler's code is among the frames it came
+    # through.
     handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     trace = error.__traceback__
     while trace is not None:
@@ -80,17 +86,18 @@ def is_users(error: BaseException) -> bool:
 
 
 def told(error: BaseException) -> str:
-    """The class and the text of an error, in one short line."""
+    """Return the class and the text of an error, in one short line."""
     return _safe(lambda: f"{type(error).__name__}: {error!s}", error, LONGEST)
 
 
 def shown(value: object, longest: int = LONGEST) -> str:
-    """The repr of a value, in one short line."""
+    """Return the repr of a value, in one short line."""
     return _safe(lambda: repr(value), value, longest)
 
 
 def short(text: str, longest: int = LONGEST) -> str:
-    """A text in one line, cut where it is long, with nothing in it that a terminal would obey."""
+    """Return a text in one line, cut where it is long, with nothing that a terminal would obey."""
+    # Cut before anything else is done to it: a text of a million letters would take long to clean.
     line = " ".join(text[: 2 * longest].split())
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
     cut = len(line) > longest or len(text) > 2 * longest
@@ -98,7 +105,7 @@ def short(text: str, longest: int = LONGEST) -> str:
 
 
 def _safe(words: Callable[[], str], value: object, longest: int) -> str:
-    """A text that code of others makes."""
+    """Return a text that code of others makes, or the class of the value if that fails."""
     try:
         return short(str.__str__(words()), longest)  # a plain one, where it is of a subclass
     except BaseException as error:
@@ -109,7 +116,7 @@ def _safe(words: Callable[[], str], value: object, longest: int) -> str:
 
 
 def _is_clear(error: BaseException) -> bool:
-    """Whether an error that code of others raised has a text, and not an endless one."""
+    """Return whether an error that code of others raised has a text, and not an endless one."""
     try:
         text = error.reason if isinstance(error, Refused) else str(error)
         return type(text) is str and len(text) <= _LONGEST_OF_OURS
@@ -120,9 +127,10 @@ def _is_clear(error: BaseException) -> bool:
 
 
 def _code(handler: object) -> CodeType | None:
-    """The code of a function, a method, a partial or an object that can be called."""
+    """Return the code of a function, a method, a partial or an object that can be called."""
     if isinstance(handler, signal.Handlers):
         return None
+    # A partial has its function in `func`, a method in `__func__`, and a partial may hold a method.
     for name in ("func", "__func__"):
         handler = getattr(handler, name, handler)
     code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
@@ -130,5 +138,5 @@ def _code(handler: object) -> CodeType | None:
 
 
 def is_ours(plugin: object) -> bool:
-    """Whether the code of a plugin is rankfold's own, which works on copies."""
+    """Return whether the code of a plugin is rankfold's own, which works on copies."""
     return type(plugin).__module__.startswith("rankfold.")

@@ -12,12 +12,13 @@ class Advance(Protocol):
     """Called with the name of each item as it begins."""
 
     def __call__(self, item: str) -> None:
-        """Begins an item."""
+        """Begin an item."""
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """A bar over a number of items, on standard error; nothing where that is no terminal."""
+    """Show a bar over a number of items, on standard error; nothing where that is no terminal."""
+    # Before rich is imported, which a library call in a script has no use for.
     if not sys.stderr.isatty():
         yield _silent
         return
@@ -39,6 +40,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
         def advance(item: str) -> None:
             nonlocal started
+            # An item is named when it begins, and counts as done when the next one does.
             bar.update(task, completed=started, description=printable(item))
             started += 1
 
@@ -46,4 +48,4 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 
 def _silent(item: str) -> None:
-    """Shows nothing."""
+    """Show nothing."""

@@ -11,12 +11,14 @@ _LAYERS = "timm.layers"
 
 @hookimpl
 def rankfold_layer_rules() -> Iterable[Rule]:
-    """Teaches timm's variants of `nn.Linear` and `nn.Conv2d`.
+    """Declare rules for timm's variants of `nn.Linear` and `nn.Conv2d`.
 
     Mixed convolutions hold such layers and need no rule. The experts of a conditional convolution,
     mixed for every image, become mixtures of fewer.
     """
     return (
+        # A subclass that computes what its base computes. Rules match classes exactly, so it needs
+        # one of its own; the reader is that of the stock layer.
         LayerRule("torch", f"{_LAYERS}.linear:Linear", read="rankfold_torch.layers:read"),
         LayerRule(
             "torch",

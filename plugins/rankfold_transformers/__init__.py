@@ -14,12 +14,14 @@ from rankfold_transformers.tensor_rules import EXPERTS, TENSOR_RULES
 
 RANKFOLD_API = (1, 1)
 
+# On import, as this module is what the entry point names: whoever has loaded the plugins of
+# rankfold can open compressed models.
 register()
 
 
 @hookimpl
 def rankfold_layer_rules() -> Iterable[Rule]:
-    """Teaches `Conv1D`, Falcon's `Linear`, BiT's convolutions and experts, stored ones too."""
+    """Declare rules for `Conv1D`, Falcon's `Linear`, BiT's convolutions and experts."""
     return (
         LayerRule(
             adapter="torch",
@@ -37,6 +39,8 @@ def rankfold_layer_rules() -> Iterable[Rule]:
             read="rankfold_transformers.standardised:read",
             folds="weight standardisation",
         ),
+        # By pattern: each model has classes of its own for its experts, and names their stacks
+        # alike.
         ParameterRule("torch", "transformers.models.*:*Experts", EXPERTS),
         ParameterRule("torch", "transformers.models.*:*ParallelExperts", ("weight",)),
         *TENSOR_RULES,
@@ -45,8 +49,10 @@ def rankfold_layer_rules() -> Iterable[Rule]:
 
 @hookimpl
 def rankfold_model_done(model: Any, plan: Plan) -> None:
-    """Leaves the plan in the model's configuration, for `from_pretrained`."""
+    """Leave the plan in the model's configuration, for `from_pretrained`."""
     if is_registered():
+        # A model of transformers cannot exist before transformers is imported, so nothing is
+        # imported here for models of anything else.
         from rankfold_transformers.records import record
 
         record(model, plan)
@@ -54,7 +60,7 @@ def rankfold_model_done(model: Any, plan: Plan) -> None:
 
 @hookimpl
 def rankfold_model_expanded(model: Any, plan: Plan) -> None:
-    """Takes the plan out of the model's configuration."""
+    """Take the plan out of the model's configuration."""
     if is_registered():
         from rankfold_transformers.records import erase
 

@@ -10,7 +10,7 @@ from rankfold.ops import Linear
 
 
 def read(layer: Any) -> Linear:
-    """A `Conv1D` as the `Linear` it is; half precision comes as float32, in which it is exact."""
+    """Read a `Conv1D` as the `Linear` it is; half precision comes as float32, exactly."""
     weight, bias = layer.weight.detach().cpu(), layer.bias.detach().cpu()
     if weight.dtype != torch.float64:
         weight, bias = weight.float(), bias.float()

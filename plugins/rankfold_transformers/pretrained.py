@@ -34,7 +34,7 @@ class RankfoldQuantizer(HfQuantizer):
     """Gives a model the structure that its weights were saved with."""
 
     def is_serializable(self, safe_serialization: Any = None) -> bool:
-        """Always: the state is that of the modules."""
+        """Return True: the state is that of the modules."""
         return True
 
     @property
@@ -44,7 +44,7 @@ class RankfoldQuantizer(HfQuantizer):
 
     @property
     def is_qat_trainable(self) -> bool:
-        """Always: no adapter is needed."""
+        """Return True: no adapter is needed."""
         return True
 
     @property
@@ -55,11 +55,13 @@ class RankfoldQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> Any:
-        """Puts the chains in the places of the layers.
+        """Put the chains in the places of the layers.
 
         Raises:
             RankfoldError: plans and model, or plans and files, do not fit.
         """
+        # transformers would call it to quantize a model that was saved without, by a config from
+        # the caller.
         if not self.pre_quantized:
             raise RankfoldError(
                 "from_pretrained compresses nothing: load the model, then call rankfold.compress"
@@ -72,11 +74,13 @@ class RankfoldQuantizer(HfQuantizer):
         for plan in plans:  # each of the model that the one before it gives
             self._plans.append(_fitted(model, plan))
             self._exchanges += restructured(model, self._plans[-1])
+        # On this one model, past `nn.Module.__setattr__`: the method of its class serves all
+        # others, and this one goes again when the model is loaded.
         vars(model)["initialize_weights"] = partial(self._initialize, model)
         return model
 
     def _initialize(self, model: Any) -> None:
-        """Gives values to what the files lack, as transformers does after loading.
+        """Give values to what the files lack, as transformers does after loading.
 
         A model's own code for that reaches into its layers (`self.fc.weight`), so it finds them as
         they were, with weights that are marked as being there. A head of which the files have
@@ -85,6 +89,8 @@ class RankfoldQuantizer(HfQuantizer):
         Raises:
             RankfoldError: the files lack weights of a chain.
         """
+        # Only a head may be missing as a whole. A chain of which some parameters are there, or one
+        # in the body of the model, has lost weights, and values at random would hide that.
         lacking = [e for e in self._exchanges if _is_head(model, e) and not any(_loaded(e))]
         exchanges = [e for e in self._exchanges if not any(_is_within(e, head) for head in lacking)]
         self._plans = [_without(plan, lacking) for plan in self._plans]
@@ -102,6 +108,8 @@ class RankfoldQuantizer(HfQuantizer):
                     )
             for tensor in exchange.layer.parameters():
                 setattr(tensor, _LOADED, True)
+        # The latest first: a chain of a later plan stands within a chain of an earlier one, whose
+        # layer is to be back in the end. Forwards again below.
         for exchange in reversed(exchanges):
             exchange.owner._modules[exchange.name] = exchange.layer
         try:
@@ -111,10 +119,11 @@ class RankfoldQuantizer(HfQuantizer):
                 exchange.owner._modules[exchange.name] = exchange.chain
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
-        """Leaves nothing at the model that says it is quantized, but the plans that it follows."""
+        """Leave nothing at the model that says it is quantized, but the plans that it follows."""
         for name in ("hf_quantizer", "quantization_method", "initialize_weights"):
             vars(model).pop(name, None)
         model.is_quantized = False
+        # Parts of a model that are models have configurations of their own.
         for module in model.modules():
             vars(getattr(module, "config", module)).pop("_is_quantized", None)
         write(model, self._plans)
@@ -122,7 +131,7 @@ class RankfoldQuantizer(HfQuantizer):
 
 
 def _fitted(model: Any, plan: Plan) -> Plan:
-    """The plan with the paths of this model, which may be the base of the one that was saved.
+    """Return the plan with the paths of this model, which may be the base of the one saved.
 
     Or the reverse, or one with another head: layers of heads that it does not have are left out.
     """
@@ -131,6 +140,8 @@ def _fitted(model: Any, plan: Plan) -> Plan:
     if not start:
         return plan
     inside = any(layer.path.startswith(start) for layer in layers)
+    # A model with a head holds its base under that name; the base itself does not. What was saved
+    # may be either, as transformers loads each into the other.
     if hasattr(model, model.base_model_prefix):
         known = registry().adapter(model).layers(model)
         if not inside and not any(layer.path in known for layer in layers):
@@ -149,7 +160,7 @@ def _renamed(plan: Plan, paths: Iterable[tuple[LayerPlan, str]]) -> Plan:
 
 
 def _base(model: Any) -> str:
-    """How the paths of what is not a head of a model begin."""
+    """Return the start of all paths but those of heads: the base model's name and a dot."""
     return f"{model.base_model_prefix}." if model.base_model_prefix else ""
 
 
@@ -162,7 +173,7 @@ def _is_within(exchange: Exchange, other: Exchange) -> bool:
 
 
 def _without(plan: Plan, heads: Sequence[Exchange]) -> Plan:
-    """A plan without the layers of heads that are no longer compressed."""
+    """Return a plan without the layers of heads that are no longer compressed."""
     kept = tuple(
         layer
         for layer in plan.layers
@@ -172,12 +183,12 @@ def _without(plan: Plan, heads: Sequence[Exchange]) -> Plan:
 
 
 def _loaded(exchange: Exchange) -> list[bool]:
-    """Which parameters of a chain were in the files."""
+    """List for each parameter of a chain whether it was in the files."""
     return [getattr(tensor, _LOADED, False) for tensor in exchange.chain.parameters()]
 
 
 def _check_compressed(plans: Sequence[Plan], files: Sequence[str]) -> None:
-    """Sees to it that the files hold no weights of the layers that were replaced.
+    """Check that the files hold no weights of the layers that were replaced.
 
     They do where a model was made anew from the configuration of a compressed one, and saved.
     """
@@ -189,6 +200,8 @@ def _check_compressed(plans: Sequence[Plan], files: Sequence[str]) -> None:
     }
     for plan in plans:
         for layer in plan.replaced:
+            # A chain's tensors are called "path.0.weight" and so on, so the layer's own name says
+            # it is whole.
             if f"{layer.path}.weight" in names:
                 raise RankfoldError(
                     "config.json tells of a compressed model, but its files hold the whole weight "

@@ -19,7 +19,7 @@ _DEFAULTS = LayerPlan(path="")
 
 
 class RankfoldConfig(QuantizationConfigMixin):
-    """What config.json says of a compressed model under `quantization_config`.
+    """Entry of config.json on a compressed model, under `quantization_config`.
 
     Args:
         plans: of the compressions that made the model, in order, each of the model that the one
@@ -46,11 +46,13 @@ class RankfoldConfig(QuantizationConfigMixin):
             )
         self.quant_method = METHOD  # type: ignore[assignment]  # the type lists transformers' own
         self.version = version
+        # Kept as plain data, as the configuration is written as JSON; read once now, so that a
+        # broken one is told when the file is opened.
         self.plans = list(plans)
         self.read()
 
     def read(self) -> tuple[Plan, ...]:
-        """The plans.
+        """Return the plans, checked.
 
         Raises:
             RankfoldError: they are none.
@@ -65,7 +67,7 @@ class RankfoldConfig(QuantizationConfigMixin):
 
 
 def record(model: Any, plan: Plan) -> None:
-    """Adds a plan to the configuration of the models of transformers that a model is or holds.
+    """Add a plan to the configuration of the models of transformers that a model is or holds.
 
     Plans that stand there and are not of this model (of a fresh one that was made from the
     configuration of a compressed one) go.
@@ -74,6 +76,8 @@ def record(model: Any, plan: Plan) -> None:
         relative = _relative(plan, path)
         layers = registry().adapter(part).layers(part)
         replaced = {layer.path for layer in relative.replaced}
+        # An earlier plan of this model replaced layers that are no longer there under their paths.
+        # If one of them is a layer of the model, whole, the plan came along from another model.
         kept = [
             earlier
             for earlier in recorded(part.config)
@@ -83,7 +87,7 @@ def record(model: Any, plan: Plan) -> None:
 
 
 def erase(model: Any, plan: Plan) -> None:
-    """Takes the last plan out of the configuration, where it is this one: its layers are back."""
+    """Take the last plan out of the configuration, where it is this one: its layers are back."""
     for path, part in _models(model):
         plans = recorded(part.config)
         if plans and _paths(plans[-1]) == _paths(_relative(plan, path)):
@@ -91,15 +95,16 @@ def erase(model: Any, plan: Plan) -> None:
 
 
 def recorded(config: Any) -> list[Plan]:
-    """The plans that a configuration holds."""
+    """List the plans that a configuration holds."""
     held = getattr(config, _ATTRIBUTE, None)
+    # A configuration that was read from a file and not used to load a model has it as a dictionary.
     if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
         held = RankfoldConfig(**held)
     return list(held.read()) if isinstance(held, RankfoldConfig) else []
 
 
 def _models(model: Any) -> Iterator[tuple[str, Any]]:
-    """The outermost models of transformers in a model."""
+    """Yield the outermost models of transformers in a model, with their paths."""
     from transformers.modeling_utils import PreTrainedModel  # whose import is what imports this
 
     if isinstance(model, PreTrainedModel):
@@ -111,7 +116,7 @@ def _models(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _relative(plan: Plan, path: str) -> Plan:
-    """The plan of what stands at a path."""
+    """Return the part of a plan for what stands at a path, with paths from there."""
     start = f"{path}." if path else ""
     layers = tuple(
         msgspec.structs.replace(layer, path=layer.path.removeprefix(start))
@@ -126,7 +131,7 @@ def _paths(plan: Plan) -> list[tuple[str, str | None, tuple[int, ...]]]:
 
 
 def write(model: Any, plans: Sequence[Plan]) -> None:
-    """Gives a model a configuration of its own with these plans; others may share the old one.
+    """Give a model a configuration of its own with these plans; others may share the old one.
 
     Args:
         model: of transformers.
@@ -140,6 +145,8 @@ def write(model: Any, plans: Sequence[Plan]) -> None:
         setattr(new, _ATTRIBUTE, RankfoldConfig([_written(plan) for plan in plans]))
     elif hasattr(new, _ATTRIBUTE):
         delattr(new, _ATTRIBUTE)
+    # Its modules hold the same configuration object, and `save_pretrained` of a part reads that
+    # part's.
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if value is old:
@@ -147,7 +154,7 @@ def write(model: Any, plans: Sequence[Plan]) -> None:
 
 
 def _written(plan: Plan) -> dict[str, Any]:
-    """The part of a plan that says how the structure came about, for people and for `read`."""
+    """Return the part of a plan that says how the structure came about, for people and `read`."""
     layers = [
         {
             name: value

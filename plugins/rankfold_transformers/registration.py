@@ -1,4 +1,4 @@
-"""Makes "rankfold" a method that `from_pretrained` knows, without importing transformers.
+"""Make "rankfold" a method that `from_pretrained` knows, without importing transformers.
 
 Whoever has rankfold may import transformers before it, after it, or never. Where it is imported
 already the method is registered at once; else once its registry of methods has been imported.
@@ -18,15 +18,16 @@ _QUANTIZER = "rankfold_transformers.pretrained"
 
 
 def register() -> None:
-    """Registers the method now, or as soon as transformers' registry is imported; once."""
+    """Register the method now, or as soon as transformers' registry is imported; once."""
     if _REGISTRY in sys.modules:
         _register()
     elif not any(isinstance(finder, _Awaited) for finder in sys.meta_path):
+        # First in line, since the finders behind it would find the module themselves.
         sys.meta_path.insert(0, _Awaited())
 
 
 def is_registered() -> bool:
-    """Whether transformers is imported and knows the method."""
+    """Return whether transformers is imported and knows the method."""
     return _QUANTIZER in sys.modules
 
 
@@ -43,8 +44,11 @@ class _Awaited(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != _REGISTRY:
             return None
+        # Asked directly: going through `importlib` would come back here.
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
+            # Its work is done, whatever comes of the import; a finder that stays would slow every
+            # later one.
             spec.loader = _Registering(spec.loader)
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self]
         return spec
@@ -61,6 +65,8 @@ class _Registering(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
+        # Put back first, as the module may look at its own loader, and reloading it should be as
+        # ever.
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
         _register()

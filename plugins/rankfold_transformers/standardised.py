@@ -9,5 +9,5 @@ from rankfold_torch.layers.same_rules import read_standardised
 
 
 def read(layer: Any) -> Conv:
-    """The convolution with the weight that it computes and the padding of its `pad`, if any."""
+    """Read a convolution with the weight that it computes and the padding of its `pad`, if any."""
     return read_standardised(layer, same=layer.pad is not None)

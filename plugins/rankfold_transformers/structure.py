@@ -36,18 +36,20 @@ class Exchange:
 
 
 def restructured(model: nn.Module, plan: Plan) -> list[Exchange]:
-    """Puts chains without values in the places of the layers that a plan replaces.
+    """Put chains without values in the places of the layers that a plan replaces.
 
     Raises:
         RankfoldError: the plan does not fit the model.
     """
     adapter = registry().adapter(model)
+    # Noted before, for nothing tells afterwards which layer stood where.
     before = [
         (f"{path}.{name}".lstrip("."), owner, name, layer)
         for path, owner in model.named_modules()
         for name, layer in owner.named_children()
     ]
     with _readable(model):
+        # As if it had been read from a folder; the files are transformers' concern.
         saved = Saved(rankfold=VERSION, files={}, plan=plan)
         modules = modules_of(_OnMeta(adapter), model, saved)
         adapter.replace(model, modules, inplace=True)
@@ -68,8 +70,9 @@ class _OnMeta:
         return getattr(self._adapter, name)
 
     def build(self, *arguments: Any) -> Any:
-        """The module of the adapter, on the meta device."""
+        """Build the module of the adapter, on the meta device."""
         built = self._adapter.build(*arguments)
+        # Factors of a parameter are no module and have no `to`.
         if not isinstance(built, Factors):
             return built.to("meta")
         return replace(built, tensors=tuple(map(_without_values, built.tensors)))
@@ -81,11 +84,13 @@ def _without_values(tensor: torch.Tensor) -> nn.Parameter:
 
 @contextmanager
 def _readable(model: nn.Module) -> Iterator[None]:
-    """Parameters without values are zeros inside that take no memory: layers can be read as ops."""
+    """Make layers without values readable: within, parameters are zeros that take no memory."""
     blanks: dict[int, tuple[nn.Parameter, nn.Parameter]] = {}
     for module in model.modules():
         for name, tensor in module._parameters.items():
             if tensor is not None and tensor.device.type == "meta":
+                # One element with strides of 0, which rankfold knows for a blank weight: a layer
+                # without values.
                 zero = torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
                 blank = nn.Parameter(zero, requires_grad=tensor.requires_grad)
                 module._parameters[name] = blank
@@ -95,5 +100,6 @@ def _readable(model: nn.Module) -> Iterator[None]:
     finally:
         for module in model.modules():
             for name, tensor in module._parameters.items():
+                # Only what is there still: layers that were replaced have taken theirs along.
                 if id(tensor) in blanks:
                     module._parameters[name] = blanks[id(tensor)][1]

@@ -1,4 +1,4 @@
-"""How layers of transformers' models lie in a checkpoint; this module imports no framework."""
+"""Tensor rules for layers of transformers' models; this module imports no framework."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 _PARALLEL = ("input_linear", "output_linear")
 _MATRIX = 2
 _STACK = 3
+# Levels of a configuration that are looked at: its own, those of its parts (text, vision), and
+# theirs.
 _DEPTH = 3
 
 
 class _Layout(Protocol):
-    """From the arrays of a layer to the weight (out, in)."""
+    """Function from the arrays of a layer to its weight as (out, in)."""
 
     def __call__(self, weight: Array, bias: Array | None) -> Array: ...
 
 
 def transposed(weight: Array, bias: Array | None) -> Array:
-    """A weight that is known to be (in, out).
+    """Return a weight that is known to be (in, out) as (out, in).
 
     Raises:
         RankfoldError: the bias does not fit.
@@ -45,7 +47,7 @@ def transposed(weight: Array, bias: Array | None) -> Array:
 
 
 def as_its_bias_says(weight: Array, bias: Array | None) -> Array:
-    """A weight that is (in, out) or (out, in), by the length of the bias.
+    """Return a weight that is (in, out) or (out, in) as (out, in), by the length of the bias.
 
     Raises:
         RankfoldError: that does not tell.
@@ -64,6 +66,7 @@ def as_its_bias_says(weight: Array, bias: Array | None) -> Array:
             "config.json with its model_type beside the file"
         )
     assert bias is not None
+    # A bias has one number an output, so its length says which axis the outputs are.
     return weight if bias.shape == (rows,) else weight.T
 
 
@@ -84,26 +87,29 @@ class Projections:
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
     ) -> LayerTensor | None:
-        """Knows nothing where a model_type says that they are ordinary `Linear`s."""
+        """Recognise them, but where a model_type says that they are ordinary `Linear`s."""
         path, _, last = name.rpartition(".")
         if last != _WEIGHT or len(shape) != _MATRIX or path.rpartition(".")[2] not in _NAMES:
             return None
         types = set(_model_types(settings, _DEPTH))
+        # Two rules share the names: one for checkpoints that say what they are, which needs no
+        # bias, and one for those that do not. Where the types name other models only, neither
+        # applies.
         if bool(types) != self.told or (types and not types & _CONV1D):
             return None
         return LayerTensor(path, f"{path}.bias")
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
-        """Output channels first."""
+        """Return the layer, output channels first."""
         return Linear(self.layout(weight, bias), bias)
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
-        """Those of an `nn.Sequential` of `nn.Linear`s."""
+        """Return the tensors of an `nn.Sequential` of `nn.Linear`s."""
         return numbered(name.rpartition(".")[0], chain)
 
 
 def _model_types(settings: Any, depth: int) -> Iterator[str]:
-    """The model_type of a configuration and of those of its parts."""
+    """Yield the model_type of a configuration and of those of its parts."""
     if not isinstance(settings, Mapping) or not depth:
         return
     if isinstance(settings.get("model_type"), str):
@@ -127,11 +133,14 @@ class Experts:
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
     ) -> LayerTensor | None:
-        """Rows may be output or input: a product of factors is the same."""
+        """Recognise stacks; rows may be output or input, as a product of factors is the same."""
         path, _, last = name.rpartition(".")
         parts = path.split(".")
         layer = parts[-1]
         if len(shape) == _MATRIX and last == _WEIGHT and ("router" in parts or layer == "gate"):
+            # "gate" is also the name of ordinary layers. A router has one row an expert; without a
+            # configuration a matrix with fewer rows than columns is taken for one, which at worst
+            # leaves it whole.
             experts = set(_experts(settings, _DEPTH))
             if shape[0] in experts or (not settings and shape[0] < shape[1]):
                 return LayerTensor(path, refusal="by its name the router of a mixture of experts")
@@ -139,11 +148,11 @@ class Experts:
         return LayerTensor(name) if stack and len(shape) == _STACK else None
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
-        """One group an expert."""
+        """Return the stack as a layer with one group an expert."""
         return Linear(weight.reshape(-1, weight.shape[-1]), groups=len(weight))
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
-        """The originals of a parametrization, in the layout of the stack."""
+        """Return the originals of a parametrization, in the layout of the stack."""
         path, dot, last = name.rpartition(".")
         return {
             f"{path}{dot}parametrizations.{last}.original{index}": stage.weight.reshape(
@@ -154,11 +163,14 @@ class Experts:
 
 
 def _experts(settings: Any, depth: int) -> Iterator[int]:
-    """The numbers of experts that a configuration and its parts tell."""
+    """Yield the numbers of experts that a configuration and its parts tell."""
     if not isinstance(settings, Mapping) or not depth:
         return
     for key, value in settings.items():
-        if isinstance(value, int) and "expert" in key:
+        # "num_experts", "num_local_experts", "n_routed_experts": each model has a word of its own.
+        # Not "num_experts_per_tok", by which a gate of two rows would be taken for a router.
+        counts = isinstance(value, int) and not isinstance(value, bool)
+        if counts and "expert" in key and not key.endswith(("_per_tok", "_per_token")):
             yield value
         yield from _experts(value, depth - 1)
 
@@ -192,7 +204,7 @@ class ReadByOwner:
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
     ) -> LayerTensor | None:
-        """Knows them by the model_type of config.json."""
+        """Recognise them by the model_type of config.json."""
         path, _, last = name.rpartition(".")
         layer = path.rpartition(".")[2]
         if last != _WEIGHT or len(shape) < _MATRIX:
@@ -210,6 +222,7 @@ class ReadByOwner:
         raise RankfoldError(f"{name!r} is left alone")
 
 
+# The last is asked first, so that a layer which must stay whole is seen before its name is.
 TENSOR_RULES: tuple[TensorRule, ...] = (
     Projections("conv1d", True, transposed),
     Projections("conv1d-or-linear", False, as_its_bias_says),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 def gradient_moment_tap(
     gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any
 ) -> Any:
-    """`y`; the gradient of the zeros is the moment of the gradients at it."""
+    """Return `y`; the gradient of the zeros is the moment of the gradients at `y`."""
     del gram_of, zeros, groups
     return y
 
@@ -23,11 +23,14 @@ def _forward(
     gram_of: Callable[[jax.Array], jax.Array], y: Any, zeros: Any, groups: Any
 ) -> tuple[Any, Any]:
     del gram_of
+    # Zeros are saved for their shape: the backward pass is not given the arguments.
     return y, (jnp.zeros_like(zeros), groups)
 
 
 def _back(gram_of: Callable[[jax.Array], jax.Array], saved: Any, gradient: Any) -> Any:
     zeros, groups = saved
+    # The gradient passes on as it is. JAX adds up the cotangents of the zeros over all uses of
+    # them, which makes the sum over all calls of a layer.
     return gradient, zeros.at[groups].add(gram_of(gradient)), None
 
 

@@ -1,4 +1,4 @@
-"""A layer at one product of a jaxpr: how the rows of the equation are those of its op.
+"""Layers at single products of a jaxpr, with the rows of the equation as those of the op.
 
 An op's weight meets rows (groups, d) with d = in/groups · positions of the kernel, channels first,
 and gives outputs (groups, out/groups). Which number of an equation's row is which of the op's
@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """How the rows of an equation become those of an op.
+    """Layout of the rows of an equation as those of an op.
 
     Attributes:
         rows: (groups here, d), places in a row of the equation.
@@ -47,7 +47,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LayerProduct:
-    """A layer at one product or look-up.
+    """Layer at one product or look-up of a jaxpr.
 
     Attributes:
         path: of the layer.
@@ -64,37 +64,39 @@ class LayerProduct:
     counters: tuple[Any, ...]
 
     def rows(self, x: jax.Array, chosen: Any) -> jax.Array:
-        """(rows, groups here, d) of the other operand, at some positions or at all."""
+        """Return (rows, groups here, d) of the other operand, at some positions or at all."""
         return op_rows(self.view, x, self.layout.rows, chosen)
 
     def outputs(self, y: jax.Array, chosen: Any) -> jax.Array:
-        """(rows, groups here, out/groups) of the output."""
+        """Return (rows, groups here, out/groups) of the output."""
         return op_outputs(self.view, y, self.layout.outs, chosen)
 
     def groups(self) -> Any:
-        """(groups here,), which groups of the op these are in this iteration."""
+        """Return the groups of the op that are met in this iteration, (groups here,)."""
+        # In a scan over stacked layers each turn meets other groups; the counters are traced
+        # values.
         return jnp.asarray(self.layout.groups)[self.counters]
 
 
 def op_rows(view: PatchView, x: jax.Array, rows: Any, chosen: Any) -> jax.Array:
-    """(rows, groups, d) of an operand, in the precision that sums are made in."""
+    """Return (rows, groups, d) of an operand, in the precision that sums are made in."""
     values = working(view.rows(x, chosen))
     return values.reshape(-1, values.shape[-1])[:, rows]
 
 
 def op_outputs(view: PatchView, y: jax.Array, outs: Any, chosen: Any) -> jax.Array:
-    """(rows, groups, out/groups) of an output, in the same precision."""
+    """Return (rows, groups, out/groups) of an output, in the precision that sums are made in."""
     values = working(view.outputs(y, chosen))
     return values.reshape(-1, values.shape[-1])[:, outs]
 
 
 def working(x: jax.Array) -> jax.Array:
-    """float64 as it is, anything else as float32."""
+    """Return float64 as it is, anything else as float32."""
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
 def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
-    """How many positions of each image are enough; None where all are needed.
+    """Return how many positions of each image are enough; None where all are needed.
 
     Args:
         view: of the layer.
@@ -111,7 +113,7 @@ def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
 def site_of(
     eqn: JaxprEqn, inside: Sequence[IndexedValue | None], path: str, slot: ParameterIndex, op: Op
 ) -> LayerProduct | None:
-    """The site of a layer at an equation with its kernel; None where it is none.
+    """Return the layer at an equation with its kernel; None where it is not the layer there.
 
     Args:
         eqn: the equation.
@@ -126,6 +128,8 @@ def site_of(
         if look_up(eqn, labels, 1) is None or table is None or table.index is None:
             return None
         view = look_up_view(eqn)
+        # Only a look-up in the table as it is stored: indices into a transposed or sliced one would
+        # be counted for the wrong rows.
         straight = np.array_equal(table.index, slot.places)
         if view is None or table.counters or not straight:
             return None
@@ -134,6 +138,8 @@ def site_of(
         return LayerProduct(path, 0, view, Layout(rows, outs, np.zeros(1, np.int64)), ())
     if product(eqn, labels, 1) is None:
         return None
+    # Which operand the kernel is: for a product with the kernel on the left its free axes come
+    # first.
     side = 0 if labels[0] is not None else 1
     kernel = inside[side]
     if kernel is None or kernel.index is None:
@@ -149,7 +155,7 @@ def site_of(
 def _dense(
     eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
 ) -> Layout | None:
-    """The kernel as (batch, summed, other) axes."""
+    """Return the layout at a dot_general, from the kernel as (batch, summed, other) axes."""
     assert kernel.index is not None
     contract, batch = param(eqn, "dimension_numbers")
     loops = len(kernel.counters)
@@ -161,6 +167,7 @@ def _dense(
         math.prod(shape[axis] for axis in axes) for axes in (batch[side], contract[side], free)
     ]
     index = kernel.index.transpose(order).reshape(*kernel.index.shape[:loops], *sizes)
+    # Place in a row (batch, summed) and in an output (batch, other) of each number of the kernel.
     b, c, f = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
     return _layout(index, b * sizes[1] + c, b * sizes[2] + f, loops, slot, op)
 
@@ -168,7 +175,7 @@ def _dense(
 def _window(
     eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
 ) -> Layout | None:
-    """The kernel as (outputs, inputs of a group, positions)."""
+    """Return the layout at a convolution, from the kernel as (outputs, inputs, positions)."""
     del side  # a kernel is always the right operand
     assert kernel.index is not None
     spec = param(eqn, "dimension_numbers").rhs_spec
@@ -178,6 +185,7 @@ def _window(
     index = index.reshape(*index.shape[: loops + 2], -1)
     outputs, inputs, taps = index.shape[loops:]
     o, i, t = np.ogrid[:outputs, :inputs, :taps]
+    # An output of a grouped convolution meets the channels of its group; rows have all channels.
     group = o // (outputs // param(eqn, "feature_group_count"))
     return _layout(index, (group * inputs + i) * taps + t, o, loops, slot, op)
 
@@ -185,7 +193,7 @@ def _window(
 def _layout(
     index: npt.NDArray[np.int32], row: Ints, out: Ints, loops: int, slot: ParameterIndex, op: Op
 ) -> Layout | None:
-    """The layout, from where each number of the kernel is in a row and in an output.
+    """Return the layout, from the place of each number of the kernel in a row and in an output.
 
     Args:
         index: (*loops, *shape), the places of the kernel's numbers.
@@ -200,15 +208,21 @@ def _layout(
     row, out = np.broadcast_to(row, shape), np.broadcast_to(out, shape)
     first: tuple[Ints, Ints] | None = None
     every = []
+    # One element for each turn of the loops around the equation.
     for element in index.reshape(-1, *shape):
+        # From the place in the stored kernel to the place in the op's weight, which splits into
+        # group, output of the group and place in a row of the op.
         number = slot.numbers[element]
         group, rest = np.divmod(number, outputs * width)
         output, inner = np.divmod(rest, width)
         groups = np.unique(group)
         group_index = np.searchsorted(groups, group)
+        # Written by all numbers of the kernel at once, then read back: where two numbers disagree
+        # on the place of a row, the product is not the layer's, and there is no layout.
         rows = np.full((len(groups), width), -1)
         outs = np.full((len(groups), outputs), -1)
         rows[group_index, inner], outs[group_index, output] = row, out
+        # Every place is written, by as many numbers as the groups have: none is missing or double.
         full = rows.min() >= 0 and outs.min() >= 0 and element.size == rows.size * outputs
         if not (
             full
@@ -218,6 +232,7 @@ def _layout(
             return None
         if first is None:
             first = rows, outs
+        # The places must not depend on the turn, as rows and outs are taken outside of the trace.
         elif not (np.array_equal(first[0], rows) and np.array_equal(first[1], outs)):
             return None
         every.append(groups)

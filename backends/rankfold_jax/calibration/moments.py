@@ -35,7 +35,7 @@ def moments(
     rng: np.random.Generator,
     advance: Advance,
 ) -> dict[str, LayerMoments]:
-    """The moments of those of the layers that run; see `rankfold.adapters.base.Calibrates`.
+    """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`.
 
     Args:
         flow: the model, with a slot for each of the layers.
@@ -51,10 +51,12 @@ def moments(
     programs = flow.programs(calibration.inputs)
     total = sum(program.inputs.examples for program, _ in programs)
     passes: list[_Pass] = []
+    # All draws come from one key by the index of the batch: they do not depend on what is compiled.
     key = jax.random.key(int(rng.integers(2**31)))
     totals = {path: _Totals() for path in layers}
     for index, (program, arrays) in enumerate(programs):
         advance(f"batch {index}")
+        # The whole batch, labels included, as a loss function gets it.
         batch = Inputs((calibration.batches[index],))
         compiled = next((p for p in passes if p.serves(program, batch)), None)
         if compiled is None:
@@ -62,6 +64,8 @@ def moments(
             passes.append(compiled)
         sums, taps = compiled(arrays, batch, jax.random.fold_in(key, index), index)
         _check(sums, taps, compiled.order)
+        # A gradient of zero everywhere, for a loss of the user's: nothing of the outputs reached
+        # it.
         if not isinstance(calibration.loss, str) and compiled.order and not _any(taps):
             raise RankfoldError(
                 f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way that "
@@ -80,6 +84,7 @@ class _Totals:
     arrays: dict[str, Array] | None = None
 
     def add(self, terms: Mapping[str, jax.Array]) -> None:
+        # Sums of one batch are float32 on the device; sums over batches are float64 on the host.
         wide = {name: np.asarray(term).astype(np.float64) for name, term in terms.items()}
         if self.arrays is None:
             self.arrays = wide
@@ -90,6 +95,7 @@ class _Totals:
     def moments(self, path: str, examples: int, draws: int) -> LayerMoments:
         assert self.arrays is not None
         sums = self.arrays
+        # Per group: layers of a stack may be called unequally often, and some not at all.
         rows, positions = (np.maximum(sums[name], 1.0) for name in ("rows", "positions"))
 
         def over(array: Array, count: Array) -> Array:
@@ -145,13 +151,13 @@ class _Pass:
         self.order: list[str] = []
 
     def serves(self, program: TracedModel, batch: Inputs) -> bool:
-        """Whether this is the pass for such a batch."""
+        """True if this is the pass for such a batch."""
         return program is self._program and batch.signature == self._signature
 
     def __call__(
         self, arrays: Sequence[Any], batch: Inputs, key: jax.Array, index: int
     ) -> tuple[Sums, dict[str, jax.Array]]:
-        """The sums of the layers over a batch, and those of their gradients."""
+        """Return the sums of the layers over a batch, and those of their gradients."""
         try:
             sums: tuple[Sums, dict[str, jax.Array]] = self._compiled(
                 self._flow.values, list(arrays), batch.arrays, key
@@ -160,6 +166,7 @@ class _Pass:
         except RankfoldError:
             raise
         except Exception as error:  # whatever the model raises on these inputs
+            # JAX has no class of its own for this error.
             if "Reverse-mode differentiation" in str(error):
                 raise RankfoldError(
                     "calibration: the model has a while loop (lax.while_loop, or lax.fori_loop "
@@ -171,19 +178,25 @@ class _Pass:
         return sums
 
     def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
+        # Which positions are sampled does not depend on how often labels are drawn.
         positions, labels = jax.random.split(key)
         closed = self._program.closed
 
         def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
             gatherer = Gatherer(self._flow.slots, self._layers, self._examples, positions, taps)
             outputs, sums = gatherer.run(closed, [*values, *arrays])
+            # Set while this is traced: the order of the layers is static.
             self.order = list(gatherer.order)
             return outputs, sums
 
+        # The gradients of these zeros are the moments: each layer's output passes through a tap
+        # whose backward pass adds up the second moment of what comes through. So the sums over all
+        # calls are made by the backward pass itself, and no gradient is kept.
         zeros = {path: empty_moment_tap(op) for path, op in self._layers.items()}
         outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
 
         def once(key: jax.Array) -> Any:
+            # Outputs of integers have no gradient, which `allow_int` lets pass.
             gradient = jax.grad(lambda values: self._loss(values, batch, key), allow_int=True)
             return back(gradient(outputs))[0]
 
@@ -193,6 +206,7 @@ class _Pass:
         def again(total: Any, key: jax.Array) -> Any:
             return jax.tree.map(jnp.add, total, once(key)), None
 
+        # One forward pass for all draws; a scan, so that the backward pass is compiled once.
         return sums, jax.lax.scan(again, zeros, jax.random.split(labels, self._draws))[0]
 
     def _loss(self, outputs: list[Any], batch: Any, key: jax.Array) -> jax.Array:
@@ -200,6 +214,7 @@ class _Pass:
         count = self._program.inputs.examples
         if isinstance(self._calibration.loss, str):
             return losses.drawn(self._calibration.loss, whole, count, key)
+        # The user's loss gets the batch as it came, with traced arrays in place.
         ((traced,), _) = self._batch.whole(batch)
         return losses.loss_of(self._calibration, self._index, whole, traced) * count
 
@@ -210,10 +225,13 @@ def _any(taps: Mapping[str, jax.Array]) -> bool:
 
 def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:
     for path in order:
+        # In the order of calls: the first layer with a bad input is nearest to the cause.
         if float(sums[path]["bad"]):
             raise input_not_finite(path)
         if not _finite(sums[path]["inputs"]):
             raise moment_not_finite(path, "inputs", "the data")
+    # From the loss backwards: the first layer whose gradients are not finite is nearest to the
+    # cause.
     for path in reversed(order):
         if not _finite(taps[path]):
             raise gradient_not_finite(path)

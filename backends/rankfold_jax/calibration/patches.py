@@ -1,4 +1,4 @@
-"""The rows that a kernel meets at a product, read from the operands of its equation.
+"""Rows that a kernel meets at a product, read from the operands of its equation.
 
 A row belongs to one output position of one image; the first axis of an activation counts images.
 Whatever the layer is, a row here is laid out as the equation has it: for a matrix product the batch
@@ -26,7 +26,7 @@ Axes: TypeAlias = tuple[int, ...]
 
 @dataclass(frozen=True)
 class MatrixView:
-    """A dot_general, seen from the operand that is no kernel.
+    """View of a dot_general from the operand that is no kernel.
 
     Attributes:
         shared: its batch axes, in the order of the equation.
@@ -47,23 +47,26 @@ class MatrixView:
 
     @property
     def images(self) -> int:
-        """The length of its first free axis."""
+        """Length of the first free axis of the operand."""
         return self.shape[self._free[0]] if self._free else 1
 
     @property
     def positions(self) -> int:
-        """Rows of one image."""
+        """Number of rows of one image."""
         return math.prod(self.shape[axis] for axis in self._free[1:])
 
     def rows(self, x: jax.Array, chosen: Any) -> jax.Array:
-        """(images, rows of one, batch · summed) of the operand; all positions without `chosen`."""
+        """Return rows (images, rows of one, batch · summed), at chosen positions or all."""
+        # Free axes become rows; batch axes come before the summed ones, as the layout counts them.
         moved = jnp.transpose(x, (*self._free, *self.shared, *self.summed))
         return _taken(moved.reshape(self.images, self.positions, -1), chosen)
 
     def outputs(self, y: jax.Array, chosen: Any) -> jax.Array:
-        """(images, rows of one, batch · other axes of the kernel) of the result."""
+        """Return (images, rows of one, batch · other axes of the kernel) of the result."""
         shared, free = len(self.shared), len(self._free)
         behind = y.ndim - shared - free
+        # dot_general gives batch axes, then free axes of the left operand, then of the right one.
+        # The operand seen from here is on one of these sides.
         start = shared if self.first else shared + behind
         free_axes = tuple(range(start, start + free))
         others = tuple(axis for axis in range(shared, y.ndim) if axis not in free_axes)
@@ -73,7 +76,7 @@ class MatrixView:
 
 @dataclass(frozen=True)
 class WindowView:
-    """A conv_general_dilated, seen from its input.
+    """View of a conv_general_dilated from its input.
 
     Attributes:
         input: (batch, channel, *spatial) axes of the input.
@@ -97,21 +100,25 @@ class WindowView:
 
     @property
     def images(self) -> int:
-        """Of a batch."""
+        """Number of images of a batch."""
         return self.shape[self.input[0]]
 
     @property
     def positions(self) -> int:
-        """Of the output."""
+        """Number of positions of the output."""
         return math.prod(self.sizes)
 
     def rows(self, x: jax.Array, chosen: Any) -> jax.Array:
-        """(images, rows of one, channels · kernel) of the input."""
+        """Return (images, rows of one, channels · kernel) of the input."""
         first, channel, *spatial = self.input
         x = jnp.transpose(x, (first, *spatial, channel))
+        # The third number of `lax.pad` is interior padding: the dilation of the input. Padding may
+        # be negative, which crops.
         around = [(low, high, wide - 1) for (low, high), (wide, _) in self._around]
         x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
         sizes = x.shape[1:-1]
+        # Where each output position begins in the padded input, and how far each tap lies from
+        # there.
         origins = _flat(np.indices(self.sizes), self.strides, sizes)
         taps = _flat(np.indices(self.kernel), [far for _, far in self.dilation], sizes)
         flat = x.reshape(len(x), -1, x.shape[-1])
@@ -119,6 +126,7 @@ class WindowView:
             rows = flat[:, origins[:, None] + taps]
         else:
             places = jnp.asarray(origins)[chosen][..., None] + taps
+            # Every image has positions of its own.
             rows = jax.vmap(lambda image, index: image[index])(flat, places)
         return rows.swapaxes(2, 3).reshape(*rows.shape[:2], -1)
 
@@ -127,7 +135,7 @@ class WindowView:
         return list(zip(self.padding, self.dilation, strict=True))
 
     def outputs(self, y: jax.Array, chosen: Any) -> jax.Array:
-        """(images, rows of one, channels) of the output."""
+        """Return (images, rows of one, channels) of the output."""
         first, channel, *spatial = self.output
         y = jnp.transpose(y, (first, *spatial, channel))
         return _taken(y.reshape(len(y), -1, y.shape[-1]), chosen)
@@ -135,7 +143,7 @@ class WindowView:
 
 @dataclass(frozen=True)
 class LookUpView:
-    """A gather of rows of a table.
+    """View of a gather of rows of a table.
 
     Attributes:
         shape: of the indices, without their last axis.
@@ -147,21 +155,21 @@ class LookUpView:
 
     @property
     def images(self) -> int:
-        """The length of the first axis of the indices."""
+        """Length of the first axis of the indices."""
         return self.shape[0] if self.shape else 1
 
     @property
     def positions(self) -> int:
-        """Look-ups of one image."""
+        """Number of look-ups of one image."""
         return math.prod(self.shape[1:])
 
     def rows(self, x: jax.Array, chosen: Any) -> jax.Array:
-        """(look-ups,), the indices."""
+        """Return the indices, (look-ups,)."""
         del chosen  # they are only counted, all of them
         return x.reshape(-1)
 
     def outputs(self, y: jax.Array, chosen: Any) -> jax.Array:
-        """(images, look-ups of one, features)."""
+        """Return (images, look-ups of one, features)."""
         moved = jnp.moveaxis(y, self.axis, -1)
         return _taken(moved.reshape(self.images, self.positions, -1), chosen)
 
@@ -170,14 +178,14 @@ PatchView: TypeAlias = MatrixView | WindowView | LookUpView
 
 
 def matrix_view(eqn: JaxprEqn, side: int) -> MatrixView:
-    """The view of a dot_general whose operand at `side` is the kernel."""
+    """Return the view of a dot_general whose operand at `side` is the kernel."""
     contract, batch = param(eqn, "dimension_numbers")
     shape = shape_of(eqn.invars[1 - side])
     return MatrixView(tuple(batch[1 - side]), tuple(contract[1 - side]), shape, side == 1)
 
 
 def window_view(eqn: JaxprEqn) -> WindowView:
-    """The view of a convolution."""
+    """Return the view of a convolution."""
     spec = param(eqn, "dimension_numbers")
     weight, output = shape_of(eqn.invars[1]), shape_of(eqn.outvars[0])
     wide, far = param(eqn, "lhs_dilation"), param(eqn, "rhs_dilation")
@@ -194,10 +202,11 @@ def window_view(eqn: JaxprEqn) -> WindowView:
 
 
 def look_up_view(eqn: JaxprEqn) -> LookUpView | None:
-    """The view of a gather of whole rows of a matrix; None of any other."""
+    """Return the view of a gather of whole rows of a matrix; None of any other."""
     numbers = param(eqn, "dimension_numbers")
     table = shape_of(eqn.invars[0])
     rows = (
+        # Other gathers (slices of rows, several index columns) are no look-ups of an embedding.
         len(table) == 2
         and tuple(numbers.collapsed_slice_dims) == (0,)
         and tuple(numbers.start_index_map) == (0,)
@@ -211,6 +220,7 @@ def look_up_view(eqn: JaxprEqn) -> LookUpView | None:
 def _taken(rows: jax.Array, chosen: Any) -> jax.Array:
     if chosen is None:
         return rows
+    # (images, positions, width) at (images, chosen).
     return jnp.take_along_axis(rows, jnp.asarray(chosen)[:, :, None], axis=1)
 
 

@@ -1,4 +1,4 @@
-"""Example inputs: what is traced as arrays, and what stays as it is."""
+"""Example inputs, taken apart into arrays that are traced and the rest that stays as it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Inputs:
     """Positional and keyword arguments, taken apart into arrays and the rest.
 
     Args:
-        given: one array, a tuple or list of positional or a mapping of keyword arguments. Arrays
+        inputs: one array, a tuple or list of positional or a mapping of keyword arguments. Arrays
             may be `jax.ShapeDtypeStruct`; whatever is no array (flags, None) is passed on as it is.
 
     Attributes:
@@ -36,32 +36,36 @@ class Inputs:
             whole = ((inputs,), {})
         self.examples = examples(inputs)
         self.names: list[str] = []
+        # Flags and strings are leaves, too: a traced flag could not be branched on.
         self._leaves, self._tree = jax.tree.flatten(whole)
         self._places = [i for i, leaf in enumerate(self._leaves) if is_array(leaf)]
         self.arrays = [self._leaves[i] for i in self._places]
 
     def call(self, function: Callable[..., Any], arrays: list[Any]) -> list[Any]:
-        """The arrays that a function gives for these arguments with other arrays in place."""
+        """Return the arrays that a function gives for the arguments with other arrays in place."""
         leaves = jax.tree_util.tree_leaves_with_path(self.output(function, arrays))
+        # Set while the function is traced; the names are static and so the same for every call.
         self.names = [jax.tree_util.keystr(path) for path, leaf in leaves if is_array(leaf)]
         return [leaf for _, leaf in leaves if is_array(leaf)]
 
     def output(self, function: Callable[..., Any], arrays: Sequence[Any]) -> Any:
-        """What a function gives for these arguments with other arrays in place."""
+        """Return what a function gives for these arguments with other arrays in place."""
         args, kwargs = self.whole(arrays)
         return function(*args, **kwargs)
 
     def whole(self, arrays: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments with other arrays in place."""
+        """Return positional and keyword arguments with other arrays in place."""
         leaves = list(self._leaves)
         for index, array in zip(self._places, arrays, strict=True):
+            # The other leaves are those of the example inputs.
             leaves[index] = array
         args, kwargs = jax.tree.unflatten(self._tree, leaves)
         return args, kwargs
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """Equal for inputs that one trace serves."""
+        """Value that is equal for inputs that one trace serves."""
+        # A Python number counts as static: another value may take another branch.
         shapes = tuple((jnp.shape(array), jnp.result_type(array)) for array in self.arrays)
         places = set(self._places)
         rest = tuple(leaf for i, leaf in enumerate(self._leaves) if i not in places)
@@ -69,10 +73,10 @@ class Inputs:
 
 
 def failed(error: Exception) -> RankfoldError:
-    """The error for a model that fails on its example inputs."""
+    """Return the error for a model that fails on its example inputs."""
     return RankfoldError(f"inputs: the model fails on them with {told(error)}")
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is traced, or a shape that stands for one that is."""
+    """True if a value is traced, or a shape that stands for one that is."""
     return isinstance(value, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)

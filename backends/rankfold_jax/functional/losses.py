@@ -1,4 +1,4 @@
-"""Losses on the outputs of a model, and how far two models are apart in them."""
+"""Losses on the outputs of a model, and the distance of two models in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rankfold_jax.functional.pure_function import PureModel
 
 
 def floats(outputs: Any) -> list[jax.Array]:
-    """The floating-point arrays of an output.
+    """Return the floating-point arrays of an output.
 
     Raises:
         RankfoldError: there is none.
@@ -28,7 +28,7 @@ def floats(outputs: Any) -> list[jax.Array]:
 
 
 def logits(outputs: Any, count: int) -> jax.Array:
-    """The logits of a classifier, in float32 or float64: (predictions, classes).
+    """Return the logits of a classifier, in float32 or float64: (predictions, classes).
 
     Args:
         outputs: an array, something with `.logits` or an entry "logits", or a sequence with them at
@@ -41,6 +41,7 @@ def logits(outputs: Any, count: int) -> jax.Array:
     values = losses.logits_in(outputs)
     if not _is_float(values) or jnp.ndim(values) == 0:
         raise losses.no_logits(outputs)
+    # One logit an example: a binary classifier.
     if values.ndim == 1 and len(values) == count:
         values = values[:, None]
     values = values if values.dtype == jnp.float64 else values.astype(jnp.float32)
@@ -49,7 +50,7 @@ def logits(outputs: Any, count: int) -> jax.Array:
 
 
 def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
-    """One draw of a random loss, summed over the examples.
+    """Draw a random loss once, summed over the examples.
 
     Args:
         name: "cross_entropy" or "outputs".
@@ -63,12 +64,16 @@ def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
     if name == "outputs":
         terms = []
         for index, output in enumerate(floats(outputs)):
+            # The gradient of noise · output is the noise, whose second moment is the identity in
+            # expectation. `fold_in` gives each output noise of its own.
             noise = jax.random.normal(jax.random.fold_in(key, index), output.shape)
             terms.append((output.astype(noise.dtype) * noise).sum())
         return jnp.stack(terms).sum()
     scores = logits(outputs, count)
     if scores.shape[1] == 1:
+        # Labels are drawn from the model's own prediction; no gradient goes through the draw.
         labels = jax.random.bernoulli(key, jax.nn.sigmoid(jax.lax.stop_gradient(scores)))
+        # log σ(x) for label 1 and log(1 - σ(x)) = log σ(-x) for label 0, without overflow.
         return -jax.nn.log_sigmoid(jnp.where(labels, scores, -scores)).sum()
     picked = jax.random.categorical(key, jax.lax.stop_gradient(scores), axis=1)
     shares = jax.nn.log_softmax(scores, axis=1)
@@ -76,7 +81,7 @@ def drawn(name: str, outputs: Any, count: int, key: jax.Array) -> jax.Array:
 
 
 def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> jax.Array:
-    """What a user's loss function gives for a batch.
+    """Return the value of a user's loss function for a batch.
 
     Raises:
         RankfoldError: it fails or gives something else than an array of one element.
@@ -94,7 +99,7 @@ def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> j
 def divergence(
     first: PureModel, second: PureModel, calibration: Calibration
 ) -> tuple[float, float]:
-    """The mean loss of the model and of the compressed one, for `Calibrates.divergence`.
+    """Return the mean loss of the model and of the compressed one, for `Calibrates.divergence`.
 
     Raises:
         RankfoldError: a model fails on a batch.
@@ -114,10 +119,11 @@ def divergence(
 
 
 def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]:
-    """The outputs of each batch, and how many examples it has."""
+    """Return the outputs of each batch, and how many examples it has."""
     every = []
     for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
         try:
+            # Compiled: what stands around the arrays was noted by the trace that `programs` made.
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
             raise losses.failure(index, error) from error

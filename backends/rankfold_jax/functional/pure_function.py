@@ -18,7 +18,7 @@ from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 @dataclass(frozen=True, eq=False)
 class PureModel:
-    """A model as a pure function.
+    """Model as a pure function.
 
     Attributes:
         function: of the model's arrays and the inputs, to the outputs; what the model changes in
@@ -32,7 +32,7 @@ class PureModel:
     slots: Mapping[str, ParameterIndex] = field(default_factory=dict)
 
     def programs(self, inputs: Sequence[Any]) -> list[tuple[TracedModel, list[Any]]]:
-        """For each batch its program, the same for batches of a kind, and its arrays.
+        """Return for each batch its program, shared by batches of a kind, and its arrays.
 
         Raises:
             RankfoldError: the model fails on a batch, which is named.
@@ -41,6 +41,8 @@ class PureModel:
         programs = []
         for index, batch in enumerate(inputs):
             whole = Inputs(batch)
+            # Batches of one shape share a trace and a compilation; a last, smaller batch has its
+            # own.
             program = next((p for p in known if p.inputs.signature == whole.signature), None)
             if program is None:
                 program = TracedModel(self, whole)
@@ -56,14 +58,14 @@ class PureModel:
 
 
 class TracedModel:
-    """A model for inputs of one kind.
+    """Model traced for inputs of one kind.
 
     Args:
         flow: the model.
-        given: the inputs.
+        inputs: of the kind.
 
     Attributes:
-        given: as given.
+        inputs: those that it is traced with.
     """
 
     def __init__(self, flow: PureModel, inputs: Inputs) -> None:
@@ -73,26 +75,28 @@ class TracedModel:
         self._tree: Any = None
 
     def arrays(self, values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-        """The arrays among the outputs; traced, it notes what stands around them."""
+        """Return the arrays among the outputs; note what stands around them."""
         output = self._flow.function(values, self.inputs, arrays)
         leaves, self._tree = jax.tree.flatten(output)
+        # A jaxpr has arrays alone. Other outputs (None, strings, numbers) are kept here with the
+        # tree, in a tuple each, so that an output of None is told from a place of an array.
         self._leaves = [None if is_array(leaf) else (leaf,) for leaf in leaves]
         return [leaf for leaf in leaves if is_array(leaf)]
 
     @cached_property
     def closed(self) -> ClosedJaxpr:
-        """The jaxpr of `arrays`: the model's arrays, then those of the inputs."""
+        """Jaxpr of `arrays`: its inputs are the model's arrays, then those of the inputs."""
         traced = jax.make_jaxpr(self.arrays)(self._flow.values, self.inputs.arrays)
         assert isinstance(traced, ClosedJaxpr)
         return traced
 
     @cached_property
     def compiled(self) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-        """`arrays`, compiled."""
+        """Compiled form of `arrays`."""
         return jax.jit(self.arrays)
 
     def rebuilt(self, arrays: Sequence[Any]) -> Any:
-        """The outputs as the model gives them, from the arrays among them."""
+        """Return the outputs as the model gives them, from the arrays among them."""
         rest = iter(arrays)
         leaves = [next(rest) if known is None else known[0] for known in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)

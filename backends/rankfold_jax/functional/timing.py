@@ -40,7 +40,7 @@ def seconds(
     dtype: Any,
     build: Callable[[Chain], object],
 ) -> tuple[float, ...]:
-    """Median seconds of a layer and of chains in its place, one call per extent.
+    """Return median seconds of a layer and of chains in its place, one call per extent.
 
     Args:
         op: the layer.
@@ -49,6 +49,7 @@ def seconds(
         dtype: of its arrays.
         build: refuses chains that cannot be built, which take forever.
     """
+    # One compiled function runs all calls of the layer, as the compiled model does.
     inputs = [_input(op, extent, dtype) for extent in extents]
     passes: list[Callable[[], object] | None] = [_pass((op,), inputs, dtype)]
     passes += [_pass(c, inputs, dtype) if _built(build, c) else None for c in chains]
@@ -71,7 +72,7 @@ def _pass(chain: Chain, inputs: Sequence[jax.Array], dtype: Any) -> Callable[[],
 
 
 def model_seconds(flows: Sequence[PureModel], inputs: Any) -> tuple[float, ...]:
-    """Median seconds of one forward pass of each model, compiled."""
+    """Return median seconds of one forward pass of each model, compiled."""
     passes = []
     for flow in flows:
         ((program, arrays),) = flow.programs([inputs])
@@ -80,11 +81,14 @@ def model_seconds(flows: Sequence[PureModel], inputs: Any) -> tuple[float, ...]:
 
 
 def _bound(function: Callable[..., Any], *arguments: Any) -> Callable[[], object]:
+    # Arguments are on the device before the clock starts. They are arguments and no constants,
+    # which XLA would fold into the program.
     placed = jax.device_put(arguments)
     return lambda: function(*placed)
 
 
 def _input(op: Op, extent: Extent, dtype: Any) -> jax.Array:
+    # The same numbers for the layer and its chains.
     rng = np.random.default_rng(0)
     if isinstance(op, Embedding):
         return jnp.asarray(rng.integers(0, len(op.weight), extent))
@@ -93,12 +97,12 @@ def _input(op: Op, extent: Extent, dtype: Any) -> jax.Array:
 
 
 def _filled(x: Any) -> Any:
-    """Zeros for a shape that stands for an array."""
+    """Return zeros for a shape that stands for an array; an array as it is."""
     return jnp.zeros(x.shape, x.dtype) if isinstance(x, jax.ShapeDtypeStruct) else x
 
 
 def _weight(stage: Op, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
-    """The weight as a Flax layer holds it, and the bias."""
+    """Return the weight as a Flax layer holds it, and the bias."""
     weight = np.asarray(stage.weight)
     if isinstance(stage, Linear):
         weight = weight.reshape(stage.groups, -1, weight.shape[1]).swapaxes(1, 2)
@@ -125,6 +129,7 @@ def _applied(chain: Chain, weights: Any, x: Any) -> Any:
 def _linear(stage: Linear, weight: Any, x: Any) -> Any:
     if stage.groups == 1:
         return x @ weight
+    # Groups as a batch of products: layers of a stack side by side.
     split = x.reshape(*x.shape[:-1], stage.groups, -1)
     return jnp.einsum("...gi,gio->...go", split, weight).reshape(*x.shape[:-1], -1)
 
@@ -136,6 +141,7 @@ def _convolution(stage: Convolution, weight: Any, x: Any) -> Any:
     strides, wide = geo.stride, ones
     if isinstance(stage, ConvTranspose):
         strides, wide = ones, geo.stride
+        # A transposed convolution is one of the dilated input: full padding, less what is cut off.
         pads = tuple(
             (reach - 1 - low, reach - 1 - high + extra)
             for reach, (low, high), extra in zip(geo.reach, pads, geo.output_padding, strict=True)

@@ -1,1 +1,1 @@
-"""How Flax lays out the weights of its layers."""
+"""Layouts of the weights of Flax's layers."""

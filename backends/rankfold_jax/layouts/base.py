@@ -1,4 +1,4 @@
-"""How Flax's layers hold an op: the layouts that NNX and Linen share.
+"""Layouts in which Flax's layers hold an op, shared by NNX and Linen.
 
 A *form* is the shape and geometry of one Flax layer, without its numbers. It turns the layer's
 arrays into an op, and a chain of ops into stages, each with a form and arrays of its own. Arrays
@@ -28,47 +28,47 @@ Call: TypeAlias = Callable[[Array], Array]
 
 
 class LayerLayout(Protocol):
-    """The shape and geometry of one Flax layer."""
+    """Shape and geometry of one Flax layer."""
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Of one layer."""
+        """Shape of the kernel of one layer."""
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """Of one layer, where it has a bias."""
+        """Shape of the bias of one layer, where it has one."""
 
     @property
     def roles(self) -> Roles:
-        """Of the axes of the kernel."""
+        """Roles of the axes of the kernel."""
 
     @property
     def bias_roles(self) -> Roles:
-        """Of the axes of the bias."""
+        """Roles of the axes of the bias."""
 
     def op(self, kernel: Array, bias: Array | None) -> Op:
-        """The op of stacked arrays (n, *kernel_shape) and (n, *bias_shape).
+        """Return the op of stacked arrays (n, *kernel_shape) and (n, *bias_shape).
 
         Raises:
             Refused: it computes what no op does.
         """
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Layers for a chain that was made from this form's op.
+        """Return layers for a chain that was made from this form's op.
 
         Raises:
             Refused: Flax has no layer for a stage.
         """
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """The extent of the layer's input at a use of its kernel; None where none is counted.
+        """Return the extent of the layer's input at a use of its kernel; None to leave it out.
 
         Raises:
             Refused: the layer itself does not use its kernel so.
         """
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """The op's output for an input x of the op, computed by a layer of this form.
+        """Return the op's output for an input x of the op, computed by a layer of this form.
 
         Args:
             call: the layer, from inputs with the stack in front to outputs with it in front.
@@ -87,7 +87,8 @@ class Stage:
 
 
 def keep(role: str, first: bool, last: bool) -> bool:
-    """Whether the axis of a stage is an axis of the layer that was decomposed."""
+    """True if the axis of a stage is an axis of the layer that was decomposed."""
+    # Between two stages of a chain lies a rank axis, which no axis of the layer corresponds to.
     if role.startswith("in"):
         return first
     if role.startswith("out"):
@@ -96,7 +97,7 @@ def keep(role: str, first: bool, last: bool) -> bool:
 
 
 def matrices(stage: Linear, blocks: int) -> Array:
-    """The weight of a grouped Linear as (blocks, in, out).
+    """Return the weight of a grouped Linear as (blocks, in, out).
 
     Raises:
         Refused: it has another number of groups.
@@ -104,16 +105,17 @@ def matrices(stage: Linear, blocks: int) -> Array:
     if stage.groups != blocks:
         raise Refused(f"the chain has {stage.groups} groups in place of {blocks}")
     weight = stage.weight
+    # An op is (out, in); Flax multiplies inputs from the left, (in, out).
     return weight.reshape(blocks, -1, weight.shape[1]).swapaxes(1, 2)
 
 
 def contiguous(array: Array) -> Array:
-    """A copy in C order, so that nothing is shared with the op it was made from."""
+    """Return a copy in C order, so that nothing is shared with the op it was made from."""
     return np.array(array, order="C")
 
 
 def linears(chain: Chain) -> tuple[Linear, ...]:
-    """The chain, if it is one of fully connected layers.
+    """Return a chain of fully connected layers as it is, typed as one.
 
     Raises:
         Refused: it is not.
@@ -125,5 +127,5 @@ def linears(chain: Chain) -> tuple[Linear, ...]:
 
 
 def foreign(use: ParameterUse) -> Refused:
-    """The refusal of a layer whose kernel somebody else uses."""
+    """Return the refusal of a layer whose kernel somebody else uses."""
     return Refused(f"its kernel is also used by a {use.primitive} of another kind")

@@ -1,4 +1,4 @@
-"""The ops of a chain, read back from the layers it was built as."""
+"""Reading of the ops of a chain from the layers that it was built as."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def stage_op(
     *,
     shapes_only: bool = False,
 ) -> Op:
-    """The op of one layer of a chain.
+    """Return the op of one layer of a chain.
 
     Args:
         op: the layer replaced.
         form: of the layer of the chain.
         kernel: as the layer holds it, and its stack.
-        bias: the same; None without one.
+        bias: as the layer holds it, and its stack; None without one.
         shapes_only: whether the numbers are not known.
 
     Raises:
@@ -42,24 +42,31 @@ def stage_op(
             _front(*kernel, form.kernel_shape),
             None if bias is None else _front(*bias, form.bias_shape),
         )
+    # A fine-tuned model may hold anything: what does not fit is a reason of this layer alone.
     except RankfoldError as error:
         raise Refused(f"{FOREIGN}{error}") from None
+    # Grouped transposed convolutions are built as convolutions of a dilated input, and without a
+    # stride nothing is dilated. The form does not tell the two kinds apart; the layer replaced
+    # does.
     if isinstance(op, ConvTranspose) and isinstance(stage, Conv):
         stage = _transposed(stage)
     return with_weight(stage, blank(*stage.weight.shape)) if shapes_only else stage
 
 
 def checked(op: Op, chain: Chain) -> Chain:
-    """A chain, if it can stand in the place of a layer.
+    """Return a chain that can stand in the place of a layer.
 
     Raises:
         Refused: its channels are not those of the layer, or do not follow on each other.
     """
     out, into = channels(op)
     sizes = [channels(stage) for stage in chain]
+    # What each stage takes is what the one before gives, with the layer's own channels at both
+    # ends.
     followed = [into, *(outputs for outputs, _ in sizes)]
     if not chain or [*(taken for _, taken in sizes), out] != followed:
         raise Refused(f"{FOREIGN}its channels do not fit")
+    # Each group of a stack or of the layer has stages of its own: their groups are a multiple.
     if any(stage.groups % op.groups for stage in chain):
         raise Refused(f"{FOREIGN}its groups do not fit")
     if any(stage.bias is not None for stage in chain[:-1]):
@@ -68,7 +75,7 @@ def checked(op: Op, chain: Chain) -> Chain:
 
 
 def fixed(what: str, stages: Iterable[str]) -> RankfoldError:
-    """The error for a change of a compressed layer that would have no effect.
+    """Return the error for a change of a compressed layer that would have no effect.
 
     Args:
         what: is changed, and of which layer.
@@ -81,6 +88,7 @@ def fixed(what: str, stages: Iterable[str]) -> RankfoldError:
 
 
 def _front(array: Array, stack: StackedAxes, layer_shape: tuple[int, ...]) -> Array:
+    # A mismatch of axes or sizes falls through to the refusal.
     if array.ndim == len(stack.axes) + len(layer_shape):
         sizes = tuple(array.shape[axis] for axis in stack.axes)
         front = stack.to_front(array) if sizes == stack.sizes else array
@@ -92,8 +100,9 @@ def _front(array: Array, stack: StackedAxes, layer_shape: tuple[int, ...]) -> Ar
 
 
 def _transposed(stage: Conv) -> Conv | ConvTranspose:
-    """A grouped stage with a stride of 1 is held as a convolution with the kernel flipped."""
+    """Return the transposed convolution that a stage at stride 1 holds as a flipped `Conv`."""
     geo = geometry(stage)
+    # Pointwise stages are plain convolutions in either kind of chain.
     if math.prod(geo.kernel) == 1:
         return stage
     if stage.padding_mode != "zeros" or set(geo.stride) != {1}:

@@ -1,4 +1,4 @@
-"""Convolutions: every padding of Flax, and transposed ones in either layout of the kernel."""
+"""Layouts of convolutions with every padding of Flax, and of transposed ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rankfold_jax.layouts.padding import LaxPadding, padding_of, pads, reach_of
 
 @dataclass(frozen=True)
 class ConvForm:
-    """A kernel (*kernel, inputs/groups, outputs).
+    """Layout of a convolution with a kernel (*kernel, inputs/groups, outputs).
 
     Attributes:
         kernel: its sizes.
@@ -42,41 +42,44 @@ class ConvForm:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """(*kernel, inputs/groups, outputs)."""
+        """Shape of the kernel, (*kernel, inputs/groups, outputs)."""
         return (*self.kernel, self.inputs // self.groups, self.outputs)
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """(outputs,)."""
+        """Shape of the bias, (outputs,)."""
         return (self.outputs,)
 
     @property
     def roles(self) -> Roles:
-        """Space, input, output."""
+        """Roles of the axes of the kernel: space, input, output."""
         return (*(f"k{i}" for i in range(len(self.kernel))), "in0", "out0")
 
     @property
     def bias_roles(self) -> Roles:
-        """Output."""
+        """Role of the axis of the bias: output."""
         return ("out0",)
 
     @property
     def depthwise(self) -> bool:
-        """Whether every channel is convolved on its own."""
+        """True if every channel is convolved on its own."""
         return 1 < self.groups == self.inputs == self.outputs
 
     @property
     def transposed(self) -> bool:
-        """Whether the input is dilated."""
+        """True if the input is dilated."""
         return any(step > 1 for step in self.input_dilation)
 
     def op(self, kernel: Array, bias: Array | None) -> Convolution:
-        """A Conv, or a ConvTranspose where the input is dilated."""
+        """Return a Conv, or a ConvTranspose where the input is dilated."""
         if not 1 <= len(self.kernel) <= 3:
             raise Refused(f"{len(self.kernel)} spatial axes; 1 to 3 are decomposed")
+        # (n, *kernel, in, out) to (n, out, in, *kernel), then the stack into the output channels:
+        # layers of a stack are groups of one op.
         weight = np.moveaxis(kernel, (-1, -2), (1, 2))
         weight = np.ascontiguousarray(weight).reshape(-1, *weight.shape[2:])
         flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
+        # `len(kernel)` is the length of the stack.
         groups = self.groups * len(kernel)
         if self.transposed:
             return self._transposed_op(weight, flat, groups)
@@ -87,12 +90,15 @@ class ConvForm:
             raise Refused(str(error)) from None
 
     def _transposed_op(self, weight: Array, bias: Array | None, groups: int) -> ConvTranspose:
+        # ConvTranspose has one stride, which is the dilation of its input.
         if any(step > 1 for step in self.strides):
             raise Refused("both its input is dilated and its output strided")
         padding = ((0, 0),) * len(self.kernel) if self.padding == "VALID" else self.padding
         if isinstance(padding, str):
             raise Refused(f"padding {padding!r} with a dilated input")
         return adjoint(
+            # JAX correlates the dilated input with the kernel as it is; the adjoint of a
+            # convolution meets it in reverse.
             weight[(slice(None), slice(None), *(slice(None, None, -1),) * len(self.kernel))],
             bias,
             self.input_dilation,
@@ -102,13 +108,14 @@ class ConvForm:
         )
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Convolutions, depthwise and pointwise ones included."""
+        """Build convolutions, depthwise and pointwise ones included."""
         return stages_of(chain, stack)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """(batch, *spatial), before the padding that Flax does itself."""
+        """Return (batch, *spatial), before the padding that Flax does itself."""
         if use.primitive != "conv_general_dilated":
             raise foreign(use)
+        # These Flax pads itself before the convolution, which then sees the padded input.
         if self.padding not in ("CIRCULAR", "REFLECT", "CAUSAL"):
             return use.extent
         padded, _ = pads(self.padding, reach_of(self.kernel, self.dilation))
@@ -117,13 +124,15 @@ class ConvForm:
         return (use.extent[0], *(size - low - high for size, (low, high) in sizes))
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """All of a batch at once, channels last."""
+        """Run all of a batch at once, channels last."""
         return _run(call, x, stack)
 
 
 @dataclass(frozen=True)
 class TransposedForm:
-    """A kernel (*kernel, inputs, outputs), or (*kernel, outputs, inputs) where it is flipped.
+    """Layout of a transposed convolution with a kernel (*kernel, inputs, outputs).
+
+    It is (*kernel, outputs, inputs) where the kernel is flipped.
 
     Attributes:
         kernel: its sizes.
@@ -145,28 +154,28 @@ class TransposedForm:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """As the layer holds it."""
+        """Shape of the kernel, as the layer holds it."""
         channels = (self.inputs, self.outputs)
         return (*self.kernel, *(channels[::-1] if self.flipped else channels))
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """(outputs,)."""
+        """Shape of the bias, (outputs,)."""
         return (self.outputs,)
 
     @property
     def roles(self) -> Roles:
-        """Space and channels."""
+        """Roles of the axes of the kernel: space and channels."""
         channels = ("out0", "in0") if self.flipped else ("in0", "out0")
         return (*(f"k{i}" for i in range(len(self.kernel))), *channels)
 
     @property
     def bias_roles(self) -> Roles:
-        """Output."""
+        """Role of the axis of the bias: output."""
         return ("out0",)
 
     def op(self, kernel: Array, bias: Array | None) -> ConvTranspose:
-        """A ConvTranspose with the padding as what is cut off the full output."""
+        """Return a ConvTranspose, its padding cut off the full output."""
         if not 1 <= len(self.kernel) <= 3:
             raise Refused(f"{len(self.kernel)} spatial axes; 1 to 3 are decomposed")
         if self.padding == "CIRCULAR":
@@ -175,6 +184,7 @@ class TransposedForm:
             raise Refused(f"padding {self.padding!r} is not one of lax.conv_transpose")
         last = (-2, -1) if self.flipped else (-1, -2)
         weight = np.moveaxis(kernel, last, (1, 2))
+        # `transpose_kernel` does this flip within JAX.
         if not self.flipped:
             weight = np.flip(weight, tuple(range(3, weight.ndim)))
         weight = np.ascontiguousarray(weight).reshape(-1, *weight.shape[2:])
@@ -185,6 +195,7 @@ class TransposedForm:
     def _explicit(self) -> Pairs:
         if not isinstance(self.padding, str):
             return self.padding
+        # As `lax.conv_transpose` computes them for its strings.
         pairs = []
         for reach, stride in zip(reach_of(self.kernel, self.dilation), self.strides, strict=True):
             if self.padding == "SAME":
@@ -197,17 +208,17 @@ class TransposedForm:
         return tuple(pairs)
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Pointwise convolutions around a transposed one."""
+        """Build pointwise convolutions around a transposed one."""
         return stages_of(chain, stack)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """(batch, *spatial) of the input."""
+        """Return (batch, *spatial) of the input."""
         if use.primitive != "conv_general_dilated":
             raise foreign(use)
         return use.extent
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """All of a batch at once, channels last."""
+        """Run all of a batch at once, channels last."""
         return _run(call, x, stack)
 
 
@@ -219,8 +230,10 @@ def adjoint(
     dilation: tuple[int, ...],
     groups: int,
 ) -> ConvTranspose:
-    """The transposed convolution that convolves its dilated input with that padding."""
+    """Return the transposed convolution that convolves its dilated input with that padding."""
     reach = reach_of(weight.shape[2:], dilation)
+    # Full correlation pads by reach - 1. What the layer pads less is what a ConvTranspose cuts off
+    # its output; what it pads more at the high end is output_padding.
     cut = [(r - 1 - low, r - 1 - high) for r, (low, high) in zip(reach, padding, strict=True)]
     if any(low < 0 for low, _ in cut):
         raise Refused(f"padding {padding} reaches beyond the kernel")
@@ -239,7 +252,7 @@ def adjoint(
 
 
 def stages_of(chain: Chain, stack: int) -> tuple[Stage, ...]:
-    """Convolutions for a chain.
+    """Build convolutions for a chain.
 
     Args:
         chain: of convolutions.
@@ -277,6 +290,8 @@ def _form(op: Convolution, stack: int) -> ConvForm | TransposedForm:
             geo.reach, geo.pads((1,) * geo.axes), geo.output_padding, strict=True
         )
     )
+    # The layer that users know. `nn.ConvTranspose` has no groups, so that others are convolutions
+    # of a dilated input.
     if groups == 1:
         return TransposedForm(geo.kernel, inputs, outputs, geo.stride, around, geo.dilation)
     ones = (1,) * geo.axes
@@ -287,6 +302,7 @@ def _form(op: Convolution, stack: int) -> ConvForm | TransposedForm:
 
 def _run(call: Call, x: Array, stack: int) -> Array:
     batch, channels, *spatial = x.shape
+    # (batch, stack · channels, *space) to (stack, batch, *space, channels).
     split = np.moveaxis(x.reshape(batch, stack, channels // stack, *spatial), (1, 2), (0, -1))
     y = np.moveaxis(call(np.ascontiguousarray(split)), (0, -1), (1, 2))
     return y.reshape(batch, -1, *y.shape[3:])

@@ -1,4 +1,4 @@
-"""Fully connected layers: Linear and Dense, LinearGeneral and DenseGeneral, Einsum, Embed."""
+"""Layouts of fully connected layers, their general forms, einsums and tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class DenseForm:
-    """A kernel (*batch, *inputs, *outputs), contracted with some axes of the input.
+    """Layout of a kernel (*batch, *inputs, *outputs), contracted with axes of the input.
 
     Attributes:
         inputs: sizes of the contracted axes.
@@ -37,17 +37,17 @@ class DenseForm:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """(*batch, *inputs, *outputs)."""
+        """Shape of the kernel, (*batch, *inputs, *outputs)."""
         return (*self.batch, *self.inputs, *self.outputs)
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """(*batch, *outputs)."""
+        """Shape of the bias, (*batch, *outputs)."""
         return (*self.batch, *self.outputs)
 
     @property
     def roles(self) -> Roles:
-        """Groups, then inputs, then outputs."""
+        """Roles of the axes of the kernel: groups, then inputs, then outputs."""
         return (
             *(f"group{i}" for i in range(len(self.batch))),
             *(f"in{i}" for i in range(len(self.inputs))),
@@ -56,11 +56,11 @@ class DenseForm:
 
     @property
     def bias_roles(self) -> Roles:
-        """Groups, then outputs."""
+        """Roles of the axes of the bias: groups, then outputs."""
         return tuple(role for role in self.roles if not role.startswith("in"))
 
     def op(self, kernel: Array, bias: Array | None) -> Linear:
-        """A Linear with a group for every slice of the stack and every batch index."""
+        """Return a Linear with a group for every slice of the stack and every batch index."""
         blocks = len(kernel) * math.prod(self.batch)
         weight = kernel.reshape(blocks, math.prod(self.inputs), math.prod(self.outputs))
         weight = np.ascontiguousarray(weight.swapaxes(1, 2))
@@ -68,7 +68,7 @@ class DenseForm:
         return Linear(weight.reshape(-1, weight.shape[2]), flat, groups=blocks)
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Layers of the same class, one behind the other."""
+        """Build layers of the same class, one behind the other."""
         stages = []
         ops = linears(chain)
         for index, op in enumerate(ops):
@@ -78,6 +78,7 @@ class DenseForm:
                 self,
                 inputs=self.inputs if index == 0 else weight.shape[1:2],
                 outputs=self.outputs if last else weight.shape[2:],
+                # The first stage contracts the axes of the layer; the ranks lie on the last axis.
                 axis=self.axis if index == 0 else (-1,),
             )
             kernel = contiguous(weight).reshape(stack, *form.kernel_shape)
@@ -86,19 +87,21 @@ class DenseForm:
         return tuple(stages)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """Every axis of the input that is not contracted and has no kernel of its own."""
+        """Return the sizes of the input that are neither contracted nor in the batch."""
         if use.primitive != "dot_general":
             raise foreign(use)
         return use.extent
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """One row of x at a time, with axes of size 1 where the layer wants more."""
+        """Run one row of x at a time, with axes of size 1 where the layer wants more."""
+        # The smallest number of axes of an input that all given axes exist in, without the stack.
         ndim = max(
             len(self.batch) + len(self.inputs) + 1,
             1 + max((a + 1 for a in self.axis if a >= 0), default=0),
             *(len(self.batch) - a for a in self.axis if a < 0),
         )
         axis = sorted(a % ndim for a in self.axis)  # as Flax pairs them with the inputs
+        # Axes that are neither in the batch nor contracted: of size 1 for a single row.
         free = ndim - len(self.batch) - len(axis)
         rows = []
         for row in x:
@@ -111,7 +114,7 @@ class DenseForm:
 
 @dataclass(frozen=True)
 class EinsumForm:
-    """A product of the input with a kernel, written as an einsum of the two.
+    """Layout of an einsum of the input with a kernel.
 
     Attributes:
         text: "input,kernel->output", without spaces.
@@ -136,21 +139,23 @@ class EinsumForm:
     def _letters(self, role: str) -> str:
         inputs, kernel, output = self._terms
         wanted = {"group": (True, True), "in": (True, False), "out": (False, True)}[role]
+        # A letter in all three is a group, one that output lacks is summed, one that input lacks is
+        # made.
         return "".join(c for c in kernel if (c in inputs, c in output) == wanted)
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """As given."""
+        """Shape of the kernel, in the order of its letters."""
         return self.shape
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """As given."""
+        """Shape of the bias as the layer holds it; () without one."""
         return self.bias
 
     @property
     def roles(self) -> Roles:
-        """Of each letter of the kernel."""
+        """Roles of the axes of the kernel, one for each of its letters."""
         named = {}
         for role in ("group", "in", "out"):
             named.update({c: f"{role}{i}" for i, c in enumerate(self._letters(role))})
@@ -158,8 +163,10 @@ class EinsumForm:
 
     @property
     def bias_roles(self) -> Roles:
-        """In the order of the output, if the bias has an axis for each letter; else none."""
+        """Roles in the order of the output if the bias has an axis for each letter; else none."""
         letters = self._bias_letters
+        # A bias is broadcast to the output, and may have axes of 1 or another order than the
+        # letters.
         if self.bias != tuple(self._sizes[c] for c in letters):
             return ("",) * len(self.bias)
         named = dict(zip(self._terms[1], self.roles, strict=True))
@@ -170,10 +177,11 @@ class EinsumForm:
         return "".join(c for c in self._terms[2] if c in self._sizes)
 
     def op(self, kernel: Array, bias: Array | None) -> Linear:
-        """A Linear with a group for every index that input, kernel and output share."""
+        """Return a Linear with a group for every index that input, kernel and output share."""
         self._check()
         group, into, out = (self._letters(role) for role in ("group", "in", "out"))
         blocks = len(kernel) * self._size(group)
+        # The letters of a kernel may stand in any order; an op has groups, outputs, inputs.
         weight = self._ordered(kernel, self._terms[1], group + out + into)
         flat = None
         if bias is not None:
@@ -186,10 +194,13 @@ class EinsumForm:
         return Linear(weight, flat, groups=blocks)
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Einsums that hand a new index, the rank, from one to the next."""
+        """Build einsums that hand a new index, the rank, from one to the next."""
         inputs, _, output = self._terms
         group, into, out = (self._letters(role) for role in ("group", "in", "out"))
+        # Two new letters: consecutive stages in the middle of a chain have different ranks.
         rank = next(c for c in _LETTERS if c not in self.text)
+        # What lies between two stages has the free axes and groups, with the rank in place of
+        # outputs.
         between = "".join(c for c in output if c not in out) + rank
         other = next(c for c in _LETTERS if c not in self.text + rank)
         stages = []
@@ -215,13 +226,13 @@ class EinsumForm:
         return tuple(stages)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """Every axis of the input that the kernel does not have."""
+        """Return the sizes of the input for which the kernel has no letter."""
         if use.primitive != "dot_general":
             raise foreign(use)
         return use.extent
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """One row of x at a time, with axes of size 1 for every other index."""
+        """Run one row of x at a time, with axes of size 1 for every other index."""
         inputs, _, output = self._terms
         group, into, out = (self._letters(role) for role in ("group", "in", "out"))
         letters = list(inputs.replace("...", ""))
@@ -229,6 +240,8 @@ class EinsumForm:
         for row in x:
             value = row.reshape(stack, *(self._sizes[c] for c in group + into))
             present = [c for c in letters if c in group + into]
+            # Free letters of the input, and those of an ellipsis, are positions; one row has one of
+            # them.
             value = self._ordered(value, group + into, "".join(present))
             shape = [self._sizes[c] if c in present else 1 for c in letters]
             y = call(np.ascontiguousarray(value).reshape(stack, *shape))
@@ -260,39 +273,39 @@ class EinsumForm:
 
 @dataclass(frozen=True)
 class EmbedForm:
-    """A table (rows, features)."""
+    """Layout of a table (rows, features)."""
 
     rows: int
     features: int
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """(rows, features)."""
+        """Shape of the table, (rows, features)."""
         return (self.rows, self.features)
 
     @property
     def bias_shape(self) -> tuple[int, ...]:
-        """A table has none."""
+        """Empty shape: a table has no bias."""
         return ()
 
     @property
     def roles(self) -> Roles:
-        """The rows are the inputs."""
+        """Roles of the axes of the table, whose rows are the inputs."""
         return ("in0", "out0")
 
     @property
     def bias_roles(self) -> Roles:
-        """A table has none."""
+        """Empty roles: a table has no bias."""
         return ()
 
     def op(self, kernel: Array, bias: Array | None) -> Embedding:
-        """The table."""
+        """Return the table as an op."""
         if len(kernel) > 1:
             raise Refused(f"a stack of {len(kernel)} tables is not decomposed")
         return Embedding(kernel[0])
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """A smaller table, and linear layers behind it."""
+        """Build a smaller table and linear layers behind it."""
         table, *rest = chain
         if not isinstance(table, Embedding):
             raise Refused("the chain of a table does not begin with a table")
@@ -302,12 +315,14 @@ class EmbedForm:
         return (first, *behind.stages(tuple(rest), stack)) if rest else (first,)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """The shape of the indices; `attend`, a product with the table, is not counted."""
+        """Return the shape of the indices; None for `attend`, a product with the table."""
+        # `attend` multiplies by the table transposed, as a tied head does. The chain can do that as
+        # well, so it is no reason against the layer.
         if use.primitive not in ("gather", "dot_general"):
             raise foreign(use)
         return use.extent if use.primitive == "gather" else None
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """All rows at once."""
+        """Run all rows at once."""
         y: Array = call(x[None])[0]
         return y

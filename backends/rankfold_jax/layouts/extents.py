@@ -13,7 +13,7 @@ from rankfold_jax.layouts.stacks import ObservedAxes
 def extents_of(
     leaf: Leaf, form: LayerLayout, dataflow: Dataflow, *, calls: int, has_own_product: bool
 ) -> tuple[Extent, ...]:
-    """The extent of a layer's input at each use of its kernel.
+    """Return the extent of a layer's input at each use of its kernel.
 
     Args:
         leaf: the label of the kernel.
@@ -28,6 +28,8 @@ def extents_of(
     """
     extents = []
     uses = dataflow.of(leaf)
+    # A jaxpr tells uses, not users. Each call of the layer multiplies by its kernel once at most,
+    # so that more uses than calls are somebody else's.
     if len(uses) > calls:
         raise Refused("its kernel is also used by something else than the layer")
     for use in uses:
@@ -47,8 +49,9 @@ def extents_of(
 
 
 def seen_axes(leaf: Leaf, dataflow: Dataflow) -> ObservedAxes:
-    """What a trace showed about the axes of a layer's kernel."""
+    """Return what a trace showed about the axes of a layer's kernel."""
     uses = dataflow.of(leaf)
     stacked: frozenset[int] = frozenset().union(*(use.stacked for use in uses))
     summed: frozenset[int] = frozenset().union(*(use.summed for use in uses))
+    # Two uses may disagree, of a tied kernel say: such an axis is left undecided.
     return ObservedAxes(stacked - summed, summed - stacked)

@@ -1,4 +1,4 @@
-"""The paddings of Flax's convolutions, and what they are in the geometry of an op."""
+"""Paddings of Flax's convolutions, and their counterparts in the geometry of an op."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NAMES = {ours: theirs for theirs, ours in _STRINGS.items()}
 
 
 def pads(padding: LaxPadding, reach: tuple[int, ...]) -> tuple[str | Pairs, str]:
-    """What an op's padding and padding_mode are for a padding of Flax.
+    """Return the padding and padding_mode of an op for a padding of Flax.
 
     Raises:
         Refused: Flax would refuse it, too.
@@ -25,7 +25,9 @@ def pads(padding: LaxPadding, reach: tuple[int, ...]) -> tuple[str | Pairs, str]
     if not isinstance(padding, str):
         return padding, "zeros"
     if padding in _MODES:
+        # Flax pads these by itself, the smaller half first, whatever the stride.
         return tuple(((r - 1) // 2, r // 2) for r in reach), _MODES[padding]
+    # An output sees no later input; Flax has it along one axis only.
     if padding == "CAUSAL" and len(reach) == 1:
         return ((reach[0] - 1, 0),), "zeros"
     if padding not in _STRINGS:
@@ -34,7 +36,7 @@ def pads(padding: LaxPadding, reach: tuple[int, ...]) -> tuple[str | Pairs, str]
 
 
 def padding_of(op: Conv) -> LaxPadding:
-    """The padding of Flax for an op's.
+    """Return the padding of Flax for that of an op.
 
     Raises:
         Refused: there is none.
@@ -43,6 +45,7 @@ def padding_of(op: Conv) -> LaxPadding:
     if isinstance(geo.padding, str):
         if op.padding_mode == "zeros":
             return _NAMES[geo.padding]
+    # No padding in any mode is "VALID".
     elif not any(side for pair in geo.padding for side in pair):
         return "VALID"
     elif op.padding_mode == "zeros":
@@ -55,7 +58,7 @@ def padding_of(op: Conv) -> LaxPadding:
 
 
 def lax_padding(padding: object, axes: int) -> LaxPadding:
-    """A padding of a convolution as Flax takes it, canonical: a string or pairs.
+    """Return a padding of a convolution as Flax takes it, canonical: a string or pairs.
 
     The names that Flax hands on to JAX may be in any case, those that it knows itself may not.
 
@@ -63,6 +66,7 @@ def lax_padding(padding: object, axes: int) -> LaxPadding:
         Refused: Flax would refuse it, too.
     """
     if isinstance(padding, str):
+        # JAX compares names without case, Flax its own ("CIRCULAR", "REFLECT", "CAUSAL") with it.
         return padding.upper() if padding.upper() in _STRINGS else padding
     values = (padding,) * axes if isinstance(padding, int) else padding
     if isinstance(values, Sequence) and len(values) == axes:
@@ -73,7 +77,7 @@ def lax_padding(padding: object, axes: int) -> LaxPadding:
 
 
 def transposed_padding(padding: object, reach: tuple[int, ...]) -> LaxPadding:
-    """A padding of a transposed convolution as Flax takes it, canonical: a string or pairs.
+    """Return a padding of a transposed convolution as Flax takes it, canonical: a string or pairs.
 
     `lax.conv_transpose` knows "SAME" and "VALID" as they are written here. Any other way to write
     them, and "SAME_LOWER", is the padding of the convolution of the dilated input.
@@ -97,12 +101,12 @@ def transposed_padding(padding: object, reach: tuple[int, ...]) -> LaxPadding:
 
 
 def per_axis(value: int | Sequence[int] | None, axes: int) -> tuple[int, ...]:
-    """An option as Flax takes it, one int per axis; None counts as 1."""
+    """Return an option as Flax takes it, one int per axis; None counts as 1."""
     if value is None or isinstance(value, int):
         return (1 if value is None else value,) * axes
     return tuple(value)
 
 
 def reach_of(kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """The number of input elements that a dilated kernel spans along each axis."""
+    """Return the number of input elements that a dilated kernel spans along each axis."""
     return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))

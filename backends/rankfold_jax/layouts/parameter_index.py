@@ -1,4 +1,4 @@
-"""Where a layer's numbers lie among the arrays of a model, and how new ones get there."""
+"""Index of a layer's numbers among the arrays of a model, by which new ones are put there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Places = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ParameterIndex:
-    """A layer's kernel and bias among the arrays of a model.
+    """Index of a layer's kernel and bias among the arrays of a model.
 
     An array of flat places goes the way that the numbers themselves go, from the layout of the
     layer to that of its op, so that no layout is written down twice.
@@ -45,6 +45,8 @@ class ParameterIndex:
 
     @cached_property
     def _op(self) -> Op:
+        # The layer is read with the places 0, 1, 2 ... for numbers. Whatever the form transposes,
+        # flips or groups, each number of the op then says where in the kernel it comes from.
         kernel = self.stack.to_front(_counted(self.shape))
         bias = None
         if self.bias is not None:
@@ -53,23 +55,24 @@ class ParameterIndex:
 
     @property
     def groups(self) -> int:
-        """The groups of the op."""
+        """Number of groups of the op."""
         return self._op.groups
 
     @cached_property
     def places(self) -> Places:
-        """For each number of the op's weight, its flat place in the kernel."""
+        """Flat place in the kernel of each number of the op's weight."""
         return self._op.weight.astype(np.int64)
 
     @cached_property
     def numbers(self) -> Places:
-        """For each flat place in the kernel, the flat place in the op's weight."""
+        """Flat place in the op's weight of each flat place in the kernel."""
         numbers = np.empty(self.places.size, np.int64)
+        # The inverse of a permutation.
         numbers[self.places.reshape(-1)] = np.arange(numbers.size)
         return numbers
 
     def filled(self, op: Op) -> tuple[Array, Array | None]:
-        """The kernel and the bias, in the layer's layout, that hold an op's numbers.
+        """Return the kernel and the bias, in the layer's layout, that hold an op's numbers.
 
         Raises:
             Refused: the op has not the shape of the layer.
@@ -80,7 +83,7 @@ class ParameterIndex:
         return kernel, bias
 
     def fill(self, kernel: Array, bias: Array | None, op: Op, groups: Sequence[int]) -> None:
-        """Puts an op's numbers into a kernel and a bias in the layer's layout, in C order.
+        """Put an op's numbers into a kernel and a bias in the layer's layout, in C order.
 
         Args:
             kernel: the kernel.
@@ -92,6 +95,7 @@ class ParameterIndex:
             Refused: the op has not the shape of the layer.
         """
         layer, total = self._op, self._op.groups
+        # Layers of a stack that a loop calls one after the other are filled one at a time.
         places = by_group(self.places, total)[list(groups)]
         shape = (len(layer.weight) // total * len(groups), *layer.weight.shape[1:])
         if op.weight.shape != shape:
@@ -100,6 +104,7 @@ class ParameterIndex:
             )
         if (op.bias is None) != (self.bias is None):
             raise Refused("new values do not fit into its parameters")
+        # In C order `reshape` gives a view, so this writes to the kernel itself.
         kernel.reshape(-1)[places.reshape(-1)] = op.weight.reshape(-1)
         if op.bias is not None and bias is not None and layer.bias is not None:
             behind = by_group(layer.bias, total)[list(groups)].astype(np.int64)
@@ -107,5 +112,5 @@ class ParameterIndex:
 
 
 def _counted(shape: tuple[int, ...]) -> Array:
-    """The flat places of an array, as the floats that an op is made of; exact below 2**53."""
+    """Return the flat places of an array, as floats for an op; exact below 2**53."""
     return np.arange(np.prod(shape, dtype=np.int64), dtype=np.float64).reshape(shape)

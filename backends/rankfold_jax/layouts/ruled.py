@@ -1,4 +1,4 @@
-"""Layers that a layer rule reads: the stock layers in their place, and where their numbers lie.
+"""Layouts of layers that a layer rule reads, and the stock layers in their place.
 
 What a rule reads may be the layer's parameters laid out in some other way, or anything made of
 them. In the first case moments are gathered and new numbers can be put into the layer; the layout
@@ -27,7 +27,7 @@ NO_LAYOUT = "its layer rule reads a layout that new values cannot be written in"
 
 @dataclass(frozen=True, eq=False)
 class RuledForm:
-    """A layer whose parameters a rule lays out as an op.
+    """Layout of a layer whose parameters a rule lays out as an op.
 
     Attributes:
         read: the op of the layer with other numbers in its kernel and its bias.
@@ -41,34 +41,35 @@ class RuledForm:
 
     @property
     def roles(self) -> Roles:
-        """Not known."""
+        """Empty roles: a rule does not tell them."""
         return ("",) * len(self.kernel_shape)
 
     @property
     def bias_roles(self) -> Roles:
-        """Not known."""
+        """Empty roles: a rule does not tell them."""
         return ("",) * len(self.bias_shape)
 
     def op(self, kernel: Array, bias: Array | None) -> Op:
-        """As the rule reads it."""
+        """Read the op by the rule."""
+        # A rule reads one layer: the stack has length 1.
         return self.read(kernel[0], None if bias is None else bias[0])
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
-        """Stock layers."""
+        """Build stock layers."""
         return stages(chain)
 
     def extent(self, use: ParameterUse) -> tuple[int, ...] | None:
-        """None: the layer's inputs tell."""
+        """Return None: extents are read off the layer's inputs."""
         return None
 
     def run(self, call: Call, x: Array, stack: int) -> Array:
-        """All rows, or all of a batch, at once."""
+        """Run all rows, or all of a batch, at once."""
         y: Array = call(x[None])[0]
         return y
 
 
 def stages(chain: Chain) -> tuple[Stage, ...]:
-    """The stock layers for a chain, channels last.
+    """Build the stock layers for a chain, channels last.
 
     Raises:
         Refused: Flax has none for one of the ops.
@@ -94,7 +95,7 @@ def stages(chain: Chain) -> tuple[Stage, ...]:
 def layout(
     op: Op, params: Mapping[str, Array], read: Callable[[Mapping[str, Array]], Op]
 ) -> tuple[str, str | None] | None:
-    """The parameters whose numbers, laid out otherwise, are the weight and the bias of an op.
+    """Return the names of the parameters that are an op's weight and bias, laid out otherwise.
 
     Args:
         op: as the rule reads the layer.
@@ -115,6 +116,7 @@ def layout(
             return None
         stages.append(name)
     kernel, bias = stages
+    # One parameter cannot hold both, or filling the one would change the other.
     return None if kernel is None or kernel == bias else (kernel, bias)
 
 
@@ -128,6 +130,8 @@ def _is_laid_out(
     value = params[name]
     if value.size != wanted.size or value.size > _LARGEST:
         return False
+    # One parameter at a time is filled with its places. If these come out as the weight, each
+    # exactly once, the rule only lays it out: any scaling, sum or fold changes or drops some.
     places = np.arange(value.size, dtype=np.float32).reshape(value.shape)
     try:
         numbers = getattr(read({**params, name: places}), part)
@@ -137,7 +141,7 @@ def _is_laid_out(
 
 
 def extents(op: Op, shapes: Sequence[tuple[int, ...]], counted: int) -> tuple[Extent, ...]:
-    """The extents of a layer's inputs, channels last.
+    """Return the extents of a layer's inputs, channels last.
 
     Args:
         op: the layer.
@@ -148,16 +152,19 @@ def extents(op: Op, shapes: Sequence[tuple[int, ...]], counted: int) -> tuple[Ex
     for shape in shapes:
         if isinstance(op, Embedding):
             stages.append(shape)
+        # An input without a batch axis.
         elif isinstance(op, (Conv, ConvTranspose)) and len(shape) < op.weight.ndim:
             stages.append((1, *shape[:-1]))
         else:
             stages.append(shape[:-1])
+    # A loop's body is traced once, but the jaxpr tells how often it runs: the quotient is the
+    # number of turns.
     once = sum(macs((op,), extent) for extent in stages)
     return tuple(stages) * (max(1, counted // once) if once else 1)
 
 
 def run(op: Op, call: Callable[[Array], Array], x: Array) -> Array:
-    """What a layer, channels last, gives for an input in the layout of `rankfold.ops.reference`."""
+    """Return the output of a channels-last layer for an input laid out as ops have it."""
     if isinstance(op, (Linear, Embedding)):
         return call(x)
     return np.moveaxis(call(np.ascontiguousarray(np.moveaxis(x, 1, -1))), -1, 1)

@@ -1,4 +1,4 @@
-"""The names and places of sharded axes, handed on from a layer's arrays to those of its stages."""
+"""Names and places of sharded axes, handed on from a layer's arrays to those of its stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankfold_jax.layouts.base import Roles, keep
 
 
 class Axes:
-    """The axes of one array of a layer, with the roles they have.
+    """Axes of one array of a layer, with the roles they have.
 
     Args:
         roles: of the axes of the layer's array.
@@ -23,7 +23,7 @@ class Axes:
         self._roles = roles
 
     def handed_on(self, entries: Any, roles: Roles, *, first: bool, last: bool) -> tuple[Any, ...]:
-        """What stands at each axis of a stage's array, from what stands at the layer's.
+        """Return the entries for the axes of a stage's array, given those of the layer's.
 
         Args:
             entries: one per axis of the layer's array; missing ones count as None.
@@ -31,15 +31,18 @@ class Axes:
             first: whether the stage is the first of the chain.
             last: whether it is the last.
         """
+        # A PartitionSpec may leave out trailing axes.
         padded = [*entries, *(None for _ in self._roles[len(entries) :])]
         named = dict(zip(self._roles, padded, strict=True))
+        # Rank axes are not sharded: no axis of the layer says how.
         return tuple(named.get(role) if keep(role, first, last) else None for role in roles)
 
     def placed(
         self, array: Array, like: jax.Array, roles: Roles, *, first: bool, last: bool
     ) -> jax.Array:
-        """A stage's array in the dtype and on the devices of the layer's."""
+        """Return a stage's array in the dtype and on the devices of the layer's."""
         cast = np.asarray(array).astype(like.dtype)
+        # A shape that stands for an array, or one of NumPy, lies on no device.
         if not isinstance(like, jax.Array):
             return jax.numpy.asarray(cast)
         sharding = like.sharding
@@ -47,13 +50,15 @@ class Axes:
             spec = self.handed_on(sharding.spec, roles, first=first, last=last)
             whole = NamedSharding(sharding.mesh, _spec(*spec), memory_kind=sharding.memory_kind)
             return put(cast, _divisible(whole, cast.shape))
+        # An array that was put on a device stays there. One that JAX has placed by default goes
+        # wherever it is used, and so should the new one.
         if like.committed and len(sharding.device_set) == 1:
             return put(cast, sharding)
         return jax.numpy.asarray(cast)
 
 
 def put(array: Any, sharding: Any) -> jax.Array:
-    """An array on the devices of a sharding."""
+    """Return an array on the devices of a sharding."""
     placed: jax.Array = jax.device_put(array, sharding)
     return placed
 
@@ -63,13 +68,14 @@ def _spec(*entries: Any) -> PartitionSpec:
 
 
 def epsilon(dtype: Any) -> float:
-    """The machine epsilon of a float dtype, those of ml_dtypes included."""
+    """Return the machine epsilon of a float dtype, those of ml_dtypes included."""
     return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # same
 
 
 def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding, without the axes that its mesh does not divide."""
+    """Return the sharding, or one without axes where its mesh does not divide the shape."""
     try:
+        # A rank need not be a multiple of the devices along an axis; JAX refuses uneven shards.
         sharding.shard_shape(shape)
     except ValueError:
         return NamedSharding(sharding.mesh, _spec())
@@ -77,6 +83,6 @@ def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding
 
 
 def to_numpy(array: Any) -> Array:
-    """An array's numbers; float16 and bfloat16 come as float32, in which they are exact."""
+    """Return an array's numbers; float16 and bfloat16 come as float32, in which they are exact."""
     host: Array = np.asarray(array)
     return host if host.dtype in (np.float32, np.float64) else host.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Where the axes of a stack lie: layers of one shape under vmap or scan, in one array."""
+"""Axes of a stack: layers of one shape under vmap or scan, in one array."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankfold_jax.layouts.base import Roles
 
 @dataclass(frozen=True)
 class StackedAxes:
-    """The axes that a stacked array has more than one layer's.
+    """Axes that a stacked array has besides those of one layer.
 
     Attributes:
         axes: their places in the array; negative ones count from the end.
@@ -27,34 +27,35 @@ class StackedAxes:
 
     @property
     def count(self) -> int:
-        """The number of layers."""
+        """Number of layers."""
         return int(np.prod(self.sizes, dtype=np.int64))
 
     def to_front(self, array: Array) -> Array:
-        """(count, *shape of one layer)."""
+        """Return a stacked array as (count, *shape of one layer)."""
         moved = np.moveaxis(array, self.axes, range(len(self.axes)))
         return moved.reshape(self.count, *moved.shape[len(self.axes) :])
 
     def back(self, array: Array) -> Array:
-        """(count, *shape of one layer) with the axes of the stack in their places."""
+        """Return (count, *shape of one layer) with the axes of the stack in their places."""
         spread = array.reshape(*self.sizes, *array.shape[1:])
         return np.ascontiguousarray(np.moveaxis(spread, range(len(self.axes)), self.axes))
 
     def roles(self, roles: Roles) -> Roles:
-        """The roles of every axis of a stacked array."""
+        """Return the roles of every axis of a stacked array."""
         spread = [*(f"stack{i}" for i in range(len(self.axes))), *roles]
         return tuple(spread[i] for i in _moved(len(spread), self.axes))
 
 
 def _moved(ndim: int, axes: Sequence[int]) -> list[int]:
-    """For each axis after np.moveaxis(x, range(len(axes)), axes), its place before."""
+    """Return the place of each axis before np.moveaxis(x, range(len(axes)), axes)."""
+    # Axis i has the size i + 1: after NumPy has moved the axes, the sizes tell which one is where.
     sizes = np.empty(tuple(range(1, ndim + 1)), dtype=np.uint8)
     return [size - 1 for size in np.moveaxis(sizes, range(len(axes)), axes).shape]
 
 
 @dataclass(frozen=True)
 class ObservedAxes:
-    """What a trace showed of the axes of a kernel.
+    """Axes of a kernel as a trace showed them.
 
     Attributes:
         stacked: along these it is a stack.
@@ -72,7 +73,7 @@ def find_stacks(
     one_bias: tuple[int, ...],
     seen: ObservedAxes,
 ) -> tuple[StackedAxes, StackedAxes]:
-    """The stacks of a kernel and a bias of which one layer's own shapes are known.
+    """Return the stacks of a kernel and a bias, given the shapes of one layer.
 
     Args:
         kernel: the shape as it is stored.
@@ -86,11 +87,14 @@ def find_stacks(
     """
     if kernel == layer_shape and bias in (None, one_bias):
         return StackedAxes(), StackedAxes()
+    # Nothing stored says which axes are the stack's: `nn.vmap` and `nn.scan` put them anywhere. A
+    # square layer leaves several ways, of which a trace or the bias may leave one.
     ways = [
         (axes, behind)
         for axes in _places(kernel, layer_shape)
         if seen.stacked.issubset(axes) and seen.layer_axes.isdisjoint(axes)
         for behind in ([()] if bias is None else _places(bias, one_bias))
+        # The bias is stacked along as many axes of the same lengths.
         if bias is None or [kernel[a] for a in axes] == [bias[a] for a in behind]
     ]
     if not ways:
@@ -108,12 +112,12 @@ def find_stacks(
 
 
 def _from_end(axes: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The last axis counts from the end: it is last in the arrays of the stages, too."""
+    """Return a last axis as -1: it is last in the arrays of the stages, too."""
     return (-1,) if axes == (len(shape) - 1,) and len(shape) > 1 else axes
 
 
 def _places(shape: tuple[int, ...], layer_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The axes whose removal leaves the shape of one layer."""
+    """Return the axes whose removal leaves the shape of one layer."""
     return [
         axes
         for axes in itertools.combinations(range(len(shape)), max(len(shape) - len(layer_shape), 0))

@@ -1,4 +1,4 @@
-"""`LinenAdapter`: what the core asks of Flax Linen, whose models come bound to their variables."""
+"""`LinenAdapter`, through which the core reads, runs and changes bound models of Flax Linen."""
 
 from __future__ import annotations
 
@@ -65,22 +65,26 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         self._paths: dict[str, Path] = {}
 
     def parts(self, model: nn.Module) -> Iterable[object]:
-        """The model: it is immutable."""
+        """Return the model alone: it is immutable."""
         return (model,)
 
     def thread_state(self) -> Callable[[], object]:
-        """That of JAX's caches; see `rankfold_jax.versions`."""
+        """Return a function that puts the state of JAX's caches back as it is now."""
         return thread_state()
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
-        """Every module with a matrix of its own, in the order of their calls; then the others."""
+        """Return classes by path of modules with a matrix: those called, in order, then others."""
         recording = self._recorded(model)
         all_nodes = nodes(model)
+        # A layer whose parameters lie elsewhere in the model (shared or transformed ones) has none
+        # at its path to replace.
         called = [path for path in recording.layers if path in all_nodes]
         others = [
             path
             for path, node in all_nodes.items()
             if path not in recording.layers
+            # What looks like a matrix may be a stack of vectors: for a module that was called, the
+            # call tells which it is.
             and (path in recording.matrices or path not in recording.classes)
             and any(is_matrix(value) for value in node.values())
         ]
@@ -89,23 +93,24 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         }
 
     def size(self, model: nn.Module) -> int:
-        """The number of parameters."""
+        """Return the number of parameters."""
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params_of(model)))
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
-        """None: a shared module has one path."""
+        """Return no further paths: a shared module has one path."""
         return ()
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
-        """One abstract forward pass; nothing is computed."""
+        """Trace one abstract forward pass; nothing is computed."""
         check_bound(model)
         self._recording = Recording(model, inputs)
+        # Names may have dots, so that a path is looked up and not split.
         known = (*self._recording.classes, *nodes(model))
         self._paths = {".".join(path): path for path in known}
         return self._recording.trace
 
     def read(self, model: nn.Module, path: str) -> Op:
-        """The layer at a path as an op; refused for what it is or what is done with it."""
+        """Return the layer at a path as an op; refuse it for what it is or what is done with it."""
         ruled = self._ruled(model, path)
         if ruled is not None:
             return ruled.op()
@@ -121,17 +126,21 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return op
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> Built:
-        """The chain as stock layers that are made within the layer replaced."""
+        """Build the chain as stock layers that are made within the layer replaced."""
         ruled = self._ruled(model, path)
         if ruled is not None:
             replaced = self._recorded(model).layers[self._paths[path]]
             return Built(*ruled.build(chain), replaced, [], ruled)
         layer, arrays, stacks = self._held(model, path)
         assert not isinstance(layer.form, Refused)
+        # Stages are described and not made: Linen makes layers within the call of their parent,
+        # where interception does so by the specs.
         specs, params = [], {}
         stages = layer.form.stages(chain, stacks[0].count)
         for index, stage in enumerate(stages):
             ends = {"first": index == 0, "last": index == len(stages) - 1}
+            # By roles the stages get names and shardings of the axes that they share with the
+            # layer.
             before = (layer.form.roles, layer.form.bias_roles)
             after = (stage.form.roles, stage.form.bias_roles)
             named: dict[str, Any] = {}
@@ -147,7 +156,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return Built(tuple(specs), params, layer, stacks)
 
     def chain(self, model: nn.Module, small: nn.Module, path: str) -> Chain:
-        """The chain that stands in the place of a layer in a compressed model, as it is now.
+        """Return the chain that stands in the place of a layer in a compressed model, as it is now.
 
         Args:
             model: the model that was compressed (it still has the layer itself at `path`).
@@ -172,6 +181,8 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
                 raise Refused(f"{FOREIGN}a layer rule built it")
             node = known.get((*node_path, f"lr{index}"), {})
             name = "embedding" if isinstance(spec.form, EmbedForm) else "kernel"
+            # The layer itself is not in the compressed model; its stages are where the chain is
+            # put.
             if node.keys() != {name, *(["bias"] if spec.use_bias else [])}:
                 raise Refused(f"{FOREIGN}lr{index} holds {', '.join(node) or 'nothing'}")
             for key, value in node.items():
@@ -188,7 +199,8 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return checked(op, tuple(chain))
 
     def run(self, module: Built, x: Array) -> Array:
-        """The chain's output, computed in float64."""
+        """Return the output of a chain, computed in float64."""
+        # Each stage runs as a module of its own; none of the model is needed.
         form = module.layer.form
         if module.ruled is not None:
             with jax.enable_x64(True):
@@ -198,6 +210,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
             params = [
                 {
+                    # A boolean for an index: stack 0 is the kernel's, 1 the bias's.
                     key: module.stacks[key == "bias"].to_front(double(value))
                     for key, value in named.items()
                 }
@@ -210,6 +223,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
                     y = layer.apply({"params": named}, y)
                 return y
 
+            # Layers of a stack are applied one by one, to their parts of the input.
             def call(stacked: Array) -> Array:
                 return np.stack(
                     [
@@ -221,13 +235,13 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             return form.run(call, x, module.stacks[0].count)
 
     def precision(self, model: nn.Module, path: str) -> float:
-        """Machine epsilon of the layer's parameters."""
+        """Return the machine epsilon of the layer's parameters."""
         return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool
     ) -> nn.Module:
-        """A bound module of a subclass, with the parameters of the chains.
+        """Return a bound module of a subclass, with the parameters of the chains.
 
         Where no layer is replaced by another, it is of the model's own class.
         """
@@ -248,16 +262,18 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         for path, built in modules.items():
             put_params(params, self._paths[path], built)
         changed = {**variables, "params": params}
+        # Before anything is handed out: a layer that is called in a way that no interceptor sees
+        # would look for a kernel that is no longer there, or go on unreplaced.
         self._check(small, changed, {path for path, *_ in table})
         return small.bind(changed)
 
     def save_weights(self, model: nn.Module, file: File) -> None:
-        """Every variable of every collection."""
+        """Write every variable of every collection."""
         named = {".".join(path): unboxed(value) for path, value in leaves(model.variables)}
         save_arrays(named, file)
 
     def load_weights(self, model: nn.Module, file: File, *more: File) -> nn.Module:
-        """The model bound to the variables of a file, after checking names, shapes and dtypes."""
+        """Bind the model to the variables of a file, after checking names, shapes and dtypes."""
         module, variables = model.unbind()
         flat, tree = jax.tree.flatten(variables)
         names = [".".join(path) for path, _ in leaves(variables)]
@@ -265,7 +281,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:
-        """The layer's own parameters, with other numbers."""
+        """Return the layer's own parameters, with the values of an op."""
         ruled = self._ruled(model, path)
         if ruled is not None:
             return Refilled(ruled.refilled(op))
@@ -280,7 +296,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return Refilled(params)
 
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
-        """The model's own class, bound to the variables of the compressed one and dense kernels."""
+        """Bind the model's own class to the compressed variables, with dense kernels for chains."""
         module, _ = model.unbind()
         variables = small.variables
         params: Any = unfreeze(freeze(variables["params"]))  # a copy of its dicts
@@ -289,14 +305,16 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             node = params
             for name in self._paths[path]:
                 node = node[name]
+            # The stages of the chain, by the names that interception gives them.
             for name in [name for name in node if name.startswith("lr")]:
                 del node[name]
             put_params(params, self._paths[path], self.refilled(model, path, op))
         return module.bind({**variables, "params": params})
 
     def _flow(self, model: nn.Module, paths: Iterable[str]) -> PureModel:
-        """The model as a pure function, with the places of layers among its arrays."""
+        """Return the model as a pure function, with the places of layers among its arrays."""
         pure = flow(model)
+        # The parameters come first among the values of `flow`, in the order of their leaves.
         places = {node_path: index for index, (node_path, _) in enumerate(leaves(params_of(model)))}
         slots = {}
         for path in paths:
@@ -315,7 +333,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return replace(pure, slots=slots)
 
     def _ruled(self, model: nn.Module, path: str) -> RuledLayer | None:
-        """The layer at a path, if a layer rule reads it."""
+        """Return the layer at a path if a layer rule reads it, else None."""
         layer = self._recorded(model).layers.get(self._paths[path])
         if layer is None or layer.rule is None:
             return None
@@ -347,12 +365,13 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return self._recording
 
     def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[StackedAxes]]:
-        """A layer, its kernel and bias as they are stored, and their stacks."""
+        """Return a layer, its kernel and bias as they are stored, and their stacks."""
         recording = self._recorded(model)
         layer = recording.layers.get(self._paths[path])
         if layer is None:
             if self._paths[path] in recording.classes:
                 raise Refused(f"no rule reads a {recording.classes[self._paths[path]]}")
+            # It has a matrix of its own, but nothing shows what it computes with it.
             raise Refused("it is not called on the example inputs")
         if isinstance(layer.form, Refused):
             raise layer.form
@@ -366,10 +385,11 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         form = layer.form
         seen = seen_axes(path, recording.dataflow)
         stacks = find_stacks(shapes[0], form.kernel_shape, bias, form.bias_shape, seen)
+        # Without a bias there is no second stack.
         return layer, arrays, list(stacks[: len(arrays)])
 
     def _check(self, small: nn.Module, variables: Any, planned: set[Path]) -> None:
-        """Traces the compressed model: every planned layer must have been replaced."""
+        """Trace the compressed model: every planned layer must have been replaced."""
         recording = self._recording
         assert recording is not None
 
@@ -390,7 +410,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
 def _slot(
     layer: Recorded, arrays: Sequence[Any], stacks: Sequence[StackedAxes], kernel: int, bias: int
 ) -> ParameterIndex:
-    """Where a layer's numbers lie: its kernel and its bias are these of the model's arrays."""
+    """Return the index of a layer's numbers: which arrays of the model its kernel and bias are."""
     assert not isinstance(layer.form, Refused)
     slot = ParameterIndex(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
     if not layer.bias:

@@ -32,6 +32,8 @@ Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...], Geometry], ...]
 
 _TABLE = "_rankfold_table"
 
+# Every method of a Linen module is called through it. It is not public, so its absence is told at
+# import and not in the middle of a compression.
 if not hasattr(nn.Module, "_call_wrapped_method"):
     import flax
 
@@ -43,7 +45,7 @@ if not hasattr(nn.Module, "_call_wrapped_method"):
 
 @dataclass(frozen=True)
 class _Active:
-    """The compressed modules whose methods are running.
+    """Compressed modules whose methods are running, in this context.
 
     While it is noted what fires, a token of its own sees to it that everything is traced anew.
     """
@@ -59,7 +61,7 @@ in the middle of a model's call leaves nothing behind that would replace layers 
 
 
 def compressed(module: nn.Module, table: Table) -> nn.Module:
-    """The module with the layers at some paths replaced.
+    """Return the module with the layers at some paths replaced.
 
     Args:
         module: unbound.
@@ -68,6 +70,7 @@ def compressed(module: nn.Module, table: Table) -> nn.Module:
     fields = {
         field.name: getattr(module, field.name)
         for field in dataclasses.fields(module)
+        # A dataclass is made anew from its fields; `parent` is set by Flax where it is made.
         if field.init and field.name != "parent"
     }
     cls: Any = type(module)
@@ -77,16 +80,18 @@ def compressed(module: nn.Module, table: Table) -> nn.Module:
 
 @cache
 def subclass(cls: Any, table: Table) -> type[nn.Module]:
-    """The class of compressed modules for one plan."""
+    """Return the class of compressed modules for one plan."""
 
     def call(self: Any, function: Any, args: Any, kwargs: Any) -> Any:
         if self.scope is None:
+            # Unbound there are no variables, and no layers to replace.
             return super(wrapped, self)._call_wrapped_method(function, args, kwargs)
         usual = super(wrapped, self)._call_wrapped_method
         return _replacing((table, tuple(self.scope.path)), partial(usual, function, args, kwargs))
 
     def reduce(self: Any) -> Any:
         if self.scope is not None:
+            # A bound module refers to its scope; Flax decides whether that can be pickled.
             return object.__reduce_ex__(self, 2)
         fields = {
             field.name: getattr(self, field.name)
@@ -95,6 +100,8 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
         }
         return _restored, (cls, table, fields)
 
+    # The name of the class is that of the original: Flax derives names of submodules from it, under
+    # which parameters are stored.
     names = {
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
@@ -108,7 +115,7 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
 
 
 def specs_of(module: nn.Module, path: Path) -> tuple[StageSpec, ...] | None:
-    """The stages of the chain that a compressed module has at a path; None where it has none."""
+    """Return the stages of the chain of a compressed module at a path; None without one."""
     for cls in type(module).__mro__:
         for replaced, specs, _ in vars(cls).get(_TABLE, ()):
             if replaced == path:
@@ -121,10 +128,12 @@ def _restored(cls: Any, table: Table, fields: dict[str, Any]) -> nn.Module:
 
 
 def noting(function: Callable[[], object]) -> set[Path]:
-    """The paths at which chains are put in the place of layers while a function runs."""
+    """Return the paths at which chains take the place of layers while a function runs."""
     fired: set[Path] = set()
 
     def call() -> None:
+        # A fresh token is part of the key of JAX's caches: a function traced before would not be
+        # traced again, and nothing in it would fire.
         _active.set(replace(_active.get(), fired=fired, token=object()))
         function()
 
@@ -133,8 +142,9 @@ def noting(function: Callable[[], object]) -> set[Path]:
 
 
 def _replacing(root: tuple[Table, Path], function: Callable[[], T]) -> T:
-    """What a function gives while the layers of a compressed module are replaced."""
+    """Run a function while the layers of a compressed module are replaced."""
     now = _active.get()
+    # A method that calls another one of the same module: the interceptor is there already.
     if root in now.roots:
         return function()
     inside = replace(now, roots=(*now.roots, root))
@@ -160,6 +170,8 @@ class _Interceptor:
             return function(*args, **kwargs)
         if module.scope is None:
             return function(*args, **kwargs)
+        # A compressed module may be a submodule of another model. Paths of its plan count from
+        # where it is.
         path = tuple(module.scope.path)
         depth = len(self._root)
         entry = self._table.get(path[depth:]) if path[:depth] == self._root else None
@@ -167,6 +179,7 @@ class _Interceptor:
             return function(*args, **kwargs)
         specs, before = entry
         _check_geometry(path[depth:], module, specs, before)
+        # Noted before the stages run, so that one that fails has fired all the same.
         if active.fired is not None:
             active.fired.add(path[depth:])
         return _replaced(module, specs, context.orig_method.func, args, kwargs)
@@ -175,12 +188,13 @@ class _Interceptor:
 def _check_geometry(
     path: Path, module: nn.Module, specs: tuple[StageSpec, ...], before: Geometry
 ) -> None:
-    """Sees to it that a layer is still the one that its chain was made for.
+    """Check that a layer is still the one that its chain was made for.
 
     Raises:
         RankfoldError: the model makes it with other sizes or another geometry.
     """
     for name, was in before:
+        # As texts, which the plan holds: they are hashable whatever the values are.
         now = repr(getattr(module, name))
         if now != was:
             what = f"{name} of compressed layer {'.'.join(path)!r} (from {was} to {now})"
@@ -188,10 +202,13 @@ def _check_geometry(
 
 
 def _is_theirs(module: Any, function: Any, specs: tuple[StageSpec, ...]) -> bool:
-    """Whether a method is one that the stages of a chain take the place of."""
+    """True if a method is one that the stages of a chain take the place of."""
     if not specs[0].ruled:
+        # By function: subclasses that override the call compute something else.
         return function in CALLS or function in (SETUP, ATTEND)
     cls = type(module)
+    # A layer of a rule that has no `setup` of its own inherits an empty one, which all modules
+    # share.
     is_setup = raw(cls.setup) is not raw(nn.Module.setup) and function is raw(cls.setup)
     return is_setup or function is raw(cls.__call__)
 
@@ -201,6 +218,8 @@ def _replaced(
 ) -> Any:
     names = [f"lr{index}" for index in range(len(specs))]
     cls = type(module)
+    # Embed makes its table in `setup`, other stock layers their kernels in a compact call. Flax
+    # allows submodules only there.
     in_setup = isinstance(module, nn.Embed)
     if specs[0].ruled:
         in_setup = not getattr(raw(cls.__call__), "compact", False)
@@ -217,6 +236,8 @@ def _replaced(
     x = args[0] if args else next(iter(kwargs.values()))
     if method is ATTEND:
         table, *behind = layers
+        # The transposed table of a chain: its last factor is applied first. `specs` has one more,
+        # for the table itself.
         for layer, spec in zip(reversed(behind), reversed(specs), strict=False):
             assert spec.form is not None
             x = x @ _matrix(layer, spec.form.kernel_shape[0], x.dtype).T
@@ -227,7 +248,7 @@ def _replaced(
 
 
 def _matrix(layer: Any, rows: int, dtype: Any) -> Any:
-    """The matrix (in, out) of a layer without a bias, also where it is a chain itself."""
+    """Return the matrix (in, out) of a layer without a bias, also where it is a chain itself."""
     if layer.has_variable("params", "kernel"):
         kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
         return layer.promote_dtype(kernel, dtype=layer.dtype or dtype)[0]

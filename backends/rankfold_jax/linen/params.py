@@ -1,4 +1,4 @@
-"""How the parameters of a Linen model are held, and how those of new layers get there."""
+"""Parameters of a Linen model: reading, boxing and exchange."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FLOATS = (jnp.float64, jnp.float32, jnp.float16, jnp.bfloat16)
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """The chain in place of one layer: how its layers are made again, and their parameters.
+    """Chain in place of one layer: specifications of its layers, and their parameters.
 
     Attributes:
         specs: of the stages.
@@ -45,7 +45,7 @@ class Built:
 
 @dataclass(frozen=True, eq=False)
 class Refilled:
-    """A layer that stays, with other numbers.
+    """Layer that stays, with other numbers.
 
     Attributes:
         params: its parameters, boxed as they were.
@@ -55,11 +55,12 @@ class Refilled:
 
 
 def check_array(name: str, value: Any) -> None:
-    """Refuses a kernel or a bias for what it is.
+    """Refuse a kernel or a bias that is boxed, placed or typed in a way that is not known.
 
     Raises:
         Refused: and why.
     """
+    # `nn.Partitioned` names axes. Other boxes may do anything with the value when it is unboxed.
     if isinstance(value, nn.meta.AxisMetadata) and not isinstance(value, nn.Partitioned):
         raise Refused(f"its {name} is in a {type(value).__name__}, which is not known")
     array = unboxed(value)
@@ -70,7 +71,7 @@ def check_array(name: str, value: Any) -> None:
 
 
 def numbers_of(value: Any) -> Array:
-    """The numbers of a parameter; zeros for one that has only a shape."""
+    """Return the numbers of a parameter; zeros for one that has only a shape."""
     array = unboxed(value)
     if isinstance(array, jax.ShapeDtypeStruct):
         return np.zeros(array.shape, np.float32)
@@ -78,7 +79,7 @@ def numbers_of(value: Any) -> Array:
 
 
 def double(value: Any) -> Array:
-    """The numbers of a parameter in float64."""
+    """Return the numbers of a parameter in float64."""
     numbers: Array = np.asarray(unboxed(value)).astype(np.float64)
     return numbers
 
@@ -93,45 +94,50 @@ def boxed(
     first: bool,
     last: bool,
 ) -> tuple[Any, Any]:
-    """A stage's parameter, boxed as the layer's; and that box as one layer sees it, empty."""
+    """Return a stage's parameter, boxed as the layer's, and the empty box of one layer."""
     axes = Axes(stack.roles(before))
     roles = stack.roles(after)
     array = axes.placed(stack.back(numbers), unboxed(like), roles, first=first, last=last)
     if not isinstance(like, nn.Partitioned):
         return array, None
     names: Any = axes.handed_on(like.names, roles, first=first, last=last)
+    # One layer under vmap or scan sees its parameter without the axes of the stack; Flax adds their
+    # names itself.
     remaining = tuple(
         name for name, role in zip(names, roles, strict=True) if not role.startswith("stack")
     )
+    # The second box is what the stage's initializer is given, which makes one layer of a stack.
     return like.replace(value=array, names=names), like.replace(value=None, names=remaining)
 
 
 def refilled_param(like: Any, numbers: Array, stack: StackedAxes, roles: Roles) -> Any:
-    """A parameter of a layer with other numbers, boxed as it was."""
+    """Return a parameter of a layer with other numbers, boxed as it was."""
     every = stack.roles(roles)
     array = Axes(every).placed(numbers, unboxed(like), every, first=True, last=True)
     return like.replace(value=array) if isinstance(like, nn.Partitioned) else array
 
 
 def params_of(model: nn.Module) -> Any:
-    """The tree of a bound module's parameters."""
+    """Return the tree of a bound module's parameters."""
     return model.variables.get("params", {})
 
 
 def nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
-    """The parameters of every module that has some of its own."""
+    """Return the parameters of every module that has some of its own."""
     nodes: dict[Path, dict[str, Any]] = {}
     for path, value in leaves(params_of(model)):
+        # The last part of a path is the parameter's own name.
         nodes.setdefault(path[:-1], {})[path[-1]] = value
     return nodes
 
 
 def put_params(params: dict[str, Any], path: Path, built: Built | Refilled) -> None:
-    """Exchanges the parameters of the layer at a path, in place."""
+    """Exchange the parameters of the layer at a path, in place."""
     node = params
     for name in path:
         node = node[name]
     ruled = isinstance(built, Built) and built.ruled is not None
+    # A rule answers for all parameters of its layer; a stock layer has these alone.
     for name in list(node) if ruled else ("kernel", "embedding", "bias"):
         node.pop(name, None)
     node.update(built.params)

@@ -1,4 +1,4 @@
-"""A bound Linen module as a pure function of its variables."""
+"""Bound Linen modules as pure functions of their variables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from rankfold_jax.linen.tracing import applied
 
 
 def flow(model: nn.Module) -> PureModel:
-    """A bound module as a pure function of its variables, the parameters first."""
+    """Return a bound module as a pure function of its variables, the parameters first."""
     check_bound(model)
     module, variables = model.unbind()
     params = variables.get("params", {})
     others = {name: value for name, value in variables.items() if name != "params"}
+    # As a tuple the parameters come first, whatever the names of the other collections are.
     values, tree = jax.tree.flatten((params, others))
 
     def function(values: Sequence[Any], inputs: Inputs, arrays: Sequence[Any]) -> Any:
@@ -34,7 +35,7 @@ def flow(model: nn.Module) -> PureModel:
 
 
 def check_bound(model: nn.Module) -> None:
-    """Raises a `RankfoldError` for a module without variables."""
+    """Raise a `RankfoldError` for a module without variables."""
     if model.scope is None:
         raise RankfoldError(
             "the Linen module has no variables: pass module.bind(variables) instead of module"

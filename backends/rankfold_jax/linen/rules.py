@@ -1,4 +1,4 @@
-"""Linen layers that a layer rule of a plugin reads."""
+"""Reading, building and refilling of Linen layers that a layer rule of a plugin reads."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ _NAME = "linen"
 
 
 def rule_of(module: nn.Module, function: Any) -> LayerRule | None:
-    """The rule that reads a module, of which a method is called; the stock layers need none.
+    """Return the rule that reads a module, of which a method is called; none for stock layers.
 
     Args:
         module: called. Under jit, remat and the like it is of its own class within.
         function: that the method was written as.
     """
     cls: Any = type(module)
+    # Only the call: `setup` and helper methods of the layer are calls of methods, too.
     if cls in KINDS or function is not raw(cls.__call__):
         return None
     return rule_for(_NAME, cls)
@@ -41,7 +42,7 @@ def rule_of(module: nn.Module, function: Any) -> LayerRule | None:
 
 @dataclass
 class Calls:
-    """The calls of a layer that a rule reads.
+    """Calls of a layer that a rule reads.
 
     Attributes:
         shapes: of its input.
@@ -52,7 +53,7 @@ class Calls:
     refusal: str = ""
 
     def note(self, module: nn.Module, args: Any, kwargs: Any, stored: Mapping[str, Any]) -> None:
-        """The layer is called.
+        """Note a call of the layer.
 
         Args:
             module: bound as it is called.
@@ -63,6 +64,7 @@ class Calls:
         arguments = (*args, *kwargs.values())
         if len(arguments) != 1:
             self.refusal = "it is called with more than its input"
+        # Under vmap or scan the layer sees one slice of what the model stores.
         elif shapes_in(module.variables.get("params", {})) != stored:
             self.refusal = "a rule reads one layer; this is a stack of them"
         else:
@@ -70,13 +72,13 @@ class Calls:
 
 
 def shapes_in(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The shapes of the parameters of a layer, boxed or not."""
+    """Return the shapes of the parameters of a layer, boxed or not."""
     values = {name: unboxed(value) for name, value in node.items()}
     return jax.tree.map(np.shape, values)  # type: ignore[no-any-return]  # a tree of the same kind
 
 
 class RuledLayer:
-    """A layer as its rule reads it.
+    """Layer that a rule reads, with its parameters.
 
     Args:
         rule: of the layer.
@@ -90,7 +92,7 @@ class RuledLayer:
         self._node = dict(node)
 
     def op(self) -> Op:
-        """The layer as an op; blank where it has only shapes.
+        """Return the layer as an op; blank where it has only shapes.
 
         Raises:
             Refused: the rule declines or fails.
@@ -99,17 +101,19 @@ class RuledLayer:
         leaves = jax.tree.leaves(values)
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return self._read(values)
+        # A rule may compute with the arrays, which it cannot do with shapes.
         op = self._read(jax.tree.map(_numbers_of, values))
         return with_weight(op, blank(*op.weight.shape))
 
     def build(self, chain: Chain) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
-        """What the rule builds for a chain, or stock layers, and the parameters of these.
+        """Build a chain by the rule, or as stock layers, with the parameters of these.
 
         Raises:
             Refused: the rule declines or fails, or Flax has no layer for an op.
         """
         if self._rule.build is not None:
             built = carried_out(self._rule.build, chain, self.bound())
+            # Parameters come with a bound module; an unbound one has none to put into the model.
             if not isinstance(built, nn.Module) or built.scope is None:
                 raise Refused(f"the layer rule {self._rule.build!r} gave no bound module")
             module, variables = built.unbind()
@@ -127,7 +131,7 @@ class RuledLayer:
         return tuple(specs), named
 
     def run(self, specs: Sequence[StageSpec], params: Mapping[str, Any], x: Array) -> Array:
-        """The output of what stands in its place, in float64."""
+        """Return the output of what stands in the layer's place, in float64."""
         layers = [in_double(make(spec, self._module, None)) for spec in specs]
         double = jax.tree.map(_wide, {name: params[f"lr{i}"] for i, name in enumerate(params)})
 
@@ -140,7 +144,7 @@ class RuledLayer:
         return ruled.run(self.op(), call, x)
 
     def slot(self, places: Mapping[str, int]) -> ParameterIndex:
-        """Where the numbers of its op lie among the arrays of a model.
+        """Return the index of the layer's numbers among the arrays of a model.
 
         Args:
             places: of its parameters, by name.
@@ -155,6 +159,7 @@ class RuledLayer:
             numbers[kernel].shape,
             () if bias is None else numbers[bias].shape,
         )
+        # A rule reads one layer, so that there is no stack.
         slot = ParameterIndex(form, places[kernel], form.kernel_shape, StackedAxes())
         if bias is None:
             return slot
@@ -169,34 +174,38 @@ class RuledLayer:
         )
 
     def refilled(self, op: Op) -> dict[str, Any]:
-        """Its parameters with the numbers of an op in them, boxed as they were.
+        """Return the layer's parameters with the numbers of an op in them, boxed as they were.
 
         Raises:
             Refused: they cannot be written in.
         """
         names = self._names()
+        # The places among a model's arrays do not matter here, only the layouts.
         filled = self.slot(dict.fromkeys(self._node, 0)).filled(op)
         params = dict(self._node)
         for name, values in zip(names, filled, strict=True):
             if name is not None:
                 like = self._node[name]
                 array = jnp.asarray(values, unboxed(like).dtype)
+                # The box may be of any class here: the rule reads what is inside.
                 boxed = isinstance(like, nn.meta.AxisMetadata)
                 params[name] = like.replace_boxed(array) if boxed else array
         return params
 
     def bound(self) -> nn.Module:
-        """The layer with its parameters, as a rule is given it."""
+        """Return the layer with its parameters, as a rule is given it."""
+        # Unboxed, as the layer sees its parameters when it is called.
         return self._module.bind({"params": {n: unboxed(v) for n, v in self._node.items()}})
 
     @property
     def dtype(self) -> Any:
-        """Of the largest of its parameters.
+        """Dtype of the largest parameter of the layer.
 
         Raises:
             Refused: it has none of floating-point numbers.
         """
         arrays = [unboxed(value) for value in self._node.values()]
+        # Nested parameters, those of submodules, have no dtype and are passed over.
         floats = [a for a in arrays if jnp.issubdtype(getattr(a, "dtype", int), jnp.floating)]
         if not floats:
             raise Refused("it has no parameters of floating-point numbers")
@@ -227,7 +236,7 @@ class RuledLayer:
 
 
 def _numbers_of(array: Any) -> Array:
-    """The numbers of an array; zeros for one that has only a shape."""
+    """Return the numbers of an array; zeros for one that has only a shape."""
     if isinstance(array, jax.ShapeDtypeStruct):
         return np.zeros(array.shape, np.float32)
     return to_numpy(array)

@@ -1,4 +1,4 @@
-"""One abstract forward pass of a Linen model: which layers it has, and what they are given.
+"""Trace of one abstract forward pass of a Linen model: its layers and their inputs.
 
 A Linen model shows its layers only when it is called. It is traced to a jaxpr, nothing is computed,
 under an interceptor that notes the class and the fields of every module called; what is done with
@@ -43,13 +43,13 @@ Path = tuple[str, ...]
 
 
 _recording: ContextVar[Recording | None] = ContextVar("_recording", default=None)
-"""The recording that goes on, set in a context of its own: an interceptor that Flax was interrupted
+"""Recording that goes on, set in a context of its own: an interceptor that Flax was interrupted
 in removing notes nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """A stock layer that was called.
+    """Layer that was called, a stock one or one that a rule reads.
 
     Attributes:
         module: the layer, unbound.
@@ -67,7 +67,7 @@ class Recorded:
 
 
 class Recording:
-    """A forward pass, and what it showed.
+    """Record of what a forward pass showed.
 
     Args:
         model: a bound module.
@@ -82,7 +82,7 @@ class Recording:
         matrices: the modules called that have a matrix of their own, a stack of vectors is none.
         calls: how often each of the stock layers was called, at least.
         ruled: the calls of the layers that layer rules read.
-        found: what the jaxpr does with the kernels.
+        dataflow: what the jaxpr does with the kernels.
         trace: the extents of the layers' inputs, and why some must be left alone.
         inputs: the example inputs.
     """
@@ -112,6 +112,8 @@ class Recording:
 
         def traced() -> ClosedJaxpr:
             _recording.set(self)
+            # The recording is part of the key of JAX's caches: a layer within a function that was
+            # traced before would not be called again.
             with nn.intercept_methods(self._note), replacements(self):
                 return jaxprs.traced(forward, params, others, self.inputs.arrays)[0]
 
@@ -120,6 +122,8 @@ class Recording:
         except Exception as error:  # whatever the model raises on these inputs
             raise failed(error) from error
         self.dataflow = jaxprs.find(closed, labels)
+        # A matrix has its path for an owner, whether a known layer or not, so that what is
+        # multiplied by it is counted.
         owners: list[str | None] = [
             ".".join(path[:-1]) if path[:-1] in self.layers or is_matrix(value) else None
             for path, value in leaves(params)
@@ -134,6 +138,7 @@ class Recording:
 
     def _note(self, function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module: Any = context.module
+        # An unbound module, or an interceptor that an interrupt has left behind.
         if module.scope is None or _recording.get() is not self:
             return function(*args, **kwargs)
         path = tuple(module.scope.path)
@@ -142,11 +147,13 @@ class Recording:
         params = module.variables.get("params", {}).values()
         if any(is_matrix(value) for value in params if not isinstance(value, Mapping)):
             self.matrices.add(path)
+        # "At least": under scan or vmap one call here stands for many.
         self.calls[path] += context.orig_method.func in (*CALLS, ATTEND)
         rule = rule_of(module, context.orig_method.func)
         if rule is not None:
             node = self._node(path)
             refused = Refused("a layer rule reads it")
+            # A clone without a parent can be kept: the module itself belongs to a scope that ends.
             layer = Recorded(module.clone(parent=None), type(module), refused, False, rule)
             self.layers.setdefault(path, layer)
             self.ruled.setdefault(path, Calls()).note(module, args, kwargs, shapes_in(node))
@@ -155,6 +162,7 @@ class Recording:
         if kind is None or not module.has_variable("params", array_name(kind)):
             return output
         if path not in self.layers:
+            # `nn.Einsum` takes its text as a field or with the call.
             einsum = args[1] if len(args) > 1 else kwargs.get("einsum_str")
             self.layers[path] = _recorded(module, kind, einsum)
         return output
@@ -214,12 +222,14 @@ def _recorded(module: Any, kind: type[nn.Module], einsum: str | None) -> Recorde
 
 
 def applied(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-    """Return what a module gives, with every collection but the parameters mutable."""
+    """Apply a module, with every collection but the parameters mutable; return its output."""
     keys = jax.random.key(0)
     output, _ = module.apply(
         variables,
         *args,
+        # Always the same keys: dropout that is not switched off is the same in every run.
         rngs={"params": keys, "dropout": keys},
+        # Statistics and caches may be written to, as in a decoder; what is written is dropped.
         mutable=nn.DenyList("params"),
         **kwargs,
     )
@@ -227,12 +237,12 @@ def applied(module: nn.Module, variables: Mapping[str, Any], *args: Any, **kwarg
 
 
 def is_matrix(value: Any) -> bool:
-    """Tell whether a parameter has two axes longer than 1."""
+    """True if a parameter has two axes longer than 1."""
     return sum(size > 1 for size in shape_of(value)) > 1
 
 
 def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
-    """Yield every parameter of a tree of dicts, in its box if it has one, in their order."""
+    """Yield path and value of every parameter of a tree of dicts, boxed ones in their boxes."""
     flat = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda value: isinstance(value, nn.meta.AxisMetadata)
     )[0]

@@ -1,4 +1,4 @@
-"""`NNXAdapter`: what the core asks of Flax NNX."""
+"""`NNXAdapter`, through which the core reads, runs and changes models of Flax NNX."""
 
 from __future__ import annotations
 
@@ -47,32 +47,33 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         self._surroundings = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, ObservedAxes] = {}
+        # By id, with the module beside it so that the id cannot be used again.
         self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
 
     def parts(self, model: nnx.Module) -> Iterable[object]:
-        """The modules and Variables."""
+        """Return the modules and Variables."""
         return nodes(model)
 
     def thread_state(self) -> Callable[[], object]:
-        """That of JAX's caches; see `rankfold_jax.versions`."""
+        """Return a function that puts the state of JAX's caches back as it is now."""
         return thread_state()
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
-        """Stock layers, and any other module that holds a matrix or a kernel of its own."""
+        """Return the classes of stock layers and of other modules with a matrix, by path."""
         holder = tracing.array_holders(model)
         return {path: type(module).__name__ for path, module in holder.items()}
 
     def size(self, model: nnx.Module) -> int:
-        """The number of parameters (`nnx.Param`), shared ones counted once."""
+        """Return the number of parameters (`nnx.Param`), shared ones counted once."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
     def aliases(self, model: nnx.Module, path: str) -> tuple[str, ...]:
-        """The further paths of a module that stands in several places."""
+        """Return the further paths of a module that stands in several places."""
         module = self._modules(model)[path]
         return tuple(other for other in self._paths(model)[id(module)] if other != path)
 
     def read(self, model: nnx.Module, path: str) -> Op:
-        """The layer at a path as an op; refused for what it is or for what surrounds it."""
+        """Return the layer at a path as an op; refuse it for what it is or what surrounds it."""
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
@@ -84,16 +85,17 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         held = layers.held(module, self._seen.get(path, ObservedAxes()))
         op = held.form.op(*held.arrays())
         if isinstance(held.kernel.get_raw_value(), jax.ShapeDtypeStruct):
+            # Zeros have stood in for numbers that are not there.
             return with_weight(op, blank(*op.weight.shape))
         return op
 
     def trace(self, model: nnx.Module, inputs: Any) -> Trace:
-        """One abstract forward pass; nothing is computed."""
+        """Trace one abstract forward pass; nothing is computed."""
         trace, self._seen = tracing.trace(model, tracing.array_holders(model), inputs)
         return trace
 
     def build(self, model: nnx.Module, path: str, chain: Chain) -> nnx.Module:
-        """A `LowRankSequential` of stock layers, or what a layer rule builds."""
+        """Build a `LowRankSequential` of stock layers, or what a layer rule builds."""
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
@@ -106,7 +108,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return built
 
     def chain(self, model: nnx.Module, small: nnx.Module, path: str) -> Chain:
-        """The chain that stands in the place of a layer in a compressed model, as it is now.
+        """Return the chain that stands in the place of a layer in a compressed model, as it is now.
 
         Args:
             model: the model that was compressed (it still has the layer itself at `path`).
@@ -118,11 +120,13 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         """
         op = self.read(model, path)
         held = self._held(model, path)
+        # Every path of the compressed model, as a shared chain may be listed under another one.
         holder = dict(paths(small)).get(path)
         if not isinstance(holder, compressed.LowRankSequential):
             raise Refused(f"a {type(holder).__name__} stands in its place, not a chain")
         stages: list[Any] = list(holder.layers)
         for stage in stages:
+            # A fine-tuned or edited model may hold anything, down to the stages.
             if not isinstance(stage, nnx.Module):
                 raise Refused(f"{FOREIGN}it holds a {type(stage).__name__}")
             check_class(stage)
@@ -130,18 +134,18 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return checked(op, tuple(layers.stage_op(op, stage, held) for stage in stages))
 
     def run(self, module: nnx.Module, x: Array) -> Array:
-        """The module's output, computed in float64."""
+        """Return the output of a built module, computed in float64."""
         with jax.enable_x64(True):
             return self._built[id(module)][1](x)
 
     def precision(self, model: nnx.Module, path: str) -> float:
-        """Machine epsilon of the layer's parameters."""
+        """Return the machine epsilon of the layer's parameters."""
         return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
     ) -> nnx.Module:
-        """Swaps modules by identity, so that shared ones stay shared.
+        """Swap modules by identity, so that shared ones stay shared.
 
         Raises:
             RankfoldError: something holds a layer where no other can take its place.
@@ -154,8 +158,9 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def replaced(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
     ) -> tuple[nnx.Module, Mapping[str, str]]:
-        """As `replace`; where a layer must be left alone, a model to be changed is as before."""
+        """Replace layers and say which must be left; a model to be changed is then as before."""
         if "" in modules:
+            # Nothing can take the place of the object that the caller holds.
             if inplace:
                 raise RankfoldError("a model that is a single layer cannot be replaced in place")
             return modules[""], {}
@@ -164,6 +169,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         old = {path: by_path[path] for path in modules}
         try:
             exchanged(target, {id(old[path]): module for path, module in modules.items()}, {})
+            # Closures and static attributes are not exchanged: what they hold is found afterwards,
+            # and the exchange is undone by the same function.
             left = stale.kept(target, old)
             if not inplace:
                 stale.check_apart(target, model)
@@ -175,18 +182,19 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return target, left
 
     def save_weights(self, model: nnx.Module, file: Path) -> None:
-        """Every array of the model's state, shared ones once."""
+        """Write every array of the model's state, shared ones once."""
         save_arrays(_arrays(model), file)
 
     def load_weights(self, model: nnx.Module, file: Path, *more: Path) -> nnx.Module:
-        """Fills the model's state after checking names, shapes and dtypes."""
+        """Fill the model's state after checking names, shapes and dtypes."""
         state = nnx.state(model)
+        # The leaves of the state come in the order of `_arrays`, by which the tree is filled again.
         loaded = load_arrays((file, *more), _arrays(model))
         nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
 
     def refilled(self, model: nnx.Module, path: str, op: Op) -> nnx.Module:
-        """A copy of the layer alone."""
+        """Return a copy of the layer with the values of an op."""
         module, rule = self._modules(model)[path], rules.rule_of(self._modules(model)[path])
         held = self._held(model, path)
         kernel, bias = slot_of(held, 0, 1).filled(op)
@@ -195,7 +203,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return layers.refilled(module, held, kernel, bias)
 
     def expanded(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> nnx.Module:
-        """A copy of the compressed model, with a copy of the layer in place of each chain."""
+        """Return a copy of the compressed model with a copy of the layer in place of each chain."""
         filled = {
             path: self.refilled(
                 model, path, composed(self.read(model, path), self.chain(model, small, path))
@@ -233,10 +241,12 @@ def _run_ruled(built: nnx.Module, op: Op, x: Array) -> Array:
 
 
 def _arrays(model: nnx.Module) -> dict[str, Any]:
-    """The arrays of the model's state by name, in the order of its leaves."""
+    """Return the arrays of the model's state by name, in the order of its leaves."""
     named: dict[str, Any] = {}
     for path, value in nnx.to_flat_state(nnx.state(model)):
         for rest, leaf in jaxprs.leaves_of(value):
+            # The path of a leaf within its Variable begins with "value"; names in files do not have
+            # it.
             inside = rest.removeprefix("value").removeprefix(".")
             named[".".join(part for part in (*map(str, path), inside) if part)] = leaf
     return named
@@ -245,12 +255,12 @@ def _arrays(model: nnx.Module) -> dict[str, Any]:
 def _restored(
     model: nnx.Module, new: Mapping[str, nnx.Module], old: Mapping[str, nnx.Module]
 ) -> None:
-    """Puts layers back in the place of what replaced them, as far as it did."""
+    """Put layers back in the place of what replaced them, as far as it did."""
     exchanged(model, {id(module): old[path] for path, module in new.items()}, {})
 
 
 def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], T]:
-    """Remembers what a function gave for each model; models need not be hashable."""
+    """Return a function that remembers its value by model; models need not be hashable."""
     known: dict[int, T] = {}
 
     def remembered(model: nnx.Module) -> T:
@@ -262,7 +272,7 @@ def _by_identity(function: Callable[[nnx.Module], T]) -> Callable[[nnx.Module], 
 
 
 def _paths_by_module(model: nnx.Module) -> Mapping[int, list[str]]:
-    """All paths of each module, by its identity."""
+    """Return all paths of each module, by its identity."""
     holder: dict[int, list[str]] = {}
     for path, module in paths(model):
         holder.setdefault(id(module), []).append(path)

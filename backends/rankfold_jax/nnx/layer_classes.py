@@ -1,4 +1,4 @@
-"""The stock NNX layers: which they are, and the attributes that they compute with."""
+"""Stock NNX layers, and the attributes that they compute with."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ KINDS: tuple[type[nnx.Module], ...] = (
     nnx.Embed,
 )
 ARRAYS = ("kernel", "embedding", "bias")
+# Flax's layers keep the arguments of their constructor under the same names. Initializers and
+# metadata have no effect once the arrays are there.
 CONSTANTS = frozenset(
     name
     for kind in KINDS
     for name in parameters_of(kind)
     if name not in ("self", "rngs") and not name.endswith(("_init", "_metadata"))
 )
-"""The attributes that the computation of a stock layer is made with."""
+"""Attributes that the computation of a stock layer is made with."""
 
 
 def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
-    """Return the stock class whose computation the module does, if any."""
+    """Return the stock class whose computation the module does; None for others."""
+    # By methods, not by class: a subclass that overrides none of them computes the same.
     for kind in KINDS:
         if isinstance(module, kind) and all(
             getattr(type(module), name, None) is getattr(kind, name, None)
@@ -36,5 +39,5 @@ def kind_of(module: nnx.Module) -> type[nnx.Module] | None:
 
 
 def kernel_name(module: nnx.Module) -> str:
-    """Name the attribute that holds the kernel of a stock layer."""
+    """Return the attribute that holds the kernel of a stock layer."""
     return "embedding" if isinstance(module, nnx.Embed) else "kernel"

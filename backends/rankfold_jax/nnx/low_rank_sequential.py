@@ -1,4 +1,4 @@
-"""What stands in the place of an NNX layer: an `nnx.Sequential` that still describes the layer."""
+"""Replacement of an NNX layer: an `nnx.Sequential` that still describes the layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
 
 
 class LowRankSequential(nnx.Sequential):
-    """The layers of a chain, called as the one layer they replace is.
+    """Layers of a chain, called as the one layer that they replace.
 
     It goes on telling what the layer was made with. An option, such as its dtype, is that of the
     stages and can be set on both; sizes and geometry cannot.
@@ -31,7 +31,7 @@ class LowRankSequential(nnx.Sequential):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Hand options on to the stages and refuse what would have no effect."""
+        """Set an attribute: hand options on to the stages, refuse what would have no effect."""
         now = vars(self)  # Flax puts a graph together beneath this, by `object.__setattr__`
         if (name in ARRAYS and value is not now.get(name)) or (
             name in CONSTANTS and name in now and not _same(now[name], value)
@@ -40,6 +40,7 @@ class LowRankSequential(nnx.Sequential):
             if name not in OPTIONS:
                 kinds = (type(stage).__name__ for stage in stages)
                 raise chains.fixed(f"{name} of a compressed layer", kinds)
+            # An option set on the layer (a dtype, say) is meant for what computes.
             for stage in stages:
                 if hasattr(stage, name):
                     setattr(stage, name, value)
@@ -48,8 +49,9 @@ class LowRankSequential(nnx.Sequential):
     def __call__(  # type: ignore[override]  # one input, as the layer it replaces has
         self, inputs: Any, *, out_sharding: Any = None, **options: Any
     ) -> Any:
-        """Run the layers one after the other; `out_sharding` is that of the last one's output."""
+        """Apply the layers one after the other; `out_sharding` is for the output of the last."""
         layers: list[Any] = list(self.layers)
+        # `nnx.Sequential` hands keyword arguments to the first layer alone.
         *before, last = layers
         for layer in before:
             inputs = layer(inputs, **options)
@@ -58,31 +60,36 @@ class LowRankSequential(nnx.Sequential):
         return last(inputs, **options)
 
     def attend(self, query: Any, *, out_sharding: Any = None) -> Any:
-        """Run `Embed.attend` with the table that the chain stands for.
+        """Multiply by the transposed table that the chain stands for, as `Embed.attend` does.
 
         Raises:
             AttributeError: the chain replaces another layer than an Embed.
         """
         layers: list[Any] = list(self.layers)
         table, *behind = layers
+        # The table of the chain is table · k1 · k2 ...: its transpose is applied from the last
+        # factor on.
         for layer in reversed(behind):
             if isinstance(layer, nnx.Linear):
                 arrays = (query, layer.kernel[...])
                 query, kernel = layer.promote_dtype(arrays, dtype=layer.dtype)
             else:  # a chain of its own
+                # Applied to the identity it gives its matrix.
                 kernel = layer(jnp.eye(layer.in_features, dtype=query.dtype))
             query = jnp.dot(query, kernel.T)
         return table.attend(query, out_sharding=out_sharding)
 
 
 def chained(stages: Sequence[Any], module: nnx.Module) -> LowRankSequential:
-    """Chain stock layers in the place of a layer, with its further attributes."""
+    """Return stock layers as one module for the place of a layer, with its other attributes."""
     chain = LowRankSequential(*stages)
     for name, value in vars(module).items():
+        # Plain attributes alone: arrays and modules of the layer are what has been replaced.
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)
     return chain
 
 
 def _same(before: Any, after: Any) -> bool:
+    # Of one type first: 1 == True, and arrays compare element by element.
     return before is after or (type(before) is type(after) and bool(before == after))

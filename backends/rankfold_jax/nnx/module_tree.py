@@ -1,4 +1,4 @@
-"""The modules of an NNX model: their paths, who shares them, and how they are exchanged."""
+"""Modules of an NNX model: their paths, their sharing and their exchange."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from flax import nnx
 
 from rankfold.errors import RankfoldError
 
+# Beginning of the names under which Flax keeps its own state on a node.
 _HIDDEN = "_pytree__"
 
 
 def modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Every module once, in the order in which attributes were set: path to module.
+    """Return every module once, in the order in which attributes were set: path to module.
 
     Raises:
         RankfoldError: two have the same path, as a key with a dot can bring about.
@@ -31,13 +32,15 @@ def modules(model: nnx.Module) -> dict[str, nnx.Module]:
 
 
 def paths(model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
-    """Every module under every path that leads to it; "" is the model itself."""
+    """Yield every module under every path that leads to it; "" is the model itself."""
     yield from _paths(model, (), ())
 
 
 def _paths(
     node: Any, path: tuple[str, ...], above: tuple[int, ...]
 ) -> Iterator[tuple[str, nnx.Module]]:
+    # Only what lies above ends the walk: a shared module is met under each of its paths, and a
+    # cycle is left where it closes.
     if id(node) in above:
         return
     if isinstance(node, nnx.Module):
@@ -47,7 +50,7 @@ def _paths(
 
 
 def nodes(model: nnx.Module) -> list[object]:
-    """Every module and every Variable once."""
+    """Return every module and every Variable once."""
     known: dict[int, object] = {}
     waiting: list[Any] = [model]
     seen: dict[int, Any] = {}  # kept, so that no id is given away
@@ -63,7 +66,7 @@ def nodes(model: nnx.Module) -> list[object]:
 
 
 def children(node: Any) -> Iterator[tuple[str, Any]]:
-    """What a module, a container or any other pytree holds, by name; nothing for a leaf."""
+    """Yield what a module, a container or another pytree holds, by name; nothing for a leaf."""
     if isinstance(node, nnx.Variable | jax.Array | str | bytes | int | float) or node is None:
         return
     if isinstance(node, nnx.Pytree):
@@ -73,20 +76,21 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, list | tuple):
         yield from ((str(index), value) for index, value in enumerate(node))
     else:
+        # Any other registered pytree. A node without children is a leaf, and gives itself.
         for path, value in _one_level(node)[0]:
             if value is not node:
                 yield jax.tree_util.keystr(path, simple=True, separator="."), value
 
 
 def attributes(node: nnx.Pytree) -> Iterator[tuple[str, Any]]:
-    """What a module holds by name, static attributes included."""
+    """Yield what a module holds by name, static attributes included."""
     for name, value in list(vars(node).items()):
         if not name.startswith(_HIDDEN):
             yield name, value
 
 
 def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:
-    """A node with modules exchanged by identity, wherever it holds them.
+    """Return a node with modules exchanged by identity, wherever it holds them.
 
     Modules, dicts and lists are changed in place; what cannot be is made anew if need be.
 
@@ -100,6 +104,7 @@ def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) ->
     if id(node) in seen:
         return seen[id(node)]
     seen[id(node)] = node
+    # Its items are attributes beneath, which are to be set by index.
     if isinstance(node, nnx.List):
         for index, item in enumerate(list(node)):
             changed = exchanged(item, new, seen)
@@ -110,9 +115,12 @@ def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) ->
         for name, value in children(node):
             changed = exchanged(value, new, seen)
             if changed is not value:
+                # Flax takes a plain container for a static attribute and refuses modules in it,
+                # unless it is marked as data.
                 setattr(node, name, _as_data(changed))
         return node
     if isinstance(node, dict | list):
+        # A list of the items, as the container is changed within the loop.
         for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
             changed = exchanged(value, new, seen)
             if changed is not value:
@@ -127,6 +135,7 @@ def _as_data(value: Any) -> Any:
 
 
 def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:
+    # Leaves, among them what JAX does not know as a pytree at all.
     if not any(True for _ in children(node)):
         return node
     held, tree = _one_level(node)
@@ -141,5 +150,5 @@ def _one_level(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def variables(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
-    """The Variables that a module holds itself, by attribute."""
+    """Return the Variables that a module holds itself, by attribute."""
     return {name: value for name, value in vars(module).items() if isinstance(value, nnx.Variable)}

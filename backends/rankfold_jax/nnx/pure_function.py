@@ -1,4 +1,4 @@
-"""An NNX model as a pure function of its arrays, in eval mode."""
+"""NNX models as pure functions of their arrays, in eval mode."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from rankfold_jax.nnx.module_tree import modules
 def flow(
     model: nnx.Module, paths: Iterable[str] = (), seen: Mapping[str, ObservedAxes] | None = None
 ) -> PureModel:
-    """A copy of the model in eval mode, as a pure function.
+    """Return a copy of the model in eval mode, as a pure function.
 
     Args:
         model: the model.
         paths: of the layers that are to be found among its arrays.
         seen: what a trace showed of the axes of their kernels.
     """
+    # `eval` sets attributes on every module; those of the model stay.
     copy = nnx.clone(model)
     copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
     inside = modules(copy)
@@ -37,6 +38,8 @@ def flow(
     leaves: dict[int, int] = {}
     values: list[Any] = []
     for _, variable in nnx.to_flat_state(state):
+        # By identity: layers hold the Variables that the state is made of. A Variable of another
+        # kind may have several leaves or none.
         leaves[id(variable)] = len(values)
         values += jax.tree.leaves(variable)
     tree = jax.tree.structure(state)
@@ -46,13 +49,15 @@ def flow(
     }
 
     def function(values: Sequence[Any], inputs: Inputs, arrays: Sequence[Any]) -> Any:
+        # Merged anew at each call: what the model changes in itself (running statistics, caches)
+        # ends with the merged copy.
         return inputs.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
     return PureModel(function, values, slots)
 
 
 def held_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:
-    """A layer as its parameters lie in it, whether it is a stock one or one that a rule reads.
+    """Return a layer, a stock one or one that a rule reads, as its parameters lie in it.
 
     Raises:
         Refused: what the layer computes is not known from its parameters alone.
@@ -62,7 +67,7 @@ def held_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:
 
 
 def slot_of(layer: NNXLayer, kernel: int, bias: int) -> ParameterIndex:
-    """Where a layer's numbers lie.
+    """Return the index of a layer's numbers among the arrays of a model.
 
     Args:
         layer: the layer.

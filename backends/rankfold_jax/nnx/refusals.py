@@ -1,4 +1,4 @@
-"""Why an NNX layer must be left alone: what it is itself, and what surrounds it."""
+"""Checks that refuse an NNX layer for what it is itself, or for what surrounds it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ _READERS = (nnx.WeightNorm, nnx.SpectralNorm)
 
 
 def check_class(module: nnx.Module) -> None:
-    """Refuses a layer that is none of the stock layers, or computes something else.
+    """Refuse a layer that is none of the stock layers, or computes something else.
 
     Raises:
         Refused: and why.
     """
     kind, name = kind_of(module), type(module).__name__
     if kind is not None:
+        # Classes between the layer's and the stock one. Further public members are an interface
+        # that a Sequential in its place would not have.
         above = type(module).__mro__[: type(module).__mro__.index(kind)]
         parts = sorted({part for cls in above for part in vars(cls) if not part.startswith("_")})
         if parts:
@@ -35,7 +37,7 @@ def check_class(module: nnx.Module) -> None:
 
 
 def check_state(module: nnx.Module) -> None:
-    """Refuses a stock layer for what it holds, or for how.
+    """Refuse a stock layer for what it holds, or for the kind of its arrays.
 
     Raises:
         Refused: and why.
@@ -51,6 +53,7 @@ def check_state(module: nnx.Module) -> None:
     if extra:
         raise Refused(f"it holds {', '.join(sorted(extra))} besides {' and '.join(sorted(arrays))}")
     for name, variable in variables(module).items():
+        # 'hijax' Variables, where Flax has them, are no ordinary containers of one array.
         if not hasattr(variable, "get_metadata"):
             raise Refused(f"its {name} is a Variable of the kind 'hijax'")
         metadata = variable.get_metadata()
@@ -60,10 +63,12 @@ def check_state(module: nnx.Module) -> None:
         value = variable.get_raw_value()
         if not isinstance(value, jax.Array | jax.ShapeDtypeStruct) and not hasattr(value, "dtype"):
             raise Refused(f"its {name} is a {type(value).__name__}, not an array")
+        # With several processes each has a part of the numbers alone.
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             raise Refused(f"its {name} lies on devices of other processes")
         if value.dtype not in _FLOATS:
             raise Refused(f"its {name} is {value.dtype}; a float dtype is needed")
+        # Variables run functions of their metadata, such as on_set_value and on_get_value.
         hooks = [key for key in metadata if key.startswith("on_")]
         if any(metadata[hook] for hook in hooks):
             raise Refused(f"its {name} has the hook {hooks[0]}, which would be lost")
@@ -72,7 +77,7 @@ def check_state(module: nnx.Module) -> None:
 
 
 class ModuleUsage:
-    """What the modules of a model do to each other, gathered once.
+    """Uses that the modules of a model make of each other, gathered once.
 
     Args:
         model: the model; it must not change while this is in use.
@@ -84,6 +89,7 @@ class ModuleUsage:
         seen: set[int] = set()
         for path, module in paths(model):
             if isinstance(module, _READERS):
+                # These wrappers compute the kernel of a layer below themselves and put it in.
                 self._above.update({id(below): type(module).__name__ for _, below in paths(module)})
             if id(module) in seen:
                 continue
@@ -95,11 +101,12 @@ class ModuleUsage:
             where = f"{path}.{name}".lstrip(".")
             if isinstance(value, nnx.Variable):
                 self._holders.setdefault(id(value), []).append((owner, where))
+            # Modules have a turn of their own; containers belong to the module that holds them.
             elif not isinstance(value, nnx.Module):
                 self._hold(value, owner, where)
 
     def check(self, path: str, module: nnx.Module) -> None:
-        """Refuses a layer for what surrounds it in the model.
+        """Refuse a layer for what surrounds it in the model.
 
         Raises:
             Refused: and why.

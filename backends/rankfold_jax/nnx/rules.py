@@ -1,4 +1,4 @@
-"""NNX layers that a layer rule of a plugin reads."""
+"""Reading, building and refilling of NNX layers that a layer rule of a plugin reads."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _NAME = "nnx"
 
 
 def rule_of(module: nnx.Module) -> LayerRule | None:
-    """The rule that reads a module; the stock layers need none."""
+    """Return the rule that reads a module; the stock layers need none."""
     return None if type(module) in KINDS else rule_for(_NAME, type(module))
 
 
 def read(rule: LayerRule, module: nnx.Module) -> Op:
-    """The layer as its rule reads it; blank where it has only shapes.
+    """Return the layer as its rule reads it; blank where it has only shapes.
 
     Raises:
         Refused: the rule declines or fails.
@@ -40,13 +40,14 @@ def read(rule: LayerRule, module: nnx.Module) -> Op:
     params = _params(module)
     if not any(isinstance(v.get_raw_value(), jax.ShapeDtypeStruct) for v in params.values()):
         return read_by(rule, module)
+    # A rule may compute with the arrays, which it cannot do with shapes.
     zeros = {name: layers.numbers(variable) for name, variable in params.items()}
     op = read_by(rule, _with(module, zeros))
     return with_weight(op, blank(*op.weight.shape))
 
 
 def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
-    """The layer as its parameters lie in it.
+    """Return the layer as its parameters lie in it.
 
     Raises:
         Refused: what the rule reads is not the parameters laid out otherwise.
@@ -55,6 +56,7 @@ def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
     numbers = {name: layers.numbers(variable) for name, variable in params.items()}
 
     def other(changed: Mapping[str, Array]) -> Op:
+        # The rule reads a whole layer; so the layer is copied with other numbers in it.
         return read_by(rule, _with(module, changed))
 
     names = ruled.layout(read(rule, module), numbers, other)
@@ -74,7 +76,7 @@ def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
 
 
 def refilled(rule: LayerRule, module: nnx.Module, kernel: Array, bias: Array | None) -> nnx.Module:
-    """A copy of the layer with other numbers in the parameters that its rule lays out."""
+    """Return a copy of the layer with other numbers in the parameters that its rule lays out."""
     layer = held(rule, module)
     names = {id(variable): name for name, variable in _params(module).items()}
     changed = {names[id(layer.kernel)]: kernel}
@@ -85,7 +87,7 @@ def refilled(rule: LayerRule, module: nnx.Module, kernel: Array, bias: Array | N
 
 
 def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
-    """What the rule builds for a chain, or the stock layers in the dtype of the layer.
+    """Build a chain by the rule, or as stock layers in the dtype of the layer.
 
     Raises:
         Refused: the rule declines or fails, or Flax has no layer for an op.
@@ -97,6 +99,7 @@ def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
         return built
     stages = []
     for stage in ruled.stages(chain):
+        # Made as shapes only: nothing is initialised that is replaced in the next lines.
         layer: Any = nnx.eval_shape(partial(layers.stock_layer, stage, module))
         numbers = {kernel_name(layer): stage.kernel[0]}
         if stage.bias is not None:
@@ -108,7 +111,7 @@ def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
 
 
 def runner(module: nnx.Module, op: Op) -> Callable[[Array], Array]:
-    """What stands in the place of a layer as a function of its input, for the precision set."""
+    """Return the replacement of a layer as a function of its input, at the precision set."""
     double: Any = layers.in_double(module)
 
     def call(x: Array) -> Array:
@@ -118,7 +121,7 @@ def runner(module: nnx.Module, op: Op) -> Callable[[Array], Array]:
 
 
 def dtype_of(module: nnx.Module) -> Any:
-    """The dtype of the largest parameter of a layer.
+    """Return the dtype of the largest parameter of a layer.
 
     Raises:
         Refused: it has none of floating-point numbers.
@@ -126,6 +129,7 @@ def dtype_of(module: nnx.Module) -> Any:
     values = [variable.get_raw_value() for variable in _params(module).values()]
     if not values:
         raise Refused("it has no parameters of floating-point numbers")
+    # The kernel, most likely: biases and scales may be in another dtype.
     return max(values, key=lambda value: value.size).dtype
 
 
@@ -139,7 +143,8 @@ def _params(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:
 
 
 def _with(module: nnx.Module, numbers: Mapping[str, Any]) -> nnx.Module:
-    """A copy of a module with other numbers in its own parameters."""
+    """Return a copy of a module with other numbers in its own parameters."""
+    # Variables of the same class and metadata, so that sharding and hooks stay.
     copied: Any = nnx.clone(module)
     for name, values in numbers.items():
         variable = getattr(module, name)

@@ -1,4 +1,4 @@
-"""What an NNX model still leads to that should be gone, once layers have been replaced.
+"""Search for what an NNX model should no longer lead to, once layers have been replaced.
 
 `nnx.clone` copies what the graph of a model reaches. What closures, partials and other static
 attributes hold is shared with the model, so a copy may go on calling layers of the model, and a
@@ -18,11 +18,12 @@ from rankfold.state.object_graph import closures_of, reached
 from rankfold_jax.nnx.module_tree import attributes, modules, variables
 
 _FRAMEWORK = ("jax.", "flax.")
+# The search stops at these: they lead nowhere, and reading an array would wait for its values.
 _LEAVES = (nnx.Variable, jax.Array, np.ndarray)
 
 
 def check_apart(copy: nnx.Module, model: nnx.Module) -> None:
-    """Sees to it that a copy of a model does not lead to the model.
+    """Check that a copy of a model does not lead to the model.
 
     Raises:
         RankfoldError: it does.
@@ -30,6 +31,7 @@ def check_apart(copy: nnx.Module, model: nnx.Module) -> None:
     in_copy = {id(module) for module in modules(copy).values()}
     names: dict[int, str] = {}
     for path, module in modules(model).items():
+        # Modules that both lead to are left out: the clone shares them.
         if id(module) not in in_copy:
             names |= _parts(module, path)
     for target, word in _holders(copy, names).items():
@@ -40,7 +42,7 @@ def check_apart(copy: nnx.Module, model: nnx.Module) -> None:
 
 
 def kept(model: nnx.Module, old: Mapping[str, nnx.Module]) -> dict[str, str]:
-    """Why layers must be left alone because what they are made of is still held, by path.
+    """Return by path why layers must be left alone, as something still holds their parts.
 
     Args:
         model: in which they were replaced.
@@ -54,12 +56,13 @@ def kept(model: nnx.Module, old: Mapping[str, nnx.Module]) -> dict[str, str]:
 
 
 def _parts(module: nnx.Module, path: str) -> dict[int, str]:
-    """A module and its Variables: id to name."""
+    """Return the ids of a module and its Variables, each with its name."""
     named = {id(value): f"{path}.{name}" for name, value in variables(module).items()}
     return {id(module): path, **named}
 
 
 def _holders(model: nnx.Module, targets: Collection[int]) -> dict[int, str]:
+    # Each module of the model is a start of its own, so that the one nearest to a target names it.
     known = {id(module) for module in modules(model).values()}
     return reached(
         _starts(model), targets, known=known - set(targets), leaves=_LEAVES, framework=_FRAMEWORK

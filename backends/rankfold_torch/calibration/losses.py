@@ -1,4 +1,4 @@
-"""Losses on the outputs of a model, and how far two models are apart in them."""
+"""Losses on the outputs of a model, and the distance of two models in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.temporary_changes import unchanged
 
+# (batch, classes, height, width), and with a depth: outputs of segmentation.
 _IMAGE_AXES = (4, 5)
+# Names under which models return their state for the next call, which is no output.
 _CACHES = ("past_key_values", "mems")
 
 
@@ -31,14 +33,14 @@ class Generators:
         self._made: dict[torch.device, torch.Generator] = {}
 
     def on(self, device: torch.device) -> torch.Generator:
-        """The generator of a device."""
+        """Return the generator of a device."""
         if device not in self._made:
             self._made[device] = torch.Generator(device).manual_seed(self._seed)
         return self._made[device]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested mappings, sequences and dataclasses, but for those of caches."""
+    """Yield the tensors in nested mappings, sequences and dataclasses, but for those of caches."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -53,9 +55,11 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def cloned(inputs: Any) -> Any:
-    """Inputs with tensors of their own, which a model may write to, and without their history."""
+    """Return inputs with tensors of their own, which a model may write to, without history."""
     if isinstance(inputs, torch.Tensor):
         return inputs.detach().clone()
+    # By exact type: a named tuple or a class of the user's is built in another way, and is passed
+    # on.
     if type(inputs) in (tuple, list):
         return type(inputs)(map(cloned, inputs))
     if type(inputs) is dict:
@@ -64,7 +68,7 @@ def cloned(inputs: Any) -> Any:
 
 
 def floats(outputs: Any) -> list[torch.Tensor]:
-    """The floating-point tensors of an output.
+    """Return the floating-point tensors of an output.
 
     Raises:
         RankfoldError: there is none.
@@ -76,7 +80,7 @@ def floats(outputs: Any) -> list[torch.Tensor]:
 
 
 def logits(outputs: Any, count: int) -> torch.Tensor:
-    """The logits of a classifier, in float32 or float64: (predictions, classes).
+    """Return the logits of a classifier, in float32 or float64: (predictions, classes).
 
     Args:
         outputs: a tensor, something with `.logits` or an entry "logits", or a sequence with them at
@@ -98,7 +102,7 @@ def logits(outputs: Any, count: int) -> torch.Tensor:
 
 
 def drawn(name: str, outputs: Any, count: int, generators: Generators) -> torch.Tensor:
-    """One draw of a random loss, summed over the examples.
+    """Draw a random loss once, summed over the examples.
 
     Args:
         name: "cross_entropy" or "outputs".
@@ -110,23 +114,29 @@ def drawn(name: str, outputs: Any, count: int, generators: Generators) -> torch.
         RankfoldError: the outputs do not suit the loss.
     """
     if name == "outputs":
+        # The gradient of noise · output is the noise: its second moment is the identity in
+        # expectation, so that all directions of the output count alike.
         terms = [(t.float() * _noise(t, generators)).sum() for t in floats(outputs)]
+        # Outputs of a model over several devices lie on several.
         return torch.stack([term.to(terms[0].device) for term in terms]).sum()
     scores = logits(outputs, count)
     if torch.isnan(scores).any():
         raise RankfoldError("loss 'cross_entropy': the logits have NaN values; check the inputs")
     generator = generators.on(scores.device)
     if scores.shape[1] == 1:
+        # One logit: labels drawn from the model's own prediction, as with classes below. The
+        # expectation of the gradient's second moment is then the Fisher information.
         chance = torch.rand(scores.shape, generator=generator, device=scores.device)
         labels = (chance < scores.detach().sigmoid()).to(scores.dtype)
         return functional.binary_cross_entropy_with_logits(scores, labels, reduction="sum")
     shares = scores.detach().softmax(1)
+    # Drawn from detached shares: the draw is no function of the model that a gradient goes through.
     picked = torch.multinomial(shares, 1, generator=generator)
     return -scores.log_softmax(1).gather(1, picked).sum()
 
 
 def loss_of(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
-    """What a user's loss function gives for a batch.
+    """Return the value of a user's loss function for a batch.
 
     Raises:
         RankfoldError: it fails or gives something else than a tensor of one element.
@@ -141,7 +151,7 @@ def loss_of(calibration: Calibration, index: int, outputs: Any) -> torch.Tensor:
 
 @settled
 def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> tuple[float, float]:
-    """The mean loss of the model and of the compressed one, for `Calibrates.divergence`."""
+    """Return the mean losses of the model and of the compressed one (`Calibrates.divergence`)."""
     total = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
         first, second = (_outputs(m, inputs, index) for m in (model, small))

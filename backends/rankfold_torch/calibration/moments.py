@@ -38,7 +38,7 @@ def moments(
     rng: np.random.Generator,
     advance: Advance,
 ) -> dict[str, LayerMoments]:
-    """The moments of those of the layers that run; see `rankfold.adapters.base.Calibrates`."""
+    """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`."""
     counts = [examples(inputs) for inputs in calibration.inputs]
     often = draws(calibration, sum(counts))
     generators = losses.Generators(rng)
@@ -46,7 +46,9 @@ def moments(
     sums = {path: _Layer(path, op) for path, op in layers.items()}
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
+        # After `unchanged`, which puts back the modes that this one sets.
         stack.enter_context(_differentiable(model))
+        # A caller's inference mode or no_grad would leave no graph to go back through.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         modules = [(model.get_submodule(path), layer) for path, layer in sums.items()]
@@ -64,7 +66,7 @@ def moments(
 
 
 class _Gathering:
-    """What the hooks of all layers share."""
+    """State that the hooks of all layers share."""
 
     def __init__(self, examples: int, rng: np.random.Generator) -> None:
         self.examples = examples
@@ -74,7 +76,7 @@ class _Gathering:
 
 
 class _Layer:
-    """The sums of one layer."""
+    """Sums of one layer."""
 
     def __init__(self, path: str, op: Op) -> None:
         self.path = path
@@ -87,9 +89,11 @@ class _Layer:
 
     @torch.no_grad()
     def add(self, x: torch.Tensor, gathering: _Gathering) -> None:
-        """Adds the input of one call."""
+        """Add the input of one call."""
         op = self.op
         if isinstance(op, Embedding):
+            # The second moment of one-hot rows is diagonal: how often each row of the table is
+            # looked up. The mean is the same.
             counts = torch.bincount(x.detach().reshape(-1).long(), minlength=len(op.weight))
             self.inputs.add(counts[None].double())
             self.mean.add(counts[None].double())
@@ -98,12 +102,17 @@ class _Layer:
             return
         if not torch.isfinite(x).all():
             raise input_not_finite(self.path)
+        # In the form "channels" every tap of a position is a row of its own, over the channels of a
+        # group: the kernel is too large for a moment of whole patches.
         taps = 1 if isinstance(op, Linear) or self.form == "patches" else op.weight[0, 0].size
+        # Inputs are sampled, gradients below are not: a row of a convolution is as large as its
+        # kernel, a gradient only as large as the channels.
         drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)
         taken = patches.Inputs(op, x, drawn)
         for chunk in patches.chunks(op, drawn):
             rows = taken.take(chunk)
             if taps > 1:
+                # A row has its channels first and then the taps.
                 split = rows.reshape(len(rows), op.groups, -1, taps)
                 rows = split.permute(0, 3, 1, 2).reshape(-1, op.groups, split.shape[2])
             self.inputs.add(
@@ -111,10 +120,11 @@ class _Layer:
             )
             self.mean.add(rows.sum(0))
             self.rows += len(rows)
+        # Gradients are of all positions, and are divided by these.
         self.positions += drawn.images * drawn.positions
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Adds the gradient at the output of one call."""
+        """Add the gradient at the output of one call."""
         op = self.op
         if isinstance(op, Embedding):
             rows = gradient.reshape(-1, 1, gradient.shape[-1])
@@ -124,7 +134,8 @@ class _Layer:
         self.grads.add(product(rows, rows) if self.full else rows.square().sum(0))
 
     def moments(self, examples: int, draws: int) -> LayerMoments:
-        """The moments, over all calls."""
+        """Return the moments, over all calls."""
+        # None where nothing came back: the loss does not depend on the layer.
         grads = None if self.grads.empty else self.grads.over(self.positions * draws)
         for what, values in (("inputs", self.inputs.over(1.0)), ("gradients", grads)):
             if values is not None and not np.isfinite(values).all():
@@ -147,10 +158,14 @@ def _after(
     output: Any,
 ) -> Any:
     x = args[0] if args else kwargs.get("input")
+    # A call without positions adds nothing, and a count of zero would be divided by.
     if not isinstance(x, torch.Tensor) or not isinstance(output, torch.Tensor) or not x.numel():
         return output
+    # Checkpointed blocks run forward again during the backward pass: that call is not another one.
     if gathering.forward:
         layer.add(x, gathering)
+    # No parameter takes a gradient, so the graph begins here: at the first layer on each way. A
+    # zero that needs one joins it to the output and changes no value.
     if not output.requires_grad and torch.is_grad_enabled():
         output = output + torch.zeros((), device=output.device, requires_grad=True)
     if output.requires_grad:
@@ -159,6 +174,8 @@ def _after(
 
 
 def _backward(gathering: _Gathering, layer: _Layer, gradient: torch.Tensor) -> None:
+    # An exception in a hook would come out of autograd in another guise; it is kept and raised
+    # after the pass. The first layer met on the way back is the nearest to the loss.
     if gathering.error is not None:
         return
     if torch.isfinite(gradient).all():
@@ -189,9 +206,12 @@ def _batch(
     for draw in range(draws):
         if isinstance(calibration.loss, str):
             loss = losses.drawn(calibration.loss, outputs, count, generators)
+            # No watched layer is in the graph of the outputs: there are no gradients.
             if not loss.requires_grad:
                 return
         else:
+            # A user's loss is a mean over the batch; the sum over its examples is what batches add
+            # up by.
             loss = losses.loss_of(calibration, index, outputs) * count
             if not loss.requires_grad:
                 raise RankfoldError(
@@ -199,6 +219,7 @@ def _batch(
                     "that can be differentiated; use torch operations and no .item() or .detach()"
                 )
         try:
+            # Several draws of labels share one forward pass; the last one frees the graph.
             loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever the backward pass of the model raises
             raise RankfoldError(
@@ -210,7 +231,7 @@ def _batch(
 
 @contextmanager
 def _differentiable(model: nn.Module) -> Iterator[None]:
-    """No parameter has a gradient inside, and every module can be differentiated in eval mode."""
+    """Make every module differentiable in eval mode inside, and no parameter have a gradient."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
 
@@ -222,6 +243,8 @@ def _differentiable(model: nn.Module) -> Iterator[None]:
 
     with Restored(undo):
         for parameter in trainable:
+            # Gradients are wanted at outputs of layers alone: none of a parameter is computed or
+            # stored. Only those that had the flag get it back.
             parameter.requires_grad_(False)
         for module, _ in recurrent:  # cuDNN has no backward pass in eval mode
             module.training, module.dropout = True, 0.0

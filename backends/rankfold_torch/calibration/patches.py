@@ -1,4 +1,4 @@
-"""The rows of a layer's input that its weight is multiplied with, at sampled output positions.
+"""Rows of a layer's input that its weight is multiplied with, at sampled output positions.
 
 A row belongs to one output position of one image; the first axis of an activation counts images.
 Rows are (groups, d) with d = in/groups · positions of the kernel, channels first, so that an output
@@ -24,12 +24,13 @@ from rankfold_torch.calibration.sums import working
 Layer: TypeAlias = Linear | Conv | ConvTranspose
 
 _CHUNK = 2**24
+# Names of padding modes in NumPy.
 _NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Output positions of one call of a layer.
+    """Sampled output positions of one call of a layer.
 
     Attributes:
         images: the number of images.
@@ -43,11 +44,11 @@ class Sample:
 
     @property
     def rows(self) -> int:
-        """The number of sampled rows, images first."""
+        """Number of sampled rows, over all images."""
         return self.images * (self.positions if self.chosen is None else self.chosen.shape[1])
 
     def of(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image and position of each of these rows."""
+        """Return image and position of each of these rows."""
         index = torch.arange(rows.start, rows.stop, device=device)
         if self.chosen is None:
             return index // self.positions, index % self.positions
@@ -56,12 +57,12 @@ class Sample:
 
 
 def width(op: Layer) -> int:
-    """The length d of a row."""
+    """Return the length d of a row."""
     return math.prod(op.weight.shape[1:])
 
 
 def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
-    """(images, *axes) of an input of that shape; there is one image where it has no batch axis."""
+    """Return (images, *axes) of an input of that shape; one image where it has no batch axis."""
     axes = tuple(shape[:-1]) if isinstance(op, Linear) else (shape[0], *shape[2:])
     if isinstance(op, Linear):
         return axes or (1,)
@@ -71,7 +72,7 @@ def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
 def sample(
     op: Layer, shape: Sequence[int], examples: int, rng: np.random.Generator, *, taps: int = 1
 ) -> Sample:
-    """Draws output positions, of each image on its own.
+    """Draw output positions, of each image on its own.
 
     Args:
         op: the layer.
@@ -88,20 +89,23 @@ def sample(
     wanted = sampled_positions(op, examples, taps)
     if wanted >= positions or images == 0:
         return Sample(images, positions, None)
+    # The `wanted` smallest of random keys are a sample without replacement, for all images at once.
+    # Sorted, they are read from memory in order.
     keys = rng.random((images, positions), dtype=np.float32)
     chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
     return Sample(images, positions, torch.from_numpy(chosen.astype(np.int64)))
 
 
 def chunks(op: Layer, drawn: Sample) -> Iterator[slice]:
-    """Slices of the rows of a sample that fit into memory."""
+    """Yield slices of the rows of a sample that fit into memory."""
+    # Elements of a row of the input and of the output together.
     step = max(1, _CHUNK // (op.groups * (width(op) + op.weight.shape[0] // op.groups)))
     for start in range(0, drawn.rows, step):
         yield slice(start, min(start + step, drawn.rows))
 
 
 class Inputs:
-    """The input of one call of a layer, by rows.
+    """Input of one call of a layer, by rows.
 
     Args:
         op: the layer.
@@ -114,6 +118,7 @@ class Inputs:
         self._drawn = drawn
         x = working(x)
         if isinstance(op, Linear):
+            # A linear layer is a kernel of one tap, each position being its own origin.
             self._taps = torch.zeros(1, dtype=torch.int64, device=x.device)
             self._origins: torch.Tensor | None = None
             self._size = drawn.positions
@@ -126,31 +131,38 @@ class Inputs:
         padded = _stuffed(op, geo, batched) if isinstance(op, ConvTranspose) else _pad(op, batched)
         sizes = padded.shape[2:]
         stride = geo.stride if isinstance(op, Conv) else (1,) * geo.axes
+        # A row is gathered from the flat input: the origin of its output position plus the offset
+        # of each tap. `unfold` would make the patches of all positions, for a few that are sampled.
         taps = np.indices(geo.kernel).reshape(geo.axes, -1)
         if isinstance(op, ConvTranspose):
+            # A transposed convolution meets its kernel in reverse.
             taps = np.array(geo.kernel)[:, None] - 1 - taps
         self._taps = _flat_index(taps, geo.dilation, sizes).to(x.device)
         origins = np.indices(out).reshape(geo.axes, -1)
         self._origins = _flat_index(origins, stride, sizes).to(x.device)
         self._size = math.prod(sizes)
         channels = padded.shape[1]
+        # Channels last, so that one index takes all channels of a position.
         self._flat = padded.reshape(len(padded), channels, -1).transpose(1, 2).reshape(-1, channels)
 
     def take(self, rows: slice) -> torch.Tensor:
-        """(rows, groups, d)."""
+        """Return these rows, (rows, groups, d)."""
         groups = self._op.groups
+        # A linear layer at all positions needs no index: the rows are the input.
         if self._origins is None and self._drawn.chosen is None:
             return self._flat[rows].reshape(rows.stop - rows.start, groups, -1)
         image, position = self._drawn.of(rows, self._flat.device)
         origin = position if self._origins is None else self._origins[position]
         index = (image * self._size + origin)[:, None] + self._taps
         values = self._flat[index.reshape(-1)]
+        # (rows, taps, groups, channels of a group) to (rows, groups, channels · taps), as the
+        # weight is.
         values = values.reshape(len(index), len(self._taps), groups, -1)
         return values.permute(0, 2, 3, 1).reshape(len(index), groups, -1)
 
 
 def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Tensor:
-    """The output at the same rows, (rows, groups, out/groups)."""
+    """Return an output at rows of a sample, (rows, groups, out/groups)."""
     out = len(op.weight)
     image, position = drawn.of(rows, y.device)
     if isinstance(op, Linear):
@@ -161,7 +173,7 @@ def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Ten
 
 
 def every_output(op: Layer, y: torch.Tensor) -> torch.Tensor:
-    """An output, or a gradient at it, at all positions: (rows, groups, out/groups)."""
+    """Return an output, or a gradient at it, at all positions: (rows, groups, out/groups)."""
     out = len(op.weight)
     if not isinstance(op, Linear):
         batched = y if y.ndim == op.weight.ndim else y[None]
@@ -173,6 +185,8 @@ def _pad(op: Conv, x: torch.Tensor) -> torch.Tensor:
     pads = geometry(op).pads(x.shape[2:])
     if op.padding_mode == "zeros":
         return functional.pad(x, [side for pair in reversed(pads) for side in pair])
+    # Padded by an index of the source of each element: `functional.pad` limits how far some of
+    # these modes reach.
     for axis, pair in enumerate(pads, start=2):
         if any(pair):
             mode = _NUMPY_PAD[op.padding_mode]
@@ -182,16 +196,19 @@ def _pad(op: Conv, x: torch.Tensor) -> torch.Tensor:
 
 
 def _stuffed(op: ConvTranspose, geo: Geometry, x: torch.Tensor) -> torch.Tensor:
-    """The input of the convolution with stride 1 that a transposed convolution is."""
+    """Return the input of the convolution with stride 1 that a transposed convolution is."""
     spatial = x.shape[2:]
     sizes = [(n - 1) * s + 1 for n, s in zip(spatial, geo.stride, strict=True)]
     wide = x.new_zeros((*x.shape[:2], *sizes))
     steps = tuple(slice(None, None, s) for s in geo.stride)
+    # stride - 1 zeros between neighbours.
     wide[(slice(None), slice(None), *steps)] = x
     sides = []
     for (low, high), reach, extra in zip(
         geo.pads(spatial), geo.reach, geo.output_padding, strict=True
     ):
+        # Full correlation needs reach - 1 on both sides; padding cuts it, output_padding adds at
+        # the end.
         sides.append((reach - 1 - low, reach - 1 - high + extra))
     return functional.pad(wide, [side for pair in reversed(sides) for side in pair])
 
@@ -203,5 +220,6 @@ def _flat_index(
 ) -> torch.Tensor:
     flat = np.zeros(places.shape[1], dtype=np.int64)
     for index, step, size in zip(places, steps, sizes, strict=True):
+        # Row-major, one axis at a time.
         flat = flat * size + index * step
     return torch.from_numpy(flat)

@@ -12,38 +12,39 @@ _LARGE = 1024
 
 
 class Sum:
-    """A sum of tensors of one shape, in float64; in float32 where its last axis is long."""
+    """Sum of tensors of one shape, in float64; in float32 where its last axis is long."""
 
     def __init__(self) -> None:
         self._total: torch.Tensor | None = None
 
     def add(self, term: torch.Tensor) -> None:
-        """Adds a tensor."""
+        """Add a tensor."""
+        # In float64 the moments of a wide layer would take twice the memory.
         dtype = torch.float64 if term.shape[-1] <= _LARGE else torch.float32
         term = term.detach().to("cpu").to(dtype)
         self._total = term if self._total is None else self._total.add_(term)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """True if nothing was added."""
         return self._total is None
 
     def over(self, count: float) -> Array:
-        """The sum over a number, as an array."""
+        """Return the sum over a number, as an array."""
         assert self._total is not None
         array: Array = (self._total / count).numpy()
         return array
 
 
 class OutputSums:
-    """The sums of a `RegressionSums`."""
+    """Sums of a `RegressionSums`, added up chunk by chunk."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
         self.count = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Adds rows (rows, groups, d) of inputs and (rows, groups, out/groups) of outputs."""
+        """Add rows (rows, groups, d) of inputs and (rows, groups, out/groups) of outputs."""
         if not len(x):
             return
         y = y.to(x)
@@ -58,7 +59,7 @@ class OutputSums:
             self._sums[name].add(term)
 
     def regression_sums(self) -> RegressionSums | None:
-        """The sums so far; None where there are none, or where they are not finite."""
+        """Return the sums so far; None where there are none, or where they are not finite."""
         if not self.count:
             return None
         sums = {name: total.over(1.0) for name, total in self._sums.items()}
@@ -68,19 +69,23 @@ class OutputSums:
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:
     """Add the distance of an output and of what stands in its place."""
     y, other = working(y), working(other)
+    # The difference in the working precision, its norm in float64: the sum of squares of a large
+    # output would lose digits in float32.
     error, energy = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (y - other, y))
     total.add(float(error) ** 2, float(energy) ** 2)
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
+    """Return Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
+    # Hooks run within the autocast of the model, which would multiply in half precision.
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
+        # One plain product is faster than a batch of one.
         if a.shape[1] == 1:
             return (a[:, 0].T @ b[:, 0])[None]
         return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
 
 
 def working(x: torch.Tensor) -> torch.Tensor:
-    """A tensor in the precision that sums are made in: float64 as it is, else float32."""
+    """Return a tensor in the precision of sums: float64 as it is, anything else as float32."""
     x = x.detach()
     return x if x.dtype == torch.float64 else x.float()

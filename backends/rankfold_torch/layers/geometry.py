@@ -1,4 +1,4 @@
-"""The geometry of a stock convolution as PyTorch reads it, however it was set."""
+"""Geometry of a stock convolution as PyTorch reads it, in whatever form it was set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rankfold.errors import Refused
 
 
 def convolution(module: nn.Module, axes: int) -> dict[str, Any]:
-    """The arguments of a `rankfold.ops.Conv` besides weight and bias.
+    """Return the arguments of a `rankfold.ops.Conv` besides weight and bias.
 
     Raises:
         Refused: PyTorch could not run the layer.
@@ -35,11 +35,12 @@ def convolution(module: nn.Module, axes: int) -> dict[str, Any]:
 
 
 def transposed(module: nn.Module, axes: int) -> dict[str, Any]:
-    """The arguments of a `rankfold.ops.ConvTranspose` besides weight and bias.
+    """Return the arguments of a `rankfold.ops.ConvTranspose` besides weight and bias.
 
     Raises:
         Refused: PyTorch could not run the layer.
     """
+    # Attributes may be set to anything after construction, where nothing checks them.
     if not isinstance(module.padding, tuple):  # what its forward asserts
         raise _cannot_run(module, "padding")
     if module.padding_mode != "zeros":
@@ -54,7 +55,7 @@ def transposed(module: nn.Module, axes: int) -> dict[str, Any]:
 
 
 def _per_axis(module: nn.Module, name: str, axes: int, *, least: int) -> tuple[int, ...]:
-    """An int or a sequence of one is for every axis."""
+    """Return one int per axis; an int or a sequence of one is for every axis."""
     value: Any = getattr(module, name)
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if len(values) == 1:
@@ -65,7 +66,8 @@ def _per_axis(module: nn.Module, name: str, axes: int, *, least: int) -> tuple[i
 
 
 def _integer(module: nn.Module, name: str, value: Any, *, least: int) -> int:
-    """An int, of NumPy, too."""
+    """Return an int for any integer, those of NumPy included."""
+    # `operator.index` takes True for 1.
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
         raise _cannot_run(module, name)
     number = operator.index(value)
@@ -75,7 +77,9 @@ def _integer(module: nn.Module, name: str, value: Any, *, least: int) -> int:
 
 
 def _padding_of_mode(module: nn.Module, padding: Any, axes: int) -> Any:
-    """What a mode other than zeros pads by: the amounts that were noted at construction."""
+    """Return the padding of a mode other than zeros: the amounts noted at construction."""
+    # In these modes `_conv_forward` pads by this attribute alone, (low, high) from the last axis to
+    # the first, and `padding` has no effect: it may have been set to something else since.
     amounts: Any = module._reversed_padding_repeated_twice
     pairs = tuple((amounts[i], amounts[i + 1]) for i in range(2 * axes - 2, -1, -2))
     if isinstance(padding, str):
@@ -84,6 +88,7 @@ def _padding_of_mode(module: nn.Module, padding: Any, axes: int) -> Any:
         if padding == "same":
             dilation = _per_axis(module, "dilation", axes, least=1)
             reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        # Where `padding` still says what is done, its short form is kept: "same" holds at any size.
         return padding if pairs == tuple((r // 2, r - r // 2) for r in reach) else pairs
     return padding if pairs == tuple((p, p) for p in padding) else pairs
 

@@ -1,4 +1,4 @@
-"""What stands in the place of a layer: an `nn.Sequential` that goes on describing the layer.
+"""Replacement of a layer: an `nn.Sequential` that goes on describing the layer.
 
 Parents ask a layer for `stride`, `in_features` or `weight.dtype`. The replacement answers: its
 sizes and geometry are those of the layer, and its `weight` and `bias` tell dtype, device and shape,
@@ -30,18 +30,18 @@ PLAIN = frozenset(
     )
 )
 # fmt: on
-"""What can be asked of a tensor that has no values."""
+"""Names of what can be asked of a tensor that has no values."""
 CONSTANTS = frozenset(
     (*nn.Linear.__constants__, *nn.Embedding.__constants__, *nn.Conv2d.__constants__, "transposed")
 )
-"""The attributes that the computation of a stock layer is made with."""
+"""Attributes that the computation of a stock layer is made with."""
 _LIKE = ("to", "type_as")
 _SHAPE = "dense_shape"
 _NUMBERS = (bool, int, float, str, tuple, torch.dtype, type(None))
 
 
 def carried(layer: nn.Module) -> dict[str, Any]:
-    """The plain attributes of a layer that its replacement gets: sizes, geometry, additions."""
+    """Return the plain attributes of a layer for its replacement: sizes, geometry, additions."""
     plain = vars(nn.Module())
     return {
         name: value
@@ -51,14 +51,16 @@ def carried(layer: nn.Module) -> dict[str, Any]:
 
 
 class AbsentTensor(torch.Tensor):
-    """A weight or a bias as far as it is known without values: see `PLAIN`."""
+    """Weight or bias as far as it is known without values: dtype, device, shape and the like."""
 
     _is_param = True  # what isinstance(..., nn.Parameter) looks at
     label: str
 
     @classmethod
     def like(cls, label: str, shape: Sequence[int], tensor: torch.Tensor) -> AbsentTensor:
-        """That of a shape, with dtype, device and `requires_grad` of another tensor."""
+        """Return one of a shape, with dtype, device and `requires_grad` of another tensor."""
+        # A wrapper has no storage: code that goes past `__torch_function__` finds no memory to
+        # read.
         absent: AbsentTensor = cls._make_wrapper_subclass(
             cls,
             shape,
@@ -70,7 +72,7 @@ class AbsentTensor(torch.Tensor):
         return absent
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's takes more
-        """What is known."""
+        """Return a text with label, shape and dtype."""
         return f"<{self.label} of a compressed layer: {tuple(self.shape)}, {self.dtype}>"
 
     @classmethod
@@ -81,12 +83,14 @@ class AbsentTensor(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Answers what is known; any other use of the tensor is an error."""
+        """Answer what is known; any other use of the tensor is an error."""
         name = getattr(func, "__name__", str(func))
+        # An attribute arrives as `__get__` of its descriptor, which knows the name.
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         as_pattern = name in _LIKE and not isinstance(args[0], cls)  # x.to(weight): its dtype
         if name in PLAIN or as_pattern:
+            # Else the call would come back here.
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), name)
@@ -95,7 +99,7 @@ class AbsentTensor(torch.Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch types the one that is switched off
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """No operation has a result."""
+        """Raise an error: no operation has a result."""
         raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), str(func))
 
 
@@ -107,7 +111,7 @@ def _no_values(label: str, use: str) -> RankfoldError:
 
 
 def _described(label: str) -> property:
-    """A property that describes the weight or the bias of the layer."""
+    """Return a property that describes the weight or the bias of the layer."""
 
     def read(layer: LowRankSequential) -> torch.Tensor | None:
         shape = vars(layer).get(_SHAPE)
@@ -115,6 +119,7 @@ def _described(label: str) -> property:
         if shape is None or pattern is None:  # a slice of the stages, or quantized ones
             raise AttributeError(label)
         if label == "bias":
+            # The bias of the layer is that of the last stage, with the values that it has.
             pattern = layer[-1].bias
             if pattern is None:
                 return None
@@ -127,12 +132,12 @@ def _described(label: str) -> property:
 
 
 def _unknown(shape: Sequence[int], pattern: torch.Tensor) -> torch.Tensor:
-    """A plain tensor in the memory of one element; NaN, so that no value of it can pass for one."""
+    """Return a plain tensor of NaN in the memory of one element, which can pass for no weight."""
     return pattern.detach().new_full((), torch.nan).expand(tuple(shape))
 
 
 class LowRankSequential(nn.Sequential):
-    """The stages of a compressed layer, under the constants of the layer.
+    """Stages of a compressed layer, under the constants of the layer.
 
     In a pickle it is an `nn.Sequential` wherever rankfold is not installed.
 
@@ -140,13 +145,14 @@ class LowRankSequential(nn.Sequential):
         RankfoldError: a constant of the layer, its weight or its bias is set.
     """
 
+    # TorchScript compiles all properties of a module unless they are named here.
     __jit_unused_properties__ = TENSORS
     weight = _described("weight")
     bias = _described("bias")
 
     @staticmethod
     def of(stages: Sequence[nn.Module], layer: nn.Module) -> LowRankSequential:
-        """The stages in the place of a layer."""
+        """Return the stages as a module for the place of a layer."""
         built = LowRankSequential(*stages)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
@@ -154,9 +160,11 @@ class LowRankSequential(nn.Sequential):
         return built
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what would have no effect."""
+        """Set an attribute; refuse what would have no effect."""
         attributes = vars(self)
         is_constant = name in CONSTANTS and name in attributes
+        # While it is put together there is no shape yet and everything can be set. Setting a
+        # constant to the value that it has is in order.
         if _SHAPE in attributes and (name in TENSORS or is_constant):
             before = attributes.get(name)
             same = name in attributes and type(value) is type(before) and value == before
@@ -169,29 +177,32 @@ class LowRankSequential(nn.Sequential):
         super().__setattr__(name, value)
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
-        """For pickles, which must be read without rankfold, too."""
+        """Return a state for pickles that is read as an `nn.Sequential` without rankfold."""
         state = dict(vars(self))
         for name in TENSORS if _SHAPE in state else ():
             tensor = getattr(self, name, None)
             if tensor is not None:  # what parents may ask for where this class is not known
                 tensor = _unknown(tensor.shape, next(self.parameters()))
             state[name] = tensor
+        # `pydoc.locate` gives None for a module that cannot be imported; `getattr` of None then
+        # gives its default, nn.Sequential. Both are known to any Python that reads the pickle.
         module = _Call(pydoc.locate, (__name__,))
         return _Call(getattr, (module, type(self).__name__, nn.Sequential)), (), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """From a pickle."""
+        """Set the state that a pickle holds, but for the tensors without values."""
         stored = {name: value for name, value in state.items() if name not in TENSORS}
         super().__setstate__(stored)  # type: ignore[no-untyped-call]  # torch's own
 
     def __copy__(self) -> LowRankSequential:
-        """A shallow copy, as of any module."""
+        """Return a shallow copy of the same class."""
+        # `copy` would go by `__reduce_ex__`, whose state is for pickles, with NaN for the weights.
         copied = LowRankSequential.__new__(LowRankSequential)
         vars(copied).update(vars(self))
         return copied
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LowRankSequential:
-        """A copy of the same class."""
+        """Return a deep copy of the same class."""
         copied = memo[id(self)] = LowRankSequential.__new__(LowRankSequential)
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
@@ -199,7 +210,7 @@ class LowRankSequential(nn.Sequential):
 
 @dataclass(frozen=True)
 class _Call:
-    """A call that is made when a pickle is read, of what the standard library has."""
+    """Call of a function of the standard library that is made when a pickle is read."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -208,5 +219,5 @@ class _Call:
         return self.function, self.arguments
 
     def __call__(self) -> Any:
-        """Stands for the class, which pickles call to make an object."""
+        """Make an object as the class would, which is what pickles call."""
         return self.function(*self.arguments)()

@@ -31,12 +31,12 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What takes the place of a parameter: (*stack, rows, columns) each, the first stage first."""
+    """Factors in place of a parameter: (*stack, rows, columns) each, the first stage first."""
 
     tensors: tuple[nn.Parameter, ...]
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The output (..., stack · rows) of the layer for (..., stack · columns), in float64."""
+        """Return (..., stack · rows), the output for (..., stack · columns), in float64."""
         weight = multiplied(*(tensor.detach().double() for tensor in self.tensors))
         weight = weight.reshape(-1, *weight.shape[-2:])
         split = x.to(weight).reshape(*x.shape[:-1], len(weight), -1)
@@ -45,7 +45,7 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class ParameterLayer:
-    """A parameter of a module as a layer.
+    """Parameter of a module as a layer.
 
     Attributes:
         module: that uses it.
@@ -57,7 +57,7 @@ class ParameterLayer:
 
     @property
     def tensor(self) -> nn.Parameter:
-        """The parameter."""
+        """Parameter of the module that is the layer."""
         tensor = self.module._parameters[self.name]
         assert tensor is not None
         return tensor
@@ -65,6 +65,8 @@ class ParameterLayer:
     def read(self) -> Linear:
         """Return the layer as an op."""
         weight = to_array(self.tensor)
+        # A stack of matrices, each with rows of its own, is a block-diagonal layer: one group a
+        # matrix.
         return Linear(weight.reshape(-1, weight.shape[-1]), groups=self._count)
 
     def build(self, chain: Chain) -> Factors:
@@ -91,7 +93,7 @@ class ParameterLayer:
         return parameter(weight.reshape(tuple(self.tensor.shape)), self.tensor)
 
     def chain(self, small: nn.Module) -> Chain:
-        """The chain whose stages are the factors that a compressed copy of the module has now.
+        """Return the chain of the factors that a compressed copy of the module has now.
 
         Raises:
             Refused: it has none.
@@ -108,7 +110,7 @@ class ParameterLayer:
 
 
 class Product(nn.Module):
-    """The parametrization of a parameter by its factors.
+    """Parametrization of a parameter by its factors.
 
     Args:
         factors: as `ParameterLayer.build` gives them.
@@ -119,7 +121,7 @@ class Product(nn.Module):
         self._factors: Factors | None = factors
 
     def forward(self, *factors: torch.Tensor) -> torch.Tensor:
-        """The parameter (*stack, rows, columns)."""
+        """Return the parameter (*stack, rows, columns)."""
         return multiplied(*factors)
 
     def right_inverse(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -148,6 +150,7 @@ def multiplied(first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
 
 def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
     """Return the parameters that rules say are layers; None where no rule knows the class."""
+    # `parametrize` gives a module a class of its own, by whose name no rule knows it.
     kind = parametrize.type_before_parametrizations(module)
     known = f"{kind.__module__}:{kind.__qualname__}"
     matching = [
@@ -170,6 +173,7 @@ def held_at(model: nn.Module, path: str) -> ParameterLayer | None:
 
 def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
     """Give a module factors or plain values in place of a parameter or of its factors."""
+    # For this or another parameter of it. The class that comes with that is shared with copies.
     if parametrize.is_parametrized(module):
         give_own_class(module)
     if isinstance(new, Factors):
@@ -210,6 +214,7 @@ def _shadow(module: nn.Module) -> nn.Module:
     vars(shadow).update(vars(module))
     for kind in _REGISTRIES:
         vars(shadow)[kind] = copy.copy(vars(module)[kind])
+    # This child has registries that `parametrize` changes as well.
     listed = shadow._modules.get("parametrizations")
     if listed is not None:
         shadow._modules["parametrizations"] = _shadow(listed)
@@ -218,5 +223,6 @@ def _shadow(module: nn.Module) -> nn.Module:
 
 def empty(tensor: nn.Parameter) -> nn.Parameter:
     """Return a parameter like another one that takes no memory, to be replaced."""
+    # One element, expanded to the shape by strides of 0.
     shell = torch.empty(1, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return nn.Parameter(shell, requires_grad=tensor.requires_grad)

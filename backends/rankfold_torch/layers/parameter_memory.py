@@ -1,4 +1,4 @@
-"""How parameters that are built lie in memory: dense, in the layer's format, and trainable.
+"""Memory of parameters that are built: dense, in the layer's format, and trainable.
 
 Much of PyTorch takes nothing else: `save_file`, `fully_shard`, `LBFGS` and `parameters_to_vector`
 want contiguous parameters, and a tensor made under `torch.inference_mode` can never be trained.
@@ -16,7 +16,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def parameter(values: Array | torch.Tensor, like: torch.Tensor) -> nn.Parameter:
-    """A parameter of these values, in memory of its own, that is otherwise like another one.
+    """Return a parameter of these values, in memory of its own, otherwise like another one.
 
     Args:
         values: of any dtype, on any device.
@@ -26,6 +26,7 @@ def parameter(values: Array | torch.Tensor, like: torch.Tensor) -> nn.Parameter:
         if isinstance(values, torch.Tensor):
             tensor = values.detach().clone()  # under inference mode a view would stay what it is
         else:
+            # A copy: arrays of ops are read-only, and `from_numpy` would share their memory.
             tensor = torch.from_numpy(np.array(values, order="C"))
         tensor = tensor.to(device=like.device, dtype=like.dtype)
         tensor = tensor.contiguous(memory_format=_format(tensor.ndim, like))
@@ -33,11 +34,12 @@ def parameter(values: Array | torch.Tensor, like: torch.Tensor) -> nn.Parameter:
 
 
 def settle(built: nn.Module) -> None:
-    """Makes all parameters of a module such as `parameter` makes them.
+    """Make all parameters of a module such as `parameter` makes them.
 
     Args:
         built: by a layer rule, or copied from a layer.
     """
+    # By identity, so that parameters that are tied within the module stay tied.
     settled: dict[int, nn.Parameter] = {}
     for module in built.modules():
         for name, tensor in module._parameters.items():
@@ -50,8 +52,9 @@ def settle(built: nn.Module) -> None:
 
 
 def _format(axes: int, like: torch.Tensor) -> torch.memory_format:
-    """Channels last where a tensor has it, for one of as many axes; else contiguous."""
+    """Return channels last where a tensor of as many axes has it; else contiguous."""
     layout = _CHANNELS_LAST.get(axes)
+    # A 1×1 kernel is contiguous in both formats, and then passes for contiguous.
     if layout is None or like.ndim != axes or like.is_contiguous():
         return torch.contiguous_format
     return layout if like.is_contiguous(memory_format=layout) else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""Convolutions that keep ceil(size / stride) outputs, as TensorFlow's and XLA's "SAME" does.
+"""Convolutions with ceil(size / stride) outputs, the "SAME" padding of TensorFlow and XLA.
 
 PyTorch's own `padding="same"` exists at stride 1 alone: beyond it the padding depends on the size
 of the input. One class is one stage of a chain, so that stages have the same names in a model as in
@@ -15,7 +15,7 @@ from torch.nn import functional
 def same_padded(
     x: torch.Tensor, kernel: list[int], stride: list[int], dilation: list[int], mode: str
 ) -> torch.Tensor:
-    """The input with as much around it as a convolution needs for ceil(size / stride) outputs.
+    """Return the input padded as a convolution needs for ceil(size / stride) outputs.
 
     An odd element goes to the high end.
 
@@ -32,9 +32,13 @@ def same_padded(
         axis = axes - 1 - back
         size = x.shape[x.dim() - 1 - back]
         outputs = (size + stride[axis] - 1) // stride[axis]
+        # Outputs begin every `stride`, and the last one needs `reach` elements from where it
+        # begins. Negative where the stride skips the end of the input.
         reach = dilation[axis] * (kernel[axis] - 1) + 1
         total = max((outputs - 1) * stride[axis] + reach - size, 0)
         amounts += [total // 2, total - total // 2]
+    # Amounts of zero are passed on, too: a condition on them would depend on the size, which
+    # tracers do not follow.
     return functional.pad(x, amounts, mode="constant" if mode == "zeros" else mode)
 
 
@@ -45,7 +49,7 @@ class SameConv1d(nn.Conv1d):
     """`nn.Conv1d` with "SAME" padding at any stride."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """(size) of the input over the stride, rounded up."""
+        """Return (batch, out, size), the size of the input over the stride, rounded up."""
         padded = same_padded(
             input,
             list(self.kernel_size),
@@ -61,7 +65,7 @@ class SameConv2d(nn.Conv2d):
     """`nn.Conv2d` with "SAME" padding at any stride."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """(height, width) of the input over the stride, rounded up."""
+        """Return (batch, out, height, width), those of the input over the stride, rounded up."""
         padded = same_padded(
             input,
             list(self.kernel_size),
@@ -77,7 +81,7 @@ class SameConv3d(nn.Conv3d):
     """`nn.Conv3d` with "SAME" padding at any stride."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """(depth, height, width) of the input over the stride, rounded up."""
+        """Return (batch, out, depth, height, width), the input's over the stride, rounded up."""
         padded = same_padded(
             input,
             list(self.kernel_size),
@@ -90,4 +94,4 @@ class SameConv3d(nn.Conv3d):
 
 
 SAME: dict[int, type[nn.Module]] = {1: SameConv1d, 2: SameConv2d, 3: SameConv3d}
-"""By the number of spatial axes."""
+"""Classes by the number of spatial axes."""

@@ -1,4 +1,4 @@
-"""What layer rules are written with: `read_same`, and what a convolution's standardised weight is.
+"""Parts of layer rules: convolutions with "SAME" padding and with standardised weights.
 
 Together with `rankfold_torch.layers.stock.read` and `to_array` these are for plugins, too.
 """
@@ -16,7 +16,7 @@ from rankfold_torch.layers.stock import read, to_array
 
 
 def read_same(layer: Any) -> Conv:
-    """A convolution that pads as TensorFlow's and XLA's "SAME" does, whatever its `padding` says.
+    """Read a convolution that pads as TensorFlow's and XLA's "SAME", whatever its `padding` says.
 
     Args:
         layer: of a subclass of `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`.
@@ -28,7 +28,7 @@ def read_same(layer: Any) -> Conv:
 
 
 def read_standardised(layer: Any, *, same: bool, gain: torch.Tensor | None = None) -> Conv:
-    """A convolution with its weight standardised per output channel, as it computes it itself.
+    """Read a convolution with its weight standardised per output channel.
 
     The weight of a channel has mean 0 and variance 1 over its inputs and taps, but for `layer.eps`
     under the root: (w - mean) / sqrt(variance + eps).
@@ -45,7 +45,9 @@ def read_standardised(layer: Any, *, same: bool, gain: torch.Tensor | None = Non
         Refused: it is no convolution.
     """
     op = _convolution(layer)
+    # In float64, then in the layer's dtype (at least float32): rounding shows once, at the end.
     weight = layer.weight.detach().double()
+    # The variance of the population, as batch normalisation has it.
     variance, mean = torch.var_mean(weight.flatten(1), dim=1, correction=0)
     by = (variance + layer.eps).rsqrt()
     if gain is not None:

@@ -1,4 +1,4 @@
-"""A layer with other values in it: for a refit that leaves the layer its shape."""
+"""Copies of a layer with other values, for a refit that leaves the layer its shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rankfold_torch.layers.stock import swap_channels
 
 
 def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) -> nn.Module:
-    """A copy of a layer that holds the values of an op of its shape.
+    """Return a copy of a layer that holds the values of an op of its shape.
 
     Args:
         module: the layer.
@@ -31,6 +31,7 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
     copied = copy.deepcopy(module)
     settle(copied)
     for tensor in copied.parameters():
+        # `deepcopy` takes gradients along, which are those of other values.
         tensor.grad = None
     weight, bias = (copied._parameters.get(name) for name in ("weight", "bias"))
     if weight is None or (bias is None) != (op.bias is None):
@@ -38,10 +39,13 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
     if op.bias is not None:
         _fill(copied, "bias", op.bias)
     if read is None:
+        # PyTorch stores transposed convolutions (in, out/groups, *kernel).
         swapped = isinstance(op, ConvTranspose)
         _fill(copied, "weight", swap_channels(op.weight, op.groups) if swapped else op.weight)
         return copied
     op = on_host(op)
+    # A rule reads in one direction only. So the values are written in each known layout, and the
+    # rule is asked to read them back. A square weight may fit in two shapes; the values decide.
     for layout in _layouts(op):
         if layout.shape == tuple(weight.shape):
             _fill(copied, "weight", layout)
@@ -73,6 +77,8 @@ def _agree(stored: Op, op: Op, epsilon: float) -> bool:
         pairs.append((stored.bias, op.bias))
     return all(
         bool(
+            # The layer stores in its own dtype: equal up to its rounding, with a factor of 2 to
+            # spare.
             np.abs(a.astype(np.float64) - b).max(initial=0.0)
             <= 2 * epsilon * np.abs(b).max(initial=0.0)
         )

@@ -1,4 +1,4 @@
-"""From a stock PyTorch layer to an op, and from a chain of ops to an `nn.Sequential` of them."""
+"""Conversion of a stock PyTorch layer to an op, and of a chain of ops to an `nn.Sequential`."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ _PADS: dict[str, dict[int, type[nn.Module]]] = {
 
 
 def to_array(tensor: torch.Tensor) -> Array:
-    """A float tensor as an array for an op.
+    """Return a float tensor as an array for an op.
 
     On the CPU a NumPy array, of the same memory for float32 and float64; on a device in `STAYING`
     the tensor itself, so that it is decomposed there. bfloat16 and float16 come as float32, in
     which they are exact.
     """
     tensor = tensor.detach()
+    # NumPy has no bfloat16, and BLAS neither of the two.
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     array: Any = tensor if tensor.device.type in STAYING else tensor.cpu().numpy()
@@ -60,7 +61,7 @@ def to_array(tensor: torch.Tensor) -> Array:
 
 
 def read(module: nn.Module) -> Op:
-    """The op of a stock layer, or of a subclass as if it were one.
+    """Read a stock layer, or a subclass as if it were one, as an op.
 
     It is what a layer rule names, or begins with, for a layer that is a stock layer in all but its
     class. The weights have been found to be ordinary tensors.
@@ -72,23 +73,27 @@ def read(module: nn.Module) -> Op:
     bias: Any = getattr(module, "bias", None)
     try:
         return _as_op(module, weight, None if bias is None else to_array(bias))
+    # The geometry is the layer's own, so the fault is of this layer and not of the call.
     except RankfoldError as error:  # groups that do not divide the channels, say
         raise Refused(str(error)) from None
 
 
 def stock(module: nn.Module) -> type[nn.Module] | None:
-    """The stock class that a layer is of; None for other modules."""
+    """Return the stock class that a layer is of; None for other modules."""
     return next((kind for kind in KINDS if isinstance(module, kind)), None)
 
 
 def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer runs the code of a stock class alone."""
+    """True if a layer runs the code of a stock class alone."""
+    # `isinstance` alone would pass a subclass with a forward of its own, and a layer on whose
+    # instance something has put another forward.
     return all(_code(module, part) is _code(kind, part) for part in _COMPUTING)
 
 
 def _code(owner: Any, name: str) -> Any:
-    """A function of a class, or of a module where that has been given it back as its own."""
+    """Return a function of a class, or of a module where that has been given it as its own."""
     member = inspect.getattr_static(owner, name, None)
+    # Libraries that exchange `forward` on an instance put it back as a bound method, in `__dict__`.
     bound = isinstance(member, MethodType) and member.__self__ is owner
     return member.__func__ if bound else member
 
@@ -106,7 +111,7 @@ def _as_op(module: nn.Module, weight: Array, bias: Array | None) -> Op:
 
 
 def build(chain: Chain, like: nn.Module) -> LowRankSequential:
-    """The chain as stock layers with the dtype, device, mode and so on of the layer replaced.
+    """Build the chain as stock layers with dtype, device, mode and so on of the layer replaced.
 
     Raises:
         Refused: PyTorch has no layer for a stage.
@@ -114,6 +119,8 @@ def build(chain: Chain, like: nn.Module) -> LowRankSequential:
     modules: list[nn.Module] = []
     for stage in chain:
         if isinstance(stage, Linear):
+            # No decomposition makes one of an nn.Linear; a rule that reads grouped layers has to
+            # build.
             if stage.groups > 1:
                 raise Refused("PyTorch has no grouped Linear")
             modules.append(_fill(nn.Linear, stage, like, *reversed(channels(stage))))
@@ -123,22 +130,24 @@ def build(chain: Chain, like: nn.Module) -> LowRankSequential:
             modules.append(_build_transposed(stage, like))
         else:
             modules.extend(_build_conv(stage, like))
+    # Padding layers and the container have modes of their own, which `_fill` has not set.
     return LowRankSequential.of(modules, like).train(like.training)
 
 
 def chain(built: nn.Module) -> Chain:
-    """The chain that a module of `build` stands for, with the weights that it has now.
+    """Return the chain that a module of `build` stands for, with the weights that it has now.
 
     Raises:
         Refused: it is no such module.
     """
     if not isinstance(built, nn.Sequential) or not any(isinstance(m, KINDS) for m in built):
         raise Refused(f"a {type(built).__name__} stands in its place, not a chain of layers")
+    # Layers that only pad are left out.
     return tuple(read(stage) for stage in built if isinstance(stage, KINDS))
 
 
 def run(module: nn.Module, x: Array) -> Array:
-    """The output of a built module in float64, so that only the rounding of its weights shows."""
+    """Return the output of a built module in float64: only the rounding of its weights shows."""
     double = copy.deepcopy(module).double().eval()
     device = next(double.parameters()).device
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(device)
@@ -165,9 +174,13 @@ def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
     padding: Any = _conv_padding(geo)
     kinds = CONVS
     if padding is None:
+        # PyTorch's "same" is for stride 1; these pad by the size of their input.
         kinds, padding = SAME, ((0, 0),) * geo.axes
     before: list[nn.Module] = []
+    # A convolution of PyTorch pads both sides alike, so that unequal amounts need a layer before
+    # it.
     if not isinstance(padding, str) and any(low != high for low, high in padding):
+        # Padding layers take the last axis first.
         amounts = [side for pair in reversed(padding) for side in pair]
         pad = _PADS[stage.padding_mode][geo.axes]
         before = [
@@ -186,20 +199,22 @@ def _build_conv(stage: Conv, like: nn.Module) -> list[nn.Module]:
         padding=padding,
         dilation=geo.dilation,
         groups=stage.groups,
+        # Without padding of its own the mode has no effect, and "zeros" spares the slower path.
         padding_mode=stage.padding_mode if kinds is SAME or any_padding(padding) else "zeros",
     )
     return [*before, layer]
 
 
 def any_padding(padding: str | tuple[int, ...]) -> bool:
-    """Whether a PyTorch padding argument pads at all."""
+    """True if a PyTorch padding argument pads at all."""
     return isinstance(padding, str) or any(padding)
 
 
 def _conv_padding(geo: Geometry) -> Any:
-    """What PyTorch can take: "same", or pairs; None where it is "same" at a stride."""
+    """Return a padding for PyTorch: "same", or pairs; None where it is "same" at a stride."""
     if not isinstance(geo.padding, str):
         return geo.padding
+    # A kernel of one tap needs no padding in any mode.
     if all(reach == 1 for reach in geo.reach):
         return ((0, 0),) * geo.axes
     if any(s > 1 for s in geo.stride):
@@ -233,11 +248,12 @@ def _build_transposed(stage: ConvTranspose, like: nn.Module) -> nn.Module:
 def _fill(
     make: Callable[..., nn.Module], stage: Op, like: nn.Module, *args: Any, **options: Any
 ) -> nn.Module:
-    """Makes a layer without initialising it and assigns the weights of a stage."""
+    """Make a layer without initialising it and assign the weights of a stage."""
     old = like.weight
     assert isinstance(old, torch.Tensor)
     if not isinstance(stage, Embedding):
         options["bias"] = stage.bias is not None
+    # On the meta device nothing is allocated or drawn.
     module = make(*args, device="meta", **options)
     weight = stage.weight
     if isinstance(stage, ConvTranspose):
@@ -251,6 +267,7 @@ def _fill(
 
 
 def swap_channels(weight: Array, groups: int) -> Array:
-    """Between (in, out/groups, *kernel) and (out, in/groups, *kernel); its own inverse."""
+    """Swap (in, out/groups, *kernel) and (out, in/groups, *kernel); its own inverse."""
+    # Channels are swapped within each group: the two layouts differ in which of them is divided.
     split = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
     return split.swapaxes(1, 2).reshape(-1, weight.shape[0] // groups, *weight.shape[2:])

@@ -37,6 +37,8 @@ class Watched:
             with self._lock.held():
                 if not self._watchers:
                     self._exchange()
+                # By identity, as two watchers may compare equal. After the exchange: a watcher that
+                # is noted is always told.
                 self._watchers[id(watcher)] = watcher
             yield
 
@@ -45,6 +47,8 @@ class Watched:
         watchers = self._watchers
 
         def watched(*args: Any) -> Any:
+            # A copy, since another thread may begin or end its watch during the loop. The dict
+            # itself is captured: it fills and empties while this function stays.
             for watcher in tuple(watchers.values()):
                 watcher(*args)
             return original(*args)
@@ -59,6 +63,8 @@ class Watched:
             ours = vars(self._owner).get(self._name) is self._method
             if ours and not self._watchers.keys() - {id(watcher)}:
                 setattr(self._owner, self._name, self._original)
+            # Last, so that an interrupt above leaves the watcher there and the next try puts the
+            # method back.
             self._watchers.pop(id(watcher), None)
 
 

@@ -45,6 +45,7 @@ class CoroutineThread(threading.Thread):
     def __init__(
         self, function: Callable[[], object], devices: Sequence[torch.device], role: str
     ) -> None:
+        # A turn that is never resumed or stopped must not keep the process from ending.
         super().__init__(daemon=True)
         self.role = role
         self.paused: Any = None
@@ -57,6 +58,8 @@ class CoroutineThread(threading.Thread):
         self._back: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
         self._surroundings = _surroundings()
+        # Thread-local state of PyTorch has to be entered anew in the thread. What libraries keep in
+        # context variables comes along with a copy of the context.
         self._context = contextvars.copy_context()
 
     def resume(self) -> None:
@@ -73,6 +76,7 @@ class CoroutineThread(threading.Thread):
         _set_random_states(self._random, self._devices)
         self.paused = None
         try:
+            # The thread starts at the first turn: a batch that is never reached costs none.
             if self.ident is None:
                 self.start()
             self._go.put(None)
@@ -110,10 +114,13 @@ class CoroutineThread(threading.Thread):
                 self._context.run(self._function)
         except _Stopped:
             pass
+        # An exception would be printed and lost at the end of a thread. It is raised by `resume` in
+        # the thread of the caller, to whom it belongs.
         except BaseException as error:
             self.error = error
         finally:
             self.paused = None
+            # Always, or the caller would wait for good.
             self._back.put(None)
 
     def _wait(self) -> None:
@@ -124,7 +131,7 @@ class CoroutineThread(threading.Thread):
 
 
 def _surroundings() -> Callable[[], Any]:
-    """Return a context in which another thread computes as the current one does."""
+    """Return a context manager in which another thread computes as the current one does."""
     autocasts = [(kind, *_autocast(kind)) for kind in ("cuda", "cpu")]
     default = torch.get_default_device() if hasattr(torch, "get_default_device") else _CPU
     cuda = torch.cuda.is_available()
@@ -149,6 +156,7 @@ def _surroundings() -> Callable[[], Any]:
 def _autocast(kind: str) -> tuple[bool, torch.dtype]:
     try:
         return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+    # `is_autocast_enabled` took no argument, and each kind had functions of its own.
     except (AttributeError, TypeError):  # PyTorch before 2.4
         if kind == "cuda":
             return torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()

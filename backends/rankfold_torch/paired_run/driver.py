@@ -63,6 +63,8 @@ def run_paired(
         stack.enter_context(following.watching())
         batches = following.begun(calibration)
         turns = [turn for batch in batches for turn in batch.turns]
+        # Entered last, so undone first: no thread is inside the model when its `forward`s are put
+        # back.
         stack.enter_context(Restored(partial(_stop, turns)))
         following.run(batches)
     return {path: error.value for path, error in following.errors.items()}
@@ -99,7 +101,7 @@ class _Batch:
 
     @property
     def turns(self) -> list[CoroutineThread]:
-        """Its runs, the compressed one first."""
+        """Runs of the batch, the compressed one first."""
         return [turn for turn in (self.compressed, self.original) if turn is not None]
 
     def part(self) -> None:
@@ -123,6 +125,8 @@ class _Following:
         self._model = model
         self._sequential = sequential
         self._layers = layers
+        # Mostly the order of calls. The grouping of batches in `run` profits from it; the end of
+        # its loop does not depend on it.
         self._order = {path: index for index, path in enumerate(layers)}
         self._visit = visit
         self._build = build
@@ -133,10 +137,14 @@ class _Following:
         self._modules: dict[str, nn.Module | None] = {}
         self._watched: dict[str, tuple[nn.Module, Callable[..., Any]]] = {}
         for path in layers:
+            # `forward` of the instance is exchanged, in its `__dict__`: the class may be shared
+            # with other models, and hooks on the module go on running around it.
             module = model.get_submodule(path)
             if not isinstance(module, torch.jit.ScriptModule):
                 self._watched[path] = module, module.forward
         self._places = [(vars(module), "forward") for module, _ in self._watched.values()]
+        # Mostly ABSENT, as `forward` comes from the class. Where something else has put a function
+        # on the instance, that is what stays usual.
         self._usual = [known.get(name, ABSENT) for known, name in self._places]
         self.errors: dict[str, RelativeDistance] = {}
 
@@ -150,11 +158,14 @@ class _Following:
     @contextmanager
     def _lifted(self) -> Iterator[None]:
         """Put the usual `forward` of layers back inside, while all turns are paused."""
+        # `visit` and `build` may call layers in this thread, and copy them: a copy must not carry
+        # the exchanged `forward`.
         with exchanged(self._places, self._usual):
             yield
 
     def begun(self, calibration: Calibration) -> list[_Batch]:
         """Build the runs of all batches, not started."""
+        # Only devices of the model: to read the random state of another would make a context on it.
         devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
         batches = []
         for index, inputs in enumerate(calibration.inputs):
@@ -193,12 +204,17 @@ class _Following:
                 if (call.path, call.number) == (path, number):
                     group.append(batch)
             for batch in group:
+                # The compressed run may take another way from here on, where a condition on the
+                # data turns out otherwise. Its calls are then no longer those of the original, so
+                # the batch goes on with the original alone, and errors are those of each layer by
+                # itself.
                 other = None if batch.compressed is None else batch.compressed.paused
                 if self._sequential and (
                     other is None or (other.path, other.number) != (path, number)
                 ):
                     self._parted = True
                     batch.part()
+            # At its first call. A layer called again has its replacement by then.
             if path not in self._modules:
                 self._meet(path, group)
             for batch in group:
@@ -215,6 +231,7 @@ class _Following:
                 raise
             except Exception as error:  # whatever the model raises on these inputs
                 raise failure(batch.index, error) from error
+        # The original is through; what the compressed run would still do has no counterpart.
         if batch.original.paused is None:
             batch.part()
 
@@ -232,22 +249,31 @@ class _Following:
         self, path: str, group: Sequence[_Batch]
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         op = self._layers[path]
+        # Sums of inputs and outputs serve a regression on full rows; embeddings and the forms that
+        # keep less have none. Once a batch has parted, some inputs would come from the compressed
+        # run and others from the original one.
         if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
         fit, held_out = OutputSums(), OutputSums()
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x
+            # Rows of inputs and targets are matched by position, so the shapes must agree.
             if x.shape != call.x.shape or call.y is None:
                 return None, None
             drawn = patches.sample(op, x.shape, self._total, self._rng)
+            # A layer rule may read a layer whose output has another shape than the op's.
             if call.y.numel() != drawn.images * drawn.positions * len(op.weight):
                 return None, None
             taken = patches.Inputs(op, x, drawn)
             for chunk in patches.chunks(op, drawn):
+                # The input of the compressed run against the output of the original one: the
+                # replacement is fitted to undo errors of the layers before it as well.
                 rows = taken.take(chunk)
                 targets = patches.outputs(op, call.y, drawn, chunk)
                 image = drawn.of(chunk, rows.device)[0]
+                # A model may fold time or windows into the batch axis: then several images belong
+                # to one example, and are held out or kept together.
                 number = batch.first + image * batch.examples // drawn.images
                 kept = is_held_out(number, self._total)
                 fit.add(rows[~kept], targets[~kept])
@@ -290,6 +316,8 @@ def _stop(turns: Sequence[CoroutineThread]) -> None:
 
 def _forward_pass(model: nn.Module, inputs: Any) -> None:
     with torch.no_grad():
+        # Both runs get copies: a model that writes to its inputs would change those of the other
+        # run.
         tracing.call(model, losses.cloned(inputs))
 
 

@@ -1,4 +1,4 @@
-"""What modules keep on themselves while a model runs, so that runs side by side do not share it."""
+"""Attributes that modules set while a model runs, kept apart for runs side by side."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from rankfold.state.restoration import Restored
 from rankfold_torch.paired_run.attribute_writes import WRITES
 from rankfold_torch.temporary_changes import ABSENT, put
 
+# Attributes of every module are the framework's; `forward` is exchanged by the driver itself.
 _USUAL = frozenset(vars(nn.Module())) | {"forward"}
 Key: TypeAlias = tuple[int, str]
 
 
 class PerRunState:
-    """The attributes that several runs of a model set on its modules, apart for each run.
+    """Attributes that several runs of a model set on its modules, apart for each run.
 
     Args:
         model: the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        # Watchers see the writes of all threads, to modules of other models, too.
         self._modules = {id(module) for module in model.modules()}
         self._first: dict[Key, tuple[nn.Module, Any]] = {}
         self._values: dict[Hashable, dict[Key, Any]] = {}
@@ -34,9 +36,13 @@ class PerRunState:
 
         def noticed(module: nn.Module, name: str, value: Any) -> None:
             key = id(module), name
+            # This runs for every attribute that any module of the process sets: cheap tests come
+            # first.
             seen = key in self._first or name in _USUAL
             if not seen and id(module) in self._modules:
-                self._first[key] = module, vars(module).get(name, ABSENT)
+                # The module is kept beside its id, so that the id cannot be used again. The watcher
+                # is told before the write, so this is still the value of before.
+                self._first[key] = module, _home(module, name).get(name, ABSENT)
 
         with Restored(self._forget), WRITES.by(noticed):
             yield
@@ -53,7 +59,8 @@ class PerRunState:
             yield
         finally:
             self._values[run] = {
-                key: vars(module).get(key[1], ABSENT) for key, (module, _) in self._first.items()
+                key: _home(module, key[1]).get(key[1], ABSENT)
+                for key, (module, _) in self._first.items()
             }
             self._forget()
 
@@ -62,5 +69,10 @@ class PerRunState:
         self._set({key: value for key, (_, value) in self._first.items()})
 
     def _set(self, values: dict[Key, Any]) -> None:
-        places = [(vars(self._first[key][0]), key[1]) for key in values]
+        places = [(_home(self._first[key][0], key[1]), key[1]) for key in values]
         put(places, list(values.values()))
+
+
+def _home(module: nn.Module, name: str) -> dict[str, Any]:
+    """Return the dictionary that an attribute lies in: a cache may be a registered buffer."""
+    return module._buffers if name in module._buffers else vars(module)

@@ -55,10 +55,12 @@ class _Exchange:
             self._entries(value)
         elif issubclass(kind, (list, deque)):
             for index, item in enumerate(value):
+                # `of` remembers its outcome, so asking twice is cheap.
                 if self.of(item) is not item:
                     self._changes.item(value, index, self.of(item))
         elif issubclass(kind, (tuple, set, frozenset)):
             return self._anew(value)
+        # Exactly that class: a subclass may be built in another way.
         elif kind is functools.partial:
             return self._partial(value)
         elif is_dataclass(kind):
@@ -77,6 +79,7 @@ class _Exchange:
         items = [self.of(item) for item in value]
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
+        # A named tuple takes its fields one by one.
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
     def _partial(self, value: functools.partial[Any]) -> functools.partial[Any]:
@@ -86,5 +89,6 @@ class _Exchange:
         if function is value.func and args is value.args and same:
             return value
         changed = functools.partial(function, *args, **options)
+        # A partial has a `__dict__` for attributes that others put on it.
         vars(changed).update(vars(value))
         return changed

@@ -17,15 +17,15 @@ from rankfold_torch.surgery.exchange import exchange
 from rankfold_torch.surgery.stale_layers import Run, calls, holders, identity, miscalled
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
-"""What takes the place of a layer: a module, or the values or factors of a parameter."""
+"""Module, or values or factors of a parameter, that takes the place of a layer."""
 Left: TypeAlias = dict[str, str]
-"""By path of a layer that must be left alone, why."""
+"""Reasons for layers that must be left alone, by path."""
 
 
 def replaced(
     model: nn.Module, new: Mapping[str, New], *, inplace: bool, run: Run | None = None
 ) -> tuple[nn.Module, Left]:
-    """Swaps layers by identity, parameters by name; see `rankfold.adapters.base.Checked`.
+    """Swap layers by identity, parameters by name; see `rankfold.adapters.base.Checked`.
 
     Args:
         model: the model.
@@ -35,6 +35,7 @@ def replaced(
     """
     modules = {path: item for path, item in new.items() if isinstance(item, nn.Module)}
     parameters = {path: item for path, item in new.items() if not isinstance(item, nn.Module)}
+    # Copies made under inference mode would be inference tensors, which can never be trained.
     with torch.inference_mode(mode=False):
         return (_changed if inplace else _copied)(model, modules, parameters, run)
 
@@ -45,18 +46,23 @@ def _copied(
     parameters: Mapping[str, Factors | nn.Parameter],
     run: Run | None,
 ) -> tuple[nn.Module, Left]:
-    """A copy with modules in place of layers, which are never copied themselves."""
+    """Return a copy with modules in place of layers, which are never copied themselves."""
     old = {path: model.get_submodule(path) for path in modules}
     tensors = _tensors(model, old, parameters)
+    # `deepcopy` takes what the memo has for an object's id in place of a copy. So replacements get
+    # into the copy wherever the layer stood, and the large weights are never copied.
     memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
     for path in parameters:
         held = held_at(model, path)
         if held is not None:
+            # A parameter is replaced after the copy; until then a shell of its shape stands there.
             memo[id(held.tensor)] = empty(held.tensor)
     small = copied(model, memo)
     for path, item in parameters.items():
         owner, _, name = path.rpartition(".")
         put(small.get_submodule(owner), name, item)
+    # Modules that the copy shares with the model (a class whose copy is the object itself) are
+    # meant to be shared. All others of the model should be gone.
     in_small = {id(module) for module in small.modules()}
     gone = {path: module for path, module in model.named_modules() if id(module) not in in_small}
     _check_apart(small, gone, modules)
@@ -65,12 +71,16 @@ def _copied(
         for path, module in modules.items()
         if id(module) not in in_small
     }
+    # Something besides the modules that holds a weight gets a copy of it in the copied model, with
+    # the values of before the compression.
     left |= _kept(model, tensors, old)  # whose copies would be values of before
     if run is None or left:
         return small, left
     try:
         counts, called = miscalled(small, modules, old, gone, run)
     except RankfoldError:
+        # A model that fails by itself the second time (inputs used up, a counter) says nothing
+        # about its copy.
         if _runs(model, run):
             raise
         return small, {}
@@ -88,12 +98,15 @@ def _changed(
     parameters: Mapping[str, Factors | nn.Parameter],
     run: Run | None,
 ) -> tuple[nn.Module, Left]:
-    """The model itself, which stays changed only if nothing that is replaced is still at work."""
+    """Change the model itself; take that back where something replaced is still at work."""
+    # No other object can take the place of the one that the caller holds.
     if "" in modules:
         raise RankfoldError("a model that is a single layer cannot be replaced in place")
     old = {path: model.get_submodule(path) for path in modules}
     targets = {id(layer): path for path, layer in old.items()}
     targets |= _tensors(model, old, parameters)
+    # All changes are prepared on an unchanged model and then made at once. From there on every way
+    # out either leaves them made or takes them back.
     changes = Changes()
     for owner, paths in groupby(sorted(parameters), lambda path: path.rpartition(".")[0]):
         items = {path.rpartition(".")[2]: parameters[path] for path in paths}
@@ -107,6 +120,7 @@ def _changed(
             f"the model cannot be changed ({error}); leave inplace= out to have a copy"
         ) from error
     try:
+        # Looked for in the changed model: what leads to a layer now, the exchange could not reach.
         left = _kept(model, targets, modules)
         if run is not None and not left:
             counts, called = miscalled(model, modules, old, old, run)
@@ -115,11 +129,15 @@ def _changed(
         changes.take_back()
         if _runs(model, run):
             raise
+        # The model does not run a second time by itself, so that its run proves nothing: the change
+        # stays.
         changes.make()
         return model, {}
     except BaseException:
         changes.take_back()
         raise
+    # `_unlike` runs the model as it was, so the changes are taken back for it. They are made again
+    # where that shows the calls to differ by themselves.
     if left or counts:
         changes.take_back()
         left = left or _unlike(model, old, counts, run)
@@ -131,17 +149,19 @@ def _changed(
 def _check_apart(
     small: nn.Module, gone: Mapping[str, nn.Module], new: Mapping[str, nn.Module]
 ) -> None:
-    """Sees to it that a copy does not lead to what it is a copy of.
+    """Check that a copy does not lead to what it is a copy of.
 
     Raises:
         RankfoldError: it does.
     """
+    # Tensors that both hold on purpose are no sign of a copy that leads back.
     shared = {identity(tensor) for tensor in small.parameters()}
     names = {id(module): path for path, module in gone.items()}
     for path, module in gone.items():
         for name, tensor in module.named_parameters(prefix=path, recurse=False):
             if identity(tensor) not in shared:
                 names[identity(tensor)] = name
+    # The first one is enough for the error.
     for target, word in holders(small, names, new.values()).items():
         raise RankfoldError(
             f"{word} of the model holds the model's {names[target] or 'own self'!r} by "
@@ -152,7 +172,7 @@ def _check_apart(
 def _kept(
     result: nn.Module, targets: Mapping[int, str], new: Mapping[str, nn.Module]
 ) -> dict[str, str]:
-    """Why layers must be left alone because what they are made of is still held, by path."""
+    """Return by path why layers must be left alone, as something still holds their parts."""
     return {
         targets[target]: f"it is also held by {word}, where no other can take its place"
         for target, word in holders(result, targets, new.values()).items()
@@ -162,7 +182,7 @@ def _kept(
 def _unlike(
     model: nn.Module, old: Mapping[str, nn.Module], counts: Mapping[str, int], run: Run | None
 ) -> dict[str, str]:
-    """Why layers must be left alone because their replacements are not called as they were.
+    """Return by path why layers must be left alone, as their replacements are called otherwise.
 
     The model itself may call them now more often, now less: from a cache, or at random.
     """
@@ -172,12 +192,13 @@ def _unlike(
     return {
         path: f"in its place a module would be called {count} times, not {again[path]}"
         for path, count in counts.items()
+        # Only where the model itself is consistent from run to run does another count tell.
         if count != again[path] == run.calls.get(path, 0)
     }
 
 
 def _runs(model: nn.Module, run: Run | None) -> bool:
-    """Whether the model can be run once more."""
+    """True if the model can be run once more."""
     try:
         calls(model, None if run is None else run.inputs, {})
     except RankfoldError:
@@ -188,7 +209,7 @@ def _runs(model: nn.Module, run: Run | None) -> bool:
 def _tensors(
     model: nn.Module, layers: Mapping[str, nn.Module], parameters: Iterable[str]
 ) -> dict[int, str]:
-    """The parameters that are replaced, by identity, with the path of their layer."""
+    """Return the paths of layers by the identities of the parameters that are replaced."""
     owners = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
     for path in parameters:
         held = held_at(model, path)

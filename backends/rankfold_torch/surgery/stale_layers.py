@@ -1,4 +1,4 @@
-"""What of a model is still at work where it should not be, once layers have been replaced.
+"""Search for layers still at work where they should not be, once they have been replaced.
 
 A layer that a closure, a partial, a hook or a plain object holds goes on being called after another
 module has taken its place in the registries of the model, and a copy of the model may go on calling
@@ -32,7 +32,7 @@ _LEAVES = (torch.Tensor, torch.device, torch.dtype, torch.Generator)
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What was seen when the model ran.
+    """Record of a run of the model before anything was replaced.
 
     Attributes:
         inputs: of the model.
@@ -46,13 +46,14 @@ class Run:
 def holders(
     result: nn.Module, targets: Collection[int], new: Collection[nn.Module] = ()
 ) -> dict[int, str]:
-    """By the identities of those of the targets that a model leads to, what of it holds them.
+    """Return, by identity of a target that a model leads to, a word on what holds it there.
 
     Args:
         result: the model.
         targets: identities of modules and tensors that it must not lead to.
         new: modules of it that may hold whatever they like.
     """
+    # A replacement that a rule has built may hold the layer itself, for its sizes say.
     exempt = {id(part) for module in new for part in module.modules()}
     modules = {id(module) for module in result.modules()}
     # The graph search starts at attributes and stops at modules of the model: each of these is a
@@ -65,7 +66,9 @@ def holders(
 
 
 def identity(item: object) -> int:
-    """Equal for one object, and for tensors that lie in one storage: views of one weight."""
+    """Return a number that is equal for one object, and for tensors that lie in one storage."""
+    # By exact type: subclasses need not have a storage. Tensors on the meta device all have the
+    # pointer 0.
     if type(item) in (torch.Tensor, nn.Parameter):
         tensor: torch.Tensor = item  # type: ignore[assignment]  # by the line above
         if tensor.layout is torch.strided and tensor.device.type != "meta":
@@ -74,11 +77,12 @@ def identity(item: object) -> int:
 
 
 def _attributes(model: nn.Module, exempt: Collection[int]) -> Iterator[tuple[str, object]]:
-    """What the modules of a model hold, and the functions of their classes."""
+    """Yield what the modules of a model hold and the functions of their classes, with a word."""
     for path, module in model.named_modules():
         if id(module) in exempt:
             continue
         for name, value in vars(module).items():
+            # `_modules` is searched: a target may be a child still.
             if name in _REGISTRIES:
                 continue
             yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
@@ -112,6 +116,7 @@ def miscalled(
     Raises:
         RankfoldError: the result fails.
     """
+    # Keys tell the two kinds apart, as a layer and its replacement have the same path.
     watched = {(path, False): module for path, module in gone.items()}
     watched |= {(path, True): module for path, module in new.items()}
     acting = {(path, True): module for path, module in old.items()}
@@ -127,7 +132,7 @@ def calls(
     modules: Mapping[Any, nn.Module],
     acting: Mapping[Any, nn.Module] | None = None,
 ) -> Counter[Any]:
-    """How often modules are called in one run of a model, which is left as it was.
+    """Count the calls of modules in one run of a model, which is left as it was.
 
     Args:
         model: the model.
@@ -148,6 +153,8 @@ def calls(
             if not isinstance(module, torch.jit.ScriptModule)
         ]
         stack.enter_context(hooked(hooks))
+        # `forward` is exchanged beneath the hooks: the replacement is called and counted, the old
+        # layer computes, and nothing calls the old layer as a module.
         places = [(vars(modules[key]), "forward") for key in acting or {}]
         forwards = [module.forward for module in (acting or {}).values()]
         stack.enter_context(exchanged(places, forwards))
@@ -168,5 +175,6 @@ def _count(
     kwargs: dict[str, Any],
     output: Any,
 ) -> None:
+    # As in the trace, whose extents count calls with a tensor alone.
     if isinstance(args[0] if args else kwargs.get("input"), torch.Tensor):
         counts[key] += 1

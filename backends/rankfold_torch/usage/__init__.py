@@ -1,1 +1,1 @@
-"""Who else uses a layer or its weight, from source text and from a traced run."""
+"""Search for other users of a layer or its weight, in source text and in a traced run."""

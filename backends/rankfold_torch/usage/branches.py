@@ -1,4 +1,4 @@
-"""Which branches of a method a module can take: conditions on constants of the module are decided.
+"""Branches of a method that a module can take, by conditions on constants of the module.
 
 `if self.tp > 1:` holds or does not hold for as long as the attribute is what it is, which is for
 good where no method of the class sets it after construction. Anything else stays open: what depends
@@ -21,10 +21,12 @@ from torch import nn
 
 Conditions = tuple["Condition", ...]
 OPEN = object()
-"""What may be otherwise in another run."""
+"""Value that may be otherwise in another run."""
 LEFT_OUT = object()
-"""What a caller may pass, and has not to: the run that is watched speaks for it."""
+"""Value that a caller may pass, and has not to: the run that is watched speaks for it."""
+# Attributes that calls of PyTorch change without a method of the class: `train`, `to`, `cuda`.
 _CHANGING = frozenset({"training", "device", "dtype", "is_cuda", "requires_grad"})
+# Types whose truth and comparisons run no code of others.
 _PLAIN = (bool, int, float, str, bytes, tuple, list, dict, set, frozenset, type(None))
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
@@ -43,10 +45,10 @@ _DEPTH = 8
 
 @dataclass(frozen=True, eq=False)
 class Scope:
-    """What the names in a function stand for.
+    """Meaning of the names in a function.
 
     Attributes:
-        own: the name of the module, `self`; None in a static method.
+        self_name: the name of the module, `self`; None in a static method.
         optional: the parameters that have a default value.
         assigned: what is assigned to local names; None where it cannot be told.
     """
@@ -58,7 +60,7 @@ class Scope:
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition and whether it holds; a test of None cannot be decided.
+    """Condition with the outcome that a branch needs; a test of None cannot be decided.
 
     Attributes:
         test: the expression.
@@ -71,7 +73,7 @@ class Condition:
     scope: Scope
 
     def of(self, module: nn.Module) -> object:
-        """Whether a module meets it: a bool, `OPEN` or `LEFT_OUT`."""
+        """Return True or False as a module meets it or not, else `OPEN` or `LEFT_OUT`."""
         if self.test is None:
             return OPEN
         truth = _truth(_value(self.test, module, self.scope))
@@ -79,12 +81,13 @@ class Condition:
 
 
 def reachable(branch: Conditions, module: nn.Module) -> bool:
-    """Whether a module can come to a branch."""
+    """True if a module can come to a branch."""
     return all(condition.of(module) is not False for condition in branch)
 
 
 def settled(branch: Conditions, module: nn.Module) -> bool:
-    """Whether one run shows if a module comes to a branch that it can come to."""
+    """True if one run shows whether a module comes to a branch that it can come to."""
+    # The first condition that is not decided tells: what stands before it is the same in every run.
     outcomes = (condition.of(module) for condition in branch)
     return next((truth for truth in outcomes if not isinstance(truth, bool)), True) is not OPEN
 
@@ -92,11 +95,13 @@ def settled(branch: Conditions, module: nn.Module) -> bool:
 def _truth(value: object) -> object:
     if value is OPEN or value is LEFT_OUT:
         return value
+    # The truth of a tensor or of an object of the model's own class may depend on anything.
     return bool(value) if isinstance(value, _PLAIN) else OPEN
 
 
 def _value(node: ast.expr, module: nn.Module, scope: Scope, depth: int = 0) -> Any:
-    """The value of an expression for a module, as far as it is a constant of it."""
+    """Return the value of an expression for a module, as far as it is a constant of it."""
+    # Local names may be assigned in terms of each other.
     if depth > _DEPTH:
         return OPEN
     if isinstance(node, ast.Constant):
@@ -124,13 +129,14 @@ def _name(name: str, module: nn.Module, scope: Scope, depth: int) -> Any:
     if name == scope.self_name:
         return module
     values = scope.assigned.get(name, ())
+    # With one assignment the name has that value wherever it is used; with several, any of them.
     if len(values) == 1 and values[0] is not None and name not in scope.optional:
         return _value(values[0], module, scope, depth + 1)
     return LEFT_OUT if name in scope.optional and not values else OPEN
 
 
 def _attribute(owner: Any, name: str) -> Any:
-    """An attribute as it lies there; properties are not run."""
+    """Return an attribute as it lies there, without running properties."""
     if owner is OPEN or owner is LEFT_OUT:
         return owner
     if name in _CHANGING:
@@ -138,8 +144,10 @@ def _attribute(owner: Any, name: str) -> Any:
     if isinstance(owner, nn.Module):
         if name in _set_later(type(owner)):
             return OPEN
+    # Methods of strings, dicts and the like.
     elif isinstance(owner, _PLAIN):
         return OPEN
+    # Registries, the instance, then its classes: the order in which PyTorch's modules look up.
     for members in _members(owner):
         if name in members:
             value = members[name]
@@ -148,7 +156,7 @@ def _attribute(owner: Any, name: str) -> Any:
 
 
 def _members(owner: Any) -> Iterator[Mapping[str, Any]]:
-    """Where the attributes of an object lie, those of its classes last."""
+    """Yield the dictionaries in which attributes of an object lie, those of its classes last."""
     if isinstance(owner, nn.Module):
         yield from (owner._parameters, owner._buffers, owner._modules)
     yield getattr(owner, "__dict__", {})
@@ -157,6 +165,7 @@ def _members(owner: Any) -> Iterator[Mapping[str, Any]]:
 
 def _combined(node: ast.BoolOp, module: nn.Module, scope: Scope, depth: int) -> Any:
     decisive = isinstance(node.op, ast.Or)
+    # One `False` decides an `and` even where others are open.
     truths = [_truth(_value(value, module, scope, depth + 1)) for value in node.values]
     if any(truth is decisive for truth in truths):
         return decisive
@@ -184,7 +193,7 @@ def _compared(node: ast.Compare, module: nn.Module, scope: Scope, depth: int) ->
 
 
 def _called(node: ast.Call, module: nn.Module, scope: Scope, depth: int) -> Any:
-    """`hasattr`, `getattr`, `len` and `bool`; other functions may say anything."""
+    """Return the value of a call of `hasattr`, `getattr`, `len` or `bool`; `OPEN` for others."""
     if not isinstance(node.func, ast.Name) or node.keywords or not node.args:
         return OPEN
     first, *others = (_value(argument, module, scope, depth + 1) for argument in node.args)
@@ -196,6 +205,8 @@ def _called(node: ast.Call, module: nn.Module, scope: Scope, depth: int) -> Any:
     if name == "len" and isinstance(first, (tuple, list, dict, nn.ModuleList, nn.ModuleDict)):
         return len(first)
     if name in ("hasattr", "getattr") and others and isinstance(others[0], str):
+        if isinstance(first, nn.Module) and others[0] in _set_later(type(first)):
+            return OPEN  # it may be there by the next run
         known = any(others[0] in members for members in _members(first))
         if name == "hasattr":
             return known
@@ -207,20 +218,24 @@ _set: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
 
 def _set_later(kind: type) -> frozenset[str]:
-    """The names of attributes that methods of a class set, but for its `__init__`."""
+    """Return the names of attributes that methods of a class set, but for its `__init__`."""
     if kind not in _set:
         _set[kind] = frozenset(_stored_names(kind))
     return _set[kind]
 
 
 def _stored_names(kind: type) -> Iterator[str]:
+    # Bases up to nn.Module, whose own writes are to attributes of `_CHANGING` and registries.
     for base in kind.__mro__:
         if base is nn.Module:
             break
         for name, member in vars(base).items():
+            # Properties and class methods have their function inside.
             function = getattr(member, "fget", None) or getattr(member, "__func__", member)
             code = getattr(function, "__code__", None)
             if name != "__init__" and isinstance(code, CodeType):
                 for step in dis.get_instructions(code):
+                    # By name alone, on whatever object: bytecode does not tell `self.a = x` from
+                    # `other.a = x`.
                     if step.opname == "STORE_ATTR":
                         yield step.argval

@@ -1,4 +1,4 @@
-"""What leads from a name in a function to something else, and which local names stand for it.
+"""Routes from a name in a function to something else, and the local names that stand for them.
 
 A *route* is such a path: ("a", "0", "weight") is `self.a[0].weight`, whether it is written so, by a
 local name, in a loop, by `getattr` or by `get_parameter`.
@@ -14,11 +14,13 @@ Route: TypeAlias = tuple[str, ...]
 Names: TypeAlias = dict[str, frozenset[Route]]
 
 ANY = "*"
-"""Any child, or item."""
+"""Part of a route: any child, or item."""
 BELOW = "**"
-"""A module and all that are below it."""
+"""Part of a route: a module and all that are below it."""
 BULK = "()"
-"""The parameters and buffers of a module and of all that are below it."""
+"""Part of a route: the parameters and buffers of a module and of all that are below it."""
+# What the methods add to the route of their owner. Children and items are reached by iterating,
+# which adds `ANY`, so `children()` itself adds nothing.
 _GIVING = {
     **dict.fromkeys(("parameters", "named_parameters", "state_dict", "buffers"), (BULK,)),
     **dict.fromkeys(("modules", "named_modules"), (BELOW,)),
@@ -26,18 +28,21 @@ _GIVING = {
 }
 _NAMED = ("named_parameters", "named_children", "named_modules", "items")
 _BY_NAME = ("get_parameter", "get_submodule", "get_buffer")
+# Functions whose result holds the items of their argument.
 _SAME = ("list", "tuple", "set", "dict", "reversed", "sorted", "iter")
 _PLACES = ("__dict__", "_parameters", "_modules", "_buffers")
 
 
 def routes(node: ast.AST, names: Names) -> frozenset[Route]:
-    """The routes to an expression; none where it does not begin at a known name."""
+    """Return the routes to an expression; none where it does not begin at a known name."""
     if isinstance(node, ast.Name):
         return names.get(node.id, frozenset())
     if isinstance(node, ast.Attribute):
         return joined(routes(node.value, names), node.attr)
     if isinstance(node, ast.Subscript):
         index = index_of(node.slice)
+        # A loop over `zip(...)` with one target binds each position of it: `pair[1]` has a route of
+        # its own.
         if isinstance(node.value, ast.Name) and _position(node.value.id, index) in names:
             return names[_position(node.value.id, index)]
         return joined(routes(node.value, names), index)
@@ -46,12 +51,14 @@ def routes(node: ast.AST, names: Names) -> frozenset[Route]:
     if isinstance(node, ast.IfExp):
         return routes(node.body, names) | routes(node.orelse, names)
     if isinstance(node, ast.BoolOp):
+        # `a or b` is one of the two. Routes are an overestimate: a route too many costs a layer a
+        # refusal, one too few its correctness.
         return frozenset[Route]().union(*(routes(value, names) for value in node.values))
     return of_call(node, names) if isinstance(node, ast.Call) else frozenset()
 
 
 def of_call(call: ast.Call, names: Names) -> frozenset[Route]:
-    """The routes to what well-known functions give."""
+    """Return the routes to what well-known functions give."""
     name = last_name(call.func)
     if isinstance(call.func, ast.Attribute):
         owners = routes(call.func.value, names)
@@ -59,6 +66,7 @@ def of_call(call: ast.Call, names: Names) -> frozenset[Route]:
             return joined(owners, *_GIVING[name])
         if name in _BY_NAME and call.args:
             argument = call.args[0]
+            # A computed name may be of any parameter at any depth.
             known = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
             return joined(owners, *(argument.value.split(".") if known else (BELOW, ANY)))  # type: ignore[attr-defined]  # known
     elif name == "getattr" and len(call.args) > 1:
@@ -73,15 +81,18 @@ def of_call(call: ast.Call, names: Names) -> frozenset[Route]:
 
 
 def joined(owners: Iterable[Route], *parts: str) -> frozenset[Route]:
-    """Routes that go on. What an object keeps in its `__dict__` are attributes of it."""
+    """Return routes that go on. What an object keeps in its `__dict__` are attributes of it."""
     further = set()
     for owner in owners:
         route = owner
         for part in parts:
+            # `self.__dict__["_modules"]["a"]` is `self.a`: the last step through a registry is
+            # taken out again, and a second registry takes the place of the first.
             if route and route[-1] in _PLACES:
                 route = (*route[:-1], *(() if part in _PLACES else (part,)))
                 if part in _PLACES:
                     route = (*route, part)
+            # To iterate over `modules()` gives what `BELOW` says already.
             elif route and route[-1] == BELOW and part == ANY:
                 continue
             else:
@@ -91,34 +102,34 @@ def joined(owners: Iterable[Route], *parts: str) -> frozenset[Route]:
 
 
 def items(collections: Iterable[Route]) -> frozenset[Route]:
-    """The routes to what collections hold."""
+    """Return the routes to what collections hold."""
     return joined(collections, ANY)
 
 
 def index_of(node: ast.AST) -> str:
-    """The child that an index stands for: its name where that is written out, else any."""
+    """Return the child that an index stands for: its name where that is written out, else any."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, str)):
         return str(node.value)
     return ANY
 
 
 def last_name(node: ast.AST) -> str:
-    """The name that an expression ends with: of `a.b.c`, c."""
+    """Return the name that an expression ends with: of `a.b.c`, c."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def _position(name: str, index: object) -> str:
-    """The key among names for one item of a tuple that a name is bound to."""
+    """Return the key among names for one item of a tuple that a name is bound to."""
     return f"{name}[{index}]"
 
 
 class Bindings:
-    """What the local names of a function stand for, in any order in which it is run.
+    """Routes that the local names of a function stand for, in any order in which it is run.
 
     Args:
-        own: the name of the module; it is not bound to anything else.
+        self_name: the name of the module; it is not bound to anything else.
         names: what names stand for where the function begins.
 
     Attributes:
@@ -132,7 +143,7 @@ class Bindings:
         self.assigned: dict[str, list[ast.expr | None]] = {}
 
     def read(self, node: ast.AST) -> None:
-        """Binds the names of a statement, but for those of nested functions."""
+        """Bind the names of a statement, but for those of nested functions."""
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)):
             return
         for child in ast.iter_child_nodes(node):
@@ -152,19 +163,23 @@ class Bindings:
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
             self.assigned.setdefault(target.id, []).append(value)
+            # A name keeps the routes of all assignments: branches and loops may run in any order.
             self._add(target.id, routes(value, self.names))
         elif isinstance(target, (ast.Tuple, ast.List)):
             if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == len(target.elts):
                 for part, item in zip(target.elts, value.elts, strict=True):
                     self._bind(part, item)
-            elif isinstance(value, ast.Name) and _position(value.id, 0) in self.names:
+            elif isinstance(value, ast.Name) and any(
+                _position(value.id, index) in self.names for index in range(len(target.elts))
+            ):
                 for index, part in enumerate(target.elts):
                     self._bind_to(part, self.names.get(_position(value.id, index), frozenset()))
             else:
+                # Unpacked from something that is no written tuple: any item of it.
                 self._bind_to(target, items(routes(value, self.names)))
 
     def _bind_to(self, target: ast.expr, meanings: frozenset[Route]) -> None:
-        """Binds to what is not written out; the items of it, for several names."""
+        """Bind to what is not written out; the items of it, for several names."""
         if isinstance(target, ast.Name):
             self.assigned.setdefault(target.id, []).append(None)
             self._add(target.id, meanings)
@@ -175,7 +190,7 @@ class Bindings:
                 self._bind_to(part, items(meanings))
 
     def _bind_items(self, target: ast.expr, iterable: ast.expr) -> None:
-        """Binds the target of a loop; what runs side by side is told apart by its position."""
+        """Bind the target of a loop; what runs side by side is told apart by its position."""
         several = isinstance(target, (ast.Tuple, ast.List)) and isinstance(iterable, ast.Call)
         name = last_name(iterable.func) if isinstance(iterable, ast.Call) else ""
         if several and name in ("zip", "enumerate", *_NAMED):
@@ -197,6 +212,7 @@ class Bindings:
             return
         if name in ("zip", "enumerate") and isinstance(iterable, ast.Call):
             if isinstance(target, ast.Name):  # a tuple, of which every item leads elsewhere
+                # Position 0 of `enumerate` is a number.
                 first = 1 if name == "enumerate" else 0
                 self._bind_to(target, frozenset())
                 for index, argument in enumerate(iterable.args, start=first):
@@ -212,4 +228,4 @@ class Bindings:
 
     def _add(self, name: str, meanings: frozenset[Route]) -> None:
         if name != self._self_name:
-            self.names[name] = self.names.get(name, frozenset()) | (meanings - {()})
+            self.names[name] = self.names.get(name, frozenset()) | meanings

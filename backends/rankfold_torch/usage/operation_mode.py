@@ -1,4 +1,4 @@
-"""Modes that see every operation of a run, without PyTorch's compiler where nothing is compiled."""
+"""Dispatch modes that do not load PyTorch's compiler where nothing is compiled."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTo
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
+        # Read when a subclass is defined: PyTorch then leaves `__torch_dispatch__` as it is.
         return False
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Which layers give the outputs of a model, seen while it runs.
+"""Layers that give the outputs of a model, seen while it runs.
 
 Every operation beneath autograd is noted. A value that a layer gives is marked with that call, and
 the mark goes on to what is computed from that value alone: reshaped, selected, scaled, squashed,
@@ -22,10 +22,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from rankfold_torch.usage.operation_mode import OperationMode
 
 Marks: TypeAlias = frozenset[tuple[str, int]]
-"""Of an activation: the calls of layers that it is computed from; none where these are mixed."""
+"""Calls of layers that an activation is computed from; none where these are mixed."""
 
 _LEARNED, _GIVEN = "learned", "given"
-"""What else is not a constant: weights of the model, and its inputs."""
+"""States of other tensors that are no constants: weights of the model, and its inputs."""
 State: TypeAlias = "Marks | str"
 _MIXED: Marks = frozenset()
 
@@ -48,7 +48,7 @@ _JOINING = frozenset(
         "masked_scatter_",
     ]
 )
-"""The operands stand beside each other in the result."""
+"""Operations whose operands stand beside each other in the result."""
 _ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
 _SELECTING = frozenset(
     [
@@ -62,9 +62,9 @@ _SELECTING = frozenset(
         "embedding",
     ]
 )
-"""Only the first operand is in the result, the others say where."""
+"""Operations with the first operand alone in the result; the others say where."""
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""What is in the names of returned values that a model keeps for itself or shows of its inside."""
+"""Parts of the names of returned values that are caches or show the inside of a model."""
 _NO_RECORDS = (type, nn.Module, types.FunctionType, types.MethodType, types.ModuleType)
 """Objects with attributes that a model does not return for their tensors."""
 _DEPTH = 8
@@ -84,12 +84,15 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         self._states: dict[int, tuple[StorageWeakRef, State]] = {}
         self._calls = itertools.count()
         watched = {id(module) for module in layers.values()}
+        # A module that contains watched layers (attention, a block that a rule reads) would mark
+        # its output again and hide the layer inside that has given it.
         self._innermost = {
             path
             for path, module in layers.items()
             if not any(id(below) in watched for below in _below(module))
         }
         for parameter in model.parameters():
+            # A learned scalar scales as a constant does, and so does not end a mark.
             if not nn.parameter.is_lazy(parameter) and parameter.numel() > 1:
                 self._set(parameter, _LEARNED)
         for tensor in returned(inputs):
@@ -102,44 +105,51 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Carries out an operation and notes what became of the marks."""
+        """Carry out an operation and note what became of the marks."""
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         operands = [*_tensors(args), *_tensors((kwargs or {}).values())]
+        # The condition is not in the result.
         if name == "where":
             operands = operands[1:]
         elif name in _SELECTING:
             operands = operands[:1]
         states = [self._state(tensor) for tensor in operands]
         if any(state is not None for state in states):
+            # A view has the storage of its operand, and with it the mark that lies there already.
+            # An operation in place has it, too, but changes what the storage holds.
             views = set() if func._schema.is_mutable else {_key(tensor) for tensor in operands}
             state = _joined(name, states)
             for tensor in _tensors((result,)):
+                # Where all operands are constants, no state is noted: most of the tensors of a run.
                 if state is not None and _key(tensor) not in views:
                     self._set(tensor, state)
         return result
 
     def mark(self, path: str, output: Any) -> None:
-        """Takes note of what a layer gives."""
+        """Mark the output of a call of a layer."""
         if path in self._innermost:
+            # By call, not by layer: two calls of a shared layer that are added up are mixed.
             marks = frozenset({(path, next(self._calls))})
             for tensor in returned(output):
                 self._set(tensor, marks)
 
     def of(self, output: Any) -> frozenset[str] | None:
-        """The layers whose output is one of the values that the model returns.
+        """Return the layers whose output is one of the values that the model returns.
 
         None where it returns no tensors (lists of numbers, NumPy arrays), which cannot be traced.
         """
         states = [self._state(tensor) for tensor in returned(output)]
         if not states:
             return None
+        # A tensor returned without any mark (of mixed activations) names no layer.
         return frozenset(
             path for state in states if isinstance(state, frozenset) for path, _ in state
         )
 
     def _state(self, tensor: torch.Tensor) -> State | None:
         reference, state = self._states.get(_key(tensor), (None, None))
+        # The storage is gone and its address may belong to another tensor now.
         if reference is None or reference.expired():  # type: ignore[no-untyped-call]  # same
             return None
         return state
@@ -152,7 +162,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
 
 
 def returned(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in whatever a model returns, but for caches and what shows its inside."""
+    """Yield the tensors in whatever a model returns, but for caches and what shows its inside."""
     return _within(value, 0, {})
 
 
@@ -181,13 +191,17 @@ def _children(value: Any) -> Iterable[tuple[str, Any]]:
 
 
 def _joined(name: str, states: Iterable[State | None]) -> State | None:
-    """What a result is, from what its operands are."""
+    """Return the state of a result, given those of its operands."""
+    # Constants have no state and end no mark.
     kinds = {state for state in states if state is not None}
     values = {state for state in kinds if isinstance(state, frozenset)}
+    # No activation among the operands: weights with inputs make neither of the two.
     if not values:
         return _MIXED if len(kinds) > 1 else next(iter(kinds), None)
     if name in _JOINING:
         return frozenset[tuple[str, int]]().union(*values)
+    # Two activations computed together, or one that a weight multiplies, make a new one. A bias
+    # that is added does not.
     if len(values) > 1 or (_LEARNED in kinds and name not in _ADDING):
         return _MIXED
     return values.pop()
@@ -208,7 +222,7 @@ def _below(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _key(tensor: torch.Tensor) -> int:
-    """The address of a tensor's storage; 0 where it has none."""
+    """Return the address of a tensor's storage; 0 where it has none."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):  # sparse, nested and wrapped tensors

@@ -1,4 +1,4 @@
-"""What the source of a function does with what it comes to by way of one of its names.
+"""Reading of a function's source for the uses of what its names lead to.
 
 Of each route (see `routes`) the *manner* is told in which what it leads to is used, and the branch
 of the function in which that happens.
@@ -38,6 +38,7 @@ Manner: TypeAlias = Literal[
     "seen",  # compared to None, printed and the like
 ]
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+# Functions that do not compute with the values: `x.to(weight)` takes a dtype and a device.
 _SEEING = ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
 _KEEPING = ("append", "extend", "update", "add", "insert", "setdefault", "list", "tuple", "set")
 _FUNCTIONAL = ("functional_call", "stack_module_state")
@@ -46,7 +47,7 @@ _KEYWORD = "input"
 
 @dataclass(frozen=True)
 class Reference:
-    """One use of what a route leads to."""
+    """Use of what a route leads to, in one place of a function."""
 
     route: Route
     manner: Manner
@@ -54,7 +55,7 @@ class Reference:
 
 
 def references(function: Function, self_name: str | None) -> list[Reference]:
-    """All references by way of a name in a function, those in nested functions included."""
+    """Return all references by way of a name in a function, nested functions included."""
     names: Names = {} if self_name is None else {self_name: frozenset({()})}
     reader = _Reader(self_name, function, names)
     reader.read(function)
@@ -62,7 +63,7 @@ def references(function: Function, self_name: str | None) -> list[Reference]:
 
 
 def _ends(block: list[ast.stmt]) -> bool:
-    """Whether nothing after a block is reached by way of it."""
+    """True if nothing after a block is reached by way of it."""
     return bool(block) and isinstance(block[-1], (ast.Return, ast.Raise, ast.Continue, ast.Break))
 
 
@@ -77,7 +78,7 @@ class _Reader:
         self._scope = Scope(self_name, optional, self._bindings.assigned)
 
     def read(self, function: Function, branch: Conditions = ()) -> None:
-        """Reads the body of the function."""
+        """Read the body of the function."""
         if isinstance(function, ast.Lambda):
             self._expression(function.body, "returned", branch)
             return
@@ -90,6 +91,8 @@ class _Reader:
     def _nested(self, function: Function, branch: Conditions) -> None:
         arguments = function.args
         all_of_them = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+        # A parameter of the nested function hides the name of the outer one. Other names are those
+        # of the enclosing scope as they are at its end, wherever the nested function is called.
         hidden = {a.arg for a in (*all_of_them, arguments.vararg, arguments.kwarg) if a}
         names = {
             name: routes_of_value
@@ -97,6 +100,7 @@ class _Reader:
             if name not in hidden
         }
         reader = _Reader(self._self_name if self._self_name in names else None, function, names)
+        # One list for all: the references of nested functions belong to the outer one.
         reader.collected = self.collected
         reader.read(function, branch)
 
@@ -104,6 +108,7 @@ class _Reader:
         for statement in block:
             self._statement(statement, branch)
             if isinstance(statement, ast.If):
+                # `if c: return` puts all that follows under `not c`, as an else would.
                 if _ends(statement.body):
                     branch = self._if(branch, statement.test, holds=False)
                 elif _ends(statement.orelse):
@@ -125,6 +130,8 @@ class _Reader:
                 self._expression(item.context_expr, "used", branch)
             self._block(node.body, branch)
         elif isinstance(node, (ast.Try, ast.TryStar)):
+            # The body may run to its end; a handler runs on an error alone, which no condition
+            # tells. Its test of None leaves it open.
             self._block([*node.body, *node.orelse, *node.finalbody], branch)
             for handler in node.handlers:
                 self._block(handler.body, self._if(branch, None, holds=True))
@@ -139,6 +146,8 @@ class _Reader:
             for target in targets:
                 self._target(target, branch)
             if node.value is not None:
+                # A local name is followed by its routes. Whatever else is assigned to (an
+                # attribute, an item) keeps the value out of sight.
                 local = all(isinstance(t, (ast.Name, ast.Tuple, ast.List)) for t in targets)
                 manner: Manner = "bound" if local else "kept"
                 if isinstance(node, ast.AugAssign):
@@ -148,6 +157,7 @@ class _Reader:
             if node.value is not None:
                 manner = "returned" if isinstance(node, ast.Return) else "seen"
                 self._expression(node.value, manner, branch)
+        # Classes within functions are not read: their methods have names of their own.
         elif not isinstance(node, ast.ClassDef):
             self._children(node, "seen", branch)
 
@@ -158,11 +168,12 @@ class _Reader:
         elif isinstance(node, ast.Starred):
             self._target(node.value, branch)
         elif not isinstance(node, ast.Name):
+            # Binding a local name sets nothing; an attribute or an item does.
             self._emit(routes(node, self._bindings.names), "set", branch)
             self._inside(node, branch)
 
     def _expression(self, node: ast.expr, manner: Manner, branch: Conditions) -> None:
-        """Reads an expression whose value is used in some manner."""
+        """Read an expression whose value is used in some manner."""
         if isinstance(node, (ast.Name, ast.Attribute, ast.Subscript)):
             self._emit(routes(node, self._bindings.names), manner, branch)
             self._inside(node, branch)
@@ -175,8 +186,10 @@ class _Reader:
         elif isinstance(node, ast.BoolOp):
             for value in node.values:
                 self._expression(value, manner, branch)
+                # `a and b` comes to b only where a holds, `a or b` only where it does not.
                 branch = self._if(branch, value, holds=isinstance(node.op, ast.And))
         elif isinstance(node, ast.Compare):
+            # `weight is None` asks for no values; `weight > 0` computes with them.
             alike = all(isinstance(op, (ast.Is, ast.IsNot)) for op in node.ops)
             for side in (node.left, *node.comparators):
                 self._expression(side, "seen" if alike else "used", branch)
@@ -188,7 +201,7 @@ class _Reader:
                 for test in generator.ifs:
                     self._expression(test, "seen", branch)
                     branch = self._if(branch, test, holds=True)
-            values = [node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            values = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
             for value in values:
                 self._expression(value, "kept", branch)
         elif isinstance(node, (ast.NamedExpr, ast.Starred, ast.Await, ast.Tuple, ast.List)):
@@ -201,6 +214,8 @@ class _Reader:
     def _call(self, node: ast.Call, manner: Manner, branch: Conditions) -> None:
         name, plain = last_name(node.func), isinstance(node.func, ast.Name)
         arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
+        # A call with a route of its own (`self.parameters()`, `getattr(self, "a")`) is used in the
+        # manner in which the call is; its first argument is the owner of the route already.
         called = of_call(node, self._bindings.names)
         if called:
             self._emit(called, manner, branch)
@@ -220,6 +235,7 @@ class _Reader:
             self._inside(node.args[0], branch)
             arguments = []
         else:
+            # A layer takes one positional input, or `input=`.
             several = len(node.args) > 1 or any(k.arg != _KEYWORD for k in node.keywords)
             self._emit(
                 routes(node.func, self._bindings.names), "extended" if several else "called", branch
@@ -229,7 +245,7 @@ class _Reader:
         self._inside(node.func, branch)
 
     def _inside(self, node: ast.expr, branch: Conditions) -> None:
-        """Reads what stands inside a route: the calls and indices on the way."""
+        """Read what stands inside a route: the calls and indices on the way."""
         while isinstance(node, (ast.Attribute, ast.Subscript)):
             if isinstance(node, ast.Subscript):
                 self._expression(node.slice, "used", branch)
@@ -258,17 +274,20 @@ class _Reader:
 
 
 def _handed(function: str) -> Manner:
-    """What a function does to its arguments, as its name has it."""
+    """Return the manner in which a function uses its arguments, as its name has it."""
+    # PyTorch's names for functions that work in place: `nn.init.normal_`, `clip_grad_norm_`.
     if function.endswith("_") and not function.endswith("__"):
         return "written"
     if function in _SEEING:
         return "seen"
+    # A class, whose instance may keep what it is given.
     constructs = function[:1].isupper()
     return "kept" if constructs or function in _KEEPING else "used"
 
 
 def _optional(arguments: ast.arguments) -> Iterator[str]:
-    """The parameters that have a default value."""
+    """Yield the parameters that have a default value."""
+    # Defaults belong to the last of the positional parameters.
     positional = [*arguments.posonlyargs, *arguments.args]
     for argument in positional[len(positional) - len(arguments.defaults) :]:
         yield argument.arg

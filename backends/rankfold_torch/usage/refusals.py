@@ -1,4 +1,4 @@
-"""Why a PyTorch layer must be left alone: what it is itself, and what surrounds it.
+"""Checks that refuse a PyTorch layer for what it is itself, or for what surrounds it.
 
 A layer is replaced only if nothing but its own `forward` uses its weight. Whatever says otherwise
 (computed weights, hooks, ties, owners that reach into the layer, wrappers) is a reason.
@@ -39,16 +39,20 @@ _WRAPPERS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's own quantized or quantization-aware layers."""
+    """True if it is one of PyTorch's own quantized or quantization-aware layers."""
+    # By module: quantization-aware layers are subclasses of the float ones and quantized ones are
+    # not; they have no base of their own in common.
     return type(module).__module__.startswith(_QUANTIZED)
 
 
 def check_root(model: nn.Module) -> None:
-    """Refuses wrappers, which are to be put around the compressed model instead.
+    """Refuse wrappers, which are to be put around the compressed model instead.
 
     Raises:
         RankfoldError: naming the wrapper and what to compress.
     """
+    # By name, without an import: the classes of torch._dynamo and torch.distributed are slow to
+    # load, or not there in every build.
     name = type(model).__name__
     if name == "OptimizedModule":
         raise RankfoldError(
@@ -71,7 +75,7 @@ def check_root(model: nn.Module) -> None:
 
 
 def check_class(module: nn.Module) -> None:
-    """Refuses a layer that is none of the stock layers, or computes something else.
+    """Refuse a layer that is none of the stock layers, or computes something else.
 
     Raises:
         Refused: and why.
@@ -79,6 +83,8 @@ def check_class(module: nn.Module) -> None:
     name = type(module).__name__
     if is_quantized(module):
         raise Refused("quantized: compress the float model, then quantize the result")
+    # Before the class: a lazy layer is of a subclass until its first call, and its weight cannot be
+    # looked at.
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise Refused("lazy: run the model once on example inputs first")
     if isinstance(module, nn.RNNBase):
@@ -94,7 +100,9 @@ def check_class(module: nn.Module) -> None:
 
 
 def _check_dispatched(module: nn.Module) -> None:
-    """Refuses a layer whose forward is exchanged by accelerate, which moves its weight about."""
+    """Refuse a layer whose forward is exchanged by accelerate, which moves its weight about."""
+    # accelerate puts a `forward` on the instance that moves inputs and weights between devices; a
+    # replacement would not have it.
     hook = vars(module).get("_hf_hook")
     if hook is not None:
         away = any(t is not None and t.device.type == "meta" for t in module._parameters.values())
@@ -107,7 +115,7 @@ def _check_dispatched(module: nn.Module) -> None:
 
 
 def check_state(module: nn.Module) -> None:
-    """Refuses a layer for how its weights are held, whatever its class.
+    """Refuse a layer for how its weights are held, whatever its class.
 
     Raises:
         Refused: and why.
@@ -120,6 +128,8 @@ def check_state(module: nn.Module) -> None:
     buffers = dict(module.named_buffers(recurse=False))
     if "weight_mask" in buffers or "bias_mask" in buffers:
         raise Refused("masked by pruning: torch.nn.utils.prune.remove makes it plain")
+    # `weight_norm` and its like keep weight_g, weight_v and compute `weight` in a hook before
+    # forward.
     if "weight" not in module._parameters and module._parameters:
         names = sorted(module._parameters)
         raise Refused(f"its weight is computed from {names} (weight_norm, spectral_norm or alike)")
@@ -130,13 +140,14 @@ def check_state(module: nn.Module) -> None:
     if len(dtypes) > 1:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
     tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
+    # Hooks of this package are on the layer while a model is traced or calibrated.
     held = [hook for hooks in _HOOKS for hook in (getattr(module, hooks, None) or {}).values()]
     if not all(isinstance(hook, Hook) for hook in held) or any(map(_has_hooks, tensors)):
         raise Refused("it has hooks, which would be lost; remove them to have it compressed")
 
 
 def check_parameter(module: nn.Module, name: str) -> None:
-    """Refuses a layer that is a parameter for how it is held. Its module stays, hooks included.
+    """Refuse a layer that is a parameter for how it is held. Its module stays, hooks included.
 
     Raises:
         Refused: and why.
@@ -150,6 +161,8 @@ def check_parameter(module: nn.Module, name: str) -> None:
     _check_tensor(name, tensor)
     if not tensor.numel():
         raise Refused("it is empty")
+    # Forward hooks of the module are in order, as it stays. Those on its state know the parameter
+    # by a name that is gone afterwards.
     if any(getattr(module, hooks, None) for hooks in _STATE_HOOKS):
         raise Refused("its module has hooks on its state, which names the parameter")
     if _has_hooks(tensor):
@@ -157,6 +170,8 @@ def check_parameter(module: nn.Module, name: str) -> None:
 
 
 def _check_tensor(part: str, tensor: torch.Tensor) -> None:
+    # `.data` of a plain parameter is a plain tensor; of DTensor, quantized tensors of torchao and
+    # other subclasses it keeps their class.
     if type(tensor.data) is not torch.Tensor or tensor.layout is not torch.strided:
         raise Refused(f"its {part} is a {type(tensor.data).__name__}, not a plain dense tensor")
     if tensor.device.type == "meta":
@@ -170,7 +185,7 @@ def _has_hooks(tensor: torch.Tensor) -> bool:
 
 
 def check_parts(module: nn.Module) -> None:
-    """Refuses a stock layer that holds or does more than weight and bias say.
+    """Refuse a stock layer that holds or does more than weight and bias say.
 
     Raises:
         Refused: and why.
@@ -178,12 +193,13 @@ def check_parts(module: nn.Module) -> None:
     extra = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
     if extra:
         raise Refused(f"it holds {', '.join(sorted(extra))} besides weight and bias")
+    # The look-up writes to the table in forward; two factors have no rows to renormalise.
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         raise Refused("max_norm renormalises the rows of the table as they are read")
 
 
 class ModuleUsage:
-    """What a model's modules do to each other, gathered once.
+    """Uses that a model's modules make of each other, gathered once.
 
     Args:
         model: the model; it must not change while this is in use.
@@ -201,7 +217,7 @@ class ModuleUsage:
                     self._holders.setdefault(storage(tensor), []).append(holder)
 
     def check(self, path: str, module: nn.Module) -> None:
-        """Refuses a layer for what surrounds it in the model.
+        """Refuse a layer for what surrounds it in the model.
 
         Raises:
             Refused: and why.
@@ -209,12 +225,14 @@ class ModuleUsage:
         self._check_owners(path)
         for part, tensor in module._parameters.items():
             if tensor is not None:
+                # A module that stands in several places is one module, whose replacement stands in
+                # all of them. Only other modules that hold the tensor would keep the old weight.
                 self._check_ties(tensor, part, lambda other, _: other is module)
         if id(module) in self._reads:
             raise Refused(self._reads[id(module)])
 
     def check_parameter(self, path: str, module: nn.Module, name: str) -> None:
-        """Refuses a parameter of the module at a path. Whoever reads it gets the product, too.
+        """Refuse a parameter of the module at a path. Whoever reads it gets the product, too.
 
         Raises:
             Refused: and why.
@@ -248,5 +266,6 @@ def _owners(model: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
     parts = path.split(".") if path else []
     owner = model
     for depth, part in enumerate(parts):
+        # The owners from the root down to the parent, without the layer itself.
         yield ".".join(parts[:depth]), owner
         owner = owner._modules[part]  # type: ignore[assignment]  # a path has no None

@@ -1,4 +1,4 @@
-"""Which tensors lie in the same memory."""
+"""Storages of tensors, and whether two tensors share memory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from torch import nn
 
 
 def storage(tensor: torch.Tensor) -> int:
-    """Equal for tensors that lie in the same storage."""
+    """Return a number that is equal for tensors that lie in the same storage."""
     if not _is_plain(tensor):
         return id(tensor)
+    # Empty storages all have the pointer 0, and share nothing.
     return tensor.untyped_storage().data_ptr() or id(tensor)
 
 
 def overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of one storage share memory."""
+    """True if two tensors of one storage share memory."""
     if a is b or not (_is_plain(a) and _is_plain(b)):
         return a is b
+    # Spans of interleaved views (every other column, say) overlap though no element is shared. Such
+    # a layer is refused without need, which is safe.
     (a_start, a_end), (b_start, b_end) = _span(a), _span(b)
     return a_start < b_end and b_start < a_end
 
@@ -32,4 +35,5 @@ def _span(tensor: torch.Tensor) -> tuple[int, int]:
     last = first + sum(
         (int(n) - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True)
     )
+    # In bytes: two views of one storage may have different dtypes.
     return first * tensor.element_size(), (last + 1) * tensor.element_size()

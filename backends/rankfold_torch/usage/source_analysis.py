@@ -1,4 +1,4 @@
-"""Who reaches into a layer besides calling it: read off the source of the modules' methods.
+"""Search of the source of modules' methods for code that reaches into a layer.
 
 Replacing `self.proj` breaks a parent whose forward computes with `self.proj.weight`. Every method
 that `forward` reaches through calls on `self` is read once per class, and so is every other method
@@ -26,6 +26,7 @@ from rankfold_torch.usage.branches import Condition, Conditions, reachable, sett
 from rankfold_torch.usage.names import ANY, BELOW, BULK, Route
 from rankfold_torch.usage.references import Function, Reference, references
 
+# What a replacement answers, too: everything that an `nn.Sequential` has.
 _SEQUENTIAL = frozenset(dir(nn.Sequential()))
 _ITEMS = (ANY, "values", "items", "keys", "copy")
 _NOT_COMPUTING = (
@@ -53,31 +54,34 @@ _NOT_COMPUTING = (
     "configure_optim",
     "extra_repr",
 )
-"""How methods begin that make, fill, change or describe a model, and are called before or after it
-is compressed: what they find then is the compressed model."""
+"""Beginnings of the names of methods that make, fill, change or describe a model. They are called
+before or after it is compressed: what they find then is the compressed model."""
+# Modules of PyTorch reach into their children in ways that are known and dealt with in the
+# refusals.
 _LIBRARIES = ("torch.", "rankfold_torch.")
 _TELLING = frozenset(
     (*TENSORS, "parameters", "named_parameters", "state_dict", "_parameters", "get_parameter")
 )
 _NAMING = ("__class__", "_get_name")
-"""What of a module tells its class, as `type` does."""
+"""Attributes of a module that tell its class, as `type` does."""
 
 
 @dataclass(frozen=True)
 class _Use:
-    """What a method does with what a route from its module leads to."""
+    """Use that a method makes of what a route from its module leads to."""
 
     reference: Reference
     method: str
     running: bool
-    """Whether forward comes to it."""
+    """True if forward comes to it."""
 
 
+# Classes that are made on the fly (by parametrize, in notebooks) are not kept alive by this.
 _known: WeakKeyDictionary[type, tuple[_Use, ...]] = WeakKeyDictionary()
 
 
 def reads_of(model: nn.Module, *, traced: bool = False) -> dict[int, str]:
-    """By id of a module in the model, why a replacement would not do for its parents.
+    """Return by id of a module in the model why a replacement would not do for its parents.
 
     Args:
         model: the model.
@@ -90,17 +94,22 @@ def reads_of(model: nn.Module, *, traced: bool = False) -> dict[int, str]:
                 what = None if reached is module else _harm(reached, rest, use, module, traced)
                 if what is not None:
                     where = f"{type(module).__name__}.{use.method}"
+                    # The first reason is kept: one is enough, and modules come from the outermost
+                    # inwards.
                     reasons.setdefault(id(reached), f"{what} by {where}")
     return reasons
 
 
 def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: bool) -> str | None:
-    """What a use of a layer, or of an attribute of it, would come to grief on; None: nothing."""
+    """Return what a use of a layer would come to grief on in a replacement; None for nothing."""
     manner, branch = use.reference.manner, use.reference.branch
+    # A run shows reads of weights by operation, more exactly than source does. So after a trace the
+    # source decides only where that run does not speak for every other one.
     seen = traced and use.running
     what: str | None = None
     if not rest:
         if manner == "asked" and use.running:
+            # No operation shows this, so a run cannot refute it.
             what, seen = "its class is asked for", False
         elif manner == "extended" and use.running:
             what = "it is called with more than its input"
@@ -108,6 +117,8 @@ def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: b
         if _computes(rest, use):
             name = "weight" if rest[0] == BULK else rest[0]
             what = f"its {name} is {'set' if manner == 'set' else 'read'}"
+    # Any other attribute counts in what forward does alone: elsewhere one that is missing is an
+    # error, not a wrong result.
     elif use.running:
         seen = False
         if rest[0] in _NAMING:
@@ -122,25 +133,29 @@ def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: b
 
 
 def _computes(rest: Route, use: _Use) -> bool:
-    """Whether the values of a weight count: not what it is like, and not that it is filled."""
+    """True if a use depends on the values of a weight: not on what it is like, nor fills it."""
     name, *tail = rest
     bulk = name == BULK
+    # `parameters()` gives the tensors themselves or pairs, and `state_dict()` a mapping; what comes
+    # after the item is what is done with a tensor.
     while bulk and tail and tail[0] in _ITEMS:
         tail = tail[1:]
     if tail and (tail[0] in PLAIN or (bulk and tail[0] == "grad")):
         return False
     manner = use.reference.manner
+    # `weight.copy_`, `weight.normal_`: names that end in one underscore work in place.
     if manner in ("set", "written") or (tail and re.fullmatch(r".*[^_]_", tail[-1])):
         return use.running
     if manner in ("seen", "asked", "bound"):
         return False
+    # A list of all parameters, as for an optimizer, reads no values.
     if manner == "kept":
         return use.running and (not bulk or bool(tail))
     return not bulk or bool(tail) or manner == "used"
 
 
 def _follow(module: nn.Module, route: Route) -> Iterator[tuple[nn.Module, Route]]:
-    """The modules that a route leads to, and what of them it goes on to."""
+    """Yield the modules that a route leads to, each with the rest of the route."""
     if not route:
         yield module, ()
         return
@@ -155,6 +170,8 @@ def _follow(module: nn.Module, route: Route) -> Iterator[tuple[nn.Module, Route]
     elif name == ANY:
         for child in module.children():
             yield from _follow(child, rest)
+    # A name that is no child (yet) may be a property or a plain attribute: what it is read as is
+    # the rest of the route, of this module.
     elif module._modules.get(name) is not None:
         yield from _follow(module.get_submodule(name), rest)
     else:
@@ -168,12 +185,14 @@ def _uses(cls: type) -> tuple[_Use, ...]:
 
 
 def _of_forward(cls: type) -> Iterator[_Use]:
-    """What `forward` does, and every method that it comes to by way of `self`."""
+    """Yield the uses in `forward` and in every method that it comes to by way of `self`."""
     known: dict[str, list[Reference]] = {}
     reached: dict[str, list[set[Condition]]] = {}
     pending: list[tuple[str, Conditions]] = [("forward", ())]
     while pending:
         name, before = pending.pop()
+        # Come to before under no more conditions: what it does is known already. Methods that call
+        # each other end here, too, as a class has finitely many conditions.
         if any(met <= set(before) for met in reached.setdefault(name, [])):
             continue
         reached[name].append(set(before))
@@ -187,9 +206,13 @@ def _of_forward(cls: type) -> Iterator[_Use]:
 
 
 def _of_other_methods(cls: type) -> Iterator[_Use]:
-    """What methods do that forward does not come to, such as a loss or a step of training."""
+    """Yield the uses in methods that forward does not come to: a loss, a step of training."""
+    # A first search by the words in bytecode, which needs no source and no parsing. Only methods
+    # that mention a weight somehow are parsed.
     methods = {name: list(_definitions(cls, name)) for name in dir(cls) if _is_own(cls, name)}
     codes = {name: [c for m in overloads if (c := _code(m))] for name, overloads in methods.items()}
+    # By name, without conditions: more methods than `_of_forward` follows, and those are left to
+    # it.
     running = _called(codes, ["forward"])
     public = [name for name in methods if not name.startswith("_") and name not in running]
     for name in _called(codes, public) - running:
@@ -200,15 +223,16 @@ def _of_other_methods(cls: type) -> Iterator[_Use]:
 
 
 def _is_own(cls: type, name: str) -> bool:
-    """Whether a method is of the model and is called while it is trained or used."""
+    """True if a method is of the model and is called while it is trained or used."""
     word = name.lstrip("_")
+    # Overridden methods of nn.Module (`train`, `_apply`, `state_dict`) are about modules as such.
     if name != "forward" and (hasattr(nn.Module, name) or word.startswith(_NOT_COMPUTING)):
         return False
     return not cls.__module__.startswith(_LIBRARIES)
 
 
 def _called(codes: Mapping[str, Sequence[CodeType]], names: Iterable[str]) -> set[str]:
-    """The methods of some names and those that they mention."""
+    """Return the names of some methods and of those that they mention, at any depth."""
     pending, met = list(names), set[str]()
     while pending:
         name = pending.pop()
@@ -219,22 +243,24 @@ def _called(codes: Mapping[str, Sequence[CodeType]], names: Iterable[str]) -> se
 
 
 def _words(code: CodeType) -> set[str]:
-    """The names and texts in the code of a function."""
+    """Return the names and texts in the code of a function, nested functions included."""
     words = {*code.co_names, *(text for text in code.co_consts if isinstance(text, str))}
+    # Nested functions, lambdas and comprehensions are constants of the code around them.
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
     return words.union(*map(_words, inner))
 
 
 def _uses_of_hooks(module: nn.Module) -> Iterator[_Use]:
-    """What functions do that run before and after the module, which is their first argument."""
+    """Yield the uses in forward hooks and pre-hooks, whose first argument is the module."""
     for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        # Objects with `__call__` and partials have no source of their own to read.
         if isinstance(hook, FunctionType):
             for reference in _references(hook):
                 yield _Use(reference, f"forward, in the hook {hook.__name__}", running=True)
 
 
 def _definitions(cls: type, name: str) -> Iterator[Any]:
-    """The method of a class, and those of its bases as far as `super` leads."""
+    """Yield the method of a class, and those of its bases as far as `super` leads."""
     for base in cls.__mro__:
         if base is nn.Module:
             return
@@ -242,12 +268,13 @@ def _definitions(cls: type, name: str) -> Iterator[Any]:
             method = vars(base)[name]
             yield method
             code = _code(method)
+            # An override that does not call `super` hides the methods of the bases.
             if code is None or "super" not in _words(code):
                 return
 
 
 def _plain(method: object) -> object:
-    """The function of a method, which may be a property or wrapped in decorators."""
+    """Return the function of a method, which may be a property or wrapped in decorators."""
     if isinstance(method, (staticmethod, classmethod)):
         method = method.__func__
     if isinstance(method, property):
@@ -260,7 +287,7 @@ def _code(method: object) -> CodeType | None:
 
 
 def _references(method: object) -> list[Reference]:
-    """What a method, a property or a function does by way of its first argument."""
+    """Return what a method, a property or a function does by way of its first argument."""
     tree = _tree(_plain(method))
     if tree is None or isinstance(method, (staticmethod, classmethod)):
         return []
@@ -273,11 +300,15 @@ def _tree(function: Any) -> Function | None:
     if code is None:
         return None
     try:
+        # Source that is not there (a notebook cell gone, exec, C) or a fragment that does not parse
+        # alone tells nothing; a traced run still does.
         body = ast.parse(textwrap.dedent(inspect.getsource(function))).body
     except (OSError, TypeError, SyntaxError):
         return None
     if body and isinstance(body[0], (ast.FunctionDef, ast.AsyncFunctionDef)):
         return body[0]
+    # `getsource` of a lambda gives the whole statement it stands in, maybe with other lambdas. The
+    # one with the same parameters is taken.
     parameters = list(code.co_varnames[: code.co_argcount])
     for node in (inner for statement in body for inner in ast.walk(statement)):
         if isinstance(node, ast.Lambda) and [a.arg for a in node.args.args] == parameters:

@@ -1,4 +1,4 @@
-"""What a run of a model does with its layers besides calling them.
+"""Watch over what a run of a model does with its layers besides calling them.
 
 A layer can be replaced if nothing but its own `forward` computes with its weight, and if it
 computes what it was read as. To look at the dtype or the shape of a weight does no harm, and a read
@@ -42,6 +42,7 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
         macs: by path, the multiply-accumulates of the operations of stock layers and of subclasses.
     """
 
+    # Else PyTorch refuses operators such as `cond` and `flex_attention` under a mode.
     supports_higher_order_operators = True
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
@@ -53,6 +54,7 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
         self._running: list[nn.Module] = []
         self._constants = {path: _constants(module) for path, module in layers.items()}
         self._tensors = {path: dict(module._parameters) for path, module in layers.items()}
+        # One look-up by storage per argument, since this runs for every operation of the model.
         self._by_storage: dict[int, list[tuple[str, str, torch.Tensor]]] = {}
         for path, tensors in self._tensors.items():
             for name, tensor in tensors.items():
@@ -62,17 +64,19 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Looks at the arguments of an operation, then carries it out."""
+        """Note weights among the arguments of an operation, then carry it out."""
         kwargs = kwargs or {}
         self.note((args, kwargs))
+        # The mode is off while it handles an operation, so this does not come back here.
         result = func(*args, **kwargs)
+        # The innermost layer that runs has done the operation.
         path = self._paths.get(id(self._running[-1])) if self._running else None
         if path is not None:
             self.macs[path] += _macs(func, args, kwargs, result)
         return result
 
     def note(self, values: Any) -> None:
-        """Records the weights among values that an operation takes or a model gives.
+        """Record the weights among values that an operation takes or a model gives.
 
         A backward pass inside the run (forces, gradients of the input) reads the weights of what
         ran before it, which was seen then.
@@ -81,26 +85,31 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
             return
         for tensor in _tensors(values):
             for path, name, weight in self._by_storage.get(_storage(tensor), ()):
+                # One storage may hold several weights, as of a fused projection: only overlapping
+                # elements count as a read.
                 runs_itself = bool(self._running) and self._running[-1] is self._layers[path]
                 if not runs_itself and path not in self.refusals and overlap(weight, tensor):
                     self.refusals[path] = f"its {name} is read from outside the layer"
 
     def enter(self, path: str, module: nn.Module) -> None:
-        """Notes that a layer begins to run, and whether it is still what it was read as."""
+        """Note that a layer begins to run; check that it is still what it was read as."""
         self._check(path, module)
         self._running.append(module)
 
     def leave(self, module: nn.Module) -> None:
-        """Notes that a layer has run."""
+        """Note that a layer has run."""
+        # Only what was entered is left: a hook that is always called also runs where an earlier
+        # pre-hook has raised.
         if self._running and self._running[-1] is module:
             self._running.pop()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watches inside; constants of layers that are set there are put back."""
+        """Watch inside; put constants of layers that are set there back."""
 
         def undo() -> None:
             for path, module in self._layers.items():
+                # A constant that is set after the last call counts, too.
                 self._check(path, module)
                 vars(module).update(self._constants[path])
 
@@ -108,8 +117,14 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
             yield
 
     def _check(self, path: str, module: nn.Module) -> None:
-        """Compares by identity: what is set to the value that it has may be set to another one."""
+        """Refuse a layer whose constants or tensors are other objects than at the beginning.
+
+        They are compared by identity: what is set to the value that it has may be set to another
+        one the next time.
+        """
         before = self._constants[path]
+        # The default is the module, which is the value of no constant: one that is new counts as
+        # set.
         changed = [n for n, v in _constants(module).items() if v is not before.get(n, module)]
         if changed:
             reason = f"its {', '.join(changed)} is set while the model runs"
@@ -121,11 +136,12 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
 
 
 def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """The multiply-accumulates of an operation: what it does, whatever a layer is taken for."""
+    """Number of multiply-accumulates of an operation, whatever its layer is taken for."""
     packet = getattr(func, "overloadpacket", func)
     if packet in _VECTORS:
         return int(args[_VECTORS[packet]].numel())
     formula = flop_registry.get(packet)
+    # The table of PyTorch counts two operations for a multiply-accumulate.
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result)) // 2
 
 
@@ -144,7 +160,7 @@ def _tensors(values: Any) -> Iterable[torch.Tensor]:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    """As `storage`, of tensors without one (of functorch, or nested), too."""
+    """Return `storage` of a tensor; its id where it has none (functorch, nested tensors)."""
     try:
         return storage(tensor)
     except (RuntimeError, NotImplementedError):

@@ -45,7 +45,7 @@ class Trace:
 
 
 class LayerVisitor(Protocol):
-    """From a layer and the sums over its fitted and its held-out positions to its chain."""
+    """Callback from a layer and the sums over its fitted and held-out positions to its chain."""
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class LayerVisitor(Protocol):
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
-        """The chain of a layer, or of some of its groups.
+        """Return the chain of a layer, or of some of its groups.
 
         Args:
             path: of the layer.
@@ -75,7 +75,7 @@ class Adapter(Protocol):
     """
 
     def layers(self, model: Any) -> Mapping[str, str]:
-        """Every layer with weights that could be decomposed, in order: path to class name.
+        """Return every layer with weights that could be decomposed, in order: path to class name.
 
         Raises:
             RankfoldError: the model as a whole cannot be compressed, or shows its layers only when
@@ -83,13 +83,13 @@ class Adapter(Protocol):
         """
 
     def size(self, model: Any) -> int:
-        """The number of parameters of the model, shared and tied ones counted once."""
+        """Return the number of parameters of the model, shared and tied ones counted once."""
 
     def aliases(self, model: Any, path: str) -> tuple[str, ...]:
-        """The further paths under which a shared layer is found."""
+        """Return the further paths under which a shared layer is found."""
 
     def read(self, model: Any, path: str) -> Op:
-        """The layer as an op; with a `rankfold.ops.blank` weight where it has no values yet.
+        """Return the layer as an op; with a `rankfold.ops.blank` weight where it has no values yet.
 
         Raises:
             Refused: the layer must be left alone, and why.
@@ -103,24 +103,24 @@ class Adapter(Protocol):
         """
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
-        """A native module for the chain with everything else (dtype, device, mode) as the layer's.
+        """Return a native module for the chain, with dtype, device, mode and so on as the layer's.
 
         Raises:
             Refused: the framework cannot express the chain.
         """
 
     def run(self, module: Any, x: Array) -> Array:
-        """The output of a module that `build` gave, in float64, for a check against its op.
+        """Return the output of a module that `build` gave, in float64, for a check against its op.
 
         The input is one of `rankfold.ops.reference.forward`: float64 (rows, in) for a `Linear`,
         integers (rows,) for an `Embedding`, float64 (batch, in, *spatial) for a convolution.
         """
 
     def precision(self, model: Any, path: str) -> float:
-        """The machine epsilon of the layer's own dtype."""
+        """Return the machine epsilon of the layer's own dtype."""
 
     def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
-        """The model with these modules in place of the layers: a copy, unless inplace.
+        """Return the model with these modules in place of the layers: a copy, unless inplace.
 
         Raises:
             RankfoldError: it cannot be copied, or something holds a layer where no other can take
@@ -136,7 +136,7 @@ class Adapter(Protocol):
         """
 
     def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
-        """The model with the weights of such a file, after checking every name, shape and dtype.
+        """Return the model with the weights of a file, after checking every name, shape and dtype.
 
         The model itself is filled and returned where it can be changed.
 
@@ -175,7 +175,7 @@ class Distributed(Protocol):
     """Optional: layers are read in the process that plans them and need not travel."""
 
     def reader(self, model: Any, path: str) -> Callable[[], Op]:
-        """A function that can be pickled and reads a layer in another process, as `read` does."""
+        """Return a picklable function that reads a layer in another process, as `read` does."""
 
 
 @runtime_checkable
@@ -183,7 +183,7 @@ class Folding(Protocol):
     """Optional: says where `read` folds something into a weight."""
 
     def folded(self, model: Any, path: str) -> str:
-        """How the layer computes the op's weight, in words; "" where it stores it."""
+        """Say in words how the layer computes the op's weight; "" where it stores it."""
 
 
 @runtime_checkable
@@ -207,7 +207,7 @@ class NamesOutputs(Protocol):
     """Optional: names tell which layers give outputs, where there is no trace."""
 
     def named_outputs(self, model: Any) -> Iterable[str]:
-        """The paths of the layers that give outputs of the model, as far as their names tell."""
+        """Return the paths of the layers that give the model's outputs, as far as names tell."""
 
 
 @runtime_checkable
@@ -283,10 +283,10 @@ class Calibrates(Protocol):
         """
 
     def refilled(self, model: Any, path: str, op: Op) -> Any:
-        """The layer itself with the weights of an op in it: a module that `replace` takes."""
+        """Return the layer with the weights of an op in it: a module that `replace` takes."""
 
     def divergence(self, model: Any, small: Any, calibration: Calibration) -> tuple[float, float]:
-        """The mean loss over the batches of the model and of the compressed one.
+        """Return the mean loss over the batches of the model and of the compressed one.
 
         For "cross_entropy" (0, mean KL divergence of the predictions) and for "outputs" (0, squared
         distance of the outputs over their squared norm).
@@ -315,7 +315,7 @@ class Expands(Protocol):
     """Optional: a compression can be undone, to be compressed further."""
 
     def expanded(self, model: Any, small: Any, paths: Sequence[str]) -> Any:
-        """The model with the values of its compressed form: what undoes `replace`.
+        """Return the model with the values of its compressed form: what undoes `replace`.
 
         Args:
             model: the model.

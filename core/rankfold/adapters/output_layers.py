@@ -1,4 +1,4 @@
-"""Which layers give the outputs of a model: by a trace, else by their names or their order.
+"""Find the layers that give the outputs of a model: by a trace, else by their names or order.
 
 The rank of such a layer bounds what the model can tell apart, and its few rows say little of that
 rank, so policies that judge one layer at a time leave it alone.
@@ -49,6 +49,7 @@ _ENDINGS = ("_head", "_heads", "_classifier", "_logits")
 _SEVERAL = ("heads", "classifiers")
 _TOP_NAMES = frozenset(["fc", "output", "out", "out_proj", "proj_out"])
 """Names that tell at the top level only: further down most blocks have one of these."""
+# Parts of a path that wrap a whole model, so that what follows is at the top all the same.
 _WRAPPERS = frozenset(["module", "_orig_mod", "model"])
 _LAST_INSIDE = frozenset(
     [
@@ -72,7 +73,7 @@ _FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
 def output_layers(
     can: Capabilities, model: Any, trace: Trace | None, paths: Sequence[str]
 ) -> Mapping[str, str]:
-    """The layers that give the outputs of a model, each with the reason that says so.
+    """Return the layers that give the outputs of a model, each with the reason that says so.
 
     Args:
         can: what the adapter of the model offers.
@@ -88,7 +89,7 @@ def output_layers(
 
 
 def by_names(paths: Sequence[str]) -> frozenset[str]:
-    """The layers that give the outputs of a model, as far as their names tell.
+    """Return the layers that give the outputs of a model, as far as their names tell.
 
     Of a head of several layers ("classifier.0", "classifier.3") it is the last one, and so it is of
     a model that is a numbered sequence ("0", "2", "4") or ends in one ("conv1", "fc1", "fc2").
@@ -96,6 +97,8 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
     Args:
         paths: of all layers of a model.
     """
+    # Where any name tells, order does not count: the last layer by number may be one inside a
+    # block.
     heads: dict[str, list[str]] = {}
     for path in paths:
         head = _head_around(path)
@@ -104,6 +107,8 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
     if heads:
         return frozenset(_last_inside(head, inside) for head, inside in heads.items())
     numbered = [_NUMBERED.fullmatch(path) for path in paths]
+    # All layers are in one sequence, "0", "2", "4" or "layers.0", "layers.2": nothing but their
+    # number sets them apart, and the last one has the output.
     if len({match and match[1] for match in numbered}) == 1 and all(numbered):
         return frozenset((reduce(_later, paths),))
     flat = [path for path in paths if _FLAT.fullmatch(path)]
@@ -111,7 +116,7 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
 
 
 def guessed(paths: Sequence[str]) -> Mapping[str, str]:
-    """The layers that probably give the outputs of a model, each with the reason that says so.
+    """Return the layers that probably give the outputs of a model, each with its reason.
 
     Args:
         paths: of all layers of a model, in its order.
@@ -123,8 +128,10 @@ def guessed(paths: Sequence[str]) -> Mapping[str, str]:
 
 
 def _head_around(path: str) -> str | None:
-    """The innermost part of a path, from its start, that is named as what gives an output."""
+    """Return the innermost part of a path, from its start, that is named as an output layer."""
     parts = path.split(".")
+    # From the innermost part outwards: "lm_head" of "decoder.lm_head.dense", and not what is around
+    # it.
     for end in range(len(parts), 0, -1):
         before, name = parts[: end - 1], parts[end - 1].lower()
         if any(part.isdecimal() for part in before):
@@ -132,23 +139,27 @@ def _head_around(path: str) -> str | None:
         if name in _NAMES or name.endswith(_ENDINGS):
             each = name.endswith(_SEVERAL)  # several heads, one for each thing in it
             return ".".join(parts[: end + each])
+        # Such a name counts for the layer itself only: "output" may be a module with a stack in it.
         if end == len(parts) and name in _TOP_NAMES and _WRAPPERS.issuperset(before):
             return path
     return None
 
 
 def _last_inside(head: str, paths: Iterable[str]) -> str:
-    """The last of the layers of a head."""
+    """Return the last of the layers of a head."""
     inside = list(paths)
+    # A head that is a layer itself has its own output. Else the usual name of a last layer decides,
+    # and after that the order, which in files is that of names.
     named = [path for path in inside if path.rpartition(".")[2] in _LAST_INSIDE]
     return head if head in inside else reduce(_later, named or inside)
 
 
 def _later(path: str, other: str) -> str:
-    """The later of two layers: by number where they differ in one, else the one that comes last.
+    """Return the later of two layers: by number where they differ in one, else the second.
 
     Files list tensors by name, "10" before "9".
     """
+    # Only the first part that differs counts; further parts are within other modules.
     for a, b in zip(path.split("."), other.split("."), strict=False):
         if a != b:
             return path if a.isdecimal() and b.isdecimal() and int(a) > int(b) else other

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Protocol,
-)
+from typing import Any, Protocol
 
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op
-
-if TYPE_CHECKING:
-    pass
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:
@@ -61,7 +54,7 @@ class TensorRule(Protocol):
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
     ) -> LayerTensor | None:
-        """The layer that a tensor is the weight of; None: not known.
+        """Return the layer that a tensor is the weight of; None: not known.
 
         Args:
             name: of the tensor.
@@ -70,11 +63,11 @@ class TensorRule(Protocol):
         """
 
     def op(self, name: str, weight: Array, bias: Array | None) -> Op:
-        """The layer of a tensor that `recognise` knows, without stride, padding and dilation.
+        """Return the layer of a recognised tensor, without stride, padding and dilation.
 
         Raises:
             RankfoldError: weight and bias do not fit each other.
         """
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
-        """The tensors that take the place of weight and bias, as a loaded model has them."""
+        """Return the tensors that take the place of weight and bias, as a loaded model has them."""

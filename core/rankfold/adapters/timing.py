@@ -25,7 +25,7 @@ def medians(
     budget: float,
     wait: Callable[[object], object] = lambda result: None,
 ) -> tuple[float, ...]:
-    """Median seconds of each of some functions.
+    """Return the median seconds of each of some functions.
 
     Args:
         passes: the functions; None stands for what cannot be done, which takes forever.
@@ -42,18 +42,25 @@ def medians(
         return (time.perf_counter() - began) / often
 
     runnable = [function for function in passes if function is not None]
+    # All are warm before the first clock is read: what one leaves in caches then harms none of
+    # them.
     for function in runnable:
         for _ in range(_WARM_UPS):
             seconds(function, 1)
+    # The number of passes per reading is that of a warm pass; with a cold one, which compiles, a
+    # fast function would be read once only.
     repeats = [_repeats(seconds(function, 1)) for function in runnable]
     times: list[list[float]] = [[] for _ in runnable]
     began = time.perf_counter()
+    # In turns, so that a change of clock rate or of load meets all functions and not just one. The
+    # fewest turns are taken whatever the budget says.
     for turn in range(_TURNS[1]):
         if turn >= _TURNS[0] and time.perf_counter() - began > budget:
             break
         for function, samples, often in zip(runnable, times, repeats, strict=True):
             samples.append(seconds(function, often))
     measured = map(statistics.median, times)
+    # In the order that was given; what cannot be done is slower than everything.
     return tuple(math.inf if function is None else next(measured) for function in passes)
 
 

@@ -54,7 +54,7 @@ def compress_checkpoint(
     moments: str | PathLike[str] | None = None,
     executor: Executor | None = None,
 ) -> Plan:
-    """Compresses a checkpoint without the code of its model, one tensor at a time.
+    """Compress a checkpoint without the code of its model, one tensor at a time.
 
     Layers are known by the names and shapes of their weights; everything else is copied bit for
     bit. Memory is bounded by a multiple of the largest tensor. A run that was killed goes on where
@@ -100,6 +100,8 @@ def compress_checkpoint(
         raise RankfoldError(
             f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
         )
+    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
+    # The output is not resolved: a link in its place is to be refused, not followed.
     source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
     target = Path(os.path.abspath(output))  # noqa: PTH100
     if _same(target, source.path) or _same(target, source.folder):
@@ -116,8 +118,11 @@ def compress_checkpoint(
             ".weight, .kernel or .embedding?"
         )
     dropped = _dropped(source, adapter.slots(source), drop)
+    # The executor is no part of the job: it changes the time of a run and no byte of the result.
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
     before = _finished(target, job.key)
+    # A work folder beside a finished result is that of a run killed after it had published; opening
+    # it, below, clears it away. Without one there is nothing to do and nothing to lock.
     if before is not None and not work_folder(target).exists():
         return before
     with open_workdir(target, job) as workdir, _watched(source, workdir):
@@ -125,6 +130,9 @@ def compress_checkpoint(
         if before is not None:
             return before
         plan = workdir.read(PLANNED, Plan)
+        # The plan is about half of the work, so one that an earlier run left is taken. The tensor
+        # rules of plugins are no part of the job's key; with others it may be of other layers by
+        # now.
         if plan is None or not _fits(plan, adapter.slots(source)):
             plan = planned(
                 source,
@@ -142,13 +150,19 @@ def compress_checkpoint(
             )
             plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
             workdir.note(PLANNED, plan)
+        # Only the slots of layers that are replaced travel to the workers, but all layers decide on
+        # the number of BLAS threads, as they do for a live model.
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
         threads = _threads(source, adapter.slots(source))
         work = Work(source, slots, workdir.files, placement, seed, known, threads)
         done = _written(work, _parts(source, plan, slots, dropped), workdir, executor)
+        # The errors so far are those of the factors in working precision; those of the factors as
+        # they were rounded for storage are known only when they are written.
         plan = _as_stored(plan, done)
         saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
         names = _complete(workdir.files, saved, done)
+        # Parts are written one by one, and each is right for what was read at the time:
+        # a checkpoint that was exchanged in between would give a result of two.
         if not source.is_unchanged():
             raise _changed(source)
         workdir.publish(target, names)
@@ -157,13 +171,15 @@ def compress_checkpoint(
 
 @contextmanager
 def _watched(source: Checkpoint, workdir: Workdir) -> Iterator[None]:
-    """Discards all work on a checkpoint that has changed, whatever error that has led to.
+    """Discard all work on a checkpoint that has changed, whatever error that has led to.
 
     Raises:
         RankfoldError: it has changed.
     """
     try:
         yield
+    # A change shows in many ways: a header that does not fit, a worker that sees another file, a
+    # tensor cut short. So the cause is looked for after any error.
     except RankfoldError as error:
         if source.is_unchanged():
             raise
@@ -179,7 +195,7 @@ def _changed(source: Checkpoint) -> RankfoldError:
 
 
 def _same(path: Path, other: Path) -> bool:
-    """Whether two paths lead to one file or folder, by whatever links."""
+    """Return whether two paths lead to one file or folder, by whatever links."""
     try:
         return path == other or path.samefile(other)
     except (OSError, ValueError):
@@ -187,7 +203,8 @@ def _same(path: Path, other: Path) -> bool:
 
 
 def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
-    """Whether a plan that was found can be one of these layers."""
+    """Return whether a plan left by an earlier run can be one of these layers."""
+    # The note has the seal of its job, but the type alone allows counts that no plan has.
     try:
         validate(plan)
     except RankfoldError:
@@ -196,20 +213,23 @@ def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
 
 
 def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
-    """Tells whether two calls are for the same result."""
+    """Return the identity of a call: two calls with equal keys are for the same result."""
+    # The moments count by their content: a file of that name may have been written anew since.
     *others, moments = settings
     try:
         content = None if moments is None else sha256_of(Path(str(moments)))
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
+    # The reprs of policies name all their settings, as they are dataclasses.
     facts = (source.content, repr(selection), repr(others), content)
     key = hashlib.sha256(repr(facts).encode()).hexdigest()
     return Job(key, str(source.path), source.content)
 
 
 def _finished(folder: Path, job: str) -> Plan | None:
-    """The plan of a job's result that is there as it was written; None for any other."""
+    """Return the plan of a finished result of this job; None if it is of another or was changed."""
     saved = saved_at(folder)
+    # No hash of the index is kept, for it follows from the files; it must only be there.
     if saved is None or saved.job != job or (len(saved.files) > 1 and not _plain(folder / INDEX)):
         return None
     try:
@@ -223,7 +243,11 @@ def _plain(file: Path) -> bool:
 
 
 def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | None:
-    """By all layers, as for a live model: the number may show in the last bits of a result."""
+    """Return the number of BLAS threads for all parts of a run; None for BLAS's own choice.
+
+    The orders are those of all layers, not of one file's: with another number of threads BLAS sums
+    in another order, which may show in the last bits of a result.
+    """
     orders = []
     for slot in slots.values():
         if not slot.refusal:
@@ -236,12 +260,18 @@ def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | Non
 def _dropped(
     source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
 ) -> frozenset[str]:
-    """The tensors that are not copied."""
+    """Return the names of the tensors that are not copied.
+
+    Raises:
+        RankfoldError: a pattern matches no tensor, or one of a layer.
+    """
     patterns = listed(drop)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in source.owner):
             raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
     names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
+    # The slots include layers that stay whole: dropping one of their tensors would leave a layer
+    # that no model can load.
     for slot in slots.values():
         if slot.weight in names or slot.bias in names:
             raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
@@ -251,7 +281,9 @@ def _dropped(
 def _parts(
     source: Checkpoint, plan: Plan, slots: Mapping[str, LayerTensors], dropped: frozenset[str]
 ) -> list[Part]:
-    """A file for each of the checkpoint's; a layer goes where its weight was."""
+    """List the files to write, one per file read; a layer goes where its weight was."""
+    # A bias may lie in another file than its weight. It goes with the layer, so no file may copy
+    # it.
     used = {*dropped, *(slot.weight for slot in slots.values())}
     used |= {slot.bias for slot in slots.values() if slot.bias is not None}
     count = len(source.files)
@@ -268,9 +300,11 @@ def _parts(
 def _written(
     work: Work, parts: Sequence[Part], workdir: Workdir, executor: Executor | None
 ) -> list[Done]:
-    """The records of all files, in order."""
+    """Return the records of all files, in order; those that an earlier run finished are kept."""
     records: dict[str, Done] = {}
     with progress("writing", len(parts)) as advance:
+        # A file counts as finished by its hash, not by its presence: it is read once more, which is
+        # much less than to decompose its layers again.
         for part in parts:
             done = workdir.finished(part.name)
             if done is not None:
@@ -278,6 +312,8 @@ def _written(
                 records[part.name] = done
         missing = [part for part in parts if part.name not in records]
         written = _each(work, missing, executor, advance)
+        # Only this process notes records. A file from a worker whose record never arrived has none,
+        # so the next run deletes it and makes it again.
         for done in written:
             workdir.finish(done)
             records[done.file] = done
@@ -321,7 +357,7 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
 
 
 def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
-    """Adds the plan and, for several files, their index; gives the names of all files."""
+    """Add the plan and, for several files, their index; return the names of all files."""
     names = {PLAN, *saved.files}
     if len(done) > 1:
         index: dict[str, Any] = {

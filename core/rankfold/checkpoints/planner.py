@@ -25,12 +25,14 @@ from rankfold.plugins.registry import registry
 _POSITIONS = 2**40
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _Given: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
+# Quantised weights may well have a floating-point type (float8), so their type does not tell. The
+# scale beside them, under the name of the weight with one of these ends, does.
 _SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
 
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Where the weight of a layer lies in a checkpoint.
+    """The tensors of a checkpoint that are one layer, and the rule that reads them.
 
     Attributes:
         rule: of those registered, by name.
@@ -47,7 +49,7 @@ class LayerTensors:
     geometry: Mapping[str, Any] = field(default_factory=dict)
 
     def blank(self, checkpoint: Checkpoint) -> Op:
-        """The layer as an op without its values.
+        """Return the layer as an op without its values; only the headers are looked at.
 
         Raises:
             RankfoldError: weight and bias do not fit each other.
@@ -58,7 +60,7 @@ class LayerTensors:
         return self._op(weight, bias)
 
     def read(self, checkpoint: Checkpoint) -> Op:
-        """The layer as an op.
+        """Read the layer as an op.
 
         Raises:
             Refused: the layer is left alone, or weight and bias do not fit each other.
@@ -69,20 +71,26 @@ class LayerTensors:
         bias = None if self.bias is None else checkpoint.array(self.bias)
         try:
             return self._op(weight, bias)
+        # An op checks its parts as it is made. Of a file that a rule reads by its names alone, a
+        # misfit says that it is no layer of that kind, which is no reason to end the run.
         except RankfoldError as error:
             raise Refused(str(error)) from None
 
     def _op(self, weight: Array, bias: Array | None) -> Op:
         with contained(f"tensor rule {self.rule!r}", Refused):
+            # A view that cannot be written through: the rule may be a plugin's, and what it changed
+            # in a cached or mapped array would change the checkpoint for all that follows.
             op = rule_of(self.rule).op(
                 self.weight, read_only(weight), None if bias is None else read_only(bias)
             )
             if not is_op(op):
                 raise TypeError(f"op gave {type(op).__name__}")
+        # Outside the net: what is given as geometry is the user's, and a mistake in it not the
+        # rule's.
         return replace(op, **self.geometry) if isinstance(op, (Conv, ConvTranspose)) else op
 
     def stages(self, chain: Chain) -> Mapping[str, Array]:
-        """The tensors that take the place of weight and bias.
+        """Return the tensors that take the place of weight and bias, by name.
 
         Raises:
             Refused: the rule fails.
@@ -97,13 +105,13 @@ class LayerTensors:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads a layer, in this process or another one."""
+    """Reads one layer of a checkpoint; a class, because executors cannot pickle a closure."""
 
     checkpoint: Checkpoint
     slot: LayerTensors
 
     def __call__(self) -> Op:
-        """The layer as an op."""
+        """Read the layer as an op."""
         return self.slot.read(self.checkpoint)
 
 
@@ -126,12 +134,14 @@ class CheckpointAdapter:
         self._slots: dict[str, LayerTensors] | None = None
 
     def slots(self, model: Checkpoint) -> dict[str, LayerTensors]:
-        """The layers that tensors are the weights of, by path, in the order of the files."""
+        """Return the layers that a checkpoint holds, by path, in the order of its files."""
         if self._slots is None:
             self._slots = {
                 path: replace(slot, geometry=self._of(path)[1])
                 for path, slot in slots(model).items()
             }
+            # A pattern that matches nothing is most often a typing error, and would silently leave
+            # the MACs of those layers uncounted.
             for pattern in self._given:
                 if not any(fnmatchcase(path, pattern) for path in self._slots):
                     raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
@@ -141,28 +151,28 @@ class CheckpointAdapter:
         return next((g for p, g in self._given.items() if fnmatchcase(path, p)), (None, {}))
 
     def layers(self, model: Checkpoint) -> Mapping[str, str]:
-        """The shapes of their weights."""
+        """Return the shapes of the layers' weights, by path."""
         return {
             path: " × ".join(map(str, model.entry(slot.weight).shape))
             for path, slot in self.slots(model).items()
         }
 
     def size(self, model: Checkpoint) -> int:
-        """The numbers of all tensors of floating-point numbers."""
+        """Number of values in all floating-point tensors; they count as parameters."""
         return sum(
             math.prod(model.entry(name).shape) for name in model.owner if model.is_float(name)
         )
 
     def aliases(self, model: Checkpoint, path: str) -> tuple[str, ...]:
-        """None: a tensor has one name."""
+        """Return no aliases: a tensor in a file has one name."""
         return ()
 
     def reader(self, model: Checkpoint, path: str) -> Reader:
-        """See `rankfold.adapters.base.Distributed`."""
+        """Return a picklable reader of one layer, for `rankfold.adapters.base.Distributed`."""
         return Reader(model, self.slots(model)[path])
 
     def read(self, model: Checkpoint, path: str) -> Op:
-        """The layer as an op.
+        """Read a layer as an op.
 
         Raises:
             Refused: it is left alone.
@@ -170,6 +180,8 @@ class CheckpointAdapter:
         """
         slot = self.slots(model)[path]
         op = slot.read(model)
+        # Of excluded layers, which are copied, the values do not matter. In any other, NaN is more
+        # likely a broken file than a wish, and would come back as NaN in every factor.
         for name, values in ((slot.weight, op.weight), (slot.bias, op.bias)):
             if values is not None and not self._excluded(path) and not is_finite(values):
                 raise RankfoldError(
@@ -179,39 +191,40 @@ class CheckpointAdapter:
         return op
 
     def trace(self, model: Checkpoint, inputs: Any) -> Trace:
-        """The extents that are given for layers, by glob patterns of their paths."""
+        """Return the extents that are given for layers, by glob patterns of their paths."""
         extents: dict[str, tuple[Extent, ...]] = {}
         for path in self.slots(model):
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
+        # No outputs: files have no dataflow that would show them.
         return Trace(extents, {})
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
-        """See `rankfold.adapters.base.NamesOutputs`; a place in the files tells nothing."""
+        """Name the layers that give outputs, by names alone: a place in the files tells nothing."""
         return by_names(list(self.slots(model)))
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
-        """Not here."""
+        """Refuse to build: a checkpoint has no modules."""
         raise self._no_model()
 
     def run(self, module: Any, x: Array) -> Array:
-        """Not here."""
+        """Refuse to run: a checkpoint has no modules."""
         raise self._no_model()
 
     def precision(self, model: Any, path: str) -> float:
-        """Not here."""
+        """Refuse to answer: precision is that of a module, and a checkpoint has none."""
         raise self._no_model()
 
     def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
-        """Not here."""
+        """Refuse to replace: the result is written file by file instead."""
         raise self._no_model()
 
     def save_weights(self, model: Any, file: Path) -> None:
-        """Not here."""
+        """Refuse to save: the result is written file by file instead."""
         raise self._no_model()
 
     def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
-        """Not here."""
+        """Refuse to load: a checkpoint is only read."""
         raise self._no_model()
 
     @staticmethod
@@ -220,12 +233,14 @@ class CheckpointAdapter:
 
 
 def rule_of(name: str) -> TensorRule:
-    """A registered rule."""
+    """Return the registered tensor rule of that name."""
     return registry().tensor_rules[name]
 
 
 def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
-    """The layers of a checkpoint by path, in the order of its files."""
+    """Return the layers of a checkpoint by path, in the order of its files."""
+    # The last declared is asked first. rankfold's own plugins load first and have the general
+    # rules, by names and axes, so a plugin for certain models comes before them.
     rules = dict(reversed(registry().tensor_rules.items()))
     layers: dict[str, LayerTensors] = {}
     for name in checkpoint.owner:
@@ -233,6 +248,7 @@ def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
         if slot is None:
             continue
         path, tensors = slot
+        # Two names may lead to one path, "a.weight" and "a.kernel"; one plan cannot serve both.
         if path in layers:
             raise RankfoldError(
                 f"tensors {layers[path].weight!r} and {name!r} are both the weight of {path!r}"
@@ -253,6 +269,9 @@ def _slot(
             continue
         if known is None:
             continue
+        # A later rule takes the tensor, but the one that failed might have read it otherwise,
+        # transposed for instance: a layer decomposed by the wrong one would be wrong without an
+        # error.
         known = replace(known, refusal=failed) if failed else known
         return known.path, _checked(checkpoint, word, name, known)
     return None
@@ -269,10 +288,13 @@ def _recognised(
 
 
 def _checked(checkpoint: Checkpoint, rule: str, name: str, known: LayerTensor) -> LayerTensors:
+    # A rule tells from a name what its bias would be called, not that there is one.
     bias = known.bias if known.bias and known.bias in checkpoint else None
     refusal = known.refusal
     if refusal:
         return LayerTensors(rule, name, None, refusal)
+    # A float8 type can be decomposed; integers and packed types below 8 bits cannot. Asked before
+    # the scales, whose message would otherwise hide the plainer reason.
     if not checkpoint.is_float(name):
         refusal = f"it is stored as {checkpoint.entry(name).dtype}"
     elif any(name + end in checkpoint for end in _SCALES):
@@ -283,7 +305,7 @@ def _checked(checkpoint: Checkpoint, rule: str, name: str, known: LayerTensor) -
 
 
 def _given(inputs: Any) -> dict[str, _Given]:
-    """Extents and geometries by pattern."""
+    """Return extents and geometries by pattern."""
     if inputs is None:
         return {}
     if not isinstance(inputs, Mapping):

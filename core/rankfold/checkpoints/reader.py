@@ -32,6 +32,7 @@ from rankfold.storage.wrapper_prefixes import unwrapped
 
 _INDEX = ".index.json"
 _SETTINGS = "config.json"
+# Limits on files that are read as a whole before anything in them is known.
 _MOST_INDEX = 100_000_000
 _MOST_SETTINGS = 16 * 2**20
 _PIECE = 8 * 2**20
@@ -66,6 +67,9 @@ class Checkpoint:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Open files and headers stay here. With the outline the other process can tell that it sees
+        # the same files, and the stamps keep its cache from handing out an older checkpoint of that
+        # path.
         return _reopened, (self.path, self.outline, self._stamps)
 
     def _open(self) -> None:
@@ -77,9 +81,12 @@ class Checkpoint:
             mapping = _weight_map(index)
             files = [index.parent / name for name in sorted(set(mapping.values()))]
         self.folder = files[0].parent
+        # Checked before the first of them is opened: opening a pipe would wait for its writer.
         for path in files:
             check_plain(path)
         self._paths = files
+        # Stamps before headers: a file that is exchanged between the two gets a stamp that no
+        # longer fits and counts as changed, whereas the other order would miss it.
         self._stamps = _stamps((*files, self.folder / _SETTINGS))
         self.files: dict[str, File] = {file.name: _opened(file) for file in files}
         stored: dict[str, str] = {}
@@ -92,6 +99,8 @@ class Checkpoint:
                     )
                 check_name(tensor)
                 stored[tensor] = name
+        # Equal both ways. An index left beside files of another model could otherwise lead to
+        # tensors of the right names and the wrong contents.
         if mapping is not None and mapping != stored:
             wrong = sorted(mapping.items() ^ stored.items())[0]
             raise RankfoldError(
@@ -100,6 +109,8 @@ class Checkpoint:
             )
         short, parts = unwrapped(stored)
         self._stored_as = {name: tensor for tensor, name in short.items()}
+        # From here on tensors go by their names without wrappers, as the layers of the plain model
+        # have them. Taking a part away can leave a name that is none, such as "" of "_orig_mod".
         self.owner = {name: stored[tensor] for name, tensor in self._stored_as.items()}
         for name in self.owner:
             check_name(name)
@@ -112,22 +123,22 @@ class Checkpoint:
         return name in self.owner
 
     def entry(self, name: str) -> Entry:
-        """Type and shape of a tensor."""
+        """Return type, shape and place of a tensor."""
         return self.files[self.owner[name]].header.entries[self._stored_as[name]]
 
     def data(self, name: str) -> Array:
-        """The bytes of a tensor."""
+        """Read the bytes of a tensor: (size,) uint8."""
         return self.files[self.owner[name]].data(self.entry(name))
 
     def pieces(self, name: str) -> Iterator[Array]:
-        """The bytes of a tensor, a few megabytes at a time."""
+        """Read the bytes of a tensor a few megabytes at a time, so that copying takes no memory."""
         entry, file = self.entry(name), self.files[self.owner[name]]
         for begin in range(0, entry.size, _PIECE):
             size = min(_PIECE, entry.size - begin)
             yield file.data(replace(entry, begin=entry.begin + begin, size=size))
 
     def array(self, name: str) -> Array:
-        """A tensor of floating-point numbers.
+        """Read a tensor of floating-point numbers.
 
         Types that NumPy computes in only slowly or not at all (half precision, bfloat16, float8)
         come as float32.
@@ -138,13 +149,17 @@ class Checkpoint:
         return array if wide else array.astype(np.float32)
 
     def is_float(self, name: str) -> bool:
-        """Whether a tensor holds floating-point numbers that can be decomposed."""
+        """Return whether a tensor holds floating-point numbers that can be decomposed."""
         return self.entry(name).dtype in FLOATS
 
     @cached_property
     def outline(self) -> str:
-        """Of headers, sizes and times: the same for all processes that see these files."""
+        """Hash of headers, sizes and times: the same for all processes that see these files."""
+        # Workers compare this one, not the content, which each of them would have to read in full.
+        # Inode and time of state are left out: they differ between the clients of a network file
+        # system.
         digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        # The stamps end with that of config.json, whose content is hashed already.
         for file, stamp in zip(self.files.values(), self._stamps, strict=False):
             tensors = [
                 (e.name, e.dtype, e.shape, e.begin, e.size) for e in file.header.entries.values()
@@ -154,7 +169,7 @@ class Checkpoint:
 
     @cached_property
     def content(self) -> str:
-        """Of all that the files hold, wherever they lie and whatever they are called.
+        """Hash of all that the files hold, wherever they lie and whatever they are called.
 
         No time or number that a file system keeps would do: tools set them.
 
@@ -175,7 +190,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def is_unchanged(self) -> bool:
-        """Whether the files still hold what they held when they were opened.
+        """Return whether the files still hold what they held when they were opened.
 
         A file that has been neither written nor exchanged since then has its stamp yet; where that
         is another one, by a backup or a change of mode, the content counts.
@@ -186,9 +201,13 @@ class Checkpoint:
         try:
             if _stamps((*self._paths, self.folder / _SETTINGS)) == self._stamps:
                 return True
+            # `_content` reads the files now, `content` is the hash that was kept when the run
+            # began.
             return self.settings == _settings(self.folder / _SETTINGS) and (
                 self.content == self._content()
             )
+        # Gone is changed. Any other failure, of a network perhaps, says nothing on the content, and
+        # must not cost the work that is done.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return False
         except OSError as error:
@@ -199,7 +218,7 @@ _Stamp: TypeAlias = tuple[int, int, int, int]
 
 
 def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
-    """Size, time of change, of change of state and inode of each file; None for one that is gone.
+    """Return size, time of change, of change of state and inode of each file; None if it is gone.
 
     Whatever sets the time of change changes that of the state.
     """
@@ -214,9 +233,11 @@ def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
     return tuple(stamps)
 
 
+# A worker gets the checkpoint anew with every layer. Without a cache it would parse the headers, of
+# which a large model has megabytes, each time.
 @lru_cache(maxsize=4)
 def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Checkpoint:
-    """A checkpoint in another process; the stamps, which may differ there, tell files apart."""
+    """Open a checkpoint in another process; the stamps, which may differ, tell files apart."""
     checkpoint = Checkpoint(path)
     if checkpoint.outline != outline:
         raise RankfoldError(
@@ -254,6 +275,7 @@ def _opened(file: Path) -> File:
         with contained(f"the reader of {str(file)!r}", RankfoldError):
             return reader(file)
     safetensors = Safetensors(file)
+    # The header is lazy. Read here, a damaged file is told before any work has begun.
     _ = safetensors.header
     return safetensors
 
@@ -267,6 +289,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(mapping, dict) or not mapping:
         raise RankfoldError(f"{str(index)!r} is no index: it has no weight_map")
     for tensor, name in mapping.items():
+        # A plain name: neither a way out of the folder, nor one that only Windows would take for
+        # such.
         if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
             raise RankfoldError(
                 f"{str(index)!r}: tensor {tensor!r} is said to be in {name!r}, which is no file "
@@ -278,7 +302,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _settings(file: Path) -> Mapping[str, Any]:
-    """A model's configuration, where one lies beside its files: it only helps to tell layers."""
+    """Return the configuration beside a model's files; {} for none, as it only helps."""
     try:
         if file.is_symlink() or not file.is_file():
             return {}

@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """What all files have in common; it travels to the workers.
+    """The facts that all files have in common; they travel to the workers.
 
     Attributes:
         checkpoint: opened anew by each process.
@@ -91,7 +91,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def write(work: Work, part: Part) -> Done:
-    """Writes one file, whole or not at all.
+    """Write one file, whole or not at all, and return its record.
 
     Raises:
         RankfoldError: a layer cannot be decomposed as planned, or the file cannot be written.
@@ -102,15 +102,24 @@ def write(work: Work, part: Part) -> Done:
         for name, owner in checkpoint.owner.items()
         if owner == part.source and name not in part.dropped
     ]
+    # Types and shapes of all tensors are known from headers and from templates, before anything is
+    # decomposed. So the header comes first, and each tensor is written to its place as soon as it
+    # is there: no more than one has to be in memory.
     kinds = {name: _kind(checkpoint, name) for name in copied}
     templates = {layer.path: _template(work, layer) for layer in part.layers}
     for path, stages in templates.items():
         slot = work.slots[path]
         for name, stage in stages.items():
+            # The first is a tensor that goes into this file, the second one anywhere in the
+            # checkpoint, which `load` would find twice.
             if name in kinds or name in checkpoint:
                 raise RankfoldError(f"layer {path!r}: the checkpoint has a tensor {name!r} already")
             kinds[name] = (_stored_as(checkpoint, slot, name, stage), tuple(stage.shape))
+    # Widest types first, as safetensors itself orders them. The header ends on a multiple of 8
+    # bytes, so each tensor begins at a multiple of its own element's size and can be mapped without
+    # a copy.
     order = sorted(kinds, key=lambda name: (-alignment(kinds[name][0]), name))
+    # The metadata go along: transformers looks in them for the framework ("format": "pt").
     metadata = checkpoint.files[part.source].header.metadata
     header = header_bytes({name: kinds[name] for name in order}, metadata)
     places, end = {}, len(header)
@@ -133,6 +142,8 @@ def write(work: Work, part: Part) -> Done:
                     for name, stage in stages.items():
                         fresh.put(places[name], [_bytes(stage, kinds[name][0])])
             sha256 = fresh.finish()
+    # A full disk or a lost mount: no fault of the checkpoint or the plan, so what is finished
+    # stays.
     except OSError as error:
         raise UnfinishedError(
             f"cannot write {part.name!r} to {str(work.folder)!r}: {error}; files that are finished "
@@ -153,6 +164,7 @@ class _Fresh:
 
     def __init__(self, folder: Path, name: str, size: int) -> None:
         self._final = folder / name
+        # A name at random: a worker of a run that was given up may still be writing the same part.
         self._file = folder / f"{name}.{secrets.token_hex(8)}.part"
         self._stream = self._file.open("x+b")
         try:
@@ -175,7 +187,10 @@ class _Fresh:
     def finish(self) -> str:
         self._stream.flush()
         os.fsync(self._stream.fileno())
+        # Read again from the file, because the pieces did not come in the order in which they lie.
         digest = sha256_of(self._file)
+        # Contents are on the disk before the name is: after a power cut there is no file that has
+        # the name and not the content.
         self._file.replace(self._final)
         return digest
 
@@ -212,18 +227,23 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
 
 
 def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, name: str, stage: Array) -> str:
-    """A bias keeps the type of the bias, everything else that of the weight."""
+    """Return the type that a stage is stored as: a bias keeps that of the bias.
+
+    Everything else has that of the weight. In a chain only a bias has one axis.
+    """
     if slot.bias is not None and stage.ndim == 1:
         return checkpoint.entry(slot.bias).dtype
     return checkpoint.entry(slot.weight).dtype
 
 
 def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], float, float | None]:
-    """The stages of a layer as they are stored, their error and their sensitivity."""
+    """Return the stages of a layer as they are stored, their error and their sensitivity."""
     assert planned.method is not None
     slot = work.slots[planned.path]
     methods, moments = registry().methods([planned.method]), _moments(work, planned.path)
     try:
+        # Decomposed from the tensor once more rather than sent by whoever planned it: nothing but
+        # ranks travels. With the seed of the plan the candidate is the same to the last bit.
         layer = Layer(
             (planned.path,),
             lambda: slot.read(work.checkpoint),
@@ -237,6 +257,8 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
     except Refused as refused:
         raise _not_as_planned(planned, refused) from None
     dtype = numpy_dtype(work.checkpoint.entry(slot.weight).dtype)
+    # Rounding to a narrow type may outweigh the decomposition, so the error is that of the rounded
+    # factors. Out of the type's range a factor becomes infinite, and so does the error.
     rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
     error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
     if not math.isfinite(error):

@@ -1,10 +1,10 @@
-"""Where an unfinished result lies: beside the folder to be, under a name of its own, locked.
+"""The folder of an unfinished result: beside the output, under a name of its own, locked.
 
 A killed run leaves its plan and its finished files there, each with a record of its content, and
 the next run of the same job goes on from them. The result appears under its own name when it is
 complete, by renaming. The seal of a note and the hash of a file tell what is damaged, cut short or
 of another job. They are no proof against somebody who writes there on purpose:
-`rankfold.storage.work_folder` sees to it that nobody else can.
+`rankfold.storage.work_folder` keeps everybody else out.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ T = TypeVar("T")
 _JOB = "job.json"
 PLANNED = "plan.json"
 """The name of the note with the plan."""
+# A note is read as a whole, so that a huge file in its place must not be.
 _MOST = 256 * 2**20
 
 
@@ -72,53 +73,58 @@ class Workdir:
         self._records = folder / "done"
 
     def read(self, name: str, kind: type[T]) -> T | None:
-        """What `note` noted for this job; None where it did not."""
+        """Return what `note` noted under a name for this job; None where it did not."""
         record = self._note(name)
+        # The seal covers the job and the name, so a note of another job, or one renamed to another
+        # file, is none; and a note cut short has no seal that fits.
         if record is None or record.seal != self._seal(name, bytes(record.value)):
             return None
         return _decoded(record.value, kind)
 
     def note(self, name: str, value: object) -> None:
-        """Notes something, whole or not at all."""
+        """Note a value under a name, whole or not at all."""
         content = msgspec.json.encode(value)
         sealed = _Sealed(self._seal(name, content), msgspec.Raw(content))
         write_whole(self._folder / name, msgspec.json.encode(sealed))
 
     def finished(self, file: str) -> Done | None:
-        """The record of a file that is complete and as it was written.
+        """Return the record of a file that is complete and as it was written.
 
         None for any other, which is deleted.
         """
         done = self.read(f"done/{file}.json", Done)
         path = self.files / file
         plain = path.is_file() and not path.is_symlink()
+        # The hash decides: a file may have its full length and hold nothing, after a power cut.
         if plain and done is not None and done.file == file and sha256_of(path) == done.sha256:
             return done
         delete(path)
         return None
 
     def finish(self, done: Done) -> None:
-        """Records a finished file."""
+        """Record a finished file."""
         self.note(f"done/{done.file}.json", done)
 
     @property
     def started(self) -> bool:
-        """Whether anything is finished."""
+        """True if any file is finished."""
         return self._records.is_dir() and any(self._records.iterdir())
 
     @property
     def planned(self) -> bool:
-        """Whether a plan is made."""
+        """True if a plan is made."""
         return self.read(PLANNED, Plan) is not None
 
     def begin(self, output: Path) -> None:
-        """Takes up the work of an earlier run of this job, or makes room for it.
+        """Take up the work of an earlier run of this job, or make room for it.
 
         Raises:
             RankfoldError: an unfinished run is of another job.
             OSError: the folder cannot be written.
         """
         begun = self._begun()
+        # Finished files of another job are work that somebody may want. They are given up
+        # only where that job has its result: it was killed after it had published.
         if begun is not None and self._is_another(begun) and self.started:
             before = saved_at(output)
             if before is None or before.job != begun.key:
@@ -128,17 +134,22 @@ class Workdir:
                 )
         if begun is None or begun.key != self._job.key:
             self.clear()
+        # The key says nothing of where the checkpoint lies, so a copy of it elsewhere goes on from
+        # here; the note then names the copy.
         if begun != self._job:
             self.note(_JOB, self._job)
+        # A link in their place would have the files written wherever it leads.
         for folder in (self.files, self._records):
             if folder.is_symlink() or not folder.is_dir():
                 delete(folder)
                 folder.mkdir()
+        # Pieces of workers that were killed. None can be at work here still: the lock is ours, and
+        # a run waits for its workers before it lets go.
         for file in self.files.glob("*.part"):
             delete(file)
 
     def publish(self, output: Path, names: set[str]) -> None:
-        """Gives the files their place; an earlier result there is replaced as a whole.
+        """Give the files their place; an earlier result there is replaced as a whole.
 
         Args:
             output: the place.
@@ -155,13 +166,15 @@ class Workdir:
         claims.publish(self.files, output)
 
     def clear(self) -> None:
-        """Removes everything but the lock."""
+        """Remove everything but the lock."""
+        # The note of the job goes last. A kill on the way leaves files that still say whose they
+        # are, and are not taken for those of the next job.
         for entry in sorted(self._folder.iterdir(), key=lambda entry: entry.name == _JOB):
             if entry.name != LOCK:
                 delete(entry)
 
     def _is_another(self, begun: Job) -> bool:
-        """Whether a job can still be finished that is not this one.
+        """Return whether a job can still be finished that is not this one.
 
         One of a checkpoint that has been exchanged since then cannot: its work is worth nothing.
         """
@@ -169,7 +182,7 @@ class Workdir:
         return begun.key != self._job.key and not exchanged
 
     def _begun(self) -> Job | None:
-        """The job that was begun here."""
+        """Return the job that was begun here; None if there is none or its note is damaged."""
         record = self._note(_JOB)
         job = None if record is None else _decoded(record.value, Job)
         return None if job is None else Workdir(self._folder, job).read(_JOB, Job)
@@ -189,7 +202,7 @@ class Workdir:
 
 @contextmanager
 def open_workdir(output: Path, job: Job) -> Iterator[Workdir]:
-    """The workplace of a result, locked.
+    """Open the folder of an unfinished result, locked, for as long as the context lasts.
 
     It is removed at the end, unless the run has failed and files are finished there, or a plan and
     it was not the plan or the checkpoint that failed.
@@ -209,6 +222,9 @@ def open_workdir(output: Path, job: Job) -> Iterator[Workdir]:
             workdir.begin(output)
             yield workdir
         except BaseException as error:
+            # A plan without files is kept where the surroundings failed (a full disk, a dead
+            # worker, Ctrl-C). Where rankfold itself refused, the next try would meet the same plan
+            # and the same refusal.
             wrong = isinstance(error, RankfoldError) and not isinstance(error, UnfinishedError)
             kept = workdir.started or (workdir.planned and not wrong)
             raise

@@ -19,14 +19,19 @@ def main() -> None:
     _replace_what_cannot_be_encoded()
     end_in_order()
     try:
+        # Not in click's standalone mode, which would print errors in its own way and end the
+        # process.
         code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except RankfoldError as error:
         _fail(str(error))
     except KeyboardInterrupt:
+        # 128 and the number of SIGINT, as shells report it.
         raise SystemExit(130) from None
     except Terminated as error:
         raise SystemExit(error.code) from None
     except Exception as error:  # the outermost boundary: a user never meets a traceback
+        # Errors of usage are click's; they are told by this method, and click need not be imported
+        # for it.
         usage: Callable[[], str] | None = getattr(error, "format_message", None)
         if usage is not None:
             _fail(f"{usage()} (see --help)")
@@ -38,6 +43,8 @@ def main() -> None:
 
 def _replace_what_cannot_be_encoded() -> None:
     out = sys.stdout
+    # A terminal that cannot show "×" or "→" gets "?" for it, where an error would end the run after
+    # the work is done. Standard output may also be None, or something else under a test.
     if isinstance(out, TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
         out.reconfigure(errors="replace")
 

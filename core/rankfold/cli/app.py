@@ -27,6 +27,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
 ) -> None:
     """Trains, compresses and fine-tunes a network on handwritten digits; takes two minutes."""
+    # Imported within the commands, so that --help waits for none of them.
     from rankfold.cli.demo import run
 
     run(output, backend, epochs, seed)

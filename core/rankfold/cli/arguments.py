@@ -14,7 +14,7 @@ from rankfold.policies.base import Policy
 
 
 def read_policy(text: str) -> Policy:
-    """A policy from "name" or "name:argument".
+    """Return a policy from "name" or "name:argument".
 
     Raises:
         RankfoldError: an unknown name or a bad argument.
@@ -24,6 +24,7 @@ def read_policy(text: str) -> Policy:
     if name not in policies:
         known = ", ".join(sorted(policies)) or "none (no plugin is installed)"
         raise RankfoldError(f"policy {name!r} is unknown; use one of {known}")
+    # `from_text` is a plugin's, and the text the user's.
     with contained(f"policy {name!r}", RankfoldError):
         return policies[name].from_text(argument)
 
@@ -37,6 +38,8 @@ def make_model(target: str) -> Any:
     module, colon, name = target.partition(":")
     if not (module and colon and name):
         raise RankfoldError(f"factory {target!r}; write package.module:factory")
+    # An installed script has the folder of the script on its path, not the current one, where the
+    # user's module lies.
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

@@ -38,6 +38,7 @@ def run(options: CompressOptions) -> None:
     policy = read_policy(options.policy)
     names = options.methods
     methods = None if names is None else [name.strip() for name in names.split(",")]
+    # Looked at before a model is made and decomposed, and not only when it is to be written.
     check_replaceable(options.output)
     compressed = _checkpoint if options.weights is None else _model
     plan, output = compressed(options, policy, methods), options.output
@@ -57,6 +58,8 @@ def _checkpoint(options: CompressOptions, policy: Policy, methods: list[str] | N
         hint = "; a factory needs --weights" if factory else ""
         raise RankfoldError(f"checkpoint {options.target!r} is not a file or a folder{hint}")
     try:
+        # The executor is closed before anything is said of an interrupt: by then no worker writes
+        # any more.
         with opened(options.executor) as executor:
             return compress_checkpoint(
                 options.target,
@@ -99,6 +102,8 @@ def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) 
     if not weights.is_file():
         raise RankfoldError(f"weights {str(weights)!r} is not a file")
     model = make_model(options.target)
+    # Tensors of the file must fit the model in full, so a wrong factory is told before anything is
+    # done.
     model = registry().adapter(model).load_weights(model, weights)
     small = compress(
         model,
@@ -114,6 +119,8 @@ def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) 
 
 
 def _show(plan: Plan, output: Path) -> None:
+    # Python sets it so when the process was started without one; rich would print nothing and
+    # succeed.
     if sys.stdout is None:
         raise OSError("it is closed")
     console = wide_console()

@@ -30,6 +30,7 @@ from rankfold.progress import progress
 RECIPES = {"SVD + Tucker-2": ("svd", "tucker2"), "SVD + CP": ("svd", "cp")}
 STAGES = ("before", "compressed", "fine-tuned")
 PICTURE = "demo.png"
+# Fine-tuning goes at a lower rate, since the weights are near a good place already.
 _TRAIN_RATE, _TUNE_RATE = 3e-3, 1e-3
 _TEST_SHARE = 0.25
 
@@ -45,7 +46,7 @@ class DemoNetwork(Protocol):
     head: str
 
     def network(self) -> Any:
-        """An untrained network."""
+        """Return an untrained network."""
 
     def train(
         self,
@@ -60,7 +61,7 @@ class DemoNetwork(Protocol):
         """Train in place."""
 
     def accuracy(self, model: Any, images: Array, labels: Array) -> float:
-        """The share of images classified right."""
+        """Return the share of images classified right."""
 
     def inputs(self, images: Array) -> Any:
         """Example inputs of one forward pass."""
@@ -126,6 +127,7 @@ def run(output: Path, backend: str, epochs: int, seed: int) -> None:
         tune = max(1, epochs // 3)
         _train(network, small.model, train_x, train_y, tune, _TUNE_RATE, f"fine-tuning {name}")
         console.print(f"fine-tuned for {tune} epochs\n")
+    # All in one go, in turns, so that the speed-ups hold whatever else the machine is doing.
     seconds = network.latencies([model, *(s.model for s in smaller.values())], test_x)
     plan = next(iter(smaller.values())).plan
     rows = [Row("original", (original,), *_size(plan, 0), seconds[0])]
@@ -167,6 +169,7 @@ def _prepare(
         raise RankfoldError(f"cannot write to {str(output)!r}: name another folder with -o")
     digits = load_digits()
     images = (digits.images[:, None] / 16.0).astype(np.float32)
+    # The same split whatever the seed, so that accuracies of several runs compare.
     train_x, test_x, train_y, test_y = train_test_split(
         images, digits.target, test_size=_TEST_SHARE, stratify=digits.target, random_state=0
     )

@@ -21,7 +21,7 @@ _PATIENCE = 10  # seconds
 
 @contextmanager
 def opened(text: str | None) -> Iterator[Executor | None]:
-    """The executor that a text stands for; None for None.
+    """Open the executor that a text stands for; None for None.
 
     Args:
         text: "dask://HOST:PORT" of a scheduler, "processes:N" or "threads:N".
@@ -47,6 +47,8 @@ def _local(text: str) -> Executor:
         )
     if kind == "threads":
         return ThreadPoolExecutor(int(count))
+    # "spawn", as a forked child would have the locks of BLAS and of other threads in whatever state
+    # they were in.
     return _Processes(int(count), mp_context=get_context("spawn"), initializer=_begin)
 
 
@@ -63,10 +65,12 @@ class _Processes(ProcessPoolExecutor):
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Puts off interrupts until the end."""
+    """Put off interrupts until the end of the context."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    # The mask is inherited by a process that is started meanwhile: it cannot be interrupted before
+    # it has set its own handler.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -96,6 +100,8 @@ _interrupts = _Interrupts()
 
 def _begin() -> None:
     """Turn this process into a worker."""
+    # First the handler, then the mask: an interrupt that came while it was blocked arrives in
+    # between.
     signal.signal(signal.SIGINT, _interrupts)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -107,6 +113,8 @@ def _begin() -> None:
 def _interruptible(job: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     _interrupts.running = True
     try:
+        # Jobs that were queued when Ctrl-C was pressed must not be done all the same, one after the
+        # other.
         if _interrupts.stopped:
             raise KeyboardInterrupt
         return job(*args, **kwargs)

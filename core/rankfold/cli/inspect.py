@@ -33,6 +33,7 @@ def run(checkpoint: Path, policy: str) -> None:
         RankfoldError: the checkpoint or the policy cannot be read.
     """
     chosen = read_policy(policy)
+    # The default methods first, then those of plugins.
     names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
     methods = registry().methods(names)
     title = literal(f"{checkpoint.name}: parameters left by {policy}", "table.title")
@@ -64,20 +65,24 @@ def run(checkpoint: Path, policy: str) -> None:
 
 
 def _op(stored: Checkpoint, name: str) -> Op | None:
-    """A matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
+    """Return a matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
     axes = len(stored.entry(name).shape)
     if not stored.is_float(name) or axes not in (2, *_KERNELS):
         return None
+    # By axes alone, without tensor rules: it is a table of what could be, layers or not.
     return Linear(stored.array(name)) if axes == 2 else Conv(stored.array(name))
 
 
 def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> list[str]:
     try:
         layer = Layer((name,), lambda: op, methods, None, "balanced", 0)
+        # The unfoldings are the same for every policy: of a kernel by output and by input channels,
+        # of a matrix the only one.
         anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]
         unfoldings = anchor.modes(op, layer.spectrum)
     except Refused as refused:
         return [refused.reason]
+    # Of a grouped layer the group with the largest rank, since all groups have one rank.
     evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in unfoldings]
     energy = [energy_rank(m.values.sum(axis=0), _SHARE) for m in unfoldings]
     savings = [_saving(layer.with_method(method), policy) for method in methods]
@@ -85,7 +90,7 @@ def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Poli
 
 
 def _saving(layer: Layer, policy: Policy) -> str:
-    """The ranks one method gets and the share of parameters left; why not, in a word."""
+    """Return the ranks one method gets and the share of parameters left; why not, in a word."""
     if not layer.methods:
         return "–"
     try:

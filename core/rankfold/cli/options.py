@@ -67,6 +67,7 @@ def with_options(function: Callable[..., None], options: type[Any]) -> Callable[
 
     Typer reads the options of a command from the signature of its function.
     """
+    # With `include_extras`, for the names and the help stand in the annotations' extras.
     hints = get_type_hints(options, include_extras=True)
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -81,5 +82,6 @@ def with_options(function: Callable[..., None], options: type[Any]) -> Callable[
             for field in dataclasses.fields(options)
         ]
     )
+    # Typer looks at both: at the signature for the order and the defaults, here for the types.
     function.__annotations__ = hints
     return function

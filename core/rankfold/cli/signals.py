@@ -26,6 +26,8 @@ class Terminated(BaseException):
 def end_in_order() -> None:
     """Make the signals raise `Terminated`, unless they are ignored, as under nohup."""
     for name in _ENDING:
+        # Windows has no SIGHUP. A handler that is there already is somebody's who embeds this in a
+        # program.
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)

@@ -1,4 +1,4 @@
-"""What a layer can be replaced by, and what that costs and loses."""
+"""Candidates to replace a layer by, and what they cost and lose."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Offer:
-    """What a method at some ranks would cost and lose, without its chain; its time if measured."""
+    """Cost and loss of a method at some ranks, without its chain; its time if measured."""
 
     method: str
     ranks: RankTuple
@@ -46,7 +46,7 @@ class Offer:
 
 @dataclass(frozen=True, eq=False)
 class Priced:
-    """What the allowed methods of a layer would cost and lose.
+    """Offers of the allowed methods of a layer, and what was learnt on the way to them.
 
     Attributes:
         offers: those that do not grow and that no other one beats.
@@ -60,8 +60,10 @@ class Priced:
 
 
 def undominated(offers: list[Offer]) -> list[Offer]:
-    """Those that no other one beats in parameters, in MACs and in loss at once."""
+    """Return the offers that no other one beats in parameters, in MACs and in loss at once."""
     kept: list[Offer] = []
+    # In the order of their losses only an earlier offer can beat a later one, so that costs are all
+    # that is left to compare. Of equal ones the first is kept.
     for offer in sorted(offers, key=lambda o: (o.loss, o.cost.params, o.cost.macs)):
         if not any(other.cost.within(offer.cost) for other in kept):
             kept.append(offer)
@@ -69,7 +71,8 @@ def undominated(offers: list[Offer]) -> list[Offer]:
 
 
 def spread(offers: Sequence[Offer], count: int) -> list[Offer]:
-    """Some of the offers, from the least to the greatest loss."""
+    """Pick some of the offers, from the least to the greatest loss."""
     if len(offers) <= count:
         return list(offers)
+    # Both ends are among them: the most accurate one and the cheapest one bound what can be had.
     return [offers[round(i * (len(offers) - 1) / (count - 1))] for i in range(count)]

@@ -45,7 +45,10 @@ class Costs:
         self._attended = attended
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: with shapes in place of blank arrays, whose zeros pickle writes."""
+        """Return the state for another process, with shapes in place of blank arrays.
+
+        pickle would write out the zeros that these stand for, as many as the weight has.
+        """
         fields = vars(self.outline)
         arrays = [name for name in ("weight", "bias") if fields.get(name) is not None]
         shapes = {name: fields[name].shape for name in arrays}
@@ -74,6 +77,9 @@ class Costs:
             extents = (_nominal_extent(self.outline),)
         chain = as_chain(ops)
         count = sum(macs(chain, extent) for extent in extents)
+        # The product of an activation with the whole table (an output layer tied to an embedding)
+        # costs one multiply-accumulate a parameter and position, of a table or of factors of it
+        # alike.
         if self._attended:  # with the table, or with one factor of it after the other
             count += self._attended * params(chain) // params(self.outline)
         return Cost(params(chain), count)
@@ -86,6 +92,8 @@ class Costs:
         """
         if cost.params >= self.before.params:
             return f"grew: parameters {self.before.params} → {cost.params}"
+        # The layer's MACs may be 0: those of a table, and those of a layer that the inputs do not
+        # reach. A chain in its place is then judged by its parameters.
         if self.before.macs and cost.macs > self.before.macs:
             nominal = self._extents is None
             where = " for a nominal input; give inputs= for the real ones" if nominal else ""
@@ -111,12 +119,16 @@ def _outline(op: Op) -> Op:
 
 
 def _nominal_extent(op: Op) -> Extent:
+    # A matrix costs the same at each position, so one position is as good as any number.
     if not isinstance(op, (Conv, ConvTranspose)):
         return (1,)
     geo = geometry(op)
     if isinstance(op, ConvTranspose):
+        # The padding of a transposed convolution is cut off its output, so the input is larger by
+        # it.
         return (1, *(_NOMINAL_OUTPUT + 2 * max(p) for p in geo.pads((1,) * geo.axes)))
     return (
         1,
+        # The least extent at which 32 windows of that reach fit, without padding.
         *((_NOMINAL_OUTPUT - 1) * s + r for s, r in zip(geo.stride, geo.reach, strict=True)),
     )

@@ -34,6 +34,8 @@ class LayerGroup(Sequence[Layer]):
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> LayerGroup:
         """Take any layers for a whole model; a group stays what it is."""
+        # Policies take any sequence of layers, in tests and notebooks for instance; taken for a
+        # whole model these have nothing around them.
         if isinstance(layers, cls):
             return layers
         total = sum((layer.cost(layer.op) for layer in layers), Cost(0, 0))

@@ -1,4 +1,4 @@
-"""What one layer offers a policy: candidates of every allowed method, with cost and error.
+"""One layer as a policy sees it: candidates of every allowed method, with cost and error.
 
 A `Layer` reads its op, computes its spectrum and decomposes only on demand, remembers what it has
 computed, and forgets it on `release`, so that planning a model holds one layer at a time.
@@ -99,6 +99,8 @@ class Layer:
         self.calls = None if extents is None else len(extents)
         self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
+        # Read now, so that a layer that cannot be read is refused before any policy sees it. The
+        # outline and the sizes are kept, the op only until `release`.
         op = self.op
         self.costs = Costs(op, extents, attended)
         rows, *rest = op.weight.shape
@@ -116,13 +118,15 @@ class Layer:
                 self.refusals[name] = reason
 
     def __getstate__(self) -> dict[str, Any]:
-        """The layer for another process: with its op or how to read it, without the model."""
+        """Return the state for another process: the op or how to read it, without the model."""
         op = self.op if self._reader is None else None
         return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
 
     @property
     def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
         """Offers and candidates that were computed so far."""
+        # With a reader the layer was read in the other process so that it need not travel; neither
+        # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)
         if self._reader is not None:
             candidates = {
@@ -139,7 +143,7 @@ class Layer:
 
     @property
     def op(self) -> Op:
-        """The layer as an op."""
+        """The layer as an op, read if it is not at hand."""
         if self._op is None:
             self._op = protected(self._read())  # which may be the memory of the user's model
         return self._op
@@ -148,6 +152,7 @@ class Layer:
     def spectrum(self) -> Spectrum:
         """The eigenpairs of the layer's mode Grams."""
         if self._spectrum is None:
+            # One spectrum serves every method and every rank.
             metric = None if self.moments is None else Metric(self.op, self.moments)
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
@@ -156,13 +161,15 @@ class Layer:
     def contenders(self) -> dict[str, Guarded]:
         """The allowed methods without those that another allowed one surpasses on this layer."""
         return {
+            # "Surpassed": on this layer another method has the same chains or better ones at every
+            # cost.
             name: method
             for name, method in self.methods.items()
             if method.surpassed(self.costs.outline) not in self.methods
         }
 
     def offers(self, multiple_of: int = 1) -> list[Offer]:
-        """Every allowed method at a well-spaced grid of ranks; none that grows or is dominated.
+        """Return all allowed methods at a spaced grid of ranks; none that grows or is dominated.
 
         Args:
             multiple_of: of the ranks, where there are such.
@@ -170,7 +177,7 @@ class Layer:
         return self.priced(multiple_of).offers
 
     def priced(self, multiple_of: int = 1) -> Priced:
-        """The offers, and what else was learnt on the way to them.
+        """Return the offers, and what else was learnt on the way to them.
 
         Args:
             multiple_of: of the ranks, where there are such.
@@ -190,6 +197,9 @@ class Layer:
                 for ranks, squared in method.error_at_ranks(op, self.spectrum, multiple_of):
                     cost = self.cost_as_ranked(name, ranks)
                     grew = self.why_not_smaller(cost) is not None
+                    # Where a method cannot tell its error without decomposing, it is asked only for
+                    # ranks that may be chosen. An error that is free is kept for ranks that grow,
+                    # too.
                     if squared is None and grew:
                         continue
                     loss = (
@@ -205,15 +215,17 @@ class Layer:
         return Priced(undominated(offers), losses, failures)
 
     def timed_offers(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
-        """The seconds of the layer, and a few of the offers that measure faster, with theirs.
+        """Return the seconds of the layer, and a few offers that measure faster, with theirs.
 
         Raises:
             RankfoldError: nothing measures times here.
         """
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
+        # Few of them, since every one that is timed makes each turn longer.
         few = tuple(spread(offers, _TIMED))
         if few not in self._timed:
+            # Times do not depend on values, so templates will do and nothing is decomposed.
             chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
             first, *others = self._timer(chains)
             timed = [replace(o, seconds=s) for o, s in zip(few, others, strict=True)]
@@ -226,7 +238,7 @@ class Layer:
         return self._loss(self.spectrum.weight_of_all)
 
     def with_method(self, method: str) -> Layer:
-        """The same layer with one allowed method.
+        """Return the layer with one allowed method only.
 
         It shares the spectrum and the candidates, which do not depend on what else is allowed;
         offers do, for those of one method beat those of another.
@@ -261,7 +273,7 @@ class Layer:
         return self.costs.remark(cost)
 
     def candidate(self, method: str, ranks: RankTuple) -> Candidate:
-        """The chain of a method at given ranks.
+        """Return the chain of a method at given ranks.
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
@@ -273,7 +285,7 @@ class Layer:
         return self._candidates[key]
 
     def template_cost(self, method: str, ranks: RankTuple) -> Cost:
-        """The cost of a method at given ranks, without decomposing.
+        """Return the cost of a method at given ranks, without decomposing.
 
         Raises:
             RankfoldError: a rank is out of range; the message names the layer.
@@ -289,7 +301,7 @@ class Layer:
             raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
     def cost_as_ranked(self, method: str, ranks: RankTuple) -> Cost:
-        """The cost of a method at ranks that it has given itself.
+        """Return the cost of a method at ranks that it has given itself.
 
         Raises:
             Refused: the method failed, or its ranks are out of its own range.
@@ -300,12 +312,14 @@ class Layer:
             raise Refused(f"{method} gave ranks that it does not take: {error}") from None
 
     def largest_within(self, method: str, limit: Cost, base: RankTuple) -> RankTuple | None:
-        """The largest ranks in the proportions of `base` whose cost is within a limit."""
+        """Return the largest ranks in proportion to `base` with a cost within a limit, or None."""
         most = self.methods[method].max_ranks(self.costs.outline)
 
         def scaled(factor: float) -> RankTuple:
             return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
 
+        # Ranks of 1 are the cheapest there are. From there costs rise with the factor, up to where
+        # every rank is at its largest, so that bisection finds the last factor within the limit.
         if not self.template_cost(method, scaled(0.0)).within(limit):
             return None
         low, high = 0.0, max(m / b for m, b in zip(most, base, strict=True))
@@ -318,7 +332,12 @@ class Layer:
         return scaled(low)
 
     def _decompose(self, name: str, ranks: RankTuple) -> Candidate:
+        # Ranks out of range are found here, as an error of the call. After this, an error of the
+        # method is a fault of the method, which costs the layer and not the call.
         self.template_cost(name, ranks)
+        # By the path, so that a layer's numbers depend neither on the order of layers nor on the
+        # process that it is decomposed in. `hash` would not do: that of texts differs from process
+        # to process.
         rng = np.random.default_rng([self._seed, zlib.crc32(self.path.encode())])
         method = self.methods[name]
         op, spectrum = self.op, self.spectrum
@@ -350,6 +369,8 @@ class Layer:
         # up for the mean of it; the output error is relative to E‖y‖², in units of the spectrum.
         rows = rows_of(self.op) / spectrum.scale
         try:
+            # In units of the spectrum, where the weight is over its largest magnitude: squares
+            # neither overflow nor vanish.
             dense = reconstruct(self.op, factored.chain) / spectrum.scale
         except RankfoldError as error:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
@@ -369,7 +390,7 @@ class Layer:
         return float(np.vdot(mean, mean))
 
     def _loss(self, squared: float) -> float:
-        """A squared error in the units of the spectrum as a loss that compares across layers."""
+        """Return a squared error in units of the spectrum as a loss that compares across layers."""
         spectrum = self.spectrum
         if spectrum.metric is None:
             return squared / spectrum.energy
@@ -382,7 +403,7 @@ class Layer:
 
 
 def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
-    """A chain whose bias makes up for what the error of the weight does to the mean output.
+    """Return a chain whose bias makes up for what the error of the weight does to the mean output.
 
     Args:
         chain: in place of a layer.
@@ -393,5 +414,6 @@ def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
     if metric.mean is None or last.bias is None or isinstance(last, Embedding):
         return chain
     shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
+    # y = W x + b, so that E[y] is kept by adding (W − Ŵ) E[x] to b.
     bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
     return (*chain[:-1], replace(last, bias=bias))

@@ -32,6 +32,7 @@ from rankfold.policies.validation import CheckedPolicy, checked_policy
 from rankfold.progress import progress
 
 T = TypeVar("T")
+# Letters of a policy's repr in a plan; `Ranks` may name a pattern for every layer.
 _LONGEST = 10_000
 
 
@@ -56,11 +57,11 @@ class Task:
     barred: Mapping[str, str]
 
     def left_out(self, layer: Layer) -> str:
-        """Why no policy is asked about a layer; "" where one is."""
+        """Return why no policy is asked about a layer; "" where one is."""
         return self.selection.left_out(layer.paths) or self.unfit(layer)
 
     def unfit(self, layer: Layer) -> str:
-        """Why a layer cannot be decomposed, whoever is asked; "" where it can."""
+        """Return why a layer cannot be decomposed, whoever is asked; "" where it can."""
         if layer.path in self.barred:
             return self.barred[layer.path]
         if self.calibrated.moments is not None and layer.moments is None:
@@ -105,6 +106,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
     settled = {path: _settled(task, path, reason) for path, reason in layers.refusals.items()}
     results: dict[str, T] = {}
     notes: list[str] = []
+    # Parameters of layers that could not be read count as those outside of layers, in the model's
+    # size.
     costs = {path: Cost(0, (plan.macs or (0, 0))[0]) for path, plan in settled.items()}
     asked: list[tuple[Layer, CheckedPolicy, str]] = []
     has_inner = False  # whether there is a layer to compress besides those that give the outputs
@@ -118,6 +121,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
 
         for path in settled:
             advance(path)
+        # In two passes: whether layers that give the outputs are spared depends on whether there is
+        # any other layer to compress, which is known only when all have been seen.
         for path, layer in layers.layers.items():
             costs[path] = layer.cost(layer.costs.outline)
             unfit = task.unfit(layer)
@@ -127,6 +132,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
                 done(layer, Choice(None, reason=reason))
             else:
                 policy = checked[id(selection.policy_of(layer.paths))]
+                # A policy of the whole model weighs such a layer with all others. One that judges
+                # by the layer alone cannot see what its rank does, unless the user has named it.
                 spared = policy.judges == "layer" and not selection.names(layer.paths)
                 asked.append((layer, policy, outputs.get(path, "") if spared else ""))
         original = _model_cost(session.size, costs, costs)
@@ -141,6 +148,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
             groups.setdefault(id(main.policy), (main, []))
         for policy, members in sorted(groups.values(), key=lambda g: g[0].policy is main.policy):
             cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
+            # The group's own layers are taken out of the cost around it, for it is about to choose
+            # theirs.
             group = LayerGroup(
                 tuple(members),
                 _model_cost(session.size, costs, decided).less(cost_of_group),
@@ -152,8 +161,13 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
             with limited(layers.threads):
                 answer = _ask(policy, group)
                 pairs = answer.pairs
+                # A policy of single layers decomposes as it judges, on the executor already. One of
+                # the whole model has its choices all at once, and each is then worth a job. With a
+                # paired run layers are decomposed in its course, one after the other.
                 if group.executor is not None and policy.judges == "model" and not _follows(task):
                     pairs = _decomposed_there(group, pairs)
+                # Lazily: a layer is carried out while its spectrum is at hand, before the policy
+                # goes on to the next.
                 for layer, choice in pairs:
                     if choice.method in layer.methods:
                         decided[layer.path] = layer.template_cost(choice.method, choice.ranks)
@@ -165,12 +179,12 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
 
 
 def named(policy: Policy) -> str:
-    """A policy as plans record it."""
+    """Return the text by which plans record a policy."""
     return shown(policy, _LONGEST)
 
 
 def _follows(task: Task) -> bool:
-    """Whether layers are decomposed later, while the model runs."""
+    """Return whether layers are decomposed later, while the model runs."""
     return task.calibrated.batches is not None
 
 
@@ -186,8 +200,9 @@ def _settled(task: Task, path: str, refusal: str) -> LayerPlan:
 
 
 def _model_cost(size: int, original: Mapping[str, Cost], now: Mapping[str, Cost]) -> Cost:
-    """Cost of the model with its layers at their present costs."""
+    """Return the cost of the model with its layers at their present costs."""
     known = sum(now.values(), Cost(0, 0))
+    # Not below 0: the adapter may count a tied weight once, and each of its layers counts it.
     others = size - sum(cost.params for cost in original.values())
     return Cost(known.params + max(0, others), known.macs)
 
@@ -200,7 +215,7 @@ class _Answer:
 
 
 def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
-    """The choices of a policy, lazily where it judges one layer at a time.
+    """Return the choices of a policy, lazily where it judges one layer at a time.
 
     Raises:
         RankfoldError: the policy fails, or gives something else than one choice per layer.
@@ -214,6 +229,8 @@ def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
         choices = iter(allocation.choices)
         if isinstance(allocation.notes, str):
             raise TypeError("the notes of an Allocation are a tuple of texts")
+        # Plain strings: a subclass could have methods of its own, which would run wherever it is
+        # shown.
         notes = tuple(map(str.__str__, allocation.notes))
         seconds = allocation.seconds
         if seconds is not None:
@@ -244,7 +261,7 @@ def _pairs(
 def _decomposed_there(
     group: LayerGroup, pairs: Iterable[tuple[Layer, Choice]]
 ) -> Iterator[tuple[Layer, Choice]]:
-    """The choices for all layers, each of them decomposed on the executor before it is given."""
+    """Yield the choices for all layers, each of them decomposed on the executor beforehand."""
     chosen = list(pairs)
     tried = each(group, _tried, [choice for _, choice in chosen])
     for pair, _ in zip(chosen, tried, strict=True):
@@ -252,7 +269,7 @@ def _decomposed_there(
 
 
 def _tried(layer: Layer, choice: Choice) -> None:
-    """Decompose a layer; what goes wrong goes wrong again where it can be told."""
+    """Decompose a layer for the sake of its cache; an error shows again when it is carried out."""
     if choice.method in layer.methods:
         with suppress(RankfoldError, Refused):
             layer.candidate(choice.method, choice.ranks)
@@ -270,4 +287,5 @@ def _checked(choice: object, who: str) -> Choice:
     reason = choice.reason
     if choice.method is None and not reason:
         reason = "left alone by its policy, without a reason"
+    # `index` takes NumPy's integers and refuses floats; the ranks of a plan are written as JSON.
     return Choice(choice.method, tuple(map(operator.index, choice.ranks)), reason)

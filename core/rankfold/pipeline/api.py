@@ -249,6 +249,7 @@ def apply(
     settings = settings_of(methods or None, plan.placement, plan.seed)
     session = open_session(model, inputs, settings, adapter)
     check_planned(plan.layers, session.layer_classes)
+    # A plan with MACs was made on example inputs, whose trace found its layers to be replaceable.
     if any(layer.macs for layer in plan.layers) and session.can.recalling is not None:
         session.can.recalling.recall()
     paths = {path: (path,) for path in session.layer_classes}
@@ -259,15 +260,21 @@ def apply(
     with progress("decomposing", len(paths)) as advance, limited(layers.threads):
         for path in paths:
             advance(path)
+            # A plan may be of some layers only; all of the model are listed in the result.
             planned = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
             decision = _planned(session, layers, planned)
             if inputs is None and path in layers.layers:
+                # Without inputs nothing was counted here; the plan's count holds where the shapes
+                # are those it had.
                 decision = decision.with_macs(_macs_of(planned, decision.layer))
+            # As `compress` does, so that a plan carried out later gives the same weights to the
+            # bit.
             rng = np.random.default_rng(plan.seed)
             done[path], module = build(session.can, model, decision, rng)
             if module is not None:
                 modules[path] = module
     small, stale = replaced_where_possible(session.can, model, modules, inplace=inplace)
+    # Here the rest of the plan stays as it is: a plan says what to do, and no policy is asked anew.
     done |= {path: undone(done[path], reason) for path, reason in stale.items()}
     for layer in done.values():
         registry().layer_done(layer)
@@ -290,12 +297,14 @@ def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decis
         layer.release()
         return decision
     except Refused as refused:
+        # A layer that the plan leaves alone keeps the plan's reason, even if it cannot be read
+        # here.
         reason = planned.reason if planned.method is None else refused.reason
         return Decision(LayerPlan(path=path, op=kind, reason=reason or refused.reason))
 
 
 def _macs_of(planned: LayerPlan, done: LayerPlan) -> tuple[int, int] | None:
-    """The plan's count, where what is done is what was counted; none for a plan made by hand."""
+    """Return the plan's count of MACs, if it was of what is done; None for a plan made by hand."""
     if planned.macs is None:
         return None
     if done.method is None:

@@ -63,11 +63,14 @@ def calibrate(
     batches = Calibration.of(calibration, session.inputs, loss)
     if moments is not None:
         return Calibrated(batches, moments)
+    # Moments that were handed over spare this pass; the batches then serve refits and measurements.
     ops = _readable(session)
     rng = np.random.default_rng(session.settings.seed)
     with progress("calibrating", len(batches.batches)) as advance, of_adapter(session.adapter):
         gathered = session.can.calibrates.moments(session.model, batches, ops, rng, advance)
     seen = predictions(gathered, ops)
+    # So few predictions show too little to weigh by. The call goes on as without data, and the plan
+    # says so.
     if seen < FEWEST:
         remark = f"calibration is not used: {seen} predictions; give {FEWEST}"
         return Calibrated(remarks=(remark,))
@@ -89,6 +92,8 @@ def _check_moments(session: Session, moments: Moments) -> None:
         if path in moments:
             try:
                 check_moments(on_host(session.read(path)), moments[path])
+            # Layers that cannot be read are left alone anyway; only a layer of another shape is the
+            # caller's mistake.
             except Refused as refused:
                 if isinstance(refused, Mismatch):
                     raise RankfoldError(f"moments: layer {path!r}: {refused.reason}") from None

@@ -12,7 +12,7 @@ from rankfold.faults import of_adapter
 def replaced(
     can: Capabilities, model: Any, modules: Mapping[str, Any], *, inplace: bool
 ) -> tuple[Any, Mapping[str, str]]:
-    """The model with all of the modules, and why layers must be left alone.
+    """Return the model with all of the modules, and why layers must be left alone.
 
     Where there is such a layer the model is of no use; see `rankfold.adapters.base.Checked`.
     """
@@ -25,11 +25,13 @@ def replaced(
 def replaced_where_possible(
     can: Capabilities, model: Any, modules: Mapping[str, Any], *, inplace: bool
 ) -> tuple[Any, Mapping[str, str]]:
-    """The model with those of the modules that can take the place of their layers.
+    """Return the model with those of the modules that can take the place of their layers.
 
     Returns:
         The model, and by path of each layer that was left alone, why.
     """
+    # Each round leaves out at least one more layer, so the rounds end. A round that found one has
+    # changed nothing in place.
     left: dict[str, str] = {}
     while True:
         chosen = {path: module for path, module in modules.items() if path not in left}

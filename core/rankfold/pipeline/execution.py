@@ -1,4 +1,4 @@
-"""From the choices of a policy to a smaller model: layers refitted, built, swapped and measured."""
+"""Turn the choices of a policy into a smaller model: refit, build, exchange and measure layers."""
 
 from __future__ import annotations
 
@@ -68,6 +68,8 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
     copy = not inplace or task.calibrated.batches is not None or policy.looks_at != "plans"
     optional = inplace and policy.looks_at != "models"
     barred = task.barred
+    # Tells this call's outcomes from any other object that a search may give back, such as an
+    # outcome of an earlier call, whose modules belong to another model.
     token = object()
 
     def attempt(trial: Policy) -> Outcome:
@@ -76,6 +78,8 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         done = _attempt(
             replace(task, selection=selection, barred=barred), refit, copy=copy, optional=optional
         )
+        # What could not take its place in one trial cannot in the next: it is not tried again and
+        # again.
         barred = done.barred
         return replace(done.outcome, token=token)
 
@@ -92,6 +96,9 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
                 )
             best = kept
         model = best.model
+        # The trials were made on copies. The model itself is changed once, at the end; what it
+        # alone shows, such as a layer that somebody outside holds, bars that layer and the policy
+        # is asked anew.
         if inplace:
             model, stale = replaced(session.can, session.model, best.modules, inplace=True)
             if stale:
@@ -107,7 +114,9 @@ def _searched(
     attempt: Callable[[Policy], Outcome],
     resource: Literal["params", "macs"],
 ) -> object:
-    """What a policy's search gives; whatever a foreign one raises is told as its fault."""
+    """Return what a policy's search gives; an error of a foreign policy is told as its fault."""
+    # What rankfold's own search raises keeps its class and its trace; only a foreign one's is
+    # retold.
     if is_ours(checked.policy):
         return searching.search(model, attempt, resource)
     with contained(f"policy {shown(checked.policy)}", RankfoldError):
@@ -158,6 +167,7 @@ def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt
                 continue
         break
     plan = _plan(task, allocated, {path: done.plan for path, done in replacements.items()}, notes)
+    # Observers hear of each layer once, when it is certain; rounds that were given up are not told.
     for layer in plan.layers:
         registry().layer_done(layer)
     if copy:
@@ -171,6 +181,8 @@ def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt
 
 
 def _replacements(task: Task, refit: bool) -> tuple[Allocated[Any], Mapping[str, Replacement]]:
+    # Without batches each layer is decomposed, built and forgotten in turn. With them all choices
+    # have to be known before the paired run, which meets the layers in the order of execution.
     if task.calibrated.batches is None:
         built = allocate(task, lambda layer, choice: _built(task.session, decide(layer, choice)))
         return built, built.results
@@ -182,11 +194,12 @@ def _replacements(task: Task, refit: bool) -> tuple[Allocated[Any], Mapping[str,
 
 
 def _kept(task: Task, layer: Layer, choice: Choice) -> Decision | Choice:
-    """A layer that the run on calibration data has nothing to do with is decided on at once."""
+    """Decide at once on a layer that the run on calibration data has nothing to do with."""
     return decide(layer, choice) if is_settled(task, layer, choice) else choice
 
 
 def _built(session: Session, decision: Decision) -> Replacement:
+    # A new generator for each layer: its check does not depend on how many were checked before it.
     rng = np.random.default_rng(session.settings.seed)
     plan, module = build(session.can, session.model, decision, rng)
     return Replacement(decision.layer.method is not None, plan, module)
@@ -198,7 +211,7 @@ def _plan(
     done: Mapping[str, LayerPlan],
     notes: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan, in the model's order."""
+    """Return the plan, in the model's order."""
     session = task.session
     layers = {**allocated.settled, **done}
     return Plan(

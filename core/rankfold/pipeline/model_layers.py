@@ -39,7 +39,7 @@ class ModelLayers:
 
 
 def layer_paths(session: Session) -> Mapping[str, tuple[str, ...]]:
-    """The paths of each layer by its first one: shared layers have several."""
+    """Return the paths of each layer by its first one: shared layers have several."""
     with of_adapter(session.adapter):
         return {
             path: (path, *session.adapter.aliases(session.model, path))
@@ -68,6 +68,8 @@ def read_layers(
             refusals[path] = refused.reason
         else:
             layers[path] = layer
+            # Values are looked at while they are at hand. That they are bad is no refusal: costs
+            # are counted and a policy may leave the layer out for a better reason.
             reason = _unfit(layer.op)
             if reason:
                 unfit[path] = reason
@@ -81,6 +83,7 @@ def _layer(
 ) -> Layer:
     path = paths[0]
     settings, trace, moments = session.settings, session.trace, calibrated.moments
+    # Under a trace, no extents are a layer that was not called; without one, nothing is known.
     extents = None if trace is None else trace.extents.get(path, ())
     informed = calibrated.batches is not None or moments is not None
 
@@ -89,6 +92,8 @@ def _layer(
         return on_host(op) if informed else op
 
     attended = 0
+    # A table may also be multiplied with, as an output layer tied to it is. Only the trace sees
+    # that; look-ups themselves have no MACs.
     if trace is not None and isinstance(read(), Embedding):
         attended = trace.macs.get(path, 0)
     return Layer(
@@ -116,7 +121,7 @@ class _Stopwatch:
     def of(
         self, path: str, extents: Sequence[Extent] | None
     ) -> Callable[[Sequence[Chain]], Sequence[float]]:
-        """The timer of one layer."""
+        """Return the timer of one layer."""
         return partial(self._seconds, path, extents)
 
     def _seconds(
@@ -128,6 +133,8 @@ class _Stopwatch:
                 f"layer {path!r}: {self._session.can.name} measures no times; use macs="
             )
         op = self._session.read(path)
+        # Times depend on shapes, not on values, and a network has many layers of one shape. The
+        # extents belong to the key, as the same layer costs more on a larger input.
         key = (describe(op), op.weight.dtype, tuple(extents), tuple(map(_shapes, chains)))
         if key not in self._known:
             self._known[key] = times.seconds(self._session.model, path, chains, extents)

@@ -42,7 +42,7 @@ add up in float32. Between PyTorch and XLA they were seen to differ by up to 1e-
 
 
 def is_settled(task: Task, layer: Layer, choice: Choice) -> bool:
-    """Whether a run on the calibration data has nothing to add to a choice.
+    """Return whether a run on the calibration data has nothing to add to a choice.
 
     A layer that a policy leaves is refitted all the same; one that no policy was asked about stays
     as it is, and so does a table, whose inputs are those of the original.
@@ -77,6 +77,8 @@ def refitted(
             yield item
         else:
             layer = task.layers.layers[path]
+            # The ops are held through the run, which may meet the layers in any order; spectra and
+            # candidates are made when a layer is met.
             layers[path], ops[path] = (layer, item), layer.op
             layer.release()
     visitor = Refit(layers, ops, sequential=sequential, seed=session.settings.seed)
@@ -93,6 +95,8 @@ def refitted(
                 advance(path)
             with limited(task.layers.threads):
                 chain = visitor.visit(path, fit, validation, groups)
+            # The adapter may keep the arrays in modules; those of a candidate are shared and must
+            # not change. The op itself is the sign that the layer stays.
             return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
         with of_adapter(session.adapter):
@@ -106,6 +110,8 @@ def refitted(
             )
     for path, (layer, choice) in layers.items():
         with limited(task.layers.threads):
+            # A layer that was never called is decided on as without data: nothing is known of its
+            # inputs.
             decision = visitor.decision(path) if visitor.knows(path) else decide(layer, choice)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
@@ -146,9 +152,11 @@ class Refit:
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
-        """The chain of a layer or of some of its groups, as a `LayerVisitor`."""
+        """Return the chain of a layer or of some of its groups, as a `LayerVisitor`."""
         layer, choice = self._chosen[path]
         layer.set_op(self._ops[path])
+        # Decided on at the first visit, of whatever groups: the ranks and the start are those of
+        # the layer.
         if path not in self._visited:
             decision = decide(layer, choice)
             self._visited[path] = _VisitedLayer(decision, layer.op, decision.chain or (layer.op,))
@@ -174,7 +182,7 @@ class Refit:
         return chain
 
     def knows(self, path: str) -> bool:
-        """Whether a layer was visited."""
+        """Return whether a layer was visited."""
         return path in self._visited
 
     def decision(self, path: str) -> Decision:
@@ -184,7 +192,7 @@ class Refit:
     def _refitted(
         self, layer: Layer, done: LayerPlan, part: _LayerPart, metric: Metric
     ) -> _RefitCandidate:
-        """The best of the chain and its refits, by the held-out positions."""
+        """Return the best of the chain and its refits, by the held-out positions."""
         op, validation = part.op, part.validation
         # Starting from the chain without a refit, each ridge has to beat the best so far on
         # examples that nothing was fitted to, by more than the noise of that comparison. Else the
@@ -192,6 +200,8 @@ class Refit:
         best = _RefitCandidate(
             part.chain, squared_error(op, part.chain, validation, metric), done.sensitivity
         )
+        # The error of a layer without weights is Σ ‖y‖² (in the metric), the size that rounding is
+        # relative to.
         nothing = with_weight(op, np.zeros_like(op.weight))
         rounding = _ROUNDING * squared_error(op, (nothing,), validation, metric)
         for ridge in RIDGES:
@@ -222,6 +232,8 @@ class Refit:
             return (target,), None
         measure = metric.with_inputs(inputs, mean)
         spectrum = Spectrum(target, measure)
+        # Anew for each regression: whether a ridge is tried does not change the outcome of the
+        # next.
         rng = np.random.default_rng(self._seed)
         decomposition: Decomposition = layer.methods[method]
         factored = decomposition.decompose(
@@ -229,6 +241,8 @@ class Refit:
         )
         if not all(np.isfinite(stage.weight).all() for stage in factored.chain):
             raise Refused(f"{method} gave values that are not finite")
+        # The bias was solved for the target's weight; it makes up for what the decomposition loses
+        # of that.
         lost = rows_of(target) - rows_of(with_weight(op, reconstruct(op, factored.chain)))
         return shifted(factored.chain, measure, lost), factored.sensitivity
 
@@ -244,7 +258,7 @@ class _LayerPart:
     validation: RegressionSums
 
     def metric(self, moments: LayerMoments | None) -> Metric | None:
-        """The measure of these groups, from the moments of the layer."""
+        """Return the metric of these groups, from the moments of the layer."""
         if moments is None or self.groups is None:
             return None
         return Metric(self.op, moments.of_groups(self.groups))
@@ -280,7 +294,7 @@ class _VisitedLayer:
         self._sensitivities: list[tuple[float, float]] = []
 
     def part(self, groups: Sequence[int] | None) -> tuple[Op, Chain]:
-        """The layer and its chain in some groups; in all for None."""
+        """Return the layer and its chain in some groups; in all for None."""
         if groups is None:
             return self._op, self._chain
         total = self._op.groups
@@ -298,6 +312,8 @@ class _VisitedLayer:
         self._error += part.squared_error(best.chain)
         if best.sensitivity is not None:
             energy = float(np.square(part.op.weight, dtype=np.float64).sum())
+            # Of a stack each group has a model of its own; theirs are weighed by the energies of
+            # the weights.
             self._sensitivities.append((energy, best.sensitivity))
         if best.chain is part.chain:
             return
@@ -327,6 +343,9 @@ class _VisitedLayer:
         if not self._refit:
             return replace(start, layer=msgspec.structs.replace(done, **changes))
         if done.method is not None:
+            # Relative to the weight that the layer had, so a refit may well have a larger error
+            # than none: the weight moves on purpose, and `predicted` and `measured` say whether
+            # that was right.
             dense = reconstruct(self._op, self._chain)
             changes["error"] = relative_distance(self._op.weight, dense)
             changes["sensitivity"] = None
@@ -337,7 +356,7 @@ class _VisitedLayer:
 
 
 def _copied(stage: Op) -> Op:
-    """A stage whose arrays are its own."""
+    """Copy a stage, so that its arrays are its own."""
     if isinstance(stage, Embedding):
         return stage
     bias = None if stage.bias is None else np.array(stage.bias)

@@ -1,4 +1,4 @@
-"""From a policy's choice for one layer to a decomposed, built and checked replacement."""
+"""Turn a policy's choice for one layer into a decomposed, built and checked replacement."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Decision:
     chain: Chain | None = None
 
     def with_macs(self, pair: tuple[int, int] | None) -> Decision:
-        """The same decision with another count of MACs (before, after)."""
+        """Return the decision with another count of MACs (before, after)."""
         return replace(self, layer=msgspec.structs.replace(self.layer, macs=pair))
 
 
@@ -48,6 +48,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     before = layer.cost(op)
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
     predicted = sensitivity = None
+    # A policy may name a method that does not apply to this layer; that costs the layer, not the
+    # call.
     if method is not None and method not in layer.methods:
         reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
         method = None
@@ -60,6 +62,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
             sensitivity = candidate.sensitivity
+            # Each remark once and in this order: policy and method may have said the same.
             remarks = [reason, layer.remark(after), candidate.remark]
             if layer.folded:
                 remarks.append(f"{layer.folded} folded in: fine-tuning goes on without it")
@@ -71,6 +74,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         reason=reason,
         error=error,
         params=(before.params, after.params),
+        # Those of a nominal input compare the chains of one layer only, and are not put into a
+        # plan.
         macs=(before.macs, after.macs) if layer.traced else None,
         op=describe(op),
         predicted=predicted,
@@ -83,18 +88,22 @@ def decide(layer: Layer, choice: Choice) -> Decision:
 def build(
     can: Capabilities, model: Any, decision: Decision, rng: np.random.Generator
 ) -> tuple[LayerPlan, Any]:
-    """The checked native module of a decision, or None and the reason why the layer stays."""
+    """Return the plan of a layer and its checked native module, or None and why the layer stays."""
     done, op, chain = decision.layer, decision.op, decision.chain
     if op is None or chain is None:
         return done, None
     stages = tuple(map(copied, chain))  # the module may keep these arrays, and be trained with them
     try:
         with contained("building the replacement", Refused):
+            # A layer that stays whole but was refitted: the same kind of module with other numbers
+            # in it, of which there is no chain to check.
             if done.method is None:
                 assert can.calibrates is not None
                 return done, can.calibrates.refilled(model, done.path, stages[0])
             assert done.error is not None
             module = can.adapter.build(model, done.path, stages)
+            # A module can be held to the coarser of two dtypes only: its own, and the one the op
+            # was read in.
             epsilon = max(can.adapter.precision(model, done.path), linalg.epsilon(op.weight))
             check_chain(op, chain, done.error, partial(can.adapter.run, module), epsilon, rng)
     except Refused as refused:
@@ -106,7 +115,7 @@ def build(
 
 
 def undone(done: LayerPlan, reason: str) -> LayerPlan:
-    """The plan of a layer that is left alone after all."""
+    """Return the plan of a layer that is left alone after all."""
     return msgspec.structs.replace(
         done,
         method=None,

@@ -34,7 +34,7 @@ class Compressed:
 
     @exclusive("model", "self.model")
     def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
-        """The original model with the weights of this one, to be compressed further.
+        """Return the original model with the weights of this one, to be compressed further.
 
         Chains are layers of their own: decomposed again one by one, they lose far more than the
         layer they stand for. So fine-tune, expand, and compress the result to less.

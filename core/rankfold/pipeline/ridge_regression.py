@@ -15,7 +15,7 @@ from rankfold.ops.reference import reconstruct
 
 
 def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Array | None]:
-    """The layer with its weight refitted, towards the weight it has.
+    """Refit the weight of a layer by ridge regression, towards the weight it has.
 
     Args:
         op: the layer.
@@ -41,10 +41,14 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
         xx = centred(xx, mean)
         yx = yx - target[:, :, None] * mean[:, None, :]
     size = xx.shape[1]
+    # The mean eigenvalue is the trace over the dimension: no eigendecomposition is needed for the
+    # ridge.
     level = np.trace(xx, axis1=1, axis2=2)[:, None, None] / size
     if not (np.isfinite(level).all() and (level > 0.0).all()):
         raise Refused("its inputs on the calibration data never vary or are not finite")
     xx = xx + ridge * level * np.eye(size)
+    # B (Σ_xx + λ 1) = … is solved as (Σ_xx + λ 1) Bᵀ = …ᵀ, the matrix being symmetric. The ridge
+    # makes it definite, however few samples there were.
     solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
     dtype = op.weight.dtype
     refitted = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
@@ -108,7 +112,7 @@ def _residuals(
 
 
 def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:
-    """The rows (groups, out, d) and the bias (groups, out) that a chain stands for."""
+    """Return the rows (groups, out, d) and the bias (groups, out) that a chain stands for."""
     rows = rows_of(with_weight(op, reconstruct(op, chain)))
     bias = chain[-1].bias
     return rows, np.zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])

@@ -22,7 +22,7 @@ METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 
 @dataclass(frozen=True, eq=False)
 class Settings:
-    """How a model is decomposed, whatever the policy.
+    """Settings by which a model is decomposed, whatever the policy.
 
     Attributes:
         methods: the allowed decompositions by name, in order of preference.
@@ -94,29 +94,31 @@ class Session:
         return self.can.adapter
 
     def read(self, path: str) -> Op:
-        """The layer at a path.
+        """Read the layer at a path.
 
         Raises:
             Refused: the adapter or the trace forbids to replace it.
         """
         with contained("reading the layer", Refused):
             op = self.adapter.read(self.model, path)
+        # The layer's own reason comes first: it says what the layer is, the trace only how it is
+        # used.
         if self.trace is not None and path in self.trace.refusals:
             raise Refused(self.trace.refusals[path])
         return op
 
     def reader(self, path: str) -> Callable[[], Op] | None:
-        """A function that reads the layer in another process; None where there is none."""
+        """Return a function that reads the layer in another process; None where there is none."""
         if self.can.distributed is None:
             return None
         return self.can.distributed.reader(self.model, path)
 
     def folded(self, path: str) -> str:
-        """How the layer computes the op's weight, in words; "" where it stores it."""
+        """Say in words how the layer computes the op's weight; "" where it stores it."""
         return "" if self.can.folding is None else self.can.folding.folded(self.model, path)
 
     def model_seconds(self) -> float:
-        """The time of one forward pass on the example inputs.
+        """Measure the time of one forward pass on the example inputs, in seconds.
 
         Raises:
             RankfoldError: the adapter measures no times.
@@ -142,6 +144,7 @@ def open_session(
     """
     can = capabilities(adapter or registry().adapter(model))
     with of_adapter(can.adapter):
+        # The trace first: some frameworks show their layers only once the model has been called.
         trace = None if inputs is None else can.adapter.trace(model, inputs)
         classes = can.adapter.layers(model)
         size = can.adapter.size(model)

@@ -54,14 +54,19 @@ def check_chain(
     except RankfoldError as fault:
         raise Refused(f"the chain does not fit the layer: {fault}") from None
     measured = relative_distance(op.weight, dense)
+    # Written so that NaN fails, here and below.
     if not measured <= error * 1.01 + _GRAM_ACCURACY:
         raise Refused(f"the chain has a weight error of {measured:.3g}, not {error:.3g}")
     x = _probe(op, rng)
+    # The reference applies the one dense weight, with the layer's own geometry. So the module is
+    # compared with something that was not made by the code that split the geometry over the stages.
     expected = linalg.host(forward(_standing_for(op, dense, chain), x))
     got = run(x)
     if got.shape != expected.shape:
         raise Refused(f"the built module gives shape {got.shape} in place of {expected.shape}")
     size = float(np.linalg.norm(expected))
+    # How much rounding of the factors shows in the output depends on how they cancel: it is found
+    # by trying, as a bound would be loose wherever large terms cancel.
     rounding = float(
         np.linalg.norm(linalg.host(forward(_rounded(chain, epsilon, rng), x)) - expected)
     )
@@ -80,7 +85,7 @@ def _standing_for(op: Op, dense: Array, chain: Chain) -> Op:
 
 
 def _rounded(chain: Chain, epsilon: float, rng: np.random.Generator) -> Chain:
-    """The chain with errors of the size of rounding: what storing it in that precision costs."""
+    """Return the chain with errors of the size of rounding to that precision."""
     return tuple(
         replace(
             stage,
@@ -101,9 +106,11 @@ def _probe(op: Op, rng: np.random.Generator) -> Array:
 
 
 def _smallest(op: Conv | ConvTranspose) -> tuple[int, ...]:
-    """A spatial size that no padding mode refuses and that gives at least two outputs an axis."""
+    """Return a spatial size that no padding mode refuses and that gives two outputs an axis."""
     geo = geometry(op)
     widest = [max(pair) for pair in geo.pads((1,) * geo.axes)]
     if isinstance(op, ConvTranspose):
         return tuple(2 + 2 * -(-p // s) for p, s in zip(widest, geo.stride, strict=True))
+    # Reflection needs more positions than it pads. One stride beyond the least size gives a second
+    # output.
     return tuple(max(r, p + 1) + s for r, p, s in zip(geo.reach, widest, geo.stride, strict=True))

@@ -1,1 +1,1 @@
-"""What is done to each layer of a model, as data, as JSON and as a table."""
+"""The decision on each layer of a model, as data, as JSON and as a table."""

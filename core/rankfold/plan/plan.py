@@ -17,11 +17,12 @@ from rankfold.plan.table import Contents, as_text, change
 VERSION = 1
 _MOST = 10**30
 """No layer has more parameters or multiply-accumulates, and sums of such counts are floats yet."""
+# Far below the largest float, 1.8e308, so that sums of such numbers are finite, too.
 _LARGEST = 1e300
 
 
 class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What will be done to one layer.
+    """Decision on one layer: the method and its ranks, or the reason why it is left alone.
 
     Attributes:
         path: the layer's path in the model.
@@ -76,7 +77,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What will be done to a model.
+    """Decisions on all layers of a model.
 
     Attributes:
         layers: one `LayerPlan` for every layer with weights, in the model's order.
@@ -109,18 +110,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:
-        """The plan of the layer at a path."""
+        """Return the plan of the layer at a path."""
         for layer in self.layers:
             if layer.path == path:
                 return layer
         raise KeyError(path)
 
     def layer_of(self, name: str) -> LayerPlan | None:
-        """The replaced layer that a parameter of the compressed model belongs to; None for others.
+        """Return the replaced layer that a parameter of the compressed model is of, or None.
 
         Args:
             name: of the parameter, with dots: "blocks.0.conv.1.weight".
         """
+        # Paths may lie below one another, that of a parameter below its module's, and "" (a model
+        # that is one layer) above all: the longest is the nearest owner.
         owners = [
             layer
             for layer in self.replaced
@@ -130,7 +133,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def replaced(self) -> tuple[LayerPlan, ...]:
-        """The layers that will be decomposed."""
+        """Layers that will be decomposed."""
         return tuple(layer for layer in self.layers if layer.method is not None)
 
     @property
@@ -142,23 +145,26 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def model_params(self) -> tuple[int, int]:
         """Parameters (before, after) of the whole model, those of its layers where not known."""
         before, after = self.params
+        # What is not in a layer (normalizations, biases of their own) stays, and so do layers that
+        # could not be read: both are in `size` alone.
         whole = self.size or before
         return whole, whole - before + after
 
     @property
     def macs(self) -> tuple[int, int] | None:
         """Multiply-accumulates (before, after) of these layers; None without example inputs."""
+        # Layers that could not be read have no count, even where there were inputs.
         if all(layer.macs is None for layer in self.layers):
             return None
         return _total(layer.macs for layer in self.layers)
 
     def to_json(self) -> str:
-        """The plan as JSON text."""
+        """Return the plan as JSON text."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        """The plan from JSON text.
+        """Read a plan from JSON text.
 
         Raises:
             RankfoldError: not JSON, of another version, or not a plan; the message says where.
@@ -175,7 +181,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 def validate(plan: Plan) -> None:
-    """Checks what the types alone do not say, and of a plan made by hand the types, too.
+    """Check what the types alone do not say, and of a plan made by hand the types, too.
 
     Raises:
         RankfoldError: another version, a layer twice, a method without ranks or the reverse, a
@@ -209,6 +215,8 @@ def validate(plan: Plan) -> None:
 
 def _check_counts(owner: str, field: str, counts: Iterable[Any], least: int = 0) -> None:
     for count in counts:
+        # NumPy's integers count: plans are made by hand from arrays of ranks. A bool is an
+        # Integral, too.
         whole = isinstance(count, Integral) and not isinstance(count, bool)
         if not whole or not least <= count <= _MOST:
             raise RankfoldError(
@@ -220,6 +228,7 @@ def _check_measure(owner: str, field: str, value: Any) -> None:
     if value is None:
         return
     number = isinstance(value, (Integral, float)) and not isinstance(value, bool)
+    # Written so that NaN fails: it compares as false with everything.
     if not number or not 0.0 <= value <= _LARGEST:
         raise RankfoldError(
             f"{owner}: {field} is {_shown(value)}; use a number from 0 to {_LARGEST:.0e}, or None"
@@ -227,7 +236,7 @@ def _check_measure(owner: str, field: str, value: Any) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value that may be an integer of too many digits for Python to write."""
+    """Show a value that may be an integer of too many digits for Python to write."""
     if isinstance(value, int) and abs(value) > _MOST:
         return f"a number of {value.bit_length()} bits"
     return repr(value)
@@ -239,7 +248,7 @@ def _total(pairs: Iterable[tuple[int, int] | None]) -> tuple[int, int]:
 
 
 def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint: str = "") -> None:
-    """Sees to it that a model has every layer of a plan.
+    """Check that a model has every layer of a plan.
 
     Args:
         planned: the layers of the plan.
@@ -258,11 +267,13 @@ def check_planned(planned: Iterable[LayerPlan], layers: Mapping[str, str], hint:
 
 
 def check_same(planned: LayerPlan, op: Op) -> None:
-    """Sees to it that a layer is the one that was planned, in a checkpoint perhaps.
+    """Check that a layer is the one that was planned, in a checkpoint perhaps.
 
     Raises:
         RankfoldError: naming the layer and what it is.
     """
+    # A plan for a checkpoint describes a convolution without stride, padding and dilation, which no
+    # file has; "" is a plan that says nothing of it.
     if planned.op and planned.op not in (describe(op), describe(without_geometry(op))):
         raise RankfoldError(
             f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a table shows.
+    """Contents of a table.
 
     Attributes:
         title: above it; "" for none.
@@ -37,6 +37,8 @@ def as_table(contents: Contents) -> Table:
     table = Table(title=title, title_justify="left")
     for name, is_number in contents.columns.items():
         table.add_column(name, justify="right" if is_number else "left", overflow="fold")
+    # As literal texts: names of layers come from files, and rich would read "[red]" in one as
+    # markup.
     for row in contents.rows:
         table.add_row(*map(literal, row))
     return table
@@ -48,15 +50,17 @@ def as_text(contents: Contents) -> str:
     from rich.text import Text
 
     width = wide_console().width
+    # Into a string, without colours and in the width of the terminal, as `print` shows it later.
     console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     console.print(as_table(contents))
     console.print(Text(contents.totals))
     assert isinstance(console.file, io.StringIO)
+    # rich pads every line to the full width, which would wrap in a narrower window.
     return "\n".join(line.rstrip() for line in console.file.getvalue().rstrip().splitlines())
 
 
 def change(pair: tuple[int, int]) -> str:
-    """Before and after, and the share that is left."""
+    """Write a count before and after, and the share that is left."""
     before, after = pair
     if before == after:
         return count(before)
@@ -65,7 +69,7 @@ def change(pair: tuple[int, int]) -> str:
 
 
 def count(number: float) -> str:
-    """A count with three digits and a unit: 1.23M."""
+    """Write a count with three digits and a unit: 1.23M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.3g}{unit}"

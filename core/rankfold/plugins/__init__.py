@@ -1,4 +1,4 @@
-"""What plugins are written with: hooks, contracts, ops and errors, from one place.
+"""The names that plugins are written with: hooks, contracts, ops and errors, from one place.
 
 A plugin's declaration module imports its names from here; where they live inside may change.
 """

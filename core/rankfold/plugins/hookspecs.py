@@ -23,6 +23,8 @@ API = (1, 2)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
+# pluggy calls a hook with those of its arguments that an implementation names, so that later minors
+# may add arguments without breaking plugins.
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 

@@ -16,12 +16,14 @@ from rankfold.plugins.registry import imported, registry, resolve
 
 
 def rule_for(adapter: str, cls: type) -> LayerRule | None:
-    """The rule of an adapter for a class; subclasses of the class that a rule names have none.
+    """Return the rule of an adapter for a class; subclasses of a rule's class have none.
 
     Args:
         adapter: by its name.
         cls: of a layer. A rule's class is looked up only in modules that are imported.
     """
+    # A subclass may have a `forward` of its own, which the rule's function knows nothing of. The
+    # class of a layer is loaded, so that a rule for it is seen without importing anything.
     for rule in registry().rules:
         if rule.adapter == adapter and imported(rule.layer) is cls:
             return rule
@@ -29,7 +31,7 @@ def rule_for(adapter: str, cls: type) -> LayerRule | None:
 
 
 def read_by(rule: LayerRule, layer: Any) -> Op:
-    """The op that a rule reads a layer as.
+    """Read a layer as an op by a rule.
 
     Raises:
         Refused: the rule declines, fails, or gives no op.
@@ -41,12 +43,13 @@ def read_by(rule: LayerRule, layer: Any) -> Op:
 
 
 def carried_out(target: str, *arguments: Any) -> Any:
-    """What a rule's function, named "module:function", gives.
+    """Call a rule's function, named "module:function", and return what it gives.
 
     Raises:
         Refused: it declines or fails.
     """
     who = f"the layer rule {target!r}"
+    # Within the net, since importing the module may fail as well as calling the function.
     try:
         with contained(who, Refused):
             return resolve(target)(*arguments)

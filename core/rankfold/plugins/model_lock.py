@@ -1,4 +1,4 @@
-"""One call at a time on a model: what calls from several threads must not do at once.
+"""One call at a time on a model: calls from several threads take turns.
 
 Whatever runs, reads or changes a model does so while no other thread's call works on it or on
 anything that is part of both, as where one model is a layer of the other. Calls on models that have
@@ -34,10 +34,10 @@ class Parted(Protocol):
     """An adapter that says what a call changes for a while; without it that is the model alone."""
 
     def parts(self, model: Any) -> Iterable[object]:
-        """Everything in the model that may be changed: modules and variables."""
+        """Return everything in the model that may be changed: modules and variables."""
 
     def thread_state(self) -> Callable[[], object]:
-        """A function that puts the state of the current thread back as it is now."""
+        """Return a function that puts the state of the current thread back as it is now."""
 
 
 _owners: dict[int, _Call] = {}
@@ -71,6 +71,9 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             adapter = arguments.get("adapter")
             roots = [_at(arguments, name) for name in models]
             pairs = [(root, _adapter_of(root, adapter)) for root in roots]
+            # The order matters: what is entered first is left last. So the thread's state is put
+            # back while the model is still this call's own, and the model is let go of at the very
+            # end.
             this_call = _Call()
             with ExitStack() as stack:
                 stack.enter_context(Restored(this_call.release))
@@ -91,10 +94,12 @@ def _at(arguments: dict[str, Any], name: str) -> Any:
 
 
 def _adapter_of(model: Any, adapter: Any) -> Any:
-    """The adapter of a model; None for one of no framework, which the function says itself."""
+    """Return the adapter of a model; None if no framework is known, of which the function tells."""
     if adapter is not None:
         return adapter
     try:
+        # An error here would hide the better one of the function itself, which knows its argument's
+        # name.
         return registry().adapter(model)
     except RankfoldError:
         return None
@@ -179,7 +184,7 @@ class _Call:
 
 
 def _listed(parts: Callable[[], Sequence[object]]) -> Sequence[object]:
-    """The parts of a model that another thread may be running, which changes its dictionaries."""
+    """List the parts of a model, whose dictionaries another thread may change by running it."""
     for _ in range(_DEADLOCKED):
         try:
             return parts()

@@ -81,19 +81,25 @@ class Registry:
         self._manager.add_hookspecs(hookspecs)
 
     def load(self, entries: Iterable[EntryPoint], disabled: frozenset[str] = frozenset()) -> None:
-        """Loads plugins in the order of their names, rankfold's own first: theirs is the name."""
+        """Load plugins in the order of their names, rankfold's own first: theirs is the name."""
+        # Sorted, so that which of two plugins keeps a name does not depend on the order of
+        # installation.
         for entry in sorted(entries, key=lambda e: (_distribution(e) != PROJECT, e.name, e.value)):
             if entry.name in disabled:
                 continue
             stage = "import"
             module: ModuleType | None = None
             try:
+                # A plugin may do anything here, `sys.exit` included; what is caught is caught
+                # below.
                 module = entry.load()
                 stage = "api"
                 check_api(module)
                 stage = "register"
                 self._manager.register(module, name=entry.name)
                 stage = "check"
+                # Both ways: functions named as hooks that are not marked, and marked ones that are
+                # no hooks.
                 check_marked(module)
                 self._manager.check_pending()
                 stage = "declare"
@@ -101,6 +107,8 @@ class Registry:
             except BaseException as error:  # a plugin must not harm the others
                 if is_users(error):
                     raise
+                # Nothing of a plugin that failed stays registered: half of its hooks would be
+                # called else.
                 self._forget(entry.name, module)
                 self._record(entry.name, stage, error)
             else:
@@ -108,7 +116,7 @@ class Registry:
         self._check_rules()
 
     def _check_rules(self) -> None:
-        """Notes rules for adapters that nobody declares; the plugins stay in use.
+        """Note rules for adapters that nobody declares; the plugins stay in use.
 
         The adapter's own plugin may not be installed, so this is no error where problems are.
         """
@@ -120,7 +128,7 @@ class Registry:
         self._declared_rules.clear()
 
     def adapter(self, model: object) -> Adapter:
-        """The adapter for a model; frameworks are looked up only where already imported.
+        """Return an adapter for a model; frameworks are looked up only where already imported.
 
         Raises:
             RankfoldError: no adapter knows the model; plugins with problems are named.
@@ -130,6 +138,9 @@ class Registry:
             if not any(isinstance(cls, type) and isinstance(model, cls) for cls in classes):
                 continue
             try:
+                # The first use of the framework's package. An adapter that cannot be imported is
+                # passed over, as another one may know the model; if none does, the message below
+                # names the reason.
                 adapter: Adapter = resolve(spec.target)()
             except BaseException as error:
                 if is_users(error):
@@ -148,7 +159,7 @@ class Registry:
         )
 
     def methods(self, names: Iterable[str]) -> dict[str, Decomposition]:
-        """Decompositions by name, in the order given.
+        """Return decompositions by name, in the order given.
 
         Raises:
             RankfoldError: an unknown name, or none at all.
@@ -166,19 +177,20 @@ class Registry:
         return chosen
 
     def layer_done(self, report: LayerPlan) -> None:
-        """Tells every observer; one that raises is recorded and harms nobody else."""
+        """Tell every observer; one that raises is recorded and harms nobody else."""
         self._tell("layer_done", report=report)
 
     def model_done(self, model: Any, plan: Plan) -> None:
-        """Tells every observer of a compressed model; as `layer_done`."""
+        """Tell every observer of a compressed model; a failure is recorded."""
         self._tell("model_done", model=model, plan=plan)
 
     def model_expanded(self, model: Any, plan: Plan) -> None:
-        """Tells every observer of a model that is no longer compressed; as `layer_done`."""
+        """Tell every observer of a model that is compressed no longer; a failure is recorded."""
         self._tell("model_expanded", model=model, plan=plan)
 
     def _tell(self, what: str, **arguments: object) -> None:
         hook = f"{PROJECT}_{what}"
+        # One by one, since a hook call of pluggy ends at the first implementation that raises.
         for name in list(self.plugins):
             plugin = self._manager.get_plugin(name)
             try:
@@ -199,6 +211,8 @@ class Registry:
         return [item for items in self._call(hook, plugin) for item in items]
 
     def _declare(self, name: str, plugin: object) -> None:
+        # All is checked before any of it is taken over, so that a plugin is in use in full or not
+        # at all.
         new = Declarations.of(partial(self._declared, plugin=plugin))
         for what, ours, theirs in (
             ("decomposition", self.decompositions, new.decompositions),
@@ -219,7 +233,9 @@ class Registry:
         self.declared[name] = new.words
 
     def _forget(self, name: str, module: ModuleType | None) -> None:
-        """Unregisters a module that failed, unless it is in use under that name already."""
+        """Unregister a module that failed, unless it is in use under that name already."""
+        # Of two entry points of one name the second fails to register. Unregistering by that name
+        # would take the first one, which works.
         if name not in self.plugins and self._manager.get_plugin(name) is module is not None:
             self._manager.unregister(name=name)
 
@@ -227,7 +243,8 @@ class Registry:
         problem = Problem(plugin, stage, told(error))
         if self.strict:
             raise RankfoldError(str(problem)) from error
-        self.problems.append(problem)
+        if problem not in self.problems:  # an adapter is tried again at every call
+            self.problems.append(problem)
 
 
 class Installed:
@@ -242,9 +259,11 @@ class Installed:
         self._loaded: Registry | None = None
 
     def __call__(self) -> Registry:
-        """The registry."""
+        """Return the registry, after loading the plugins if this is the first call."""
         if self._loaded is not None:
             return self._loaded
+        # A lock that one thread may take twice: a plugin that asks while it is loaded is called
+        # from within `_load`, and gets the registry as far as it is.
         with self._lock:
             if self._loaded is None and self._loading is not None:
                 return self._loading
@@ -253,7 +272,7 @@ class Installed:
             return self._loaded
 
     def cache_clear(self) -> None:
-        """Has the plugins loaded anew at the next call."""
+        """Forget the plugins, so that the next call loads them anew."""
         self._loaded = None
 
     def _load(self) -> Registry:
@@ -272,16 +291,17 @@ registry = Installed()
 
 
 def resolve(target: str) -> Callable[..., Any]:
-    """The object that "module:name" stands for, importing the module."""
+    """Return the object that "module:name" stands for, importing the module."""
     module, _, name = target.partition(":")
     resolved: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return resolved
 
 
 def imported(target: str) -> object:
-    """The object that "module:name" stands for; None where it is not imported yet or not there."""
+    """Return the object that "module:name" stands for; None if not imported yet or not there."""
     module, _, name = target.partition(":")
     try:
+        # None has no such attribute either, so a module that is not imported needs no branch.
         return getattr(sys.modules.get(module), name, None)
     except BaseException as error:  # of a module that imports its parts when they are asked for
         if is_users(error):

@@ -1,4 +1,4 @@
-"""What one plugin declares, checked before any of it is used."""
+"""The declarations of one plugin, checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, Par
 from rankfold.policies.base import Policy
 from rankfold.policies.validation import check_scope
 
+# Methods without which nothing works, by name, so that the error says which one is missing.
 _DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")
 _TENSOR_RULE = ("recognise", "op", "stages")
@@ -21,7 +22,7 @@ _TENSOR_RULE = ("recognise", "op", "stages")
 
 @dataclass(frozen=True)
 class Declarations:
-    """What one plugin declares; by name where it has one, and that was asked for only once."""
+    """Declarations of one plugin, by name where they have one; each hook is called only once."""
 
     decompositions: dict[str, Decomposition]
     policies: dict[str, type[Policy]]
@@ -32,7 +33,7 @@ class Declarations:
 
     @classmethod
     def of(cls, hook: Callable[[str], Iterable[Any]]) -> Declarations:
-        """Collects and checks declarations.
+        """Collect and check declarations.
 
         Args:
             hook: calls the hook of that name of the plugin.
@@ -42,6 +43,8 @@ class Declarations:
             ValueError: a name is given twice.
             RankfoldError: a policy judges what it cannot.
         """
+        # A hook may be a generator: it runs now, within the stage that its errors are recorded
+        # under, and what it gives is the same for the check and for the use.
         adapters = list(hook("rankfold_adapters"))
         decompositions = list(hook("rankfold_decompositions"))
         policies = list(hook("rankfold_policies"))
@@ -57,6 +60,7 @@ class Declarations:
         for spec in adapters:
             if not isinstance(spec, AdapterSpec):
                 raise TypeError(f"{shown(spec)} is not an AdapterSpec")
+            # Only the form of a target is checked. To resolve one would import the framework.
             demos = () if spec.demo is None else (spec.demo.target,)
             readers = (file_format.read for file_format in spec.formats)
             _check_targets(spec, (*spec.model_types, spec.target, *readers, *demos))
@@ -80,7 +84,7 @@ class Declarations:
 
     @property
     def words(self) -> list[str]:
-        """One line for each of them."""
+        """One line for each declaration, in words."""
         return [
             *(f"decomposition {name}" for name in self.decompositions),
             *(f"policy {name}" for name in self.policies),
@@ -92,7 +96,7 @@ class Declarations:
 
 
 def check_api(module: ModuleType) -> None:
-    """Sees to it that a plugin was written for a contract that this version keeps.
+    """Check that a plugin was written for a contract that this version keeps.
 
     Raises:
         TypeError: it was not, or does not say.
@@ -100,16 +104,19 @@ def check_api(module: ModuleType) -> None:
     stated = getattr(module, "RANKFOLD_API", None)
     if not (isinstance(stated, tuple) and len(stated) == 2):
         raise TypeError(f"RANKFOLD_API is {shown(stated)}; state it as {API}")
+    # A higher minor may rely on arguments and attributes that are not here yet.
     if stated[0] != API[0] or stated[1] > API[1]:
         raise TypeError(f"RANKFOLD_API is {stated}; this rankfold offers {API}")
 
 
 def check_marked(module: ModuleType) -> None:
-    """Sees to it that no hook of a plugin is passed over.
+    """Check that no hook of a plugin is passed over.
 
     Raises:
         TypeError: a function has the name of a hook and no mark.
     """
+    # pluggy takes unmarked functions for helpers, so that a forgotten mark would look like a plugin
+    # that declares nothing.
     for name, value in vars(module).items():
         hook = name.startswith(f"{PROJECT}_") and callable(value)
         if hook and not hasattr(value, f"{PROJECT}_impl"):
@@ -139,5 +146,6 @@ def _by_name(what: str, items: Iterable[Any]) -> dict[str, Any]:
             raise TypeError(f"{what} {shown(item)} has the name {shown(name)}; give it a word")
         if name in named:
             raise ValueError(f"{what} {name!r} is declared twice")
+        # A plain string: a subclass may have an `__eq__` or `__hash__` of its own.
         named[str.__str__(name)] = item
     return named

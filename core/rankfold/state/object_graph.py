@@ -1,4 +1,4 @@
-"""What Python objects lead to: a search of the object graph for objects that should be gone.
+"""A search of the object graph for objects that should be gone.
 
 A model may hold a layer in ways that no registry of modules knows: in the cell of a closure, a
 default argument, a partial, a bound method, a hook, a weak reference, a generator or any object's
@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
+# A frame leads to every variable of a caller, the search's own among them; code and texts lead
+# nowhere.
 _NOT_ENTERED = (type, ModuleType, CodeType, FrameType, str, bytes, int, float, complex)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
@@ -27,7 +29,7 @@ def reached(
     identity: Callable[[object], int] = id,
     framework: tuple[str, ...] = (),
 ) -> dict[int, str]:
-    """Finds which objects can be got to from others.
+    """Find which objects can be got to from others.
 
     Args:
         starts: objects to start from, each with a word for it.
@@ -43,18 +45,25 @@ def reached(
     seen = set(known)
     kept: list[object] = []  # objects made on the way, whose ids must not be used again
     words: dict[int, str] = {}
+    not_entered = (*_NOT_ENTERED, *leaves)
     for word, start in starts:
+        # A stack of its own, not recursion: linked lists and deep models would exceed Python's
+        # limit.
         stack = [start]
         while stack:
             item = stack.pop()
+            # Targets are neither entered nor marked as seen: `setdefault` keeps the first start
+            # that leads there.
             if identity(item) in targets:
                 words.setdefault(identity(item), word)
                 continue
-            if id(item) in seen or issubclass(type(item), (*_NOT_ENTERED, *leaves)):
+            if id(item) in seen or issubclass(type(item), not_entered):
                 continue
             seen.add(id(item))
             kept.append(item)
             stack.extend(_contents(item))
+            # Classes are not entered, but for the closures of their methods: a class made inside a
+            # function may hold a layer by them.
             if id(type(item)) not in seen:
                 seen.add(id(type(item)))
                 stack.extend(closures_of(type(item), framework))
@@ -62,7 +71,7 @@ def reached(
 
 
 def closures_of(cls: type, framework: tuple[str, ...]) -> Iterator[FunctionType]:
-    """The functions of a class and its bases that hold anything by closure.
+    """Yield the functions of a class and its bases that hold anything by closure.
 
     Args:
         cls: the class.
@@ -70,6 +79,7 @@ def closures_of(cls: type, framework: tuple[str, ...]) -> Iterator[FunctionType]
             closure (as the key of a cache) without calling it.
     """
     for base in cls.__mro__:
+        # A list, since another thread may add attributes to a class meanwhile.
         for value in list(vars(base).values()):
             if isinstance(value, (staticmethod, classmethod)):
                 value = value.__func__
@@ -77,14 +87,18 @@ def closures_of(cls: type, framework: tuple[str, ...]) -> Iterator[FunctionType]
                 value = value.fget
             if not isinstance(value, FunctionType) or not value.__closure__:
                 continue
-            if not (value.__module__ or "").startswith(framework):
+            # `typing` caches what generic classes were subscripted with, of the whole process.
+            if not (value.__module__ or "").startswith(("typing", *framework)):
                 yield value
 
 
 def _contents(item: Any) -> Iterable[object]:
     kind = type(item)  # not `isinstance`, which asks the object and may run code of it
+    # `gc.get_referents` of a function gives its globals, too, through which everything is reached.
     if issubclass(kind, FunctionType):
         return (*(item.__closure__ or ()), item.__defaults__, item.__kwdefaults__, vars(item))
+    # The collector does not follow weak references, but whoever holds one may call the object.
+    # Called by the base class, since a subclass may define `__call__`.
     if issubclass(kind, weakref.ReferenceType):
         return (weakref.ReferenceType.__call__(item),)
     if issubclass(kind, _PROXIES):
@@ -94,6 +108,7 @@ def _contents(item: Any) -> Iterable[object]:
 
 def _behind(proxy: Any) -> Iterable[object]:
     try:
+        # A proxy hands on attributes, and so the bound method is that of the object behind it.
         return (proxy.__repr__.__self__,)
     except ReferenceError:  # what it stood for is gone
         return ()

@@ -1,4 +1,4 @@
-"""What is changed for a while and put back, whatever arrives meanwhile.
+"""Changes for a while that are put back, whatever arrives meanwhile.
 
 An interrupt may come at any line, that of a clean-up among them, and a signal handler may raise
 again while the first interrupt is dealt with. So what undoes a change is prepared in full before
@@ -36,6 +36,7 @@ class Restored(AbstractContextManager[None]):
         self._tries = 0
 
     def __enter__(self) -> None:
+        # Before anything is changed, see above: from here on some frame will undo it.
         _pending.changes.append(self)
 
     def __exit__(self, *_: object) -> None:
@@ -52,7 +53,7 @@ class Restored(AbstractContextManager[None]):
 
 
 class _Pending(threading.local):
-    """What this thread has still to put back, the latest change last."""
+    """Changes that this thread has still to put back, the latest last."""
 
     def __init__(self) -> None:
         self.changes: list[Restored] = []
@@ -103,6 +104,8 @@ class Lock:
     """A lock that frames further out let go of where an interrupt kept the inner one from it."""
 
     def __init__(self) -> None:
+        # An RLock knows its owner: letting go of one that is not held raises, which `_release`
+        # relies on.
         self._lock = threading.RLock()
 
     @contextmanager

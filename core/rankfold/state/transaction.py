@@ -25,22 +25,24 @@ class Changes:
         self._undo: list[_Call] = []
 
     def item(self, holder: Any, key: Any, value: Any) -> None:
-        """Prepares `holder[key] = value`, for a key that the holder has."""
+        """Prepare `holder[key] = value`, for a key that the holder has."""
+        # A key that is there is replaced in its place, so that the order of a dictionary, in which
+        # layers run, is kept.
         self._do.append((operator.setitem, holder, key, value))
         self._undo.append((operator.setitem, holder, key, holder[key]))
 
     def attribute(self, holder: Any, name: str, value: Any) -> None:
-        """Prepares `holder.name = value`, past a `__setattr__` of its class."""
+        """Prepare `holder.name = value`, past a `__setattr__` of its class."""
         self._do.append((object.__setattr__, holder, name, value))
         self._undo.append((object.__setattr__, holder, name, getattr(holder, name)))
 
     def contents(self, holder: dict[Any, Any], values: Mapping[Any, Any]) -> None:
-        """Prepares that a dict holds these entries, in this order, and no others."""
+        """Prepare that a dict holds these entries, in this order, and no others."""
         for calls, entries in ((self._do, dict(values)), (self._undo, dict(holder))):
             calls += [(holder.clear,), (holder.update, entries)]
 
     def make(self) -> None:
-        """Makes the changes; takes them back where one fails."""
+        """Make the changes; take them back where one fails."""
         try:
             _run(self._do)
         except BaseException:
@@ -48,10 +50,12 @@ class Changes:
             raise
 
     def take_back(self) -> None:
-        """Puts back what was there when the changes were prepared; may be called at any time."""
+        """Put back what was there when the changes were prepared; may be called at any time."""
         _run(self._undo)
 
 
 def _run(calls: Iterable[_Call]) -> None:
-    """Calls functions one after the other, from C."""
+    """Call functions one after the other, from C."""
+    # A deque of length 0 uses up an iterator within C. A `for` loop would be Python, between whose
+    # instructions an interrupt can come.
     deque(starmap(operator.call, calls), maxlen=0)

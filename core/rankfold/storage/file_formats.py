@@ -1,4 +1,4 @@
-"""Which kind of file a file is, by its first bytes: names of checkpoints say little."""
+"""The kind of a file, told by its first bytes: names of checkpoints say little."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ def reader_of(file: Path) -> Callable[[Path], File] | None:
             start = stream.read(LENGTH + 1)
     except OSError as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    # A safetensors file has no signature. Its length field is judged by the size of the file, and a
+    # "{" behind it is not how a zip archive or a pickle goes on.
     if holds_header(start, size):
         return None
     formats = list(_formats())
     signed = next((known for known in formats if start.startswith(known.signatures)), None)
+    # The name promises that nothing in the file is run. Handing a pickle under that name to its
+    # reader would break the promise, however careful the reader is.
     if file.suffix == SAFETENSORS:
         if signed is not None:
             raise RankfoldError(
@@ -41,6 +45,8 @@ def reader_of(file: Path) -> Callable[[Path], File] | None:
                 f"{signed.suffixes[0]} if you mean to read it"
             )
         return None
+    # The name before the content here: of a damaged file the beginning tells nothing, and the
+    # reader of the kind that it is named as can say best what is wrong.
     named = next((known for known in formats if file.suffix in known.suffixes), signed)
     if named is None:
         kinds = "".join(f", nor {known.kind}" for known in formats)

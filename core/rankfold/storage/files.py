@@ -9,13 +9,14 @@ from pathlib import Path
 
 
 def sha256_of(file: Path) -> str:
-    """Of the content of a file."""
+    """SHA-256 of the content of a file, as hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Sees to it that what was written to a file or a folder is on the disk."""
+    """Flush what was written to a file or a folder to the disk."""
+    # A folder can be synced, too: only then is it certain that a name in it is on the disk.
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -24,7 +25,10 @@ def sync(path: Path) -> None:
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Writes a small file, whole or not at all; never through a link that lies there."""
+    """Write a small file, whole or not at all; never through a link that lies there."""
+    # In the same folder, since a renaming within one file system is the step that cannot be seen
+    # half done. "x" fails on a link that somebody put under the temporary name instead of following
+    # it.
     fresh = file.with_name(f"{file.name}.fresh")
     fresh.unlink(missing_ok=True)
     try:

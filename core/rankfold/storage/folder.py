@@ -46,11 +46,12 @@ _NAMES = (
     "compress one that is stored with the names of the state"
 )
 _EXCLUDED = 50
+# Names that a plan from elsewhere may give; none of them leads out of its folder.
 _FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What plan.json holds.
+    """Contents of plan.json.
 
     Attributes:
         rankfold: the version of this format.
@@ -69,12 +70,12 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @classmethod
     def of(cls, plan: Plan, folder: Path, files: dict[str, str], job: str = "") -> Saved:
-        """Of this version, of files that lie in a folder."""
+        """Return the record of a plan and of files that lie in a folder, in the present format."""
         sizes = {name: (folder / name).stat().st_size for name in files}
         return cls(rankfold=VERSION, files=files, plan=plan, job=job, sizes=sizes)
 
     def is_of(self, file: Path) -> bool:
-        """Whether a file is the one of its name that is meant.
+        """Return whether a file is the one of its name that is meant.
 
         Its size and what its header says of that are looked at first: a file with holes may be as
         long as it likes, and take as long to read.
@@ -94,7 +95,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @exclusive("model")
 def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -> None:
-    """Writes a compressed model; an earlier one in the same folder is replaced as a whole.
+    """Write a compressed model; an earlier one in the same folder is replaced as a whole.
 
     Args:
         model: the compressed model.
@@ -109,12 +110,16 @@ def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
     check_replaceable(folder)
     with claimed(folder, _PATIENCE) as work:
+        # Again, now with the lock: the first look was to leave nothing behind where the folder
+        # cannot be replaced at all, and may have been a minute ago.
         check_replaceable(folder)
         fresh = work / SAVING
         fresh.mkdir()
         adapter.save_weights(model, fresh / WEIGHTS)
         saved = Saved.of(plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
+        # Whoever may read the plan may read the weights: a framework may write its file for the
+        # owner only.
         (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
         for part in (fresh / WEIGHTS, fresh / PLAN):
             sync(part)
@@ -125,7 +130,7 @@ def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -
 def load(
     model: Any, folder: str | PathLike[str], *, inputs: Any = None, adapter: Adapter | None = None
 ) -> Any:
-    """A compressed copy of a fresh model, with the structure and the weights that were saved.
+    """Return a compressed copy of a fresh model, with the structure and weights that were saved.
 
     Args:
         model: a model of the architecture that was compressed; its weights do not matter and it is
@@ -145,6 +150,8 @@ def load(
     folder = Path(folder)
     saved = _read_plan(folder)
     files = [folder / name for name in sorted(saved.files)]
+    # All files are hashed before anything is built, as most damage would show only as outputs that
+    # are slightly wrong. The names are of the pattern of rankfold's own, checked with the plan.
     for file in files:
         _check_file(file)
         if not saved.is_of(file):
@@ -156,6 +163,8 @@ def load(
         _check_distinct(files)
     adapter = adapter or registry().adapter(model)
     with of_adapter(adapter):
+        # An adapter may refuse layers by what a trace shows. Without inputs there is no trace, but
+        # there was one when the plan was made, so that its layers are no longer in question.
         if inputs is not None:
             adapter.trace(model, inputs)
         elif (recalling := capabilities(adapter).recalling) is not None:
@@ -168,7 +177,7 @@ def load(
 
 
 def saved_at(folder: Path) -> Saved | None:
-    """What a folder says of itself; None where there is no such plan."""
+    """Return what plan.json of a folder says; None where there is no such plan or it is damaged."""
     try:
         return _read_plan(folder)
     except RankfoldError:
@@ -176,7 +185,7 @@ def saved_at(folder: Path) -> Saved | None:
 
 
 def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
-    """The structure of a compressed model: blank modules for the layers that its plan replaces.
+    """Build the structure of a compressed model: blank modules in place of its replaced layers.
 
     Args:
         adapter: of the model.
@@ -189,6 +198,8 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     from rankfold.plan.plan import check_planned, check_same
 
     known = adapter.layers(model)
+    # The saved model, this one or both may be wrapped, by torch.compile or DataParallel for
+    # instance.
     paths = matched([layer.path for layer in saved.plan.layers], known.keys())
     plan = msgspec.structs.replace(
         saved.plan,
@@ -196,11 +207,15 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             msgspec.structs.replace(layer, path=paths[layer.path]) for layer in saved.plan.layers
         ),
     )
+    # Of a model every layer was listed by its adapter. What a checkpoint lists as layers, by the
+    # names of tensors, may be something else in the model, which matters only for those that are
+    # replaced.
     if saved.job:
         check_planned(plan.replaced, known, _NAMES)
     else:
         check_planned(plan.layers, known)
     can = capabilities(adapter)
+    # Shapes are enough, so that models on the meta device can be loaded into.
     read = adapter.read if can.structured is None else can.structured.structure
     names = {layer.method for layer in plan.replaced if layer.method is not None}
     methods = registry().methods(sorted(names)) if names else {}
@@ -221,10 +236,14 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             reason = method.refuse(op)
             if reason is not None:
                 raise Refused(reason)
+            # A template may hand on the layer's own bias, which is memory of the model; the copy
+            # must not share it.
             stages = tuple(map(copied, method.template(op, layer.ranks)))
             with contained("building the replacement", Refused):
                 modules[layer.path] = adapter.build(model, layer.path, stages)
         except (Refused, RankfoldError) as refused:
+            # Collected, not raised at once: the remedy is to compress anew, and once for all
+            # layers.
             failed[layer.path] = str(refused)
     if failed:
         path, why = next(iter(failed.items()))
@@ -276,11 +295,12 @@ def _check_file(file: Path) -> None:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Sees to it that a folder is new, empty or an earlier save.
+    """Check that a folder is new, empty or an earlier save.
 
     Raises:
         RankfoldError: it is something else, or the working directory is in it.
     """
+    # Asked first, as the file system's functions raise a ValueError for it, and not an OSError.
     if "\0" in str(folder):
         raise RankfoldError(f"{str(folder)!r} is no path")
     try:
@@ -290,6 +310,7 @@ def check_replaceable(folder: Path) -> None:
             return
         if not folder.is_dir():
             raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
+        # The whole folder goes when a result is put in its place, so it may hold nothing else.
         names = {entry.name for entry in folder.iterdir()} - {PLAN, INDEX}
         foreign = sorted(name for name in names if not _FILE.fullmatch(name))
         inside = _is_inside(folder)
@@ -308,7 +329,7 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _is_inside(folder: Path) -> bool:
-    """Whether the working directory is a folder or lies in it."""
+    """Return whether the working directory is a folder or lies in it."""
     try:
         here = Path.cwd()
     except FileNotFoundError:  # it has been deleted

@@ -20,11 +20,13 @@ _VERSION = 1
 _METADATA = "rankfold.moments"
 _MOST = 2**53
 """Of samples and of uses: a float counts no further."""
+# Of each layer: the second moment of its inputs, their mean, and the moment of the gradients, which
+# may be missing.
 _ARRAYS = ("inputs", "mean", "grads")
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the file says of one layer; its arrays are named by its place in the list.
+    """Facts on one layer in the file's metadata; its arrays are named by its place in the list.
 
     Attributes:
         path: of the layer.
@@ -38,7 +40,7 @@ class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the file says of itself.
+    """Contents of the file's metadata.
 
     Attributes:
         version: of this format.
@@ -52,7 +54,7 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> None:
-    """Writes the moments of layers, by path.
+    """Write the moments of layers, by path.
 
     Raises:
         RankfoldError: the file cannot be written.
@@ -61,6 +63,7 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
     from safetensors.numpy import save_file
 
     arrays: dict[str, Array] = {}
+    # Arrays go by number and not by path, which may hold what no name of a tensor may.
     for index, layer in enumerate(layers.values()):
         for name in _ARRAYS:
             value = getattr(layer, name)
@@ -77,7 +80,7 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
 
 
 def check_moments_file(file: Path) -> None:
-    """Sees to it that a file says of itself what a file of moments does; reads no array.
+    """Check that a file says of itself what a file of moments does; read no array.
 
     Raises:
         RankfoldError: it does not.
@@ -86,7 +89,7 @@ def check_moments_file(file: Path) -> None:
 
 
 def read_moments(file: Path, only: str | None) -> tuple[About, dict[str, LayerMoments]]:
-    """What a file says of itself, and the moments of its layers, by path.
+    """Return what a file says of itself, and the moments of its layers, by path.
 
     Args:
         file: to read.
@@ -98,6 +101,7 @@ def read_moments(file: Path, only: str | None) -> tuple[About, dict[str, LayerMo
     stored, about = _opened(file)
     layers = {}
     for index, facts in enumerate(about.layers):
+        # Workers read one layer of a file each; the arrays of all others are left on the disk.
         if only not in (None, facts.path):
             continue
         arrays = {
@@ -116,6 +120,7 @@ def read_moments(file: Path, only: str | None) -> tuple[About, dict[str, LayerMo
 
 def _opened(file: Path) -> tuple[Safetensors, About]:
     try:
+        # A link is followed here, unlike in a checkpoint: it is the user who names this one file.
         real = Path(os.path.realpath(file))
         stored = Safetensors(real)
         about = _about(stored.header.metadata)
@@ -126,7 +131,7 @@ def _opened(file: Path) -> tuple[Safetensors, About]:
 
 
 def _about(metadata: Mapping[str, str]) -> About:
-    """What the metadata of a file say.
+    """Return what the metadata of a file say.
 
     Raises:
         ValueError: they are not of moments, or of another version.
@@ -135,6 +140,8 @@ def _about(metadata: Mapping[str, str]) -> About:
         raise ValueError(f"it has no metadata {_METADATA!r}")
     text = metadata[_METADATA]
     try:
+        # The version first, with everything else undecoded: a file of another version would else be
+        # told to have fields that are missing or too many.
         version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version")
         if version is not None and bytes(version) != str(_VERSION).encode():
             raise ValueError(f"version {bytes(version)!r}; this rankfold reads version {_VERSION}")
@@ -149,7 +156,7 @@ def _about(metadata: Mapping[str, str]) -> About:
 
 
 def _check_header(header: Header, layers: int) -> None:
-    """Sees to it that the arrays fit each other, before one of them is read.
+    """Check that the arrays fit each other, before one of them is read.
 
     Raises:
         ValueError: they do not.
@@ -180,7 +187,7 @@ def _check_header(header: Header, layers: int) -> None:
 
 
 def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
-    """The moments of a layer, which can be computed with.
+    """Return the moments of a layer, which can be computed with.
 
     Raises:
         ValueError: they cannot.
@@ -217,7 +224,7 @@ class Moments(Mapping[str, LayerMoments]):
         return len(self._layers)
 
     def save(self, file: str | PathLike[str]) -> None:
-        """Writes a safetensors file.
+        """Write a safetensors file.
 
         Raises:
             RankfoldError: the file cannot be written.
@@ -226,7 +233,7 @@ class Moments(Mapping[str, LayerMoments]):
 
     @classmethod
     def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
-        """Reads what `save` wrote.
+        """Read what `save` wrote.
 
         Args:
             file: to read.

@@ -23,10 +23,10 @@ class File(Protocol):
 
     @property
     def header(self) -> Header:
-        """Its tensors and its metadata."""
+        """Names, types, shapes and places of its tensors, and its metadata."""
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, or of the part of it that an entry stands for: (size,) uint8."""
+        """Return the bytes of a tensor, or of the part that an entry stands for: (size,) uint8."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class Safetensors:
 
     @cached_property
     def header(self) -> Header:
-        """Its tensors and its metadata."""
+        """Names, types, shapes and places of its tensors, and its metadata."""
         return read_header(self.file)
 
     def data(self, entry: Entry) -> Array:
-        """The bytes of a tensor, read: of a map, those of a file cut short are a bus error."""
+        """Read the bytes of a tensor: of a map, those of a file cut short are a bus error."""
         data = np.empty(entry.size, np.uint8)
+        # Unbuffered, straight into the array: one copy of the tensor in memory. A raw read may give
+        # less than it was asked for, on Linux at 2 GiB, so it goes on until nothing comes any more.
         try:
             with self.file.open("rb", buffering=0) as stream:
                 stream.seek(entry.begin)

@@ -21,13 +21,19 @@ from rankfold.linalg import Array
 
 LENGTH = 8
 """The bytes that tell the length of the header."""
+# As in safetensors itself, which refuses longer headers.
 _MOST = 100_000_000
 _AXES = 64
 _NUMBERS = 2**59
 """Of an array, along its axes that are not empty: NumPy counts its bytes in 63 bits."""
+# Parsing makes Python objects of many times the text's size. A header of mere brackets would take
+# gigabytes; one of tensors has a name, a type, a shape and offsets for each. Below this size even
+# the worst is small.
 _LARGE = 16 * 2**20
 _BYTES = 16
 """That a large JSON document has for each of its lists and objects, at least."""
+# Half of a surrogate pair is valid in JSON as an escape, but cannot be encoded when it is written.
+# Control characters in names could move the cursor of the terminal that shows them.
 _HALF = re.compile("[\ud800-\udfff]")
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _METADATA = "__metadata__"
@@ -74,7 +80,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself.
+    """Contents of a header: the tensors of a file and what goes along with them.
 
     Attributes:
         entries: its tensors by name.
@@ -88,7 +94,7 @@ class Header:
 
 
 def holds_header(start: bytes, total: int) -> bool:
-    """Whether a file begins as a safetensors file does.
+    """Return whether a file begins as a safetensors file does.
 
     Args:
         start: its first nine bytes.
@@ -99,13 +105,15 @@ def holds_header(start: bytes, total: int) -> bool:
 
 
 def read_header(file: Path) -> Header:
-    """The header of a file.
+    """Read the header of a file.
 
     Raises:
         RankfoldError: it is not a plain file, or not a safetensors file that is whole and sound.
     """
     check_plain(file)
     try:
+        # The size is known before anything is read, so that a length field can promise no more
+        # memory than the file itself would take.
         total = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(LENGTH), "little")
@@ -115,6 +123,8 @@ def read_header(file: Path) -> Header:
                 )
             if stream.read(1) != b"{":
                 raise _damaged(file, "a header that is not a JSON object")
+            # "{" is tested before the rest is read: the format requires it, and no byte sequence of
+            # another kind of file is then parsed as megabytes of JSON.
             text = b"{" + stream.read(length - 1)
     except OSError as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
@@ -126,7 +136,7 @@ def read_header(file: Path) -> Header:
 
 
 def parse_json(text: bytes) -> Any:
-    """A JSON document without repeated keys, NaN, half characters or too much depth.
+    """Parse a JSON document without repeated keys, NaN, half characters or too much depth.
 
     Raises:
         ValueError: it is none.
@@ -134,6 +144,8 @@ def parse_json(text: bytes) -> Any:
     if len(text) > _LARGE and _BYTES * (text.count(b"[") + text.count(b"{")) > len(text):
         raise ValueError("JSON of more lists and objects than data")
     try:
+        # Python's parser would take the last of repeated keys and accept NaN, both against the
+        # format; two readers could then see two contents in one file.
         return json.loads(
             text.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_int=_int
         )
@@ -142,7 +154,7 @@ def parse_json(text: bytes) -> Any:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Any) -> bytes:
-    """The start of a file: the length of the header and the header, to a multiple of 8 bytes.
+    """Return the start of a file, to a multiple of 8 bytes: the header and before it its length.
 
     Args:
         tensors: type and shape by name, in the order of their data.
@@ -155,22 +167,24 @@ def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: A
         content[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
+    # Spaces behind the object, as the format allows; the data then begin on a boundary of 8 bytes.
     text += b" " * (-len(text) % LENGTH)
     return len(text).to_bytes(LENGTH, "little") + text
 
 
 def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """The bytes that a tensor takes."""
+    """Number of bytes that a tensor takes."""
     return math.prod(shape) * _BITS[dtype] // 8
 
 
 def alignment(dtype: str) -> int:
-    """The bits of one element."""
+    """Number of bits of one element."""
     return _BITS[dtype]
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """The NumPy dtype of a type in `FLOATS`."""
+    """Return the NumPy dtype of a type in `FLOATS`."""
+    # bfloat16 and float8 are dtypes of ml_dtypes; NumPy itself has the others.
     import ml_dtypes
 
     name = FLOATS[dtype]
@@ -178,12 +192,12 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def viewed(data: Array, entry: Entry) -> Array:
-    """Bytes as the tensor they are, of a type in `FLOATS`."""
+    """View bytes as the tensor they are, of a type in `FLOATS`."""
     return data.view(numpy_dtype(entry.dtype)).reshape(entry.shape)
 
 
 def check_name(name: str) -> None:
-    """Sees to it that the name of a tensor can be written and shown.
+    """Check that the name of a tensor can be written and shown.
 
     Raises:
         RankfoldError: it cannot.
@@ -193,7 +207,7 @@ def check_name(name: str) -> None:
 
 
 def check_plain(file: Path) -> None:
-    """Sees to it that a file is there and is neither a link nor a device.
+    """Check that a file is there and is neither a link nor a device.
 
     Raises:
         RankfoldError: it is not.
@@ -217,6 +231,9 @@ def _checked(content: Any, start: int, total: int) -> Header:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("metadata that are not texts")
     entries = {}
+    # Every tensor is within the file and they tile it: sorted by their place, each begins where the
+    # one before ends, and the last ends with the file. So no bytes are hidden and none are shared.
+    # Empty tensors sort before the one that begins at the same place.
     for name, value in content.items():
         entry = _entry(name, value, start)
         if entry.begin + entry.size > total:
@@ -240,21 +257,26 @@ def _entry(name: str, value: Any, start: int) -> Entry:
         raise ValueError(f"tensor {name!r} of type {dtype!r}, which is not known")
     if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"tensor {name!r} with a shape or offsets that are no counts")
+    # Empty axes are left out of the product: the others must still be in range, since NumPy checks
+    # the strides of arrays without elements, too.
     if len(shape) > _AXES or math.prod(size for size in shape if size) > _NUMBERS:
         raise ValueError(f"tensor {name!r} of a shape that no array can have")
     begin, end = offsets
     bits = math.prod(shape) * _BITS[dtype]
+    # Types of 4 and 6 bits are packed, and a tensor of them must end on a whole byte.
     if bits % 8 or end - begin != bits // 8:
         raise ValueError(f"tensor {name!r}: {dtype} {shape} does not take {end - begin} bytes")
     return Entry(name, dtype, tuple(shape), start + begin, end - begin)
 
 
 def _sizes(values: Any) -> bool:
+    # `type` and not `isinstance`: True is an int, but no size. The bound is that of 64-bit offsets.
     return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**63 for v in values)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
+    # The hook gets the pairs in full, before a dictionary has dropped repeated keys.
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -270,6 +292,7 @@ def _no_constant(text: str) -> Any:
 
 
 def _int(text: str) -> int:
+    # 2⁶⁴ has 20 digits. Far beyond that Python refuses as well, in words on a setting of its own.
     if len(text) > 20:
         raise ValueError("a number of more than 20 digits")
     return int(text)

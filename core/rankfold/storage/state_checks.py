@@ -19,7 +19,7 @@ def renamed(
     needed: Iterable[str],
     aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, T]:
-    """The stored values by the model's names, without what wrappers add on either side.
+    """Return the stored values by the model's names, without what wrappers add on either side.
 
     Args:
         file: where they were read, for the message.
@@ -31,6 +31,8 @@ def renamed(
         RankfoldError: a name is missing, or the model does not have it.
     """
     further = aliases or {}
+    # A tied tensor may be stored under any of its names: under one by writers that store each
+    # tensor once, under all by others. One of them is needed, and all are known.
     known = {name: (name, *further.get(name, ())) for name in needed}
     all_names: Collection[str] = {name for names in known.values() for name in names}
     names = matched(stored.keys(), all_names)

@@ -36,6 +36,8 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 def work_folder(output: Path) -> Path:
     """Return the folder in which an output is made until it is finished."""
+    # Beside the output and not in a folder for temporary files: only within one file system can it
+    # take its place by renaming. The name follows from the output's, so the next run finds it.
     name = f".{output.name}.rankfold"
     if len(os.fsencode(name)) > _LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.rankfold"
@@ -44,7 +46,7 @@ def work_folder(output: Path) -> Path:
 
 @contextmanager
 def claimed(output: Path, patience: float = 0.0) -> Iterator[Path]:
-    """The work folder of an output, made if need be and locked.
+    """Claim the work folder of an output, made if need be and locked.
 
     It is removed at the end where nothing is left in it, with parents that were made for it. An
     earlier output that `publish` has put aside is back in its place, or deleted where there is a
@@ -103,6 +105,8 @@ def delete(path: Path) -> None:
 def _settle(folder: Path, output: Path) -> None:
     """Undo what a process was killed at, between two renamings or before them."""
     old = folder / _OLD
+    # Whatever is under the output's name is whole, so the one put aside is no longer needed. Where
+    # there is none, the kill came between the two renamings of `publish`.
     if output.exists():
         delete(old)
     elif old.is_dir() and not old.is_symlink():
@@ -166,7 +170,7 @@ class _Claim:
         raise OSError("others make and remove it all the time")
 
     def release(self) -> None:
-        """Remove what is empty and lets go; also after an interrupt at any line, and twice."""
+        """Remove what is empty and let go; also after an interrupt at any line, and twice."""
         with suppress(OSError, RankfoldError):
             if not self._is_taken() and (self._folder / LOCK).exists():
                 self.take(0.0)  # the interrupt came while it was being taken
@@ -174,6 +178,8 @@ class _Claim:
                 _settle(self._folder, self._output)
                 if [entry.name for entry in self._folder.iterdir()] == [LOCK]:
                     (self._folder / LOCK).unlink()
+        # `rmdir` removes empty folders only, from the innermost outwards: what others have put into
+        # a parent meanwhile keeps it.
         for empty in (self._folder, *self._missing_parents):
             with suppress(OSError):
                 empty.rmdir()
@@ -190,6 +196,7 @@ class _Claim:
 
 def _lock_file(file: Path) -> int:
     """Make the lock file if need be, never through a link, and return its inode."""
+    # "x" fails where anything lies, a link included; opening in another mode would follow the link.
     with suppress(FileExistsError):
         file.open("xb").close()
     status = file.lstat()
@@ -234,6 +241,8 @@ def _owner_of_files_in(folder: Path) -> int | None:
     """Return the owner that a file made there gets; some network file systems map all users."""
     if folder.is_symlink():
         return None
+    # A server may map all users, or root, to one: the uid of this process is then not that of its
+    # files.
     probe = folder / f"{_PROBE}{secrets.token_hex(8)}"
     try:
         with probe.open("xb") as stream:

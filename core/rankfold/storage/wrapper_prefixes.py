@@ -1,4 +1,4 @@
-"""What wrappers of a model add to the names of its tensors, and names without it.
+"""The parts that wrappers of a model add to the names of its tensors, and names without them.
 
 `torch.compile`, FSDP and activation checkpointing put a part of their own into a name wherever they
 wrap a module; DataParallel puts "module" in front of all names.
@@ -17,7 +17,7 @@ _FRONT = "module."
 
 
 def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Names as they are without wrappers.
+    """Return the names as they are without wrappers.
 
     Args:
         names: of all tensors, or of all layers.
@@ -34,9 +34,13 @@ def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
         kept = [part for part in name.split(".") if part not in _PARTS]
         parts |= _PARTS.intersection(name.split("."))
         short[name] = ".".join(kept)
+    # Only where every name has it: "module" in front of some is a part of the model's own. A loop,
+    # as wrappers may be put around each other.
     while short and all(name.startswith(_FRONT) for name in short.values()):
         parts.add(_FRONT.rstrip("."))
         short = {name: value.removeprefix(_FRONT) for name, value in short.items()}
+    # Two tensors that fall together would silently be one, so that is an error. It happens where a
+    # state holds both the wrapped model and the plain one.
     owners: dict[str, str] = {}
     for name, value in short.items():
         if owners.setdefault(value, name) != name:
@@ -56,7 +60,7 @@ def _twice(first: str, second: str, value: str) -> RankfoldError:
 
 
 def matched(names: Collection[str], wanted: Collection[str]) -> Mapping[str, str]:
-    """Each name as a model has it, whose wrappers may be others than those of the names.
+    """Return each name as a model has it, whose wrappers may be others than those of the names.
 
     Args:
         names: that are stored.
@@ -66,6 +70,7 @@ def matched(names: Collection[str], wanted: Collection[str]) -> Mapping[str, str
         The model's name for each; a name that the model does not have in any form as it is.
     """
     known = set(wanted)
+    # The usual case, and it has to be exact: a model may have names of its own that look wrapped.
     if known.issuperset(names):
         return {name: name for name in names}
     model = {short: name for name, short in unwrapped(wanted)[0].items()}

@@ -17,14 +17,14 @@ from rankfold.testing.harness import Harness, as_float64
 
 
 def fresh_adapter(harness: Harness, model: Any, op: Op, dtype: str = "float32") -> Adapter:
-    """A fresh adapter that has seen the model run, which some frameworks need."""
+    """Return a fresh adapter that has seen the model run, which some frameworks need."""
     adapter = harness.adapter()
     adapter.trace(model, harness.inputs(probe(op), dtype))
     return adapter
 
 
 def only_path(adapter: Adapter, model: Any) -> str:
-    """The path of the only layer of a model."""
+    """Return the path of the only layer of a model."""
     (path,) = adapter.layers(model)
     return path
 
@@ -38,7 +38,7 @@ def compressed(
     name: str,
     dtype: str = "float32",
 ) -> Compressed:
-    """A model compressed on its own inputs, every layer replaced."""
+    """Return a model compressed on its own inputs, every layer replaced."""
     small = compress(
         model,
         policy,
@@ -52,6 +52,7 @@ def compressed(
 
 def all_replaced(name: str, small: Compressed) -> None:
     """Assert that no layer was left alone."""
+    # With the reason, which says most often what the adapter has missed.
     for layer in small.plan.layers:
         assert layer.method is not None, f"{name}: {layer.path!r} is left alone: {layer.reason}"
 
@@ -63,14 +64,14 @@ def half(op: Op, method: str) -> tuple[int, ...]:
 
 
 def drawn_linear(out: int, into: int) -> Linear:
-    """A fully connected layer with random numbers."""
+    """Return a fully connected layer with random numbers."""
     rng = np.random.default_rng(out)
     weight = rng.standard_normal((out, into)).astype(np.float32)
     return Linear(weight, rng.standard_normal(out).astype(np.float32))
 
 
 def extent(op: Op, shape: tuple[int, ...]) -> Extent:
-    """The extent of an input of that shape."""
+    """Return the extent of an input of that shape."""
     if isinstance(op, Embedding):
         return shape
     if isinstance(op, (Conv, ConvTranspose)):
@@ -94,7 +95,7 @@ def unchanged(name: str, before: Any, after: Any) -> None:
 
 
 def epsilon(dtype: str) -> float:
-    """The machine epsilon of a float dtype."""
+    """Return the machine epsilon of a float dtype."""
     import ml_dtypes  # makes bfloat16 known to NumPy
 
     return float(ml_dtypes.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # it has no types

@@ -16,12 +16,14 @@ from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, channels
 from rankfold.plugins.registry import registry
 from rankfold.testing.harness import Harness, Unsupported
 
+# Distinct, and larger than every dilated kernel among the cases.
 _SPATIAL = (13, 17, 11)
 _BATCH = 2
 
 
 def _drawn(make: Callable[..., Any], *shape: int, bias: bool = True, **geometry: Any) -> Op:
     rng = np.random.default_rng(0)
+    # Scaled by the number of inputs, so that outputs are near 1 and one tolerance serves all cases.
     weight = rng.standard_normal(shape).astype(np.float32) / math.sqrt(math.prod(shape[1:]))
     options = dict(geometry)
     if make is not Embedding:
@@ -66,7 +68,7 @@ def supported(
 
 
 def probe(op: Op, seed: int = 1) -> Array:
-    """A random input for an op."""
+    """Return a random input for an op."""
     rng = np.random.default_rng(seed)
     if isinstance(op, Embedding):
         return rng.integers(0, len(op.weight), (_BATCH, 3))
@@ -77,7 +79,7 @@ def probe(op: Op, seed: int = 1) -> Array:
 
 
 def rows(op: Op) -> Array:
-    """A random input as `Adapter.run` gets it: float64, and one axis of rows."""
+    """Return a random input as `Adapter.run` gets it: float64, and one axis of rows."""
     x = probe(op)
     if isinstance(op, Embedding):
         return x.reshape(-1)
@@ -85,7 +87,7 @@ def rows(op: Op) -> Array:
 
 
 def methods(op: Op) -> list[str]:
-    """The decompositions that every adapter is expected to build for a layer."""
+    """Return the decompositions that every adapter is expected to build for a layer."""
     if isinstance(op, ConvTranspose):
         return ["tucker2", "channel_svd"]
     wanted = registry().methods(["svd", "tucker2", "channel_svd", "spatial_svd", "cp", "cp3"])
@@ -97,7 +99,7 @@ EXACT = frozenset({"svd", "tucker2", "channel_svd", "spatial_svd"})
 
 
 def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
-    """An op decomposed at full rank, or at half of it."""
+    """Return an op decomposed at full rank, or at half of it."""
     method = registry().methods([name])[name]
     most = method.max_ranks(op)
     ranks = most if full else tuple(max(1, rank // 2) for rank in most)
@@ -106,7 +108,7 @@ def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
 
 
 def square(size: int) -> Linear:
-    """A square layer, which can be applied to its own output."""
+    """Return a square layer, which can be applied to its own output."""
     layer = _drawn(Linear, size, size)
     assert isinstance(layer, Linear)
     return replace(layer, bias=None)

@@ -41,6 +41,8 @@ def check(*needs: str) -> Callable[[Function], Check]:
     """Turn a function named check_something into the check "something"."""
 
     def as_check(function: Function) -> Check:
+        # The docstring is the promise, as reports show it: it says what holds, not what the
+        # function does.
         name = function.__name__.removeprefix("check_")
         return Check(name, (function.__doc__ or "").strip(), function, needs)
 

@@ -33,11 +33,11 @@ class Harness(ABC):
 
     @abstractmethod
     def adapter(self) -> Adapter:
-        """A fresh adapter."""
+        """Return a fresh adapter."""
 
     @abstractmethod
     def model(self, ops: Sequence[Op], dtype: str = "float32") -> Any:
-        """A model that applies a native layer for each op, one after the other.
+        """Return a model that applies a native layer for each op, one after the other.
 
         Raises:
             Unsupported: the framework has no layer for an op.
@@ -45,41 +45,42 @@ class Harness(ABC):
 
     @abstractmethod
     def call(self, model: Any, x: Array) -> Array:
-        """The model's output in eval mode, as a NumPy array of any float dtype."""
+        """Return the model's output in eval mode, as a NumPy array of any float dtype."""
 
     @abstractmethod
     def inputs(self, x: Array, dtype: str = "float32") -> Any:
-        """The same input as the user would pass it as `inputs=` to a model of that dtype."""
+        """Return an input as the user would pass it as `inputs=` to a model of that dtype."""
 
     @abstractmethod
     def state(self, model: Any) -> Mapping[str, Array]:
-        """A copy of every parameter by name, shared and tied ones once."""
+        """Return a copy of every parameter by name, shared and tied ones once."""
 
     def shared(self, op: Op) -> Any:
-        """A model that applies one and the same layer twice."""
+        """Return a model that applies one and the same layer twice."""
         raise Unsupported("models with a shared layer")
 
     def tied(self, op: Op) -> Any:
-        """A model that applies two layers of which both have the same weight, not a copy of it."""
+        """Return a model that applies two layers with one common weight, not a copy of it."""
         raise Unsupported("models with tied weights")
 
     def gradients(self, model: Any, x: Array) -> Sequence[Array]:
-        """The gradient of the sum of the squared outputs for every parameter."""
+        """Return the gradient of the sum of the squared outputs for every parameter."""
         raise Unsupported("gradients")
 
     def compiled(self, model: Any) -> Callable[[Array], Array]:
-        """The model compiled, as a function like `call`."""
+        """Return the model compiled, as a function like `call`."""
         raise Unsupported("compilation")
 
     def set_training(self, model: Any, training: bool) -> None:
-        """Switches between train and eval mode."""
+        """Switch between train and eval mode."""
         raise Unsupported("modes")
 
     def training(self, model: Any) -> Sequence[bool]:
-        """The mode of every layer of a model."""
+        """Return the mode of every layer of a model."""
         raise Unsupported("modes")
 
 
 def as_float64(array: Any) -> Array:
-    """An array of any float dtype, those of ml_dtypes included, as float64."""
+    """Return an array of any float dtype, those of ml_dtypes included, as float64."""
+    # NumPy's own routines know nothing of bfloat16 beyond storing and casting it.
     return np.asarray(array).astype(np.float64)

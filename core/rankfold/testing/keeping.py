@@ -26,10 +26,11 @@ from rankfold.testing.harness import Harness, Unsupported, as_float64
 
 @check("full_rank")
 def check_save_and_load(harness: Harness) -> None:
-    """What is saved is loaded into a fresh model, bit for bit."""
+    """A saved model is loaded into a fresh one, bit for bit."""
     for name, op, model in supported(harness):
         x = probe(op)
         small = compressed(harness, model, op, Ranks(half(op, methods(op)[0])), None, name)
+        # All zeros, so that a weight which is not loaded cannot pass for one that is.
         other = harness.model([with_weight(op, np.zeros_like(op.weight))])
         with tempfile.TemporaryDirectory() as folder:
             save(small.model, small.plan, Path(folder) / "saved", harness.adapter())
@@ -55,6 +56,7 @@ def check_load_checks(harness: Harness) -> None:
     model, other = harness.model([op]), harness.model([drawn_linear(7, 5)])
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "weights.safetensors"
+        # Weights of a model of the same structure and with the same names: only the shape tells.
         fresh_adapter(harness, other, drawn_linear(7, 5)).save_weights(other, file)
         before = harness.state(model)
         try:
@@ -93,6 +95,8 @@ def check_mode(harness: Harness) -> None:
 def check_gradients(harness: Harness) -> None:
     """Every parameter of the compressed model has a gradient, finite and not all zero."""
     for name, op, model in supported(harness):
+        # The first and the last method that apply; of most kernels the last is CP, with depthwise
+        # stages.
         for method in {methods(op)[0], methods(op)[-1]}:
             small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
             actual = harness.gradients(small.model, probe(op))

@@ -21,6 +21,7 @@ from rankfold.testing.check import check
 from rankfold.testing.harness import Harness, Unsupported
 
 _EXAMPLES = 4
+# Frameworks add up moments in float32, over all positions of all examples.
 _TOLERANCE = 1e-3
 _NAMES = (*BRIEF, "convolution, grouped", "convolution, same padding")
 
@@ -47,7 +48,7 @@ def check_moments(harness: Harness) -> None:
         assert moments.samples == len(x), f"{name}: {moments.samples} examples of {len(x)}"
         wanted = len(rows) / len(x)
         assert moments.positions_per_example == wanted, (
-            f"{name}: {moments.uses} uses an example, not {wanted}"
+            f"{name}: {moments.positions_per_example} uses an example, not {wanted}"
         )
         assert moments.grads is not None, f"{name}: no moment of the gradients"
 
@@ -56,6 +57,8 @@ def check_moments(harness: Harness) -> None:
 def check_follow(harness: Harness) -> None:
     """Layers are met with their own inputs and outputs, and errors are those of the chains."""
     for name, op, model in supported(harness, names=_NAMES):
+        # A chain that gives the outputs times a factor f has a relative error of exactly 1 − f,
+        # whatever the inputs are, and none for f = 1.
         for factor in (1.0, 0.5):
             _followed(harness, name, op, model, factor)
 
@@ -101,6 +104,8 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
     rows = _rows(op, x)
     y = np.einsum("god,ngd->ngo", rows_of(op).astype(np.float64), rows)
     y = y + (0.0 if op.bias is None else op.bias.reshape(op.groups, -1))
+    # Every fourth example, with all of its positions: positions of one example are alike, and one
+    # that is fitted tells of the others.
     held_out = np.repeat(np.arange(len(x)) % _EXAMPLES == _EXAMPLES - 1, len(rows) // len(x))
     for joint, part_rows in zip(visits[0], (~held_out, held_out), strict=True):
         assert joint is not None, f"{name}: no sums over its inputs"
@@ -119,7 +124,7 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
-    """A fresh adapter, the path of the layer and inputs of a few examples."""
+    """Return a fresh adapter, the path of the layer and inputs of a few examples."""
     adapter = fresh_adapter(harness, model, op)
     if not isinstance(adapter, Calibrates):
         raise Unsupported("calibration data: its adapter does not calibrate")
@@ -135,6 +140,8 @@ def _rows(op: Op, x: Array) -> Array:
     """(rows, groups, d): what the reference gives for a weight that is the identity."""
     if isinstance(op, Embedding):
         return np.eye(len(op.weight))[x.reshape(-1)][:, None]
+    # A weight whose rows are unit vectors copies each number that an output depends on: so the
+    # reference itself says what a patch is, with strides, padding and groups.
     width = op.weight[0].size
     eye = np.tile(np.eye(width), (op.groups, 1)).reshape(-1, *op.weight.shape[1:])
     y = forward(replace(op, weight=eye, bias=None), x)

@@ -24,6 +24,7 @@ from rankfold.testing.harness import Harness, Unsupported
 @check()
 def check_layers(harness: Harness) -> None:
     """Every layer is listed once, in the order of the model."""
+    # Layers of one size could be listed in any order without being seen.
     ops = [CASES["linear"], square(7)]
     model = harness.model(ops)
     adapter = fresh_adapter(harness, model, ops[0])
@@ -47,6 +48,8 @@ def check_read(harness: Harness) -> None:
         )
         x = probe(op)
         same(name, forward(actual, x), forward(op, x), "the op that was read computes")
+        # Of the harness itself: were its model another one, every later check would blame the
+        # adapter.
         same(name, harness.call(model, x), forward(op, x), "the harness's own model computes")
 
 
@@ -62,6 +65,7 @@ def check_missing_bias(harness: Harness) -> None:
         assert actual.bias is None, f"{name}: read with a bias"
         chain = decomposed(op, methods(op)[0], full=False).chain
         small = adapter.replace(model, {path: adapter.build(model, path, chain)}, inplace=False)
+        # By the number of parameters, since a bias of zeros would not show in the outputs.
         size = sum(array.size for array in harness.state(small).values())
         assert size <= params(chain), f"{name}: the replacement has {size} parameters, a bias too"
 

@@ -25,7 +25,7 @@ Status: TypeAlias = Literal["passed", "failed", "expected", "blocked", "skipped"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How a check ended.
+    """Outcome of a check.
 
     Attributes:
         name: of the check.
@@ -42,7 +42,7 @@ class CheckResult:
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to mend here."""
+        """True if there is nothing to mend here."""
         return self.status not in ("failed", "blocked")
 
 
@@ -67,6 +67,8 @@ def check_adapter(
     results: dict[str, CheckResult] = {}
     for name, check in CHECKS.items():
         ended = [results[need] for need in check.needs]
+        # One fault would else be told as many. A check that was skipped blocks nothing: what it
+        # needs is missing from the harness, not from the adapter.
         blocking = [r.name for r in ended if r.status in ("failed", "expected", "blocked")]
         if blocking:
             results[name] = CheckResult(name, "blocked", f"rests on {blocking[0]!r}")

@@ -451,6 +451,15 @@ class Keeping(nn.Module):
         return self.c(y)
 
 
+class Buffered(Keeping):
+    """The same, in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.skip
+        self.register_buffer("skip", None, persistent=False)
+
+
 class Passing(Keeping):
     """The same, with a local variable."""
 
@@ -463,11 +472,12 @@ def test_what_modules_keep_on_themselves_is_not_shared_by_runs() -> None:
     batches = [torch.randn(n, 7) for n in (9, 9, 4)]
     torch.manual_seed(0)
     keeping = Keeping()
-    passing = Passing()
-    passing.load_state_dict(keeping.state_dict())
+    passing, buffered = Passing(), Buffered()
+    for other in (passing, buffered):
+        other.load_state_dict(keeping.state_dict())
     errors = []
-    for model in (keeping, passing):
+    for model in (keeping, passing, buffered):
         visit, _ = recorded(ops_of(model), truncated)
         errors.append(run(model, batches, visit, sequential=True))
-    assert errors[0] == errors[1]
+    assert errors[0] == errors[1] == errors[2]
     assert keeping.skip is None

@@ -98,6 +98,26 @@ class InZip(Net):
         return x
 
 
+class ByAnAlias(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        net = self
+        return x @ net.a.weight
+
+
+class InPairs(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for pair in enumerate(self.layers):
+            _, layer = pair
+            x = F.linear(x, layer.weight)
+        return x
+
+
+class AsAKey(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        known = {float(self.a.weight.sum()): x for _ in range(1)}
+        return self.b(next(iter(known.values())))
+
+
 class Clips(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.a.weight.data.clamp_(-0.5, 0.5)
@@ -115,6 +135,9 @@ USING = {
     ByDict: "a",
     ByVars: "a",
     InZip: "layers.1",
+    ByAnAlias: "a",
+    InPairs: "layers.1",
+    AsAKey: "a",
     Clips: "a",
 }
 
@@ -292,6 +315,14 @@ class OfTheState(Net):
         return F.linear(x, self.a.weight) if self.fast else self.a(x)
 
 
+class OnceWarm(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if getattr(self, "warm", False) or hasattr(self, "warm"):
+            return F.linear(x, self.a.weight)
+        self.warm = True
+        return self.a(x)
+
+
 def test_a_run_overrules_the_source_where_an_option_is_left_out() -> None:
     x = torch.randn(3, SIZE)
     assert rf.plan(Optional(), rf.Ranks(2))["a"].method is None
@@ -309,7 +340,7 @@ def test_what_a_run_showed_holds_for_apply_and_load(tmp_path: Any) -> None:
     assert applied.plan["a"].method == "svd"
 
 
-@pytest.mark.parametrize("cls", [OfTheMode, OfTheDevice, OfTheInput, OfTheState])
+@pytest.mark.parametrize("cls", [OfTheMode, OfTheDevice, OfTheInput, OfTheState, OnceWarm])
 def test_a_read_in_a_branch_that_another_run_may_take_counts(cls: type) -> None:
     plan = rf.plan(cls().eval(), rf.Ranks(2), inputs=torch.randn(3, SIZE))
     assert plan["a"].reason == f"its weight is read by {cls.__name__}.forward"
