@@ -9,7 +9,7 @@ the gradients up over calls and loops, in O(d²) memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -17,24 +17,26 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
 from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
-from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr import control_flow as flow
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
-from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
 Sums: TypeAlias = dict[str, dict[str, jax.Array]]
 Inside: TypeAlias = list[IndexedValue | None]
+Operand: TypeAlias = tuple[Any, IndexedValue | None]
+"""A value, and which of the model's arrays it is if it is tracked."""
 
 
 @dataclass
 class Gatherer:
-    """Evaluates a jaxpr and sums up the moments of layers.
+    """Evaluate a jaxpr and sum up the moments of layers.
 
     Attributes:
         slots: of the layers, by path.
@@ -54,66 +56,55 @@ class Gatherer:
     _drawn: int = 0
 
     def run(self, closed: ClosedJaxpr, values: Sequence[Any]) -> tuple[list[Any], Sums]:
-        """The outputs of a jaxpr, and the sums by layer.
+        """Return the outputs of a jaxpr, and the sums by layer.
 
         Args:
             closed: its first inputs are the model's arrays.
             values: all of its inputs.
         """
-        inside: Inside = [None] * len(values)
+        operands: list[Operand] = [_untracked(value) for value in values]
         for slot in self.slots.values():
-            inside[slot.kernel] = IndexedValue.whole(slot.kernel, slot.shape)
+            whole = IndexedValue.whole(slot.kernel, slot.shape)
+            operands[slot.kernel] = values[slot.kernel], whole
         self._paths = {slot.kernel: path for path, slot in self.slots.items()}
         sums = {path: empty_sums(op) for path, op in self.ops.items()}
-        outputs, _, sums = self._evaluate(closed.jaxpr, closed.consts, values, inside, sums)
-        return outputs, sums
+        outputs, sums = self._evaluate(closed, operands, sums)
+        return _values(outputs), sums
 
     def _evaluate(
-        self, jaxpr: Jaxpr, consts: Sequence[Any], values: Sequence[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        env: dict[Var, Any] = {}
-        known: dict[Var, IndexedValue] = {}
+        self, closed: ClosedJaxpr, operands: Sequence[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        def step(eqn: JaxprEqn, inputs: list[Operand]) -> list[Operand]:
+            nonlocal sums
+            outputs, sums = self._apply(eqn, inputs, sums)
+            return outputs
 
-        def read(var: Any) -> Any:
-            return var.val if isinstance(var, Literal) else env[var]
-
-        def tracked(variables: Sequence[Any]) -> Inside:
-            return [None if isinstance(v, Literal) else known.get(v) for v in variables]
-
-        env.update(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, values, strict=True))
-        known.update((v, t) for v, t in zip(jaxpr.invars, inside, strict=True) if t is not None)
-        for eqn in jaxpr.eqns:
-            arguments = [read(var) for var in eqn.invars]
-            outputs, after, sums = self._apply(eqn, arguments, tracked(eqn.invars), sums)
-            for var, value, label in zip(eqn.outvars, outputs, after, strict=True):
-                env[var] = value
-                if label is not None:
-                    known[var] = label
-        return [read(var) for var in jaxpr.outvars], tracked(jaxpr.outvars), sums
+        return flow.evaluated(closed, operands, step, _untracked), sums
 
     def _apply(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        nothing: Inside = [None] * len(eqn.outvars)
-        if all(value is None for value in inside):
-            return bind(eqn, arguments), nothing, sums
-        loop = {"scan": self._scan, "while": self._while, "cond": self._cond}
-        if eqn.primitive.name in loop:
-            return loop[eqn.primitive.name](eqn, arguments, inside, sums)
-        inner = called(eqn)
-        if inner is not None:
-            return self._evaluate(inner.jaxpr, inner.consts, arguments, inside, sums)
+        self, eqn: JaxprEqn, operands: list[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        arguments, inside = _values(operands), [tracked for _, tracked in operands]
+        # Whatever meets no kernel runs as it is, with its own rules of differentiation.
+        if all(tracked is None for tracked in inside):
+            return [_untracked(value) for value in bind(eqn, arguments)], sums
+        match flow.split(eqn):
+            case flow.Scan() as scan:
+                return self._scan(scan, operands, _held(eqn, scan, operands), sums)
+            case flow.While() as loop:
+                return self._while(loop, operands, _held(eqn, loop, operands), sums)
+            case flow.Cond(branches):
+                return self._cond(branches, operands, sums)
+            case flow.Call(body):
+                return self._evaluate(body, operands, sums)
         outputs = bind(eqn, arguments)
         if eqn.primitive.name == "optimization_barrier":
-            return outputs, list(inside), sums
+            return list(zip(outputs, inside, strict=True)), sums
         moved = moved_by(eqn, inside, arguments)
-        if moved is not None:
-            return outputs, [moved] * len(eqn.outvars), sums
-        site = self._site(eqn, inside)
+        site = self._site(eqn, inside) if moved is None else None
         if site is not None:
             outputs, sums = self._met(site, arguments, outputs, sums)
-        return outputs, nothing, sums
+        return [(value, moved) for value in outputs], sums
 
     def _site(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
@@ -127,7 +118,9 @@ class Gatherer:
     ) -> tuple[list[Any], Sums]:
         path, op = site.path, self.ops[site.path]
         self.order[path] = None
+        # Drawn anew at each product, but alike in all turns of a loop, which is traced once.
         self._drawn += 1
+        # The sums are no part of the loss.
         x = lax.stop_gradient(arguments[1] if site.side == 0 else arguments[0])
         key = jax.random.fold_in(self.key, self._drawn)
         groups = site.groups()
@@ -140,93 +133,93 @@ class Gatherer:
         tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: layer_sums}
 
-    def _carried(self, inside: Inside, sums: Sums) -> Sums:
-        """The sums of the layers whose kernels go into a loop."""
-        leaves = {value.label.leaf for value in inside if value is not None}
+    def _carried(self, operands: Sequence[Operand], sums: Sums) -> Sums:
+        """Select the sums of the layers whose kernels go into a loop: it carries no others."""
+        leaves = {tracked.label.leaf for _, tracked in operands if tracked is not None}
         return {path: sums[path] for path in sums if self.slots[path].kernel in leaves}
 
     def _scan(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-        body, length = param(eqn, "jaxpr"), param(eqn, "length")
-        ends = consts + carried
-        held = _settled(eqn, inside, inside[consts:ends])
+        self, scan: flow.Scan, operands: Sequence[Operand], held: Inside, sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        constants, start, stacked = scan.operands(operands)
 
         def turn(carry: Any, xs: Any) -> Any:
             state, inner_sums = carry
             counter, slices = xs
-            cut = [None if t is None else t.sliced(length, counter) for t in inside[ends:]]
-            outputs, _, inner_sums = self._evaluate(
-                body.jaxpr,
-                body.consts,
-                [*arguments[:consts], *state, *slices],
-                [*inside[:consts], *held, *cut],
-                inner_sums,
-            )
-            return (outputs[:carried], inner_sums), outputs[carried:]
+            # Which slice is tracked follows from the counter, which moves only here.
+            cut = [None if t is None else t.sliced(scan.length, counter) for _, t in stacked]
+            tracked = [*zip(state, held, strict=True), *zip(slices, cut, strict=True)]
+            outputs, inner_sums = self._evaluate(scan.body, [*constants, *tracked], inner_sums)
+            after, rows = scan.outputs(_values(outputs))
+            return (after, inner_sums), rows
 
-        (state, inner_sums), stacked = lax.scan(
+        (state, inner_sums), rows = lax.scan(
             turn,
-            (list(arguments[consts:ends]), self._carried(inside, sums)),
-            (jnp.arange(length), list(arguments[ends:])),
-            length=length,
-            reverse=param(eqn, "reverse"),
+            (_values(start), self._carried(operands, sums)),
+            (jnp.arange(scan.length), _values(stacked)),
+            length=scan.length,
+            reverse=scan.reverse,
         )
-        return [*state, *stacked], [*held, *(None for _ in stacked)], {**sums, **inner_sums}
+        outputs = [*zip(state, held, strict=True), *map(_untracked, rows)]
+        return outputs, {**sums, **inner_sums}
 
     def _while(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        test, body = param(eqn, "cond_jaxpr"), param(eqn, "body_jaxpr")
-        ends = tests + consts
-        held = _settled(eqn, inside, inside[ends:])
+        self, loop: flow.While, operands: Sequence[Operand], held: Inside, sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        test_constants, constants, start = loop.operands(operands)
 
-        def going(state: Any) -> Any:
-            values = [*arguments[:tests], *state[0]]
-            return self._evaluate(test.jaxpr, test.consts, values, [None] * len(values), {})[0][0]
+        def tested(state: Any, inner_sums: Sums) -> Any:
+            inputs = [*test_constants, *zip(state, held, strict=True)]
+            ((going, _),), inner_sums = self._evaluate(loop.test, inputs, inner_sums)
+            return state, going, inner_sums
 
-        def again(state: Any) -> Any:
-            values = [*arguments[tests:ends], *state[0]]
-            known = [*inside[tests:ends], *held]
-            outputs, _, inner_sums = self._evaluate(
-                body.jaxpr, body.consts, values, known, state[1]
-            )
-            return outputs, inner_sums
+        def again(carry: Any) -> Any:
+            state, _, inner_sums = carry
+            inputs = [*constants, *zip(state, held, strict=True)]
+            outputs, inner_sums = self._evaluate(loop.body, inputs, inner_sums)
+            return tested(_values(outputs), inner_sums)
 
-        start = (list(arguments[ends:]), self._carried(inside, sums))
-        outputs, inner_sums = lax.while_loop(going, again, start)
-        return outputs, held, {**sums, **inner_sums}
+        # The test runs at the end of a turn, as only there it can add to the sums.
+        begun = tested(_values(start), self._carried(operands, sums))
+        state, _, inner_sums = lax.while_loop(lambda carry: carry[1], again, begun)
+        return list(zip(state, held, strict=True)), {**sums, **inner_sums}
 
     def _cond(
-        self, eqn: JaxprEqn, arguments: list[Any], inside: Inside, sums: Sums
-    ) -> tuple[list[Any], Inside, Sums]:
-        def branch_of(branch: Any) -> Callable[..., Any]:
-            def run(inner_sums: Sums, *values: Any) -> Any:
-                outputs, _, inner_sums = self._evaluate(
-                    branch.jaxpr, branch.consts, values, inside[1:], inner_sums
-                )
-                return outputs, inner_sums
+        self, branches: Sequence[ClosedJaxpr], operands: Sequence[Operand], sums: Sums
+    ) -> tuple[list[Operand], Sums]:
+        (index, _), *rest = operands
+        inside = [tracked for _, tracked in rest]
 
-            return run
+        def run(branch: ClosedJaxpr, inner_sums: Sums, *values: Any) -> Any:
+            inputs = list(zip(values, inside, strict=True))
+            outputs, inner_sums = self._evaluate(branch, inputs, inner_sums)
+            return _values(outputs), inner_sums
 
-        index, *operands = arguments
-        branches = [branch_of(branch) for branch in param(eqn, "branches")]
-        outputs, inner_sums = lax.switch(index, branches, self._carried(inside, sums), *operands)
-        return outputs, [None] * len(outputs), {**sums, **inner_sums}
+        runs = [partial(run, branch) for branch in branches]
+        values, inner_sums = lax.switch(index, runs, self._carried(operands, sums), *_values(rest))
+        return [_untracked(value) for value in values], {**sums, **inner_sums}
 
 
-def _settled(eqn: JaxprEqn, inside: Inside, carry: Inside) -> Inside:
-    """What a loop carries unchanged, of what it begins with."""
-    labels = step(eqn, [label_of(value) for value in inside], 1, Dataflow())
+def _values(operands: Sequence[Operand]) -> list[Any]:
+    """Return the values, without what is known of them."""
+    return [value for value, _ in operands]
+
+
+def _untracked(value: Any) -> Operand:
+    return value, None
+
+
+def _held(eqn: JaxprEqn, loop: flow.Scan | flow.While, operands: Sequence[Operand]) -> Inside:
+    """Return what a loop carries unchanged, of what it begins with."""
+    labels = step(eqn, [label_of(tracked) for _, tracked in operands], 1, Dataflow())
     return [
-        value if label is not None else None for value, label in zip(carry, labels, strict=False)
+        tracked if label is not None else None
+        for (_, tracked), label in zip(loop.start(operands), labels, strict=False)
     ]
 
 
 def empty_sums(op: Op) -> dict[str, jax.Array]:
-    """The sums of a layer before anything is added."""
+    """Return the sums of a layer before anything is added."""
     if isinstance(op, Embedding):
         shape: tuple[int, ...] = (1, len(op.weight))
         inputs, mean = shape, shape
@@ -235,12 +228,13 @@ def empty_sums(op: Op) -> dict[str, jax.Array]:
         width = op.weight.shape[1] if form == "channels" else op.weight[0].size
         mean = (op.groups, width)
         inputs = mean if form == "diagonal" else (*mean, width)
+    # "bad" counts input values that are not finite.
     shapes = {"inputs": inputs, "mean": mean, "rows": (op.groups,), "positions": (op.groups,)}
     return {**{name: jnp.zeros(shape) for name, shape in shapes.items()}, "bad": jnp.zeros(())}
 
 
 def empty_moment_tap(op: Op) -> jax.Array:
-    """Zeros in the shape of the moment of a layer's gradients."""
+    """Return zeros in the shape of the moment of a layer's gradients."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight) // op.groups
     return jnp.zeros((op.groups, out, out) if full_gradients(op) else (op.groups, out))
 
@@ -248,7 +242,7 @@ def empty_moment_tap(op: Op) -> jax.Array:
 def _terms(
     site: LayerProduct, op: Op, x: jax.Array, examples: int, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """What one product adds to the sums of its layer."""
+    """Return what one product adds to the sums of its layer."""
     view, here = site.view, len(site.layout.rows)
     positions = jnp.full(here, float(view.images * view.positions))
     if isinstance(op, Embedding):
@@ -282,7 +276,7 @@ def _terms(
 
 
 def gram(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
+    """Compute Σ a bᵀ over rows: (groups, a, b) of (rows, groups, a) and (rows, groups, b)."""
     return jnp.einsum("nga,ngb->gab", a, b, precision=lax.Precision.HIGHEST)
 
 

@@ -1,4 +1,4 @@
-"""What a jaxpr does with the leaves of its parameters: who multiplies with them, at which sizes.
+"""Uses of the leaves of parameters in a jaxpr: who multiplies with them, at which sizes.
 
 A function is traced to a jaxpr without computing anything. Its parameter leaves are labelled, and
 the labels are followed through everything that only moves numbers about (reshapes, transpositions,
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse, look_up, product
-from rankfold_jax.jaxpr.provenance import Leaf, Provenance, moved, param, shape_of, sliced_by_scan
+from rankfold_jax.jaxpr.provenance import Label, Leaf, Provenance, moved, shape_of, sliced_by_scan
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,18 @@ class Read:
 
 @dataclass
 class Dataflow:
-    """What was found in a jaxpr, in its order."""
+    """Uses and reads of leaves in a jaxpr, in its order."""
 
     uses: list[ParameterUse] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
 
     def of(self, leaf: Leaf) -> list[ParameterUse]:
-        """The uses of one leaf."""
+        """Return the uses of one leaf."""
         return [use for use in self.uses if use.leaf == leaf]
 
 
 def traced(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[ClosedJaxpr, Any]:
-    """The jaxpr of a function of (params, *inputs), and the tree of its output.
+    """Return the jaxpr of a function of (params, *inputs), and the tree of its output.
 
     Args:
         function: traced, not run.
@@ -54,7 +55,7 @@ def traced(function: Callable[..., Any], params: Any, *inputs: Any) -> tuple[Clo
 
 
 def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
-    """Follows labelled inputs through a jaxpr.
+    """Follow labelled inputs through a jaxpr.
 
     Args:
         closed: as `traced` gives it.
@@ -69,152 +70,101 @@ def find(closed: ClosedJaxpr, leaves: Sequence[Leaf | None]) -> Dataflow:
         for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False)
     ]
     labels += [None] * (len(closed.jaxpr.invars) - len(labels))
-    _walk(closed.jaxpr, labels, 1, dataflow)
+    _walk(closed, labels, 1, dataflow)
     return dataflow
 
 
 def _walk(
-    jaxpr: Jaxpr, labels: Sequence[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    """Goes through the equations; gives the labels of the outputs."""
-    known: dict[Var, Provenance] = {
-        var: label for var, label in zip(jaxpr.invars, labels, strict=True) if label is not None
-    }
-    for eqn in jaxpr.eqns:
-        inside = [None if isinstance(v, Literal) else known.get(v) for v in eqn.invars]
-        if all(label is None for label in inside):
-            continue
-        for var, label in zip(eqn.outvars, step(eqn, inside, repeats, dataflow), strict=True):
-            if label is not None:
-                known[var] = label
-    return [None if isinstance(v, Literal) else known.get(v) for v in jaxpr.outvars]
+    closed: ClosedJaxpr, labels: Sequence[Label], repeats: int, dataflow: Dataflow
+) -> list[Label]:
+    def apply(eqn: JaxprEqn, inside: list[Label]) -> list[Label]:
+        return step(eqn, inside, repeats, dataflow)
+
+    return flow.evaluated(closed, labels, apply, lambda _: None)
 
 
-def step(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    """One equation: records what it does with labelled operands, gives its outputs' labels."""
-    name = eqn.primitive.name
-    nothing: list[Provenance | None] = [None] * len(eqn.outvars)
-    if name == "scan":
-        return _scan(eqn, labels, repeats, dataflow)
-    if name == "while":
-        return _while(eqn, labels, repeats, dataflow)
-    if name == "cond":
-        return _cond(eqn, labels, repeats, dataflow)
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, labels, repeats, dataflow)
+def step(eqn: JaxprEqn, labels: Sequence[Label], repeats: int, dataflow: Dataflow) -> list[Label]:
+    """Record what an equation does with labelled operands, and return the labels of its outputs."""
+    nothing: list[Label] = [None] * len(eqn.outvars)
+    if all(label is None for label in labels):
+        return nothing
+    match flow.split(eqn):
+        case flow.Scan() as scan:
+            constants, start, stacked = scan.operands(labels)
+            inside = [*constants, *start, *sliced_by_scan(stacked, scan.length)]
+            return _loop(eqn, scan, inside, repeats, dataflow)
+        case flow.While() as loop:
+            return _loop(eqn, loop, labels, repeats, dataflow)
+        case flow.Cond(branches):
+            return _cond(branches, labels[1:], repeats, dataflow)
+        case flow.Call(body):
+            return _walk(body, labels, repeats, dataflow)
+    # A shard_map ends here, too: within it shapes are those of shards, not of the leaf.
     label = moved(eqn, labels)
     if label is not None:
         return [label] * len(eqn.outvars)
-    if name == "optimization_barrier":
+    if eqn.primitive.name == "optimization_barrier":
         return list(labels)
     use = product(eqn, labels, repeats) or look_up(eqn, labels, repeats)
     if use is not None:
         dataflow.uses.append(use)
-        return nothing
-    dataflow.reads += [Read(label.leaf, name) for label in labels if label is not None]
+    else:
+        _lost(labels, [None] * len(labels), eqn.primitive.name, dataflow)
     return nothing
 
 
-def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
-    """The jaxpr of an equation that does nothing but call it: jit, remat, custom_jvp and so on."""
-    if eqn.primitive.name in ("scan", "while", "cond", "shard_map"):
-        return None
-    names = [n for n in ("jaxpr", "call_jaxpr", "fun_jaxpr") if n in eqn.params]
-    if len(names) != 1:
-        return None
-    inner = eqn.params[names[0]]
-    if isinstance(inner, Jaxpr):
-        inner = ClosedJaxpr(inner, ())
-    if not isinstance(inner, ClosedJaxpr) or len(inner.jaxpr.invars) != len(eqn.invars):
-        return None
-    return inner if len(inner.jaxpr.outvars) == len(eqn.outvars) else None
+def _loop(
+    eqn: JaxprEqn,
+    loop: flow.Scan | flow.While,
+    labels: Sequence[Label],
+    repeats: int,
+    dataflow: Dataflow,
+) -> list[Label]:
+    """Keep the labels that a loop carries unchanged."""
 
+    def run(body: ClosedJaxpr, inside: list[Label], inner: Dataflow) -> list[Label]:
+        return _walk(body, inside, repeats * loop.length, inner)
 
-def _scan(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-    length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
-    sliced = sliced_by_scan(labels[consts + carried :], length)
-
-    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
-        inside = [*labels[:consts], *carry, *sliced]
-        return _walk(body, inside, repeats * length, into)[:carried]
-
-    carry, inner = settled(labels[consts : consts + carried], walk)
-    merge(dataflow, inner)
-    _lost(labels[consts : consts + carried], carry, "scan", dataflow)
-    return [*carry, *(None for _ in eqn.outvars[carried:])]
-
-
-def _while(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-    test, body = param(eqn, "cond_jaxpr").jaxpr, param(eqn, "body_jaxpr").jaxpr
-    held = labels[tests : tests + consts]
-
-    def walk(carry: Sequence[Provenance | None], into: Dataflow) -> list[Provenance | None]:
-        _walk(test, [*labels[:tests], *carry], repeats, into)
-        return _walk(body, [*held, *carry], repeats, into)
-
-    carry, inner = settled(labels[tests + consts :], walk)
-    merge(dataflow, inner)
-    _lost(labels[tests + consts :], carry, "while", dataflow)
-    return carry
+    carry, _, inner = flow.settled(loop, labels, run, _agreed, Dataflow)
+    dataflow.uses += inner.uses
+    dataflow.reads += inner.reads
+    _lost(loop.start(labels), carry, eqn.primitive.name, dataflow)
+    # Stacked outputs are not followed: a scan over layers hands their kernels on so, unchanged.
+    return [*carry, *(None for _ in eqn.outvars[len(carry) :])]
 
 
 def _cond(
-    eqn: JaxprEqn, labels: list[Provenance | None], repeats: int, dataflow: Dataflow
-) -> list[Provenance | None]:
-    """Of several branches each leaf counts where it costs most."""
-    branches: list[Dataflow] = []
-    outs: list[list[Provenance | None]] = []
-    for branch in param(eqn, "branches"):
-        inner = Dataflow()
-        outs.append(_walk(branch.jaxpr, labels[1:], repeats, inner))
-        branches.append(inner)
-    for leaf in dict.fromkeys(use.leaf for inner in branches for use in inner.uses):
+    branches: Sequence[ClosedJaxpr],
+    labels: Sequence[Label],
+    repeats: int,
+    dataflow: Dataflow,
+) -> list[Label]:
+    """Count each leaf in the branch where it costs most, and keep labels that all branches give."""
+    inner = [Dataflow() for _ in branches]
+    outs = [
+        _walk(branch, labels, repeats, into) for branch, into in zip(branches, inner, strict=True)
+    ]
+    # Each leaf by itself, as the costs of different layers are not compared here.
+    for leaf in dict.fromkeys(use.leaf for into in inner for use in into.uses):
         dataflow.uses += max(
-            (inner.of(leaf) for inner in branches), key=lambda uses: sum(u.macs for u in uses)
+            (into.of(leaf) for into in inner), key=lambda uses: sum(u.macs for u in uses)
         )
-    for inner in branches:
-        dataflow.reads += inner.reads
-    agreed = [column[0] if len(set(column)) == 1 else None for column in zip(*outs, strict=True)]
-    for column, label in zip(zip(*outs, strict=True), agreed, strict=True):
+    for into in inner:
+        dataflow.reads += into.reads
+    columns = list(zip(*outs, strict=True))
+    agreed = [_agreed(column) for column in columns]
+    for column, label in zip(columns, agreed, strict=True):
         _lost(column, [label] * len(column), "cond", dataflow)
     return agreed
 
 
-def settled(
-    carry: Sequence[Provenance | None],
-    walk: Callable[[Sequence[Provenance | None], Dataflow], Sequence[Provenance | None]],
-) -> tuple[list[Provenance | None], Dataflow]:
-    """The labels that a loop carries unchanged, and what its body does with them."""
-    held = list(carry)
-    while True:
-        inner = Dataflow()
-        after = walk(held, inner)
-        kept = [
-            before if before == later else None for before, later in zip(held, after, strict=True)
-        ]
-        if kept == held:
-            return kept, inner
-        held = kept
-
-
-def merge(dataflow: Dataflow, inner: Dataflow) -> None:
-    """Adds what was found inside."""
-    dataflow.uses += inner.uses
-    dataflow.reads += inner.reads
+def _agreed(labels: Sequence[Label]) -> Label:
+    return labels[0] if len(set(labels)) == 1 else None
 
 
 def _lost(
-    before: Sequence[Provenance | None],
-    after: Sequence[Provenance | None],
+    before: Sequence[Label],
+    after: Sequence[Label],
     where: str,
     dataflow: Dataflow,
 ) -> None:
@@ -224,7 +174,7 @@ def _lost(
 
 
 def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
-    """The outputs of an equation for these operands."""
+    """Return the outputs of an equation for these operands."""
     primitive: Any = eqn.primitive
     bound = primitive.get_bind_params(eqn.params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # jax before 0.10
@@ -234,7 +184,7 @@ def bind(eqn: JaxprEqn, arguments: Sequence[Any]) -> list[Any]:
 
 
 def leaves_of(tree: Any) -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree of dicts and the like, each with its keys joined by dots."""
+    """Yield the leaves of a tree of dicts and the like, each with its keys joined by dots."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         yield ".".join(_key(entry) for entry in path), leaf
 

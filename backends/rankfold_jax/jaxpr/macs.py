@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.dataflow import called
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import product
-from rankfold_jax.jaxpr.provenance import Provenance, param
+from rankfold_jax.jaxpr.provenance import Provenance
 
 Sources: TypeAlias = "frozenset[str] | None"
 """The labels of the arrays that a value is computed from; None for data."""
@@ -23,9 +23,10 @@ _NONE: Sources = frozenset()
 
 
 def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
-    """The multiply-accumulates of products of data with the model's arrays, by label.
+    """Count the multiply-accumulates of products of data with the model's arrays, by label.
 
-    A loop of unknown length counts once; of several branches the most costly one.
+    A loop of unknown length counts once, with its test; of several branches the most costly one;
+    what is cut up between devices as often as it is run.
 
     Args:
         closed: of a function whose first inputs are the model's arrays.
@@ -34,87 +35,57 @@ def counted(closed: ClosedJaxpr, leaves: Sequence[str | None]) -> Counter[str]:
     inputs: list[Sources] = [_NONE if leaf is None else frozenset((leaf,)) for leaf in leaves]
     inputs += [None] * (len(closed.jaxpr.invars) - len(inputs))
     counts: Counter[str] = Counter()
-    _walk(closed.jaxpr, inputs, 1, counts)
+    _walk(closed, inputs, 1, counts)
     return counts
 
 
 def _walk(
-    jaxpr: Jaxpr, inputs: Sequence[Sources], repeats: int, counts: Counter[str]
+    closed: ClosedJaxpr, inputs: Sequence[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    known: dict[Var, Sources] = dict.fromkeys(jaxpr.constvars, _NONE)
-    known.update(zip(jaxpr.invars, inputs, strict=True))
+    def step(eqn: JaxprEqn, inside: list[Sources]) -> list[Sources]:
+        return _step(eqn, inside, repeats, counts)
 
-    def of(v: Var | Literal) -> Sources:
-        return _NONE if isinstance(v, Literal) else known[v]
-
-    for eqn in jaxpr.eqns:
-        outputs = _step(eqn, [of(v) for v in eqn.invars], repeats, counts)
-        known.update(zip(eqn.outvars, outputs, strict=True))
-    return [of(v) for v in jaxpr.outvars]
+    return flow.evaluated(closed, inputs, step, lambda _: _NONE)
 
 
 def _step(
     eqn: JaxprEqn, inside: list[Sources], repeats: int, counts: Counter[str]
 ) -> list[Sources]:
-    name = eqn.primitive.name
-    if name == "scan":
-        consts, carried = param(eqn, "num_consts"), param(eqn, "num_carry")
-        length, body = param(eqn, "length"), param(eqn, "jaxpr").jaxpr
-        ends = consts + carried
-        return _loop(
-            body, inside[:consts], inside[consts:ends], inside[ends:], repeats * length, counts
-        )
-    if name == "while":
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        ends = tests + consts
-        body = param(eqn, "body_jaxpr").jaxpr
-        return _loop(body, inside[tests:ends], inside[ends:], [], repeats, counts)
-    if name == "cond":
-        return _branches(eqn, inside, repeats, counts)
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, inside, repeats, counts)
+    match flow.split(eqn):
+        case flow.Scan() | flow.While() as loop:
+
+            def run(body: ClosedJaxpr, inputs: list[Sources], into: Counter[str]) -> list[Sources]:
+                return _walk(body, inputs, repeats * loop.length, into)
+
+            _, outputs, inner = flow.settled(loop, inside, run, _joined, Counter[str])
+            counts.update(inner)
+            return outputs
+        case flow.Cond(branches):
+            tallies = [Counter[str]() for _ in branches]
+            of_branches = [
+                _walk(branch, inside[1:], repeats, tally)
+                for branch, tally in zip(branches, tallies, strict=True)
+            ]
+            counts.update(max(tallies, key=lambda tally: sum(tally.values())))
+            # A value that data choose is data, whatever the branches make it of.
+            return [_joined((inside[0], *column)) for column in zip(*of_branches, strict=True)]
+        case flow.Call(body):
+            return _walk(body, inside, repeats, counts)
+        case flow.ShardMap(body, shards):
+            # Shapes within it are those of one shard.
+            return _walk(body, inside, repeats * shards, counts)
     whole = _joined(inside)
     if whole is None:
+        # One label will do for them all: only the sizes of the product are asked for.
         labels = [Provenance("", axes=()) if sources else None for sources in inside]
         use = product(eqn, labels, repeats)
         if use is not None:
             (sources,) = (sources for sources in inside if sources)
+            # Whole numbers that add up to all of them.
             for index, leaf in enumerate(sorted(sources)):
                 share, rest = divmod(use.macs, len(sources))
                 counts[leaf] += share + (index < rest)
     return [whole] * len(eqn.outvars)
-
-
-def _loop(
-    body: Jaxpr,
-    consts: Sequence[Sources],
-    state: Sequence[Sources],
-    sliced: Sequence[Sources],
-    repeats: int,
-    counts: Counter[str],
-) -> list[Sources]:
-    carried = list(state)
-    while True:
-        tried: Counter[str] = Counter()
-        outputs = _walk(body, [*consts, *carried, *sliced], repeats, tried)
-        joined = [_joined(pair) for pair in zip(carried, outputs, strict=False)]
-        if joined == carried:
-            counts.update(tried)
-            return outputs
-        carried = joined
-
-
-def _branches(
-    eqn: JaxprEqn, inside: Sequence[Sources], repeats: int, counts: Counter[str]
-) -> list[Sources]:
-    branch_counts: list[Counter[str]] = []
-    outputs: list[list[Sources]] = []
-    for branch in param(eqn, "branches"):
-        branch_counts.append(Counter())
-        outputs.append(_walk(branch.jaxpr, inside[1:], repeats, branch_counts[-1]))
-    counts.update(max(branch_counts, key=lambda counter: sum(counter.values())))
-    return [_joined((inside[0], *column)) for column in zip(*outputs, strict=True)]
 
 
 def _joined(several: Sequence[Sources]) -> Sources:

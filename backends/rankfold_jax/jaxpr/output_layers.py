@@ -1,4 +1,4 @@
-"""Which layers give the outputs of a model, read off its jaxpr.
+"""Layers that give the outputs of a model, read off its jaxpr.
 
 What a product of data with a layer's kernel gives is marked with the layer. The mark goes on to
 what is computed from that value alone: reshaped, selected, scaled, squashed, with biases, constants
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jax.extend.core import ClosedJaxpr, JaxprEqn
 
-from rankfold_jax.jaxpr.dataflow import called
+from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import PRODUCTS
-from rankfold_jax.jaxpr.provenance import param, shape_of
+from rankfold_jax.jaxpr.provenance import shape_of
 
 _JOINING = frozenset(
     ["concatenate", "dynamic_update_slice", "pad", "scatter", "select_n", "select_and_scatter"]
@@ -27,9 +27,9 @@ _ADDING = frozenset(["add", "add_any", "sub"])
 _LOOK_UPS = frozenset(["gather", "dynamic_slice"])
 """Only the first operand is in the result, the others say where."""
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""What is in the names of returned values that a model keeps for itself or shows of its inside."""
+"""Parts of the names of returned values that a model keeps for itself or shows of its inside."""
 
-Call: TypeAlias = tuple[str, Hashable]
+Use: TypeAlias = tuple[str, Hashable]
 """A layer and where its kernel is used."""
 
 
@@ -41,12 +41,12 @@ class Made:
         calls: of the layers that it is computed from alone; none where it is mixed.
     """
 
-    calls: frozenset[Call] = frozenset()
+    calls: frozenset[Use] = frozenset()
 
 
 @dataclass(frozen=True)
 class Own:
-    """What is computed from the model's arrays alone.
+    """A value computed from the model's arrays alone.
 
     Attributes:
         layers: that these arrays belong to.
@@ -58,7 +58,7 @@ class Own:
 
 
 class Given(Enum):
-    """What is computed from the model's inputs alone."""
+    """A value computed from the model's inputs alone."""
 
     INPUT = 0
 
@@ -78,7 +78,7 @@ class Leaf:
 def output_layers(
     closed: ClosedJaxpr, leaves: Sequence[Leaf], names: Sequence[str]
 ) -> frozenset[str]:
-    """The layers whose output is an output of the model; see `rankfold.adapters.base.Trace`.
+    """Return the layers whose output is an output of the model; see `rankfold.adapters.base.Trace`.
 
     Args:
         closed: of a function whose first inputs are the model's arrays.
@@ -90,7 +90,7 @@ def output_layers(
         layers = frozenset(() if leaf.layer is None else (leaf.layer,))
         states.append(Own(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
     states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
-    outputs = _walk(closed.jaxpr, states, ())
+    outputs = _walk(closed, states, ())
     return frozenset(
         layer
         for state, name in zip(outputs, names, strict=True)
@@ -99,37 +99,28 @@ def output_layers(
     )
 
 
-def _walk(jaxpr: Jaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
-    known: dict[Var, State] = dict.fromkeys(jaxpr.constvars, _CONSTANT)
-    known.update(zip(jaxpr.invars, inputs, strict=True))
+def _walk(closed: ClosedJaxpr, inputs: Sequence[State], where: tuple[int, ...]) -> list[State]:
+    def step(eqn: JaxprEqn, operands: list[State]) -> list[State]:
+        # Equations tell the calls of a layer apart: a sum of two of them is a mix.
+        return _step(eqn, operands, (*where, id(eqn)))
 
-    def of(v: Var | Literal) -> State:
-        return _CONSTANT if isinstance(v, Literal) else known[v]
-
-    for eqn in jaxpr.eqns:
-        results = _step(eqn, [of(v) for v in eqn.invars], (*where, id(eqn)))
-        known.update(zip(eqn.outvars, results, strict=True))
-    return [of(v) for v in jaxpr.outvars]
+    return flow.evaluated(closed, inputs, step, lambda _: _CONSTANT)
 
 
 def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[State]:
+    def run(body: ClosedJaxpr, inputs: Sequence[State], _: object = None) -> list[State]:
+        return _walk(body, inputs, where)
+
+    match flow.split(eqn):
+        case flow.Scan() | flow.While() as loop:
+            # Turns share their equations, so that those of a layer are one call.
+            return flow.settled(loop, operands, run, _either, object)[1]
+        case flow.Cond(branches):
+            columns = zip(*(run(branch, operands[1:]) for branch in branches), strict=True)
+            return [_either(column) for column in columns]
+        case flow.Call(body) | flow.ShardMap(body):
+            return run(body, operands)
     name = eqn.primitive.name
-    if name == "scan":
-        consts = param(eqn, "num_consts")
-        ends = consts + param(eqn, "num_carry")
-        body = param(eqn, "jaxpr").jaxpr
-        return _loop(body, operands[:consts], operands[consts:ends], operands[ends:], where)
-    if name == "while":
-        tests = param(eqn, "cond_nconsts")
-        ends = tests + param(eqn, "body_nconsts")
-        body = param(eqn, "body_jaxpr").jaxpr
-        return _loop(body, operands[tests:ends], operands[ends:], [], where)
-    if name == "cond":
-        branches = [_walk(b.jaxpr, operands[1:], where) for b in param(eqn, "branches")]
-        return [_either(column) for column in zip(*branches, strict=True)]
-    inner = called(eqn)
-    if inner is not None:
-        return _walk(inner.jaxpr, operands, where)
     if name in PRODUCTS:
         return [_product(operands, where)] * len(eqn.outvars)
     if name in _LOOK_UPS:
@@ -139,29 +130,13 @@ def _step(eqn: JaxprEqn, operands: list[State], where: tuple[int, ...]) -> list[
             return [_product([table, Given.INPUT], where)] * len(eqn.outvars)
         operands = [table]
     elif name == "select_n":
+        # What chooses is not in the result.
         operands = operands[1:]
     return [_joined(name, operands)] * len(eqn.outvars)
 
 
-def _loop(
-    body: Jaxpr,
-    consts: Sequence[State],
-    start: Sequence[State],
-    sliced: Sequence[State],
-    where: tuple[int, ...],
-) -> list[State]:
-    """What a loop gives: what its body does, once the carry is all that it can be."""
-    carry = list(start)
-    while True:
-        outputs = _walk(body, [*consts, *carry, *sliced], where)
-        widened = [_either(pair) for pair in zip(carry, outputs, strict=False)]
-        if widened == carry:
-            return outputs
-        carry = widened
-
-
 def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
-    """What a product is: the output of a layer where one operand is its kernel."""
+    """Return the state of a product: the output of a layer where one operand is its kernel."""
     kernels = [state for state in operands if isinstance(state, Own) and state.layers]
     if len(kernels) == 1 and any(not isinstance(state, Own) for state in operands):
         return Made(frozenset((layer, where) for layer in kernels[0].layers))
@@ -169,7 +144,7 @@ def _product(operands: Sequence[State], where: tuple[int, ...]) -> State:
 
 
 def _joined(name: str, operands: Sequence[State]) -> State:
-    """What a result is, from what its operands are."""
+    """Return the state of a result, from those of its operands."""
     calls_made = {state.calls for state in operands if isinstance(state, Made)}
     constants = [state for state in operands if isinstance(state, Own)]
     layers = frozenset[str]().union(*(state.layers for state in constants))
@@ -179,7 +154,7 @@ def _joined(name: str, operands: Sequence[State]) -> State:
             return Own(layers, weights)
         return _MIXED if weights else Given.INPUT
     if name in _JOINING:
-        return Made(frozenset[Call]().union(*calls_made))
+        return Made(frozenset[Use]().union(*calls_made))
     if len(calls_made) > 1:
         return _MIXED
     (calls,) = calls_made
@@ -188,7 +163,7 @@ def _joined(name: str, operands: Sequence[State]) -> State:
 
 
 def _either(states: Sequence[State]) -> State:
-    """A value that is one of several."""
+    """Return the state of a value that is one of several."""
     if len(set(states)) == 1:
         return states[0]
     if all(isinstance(state, Own) for state in states):
@@ -197,4 +172,4 @@ def _either(states: Sequence[State]) -> State:
     weights = any(isinstance(state, Own) and state.weights for state in states)
     if not all(calls_made) or weights:
         return _MIXED
-    return Made(frozenset[Call]().union(*calls_made)) if calls_made else Given.INPUT
+    return Made(frozenset[Use]().union(*calls_made)) if calls_made else Given.INPUT

@@ -53,7 +53,11 @@ class Provenance:
     taken: tuple[int | None, ...] = ()
 
 
-def moved(eqn: JaxprEqn, labels: Sequence[Provenance | None]) -> Provenance | None:
+Label: TypeAlias = "Provenance | None"
+"""None for what is not followed."""
+
+
+def moved(eqn: JaxprEqn, labels: Sequence[Label]) -> Label:
     """The label of a result that holds the same numbers as its first operand, or a slice of it."""
     label = labels[0]
     if label is None or any(other is not None for other in labels[1:]):
@@ -104,9 +108,9 @@ def _permuted(eqn: JaxprEqn, axes: tuple[int | None, ...]) -> tuple[int | None, 
     return tuple(axes[axis] for axis in param(eqn, "permutation"))
 
 
-def sliced_by_scan(labels: Sequence[Provenance | None], length: int) -> list[Provenance | None]:
+def sliced_by_scan(labels: Sequence[Label], length: int) -> list[Label]:
     """The labels of what a scan hands to its body, slice by slice of the first axis."""
-    inside: list[Provenance | None] = []
+    inside: list[Label] = []
     for label in labels:
         if label is None:
             inside.append(None)

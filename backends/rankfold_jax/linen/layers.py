@@ -10,14 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from rankfold.errors import Refused
 from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.layouts.depthwise import depthwise_conv
-from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
+from rankfold_jax.layouts.stock_layers import OPTIONS, PRODUCTS, arguments, conv_form
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Dense,
@@ -27,19 +25,11 @@ KINDS: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose,
     nn.Embed,
 )
-_OPTIONS = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
-_PRODUCTS = (
-    "dot_general",
-    "dot_general_cls",
-    "conv_general_dilated",
-    "conv_general_dilated_cls",
-)
-
 _NUMBERS: tuple[type, ...] = (bool, int, float, str, tuple, list, type(None))
 
 
 def raw(method: Any) -> Any:
-    """The function that a module's method was written as, beneath Flax's own wrapper."""
+    """Return the function that a module's method was written as, beneath Flax's own wrapper."""
     return getattr(method, "__wrapped__", method)
 
 
@@ -50,7 +40,7 @@ SETUP, ATTEND = raw(nn.Embed.setup), raw(nn.Embed.attend)
 
 
 def array_name(kind: type[nn.Module]) -> str:
-    """The name of the parameter that holds the kernel."""
+    """Return the name of the parameter that holds the kernel."""
     return "embedding" if kind is nn.Embed else "kernel"
 
 
@@ -61,7 +51,7 @@ def form_of(
     bias: tuple[int, ...] | None,
     einsum: str | None,
 ) -> LayerLayout:
-    """The form of a stock layer.
+    """Return the form of a stock layer.
 
     Args:
         module: the layer.
@@ -91,31 +81,12 @@ def form_of(
         raise Refused("its kernel is not shared between positions")
     if module.mask is not None:
         raise Refused("masked")
-    axes = len(kernel) - 2
-    strides, dilation = per_axis(module.strides, axes), per_axis(module.kernel_dilation, axes)
-    if kind is nn.ConvTranspose:
-        inputs, outputs = kernel[-2:][::-1] if module.transpose_kernel else kernel[-2:]
-        padding = transposed_padding(module.padding, reach_of(kernel[:-2], dilation))
-        return TransposedForm(
-            kernel[:-2],
-            inputs,
-            outputs,
-            strides,
-            padding,
-            dilation,
-            flipped=module.transpose_kernel,
-        )
-    groups = module.feature_group_count
-    return ConvForm(
-        kernel[:-2],
-        kernel[-2] * groups,
-        kernel[-1],
-        strides,
-        lax_padding(module.padding, axes),
-        dilation,
-        groups=groups,
-        input_dilation=per_axis(module.input_dilation, axes),
-    )
+    inputs, outputs = kernel[-2:]
+    if kind is nn.Conv:
+        inputs *= module.feature_group_count
+    elif module.transpose_kernel:
+        inputs, outputs = outputs, inputs
+    return conv_form(module, kernel[:-2], inputs, outputs, transposed=kind is nn.ConvTranspose)
 
 
 @dataclass(frozen=True)
@@ -131,7 +102,7 @@ class Boxed:
     box: Any
 
     def __call__(self, key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
-        """The value in its box."""
+        """Return the value in its box."""
         return self.box.replace(value=self.init(key, shape, dtype))
 
 
@@ -157,7 +128,7 @@ class StageSpec:
 
 
 def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
-    """A stock layer for a stage, with the options of the layer replaced.
+    """Make a stock layer for a stage, with the options of the layer replaced.
 
     Args:
         spec: of the stage.
@@ -167,71 +138,36 @@ def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
     form = spec.form
     if spec.module is not None:
         return spec.module.clone(name=name, parent=None if name is None else module)
-    kernel_init: Any = nn.initializers.lecun_normal()
-    bias_init: Any = nn.initializers.zeros_init()
-    if spec.kernel_box is not None:
-        kernel_init = Boxed(kernel_init, spec.kernel_box)
-    if spec.bias_box is not None:
-        bias_init = Boxed(bias_init, spec.bias_box)
-    if isinstance(form, EmbedForm):
-        options = _options(module, nn.Embed)
-        return nn.Embed(form.rows, form.features, embedding_init=kernel_init, name=name, **options)
-    inits = {
-        "kernel_init": kernel_init,
-        "bias_init": bias_init,
-        "use_bias": spec.use_bias,
-        "name": name,
-    }
-    if isinstance(form, EinsumForm):
-        return nn.Einsum(form.shape, form.text, **inits, **_options(module, nn.Einsum))
-    if isinstance(form, DenseForm):
-        if not form.general:
-            return nn.Dense(form.outputs[0], **inits, **_options(module, nn.Dense))
-        return nn.DenseGeneral(
-            form.outputs,
-            axis=form.axis,
-            batch_dims=tuple(range(len(form.batch))),
-            **inits,
-            **_options(module, nn.DenseGeneral),
-        )
-    assert isinstance(form, ConvForm | TransposedForm)
-    geometry: dict[str, Any] = {
-        "strides": form.strides,
-        "padding": form.padding,
-        "kernel_dilation": form.dilation,
-    }
-    if isinstance(form, TransposedForm):
-        options = _options(module, nn.ConvTranspose)
-        return nn.ConvTranspose(form.outputs, form.kernel, **geometry, **inits, **options)
-    options = _options(module, nn.Conv)
-    product = options.get("conv_general_dilated")
-    if (
-        form.depthwise
-        and product in (None, lax.conv_general_dilated)
-        and options.get("conv_general_dilated_cls") is None
-    ):
-        options["conv_general_dilated"] = depthwise_conv
-    return nn.Conv(
-        form.outputs,
-        form.kernel,
-        **geometry,
-        feature_group_count=form.groups,
-        input_dilation=form.input_dilation or 1,
-        **inits,
-        **options,
-    )
+    kind: Any
+    sizes: dict[str, Any] = {}
+    match form:
+        case EmbedForm():
+            kind = nn.Embed
+        case EinsumForm():
+            kind, sizes = nn.Einsum, {"shape": form.shape}
+        case DenseForm(general=False):
+            kind, sizes = nn.Dense, {"features": form.outputs[0]}
+        case DenseForm():
+            kind, sizes = nn.DenseGeneral, {"features": form.outputs}
+            sizes["batch_dims"] = tuple(range(len(form.batch)))
+        case _:
+            assert isinstance(form, ConvForm | TransposedForm)
+            kind = nn.Conv if isinstance(form, ConvForm) else nn.ConvTranspose
+            sizes = {"features": form.outputs}
+    inits = {f"{array_name(kind)}_init": _boxed(nn.initializers.lecun_normal(), spec.kernel_box)}
+    if spec.use_bias:
+        inits["bias_init"] = _boxed(nn.initializers.zeros_init(), spec.bias_box)
+    common = arguments(form, kind, module, bias=spec.use_bias)
+    layer: nn.Module = kind(**sizes, **common, **inits, name=name)
+    return layer
 
 
-def _options(module: Any, kind: type[nn.Module]) -> dict[str, Any]:
-    known = {field.name for field in dataclasses.fields(kind)}
-    names = [*_OPTIONS, *(_PRODUCTS if isinstance(module, kind) else ())]
-    return {
-        name: getattr(module, name) for name in names if name in known and hasattr(module, name)
-    }
+def _boxed(init: Callable[..., Any], box: Any) -> Callable[..., Any]:
+    return init if box is None else Boxed(init, box)
 
 
 def geometry(module: nn.Module, kind: type[nn.Module]) -> tuple[tuple[str, str], ...]:
-    """The sizes and the geometry that a layer is made with: field and value, as words.
+    """Return the sizes and the geometry that a layer is made with: field and value, as words.
 
     They are words as fields may hold lists, and what is replaced where is part of cache keys.
 
@@ -240,20 +176,14 @@ def geometry(module: nn.Module, kind: type[nn.Module]) -> tuple[tuple[str, str],
         kind: the class whose computation it does; what a subclass adds is not looked at.
     """
     names = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
-    plain = {name: getattr(module, name) for name in names.difference(_OPTIONS, _PRODUCTS)}
+    plain = {name: getattr(module, name) for name in names.difference(OPTIONS, PRODUCTS)}
     return tuple(
         (name, repr(value)) for name, value in sorted(plain.items()) if isinstance(value, _NUMBERS)
     )
 
 
-def own_product(module: Any) -> bool:
-    """Whether the layer multiplies in a way of its own, which may do anything with the kernel."""
-    stock = (None, lax.dot_general, lax.conv_general_dilated)
-    return any(getattr(module, name, None) not in stock for name in _PRODUCTS)
-
-
 def in_double(module: nn.Module) -> nn.Module:
-    """The same layer, computing in the dtype of its arrays."""
+    """Return the same layer, computing in the dtype of its arrays."""
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
     options = {name: value for name, value in plain.items() if name in known}
@@ -263,7 +193,7 @@ def in_double(module: nn.Module) -> nn.Module:
 
 
 def unboxed(value: Any) -> Any:
-    """The array of a parameter, out of its box."""
+    """Return the array of a parameter, out of its box."""
     return nn.meta.unbox(value) if isinstance(value, nn.meta.AxisMetadata) else value
 
 
@@ -272,5 +202,5 @@ def _ints(value: Any) -> tuple[int, ...]:
 
 
 def shape_of(value: Any) -> tuple[int, ...]:
-    """The shape of a parameter, boxed or not."""
+    """Return the shape of a parameter, boxed or not."""
     return tuple(jax.numpy.shape(unboxed(value)))

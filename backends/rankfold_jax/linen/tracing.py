@@ -28,12 +28,12 @@ from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.extents import extents_of
+from rankfold_jax.layouts.stock_layers import has_own_product
 from rankfold_jax.linen.layers import (
     ATTEND,
     CALLS,
     array_name,
     form_of,
-    own_product,
     shape_of,
 )
 from rankfold_jax.linen.rules import Calls, RuledLayer, rule_of, shapes_in
@@ -200,10 +200,10 @@ class Recording:
             if isinstance(layer.form, Refused):
                 continue
             try:
-                has_own_product = own_product(layer.module)
+                own_product = has_own_product(layer.module)
                 calls = self.calls[path]
                 extents[name] = extents_of(
-                    name, layer.form, dataflow, calls=calls, has_own_product=has_own_product
+                    name, layer.form, dataflow, calls=calls, has_own_product=own_product
                 )
             except Refused as refused:
                 refusals[name] = refused.reason

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
-
 from flax import nnx
+
+from rankfold_jax.layouts.stock_layers import parameters_of
 
 KINDS: tuple[type[nnx.Module], ...] = (
     nnx.Linear,
@@ -14,15 +14,13 @@ KINDS: tuple[type[nnx.Module], ...] = (
     nnx.ConvTranspose,
     nnx.Embed,
 )
-OPTIONS = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
-"""Options that every layer of a chain has, too, if the layer replaced has them."""
 ARRAYS = ("kernel", "embedding", "bias")
 # Flax's layers keep the arguments of their constructor under the same names. Initializers and
 # metadata have no effect once the arrays are there.
 CONSTANTS = frozenset(
     name
     for kind in KINDS
-    for name in inspect.signature(kind.__init__).parameters
+    for name in parameters_of(kind)
     if name not in ("self", "rngs") and not name.endswith(("_init", "_metadata"))
 )
 """Attributes that the computation of a stock layer is made with."""

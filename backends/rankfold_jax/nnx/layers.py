@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from rankfold.errors import Refused
 from rankfold.linalg import Array
@@ -20,21 +19,14 @@ from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.base import LayerLayout, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.layouts.depthwise import depthwise_conv
-from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
 from rankfold_jax.layouts.sharding import Axes, to_numpy
 from rankfold_jax.layouts.stacks import ObservedAxes, StackedAxes, find_stacks
-from rankfold_jax.nnx.layer_classes import KINDS, OPTIONS, kernel_name
+from rankfold_jax.layouts.stock_layers import arguments, conv_form
+from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
 from rankfold_jax.nnx.low_rank_sequential import LowRankSequential, chained
 from rankfold_jax.nnx.module_tree import modules
 
 T = TypeVar("T", bound=nnx.Module)
-_PRODUCTS = {
-    nnx.Linear: ("dot_general",),
-    nnx.LinearGeneral: ("dot_general", "dot_general_cls"),
-    nnx.Einsum: ("einsum_op",),
-    nnx.Conv: ("conv_general_dilated",),
-}
 _NAMES = ("out_sharding", "sharding_names", "sharding")
 
 
@@ -49,13 +41,13 @@ class NNXLayer:
     bias: nnx.Variable[Any] | None
 
     def arrays(self) -> tuple[Array, Array | None]:
-        """(count, *kernel_shape) and (count, *bias_shape)."""
+        """Return (count, *kernel_shape) and (count, *bias_shape)."""
         bias = None if self.bias is None else self.bias_stack.to_front(numbers(self.bias))
         return self.stack.to_front(numbers(self.kernel)), bias
 
 
 def held(module: Any, seen: ObservedAxes) -> NNXLayer:
-    """A stock layer, read.
+    """Read a stock layer.
 
     Args:
         module: the layer.
@@ -75,7 +67,7 @@ def held(module: Any, seen: ObservedAxes) -> NNXLayer:
 
 
 def numbers(variable: nnx.Variable[Any]) -> Array:
-    """The numbers of a Variable; zeros for one that has only a shape."""
+    """Return the numbers of a Variable; zeros for one that has only a shape."""
     value = variable.get_raw_value()
     if isinstance(value, jax.ShapeDtypeStruct):
         return np.zeros(value.shape, np.float32)
@@ -83,7 +75,7 @@ def numbers(variable: nnx.Variable[Any]) -> Array:
 
 
 def form_of(module: Any) -> LayerLayout:
-    """The form of a stock layer.
+    """Return the form of a stock layer.
 
     Raises:
         Refused: it computes what no op does.
@@ -101,25 +93,12 @@ def form_of(module: Any) -> LayerLayout:
         return EinsumForm(
             module.einsum_str, tuple(module.kernel_shape), tuple(module.bias_shape or ())
         )
-    kernel = tuple(module.kernel_size)
-    axes = len(kernel)
-    sizes = (kernel, module.in_features, module.out_features, per_axis(module.strides, axes))
-    dilation = per_axis(module.kernel_dilation, axes)
-    if isinstance(module, nnx.ConvTranspose):
-        padding = transposed_padding(module.padding, reach_of(kernel, dilation))
-        return TransposedForm(*sizes, padding, dilation, flipped=module.transpose_kernel)
-    dilated = per_axis(module.input_dilation, axes)
-    return ConvForm(
-        *sizes,
-        lax_padding(module.padding, axes),
-        dilation,
-        groups=module.feature_group_count,
-        input_dilation=dilated,
-    )
+    sizes = tuple(module.kernel_size), module.in_features, module.out_features
+    return conv_form(module, *sizes, transposed=isinstance(module, nnx.ConvTranspose))
 
 
 def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSequential:
-    """The stages as stock layers, with the options, Variables and shardings of the layer replaced.
+    """Make stock layers with the options, Variables and shardings of the layer replaced.
 
     Args:
         stages: of the chain.
@@ -151,7 +130,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSeq
 
 
 def stage_op(op: Op, stage: Any, layer: NNXLayer) -> Op:
-    """The op of one layer of a chain.
+    """Return the op of one layer of a chain.
 
     Args:
         op: the layer replaced.
@@ -173,7 +152,7 @@ def stage_op(op: Op, stage: Any, layer: NNXLayer) -> Op:
 
 
 def refilled(module: Any, layer: NNXLayer, kernel: Array, bias: Array | None) -> nnx.Module:
-    """A copy of a layer with other numbers in its kernel and its bias.
+    """Copy a layer with other numbers in its kernel and its bias.
 
     Args:
         module: the layer.
@@ -211,71 +190,33 @@ def _variable(
 
 
 def stock_layer(stage: Stage, module: Any) -> nnx.Module:
-    """A stock layer of the stage's form; its arrays are exchanged afterwards."""
-    form = stage.form
-    rngs = nnx.Rngs(0)
-    if isinstance(form, EmbedForm):
-        return nnx.Embed(form.rows, form.features, **options_of(module, nnx.Embed), rngs=rngs)
-    if isinstance(form, EinsumForm):
-        return nnx.Einsum(
-            form.text,
-            form.shape,
-            form.bias if stage.bias is not None else None,
-            **options_of(module, nnx.Einsum),
-            rngs=rngs,
-        )
-    bias: dict[str, Any] = {"use_bias": stage.bias is not None}
-    if isinstance(form, DenseForm):
-        if not form.general:
-            return nnx.Linear(
-                form.inputs[0], form.outputs[0], **bias, **options_of(module, nnx.Linear), rngs=rngs
-            )
-        return nnx.LinearGeneral(
-            form.inputs,
-            form.outputs,
-            axis=form.axis,
-            batch_axis=dict(enumerate(form.batch)),
-            **bias,
-            **options_of(module, nnx.LinearGeneral),
-            rngs=rngs,
-        )
-    assert isinstance(form, ConvForm | TransposedForm)
-    geometry: dict[str, Any] = {
-        "strides": form.strides,
-        "padding": form.padding,
-        "kernel_dilation": form.dilation,
-        **bias,
-    }
-    geometry |= {
-        "in_features": form.inputs,
-        "out_features": form.outputs,
-        "kernel_size": form.kernel,
-    }
-    if isinstance(form, TransposedForm):
-        options = options_of(module, nnx.ConvTranspose)
-        return nnx.ConvTranspose(**geometry, **options, rngs=rngs)
-    options = options_of(module, nnx.Conv)
-    if form.depthwise and options.get("conv_general_dilated") in (None, lax.conv_general_dilated):
-        options["conv_general_dilated"] = depthwise_conv
-    return nnx.Conv(
-        **geometry,
-        feature_group_count=form.groups,
-        input_dilation=form.input_dilation or 1,
-        **options,
-        rngs=rngs,
-    )
-
-
-def options_of(module: Any, kind: type[nnx.Module]) -> dict[str, Any]:
-    """What a stage computes with, of what the layer replaced computes with."""
-    names = [*OPTIONS, *(_PRODUCTS.get(kind, ()) if isinstance(module, kind) else ())]
-    if kind is nnx.Embed:
-        names = ["dtype", "param_dtype", "promote_dtype"]
-    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+    """Make a stock layer of the stage's form; its arrays are exchanged afterwards."""
+    form, bias = stage.form, stage.bias is not None
+    kind: Any
+    sizes: dict[str, Any] = {}
+    match form:
+        case EmbedForm():
+            kind = nnx.Embed
+        case EinsumForm():
+            kind = nnx.Einsum
+            sizes = {"kernel_shape": form.shape, "bias_shape": form.bias if bias else None}
+        case DenseForm(general=False):
+            kind = nnx.Linear
+            sizes = {"in_features": form.inputs[0], "out_features": form.outputs[0]}
+        case DenseForm():
+            kind = nnx.LinearGeneral
+            sizes = {"in_features": form.inputs, "out_features": form.outputs}
+            sizes["batch_axis"] = dict(enumerate(form.batch))
+        case _:
+            assert isinstance(form, ConvForm | TransposedForm)
+            kind = nnx.Conv if isinstance(form, ConvForm) else nnx.ConvTranspose
+            sizes = {"in_features": form.inputs, "out_features": form.outputs}
+    layer: nnx.Module = kind(**sizes, **arguments(form, kind, module, bias=bias), rngs=nnx.Rngs(0))
+    return layer
 
 
 def in_double(module: T) -> T:
-    """The same module with float64 arrays; stock layers compute in the dtype of their arrays."""
+    """Copy a module with float64 arrays; stock layers compute in the dtype of their arrays."""
     double = nnx.clone(module)
     for layer in modules(double).values():
         if isinstance(layer, KINDS):
@@ -293,7 +234,7 @@ def _wide(x: Any) -> Any:
 
 
 def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Array]:
-    """The chain as a function of stacked inputs, in the precision that is switched on."""
+    """Return the chain as a function of stacked inputs, in the precision that is switched on."""
     double = in_double(module)
     stack = layer.stack
 
@@ -317,7 +258,7 @@ def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Arra
 
 
 def _without(axes: tuple[int, ...], depth: int) -> int | None:
-    """Where an axis of a stack lies once the ones before it are gone."""
+    """Return where an axis of a stack lies once the ones before it are gone."""
     if depth >= len(axes):
         return None
     return axes[depth] - depth if axes[depth] >= 0 else axes[depth]

@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from rankfold_jax.layouts import chain_reader as chains
-from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS, OPTIONS
+from rankfold_jax.layouts.stock_layers import OPTIONS
+from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS
 
 _DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
 

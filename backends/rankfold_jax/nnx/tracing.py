@@ -1,4 +1,4 @@
-"""Trace of one abstract forward pass of an NNX model: inputs of layers and reads of kernels.
+"""One abstract forward pass of an NNX model: what every layer is given, and who reads its kernel.
 
 The model is traced to a jaxpr, nothing is computed. Layers of the traced copy are of subclasses
 that record who looks up their kernel; what the kernels are multiplied with is read off the jaxpr.
@@ -28,6 +28,7 @@ from rankfold_jax.jaxpr.output_layers import Leaf, output_layers
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.extents import extents_of, seen_axes
 from rankfold_jax.layouts.stacks import ObservedAxes
+from rankfold_jax.layouts.stock_layers import has_own_product
 from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.layers import form_of
@@ -40,7 +41,7 @@ _WATCHED = ("kernel", "embedding", "bias")
 
 
 class Watch:
-    """Record of look-ups of a layer's arrays by anything but the layer itself."""
+    """A record of calls of layers, and of look-ups of their arrays by anything but themselves."""
 
     def __init__(self) -> None:
         self.refusals: dict[str, str] = {}
@@ -49,16 +50,14 @@ class Watch:
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def called(self, path: str, module: nnx.Module, args: Any, kwargs: Any) -> None:
-        """Note a call of a layer; of one that a rule reads the call tells its input."""
+        """Note a call of a layer; of one that a rule reads it tells what the arrays do not."""
         self.calls[path] += 1
-        # Only layers that rules read have it noted.
         parts = vars(module).get(_PARTS)
         if parts is None:
             return
         inputs = (*args, *kwargs.values())
         if len(inputs) != 1:
             self.refusals.setdefault(path, "it is called with more than its input")
-        # Under vmap or scan the arrays are those of one layer, smaller than in the model.
         elif parts != _shapes(module):
             self.refusals.setdefault(path, "a rule reads one layer; this is a stack of them")
         else:
@@ -66,13 +65,12 @@ class Watch:
 
     def read(self, path: str, name: str) -> None:
         """Note that an array of a layer is looked up."""
-        # The layer itself, as the innermost that runs, may look up its arrays; its parents may not.
         if not self.running or self.running[-1] != path:
             self.refusals.setdefault(path, f"its {name} is read from outside the layer")
 
 
 _watch: ContextVar[Watch | None] = ContextVar("_watch", default=None)
-"""Watch of this thread's trace. It is set in a context of its own, which is left by one step of
+"""The watch of this thread's trace. It is set in a context of its own, which is left by one step of
 the interpreter's, whatever arrives."""
 
 
@@ -94,9 +92,7 @@ def trace(
     Raises:
         RankfoldError: the model fails on the inputs.
     """
-    inputs = Inputs(inputs)
-    watch = Watch()
-    # Classes and attributes are exchanged on the copy, which is thrown away.
+    inputs, watch = Inputs(inputs), Watch()
     copy = nnx.clone(model)
     inside = modules(copy)
     watched = {
@@ -104,74 +100,86 @@ def trace(
         for path in layers
         if kind_of(inside[path]) is not None and _plain(inside[path])
     }
-    leaves: dict[int, str] = {}
-    for path, module in watched.items():
-        # Before the class is exchanged, whose look-ups are watched.
-        leaves[id(getattr(module, kernel_name(module)))] = path
-        # A string is a static attribute and part of the graph, so it survives split and merge and
-        # the transforms within the model, which make modules anew.
-        setattr(module, _PATH, path)
-        module.__class__ = _watched(type(module))
     ruled_ops = _ruled_ops(model, layers)
-    for path in ruled_ops:
-        setattr(inside[path], _PATH, path)
-        setattr(inside[path], _PARTS, _shapes(inside[path]))
-        inside[path].__class__ = _watched(type(inside[path]))
-    graphdef, state = nnx.split(copy)
-    arrays = [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
-    # One entry for each array of the state, in the order of the inputs of the jaxpr.
-    labels = [leaves.get(id(value)) for value in arrays]
-    # The outer layers come first in `layers`; reversed, they win where modules hold one array.
+    # a subclass of a stock layer may be both, and is to be counted once
+    for path in {**watched, **ruled_ops}:
+        _put_under_watch(inside[path], path, has_rule=path in ruled_ops)
+    kernels = {id(getattr(module, kernel_name(module))): path for path, module in watched.items()}
     holders = {
         id(value): path
         for path in reversed(list(layers))
         for value in variables(inside[path]).values()
     }
+    closed, arrays = _traced(copy, inputs, watch)
     owners = [holders.get(id(value)) for value in arrays]
+    dataflow = jaxprs.find(closed, [kernels.get(id(value)) for value in arrays])
+    counts = counted(closed, owners)
+    extents, seen = _extents(watched, dataflow, watch)
+    for path, op in ruled_ops.items():
+        extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
+    leaves = [
+        Leaf(owner, isinstance(value, nnx.Param))
+        for owner, value in zip(owners, arrays, strict=True)
+    ]
+    outputs = output_layers(closed, leaves, inputs.names)
+    return Trace(extents, watch.refusals, counts, outputs), seen
+
+
+def _put_under_watch(module: nnx.Module, path: str, *, has_rule: bool) -> None:
+    """Make a module of a traced copy tell the watch of its calls and of look-ups of its arrays."""
+    if has_rule:
+        setattr(module, _PARTS, _shapes(module))
+    setattr(module, _PATH, path)
+    module.__class__ = _watched(type(module))
+
+
+def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr, list[Any]]:
+    """Return the jaxpr of a model, and the arrays or Variables that are its first inputs.
+
+    Raises:
+        RankfoldError: the model fails on the inputs.
+    """
+    graphdef, state = nnx.split(copy)
 
     def forward(state: Any, arrays: list[Any]) -> Any:
         return inputs.call(nnx.merge(graphdef, state), arrays)
 
-    def traced() -> ClosedJaxpr:
+    def run() -> ClosedJaxpr:
         _watch.set(watch)
-        # The watch is part of the key of JAX's caches: a function that was traced without it would
-        # be taken from the cache, and no look-up in it would be seen.
         with replacements(watch):
             return jaxprs.traced(forward, state, inputs.arrays)[0]
 
     try:
-        closed = copy_context().run(traced)
+        closed = copy_context().run(run)
     except Exception as error:  # whatever the model raises on these inputs
         raise failed(error) from error
-    dataflow = jaxprs.find(closed, labels)
+    # a Variable that holds several arrays stands for each of them
+    return closed, [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
+
+
+def _extents(
+    watched: Mapping[str, nnx.Module], dataflow: jaxprs.Dataflow, watch: Watch
+) -> tuple[dict[str, tuple[Extent, ...]], dict[str, ObservedAxes]]:
+    """Return the extents of stock layers and the axes of their kernels; add to the refusals."""
     extents: dict[str, tuple[Extent, ...]] = {}
     seen: dict[str, ObservedAxes] = {}
     for path, module in watched.items():
         try:
-            # Before the extents, which may refuse: the axes are known all the same.
             seen[path] = seen_axes(path, dataflow)
             extents[path] = extents_of(
                 path,
                 form_of(module),
                 dataflow,
                 calls=watch.calls[path],
-                has_own_product=_own(module),
+                has_own_product=has_own_product(module),
             )
         except Refused as refused:
             watch.refusals.setdefault(path, refused.reason)
-    counts = counted(closed, owners)
-    for path, op in ruled_ops.items():
-        extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
-    leaves_of_model = [
-        Leaf(owner, isinstance(value, nnx.Param))
-        for owner, value in zip(owners, arrays, strict=True)
-    ]
-    outputs = output_layers(closed, leaves_of_model, inputs.names)
-    return Trace(extents, watch.refusals, counts, outputs), seen
+    return extents, seen
 
 
 def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:
-    """Return the ops of the layers that rules read."""
+    """Read the layers that have rules, as far as these can."""
     ops = {}
     for path, module in layers.items():
         rule = rules.rule_of(module)
@@ -185,25 +193,12 @@ def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str,
 
 def _shapes(module: nnx.Module) -> str:
     """Return the names and shapes of a module's own arrays, as a word that a graph can hold."""
-    # As a text it is a static attribute, hashable and comparable, as graph definitions need it.
     return str({name: np.shape(v.get_raw_value()) for name, v in variables(module).items()})
-
-
-def _own(module: Any) -> bool:
-    """True if the layer multiplies in a way of its own, which may do anything with the kernel."""
-    stock: dict[str, tuple[Any, ...]] = {
-        "dot_general": (None, jax.lax.dot_general),
-        "dot_general_cls": (None,),
-    }
-    # What the options are by default: given explicitly, the default is no product of its own.
-    stock["einsum_op"] = (None, jax.numpy.einsum)
-    stock["conv_general_dilated"] = (None, jax.lax.conv_general_dilated)
-    return any(getattr(module, name, None) not in usual for name, usual in stock.items())
 
 
 @cache
 def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """Return a subclass that tells the watch when its arrays are looked up from outside."""
+    """Make a subclass that tells the watch when its arrays are looked up from outside."""
 
     def calling(name: str) -> Any:
         original = getattr(kind, name)
@@ -224,7 +219,6 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
         return call
 
     def look_up(self: Any, name: str) -> Any:
-        # Also for names of its own, so that this must not look up anything on `self` by a dot.
         value = object.__getattribute__(self, name)
         watch = _watch.get()
         if watch is not None and (name in _WATCHED or isinstance(value, nnx.Variable)):
@@ -233,13 +227,12 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
                 watch.read(path, name)
         return value
 
-    # Looking a method up on an instance goes to its class: the subclass has to have them.
     parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}
     return type(kind.__name__, (kind,), {**parts, "__getattribute__": look_up})
 
 
 def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
-    """Return every module that could be a layer: stock ones, others with a matrix of their own."""
+    """Find every module that could be a layer: stock ones, others with a matrix of their own."""
     return {
         path: module
         for path, module in modules(model).items()
@@ -258,6 +251,6 @@ def _is_matrix(variable: nnx.Variable[Any]) -> bool:
 
 
 def _plain(module: nnx.Module) -> bool:
-    """True if the kernel is an ordinary array, whose way through a jaxpr can be followed."""
+    """Tell whether the kernel is an ordinary array, whose way through a jaxpr can be followed."""
     value = getattr(module, kernel_name(module)).get_raw_value()
     return isinstance(value, jax.Array | jax.ShapeDtypeStruct | np.ndarray)

@@ -11,8 +11,8 @@ once: these are decided on before it, without sums over inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +23,10 @@ from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
 from rankfold_jax.calibration.layer_products import LayerProduct, site_of
 from rankfold_jax.functional.pure_function import PureModel
-from rankfold_jax.jaxpr.dataflow import Dataflow, bind, called, step
+from rankfold_jax.jaxpr import control_flow as flow
+from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse, product
-from rankfold_jax.jaxpr.provenance import param
 from rankfold_jax.paired_run.layer_visits import Batch, LayerVisits
 from rankfold_jax.paired_run.values import (
     DeferredParameter,
@@ -42,9 +42,12 @@ from rankfold_jax.paired_run.values import (
     turns_of,
 )
 
+Inside: TypeAlias = Sequence[IndexedValue | None]
+"""The operands of an equation that are tracked."""
+
 
 def run_paired(
-    flow: PureModel,
+    model: PureModel,
     calibration: Calibration,
     layers: Mapping[str, Op],
     visit: LayerVisitor,
@@ -52,10 +55,10 @@ def run_paired(
     sequential: bool,
     rng: np.random.Generator,
 ) -> dict[str, float]:
-    """Meets layers as they are called; see `rankfold.adapters.base.Calibrates`.
+    """Meet layers as they are called; see `rankfold.adapters.base.Calibrates`.
 
     Args:
-        flow: the model, with a slot for each of the layers.
+        model: the model, with a slot for each of the layers.
         calibration: the batches.
         layers: the layers to meet.
         visit: gives the chain of a layer.
@@ -64,10 +67,10 @@ def run_paired(
     """
     batches = []
     first = 0
-    for program, arrays in flow.programs(calibration.inputs):
+    for program, arrays in model.programs(calibration.inputs):
         batches.append(Batch(first, program.inputs.examples, program.closed, arrays))
         first += program.inputs.examples
-    following = _Following(flow, layers, visit, rng, first, sequential=sequential)
+    following = _Following(model, layers, visit, rng, first, sequential=sequential)
     groups: dict[Any, list[Batch]] = {}
     for batch in batches:
         groups.setdefault(structure(batch.closed.jaxpr), []).append(batch)
@@ -76,10 +79,25 @@ def run_paired(
     return {path: error.value for path, error in following.meeting.errors.items()}
 
 
+@dataclass(frozen=True, eq=False)
+class _Lane:
+    """An equation in the jaxpr of one batch; several are evaluated in lock step.
+
+    Attributes:
+        eqn: the equation.
+        operands: in both runs.
+        batch: the batch.
+    """
+
+    eqn: JaxprEqn
+    operands: Sequence[Value]
+    batch: Batch
+
+
 class _Following:
     def __init__(
         self,
-        flow: PureModel,
+        model: PureModel,
         layers: Mapping[str, Op],
         visit: LayerVisitor,
         rng: np.random.Generator,
@@ -87,15 +105,15 @@ class _Following:
         *,
         sequential: bool,
     ) -> None:
-        self._slots = {path: slot for path, slot in flow.slots.items() if path in layers}
+        self._slots = {path: slot for path, slot in model.slots.items() if path in layers}
         self._paths = {slot.kernel: path for path, slot in self._slots.items()}
-        self._values = flow.values
+        self._values = model.values
         self._layers = layers
         self._sequential = sequential
-        self.meeting = LayerVisits(self._slots, flow.values, layers, visit, rng, examples)
+        self.meeting = LayerVisits(self._slots, model.values, layers, visit, rng, examples)
 
     def run(self, batches: Sequence[Batch]) -> None:
-        """Both runs of batches whose jaxprs have the same structure."""
+        """Run both models on batches whose jaxprs have the same structure."""
         lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
         values: list[Value] = [
             DeferredParameter(IndexedValue.whole(leaf, jnp.shape(value)))
@@ -112,7 +130,7 @@ class _Following:
         inputs: Sequence[Sequence[Value]],
         batches: Sequence[Batch],
     ) -> list[list[Value]]:
-        """The outputs of each batch."""
+        """Return the outputs of each batch."""
         jaxprs = [body.jaxpr for body in closed]
         envs: list[dict[Var, Value]] = []
         for body, operands in zip(closed, inputs, strict=True):
@@ -121,57 +139,65 @@ class _Following:
             envs.append(env)
         last = [last_reads(jaxpr) for jaxpr in jaxprs]
         for index, eqns in enumerate(zip(*(jaxpr.eqns for jaxpr in jaxprs), strict=True)):
-            arguments = [read(env, eqn.invars) for env, eqn in zip(envs, eqns, strict=True)]
-            outputs = self._apply(eqns, arguments, batches)
+            lanes = [
+                _Lane(eqn, read(env, eqn.invars), batch)
+                for eqn, env, batch in zip(eqns, envs, batches, strict=True)
+            ]
+            outputs = self._apply(lanes)
+            # Values are let go of after their last use: there are those of all batches at once.
             for env, eqn, results, ends in zip(envs, eqns, outputs, last, strict=True):
                 env.update(zip(eqn.outvars, results, strict=True))
                 for var in ends.get(index, ()):
                     env.pop(var, None)
         return [read(env, jaxpr.outvars) for env, jaxpr in zip(envs, jaxprs, strict=True)]
 
-    def _apply(
-        self,
-        eqns: Sequence[JaxprEqn],
-        arguments: Sequence[Sequence[Value]],
-        batches: Sequence[Batch],
-    ) -> list[list[Value]]:
-        eqn = eqns[0]
+    def _apply(self, lanes: Sequence[_Lane]) -> list[list[Value]]:
+        eqn = lanes[0].eqn
         inside = [
             value.tracked if isinstance(value, DeferredParameter) else None
-            for value in arguments[0]
+            for value in lanes[0].operands
         ]
         if any(value is not None for value in inside):
-            name = eqn.primitive.name
-            if name == "scan" and len({turns_of(eqn) for eqn in eqns}) == 1:
-                taken = param(eqn, "num_consts") + param(eqn, "num_carry")
-                self._foresee(eqn, inside, inside[taken:])
-                return self._scan(eqns, arguments, batches)
-            branches = self._taken(eqns, arguments) if name == "cond" else None
-            if branches is not None:
-                return self._evaluate(branches, [operands[1:] for operands in arguments], batches)
-            if name in ("scan", "while", "cond"):
-                self._foresee(eqn, inside)
-                loop = {"scan": self._alone, "while": self._while, "cond": self._cond}[name]
-                return [
-                    loop(e, operands, b)
-                    for e, operands, b in zip(eqns, arguments, batches, strict=True)
-                ]
-            inner = [called(eqn) for eqn in eqns]
-            if all(body is not None for body in inner):
-                return self._evaluate([body for body in inner if body], arguments, batches)
-            if name == "optimization_barrier":
-                return [list(operands) for operands in arguments]
-            moved = [moved_lazily(e, operands) for e, operands in zip(eqns, arguments, strict=True)]
+            outputs = self._controlled(lanes, inside)
+            if outputs is not None:
+                return outputs
+            if eqn.primitive.name == "optimization_barrier":
+                return [list(lane.operands) for lane in lanes]
+            moved = [moved_lazily(lane.eqn, lane.operands) for lane in lanes]
             if all(values is not None for values in moved):
                 return [[value] for value in moved if value is not None]
-            sites = self._sites(eqns, inside)
+            sites = self._sites([lane.eqn for lane in lanes], inside)
             if sites is not None:
-                return self._meet(eqns, sites, arguments, batches)
+                return self._meet(lanes, sites)
             self._pass_by(eqn, inside)
-        return [
-            both(eqn, self._resolved(operands))
-            for eqn, operands in zip(eqns, arguments, strict=True)
-        ]
+        return self._both(lanes)
+
+    def _controlled(self, lanes: Sequence[_Lane], inside: Inside) -> list[list[Value]] | None:
+        """Evaluate an equation that runs other jaxprs; None for any other."""
+        batches = [lane.batch for lane in lanes]
+        parts: list[Any] = [flow.split(lane.eqn) for lane in lanes]
+        match parts[0]:
+            case None | flow.ShardMap():
+                return None
+            case flow.Call():
+                bodies = [part.body for part in parts]
+                return self._evaluate(bodies, [lane.operands for lane in lanes], batches)
+            case flow.Scan() as scan if len({turns_of(part) for part in parts}) == 1:
+                self._foresee(lanes[0].eqn, inside, scan.operands(inside)[2])
+                return self._scan(lanes, parts) if scan.length else self._both(lanes)
+            case flow.Cond():
+                taken = self._taken(lanes, parts)
+                if taken is not None:
+                    return self._evaluate(taken, [lane.operands[1:] for lane in lanes], batches)
+        self._foresee(lanes[0].eqn, inside)
+        if len(lanes) > 1:  # each goes its own way, once what they share is decided
+            return [self._apply([lane])[0] for lane in lanes]
+        (part,) = parts
+        whiles = isinstance(part, flow.While)
+        return [self._while(lanes[0], part)] if whiles else self._both(lanes)
+
+    def _both(self, lanes: Sequence[_Lane]) -> list[list[Value]]:
+        return [both(lane.eqn, self._resolved(lane.operands)) for lane in lanes]
 
     def _resolved(self, values: Sequence[Value]) -> list[Pair]:
         return [
@@ -179,7 +205,7 @@ class _Following:
         ]
 
     def _pair(self, value: DeferredParameter) -> Pair:
-        """What both runs go on with."""
+        """Return what both runs go on with."""
         first = self._parameter(value, 0)
         leaf = value.tracked.label.leaf
         if not self._sequential or leaf not in self.meeting.new:
@@ -187,18 +213,17 @@ class _Following:
         return first, self._parameter(value, 1)
 
     def _parameter(self, value: DeferredParameter, which: int) -> Any:
-        """A parameter of the model (0) or of the compressed one (1)."""
+        """Return a parameter of the model (0) or of the compressed one (1)."""
         leaf: Any = value.tracked.label.leaf
         first = self._values[leaf]
         return value.of(self.meeting.new.get(leaf, first) if which else first)
 
-    def _sites(
-        self, eqns: Sequence[JaxprEqn], inside: list[IndexedValue | None]
-    ) -> list[LayerProduct] | None:
+    def _sites(self, eqns: Sequence[JaxprEqn], inside: Inside) -> list[LayerProduct] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         if len(leaves) != 1 or not leaves <= self._paths.keys():
             return None
         path = self._paths[leaves.pop()]
+        # Batches of a kind share their equations, and a site takes a while to find.
         known: dict[int, LayerProduct | None] = {}
         for eqn in eqns:
             if id(eqn) not in known:
@@ -208,53 +233,39 @@ class _Following:
         present = [site for site in sites if site is not None]
         return present if len(present) == len(sites) else None
 
-    def _meet(
-        self,
-        eqns: Sequence[JaxprEqn],
-        sites: Sequence[LayerProduct],
-        arguments: Sequence[Sequence[Value]],
-        batches: Sequence[Batch],
-    ) -> list[list[Value]]:
-        """A product of a layer: what it gives in both runs."""
+    def _meet(self, lanes: Sequence[_Lane], sites: Sequence[LayerProduct]) -> list[list[Value]]:
+        """Meet a layer at a product and return what that gives in both runs."""
         path, side = sites[0].path, sites[0].side
-        kernels = [operands[side] for operands in arguments]
-        others = [self._resolved([operands[1 - side]])[0] for operands in arguments]
+        others = [self._resolved([lane.operands[1 - side]])[0] for lane in lanes]
 
-        def computed(eqn: JaxprEqn, x: Any, kernel: Any) -> Any:
-            return bind(eqn, [kernel, x] if side == 0 else [x, kernel])[0]
-
-        def of(which: int, kernel: Value) -> Any:
+        def computed(lane: _Lane, x: Pair, which: int) -> Any:
+            kernel = lane.operands[side]
             assert isinstance(kernel, DeferredParameter)
-            return self._parameter(kernel, which)
+            operands = [self._parameter(kernel, which), x[which]]
+            return bind(lane.eqn, operands if side == 0 else operands[::-1])[0]
 
-        firsts = [
-            computed(eqn, x[0], of(0, kernel))
-            for eqn, x, kernel in zip(eqns, others, kernels, strict=True)
-        ]
+        firsts = [computed(lane, x, 0) for lane, x in zip(lanes, others, strict=True)]
+        batches = [lane.batch for lane in lanes]
+        # Targets are of the original model; inputs are those that the chain will have.
         self.meeting.meet(path, sites, [x[1] for x in others], firsts, batches)
         outputs: list[list[Value]] = []
         same = self._slots[path].kernel not in self.meeting.new
-        for eqn, x, kernel, first, site in zip(eqns, others, kernels, firsts, sites, strict=True):
-            second = first
-            if not same or x[0] is not x[1]:
-                second = computed(eqn, x[1], of(1, kernel))
+        for lane, x, first, site in zip(lanes, others, firsts, sites, strict=True):
+            # The same kernel on the same object needs no second product.
+            second = first if same and x[0] is x[1] else computed(lane, x, 1)
             self.meeting.measure(site, first, second)
             outputs.append([(first, second if self._sequential else first)])
         return outputs
 
-    def _foresee(
-        self,
-        eqn: JaxprEqn,
-        inside: Sequence[IndexedValue | None],
-        sliced: Sequence[IndexedValue | None] = (),
-    ) -> None:
-        """Decides on the layers of a loop, but for those of which each turn has its own.
+    def _foresee(self, eqn: JaxprEqn, inside: Inside, sliced: Inside = ()) -> None:
+        """Decide on the layers of a loop, but for those of which each turn has its own.
 
         Args:
             eqn: the loop.
             inside: which of its operands are tracked.
             sliced: those of which each turn is given a slice.
         """
+        # With one slice each, `times` says how many turns of this loop use the same kernel.
         labels = [None if v is None else replace(v.label, slices=1) for v in inside]
         leaves = {value.label.leaf for value in sliced if value is not None}
         dataflow = Dataflow()
@@ -263,8 +274,8 @@ class _Following:
             if use.leaf not in leaves or use.times > 1:
                 self._decide(use)
 
-    def _pass_by(self, eqn: JaxprEqn, inside: Sequence[IndexedValue | None]) -> None:
-        """Decides on a layer whose kernel meets its inputs in a way that is not known."""
+    def _pass_by(self, eqn: JaxprEqn, inside: Inside) -> None:
+        """Decide on a layer whose kernel meets its inputs in a way that is not known."""
         use = product(eqn, [label_of(value) for value in inside], 1)
         if use is not None:
             self._decide(use)
@@ -274,84 +285,57 @@ class _Following:
         if path is not None:
             self.meeting.decide(path)
 
-    def _alone(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
-        return self._scan([eqn], [operands], [batch])[0]
-
-    def _scan(
-        self,
-        eqns: Sequence[JaxprEqn],
-        arguments: Sequence[Sequence[Value]],
-        batches: Sequence[Batch],
-    ) -> list[list[Value]]:
-        """One turn after the other, each for all batches."""
-        eqn, bodies = eqns[0], [param(eqn, "jaxpr") for eqn in eqns]
-        consts, carried, length = (param(eqn, n) for n in ("num_consts", "num_carry", "length"))
-        ends = consts + carried
-        states = [list(operands[consts:ends]) for operands in arguments]
-        rows: list[list[list[Value]]] = [[] for _ in eqns]
-        turns = range(length)
-        for turn in reversed(turns) if param(eqn, "reverse") else turns:
+    def _scan(self, lanes: Sequence[_Lane], scans: Sequence[flow.Scan]) -> list[list[Value]]:
+        """Run one turn after the other, each for all batches."""
+        length, reverse = scans[0].length, scans[0].reverse
+        bodies, batches = [scan.body for scan in scans], [lane.batch for lane in lanes]
+        operands = [scans[0].operands(lane.operands) for lane in lanes]
+        states = [start for _, start, _ in operands]
+        turns: list[list[Sequence[Value]]] = []
+        for turn in reversed(range(length)) if reverse else range(length):
             inputs = [
-                [
-                    *operands[:consts],
-                    *state,
-                    *(slice_of(value, length, turn) for value in operands[ends:]),
-                ]
-                for operands, state in zip(arguments, states, strict=True)
+                [*constants, *state, *(slice_of(value, length, turn) for value in stacks)]
+                for (constants, _, stacks), state in zip(operands, states, strict=True)
             ]
-            results = self._evaluate(bodies, inputs, batches)
-            states = [values[:carried] for values in results]
-            for row, values in zip(rows, results, strict=True):
-                row.append(values[carried:])
-        if not length:
-            return [
-                both(e, self._resolved(operands))
-                for e, operands in zip(eqns, arguments, strict=True)
-            ]
+            split = [scans[0].outputs(o) for o in self._evaluate(bodies, inputs, batches)]
+            states = [state for state, _ in split]
+            turns.append([row for _, row in split])
+        # Rows lie in the order of the slices, whatever that of the turns was.
+        if reverse:
+            turns.reverse()
         outputs: list[list[Value]] = []
-        for state, row in zip(states, rows, strict=True):
-            order = reversed(row) if param(eqn, "reverse") else row
-            columns = zip(*order, strict=True)
+        for state, rows in zip(states, zip(*turns, strict=True), strict=True):
+            columns = zip(*rows, strict=True)
             outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
         return outputs
 
-    def _while(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
-        """Turn after turn while both runs go on; then each on its own."""
-        tests, consts = param(eqn, "cond_nconsts"), param(eqn, "body_nconsts")
-        ends = tests + consts
-        state = list(operands[ends:])
+    def _while(self, lane: _Lane, loop: flow.While) -> list[Value]:
+        """Run turn after turn while both runs go on; then each on its own."""
+        test_constants, constants, start = loop.operands(lane.operands)
+        state = list(start)
         while True:
-            inputs = [[*operands[:tests], *state]]
-            ((going,),) = self._evaluate([param(eqn, "cond_jaxpr")], inputs, [batch])
+            ((going,),) = self._evaluate([loop.test], [[*test_constants, *state]], [lane.batch])
             (pair,) = self._resolved([going])
             if not (bool(pair[0]) and bool(pair[1])):
                 break
-            inputs = [[*operands[tests:ends], *state]]
-            (state,) = self._evaluate([param(eqn, "body_jaxpr")], inputs, [batch])
+            (state,) = self._evaluate([loop.body], [[*constants, *state]], [lane.batch])
         if bool(pair[0]) == bool(pair[1]):
             return state
-        return both(eqn, self._resolved([*operands[:ends], *state]))
+        # One run has ended: the other goes on by itself, this one's test is false at once.
+        return both(lane.eqn, self._resolved([*test_constants, *constants, *state]))
 
     def _taken(
-        self, eqns: Sequence[JaxprEqn], arguments: Sequence[Sequence[Value]]
+        self, lanes: Sequence[_Lane], conds: Sequence[flow.Cond]
     ) -> list[ClosedJaxpr] | None:
-        """The branch that both runs of all batches take; None where they part."""
-        taken = []
-        for eqn, operands in zip(eqns, arguments, strict=True):
-            branches = param(eqn, "branches")
-            (index,) = self._resolved(operands[:1])
-            taken.append({int(np.clip(int(which), 0, len(branches) - 1)) for which in index})
-        if len(set().union(*taken)) > 1:
+        """Return the branch that both runs of all batches take; None where they part."""
+        pairs = self._resolved([lane.operands[0] for lane in lanes])
+        taken = {
+            int(np.clip(int(which), 0, len(cond.branches) - 1))
+            for cond, pair in zip(conds, pairs, strict=True)
+            for which in pair
+        }
+        if len(taken) > 1:
             return None
-        bodies = [
-            param(eqn, "branches")[min(operands)] for eqn, operands in zip(eqns, taken, strict=True)
-        ]
-        alike = len({structure(body.jaxpr) for body in bodies}) == 1
-        return bodies if alike else None
-
-    def _cond(self, eqn: JaxprEqn, operands: Sequence[Value], batch: Batch) -> list[Value]:
-        """The branch that both runs take; each run its own where they part."""
-        branches = self._taken([eqn], [operands])
-        if branches is None:
-            return both(eqn, self._resolved(operands))
-        return self._evaluate(branches, [operands[1:]], [batch])[0]
+        (number,) = taken
+        bodies = [cond.branches[number] for cond in conds]
+        return bodies if len({structure(body.jaxpr) for body in bodies}) == 1 else None

@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
-from rankfold_jax.jaxpr.dataflow import bind, called
+from rankfold_jax.jaxpr import control_flow as flow
+from rankfold_jax.jaxpr.dataflow import bind
 from rankfold_jax.jaxpr.element_index import IndexedValue, moved_by
-from rankfold_jax.jaxpr.provenance import param
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class DeferredParameter:
     steps: tuple[Callable[[Any], Any], ...] = ()
 
     def of(self, value: Any) -> Any:
-        """The value, from the parameter's."""
+        """Compute the value, from the parameter's."""
         for step in self.steps:
             value = step(value)
         return value
@@ -41,7 +41,7 @@ Value: TypeAlias = "Pair | DeferredParameter"
 
 
 def both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
-    """The outputs of an equation in both runs, computed once where they agree."""
+    """Return the outputs of an equation in both runs, computed once where they agree."""
     first = bind(eqn, [pair[0] for pair in pairs])
     if all(a is b for a, b in pairs):
         return [(y, y) for y in first]
@@ -49,48 +49,45 @@ def both(eqn: JaxprEqn, pairs: Sequence[Pair]) -> list[Value]:
 
 
 def moved_lazily(eqn: JaxprEqn, arguments: Sequence[Value]) -> DeferredParameter | None:
-    """The result of an equation that only moves a parameter about; None of any other."""
-    inside = [
-        value.tracked if isinstance(value, DeferredParameter) else None for value in arguments
-    ]
+    """Return the result of an equation that only moves a parameter about; None of any other."""
+    # Where to is the same in both runs, or there is no one place of each number.
     first, *others = arguments
-    if not isinstance(first, DeferredParameter) or any(
-        isinstance(other, DeferredParameter) for other in others
-    ):
+    if not isinstance(first, DeferredParameter):
         return None
-    fixed = [other[0] for other in others if not isinstance(other, DeferredParameter)]
-    if any(
-        other[0] is not other[1] for other in others if not isinstance(other, DeferredParameter)
-    ):
-        return None
-    tracked = moved_by(eqn, inside, [None, *fixed])
+    fixed = []
+    for other in others:
+        if isinstance(other, DeferredParameter) or other[0] is not other[1]:
+            return None
+        fixed.append(other[0])
+    tracked = moved_by(eqn, [first.tracked, *(None for _ in fixed)], [None, *fixed])
     if tracked is None:
         return None
     return DeferredParameter(tracked, (*first.steps, lambda value: bind(eqn, [value, *fixed])[0]))
 
 
 def structure(jaxpr: Jaxpr) -> tuple[Any, ...]:
-    """The primitives of a jaxpr, those of what it calls included."""
+    """Return the primitives of a jaxpr, those of what it calls included."""
     names: list[Any] = []
     for eqn in jaxpr.eqns:
-        inner = called(eqn)
-        names.append((eqn.primitive.name, None if inner is None else structure(inner.jaxpr)))
+        inner = flow.split(eqn)
+        body = structure(inner.body.jaxpr) if isinstance(inner, flow.Call) else None
+        names.append((eqn.primitive.name, body))
     return tuple(names)
 
 
-def turns_of(eqn: JaxprEqn) -> tuple[Any, ...]:
-    """How often a scan turns, and what it does in a turn."""
-    names = ("length", "reverse", "num_consts", "num_carry")
-    return (*(param(eqn, name) for name in names), structure(param(eqn, "jaxpr").jaxpr))
+def turns_of(scan: flow.Scan) -> tuple[Any, ...]:
+    """Return how often a scan turns, and what it does in a turn."""
+    numbers = (scan.length, scan.reverse, scan.constants, scan.carried)
+    return (*numbers, structure(scan.body.jaxpr))
 
 
 def read(env: Mapping[Var, Value], variables: Sequence[Any]) -> list[Value]:
-    """The values of variables and literals."""
+    """Return the values of variables and literals."""
     return [(v.val, v.val) if isinstance(v, Literal) else env[v] for v in variables]
 
 
 def last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
-    """For each equation the values that nobody reads after it."""
+    """List for each equation the values that nobody reads after it."""
     last: dict[Var, int] = {}
     for index, eqn in enumerate(jaxpr.eqns):
         for var in (*eqn.invars, *eqn.outvars):
@@ -106,7 +103,7 @@ def last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
 
 
 def slice_of(value: Value, length: int, turn: int) -> Value:
-    """What one iteration of a scan over a value is given."""
+    """Return what one turn of a scan over a value is given."""
 
     def cut(x: Any) -> Any:
         return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
@@ -118,7 +115,7 @@ def slice_of(value: Value, length: int, turn: int) -> Value:
 
 
 def stacked(rows: Sequence[Pair]) -> Pair:
-    """What the iterations of a scan gave, as one value."""
+    """Return what the turns of a scan gave, as one value."""
     first = jnp.stack([row[0] for row in rows])
     if all(a is b for a, b in rows):
         return first, first

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.custom_derivatives import linear_call
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from rankfold import RankfoldError
 from rankfold_jax.calibration.moment_interpreter import Gatherer, empty_moment_tap
@@ -75,6 +77,11 @@ CONSTRUCTS: dict[str, tuple[Callable[..., Any], tuple[int, ...], list[Any]]] = {
     "remat": (lambda p, x: jax.checkpoint(lambda a, w: a @ w)(x, p["w"]), (2,), [X]),
     "custom_jvp": (lambda p, x: doubled(x) @ p["w"], (2,), [2 * X]),
     "custom_vjp": (lambda p, x: with_weight(x, p["w"]), (2,), [X]),
+    "linear_call": (
+        lambda p, x: linear_call(lambda w, a: a @ w, lambda w, g: g @ w.T, p["w"], x),
+        (2,),
+        [X],
+    ),
     "vmap over the input": (
         lambda p, x: jax.vmap(lambda row: row @ p["w"])(x),
         (2,),
@@ -155,6 +162,26 @@ def test_moments_of_a_scanned_stack_are_kept_apart() -> None:
         x = x @ weight
 
 
+def test_products_in_the_test_of_a_loop_are_summed() -> None:
+    def function(p: Any, x: Any) -> Any:
+        def test(state: Any) -> Any:
+            return (state[0] < 3) & ((state[1] @ p["w"]).sum() < 1e9)
+
+        return lax.while_loop(test, lambda state: (state[0] + 1, state[1] * 2), (0, x))
+
+    output, sums = gathered(function, W, X)
+    np.testing.assert_allclose(sums[0], X.T @ X * (1 + 4 + 16 + 64), rtol=1e-5)
+    np.testing.assert_allclose(output[1], X * 8)
+
+
+def test_a_reduction_is_no_call_of_its_computation() -> None:
+    def function(p: Any, x: Any) -> Any:
+        return x @ p["w"], lax.reduce(p["w"], np.float32(0), lambda a, b: a + 2 * b, (0,))
+
+    (_, reduced), _ = gathered(function, W, X)
+    np.testing.assert_allclose(reduced, function({"w": W}, X)[1], rtol=1e-6)
+
+
 def test_moments_of_shared_weights_are_summed() -> None:
     _, sums = gathered(lambda p, x: (x @ p["w"]) @ p["w"], W, X)
     y = X @ W
@@ -201,6 +228,16 @@ READS: dict[str, tuple[Callable[..., Any], str]] = {
     "product": (lambda p, x: x @ (p["w"] * 2), "mul"),
     "norm": (lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"])), "mul"),
     "two weights": (lambda p, x: x @ (p["w"] @ p["w"]), "dot_general"),
+    "reduced": (lambda p, x: lax.reduce(p["w"], 0.0, lambda a, b: a + 2 * b, (0,)), "reduce"),
+    "sharded": (
+        lambda p, x: jax.shard_map(
+            jnp.matmul,
+            mesh=AbstractMesh((2,), ("d",)),
+            in_specs=(PartitionSpec("d"), PartitionSpec()),
+            out_specs=PartitionSpec("d"),
+        )(x, p["w"]),
+        "shard_map",
+    ),
     "carried away": (
         lambda p, x: lax.scan(lambda c, _: (c + 1.0, x @ c), p["w"], None, 2)[1],
         "scan",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
 
 import rankfold as rf
 from rankfold_jax.jaxpr.macs import counted
@@ -56,6 +57,41 @@ def test_loops_and_branches() -> None:
     closed = jax.make_jaxpr(function)(square, square, x, jnp.array(True))
     once = 3 * 4 * 4
     assert counted(closed, ["w", "v"]) == {"w": 5 * once + once, "v": 2 * once}
+
+
+def test_a_loop_that_may_not_run_gives_its_initial_carry() -> None:
+    def function(w: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda y: y.sum() < 9.0, lambda y: w, x) @ v
+
+    square = jnp.ones((4, 4))
+    closed = jax.make_jaxpr(function)(square, square, square)
+    assert counted(closed, ["w", "v"]) == {"v": 4 * 4 * 4}
+
+
+def test_the_last_turn_of_a_scan_alone_gives_its_output() -> None:
+    def function(w: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda y, _: (w, None), x, None, length=2)[0] @ v
+
+    square = jnp.ones((4, 4))
+    assert not counted(jax.make_jaxpr(function)(square, square, square), ["w", "v"])
+
+
+def test_the_test_of_a_loop_counts_as_often_as_its_body() -> None:
+    def function(w: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: (x @ w).sum() < 9.0, lambda x: x + 1.0, x)
+
+    closed = jax.make_jaxpr(function)(jnp.ones((4, 5)), jnp.ones((3, 4)))
+    assert counted(closed, ["w"]) == {"w": 3 * 4 * 5}
+
+
+def test_every_shard_counts() -> None:
+    def function(w: jax.Array, x: jax.Array) -> jax.Array:
+        rows = PartitionSpec(("a", "b"))
+        specs = {"in_specs": (rows, PartitionSpec()), "out_specs": rows}
+        return jax.shard_map(jnp.matmul, mesh=AbstractMesh((2, 3), ("a", "b")), **specs)(x, w)
+
+    closed = jax.make_jaxpr(function)(jnp.ones((4, 5)), jnp.ones((12, 4)))
+    assert counted(closed, ["w"]) == {"w": 12 * 4 * 5}
 
 
 def test_what_is_made_of_parameters_alone_costs_nothing() -> None:

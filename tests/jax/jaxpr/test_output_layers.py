@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
 
 import rankfold as rf
 from rankfold_jax.linen.adapter import LinenAdapter
@@ -21,6 +22,9 @@ X = jnp.ones((3, 11))
 BOTH: dict[str, Forward] = {
     "dict": lambda m, h: {"a": m.a(h), "b": [m.b(h)]},
     "concatenated": lambda m, h: jnp.concatenate([m.a(h), jnp.exp(m.b(h))], 1),
+    "a loop that may not run": lambda m, h: jax.lax.while_loop(
+        lambda y: y.sum() > 0, lambda y: m.b(h), m.a(h)
+    ),
     "filled in": lambda m, h: jnp.zeros((3, 14)).at[:, :7].set(m.a(h)).at[:, 7:].set(m.b(h)),
 }
 ONE: dict[str, Forward] = {
@@ -35,6 +39,12 @@ ONE: dict[str, Forward] = {
     "relu": lambda m, h: nn.relu(m.a(h)),
     "beside a cache": lambda m, h: {"logits": m.a(h), "past_key_values": m.b(h)},
     "rematerialized": lambda m, h: jax.checkpoint(jax.nn.softplus)(m.a(h)),
+    "sharded": lambda m, h: jax.shard_map(
+        m.a,
+        mesh=AbstractMesh((3,), ("d",)),
+        in_specs=PartitionSpec("d"),
+        out_specs=PartitionSpec("d"),
+    )(h),
     "in a branch": lambda m, h: jax.lax.cond(h.sum() > 0, lambda y: y, lambda y: y * 2.0, m.a(h)),
 }
 NONE: dict[str, Forward] = {

@@ -63,6 +63,10 @@ class NNXSubclass(nnx.Conv):
         return convolved(x, standardised(self.kernel[...]))
 
 
+class NNXRenamed(nnx.Linear):
+    """A stock layer by another name."""
+
+
 class LinenPlain(nn.Module):
     into: int
     out: int
@@ -109,6 +113,10 @@ def read_standardised(layer: Any) -> rf.Conv:
     kernel = np.asarray(standardised(jnp.asarray(own(layer, "kernel"))))
     weight = np.moveaxis(kernel, (-1, -2), (0, 1))
     return rf.Conv(np.ascontiguousarray(weight), stride=2, padding="same")
+
+
+def read_renamed(layer: Any) -> rf.Linear:
+    return rf.Linear(own(layer, "kernel").T, own(layer, "bias"))
 
 
 def build_plain(chain: Chain, layer: Any) -> Any:
@@ -311,6 +319,12 @@ def test_a_subclass_of_a_stock_layer_can_be_taught(rule: Callable[..., None]) ->
     small = rf.compress(model, rf.Ranks("full"), inputs=x, include="taught")
     assert small.plan["taught"].method is not None
     np.testing.assert_allclose(small.model(x), model(x), atol=2e-5)
+
+
+def test_a_stock_layer_by_another_name_counts_once(rule: Callable[..., None]) -> None:
+    rule("nnx", NNXRenamed, "read_renamed")
+    plan = rf.plan(NNXNet(NNXRenamed, 11), rf.Ranks(2), inputs=example("plain"))
+    assert plan["taught"].macs[0] == 7 * 11 * 13
 
 
 def test_a_parameter_that_others_read_keeps_its_layer(rule: Callable[..., None]) -> None:
