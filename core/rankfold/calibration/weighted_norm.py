@@ -169,12 +169,7 @@ class Metric:
             product: Array = np.matmul(rows, moment)
             return product
         # The moment of the channels alone stands for C = moment ⊗ 1 over the kernel's positions.
-        groups, n, _ = rows.shape
-        split = rows.reshape(groups, n, self._into, self._taps).swapaxes(2, 3)
-        moved = np.matmul(split.reshape(groups, -1, self._into), moment)
-        moved = moved.reshape(groups, n, self._taps, self._into).swapaxes(2, 3)
-        turned: Array = moved.reshape(groups, n, -1)
-        return turned
+        return along_channels(rows, moment)
 
     def _by_root(self, which: int, rows: Array) -> Array:
         if self._roots is None:
@@ -182,6 +177,16 @@ class Metric:
         root = self._roots[which]
         scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
         return scaled
+
+
+def along_channels(rows: Array, matrix: Array) -> Array:
+    """Return A (M ⊗ 1) for A (groups, n, channels · positions) and M (groups, channels, k)."""
+    groups, n, _ = rows.shape
+    channels = matrix.shape[1]
+    split = rows.reshape(groups, n, channels, -1).swapaxes(2, 3)
+    moved = np.matmul(split.reshape(groups, -1, channels), matrix)
+    turned: Array = moved.reshape(groups, n, -1, matrix.shape[2]).swapaxes(2, 3)
+    return turned.reshape(groups, n, -1)
 
 
 class Mismatch(Refused):

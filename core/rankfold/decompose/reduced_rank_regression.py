@@ -14,7 +14,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from rankfold.calibration.weighted_norm import Metric
+from rankfold import linalg
+from rankfold.calibration.weighted_norm import Metric, along_channels
 from rankfold.decompose.base import RankTuple
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.spectrum import Spectrum
@@ -36,11 +37,13 @@ class Regression:
     Attributes:
         explained: (groups, m, out/groups), Q = L⁻¹ E[z yᵀ] with L Lᵀ = E[z zᵀ]: the first n rows
             explain Qᵀ Q of the moment of y.
-        lower: L (groups, m, m).
+        lower: L (groups, m / positions, m / positions).
+        positions: how often L is repeated: L ⊗ 1 of that order is the factor of E[z zᵀ].
     """
 
     explained: Array
     lower: Array
+    positions: int = 1
 
     @staticmethod
     def of(metric: Metric, rows: Array, stage: Array) -> Regression:
@@ -49,6 +52,37 @@ class Regression:
         zz = np.matmul(moved, stage.swapaxes(1, 2))
         zy = np.matmul(moved, rows.swapaxes(1, 2))
         return Regression.from_moments(zz, zy)
+
+    @staticmethod
+    def at_positions(spectrum: Spectrum, basis: Array, positions: int) -> Regression:
+        """Regress the outputs of a layer on V ⊗ 1: a basis of a part of its inputs at positions.
+
+        Args:
+            spectrum: of the layer, with a metric.
+            basis: V, (groups, d / positions, rank).
+            positions: the part's own positions are the last axis of the inputs.
+
+        Returns:
+            The regression on (groups, rank · positions) of z, those of one vector of V together.
+        """
+        metric, rows = spectrum.metric, spectrum.rows
+        assert metric is not None
+        groups, out, size = rows.shape
+        n, rank = basis.shape[1:]
+        if metric.channels_only:
+            # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
+            # outputs at each position are regressed as outputs of their own; nothing has the order
+            # of the patch.
+            moved = along_channels(basis.mT, metric.inputs)
+            beside = rows.reshape(groups, out, n, positions).swapaxes(1, 2).reshape(groups, n, -1)
+            each = Regression.from_moments(moved @ basis, moved @ beside)
+            explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
+            return Regression(explained.reshape(groups, -1, out), each.lower, positions)
+        # (V ⊗ 1)ᵀ C (V ⊗ 1), one axis after the other: products of the order of V, in place of
+        # those of the order of the patch that V ⊗ 1 as a matrix would need.
+        moved = (basis.mT @ metric.inputs.reshape(groups, n, -1)).reshape(groups, -1, size)
+        both = along_channels(moved, basis)
+        return Regression.from_moments(both, moved @ rows.mT)
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
@@ -69,13 +103,18 @@ class Regression:
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0
-        return Regression(np.linalg.solve(lower, zy), lower)
+        return Regression(linalg.solve_triangular(lower, zy), lower)
 
     def solution(self, count: int) -> Array:
-        """Return B (groups, out, count) with y ≈ B z for the first `count` of z."""
-        lower = self.lower[:, :count, :count].swapaxes(1, 2)
-        solved: Array = np.linalg.solve(lower, self.explained[:, :count])
-        return solved.swapaxes(1, 2)
+        """Return B (groups, out, count) with y ≈ B z for the first `count` of z.
+
+        Args:
+            count: a multiple of `positions`.
+        """
+        n = count // self.positions
+        beside = self.explained[:, :count].reshape(len(self.lower), n, -1)
+        solved = linalg.solve_triangular(self.lower[:, :n, :n], beside, transposed=True)
+        return solved.reshape(len(self.lower), count, -1).swapaxes(1, 2)
 
     def worth(self, metric: Metric) -> Array:
         """Return by how much the first 1, 2, ... of z lower the squared error, (m,)."""

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.weighted_norm import along_channels
 from rankfold.decompose.base import Placement, RankTuple, decompose
 from rankfold.decompose.matrix_svd import MatrixSVD
 from rankfold.decompose.rank_grid import spaced
@@ -82,9 +83,9 @@ class SpatialSVD(MatrixSVD):
         )
         groups, out = spectrum.rows.shape[:2]
         last = regression.solution(rank * op.weight.shape[3])
-        error = spectrum.distance(np.matmul(last, self._at_columns(op, right)))
         left = last.reshape(groups, out, rank, -1).swapaxes(2, 3).reshape(groups, -1, rank)
-        return right, left, error
+        dense = (left @ right).reshape(groups, out, op.weight.shape[3], -1).swapaxes(2, 3)
+        return right, left, spectrum.distance(dense.reshape(spectrum.rows.shape))
 
     def _regressions(
         self, op: Op, spectrum: Spectrum, rank: int
@@ -92,8 +93,7 @@ class SpatialSVD(MatrixSVD):
         """Yield candidates for the vertical stage, with the regression of the output on each."""
         assert spectrum.metric is not None
         for stage in self._verticals(op, spectrum, rank):
-            wide = self._at_columns(op, stage)
-            yield stage, Regression.of(spectrum.metric, spectrum.rows, wide)
+            yield stage, Regression.at_positions(spectrum, stage.mT, spectrum.kernel[1])
 
     def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Yield nested vertical stages (groups, rank, in · kh): plain, then weighted.
@@ -117,26 +117,19 @@ class SpatialSVD(MatrixSVD):
         kh, kw = spectrum.kernel
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, kh, kw)
         weighted = weighted.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
-        column = metric.full_inputs.reshape(groups, into, kh, kw, into, kh, kw)
-        column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, into * kh) / kw
+        if metric.channels_only:
+            column = metric.inputs  # ⊗ 1 of the rows of the kernel
+        else:
+            column = metric.inputs.reshape(groups, into, kh, kw, into, kh, kw)
+            column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, -1) / kw
         if wide:
-            gram = np.matmul(np.matmul(weighted, column), weighted.swapaxes(1, 2))
+            gram = along_channels(weighted, column) @ weighted.mT
             basis = linalg.eigh(gram).leading(rank)
         else:
             root = linalg.eigh(column)
-            half = np.matmul(weighted, root.vectors * np.sqrt(root.values)[:, None, :])
+            half = along_channels(weighted, root.vectors * np.sqrt(root.values)[:, None, :])
             basis = linalg.left_eigen(half).leading(rank)
         yield np.matmul(basis.swapaxes(1, 2), weighted)
-
-    @staticmethod
-    def _at_columns(op: Op, stage: Array) -> Array:
-        """Return Z (groups, rank · kw, d): the vertical stage at every column of the kernel."""
-        groups, rank = stage.shape[:2]
-        into, kh, kw = op.weight.shape[1:]
-        wide = np.zeros((groups, rank, kw, into, kh, kw))
-        for column in range(kw):
-            wide[:, :, column, :, :, column] = stage.reshape(groups, rank, into, kh)
-        return wide.reshape(groups, rank * kw, into * kh * kw)
 
     def _stages(self, op: Op, right: Array, left: Array) -> Chain:
         assert isinstance(op, (Conv, ConvTranspose))

@@ -161,7 +161,7 @@ class Tucker2:
             lambda candidate: float(candidate[2].values[:, :r_out].sum()),
         )
         left = eigen.leading(r_out)
-        solution = regression.solution(regression.lower.shape[1])
+        solution = regression.solution(regression.explained.shape[1])
         core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
         last = metric.unweight_outputs(left)
         positions = spectrum.tensor.shape[3]
@@ -198,7 +198,7 @@ class Tucker2:
         """Yield bases of the input, the regression on each, and what output directions explain."""
         assert spectrum.metric is not None
         for basis in self._input_bases(spectrum, r_in):
-            regression = _regression(spectrum, basis)
+            regression = Regression.at_positions(spectrum, basis, spectrum.tensor.shape[3])
             part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
             yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
 
@@ -292,21 +292,9 @@ def partial_tucker2(tensor: Array, ranks: tuple[int, int]) -> TuckerTensor:
 def _explained(spectrum: Spectrum, basis: Array) -> Array:
     """Return Q, (groups, r_in · positions, out): a basis of the input explains Qᵀ Q."""
     metric = spectrum.metric
-    if metric is not None:
-        return metric.weight_outputs(_regression(spectrum, basis).explained.mT).mT
     groups, out, _, positions = spectrum.tensor.shape
+    if metric is not None:
+        regression = Regression.at_positions(spectrum, basis, positions)
+        return metric.weight_outputs(regression.explained.mT).mT
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)
-
-
-def _regression(spectrum: Spectrum, basis: Array) -> Regression:
-    """Regress the output on the input channels of a basis, (groups, r_in · positions) of them."""
-    assert spectrum.metric is not None
-    groups, _, into, positions = spectrum.tensor.shape
-    rank = basis.shape[2]
-    stage = np.zeros((groups, rank, positions, into, positions))
-    for position in range(positions):
-        stage[:, :, position, :, position] = basis.swapaxes(1, 2)
-    return Regression.of(
-        spectrum.metric, spectrum.rows, stage.reshape(groups, rank * positions, into * positions)
-    )

@@ -35,6 +35,7 @@ from rankfold.linalg.subspaces import (
     orthonormal,
     ridge_solve,
     sampled,
+    solve_triangular,
 )
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "ridge_solve",
     "sampled",
     "single",
+    "solve_triangular",
     "stacked",
     "taken",
     "takes_no_memory",

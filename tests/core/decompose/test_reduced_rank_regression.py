@@ -1,0 +1,44 @@
+"""Regressions on a basis at every position are those on that basis written out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.weighted_norm import Metric
+from rankfold.decompose.reduced_rank_regression import Regression
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.ops import Conv
+
+GROUPS, OUT, INTO, ROWS, COLUMNS = 2, 7, 5, 3, 2
+SIZE = INTO * ROWS * COLUMNS
+
+
+def spectrum(*, channels_only: bool) -> Spectrum:
+    rng = np.random.default_rng(0)
+    op = Conv(rng.standard_normal((GROUPS * OUT, INTO, ROWS, COLUMNS)), groups=GROUPS)
+    order = INTO if channels_only else SIZE
+    half, grads = rng.standard_normal((GROUPS, order, order)), rng.standard_normal((GROUPS, 9, OUT))
+    inputs = half @ half.mT
+    return Spectrum(
+        op, Metric(op, LayerMoments(inputs, inputs[:, 0] * 0.0, grads.mT @ grads, 900, 3.0))
+    )
+
+
+@pytest.mark.parametrize("channels_only", [True, False])
+@pytest.mark.parametrize("positions", [ROWS * COLUMNS, COLUMNS])
+def test_positions_are_taken_together(channels_only: bool, positions: int) -> None:
+    of = spectrum(channels_only=channels_only)
+    assert of.metric is not None
+    assert of.metric.channels_only is channels_only
+    part, rank = SIZE // positions, 4
+    basis = np.random.default_rng(1).standard_normal((GROUPS, part, rank))
+    stage = np.einsum("gnr,pq->grpnq", basis, np.eye(positions))
+    stage = stage.reshape(GROUPS, rank * positions, SIZE)
+    expected = Regression.of(of.metric, of.rows, stage)
+    actual = Regression.at_positions(of, basis, positions)
+    assert np.allclose(actual.worth(of.metric), expected.worth(of.metric))
+    assert np.allclose(actual.explained, expected.explained)
+    for count in (positions, rank * positions):
+        assert np.allclose(actual.solution(count), expected.solution(count))
