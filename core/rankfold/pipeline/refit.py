@@ -28,7 +28,7 @@ from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.allocation import Task
 from rankfold.pipeline.replacement import Decision, decide
-from rankfold.pipeline.ridge_regression import regression, squared_error, standard_error
+from rankfold.pipeline.ridge_regression import ChainOnSums, regression
 from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
 from rankfold.progress import progress
@@ -197,13 +197,12 @@ class Refit:
         # Starting from the chain without a refit, each ridge has to beat the best so far on
         # examples that nothing was fitted to, by more than the noise of that comparison. Else the
         # outcome would hang on the order in which a framework adds up, or on the examples held out.
-        best = _RefitCandidate(
-            part.chain, squared_error(op, part.chain, validation, metric), done.sensitivity
-        )
+        start = ChainOnSums(op, part.chain, validation)
+        best = _RefitCandidate(start, start.squared_error(metric), done.sensitivity)
         # The error of a layer without weights is Σ ‖y‖² (in the metric), the size that rounding is
         # relative to.
         nothing = with_weight(op, np.zeros_like(op.weight))
-        rounding = _ROUNDING * squared_error(op, (nothing,), validation, metric)
+        size = ChainOnSums(op, (nothing,), validation).squared_error(metric)
         for ridge in RIDGES:
             try:
                 refit, sensitivity = self._regressed(
@@ -211,10 +210,11 @@ class Refit:
                 )
             except (Refused, RankfoldError, np.linalg.LinAlgError):
                 continue  # with the chain before the refit
-            error = squared_error(op, refit, validation, metric)
-            noise = rounding + standard_error(op, best.chain, refit, validation, metric)
+            on_sums = ChainOnSums(op, refit, validation)
+            error = on_sums.squared_error(metric)
+            noise = _ROUNDING * size + best.on_validation.standard_error(on_sums, metric)
             if error < best.error - noise:
-                best = _RefitCandidate(refit, error, sensitivity)
+                best = _RefitCandidate(on_sums, error, sensitivity)
         return best
 
     def _regressed(
@@ -263,11 +263,10 @@ class _LayerPart:
             return None
         return Metric(self.op, moments.of_groups(self.groups))
 
-    def squared_error(self, chain: Chain) -> float:
-        """Σ ‖y − ŷ‖² of a chain over fitted and held-out positions."""
-        return squared_error(self.op, chain, self.fit, None) + squared_error(
-            self.op, chain, self.validation, None
-        )
+    def squared_error(self, candidate: _RefitCandidate) -> float:
+        """Σ ‖y − ŷ‖² of a candidate over fitted and held-out positions."""
+        on_fit = ChainOnSums(self.op, candidate.chain, self.fit)
+        return on_fit.squared_error(None) + candidate.on_validation.squared_error(None)
 
 
 class _VisitedLayer:
@@ -309,7 +308,7 @@ class _VisitedLayer:
         """Put the best chain of some groups in place."""
         self._tried = True
         self._size += _size(part.fit) + _size(part.validation)
-        self._error += part.squared_error(best.chain)
+        self._error += part.squared_error(best)
         if best.sensitivity is not None:
             energy = float(np.square(part.op.weight, dtype=np.float64).sum())
             # Of a stack each group has a model of its own; theirs are weighed by the energies of
@@ -370,6 +369,11 @@ def _size(joint: RegressionSums) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _RefitCandidate:
-    chain: Chain
+    on_validation: ChainOnSums
     error: float
     sensitivity: float | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """The chain that is judged."""
+        return self.on_validation.chain

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import RegressionSums
 from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
 from rankfold.errors import RankfoldError, Refused
@@ -48,8 +49,10 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
         raise Refused("its inputs on the calibration data never vary or are not finite")
     xx = xx + ridge * level * np.eye(size)
     # B (Σ_xx + λ 1) = … is solved as (Σ_xx + λ 1) Bᵀ = …ᵀ, the matrix being symmetric. The ridge
-    # makes it definite, however few samples there were.
-    solved = np.linalg.solve(xx, (yx + ridge * level * weight).swapaxes(1, 2)).swapaxes(1, 2)
+    # makes it definite, however few samples there were, so that a Cholesky factor will do.
+    lower = np.linalg.cholesky(xx)
+    half = linalg.solve_triangular(lower, (yx + ridge * level * weight).swapaxes(1, 2))
+    solved = linalg.solve_triangular(lower, half, transposed=True).swapaxes(1, 2)
     dtype = op.weight.dtype
     refitted = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
     if mean is not None and op.bias is not None:
@@ -58,57 +61,72 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     return refitted, xx, mean
 
 
-def squared_error(op: Op, chain: Chain, joint: RegressionSums, metric: Metric | None) -> float:
-    """Σ (y − ŷ)ᵀ G (y − ŷ) of a chain over the positions of a sum; G is 1 without a metric."""
-    value = float(np.trace(_residuals(op, chain, chain, joint, metric), axis1=1, axis2=2).sum())
-    if not np.isfinite(value):
-        raise RankfoldError("the activations on the calibration data are not finite")
-    return value
+class ChainOnSums:
+    """Outputs of a chain over the positions that a sum is of; the positions are not needed.
 
+    Args:
+        op: the layer.
+        chain: in its place.
+        joint: sums over positions of the chain's inputs and the layer's outputs.
 
-def standard_error(
-    op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric
-) -> float:
-    """Standard error of the difference of the errors of two chains, as the positions are a sample.
-
-    With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
-    normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ] and
-    C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example are alike: they
-    count as `POSITIONS` samples at most. A refit that gains less than this may as well have lost.
+    Attributes:
+        chain: as given.
     """
-    rr = _residuals(op, chain, chain, joint, metric) / joint.count
-    ss = _residuals(op, other, other, joint, metric) / joint.count
-    rs = _residuals(op, chain, other, joint, metric) / joint.count
-    sr = rs.swapaxes(1, 2)
-    uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
-    variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
-    alike = max(1.0, metric.positions_per_example / POSITIONS)
-    return float(np.sqrt(max(0.0, variance) * joint.count * alike))
 
+    def __init__(self, op: Op, chain: Chain, joint: RegressionSums) -> None:
+        self.chain = chain
+        self._joint = joint
+        self._rows, self._bias = _affine(op, chain)
+        # The only product of the order of the patch squared: once for all comparisons.
+        self._moved = np.matmul(self._rows, joint.xx)
 
-def _residuals(
-    op: Op, chain: Chain, other: Chain, joint: RegressionSums, metric: Metric | None
-) -> Array:
-    """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
-    # With ŷ = R x + b of one chain and R' x + b' of the other, sums over the n positions:
-    #     Σ (y − ŷ)(y − ŷ')ᵀ = Σyy − (R Σxy + b Σyᵀ) − (Σyx R'ᵀ + Σy b'ᵀ)
-    #                          + R Σxx R'ᵀ + R Σx b'ᵀ + b (R' Σx)ᵀ + n b b'ᵀ.
-    # Only these sums are kept, so that a chain is judged without the activations: O(d²) memory.
-    rows, bias = _affine(op, chain)
-    rows_other, bias_other = _affine(op, other)
-    cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]
-    other_cross = np.matmul(joint.yx, rows_other.swapaxes(1, 2))
-    other_cross = other_cross + joint.y[:, :, None] * bias_other[:, None, :]
-    moved = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
-    moved_other = np.matmul(rows_other, joint.x[:, :, None])[:, :, 0]
-    both = np.matmul(np.matmul(rows, joint.xx), rows_other.swapaxes(1, 2))
-    both = both + moved[:, :, None] * bias_other[:, None, :]
-    both = both + bias[:, :, None] * moved_other[:, None, :]
-    both = both + joint.count * bias[:, :, None] * bias_other[:, None, :]
-    total: Array = joint.yy - cross - other_cross + both
-    if metric is None:
-        return total
-    return metric.weight_outputs(metric.weight_outputs(total).swapaxes(1, 2)).swapaxes(1, 2)
+    def squared_error(self, metric: Metric | None) -> float:
+        """Σ (y − ŷ)ᵀ G (y − ŷ) over the positions; G is 1 without a metric."""
+        value = float(np.trace(self._residuals(self, metric), axis1=1, axis2=2).sum())
+        if not np.isfinite(value):
+            raise RankfoldError("the activations on the calibration data are not finite")
+        return value
+
+    def standard_error(self, other: ChainOnSums, metric: Metric) -> float:
+        """Standard error of the difference of two errors, as the positions are a sample.
+
+        With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
+        normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ]
+        and C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example are alike:
+        they count as `POSITIONS` samples at most. A refit that gains less than this may as well
+        have lost.
+        """
+        count = self._joint.count
+        rr = self._residuals(self, metric) / count
+        ss = other._residuals(other, metric) / count
+        rs = self._residuals(other, metric) / count
+        sr = rs.swapaxes(1, 2)
+        uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
+        variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
+        alike = max(1.0, metric.positions_per_example / POSITIONS)
+        return float(np.sqrt(max(0.0, variance) * count * alike))
+
+    def _residuals(self, other: ChainOnSums, metric: Metric | None) -> Array:
+        """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
+        # With ŷ = R x + b of one chain and R' x + b' of the other, sums over the n positions:
+        #     Σ (y − ŷ)(y − ŷ')ᵀ = Σyy − (R Σxy + b Σyᵀ) − (Σyx R'ᵀ + Σy b'ᵀ)
+        #                          + R Σxx R'ᵀ + R Σx b'ᵀ + b (R' Σx)ᵀ + n b b'ᵀ.
+        # Only these sums are kept, so that a chain is judged without the activations: O(d²) memory.
+        joint, rows, bias = self._joint, self._rows, self._bias
+        rows_other, bias_other = other._rows, other._bias
+        cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]
+        other_cross = np.matmul(joint.yx, rows_other.swapaxes(1, 2))
+        other_cross = other_cross + joint.y[:, :, None] * bias_other[:, None, :]
+        moved = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
+        moved_other = np.matmul(rows_other, joint.x[:, :, None])[:, :, 0]
+        both = np.matmul(self._moved, rows_other.swapaxes(1, 2))
+        both = both + moved[:, :, None] * bias_other[:, None, :]
+        both = both + bias[:, :, None] * moved_other[:, None, :]
+        both = both + joint.count * bias[:, :, None] * bias_other[:, None, :]
+        total: Array = joint.yy - cross - other_cross + both
+        if metric is None:
+            return total
+        return metric.weight_outputs(metric.weight_outputs(total).swapaxes(1, 2)).swapaxes(1, 2)
 
 
 def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:

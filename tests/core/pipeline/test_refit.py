@@ -16,7 +16,7 @@ from rankfold.ops import Conv, Linear, Op, of_groups
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.refit import Refit
 from rankfold.pipeline.replacement import Decision
-from rankfold.pipeline.ridge_regression import regression, squared_error, standard_error
+from rankfold.pipeline.ridge_regression import ChainOnSums, regression
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice
 
@@ -228,9 +228,10 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
         y = np.einsum("od,ngd->ngo", op.weight, x) + op.bias
         y += 0.2 * rng.standard_normal(y.shape)
         sums = joint(x, y)
-        first, second = (squared_error(op, chain, sums, metric) for chain in chains)
+        on_sums = [ChainOnSums(op, chain, sums) for chain in chains]
+        first, second = (each.squared_error(metric) for each in on_sums)
         gains.append(first - second)
-        announced.append(standard_error(op, chains[0], chains[1], sums, metric))
+        announced.append(on_sums[0].standard_error(on_sums[1], metric))
     assert np.mean(announced) == pytest.approx(np.std(gains), rel=0.25)
 
 
