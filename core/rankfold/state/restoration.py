@@ -146,13 +146,14 @@ class Shared(Generic[K, T]):
         """
         user = object()
         with Restored(lambda: self._leave(user)):
-            now = read()
-            # The state before is noted by one assignment, ahead of the user: an interrupt between
-            # the two leaves values that are right, and that the next first user replaces. Values
-            # noted by an earlier user win, since `now` may be what that one has changed. `_leave`
-            # restores before it discards the user, so that an interrupt in `_restore` leaves the
-            # user there for the next try.
+            # Read with the lock: what is read while the last user is about to leave would be what
+            # that user has changed, and would be put back in the end. The state before is noted by
+            # one assignment, ahead of the user: an interrupt between the two leaves values that are
+            # right, and that the next first user replaces. Values noted by an earlier user win,
+            # since `now` may be what that one has changed. `_leave` restores before it discards the
+            # user, so that an interrupt in `_restore` leaves the user there for the next try.
             with self._lock.held():
+                now = read()
                 self._before = {**now, **self._before} if self._users else dict(now)
                 self._users.add(user)
             yield now
