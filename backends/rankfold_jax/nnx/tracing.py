@@ -52,12 +52,14 @@ class Watch:
     def called(self, path: str, module: nnx.Module, args: Any, kwargs: Any) -> None:
         """Note a call of a layer; of one that a rule reads it tells what the arrays do not."""
         self.calls[path] += 1
+        # Only layers that rules read have it noted.
         parts = vars(module).get(_PARTS)
         if parts is None:
             return
         inputs = (*args, *kwargs.values())
         if len(inputs) != 1:
             self.refusals.setdefault(path, "it is called with more than its input")
+        # Under vmap or scan the arrays are those of one layer, smaller than in the model.
         elif parts != _shapes(module):
             self.refusals.setdefault(path, "a rule reads one layer; this is a stack of them")
         else:
@@ -65,6 +67,7 @@ class Watch:
 
     def read(self, path: str, name: str) -> None:
         """Note that an array of a layer is looked up."""
+        # The layer itself, as the innermost that runs, may look up its arrays; its parents may not.
         if not self.running or self.running[-1] != path:
             self.refusals.setdefault(path, f"its {name} is read from outside the layer")
 
@@ -93,6 +96,7 @@ def trace(
         RankfoldError: the model fails on the inputs.
     """
     inputs, watch = Inputs(inputs), Watch()
+    # Classes and attributes are exchanged on the copy, which is thrown away.
     copy = nnx.clone(model)
     inside = modules(copy)
     watched = {
@@ -105,6 +109,7 @@ def trace(
     for path in {**watched, **ruled_ops}:
         _put_under_watch(inside[path], path, has_rule=path in ruled_ops)
     kernels = {id(getattr(module, kernel_name(module))): path for path, module in watched.items()}
+    # The outer layers come first in `layers`; reversed, they win where modules hold one array.
     holders = {
         id(value): path
         for path in reversed(list(layers))
@@ -129,6 +134,8 @@ def _put_under_watch(module: nnx.Module, path: str, *, has_rule: bool) -> None:
     """Make a module of a traced copy tell the watch of its calls and of look-ups of its arrays."""
     if has_rule:
         setattr(module, _PARTS, _shapes(module))
+    # A string is a static attribute and part of the graph, so it survives split and merge and
+    # the transforms within the model, which make modules anew.
     setattr(module, _PATH, path)
     module.__class__ = _watched(type(module))
 
@@ -146,6 +153,8 @@ def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr
 
     def run() -> ClosedJaxpr:
         _watch.set(watch)
+        # The watch is part of the key of JAX's caches: a function that was traced without it would
+        # be taken from the cache, and no look-up in it would be seen.
         with replacements(watch):
             return jaxprs.traced(forward, state, inputs.arrays)[0]
 
@@ -165,6 +174,7 @@ def _extents(
     seen: dict[str, ObservedAxes] = {}
     for path, module in watched.items():
         try:
+            # Before the extents, which may refuse: the axes are known all the same.
             seen[path] = seen_axes(path, dataflow)
             extents[path] = extents_of(
                 path,
@@ -193,6 +203,7 @@ def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str,
 
 def _shapes(module: nnx.Module) -> str:
     """Return the names and shapes of a module's own arrays, as a word that a graph can hold."""
+    # As a text it is a static attribute, hashable and comparable, as graph definitions need it.
     return str({name: np.shape(v.get_raw_value()) for name, v in variables(module).items()})
 
 
@@ -219,6 +230,7 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
         return call
 
     def look_up(self: Any, name: str) -> Any:
+        # Also for names of its own, so that this must not look up anything on `self` by a dot.
         value = object.__getattribute__(self, name)
         watch = _watch.get()
         if watch is not None and (name in _WATCHED or isinstance(value, nnx.Variable)):
@@ -227,6 +239,7 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
                 watch.read(path, name)
         return value
 
+    # Looking a method up on an instance goes to its class: the subclass has to have them.
     parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}
     return type(kind.__name__, (kind,), {**parts, "__getattribute__": look_up})
 
