@@ -97,11 +97,11 @@ class JaxDemo:
                 inputs = jnp.asarray(_shifted(x[batch], rng))
                 _step(model, optimizer, inputs, jnp.asarray(labels[batch]))
             advance()
-        model.eval()  # type: ignore[no-untyped-call]  # same
+        model.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
 
     def accuracy(self, model: nnx.Module, images: Array, labels: Array) -> float:
         """The share of images classified right."""
-        model.eval()  # type: ignore[no-untyped-call]  # same
+        model.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
         predicted = np.asarray(_forward(model, jnp.asarray(_channels_last(images)))).argmax(axis=1)
         return float(np.mean(predicted == labels))
 

@@ -95,8 +95,8 @@ def _is_lazy(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.lazy.LazyModuleMixin)
 
 
-# What every module has is the framework's: its registries are dealt with by name.
-_FRAMEWORK = frozenset(vars(nn.Module()))
+FRAMEWORK = frozenset(vars(nn.Module()))
+"""Attributes that every module has: its mode and the registries, which are dealt with by name."""
 
 
 class _Attributes:
@@ -109,7 +109,7 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters = dict(module._parameters)
-        self._plain = {k: v for k, v in vars(module).items() if k not in _FRAMEWORK}
+        self._plain = {k: v for k, v in vars(module).items() if k not in FRAMEWORK}
         self._items = [
             (value, value.copy())
             for value in self._plain.values()
@@ -117,11 +117,11 @@ class _Attributes:
         ]
 
     def put_back(self) -> None:
-        """Put everything back; what has not changed is not written to."""
+        """Put everything back, however often it is called."""
         _put_items(self._module._parameters, self._parameters)
         now = vars(self._module)
         now.update(self._plain)
-        for name in [k for k in now if k not in _FRAMEWORK and k not in self._plain]:
+        for name in [k for k in now if k not in FRAMEWORK and k not in self._plain]:
             now.pop(name, None)
         for container, items in self._items:
             if isinstance(container, dict):
@@ -178,12 +178,14 @@ class _Writes(OperationMode):  # type: ignore[no-untyped-call]  # PyTorch leaves
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if operation._schema.is_mutable:
-            for argument, value in zip(operation._schema.arguments, args, strict=False):
+        schema, options = operation._schema, kwargs or {}
+        if schema.is_mutable:
+            # By name: what an operation writes to may be given by keyword, as `out=` is.
+            values = {a.name: x for a, x in zip(schema.arguments, args, strict=False)} | options
+            for argument in schema.arguments:
                 if argument.alias_info is not None and argument.alias_info.is_write:
-                    self._note(value)
-            self._note((kwargs or {}).get("out"))
-        return operation(*args, **(kwargs or {}))
+                    self._note(values.get(argument.name))
+        return operation(*args, **options)
 
     def _note(self, value: Any) -> None:
         for written in value if isinstance(value, (tuple, list)) else (value,):

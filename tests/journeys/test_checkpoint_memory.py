@@ -8,28 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.core.checkpoints.files import SIZES, entry, indexed, sharded
+from tests.peak_memory import PEAK
 
 MIB = 2**20
 LARGEST = 2 * MIB
-SCRIPT = """
-import resource, sys
-from pathlib import Path
+SCRIPT = (
+    PEAK
+    + """
 import rankfold as rf
 
 source, out, policy, space = sys.argv[1:]
 policy = {"ratio": rf.Ratio(0.3), "energy": rf.Energy(0.4), "budget": rf.Budget(params=0.5)}[policy]
 rf.compress_checkpoint(Path(source).parent / "small", out + "-small", policy)
-unit = 1 if sys.platform == "darwin" else 1024
 if int(space):
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(space),) * 2)
-
-
-def peak():
-    if sys.platform == "linux":  # ru_maxrss begins at what the process that started this one has
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 before = peak()
@@ -37,6 +30,7 @@ plan = rf.compress_checkpoint(source, out, policy)
 assert plan.replaced
 print(peak() - before)
 """
+)
 
 
 def large(folder: Path, files: int, layers: int, dtype: str = "F32") -> Path:

@@ -6,13 +6,15 @@ import subprocess
 import sys
 
 import pytest
+from tests.peak_memory import PEAK
 
 pytest.importorskip("torch")
 
 SIDE = 768
 LAYER = 4 * SIDE * SIDE
-SCRIPT = """
-import resource, sys
+SCRIPT = (
+    PEAK
+    + """
 import torch
 import rankfold as rf
 from torch import nn
@@ -22,14 +24,6 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 model = nn.Sequential(*(nn.Linear(side, side, bias=False) for _ in range(8)))
 rf.plan(nn.Linear(48, 32), rf.Energy(0.5))  # what is imported on the way does not count
-unit = 1 if sys.platform == "darwin" else 1024
-
-
-def peak():
-    if sys.platform == "linux":  # ru_maxrss begins at what the process that started this one has
-        lines = open("/proc/self/status").read().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 before = peak()
@@ -38,6 +32,7 @@ for layers in (2, 8):
     assert len(plan.replaced) == layers
     print(peak() - before)
 """
+)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no resource module")

@@ -47,6 +47,8 @@ class RescalesOnce(Net):
             with torch.no_grad():
                 self.scale.div_(2.0)
                 self.b.bias.data.add_(1.0)
+                torch.mul(self.b.weight, 0.5, out=self.b.weight)
+                torch._foreach_mul_([self.a.bias], 0.5)
             self.rescaled = True
 
 
@@ -82,7 +84,7 @@ CALLS: dict[str, Callable[[nn.Module, torch.Tensor], Any]] = {
     "plan": lambda model, x: rf.plan(model, rf.Ranks(3), inputs=x),
     "compress": lambda model, x: rf.compress(model, rf.Ranks(3), inputs=x),
     "calibrated": lambda model, x: rf.compress(
-        model, rf.Budget(params=0.8), inputs=x, calibration=[x, x * 0.5]
+        model, rf.Ranks(3), inputs=x, calibration=[x, x * 0.5]
     ),
 }
 

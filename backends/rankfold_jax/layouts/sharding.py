@@ -69,7 +69,7 @@ def _spec(*entries: Any) -> PartitionSpec:
 
 def epsilon(dtype: Any) -> float:
     """Return the machine epsilon of a float dtype, those of ml_dtypes included."""
-    return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # same
+    return float(jax.numpy.finfo(dtype).eps)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
 
 
 def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:

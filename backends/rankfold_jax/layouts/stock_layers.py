@@ -32,7 +32,8 @@ _STOCK_PRODUCTS = (None, lax.dot_general, lax.conv_general_dilated, jnp.einsum)
 @cache
 def parameters_of(kind: type) -> Set[str]:
     """Return the names of the arguments that a class is made with."""
-    return inspect.signature(kind.__init__).parameters.keys()  # type: ignore[misc]  # of this class
+    constructor = kind.__init__  # type: ignore[misc]  # that of the class, not of an instance
+    return inspect.signature(constructor).parameters.keys()
 
 
 def has_own_product(module: Any) -> bool:

@@ -55,7 +55,7 @@ class _Active:
     token: object = None
 
 
-_active: ContextVar[_Active] = ContextVar("_active", default=_Active())  # noqa: B039  # frozen
+_active: ContextVar[_Active] = ContextVar("_active", default=_Active())  # noqa: B039  # the default is frozen
 """It is set in contexts of their own, which are left by one step of the interpreter's: an interrupt
 in the middle of a model's call leaves nothing behind that would replace layers of another one."""
 

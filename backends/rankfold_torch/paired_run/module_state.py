@@ -10,10 +10,9 @@ from torch import nn
 
 from rankfold.state.restoration import Restored
 from rankfold_torch.paired_run.attribute_writes import WRITES
-from rankfold_torch.temporary_changes import ABSENT, put
+from rankfold_torch.temporary_changes import ABSENT, FRAMEWORK, put
 
-# Attributes of every module are the framework's; `forward` is exchanged by the driver itself.
-_USUAL = frozenset(vars(nn.Module())) | {"forward"}
+_USUAL = FRAMEWORK | {"forward"}  # which the driver itself exchanges
 Key: TypeAlias = tuple[int, str]
 
 

@@ -272,12 +272,16 @@ def test_settings_that_are_none_are_passed_over(tmp_path: Path, text: bytes) -> 
 def test_settings_that_are_no_file_are_passed_over(tmp_path: Path) -> None:
     folder = tmp_path / "source"
     sound(folder / "x.safetensors", {"a.weight": ("F32", (4, 6), DATA)})
+    plain = tmp_path / "plain"
+    rf.compress_checkpoint(folder, plain, POLICY)
     settings = folder / "config.json"
     for place, make in enumerate(
         (lambda: os.mkfifo(settings), lambda: settings.symlink_to("/dev/zero"), settings.mkdir)
     ):
         make()
-        rf.compress_checkpoint(folder, tmp_path / f"out{place}", POLICY)
+        out = tmp_path / f"out{place}"
+        rf.compress_checkpoint(folder, out, POLICY)
+        assert contents(out)["weights.safetensors"] == contents(plain)["weights.safetensors"]
         settings.rmdir() if settings.is_dir() else settings.unlink()
 
 
