@@ -23,8 +23,8 @@ from rankfold.linalg import Array
 
 COUNT = 40
 """Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
-_RIDGE = 1e-10
-"""Relative to the mean eigenvalue: far above the rounding of float64, far below moments' noise."""
+_RIDGES = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6}
+"""By precision, relative to the mean eigenvalue: above its rounding, far below moments' noise."""
 _TIE = 1e-9
 """Relative difference below which two candidates explain the same: what rounding makes of sums."""
 T = TypeVar("T")
@@ -65,24 +65,27 @@ class Regression:
         Returns:
             The regression on (groups, rank · positions) of z, those of one vector of V together.
         """
-        metric, rows = spectrum.metric, spectrum.rows
+        metric = spectrum.metric
         assert metric is not None
-        groups, out, size = rows.shape
+        groups, out, size = spectrum.rows.shape
         n, rank = basis.shape[1:]
+        # E[y zᵀ] = W C (V ⊗ 1), from the product W C that all methods share.
+        yz = along_channels(spectrum.measured.moved, basis)
         if metric.channels_only:
             # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
             # outputs at each position are regressed as outputs of their own; nothing has the order
             # of the patch.
-            moved = along_channels(basis.mT, metric.inputs)
-            beside = rows.reshape(groups, out, n, positions).swapaxes(1, 2).reshape(groups, n, -1)
-            each = Regression.from_moments(moved @ basis, moved @ beside)
+            zz = along_channels(basis.mT, metric.inputs) @ basis
+            beside = yz.reshape(groups, out, rank, positions).swapaxes(1, 2)
+            each = Regression.from_moments(zz, beside.reshape(groups, rank, -1))
             explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
             return Regression(explained.reshape(groups, -1, out), each.lower, positions)
         # (V ⊗ 1)ᵀ C (V ⊗ 1), one axis after the other: products of the order of V, in place of
         # those of the order of the patch that V ⊗ 1 as a matrix would need.
-        moved = (basis.mT @ metric.inputs.reshape(groups, n, -1)).reshape(groups, -1, size)
-        both = along_channels(moved, basis)
-        return Regression.from_moments(both, moved @ rows.mT)
+        moment = metric.inputs
+        basis = basis.astype(moment.dtype, copy=False)
+        moved = (basis.mT @ moment.reshape(groups, n, -1)).reshape(groups, -1, size)
+        return Regression.from_moments(along_channels(moved, basis), yz.mT)
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
@@ -95,15 +98,15 @@ class Regression:
         zz = 0.5 * (zz + zz.swapaxes(1, 2))
         size = zz.shape[1]
         level = np.trace(zz, axis1=1, axis2=2) / size
-        ridge = np.where(level > 0.0, level, 1.0)[:, None, None] * np.eye(size)
-        share = _RIDGE
+        ridge = np.where(level > 0.0, level, 1.0)[:, None, None] * np.eye(size, dtype=zz.dtype)
+        share = _RIDGES[zz.dtype]
         while True:
             try:
                 lower = np.linalg.cholesky(zz + share * ridge)
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0
-        return Regression(linalg.solve_triangular(lower, zy), lower)
+        return Regression(linalg.double(linalg.solve_triangular(lower, zy)), lower)
 
     def solution(self, count: int) -> Array:
         """Return B (groups, out, count) with y ≈ B z for the first `count` of z.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.hooi import hooi
 from rankfold.decompose.rank_grid import spaced
@@ -86,23 +87,25 @@ class Tucker2:
         ins = spaced(most_in, multiple_of, _COUNT)
         # Input bases are nested, and so are the regressors z = Vᵀ x: the first r_in · positions
         # rows of Q = L⁻¹ E[z yᵀ] explain Qᵀ Q of the moment of the output. One regression at the
-        # largest input rank, and an eigendecomposition of order `out` per input rank, give the
-        # errors at all pairs.
-        best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
+        # largest input rank, and the eigenvalues of a matrix of order `out` per input rank, give
+        # the errors at all pairs.
         positions = spectrum.tensor.shape[3]
-        for basis in self._input_bases(spectrum, ins[-1]):
-            explained = _explained(spectrum, basis)
-            for r_in in ins:
-                part = explained[:, : r_in * positions]
-                values = linalg.eigh(part.mT @ part).values
-                kept = np.cumsum(values.sum(axis=0))
-                for r_out in outs:
-                    best[r_out, r_in] = max(best[r_out, r_in], float(kept[r_out - 1]))
+        explained = _explained(spectrum, self._priced_basis(spectrum, ins[-1]))
         total = spectrum.weight_of_all
-        return [
-            (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
-            for ranks, worth in best.items()
-        ]
+        errors: list[tuple[RankTuple, float]] = []
+        gram = np.zeros((len(explained), explained.shape[2], explained.shape[2]))
+        before = 0
+        for r_in in ins:
+            rows = explained[:, before * positions : r_in * positions]
+            gram = gram + rows.mT @ rows
+            before = r_in
+            kept = np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
+            for r_out in outs:
+                exact = (r_out, r_in) == (most_out, most_in)
+                errors.append(
+                    ((r_out, r_in), 0.0 if exact else max(0.0, total - float(kept[r_out - 1])))
+                )
+        return errors
 
     def _error_at_ranks_of_matrix(
         self, spectrum: Spectrum, most: int, multiple_of: int
@@ -110,8 +113,8 @@ class Tucker2:
         if spectrum.metric is None:
             worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
-            parts = (_explained(spectrum, b) for b in self._input_bases(spectrum, most))
-            worth = np.maximum.reduce([np.cumsum((p * p).sum(axis=(0, 2))) for p in parts])
+            explained = _explained(spectrum, self._priced_basis(spectrum, most))
+            worth = np.cumsum((explained * explained).sum(axis=(0, 2)))
         total = spectrum.weight_of_all
         return [
             ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
@@ -202,13 +205,23 @@ class Tucker2:
             part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
             yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
 
-    @staticmethod
-    def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
+    def _priced_basis(self, spectrum: Spectrum, rank: int) -> Array:
+        """Return the one basis of the input that all ranks are priced on."""
+        # Decomposing tries both bases, so that what is announced is never exceeded: pricing both
+        # would double the cost of a plan, and changed no choice that was measured.
+        if spectrum.metric is None:
+            return spectrum.leading("input", rank)
+        return self._whitened_basis(spectrum, spectrum.metric, rank)
+
+    def _input_bases(self, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Yield nested orthonormal bases (groups, in, rank) of the input channels."""
         yield spectrum.leading("input", rank)
-        metric = spectrum.metric
-        if metric is None:
-            return
+        if spectrum.metric is not None:
+            yield self._whitened_basis(spectrum, spectrum.metric, rank)
+
+    @staticmethod
+    def _whitened_basis(spectrum: Spectrum, metric: Metric, rank: int) -> Array:
+        """Return the best basis if the positions of the kernel were independent."""
         groups, out, into, positions = spectrum.tensor.shape
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, positions)
         unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
@@ -223,7 +236,8 @@ class Tucker2:
         basis, _ = np.linalg.qr(
             np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), eigen.leading(rank))
         )
-        yield basis
+        whitened: Array = basis
+        return whitened
 
     @staticmethod
     def _sizes(op: Op) -> tuple[int, int, int]:

@@ -375,10 +375,11 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
         difference = rows_of(with_weight(self.op, dense)) - rows
-        loss = self._loss(metric.squared(difference))
+        lost = metric.measured(difference)
+        loss = self._loss(lost.squared)
         chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = metric.output(rows) + self._mean_output(metric, rows)
-        output = math.sqrt(max(0.0, metric.output(difference)) / max(power, 1e-300))
+        power = spectrum.measured.output + self._mean_output(metric, rows)
+        output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
         return replace(plain, chain=chain, loss=loss, output=output)
 
     def _mean_output(self, metric: Metric, rows: Array) -> float:
