@@ -22,6 +22,7 @@ from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import limited
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Op, with_weight
 from rankfold.ops.reference import reconstruct, relative_distance
@@ -247,11 +248,8 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
         layer = Layer(
             (planned.path,),
             lambda: slot.read(work.checkpoint),
-            methods,
-            None,
-            work.placement,
-            work.seed,
-            moments,
+            Settings(methods, work.placement, work.seed),
+            moments=moments,
         )
         candidate = layer.candidate(planned.method, planned.ranks)
     except Refused as refused:

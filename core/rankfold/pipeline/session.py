@@ -9,32 +9,16 @@ from typing import Any
 
 from rankfold.adapters.base import Adapter, Trace
 from rankfold.adapters.capabilities import Capabilities, capabilities
-from rankfold.decompose.base import Decomposition, Placement
+from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
+from rankfold.layers.settings import Settings
 from rankfold.ops import Op
 from rankfold.plugins.registry import registry
 from rankfold.policies.selection import listed
 
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """Settings by which a model is decomposed, whatever the policy.
-
-    Attributes:
-        methods: the allowed decompositions by name, in order of preference.
-        placement: how the scale is spread over a chain.
-        seed: of all randomness.
-        executor: works on several layers at once; None for one after the other.
-    """
-
-    methods: Mapping[str, Decomposition]
-    placement: Placement
-    seed: int
-    executor: Executor | None = None
 
 
 def settings_of(
