@@ -7,7 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from rankfold.adapters.base import Adapter, Trace
+from rankfold.adapters.base import ReadsLayers, Trace
 from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
@@ -73,7 +73,7 @@ class Session:
     settings: Settings
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> ReadsLayers:
         """The model's adapter."""
         return self.can.adapter
 
@@ -113,7 +113,7 @@ class Session:
 
 
 def open_session(
-    model: Any, inputs: Any, settings: Settings, adapter: Adapter | None = None
+    model: Any, inputs: Any, settings: Settings, adapter: ReadsLayers | None = None
 ) -> Session:
     """Trace a model and list its layers.
 

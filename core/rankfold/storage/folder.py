@@ -253,7 +253,7 @@ def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool
     # share it.
     stages = tuple(map(copied, planned_template(layer, op)))
     with contained("building the replacement", Refused):
-        return can.adapter.build(model, layer.path, stages)
+        return can.builder.build(model, layer.path, stages)
 
 
 def _read_plan(folder: Path) -> Saved:
