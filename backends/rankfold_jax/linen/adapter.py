@@ -26,13 +26,12 @@ from rankfold_jax.layouts.extents import seen_axes
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
+from rankfold_jax.linen.chain_run import run_chain
 from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
     geometry,
-    in_double,
-    make,
     unboxed,
 )
 from rankfold_jax.linen.params import (
@@ -40,7 +39,6 @@ from rankfold_jax.linen.params import (
     Refilled,
     boxed,
     check_array,
-    double,
     nodes,
     numbers_of,
     params_of,
@@ -200,39 +198,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
 
     def run(self, module: Built, x: Array) -> Array:
         """Return the output of a chain, computed in float64."""
-        # Each stage runs as a module of its own; none of the model is needed.
-        form = module.layer.form
-        if module.ruled is not None:
-            with jax.enable_x64(True):
-                return module.ruled.run(module.specs, module.params, x)
-        assert not isinstance(form, Refused)
-        with jax.enable_x64(True):
-            layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
-            params = [
-                {
-                    # A boolean for an index: stack 0 is the kernel's, 1 the bias's.
-                    key: module.stacks[key == "bias"].to_front(double(value))
-                    for key, value in named.items()
-                }
-                for named in module.params.values()
-            ]
-
-            @jax.jit  # one compilation in place of one for each operation of each stage
-            def once(params: list[dict[str, Any]], y: Any) -> Any:
-                for layer, named in zip(layers, params, strict=True):
-                    y = layer.apply({"params": named}, y)
-                return y
-
-            # Layers of a stack are applied one by one, to their parts of the input.
-            def call(stacked: Array) -> Array:
-                return np.stack(
-                    [
-                        np.asarray(once([{k: v[index] for k, v in p.items()} for p in params], x))
-                        for index, x in enumerate(stacked)
-                    ]
-                )
-
-            return form.run(call, x, module.stacks[0].count)
+        return run_chain(module, x)
 
     def precision(self, model: nn.Module, path: str) -> float:
         """Return the machine epsilon of the layer's parameters."""

@@ -65,13 +65,12 @@ class LayerVisitor(Protocol):
         """
 
 
-class Adapter(Protocol):
-    """Read layers of one framework into ops and builds layers of that framework from ops.
+class ReadsLayers(Protocol):
+    """Reads layers of a model into ops: all that a plan takes.
 
-    A model and a module are whatever the framework calls so; paths are the framework's own names,
-    joined by dots. An instance serves one call of plan, apply, compress or load. Where example
-    inputs are given `trace` is called before anything else, so that an adapter can keep what it
-    learns there.
+    A model is whatever the framework calls so; paths are the framework's own names, joined by dots.
+    An instance serves one call of plan, apply, compress or load. Where example inputs are given
+    `trace` is called before anything else, so that an adapter can keep what it learns there.
     """
 
     def layers(self, model: Any) -> Mapping[str, str]:
@@ -101,6 +100,13 @@ class Adapter(Protocol):
         Raises:
             RankfoldError: the model fails on these inputs.
         """
+
+
+class Adapter(ReadsLayers, Protocol):
+    """Reads layers of one framework into ops, and builds layers of that framework from ops.
+
+    A module is whatever the framework calls so.
+    """
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
         """Return a native module for the chain, with dtype, device, mode and so on as the layer's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from rankfold.adapters.base import (
     Adapter,
@@ -12,6 +13,7 @@ from rankfold.adapters.base import (
     Expands,
     Folding,
     NamesOutputs,
+    ReadsLayers,
     Recalling,
     Structured,
     Times,
@@ -36,7 +38,7 @@ class Capabilities:
         names_outputs: knows outputs of a model by their names.
     """
 
-    adapter: Adapter
+    adapter: ReadsLayers
     name: str
     calibrates: Calibrates | None
     times: Times | None
@@ -48,8 +50,13 @@ class Capabilities:
     recalling: Recalling | None
     names_outputs: NamesOutputs | None
 
+    @property
+    def builder(self) -> Adapter:
+        """The adapter where layers are built: the stages up to the plan ask for none that does."""
+        return cast(Adapter, self.adapter)
 
-def capabilities(adapter: Adapter) -> Capabilities:
+
+def capabilities(adapter: ReadsLayers) -> Capabilities:
     """Find out what an adapter offers."""
     return Capabilities(
         adapter,

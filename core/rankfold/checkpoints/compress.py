@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
@@ -93,31 +93,12 @@ def compress_checkpoint(
             writing it.
     """
     selection = Selection(policy, include, exclude, overrides)
-    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
-        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
-    needs = checked_policy(policy).looks_at
-    if needs != "plans":
-        raise RankfoldError(
-            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
-        )
-    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
-    # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
-    target = Path(os.path.abspath(output))  # noqa: PTH100
-    if _same(target, source.path) or _same(target, source.folder):
-        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
-    check_replaceable(target)
-    known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
-    if known is not None:
-        check_moments_file(known)
+    _check(policy, executor)
+    source, target = _paths(checkpoint, output)
+    known = _moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
-    if not adapter.slots(source):
-        raise RankfoldError(
-            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
-            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
-            ".weight, .kernel or .embedding?"
-        )
-    dropped = _dropped(source, adapter.slots(source), drop)
+    slots = _slots(source, adapter)
+    dropped = _dropped(source, slots, drop)
     # The executor is no part of the job: it changes the time of a run and no byte of the result.
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
     before = _finished(target, job.key)
@@ -125,47 +106,96 @@ def compress_checkpoint(
     # it, below, clears it away. Without one there is nothing to do and nothing to lock.
     if before is not None and not work_folder(target).exists():
         return before
+
+    def new_plan() -> Plan:
+        return planned(
+            source,
+            policy,
+            inputs=inputs,
+            methods=methods,
+            include=include,
+            exclude=exclude,
+            overrides=overrides,
+            placement=placement,
+            seed=seed,
+            moments=None if known is None else Moments.load(known),
+            executor=executor,
+            adapter=adapter,
+        )
+
     with open_workdir(target, job) as workdir, _watched(source, workdir):
         before = _finished(target, job.key)  # by a run that has just ended or was killed
         if before is not None:
             return before
-        plan = workdir.read(PLANNED, Plan)
-        # The plan is about half of the work, so one that an earlier run left is taken. The tensor
-        # rules of plugins are no part of the job's key; with others it may be of other layers by
-        # now.
-        if plan is None or not _fits(plan, adapter.slots(source)):
-            plan = planned(
-                source,
-                policy,
-                inputs=inputs,
-                methods=methods,
-                include=include,
-                exclude=exclude,
-                overrides=overrides,
-                placement=placement,
-                seed=seed,
-                moments=None if known is None else Moments.load(known),
-                executor=executor,
-                adapter=adapter,
-            )
-            plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
-            workdir.note(PLANNED, plan)
+        plan = _resumed(workdir, source, slots, new_plan)
         # Only the slots of layers that are replaced travel to the workers, but all layers decide on
         # the number of BLAS threads, as they do for a live model.
-        slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
-        threads = _threads(source, adapter.slots(source))
-        work = Work(source, slots, workdir.files, placement, seed, known, threads)
-        done = _written(work, _parts(source, plan, slots, dropped), workdir, executor)
-        # The errors so far are those of the factors in working precision; those of the factors as
-        # they were rounded for storage are known only when they are written.
-        plan = _as_stored(plan, done)
-        saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
-        names = _complete(workdir.files, saved, done)
-        # Parts are written one by one, and each is right for what was read at the time:
-        # a checkpoint that was exchanged in between would give a result of two.
-        if not source.is_unchanged():
-            raise _changed(source)
-        workdir.publish(target, names)
+        used = {layer.path: slots[layer.path] for layer in plan.replaced}
+        threads = _threads(source, slots)
+        work = Work(source, used, workdir.files, placement, seed, known, threads)
+        done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
+        return _published(source, target, plan, done, workdir, job)
+
+
+def _check(policy: Policy, executor: Executor | None) -> None:
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
+    needs = checked_policy(policy).looks_at
+    if needs != "plans":
+        raise RankfoldError(
+            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
+        )
+
+
+def _paths(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tuple[Checkpoint, Path]:
+    """Return the checkpoint and the folder to write.
+
+    Raises:
+        RankfoldError: they are the same, or what is there is not to be replaced.
+    """
+    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
+    # The output is not resolved: a link in its place is to be refused, not followed.
+    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
+    target = Path(os.path.abspath(output))  # noqa: PTH100
+    if _same(target, source.path) or _same(target, source.folder):
+        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
+    check_replaceable(target)
+    return source, target
+
+
+def _moments_file(moments: str | PathLike[str] | None) -> Path | None:
+    if moments is None:
+        return None
+    file = Path(os.path.abspath(moments))  # noqa: PTH100 - as the checkpoint
+    check_moments_file(file)
+    return file
+
+
+def _slots(source: Checkpoint, adapter: CheckpointAdapter) -> Mapping[str, LayerTensors]:
+    slots = adapter.slots(source)
+    if not slots:
+        raise RankfoldError(
+            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
+            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
+            ".weight, .kernel or .embedding?"
+        )
+    return slots
+
+
+def _resumed(
+    workdir: Workdir,
+    source: Checkpoint,
+    slots: Mapping[str, LayerTensors],
+    new_plan: Callable[[], Plan],
+) -> Plan:
+    """Return the plan that an earlier run left, or a new one."""
+    plan = workdir.read(PLANNED, Plan)
+    # The plan is about half of the work, so one that an earlier run left is taken. The tensor rules
+    # of plugins are no part of the job's key; with others it may be of other layers by now.
+    if plan is None or not _fits(plan, slots):
+        plan = new_plan()
+        plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
+        workdir.note(PLANNED, plan)
     return plan
 
 
@@ -354,6 +384,27 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
         )
 
     return msgspec.structs.replace(plan, layers=tuple(map(stored, plan.layers)))
+
+
+def _published(
+    source: Checkpoint, target: Path, plan: Plan, done: Sequence[Done], workdir: Workdir, job: Job
+) -> Plan:
+    """Complete the files by the plan and give them their place; return the plan as it is stored.
+
+    Raises:
+        RankfoldError: the checkpoint has changed.
+    """
+    # The errors so far are those of the factors in working precision; those of the factors as they
+    # were rounded for storage are known only when they are written.
+    plan = _as_stored(plan, done)
+    saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
+    names = _complete(workdir.files, saved, done)
+    # Parts are written one by one, and each is right for what was read at the time: a checkpoint
+    # that was exchanged in between would give a result of two.
+    if not source.is_unchanged():
+        raise _changed(source)
+    workdir.publish(target, names)
+    return plan
 
 
 def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:

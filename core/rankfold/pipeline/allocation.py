@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -99,18 +99,15 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
     Raises:
         RankfoldError: a policy fails, or cannot keep its limits.
     """
-    session, selection, layers = task.session, task.selection, task.layers
-    checked = {id(policy): checked_policy(policy) for policy in selection.policies}
-    main = checked[id(selection.policy)]
-    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    session, layers = task.session, task.layers
+    checked = {id(policy): checked_policy(policy) for policy in task.selection.policies}
     settled = {path: _settled(task, path, reason) for path, reason in layers.refusals.items()}
     results: dict[str, T] = {}
     notes: list[str] = []
     # Parameters of layers that could not be read count as those outside of layers, in the model's
     # size.
     costs = {path: Cost(0, (plan.macs or (0, 0))[0]) for path, plan in settled.items()}
-    asked: list[tuple[Layer, CheckedPolicy, str]] = []
-    has_inner = False  # whether there is a layer to compress besides those that give the outputs
+    costs |= {path: layer.cost(layer.costs.outline) for path, layer in layers.layers.items()}
     predicted: float | None = None
     with progress("planning", len(session.layer_classes)) as advance:
 
@@ -121,43 +118,9 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
 
         for path in settled:
             advance(path)
-        # In two passes: whether layers that give the outputs are spared depends on whether there is
-        # any other layer to compress, which is known only when all have been seen.
-        for path, layer in layers.layers.items():
-            costs[path] = layer.cost(layer.costs.outline)
-            unfit = task.unfit(layer)
-            has_inner |= not unfit and bool(layer.methods) and path not in outputs
-            reason = selection.left_out(layer.paths) or unfit
-            if reason:
-                done(layer, Choice(None, reason=reason))
-            else:
-                policy = checked[id(selection.policy_of(layer.paths))]
-                # A policy of the whole model weighs such a layer with all others. One that judges
-                # by the layer alone cannot see what its rank does, unless the user has named it.
-                spared = policy.judges == "layer" and not selection.names(layer.paths)
-                asked.append((layer, policy, outputs.get(path, "") if spared else ""))
-        original = _model_cost(session.size, costs, costs)
         decided = dict(costs)
-        groups: dict[int, tuple[CheckedPolicy, list[Layer]]] = {}
-        for layer, policy, reason in asked:
-            if reason and has_inner:  # a model of nothing else was handed over for its outputs
-                done(layer, Choice(None, reason=reason))
-            else:
-                groups.setdefault(id(policy.policy), (policy, []))[1].append(layer)
-        if main.judges == "model":  # its limits hold where nothing is left
-            groups.setdefault(id(main.policy), (main, []))
-        for policy, members in sorted(groups.values(), key=lambda g: g[0].policy is main.policy):
-            cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
-            # The group's own layers are taken out of the cost around it, for it is about to choose
-            # theirs.
-            group = LayerGroup(
-                tuple(members),
-                _model_cost(session.size, costs, decided).less(cost_of_group),
-                original,
-                session.model_seconds,
-                session.settings.executor,
-                layers.threads,
-            )
+        for policy, members in _groups(task, checked, done):
+            group = _group(task, members, costs, decided)
             with limited(layers.threads):
                 answer = _ask(policy, group)
                 pairs = answer.pairs
@@ -181,6 +144,63 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
 def named(policy: Policy) -> str:
     """Return the text by which plans record a policy."""
     return shown(policy, _LONGEST)
+
+
+def _group(
+    task: Task, members: Sequence[Layer], costs: Mapping[str, Cost], decided: Mapping[str, Cost]
+) -> LayerGroup:
+    """Return layers with what surrounds them, at the costs that were decided on so far."""
+    session = task.session
+    cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
+    # The group's own layers are taken out of the cost around it, for it is about to choose theirs.
+    return LayerGroup(
+        tuple(members),
+        _model_cost(session.size, costs, decided).less(cost_of_group),
+        _model_cost(session.size, costs, costs),
+        session.model_seconds,
+        session.settings.executor,
+        task.layers.threads,
+    )
+
+
+def _groups(
+    task: Task, checked: Mapping[int, CheckedPolicy], done: Callable[[Layer, Choice], None]
+) -> list[tuple[CheckedPolicy, list[Layer]]]:
+    """Return each policy with the layers that it is asked about, that of the selection last.
+
+    Args:
+        task: what they are asked.
+        checked: the policies, by the identity of each.
+        done: called with each layer that no policy is asked about.
+    """
+    session, selection = task.session, task.selection
+    main = checked[id(selection.policy)]
+    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    asked: list[tuple[Layer, CheckedPolicy, str]] = []
+    has_inner = False  # whether there is a layer to compress besides those that give the outputs
+    # In two passes: whether layers that give the outputs are spared depends on whether there is any
+    # other layer to compress, which is known only when all have been seen.
+    for path, layer in task.layers.layers.items():
+        unfit = task.unfit(layer)
+        has_inner |= not unfit and bool(layer.methods) and path not in outputs
+        reason = selection.left_out(layer.paths) or unfit
+        if reason:
+            done(layer, Choice(None, reason=reason))
+        else:
+            policy = checked[id(selection.policy_of(layer.paths))]
+            # A policy of the whole model weighs such a layer with all others. One that judges by
+            # the layer alone cannot see what its rank does, unless the user has named it.
+            spared = policy.judges == "layer" and not selection.names(layer.paths)
+            asked.append((layer, policy, outputs.get(path, "") if spared else ""))
+    groups: dict[int, tuple[CheckedPolicy, list[Layer]]] = {}
+    for layer, policy, reason in asked:
+        if reason and has_inner:  # a model of nothing else was handed over for its outputs
+            done(layer, Choice(None, reason=reason))
+        else:
+            groups.setdefault(id(policy.policy), (policy, []))[1].append(layer)
+    if main.judges == "model":  # its limits hold where nothing is left
+        groups.setdefault(id(main.policy), (main, []))
+    return sorted(groups.values(), key=lambda group: group[0].policy is main.policy)
 
 
 def _follows(task: Task) -> bool:

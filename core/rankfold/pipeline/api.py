@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rankfold.adapters.base import Adapter
+from rankfold.adapters.base import Adapter, ReadsLayers
 from rankfold.calibration.batches import Loss
 from rankfold.calibration.moments import FEWEST
 from rankfold.decompose.base import Placement
@@ -48,7 +48,7 @@ def plan(
     loss: Loss | None = None,
     moments: Moments | None = None,
     executor: Executor | None = None,
-    adapter: Adapter | None = None,
+    adapter: ReadsLayers | None = None,
 ) -> Plan:
     """Plan what is to be done to each layer of a model, and say why.
 

@@ -13,6 +13,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import threads_for
+from rankfold.layers.settings import Usage
 from rankfold.linalg import host, is_finite
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
 from rankfold.pipeline.calibrate import Calibrated
@@ -82,7 +83,7 @@ def _layer(
     session: Session, calibrated: Calibrated, paths: tuple[str, ...], stopwatch: _Stopwatch
 ) -> Layer:
     path = paths[0]
-    settings, trace, moments = session.settings, session.trace, calibrated.moments
+    trace, moments = session.trace, calibrated.moments
     # Under a trace, no extents are a layer that was not called; without one, nothing is known.
     extents = None if trace is None else trace.extents.get(path, ())
     informed = calibrated.batches is not None or moments is not None
@@ -99,15 +100,11 @@ def _layer(
     return Layer(
         paths,
         read,
-        settings.methods,
-        extents,
-        settings.placement,
-        settings.seed,
+        session.settings,
+        Usage(extents, attended, stopwatch.of(path, extents)),
         None if moments is None else moments.get(path),
-        stopwatch.of(path, extents),
-        attended,
-        session.reader(path),
-        session.folded(path),
+        reader=session.reader(path),
+        folded=session.folded(path),
     )
 
 

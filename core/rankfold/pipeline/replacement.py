@@ -101,11 +101,11 @@ def build(
                 assert can.calibrates is not None
                 return done, can.calibrates.refilled(model, done.path, stages[0])
             assert done.error is not None
-            module = can.adapter.build(model, done.path, stages)
+            module = can.builder.build(model, done.path, stages)
             # A module can be held to the coarser of two dtypes only: its own, and the one the op
             # was read in.
-            epsilon = max(can.adapter.precision(model, done.path), linalg.epsilon(op.weight))
-            check_chain(op, chain, done.error, partial(can.adapter.run, module), epsilon, rng)
+            epsilon = max(can.builder.precision(model, done.path), linalg.epsilon(op.weight))
+            check_chain(op, chain, done.error, partial(can.builder.run, module), epsilon, rng)
     except Refused as refused:
         unfilled = f"{done.reason}; not refitted: {refused.reason}"
         return undone(done, refused.reason if done.method else unfilled), None

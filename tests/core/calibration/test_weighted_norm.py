@@ -10,6 +10,7 @@ import pytest
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import Metric, oas_shrinkage, rows_of, shrunken
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.plugins.registry import registry
@@ -57,7 +58,9 @@ def moments_of(op: Op, *, grads: str = "full", samples: int = 10**6) -> LayerMom
 
 
 def layer_of(op: Op, moments: LayerMoments | None) -> Layer:
-    return Layer(("layer",), lambda: op, registry().decompositions, None, "balanced", 0, moments)
+    return Layer(
+        ("layer",), lambda: op, Settings(registry().decompositions, "balanced", 0), moments=moments
+    )
 
 
 def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:

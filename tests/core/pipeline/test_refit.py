@@ -11,6 +11,7 @@ from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Conv, Linear, Op, of_groups
 from rankfold.ops.reference import reconstruct, relative_distance
@@ -76,7 +77,7 @@ class Case:
     def layer(self, op: Op, groups: list[int]) -> Layer:
         found = registry().decompositions
         moments = moments_of(self.x[:, groups])
-        return Layer(("layer",), lambda: op, found, None, "balanced", 0, moments)
+        return Layer(("layer",), lambda: op, Settings(found, "balanced", 0), moments=moments)
 
     def joints(self, groups: list[int]) -> tuple[RegressionSums, RegressionSums]:
         held = np.arange(ROWS) % 4 == 3
@@ -86,7 +87,9 @@ class Case:
     def refit(self, op: Op, groups: list[int]) -> Refit:
         """With a layer before it that was replaced."""
         first = Linear(RNG.standard_normal((4, 4)))
-        before = Layer(("first",), lambda: first, registry().decompositions, None, "balanced", 0)
+        before = Layer(
+            ("first",), lambda: first, Settings(registry().decompositions, "balanced", 0)
+        )
         chosen = {
             "first": (before, Choice("svd", (1,))),
             "layer": (self.layer(op, groups), self.choice),
@@ -173,7 +176,7 @@ def test_parts_before_the_first_replaced_layer_stay() -> None:
     case = Case("kept")
     layer = case.layer(case.op, [0, 1, 2])
     other = Linear(RNG.standard_normal((4, 4)))
-    after = Layer(("after",), lambda: other, registry().decompositions, None, "balanced", 0)
+    after = Layer(("after",), lambda: other, Settings(registry().decompositions, "balanced", 0))
     chosen = {"layer": (layer, Choice(None)), "after": (after, Choice("svd", (1,)))}
     refit = Refit(chosen, {"layer": case.op, "after": other}, sequential=True, seed=0)
     (first,) = refit.visit("layer", *case.joints([0]), [0])
