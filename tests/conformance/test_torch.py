@@ -110,7 +110,11 @@ class TorchHarness(Harness):
         return [module.training for module in model.modules()]
 
 
+# For all checks: what these compress alike is compressed once.
+HARNESS = TorchHarness()
+
+
 class TestTorch(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:
-        return TorchHarness()
+        return HARNESS

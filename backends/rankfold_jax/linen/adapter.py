@@ -17,6 +17,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import told
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
+from rankfold.ops import params as op_params
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import PureModel
@@ -93,6 +94,11 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def size(self, model: nn.Module) -> int:
         """Return the number of parameters."""
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params_of(model)))
+
+    def parameters(self, model: nn.Module, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into its weight included."""
+        ruled = self._ruled(model, path)
+        return op_params(op) if ruled is None else ruled.size
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """Return no further paths: a shared module has one path."""

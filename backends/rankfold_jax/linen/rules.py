@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -196,6 +197,11 @@ class RuledLayer:
         """Return the layer with its parameters, as a rule is given it."""
         # Unboxed, as the layer sees its parameters when it is called.
         return self._module.bind({"params": {n: unboxed(v) for n, v in self._node.items()}})
+
+    @property
+    def size(self) -> int:
+        """Number of its parameters."""
+        return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self._node))
 
     @property
     def dtype(self) -> Any:

@@ -13,7 +13,7 @@ from flax import nnx
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Op, blank, with_weight
+from rankfold.ops import Chain, Op, blank, params, with_weight
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import PureModel
@@ -66,6 +66,11 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def size(self, model: nnx.Module) -> int:
         """Return the number of parameters (`nnx.Param`), shared ones counted once."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    def parameters(self, model: nnx.Module, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into its weight included."""
+        module = self._modules(model)[path]
+        return params(op) if rules.rule_of(module) is None else self.size(module)
 
     def aliases(self, model: nnx.Module, path: str) -> tuple[str, ...]:
         """Return the further paths of a module that stands in several places."""

@@ -36,12 +36,15 @@ class Trace:
             returns depends on that output and on no other activation, and has met no further
             weights, but biases, on its way. So reshaping, selecting, scaling, squashing and
             concatenating are all that happens to it. None where this is not known.
+        uncounted: the paths of layers that are at work in the pass, but whose
+            multiply-accumulates are known neither by `extents` nor by `macs`.
     """
 
     extents: Mapping[str, tuple[Extent, ...]]
     refusals: Mapping[str, str]
     macs: Mapping[str, int] = field(default_factory=dict)
     outputs: frozenset[str] | None = None
+    uncounted: frozenset[str] = frozenset()
 
 
 class LayerVisitor(Protocol):
@@ -190,6 +193,20 @@ class Folding(Protocol):
 
     def folded(self, model: Any, path: str) -> str:
         """Say in words how the layer computes the op's weight; "" where it stores it."""
+
+
+@runtime_checkable
+class CountsParameters(Protocol):
+    """Optional: counts the parameters that leave the model with a layer, beside its op's, too."""
+
+    def parameters(self, model: Any, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into a weight included.
+
+        Args:
+            model: the model.
+            path: of a layer.
+            op: as it was read.
+        """
 
 
 @runtime_checkable

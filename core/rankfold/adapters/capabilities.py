@@ -9,6 +9,7 @@ from rankfold.adapters.base import (
     Adapter,
     Calibrates,
     Checked,
+    CountsParameters,
     Distributed,
     Expands,
     Folding,
@@ -33,6 +34,7 @@ class Capabilities:
         checked: finds layers that stay at work after they were replaced.
         distributed: reads layers in other processes.
         folding: says what is folded into a weight.
+        counts_parameters: counts those of a layer that are not of its op, too.
         structured: reads layers without values.
         recalling: takes it that a trace has run.
         names_outputs: knows outputs of a model by their names.
@@ -46,6 +48,7 @@ class Capabilities:
     checked: Checked | None
     distributed: Distributed | None
     folding: Folding | None
+    counts_parameters: CountsParameters | None
     structured: Structured | None
     recalling: Recalling | None
     names_outputs: NamesOutputs | None
@@ -67,6 +70,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, Checked) else None,
         adapter if isinstance(adapter, Distributed) else None,
         adapter if isinstance(adapter, Folding) else None,
+        adapter if isinstance(adapter, CountsParameters) else None,
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,

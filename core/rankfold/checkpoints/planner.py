@@ -197,7 +197,7 @@ class CheckpointAdapter:
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
         # No outputs: files have no dataflow that would show them.
-        return Trace(extents, {})
+        return Trace(extents, {}, uncounted=frozenset(p for p, e in extents.items() if not e))
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
         """Name the layers that give outputs, by names alone: a place in the files tells nothing."""

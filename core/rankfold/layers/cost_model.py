@@ -37,12 +37,17 @@ class Costs:
 
     Attributes:
         outline: the layer without its values, for what depends on its shape alone.
+        beside: parameters of the layer that its op has not, as they are folded into the weight:
+            they go with the layer.
+        counted: whether the MACs of its calls are known, where there were example inputs.
     """
 
     def __init__(self, op: Op, extents: Sequence[Extent] | None, attended: int) -> None:
         self.outline = _outline(op)
         self._extents = extents
         self._attended = attended
+        self.beside = 0
+        self.counted = True
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, with shapes in place of blank arrays.
@@ -82,7 +87,9 @@ class Costs:
         # alike.
         if self._attended:  # with the table, or with one factor of it after the other
             count += self._attended * params(chain) // params(self.outline)
-        return Cost(params(chain), count)
+        # The op stands for the layer with all that it holds; a chain is all there is in its place.
+        beside = 0 if isinstance(ops, tuple) else self.beside
+        return Cost(params(chain) + beside, count)
 
     def why_not_smaller(self, cost: Cost) -> str | None:
         """Return why a chain of that cost is no gain; None where it is one.

@@ -210,7 +210,8 @@ def _follows(task: Task) -> bool:
 
 def _settled(task: Task, path: str, refusal: str) -> LayerPlan:
     session = task.session
-    macs = None if session.trace is None else session.trace.macs.get(path)
+    unknown = session.trace is None or session.uncounted(path)
+    macs = None if session.trace is None or unknown else session.trace.macs.get(path)
     return LayerPlan(
         path=path,
         op=session.layer_classes[path],

@@ -15,7 +15,7 @@ from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import threads_for
 from rankfold.layers.settings import Usage
 from rankfold.linalg import host, is_finite
-from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host, params
 from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.session import Session
 
@@ -97,7 +97,7 @@ def _layer(
     # that; look-ups themselves have no MACs.
     if trace is not None and isinstance(read(), Embedding):
         attended = trace.macs.get(path, 0)
-    return Layer(
+    layer = Layer(
         paths,
         read,
         session.settings,
@@ -106,6 +106,12 @@ def _layer(
         reader=session.reader(path),
         folded=session.folded(path),
     )
+    layer.costs.beside = max(0, session.parameters(path, layer.op) - params(layer.op))
+    # The calls of a layer that a rule reads tell of it, although the adapter knew no count, and
+    # look-ups have none.
+    known = bool(extents) or isinstance(layer.op, Embedding)
+    layer.costs.counted = known or not session.uncounted(path)
+    return layer
 
 
 class _Stopwatch:

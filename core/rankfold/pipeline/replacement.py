@@ -76,7 +76,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         params=(before.params, after.params),
         # Those of a nominal input compare the chains of one layer only, and are not put into a
         # plan.
-        macs=(before.macs, after.macs) if layer.traced else None,
+        macs=(before.macs, after.macs) if layer.traced and layer.costs.counted else None,
         op=describe(op),
         predicted=predicted,
         sensitivity=sensitivity,

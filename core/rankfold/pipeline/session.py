@@ -13,7 +13,7 @@ from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.layers.settings import Settings
-from rankfold.ops import Op
+from rankfold.ops import Op, params
 from rankfold.plugins.registry import registry
 from rankfold.policies.selection import listed
 
@@ -100,6 +100,17 @@ class Session:
     def folded(self, path: str) -> str:
         """Say in words how the layer computes the op's weight; "" where it stores it."""
         return "" if self.can.folding is None else self.can.folding.folded(self.model, path)
+
+    def parameters(self, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer; those of its op where no more is known."""
+        if self.can.counts_parameters is None:
+            return params(op)
+        return self.can.counts_parameters.parameters(self.model, path, op)
+
+    def uncounted(self, path: str) -> bool:
+        """Return whether a layer is at work on the example inputs with an unknown count of MACs."""
+        trace = self.trace
+        return trace is not None and path in trace.uncounted
 
     def model_seconds(self) -> float:
         """Measure the time of one forward pass on the example inputs, in seconds.
