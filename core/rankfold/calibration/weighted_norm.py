@@ -218,6 +218,16 @@ def along_channels(rows: Array, matrix: Array) -> Array:
     return turned.reshape(groups, n, -1)
 
 
+def both_sides(moment: Array, basis: Array) -> Array:
+    """Return (V ⊗ 1)ᵀ M (V ⊗ 1) for M (groups, d, d) and V (groups, d / positions, rank)."""
+    # One axis after the other: products of the order of V, in place of those of the order of the
+    # patch that V ⊗ 1 as a matrix would need; in the precision that the moment has.
+    groups, size, _ = moment.shape
+    basis = basis.astype(moment.dtype, copy=False)
+    moved = basis.mT @ moment.reshape(groups, basis.shape[1], -1)
+    return along_channels(moved.reshape(groups, -1, size), basis)
+
+
 class Mismatch(Refused):
     """Moments have the shape of another layer."""
 
@@ -258,9 +268,14 @@ def centred(moment: Array, mean: Array) -> Array:
         mean: E[x], (groups, d).
     """
     covariance: Array = moment - mean[:, :, None] * mean[:, None, :]
-    mean_square, variance = (np.einsum("gii->gi", array) for array in (moment, covariance))
-    varies = variance > _ROUNDING * mean_square
+    varies = variances(np.einsum("gii->gi", moment), mean) > 0.0
     return np.where(varies[:, :, None] & varies[:, None, :], covariance, 0.0)
+
+
+def variances(mean_square: Array, mean: Array) -> Array:
+    """Return E[x²] − E[x]², exactly zero where an input never varies."""
+    variance: Array = mean_square - np.square(mean)
+    return np.where(variance > _ROUNDING * mean_square, variance, 0.0)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:

@@ -15,14 +15,10 @@ from typing import TypeVar
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.weighted_norm import Metric, along_channels
-from rankfold.decompose.base import RankTuple
-from rankfold.decompose.rank_grid import spaced
+from rankfold.calibration.weighted_norm import Metric, along_channels, both_sides
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 
-COUNT = 40
-"""Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
 _RIDGES = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6}
 """By precision, relative to the mean eigenvalue: above its rounding, far below moments' noise."""
 _TIE = 1e-9
@@ -67,8 +63,8 @@ class Regression:
         """
         metric = spectrum.metric
         assert metric is not None
-        groups, out, size = spectrum.rows.shape
-        n, rank = basis.shape[1:]
+        groups, out, _ = spectrum.rows.shape
+        rank = basis.shape[2]
         # E[y zᵀ] = W C (V ⊗ 1), from the product W C that all methods share.
         yz = along_channels(spectrum.measured.moved, basis)
         if metric.channels_only:
@@ -80,12 +76,7 @@ class Regression:
             each = Regression.from_moments(zz, beside.reshape(groups, rank, -1))
             explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
             return Regression(explained.reshape(groups, -1, out), each.lower, positions)
-        # (V ⊗ 1)ᵀ C (V ⊗ 1), one axis after the other: products of the order of V, in place of
-        # those of the order of the patch that V ⊗ 1 as a matrix would need.
-        moment = metric.inputs
-        basis = basis.astype(moment.dtype, copy=False)
-        moved = (basis.mT @ moment.reshape(groups, n, -1)).reshape(groups, -1, size)
-        return Regression.from_moments(along_channels(moved, basis), yz.mT)
+        return Regression.from_moments(both_sides(metric.inputs, basis), yz.mT)
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
@@ -158,22 +149,3 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     basis = spectrum.weighted.leading(rank)
     first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
     return first, spectrum.metric.unweight_outputs(basis)
-
-
-def offered(
-    values: Array, total: float, most: int, multiple_of: int
-) -> list[tuple[RankTuple, float]]:
-    """Return ranks of a single matrix with the squared error of each, from its eigenvalues.
-
-    Args:
-        values: (groups, k), descending: the squared error of dropping each direction.
-        total: the squared error of dropping the matrix.
-        most: the largest rank.
-        multiple_of: the ranks are multiples of it, where there are such.
-    """
-    kept = np.cumsum(values.sum(axis=0))
-    last = len(kept) - 1
-    return [
-        ((rank,), max(0.0, total - float(kept[min(rank - 1, last)])) if rank < most else 0.0)
-        for rank in spaced(most, multiple_of, COUNT)
-    ]

@@ -16,9 +16,9 @@ import numpy as np
 from rankfold import linalg
 from rankfold.calibration.weighted_norm import Metric, along_channels
 from rankfold.decompose.base import Placement, RankTuple, decompose
-from rankfold.decompose.matrix_svd import MatrixSVD
+from rankfold.decompose.matrix_svd import COUNT, MatrixSVD
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import COUNT, Regression, most_explained
+from rankfold.decompose.reduced_rank_regression import Regression, most_explained
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import along
 from rankfold.linalg import Array

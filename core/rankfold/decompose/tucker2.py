@@ -24,7 +24,7 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank, with_weight
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
@@ -163,15 +163,28 @@ class Tucker2:
             self._regressions(spectrum, r_in),
             lambda candidate: float(candidate[2].values[:, :r_out].sum()),
         )
-        left = eigen.leading(r_out)
-        solution = regression.solution(regression.explained.shape[1])
-        core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
-        last = metric.unweight_outputs(left)
+        core, last = _core_and_last(regression, eigen.leading(r_out), metric)
         positions = spectrum.tensor.shape[3]
         core = core.reshape(op.groups, r_out, r_in, positions)
         dense = np.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
         error = spectrum.distance(dense.reshape(spectrum.rows.shape))
         return Factorization(self._placed(op, right, core, last, spectrum.scale, placement), error)
+
+    def with_later_stages(
+        self, op: Op, chain: Chain, regression: Regression, metric: Metric
+    ) -> Chain:
+        """Return a chain with its first stage, and the regression of reduced rank on it."""
+        first, core, last = chain
+        directions = _output_directions(regression, metric)
+        rank = len(core.weight) // op.groups
+        factors = _core_and_last(regression, directions.leading(rank), metric)
+        norms = [np.sqrt(linalg.inner(factor, factor)) for factor in factors]
+        balance = np.sqrt(norms[1] / norms[0])
+        weights = (factors[0] * balance, factors[1] / balance)
+        return first, *(
+            with_weight(stage, weight.reshape(stage.weight.shape).astype(stage.weight.dtype))
+            for stage, weight in zip((core, last), weights, strict=True)
+        )
 
     def _placed(
         self,
@@ -202,8 +215,7 @@ class Tucker2:
         assert spectrum.metric is not None
         for basis in self._input_bases(spectrum, r_in):
             regression = Regression.at_positions(spectrum, basis, spectrum.tensor.shape[3])
-            part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
-            yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
+            yield basis, regression, _output_directions(regression, spectrum.metric)
 
     def _priced_basis(self, spectrum: Spectrum, rank: int) -> Array:
         """Return the one basis of the input that all ranks are priced on."""
@@ -312,3 +324,15 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
         return metric.weight_outputs(regression.explained.mT).mT
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)
+
+
+def _output_directions(regression: Regression, metric: Metric) -> linalg.Eigen:
+    """Return the eigenpairs of G½ Qᵀ Q G½, what a regression explains of the outputs."""
+    part = metric.weight_outputs(regression.explained.mT)
+    return linalg.eigh(part @ part.mT)
+
+
+def _core_and_last(regression: Regression, left: Array, metric: Metric) -> tuple[Array, Array]:
+    """Return Eᵀ G½ B (groups, r_out, r_in · positions) and G^-½ E (groups, out, r_out)."""
+    solution = regression.solution(regression.explained.shape[1])
+    return left.mT @ metric.weight_outputs(solution), metric.unweight_outputs(left)

@@ -25,8 +25,10 @@ from rankfold.decompose.base import (
     NamesBetterMethod,
     Placement,
     RankTuple,
+    RegressesLaterStages,
     Unfolding,
 )
+from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
@@ -97,6 +99,8 @@ __all__ = [
     "RankfoldError",
     "Recalling",
     "Refused",
+    "RegressesLaterStages",
+    "Regression",
     "Rule",
     "SearchesModels",
     "Spectrum",

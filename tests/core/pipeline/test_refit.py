@@ -17,7 +17,7 @@ from rankfold.ops import Conv, Linear, Op, of_groups
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.refit import Refit
 from rankfold.pipeline.replacement import Decision
-from rankfold.pipeline.ridge_regression import ChainOnSums, regression
+from rankfold.pipeline.ridge_regression import OnSums, regression
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice
 
@@ -223,7 +223,8 @@ def test_a_refit_that_loses_on_what_was_held_out_is_not_taken() -> None:
 def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
     rng = np.random.default_rng(1)
     op = Linear(rng.standard_normal((6, 5)), rng.standard_normal(6))
-    chains = [(replace(op, weight=op.weight + 0.3 * rng.standard_normal((6, 5))),) for _ in "ab"]
+    assert op.bias is not None
+    layers = [replace(op, weight=op.weight + 0.3 * rng.standard_normal((6, 5))) for _ in "ab"]
     metric = Metric(op, moments_of(rng.standard_normal((400, 1, 5))))
     gains, announced = [], []
     for _ in range(300):
@@ -231,7 +232,7 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
         y = np.einsum("od,ngd->ngo", op.weight, x) + op.bias
         y += 0.2 * rng.standard_normal(y.shape)
         sums = joint(x, y)
-        on_sums = [ChainOnSums(op, chain, sums) for chain in chains]
+        on_sums = [OnSums(rows_of(layer), op.bias[None], sums) for layer in layers]
         first, second = (each.squared_error(metric) for each in on_sums)
         gains.append(first - second)
         announced.append(on_sums[0].standard_error(on_sums[1], metric))
