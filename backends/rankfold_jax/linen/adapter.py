@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
@@ -25,7 +25,6 @@ from rankfold_jax.layouts.chain_reader import FOREIGN, checked, stage_op
 from rankfold_jax.layouts.dense import EmbedForm
 from rankfold_jax.layouts.extents import seen_axes
 from rankfold_jax.layouts.parameter_index import ParameterIndex
-from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
 from rankfold_jax.linen.chain_run import run_chain
 from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
@@ -50,7 +49,6 @@ from rankfold_jax.linen.pure_function import check_bound, flow
 from rankfold_jax.linen.rules import RuledLayer
 from rankfold_jax.linen.tracing import Recorded, Recording, applied, is_matrix, leaves
 from rankfold_jax.state_io import load_arrays, save_arrays
-from rankfold_jax.versions import thread_state
 
 
 class LinenAdapter(FlaxAdapter[nn.Module]):
@@ -66,10 +64,6 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def parts(self, model: nn.Module) -> Iterable[object]:
         """Return the model alone: it is immutable."""
         return (model,)
-
-    def thread_state(self) -> Callable[[], object]:
-        """Return a function that puts the state of JAX's caches back as it is now."""
-        return thread_state()
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Return classes by path of modules with a matrix: those called, in order, then others."""
@@ -205,10 +199,6 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def run(self, module: Built, x: Array) -> Array:
         """Return the output of a chain, computed in float64."""
         return run_chain(module, x)
-
-    def precision(self, model: nn.Module, path: str) -> float:
-        """Return the machine epsilon of the layer's parameters."""
-        return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool

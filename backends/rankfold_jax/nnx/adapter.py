@@ -19,7 +19,6 @@ from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
-from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import layers, rules, tracing
 from rankfold_jax.nnx import low_rank_sequential as compressed
@@ -30,7 +29,6 @@ from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.pure_function import flow, held_in, slot_of
 from rankfold_jax.nnx.refusals import ModuleUsage, check_class, check_state
 from rankfold_jax.state_io import load_arrays, save_arrays
-from rankfold_jax.versions import thread_state
 
 T = TypeVar("T")
 
@@ -53,10 +51,6 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def parts(self, model: nnx.Module) -> Iterable[object]:
         """Return the modules and Variables."""
         return nodes(model)
-
-    def thread_state(self) -> Callable[[], object]:
-        """Return a function that puts the state of JAX's caches back as it is now."""
-        return thread_state()
 
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Return the classes of stock layers and of other modules with a matrix, by path."""
@@ -142,10 +136,6 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         """Return the output of a built module, computed in float64."""
         with jax.enable_x64(True):
             return self._built[id(module)][1](x)
-
-    def precision(self, model: nnx.Module, path: str) -> float:
-        """Return the machine epsilon of the layer's parameters."""
-        return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool

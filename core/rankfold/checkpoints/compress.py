@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from rankfold.checkpoints.descriptions import description
 from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
@@ -250,9 +251,9 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
         content = None if moments is None else sha256_of(Path(str(moments)))
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
-    # The reprs of policies name all their settings, as they are dataclasses.
-    facts = (source.content, repr(selection), repr(others), content)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    # Not by `repr`, in which a policy of a plugin may show its address: it would never be resumed.
+    facts = description((source.content, selection, others, content))
+    key = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()
     return Job(key, str(source.path), source.content)
 
 
