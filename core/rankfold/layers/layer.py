@@ -47,7 +47,7 @@ class Layer:
             example inputs were given.
         placement: how the scale is spread over a chain.
         seed: of the run; every layer derives a generator of its own from it.
-        moments: of calibration data; None without.
+        moments: of calibration data, or how to read them each time; None without.
         timer: gives the seconds of the layer and of chains in its place.
         attended: MACs of products with the table of an `Embedding`, beside look-ups.
         reader: reads the op in another process; without it the op travels there. Chains then stay
@@ -75,7 +75,7 @@ class Layer:
         extents: Sequence[Extent] | None,
         placement: Placement,
         seed: int,
-        moments: LayerMoments | None = None,
+        moments: LayerMoments | Callable[[], LayerMoments] | None = None,
         timer: Timer | None = None,
         attended: int = 0,
         reader: Callable[[], Op] | None = None,
@@ -87,7 +87,7 @@ class Layer:
         self._timer = timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
-        self.moments = moments
+        self._moments = moments
         self.paths = paths
         self._read = read
         self.placement: Placement = placement
@@ -120,7 +120,8 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: the op or how to read it, without the model."""
         op = self.op if self._reader is None else None
-        return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        state = {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        return state | {"_moments": self.moments}
 
     @property
     def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
@@ -149,11 +150,22 @@ class Layer:
         return self._op
 
     @property
+    def moments(self) -> LayerMoments | None:
+        """Moments of calibration data, not kept where they can be read again; None without."""
+        return self._moments() if callable(self._moments) else self._moments
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there are moments, which are not read for that."""
+        return self._moments is not None
+
+    @property
     def spectrum(self) -> Spectrum:
         """The eigenpairs of the layer's mode Grams."""
         if self._spectrum is None:
             # One spectrum serves every method and every rank.
-            metric = None if self.moments is None else Metric(self.op, self.moments)
+            moments = self.moments
+            metric = None if moments is None else Metric(self.op, moments)
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
 

@@ -103,7 +103,7 @@ def _layer(
         extents,
         settings.placement,
         settings.seed,
-        None if moments is None else moments.get(path),
+        None if moments is None or path not in moments else partial(moments.__getitem__, path),
         stopwatch.of(path, extents),
         attended,
         session.reader(path),
