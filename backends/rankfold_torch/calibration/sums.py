@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from rankfold.calibration.accumulators import RelativeDistance, regression_sums
+from rankfold.calibration.array_store import ArrayStore, StoredSum
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
 _LARGE = 1024
+# Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.
+_SQUARES = 2**22
 
 
 class Sum:
@@ -19,9 +23,7 @@ class Sum:
 
     def add(self, term: torch.Tensor) -> None:
         """Add a tensor."""
-        # In float64 the moments of a wide layer would take twice the memory.
-        dtype = torch.float64 if term.shape[-1] <= _LARGE else torch.float32
-        term = term.detach().to("cpu").to(dtype)
+        term = term.detach().to("cpu").to(_dtype_of_sum(term))
         self._total = term if self._total is None else self._total.add_(term)
 
     @property
@@ -34,6 +36,37 @@ class Sum:
         assert self._total is not None
         array: Array = (self._total / count).numpy()
         return array
+
+
+class TensorSum:
+    """Sum as `Sum` is, in a store.
+
+    Args:
+        store: keeps it.
+    """
+
+    def __init__(self, store: ArrayStore) -> None:
+        self._sum = StoredSum(store)
+
+    def add(self, term: torch.Tensor) -> None:
+        """Add a tensor."""
+        # The precision is converted where it is added, without a copy of a large term.
+        dtype = np.float64 if _dtype_of_sum(term) == torch.float64 else np.float32
+        self._sum.add(term.detach().to("cpu").numpy(), dtype)
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing was added."""
+        return self._sum.empty
+
+    @property
+    def is_finite(self) -> bool:
+        """True if all values are finite."""
+        return self._sum.is_finite
+
+    def over(self, count: float) -> Array:
+        """Return the sum over a number, read anew each time."""
+        return self._sum.over(count)
 
 
 class OutputSums:
@@ -83,6 +116,20 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if a.shape[1] == 1:
             return (a[:, 0].T @ b[:, 0])[None]
         return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
+
+
+def squares(rows: torch.Tensor) -> torch.Tensor:
+    """Return Σ a² over rows: (groups, a) of (rows, groups, a)."""
+    step = max(1, _SQUARES // max(1, rows[0].numel()))
+    total = rows[:step].square().sum(0)
+    for start in range(step, len(rows), step):
+        total += rows[start : start + step].square().sum(0)
+    return total
+
+
+def _dtype_of_sum(term: torch.Tensor) -> torch.dtype:
+    # In float64 the moments of a wide layer would take twice the memory.
+    return torch.float64 if term.shape[-1] <= _LARGE else torch.float32
 
 
 def working(x: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,9 @@ error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (M
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rankfold.linalg import Array, read_only
 from rankfold.ops import Conv, ConvTranspose, Embedding, Op
@@ -63,6 +64,33 @@ class LayerMoments:
         assert inputs is not None
         assert mean is not None
         return LayerMoments(inputs, mean, grads, self.samples, self.positions_per_example)
+
+
+class StoredMoments(Mapping[str, LayerMoments]):
+    """Moments of layers by path, which are read anew each time and not kept.
+
+    Args:
+        readers: by path, read the moments of one layer.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], LayerMoments]]) -> None:
+        self._readers = dict(readers)
+
+    def __getitem__(self, path: str) -> LayerMoments:
+        return self._readers[path]()
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._readers  # that of `Mapping` would read them
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where they are read from is of this process.
+        return dict, (dict(self),)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,7 +119,7 @@ def compress_checkpoint(
             overrides=overrides,
             placement=placement,
             seed=seed,
-            moments=None if known is None else Moments.load(known),
+            moments=None if known is None else Moments.of_file(known),
             executor=executor,
             adapter=adapter,
         )

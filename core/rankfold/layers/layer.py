@@ -44,7 +44,7 @@ class Layer:
         settings: the allowed decompositions, the placement, and the seed of the run, from which
             every layer derives a generator of its own.
         usage: what one forward pass does with the layer.
-        moments: of calibration data; None without.
+        moments: of calibration data, or how to read them each time; None without.
         reader: reads the op in another process; without it the op travels there. Chains then stay
             there.
         folded: what the layer computes the op's weight by; "" where that is its own.
@@ -68,7 +68,7 @@ class Layer:
         read: Callable[[], Op],
         settings: Settings,
         usage: Usage = _UNTRACED,
-        moments: LayerMoments | None = None,
+        moments: LayerMoments | Callable[[], LayerMoments] | None = None,
         *,
         reader: Callable[[], Op] | None = None,
         folded: str = "",
@@ -79,7 +79,7 @@ class Layer:
         self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
-        self.moments = moments
+        self._moments = moments
         self.paths = paths
         self._read = read
         self.placement: Placement = settings.placement
@@ -112,7 +112,8 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: the op or how to read it, without the model."""
         op = self.op if self._reader is None else None
-        return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        state = {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        return state | {"_moments": self.moments}
 
     @property
     def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
@@ -141,11 +142,22 @@ class Layer:
         return self._op
 
     @property
+    def moments(self) -> LayerMoments | None:
+        """Moments of calibration data, not kept where they can be read again; None without."""
+        return self._moments() if callable(self._moments) else self._moments
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there are moments, which are not read for that."""
+        return self._moments is not None
+
+    @property
     def spectrum(self) -> Spectrum:
         """The eigenpairs of the layer's mode Grams."""
         if self._spectrum is None:
             # One spectrum serves every method and every rank.
-            metric = None if self.moments is None else Metric(self.op, self.moments)
+            moments = self.moments
+            metric = None if moments is None else Metric(self.op, moments)
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
 

@@ -64,7 +64,7 @@ class Task:
         """Return why a layer cannot be decomposed, whoever is asked; "" where it can."""
         if layer.path in self.barred:
             return self.barred[layer.path]
-        if self.calibrated.moments is not None and layer.moments is None:
+        if self.calibrated.moments is not None and not layer.has_moments:
             return "it has no moments: it is not run on the calibration data as a layer of its own"
         return self.layers.unfit.get(layer.path, "")
 

@@ -102,7 +102,7 @@ def _layer(
         read,
         session.settings,
         Usage(extents, attended, stopwatch.of(path, extents)),
-        None if moments is None else moments.get(path),
+        None if moments is None or path not in moments else partial(moments.__getitem__, path),
         reader=session.reader(path),
         folded=session.folded(path),
     )

@@ -80,7 +80,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         op=describe(op),
         predicted=predicted,
         sensitivity=sensitivity,
-        moments="" if layer.moments is None else input_form(op),
+        moments=input_form(op) if layer.has_moments else "",
     )
     return Decision(decided, op if chain is not None else None, chain)
 
