@@ -179,8 +179,17 @@ class Metric:
         """Return what is known of rows A (groups, out/groups, d) from their product with C."""
         products = self._products(rows)
         moved = self._shrunken_products(rows, products)
-        squared = float(np.vdot(self.weight_outputs(moved), self.weight_outputs(rows)))
+        # tr(G A C Aᵀ) with the small A C Aᵀ first: of the two it is G that is square in it.
+        squared = self._weighted_trace(moved @ rows.mT)
         return Measured(moved, squared, self._inputs_unit * float(np.vdot(products, rows)))
+
+    def _weighted_trace(self, square: Array) -> float:
+        if self._roots is None:
+            return float(np.einsum("goo->", square))
+        root = self._roots[0]
+        if root.ndim == 2:
+            return float(np.einsum("goo,go->", square, np.square(root)))
+        return float(np.vdot(root @ root, square))
 
     def _products(self, rows: Array) -> Array:
         """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
