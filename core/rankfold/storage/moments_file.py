@@ -53,32 +53,6 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: list[Facts]
 
 
-def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> None:
-    """Write the moments of layers, by path.
-
-    Raises:
-        RankfoldError: the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    arrays: dict[str, Array] = {}
-    # Arrays go by number and not by path, which may hold what no name of a tensor may.
-    for index, layer in enumerate(layers.values()):
-        for name in _ARRAYS:
-            value = getattr(layer, name)
-            if value is not None:
-                arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
-    facts = [
-        Facts(path, layer.samples, layer.positions_per_example) for path, layer in layers.items()
-    ]
-    about = msgspec.json.encode(About(_VERSION, loss, facts)).decode()
-    try:
-        save_file(arrays, file, metadata={_METADATA: about})
-    except (OSError, SafetensorError) as error:
-        raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
-
-
 def check_moments_file(file: Path) -> None:
     """Check that a file says of itself what a file of moments does; read no array.
 
@@ -86,36 +60,6 @@ def check_moments_file(file: Path) -> None:
         RankfoldError: it does not.
     """
     _opened(file)
-
-
-def read_moments(file: Path, only: str | None) -> tuple[About, dict[str, LayerMoments]]:
-    """Return what a file says of itself, and the moments of its layers, by path.
-
-    Args:
-        file: to read.
-        only: the path of the one layer to read; None for all.
-
-    Raises:
-        RankfoldError: the file is missing, damaged or holds something else.
-    """
-    stored, about = _opened(file)
-    layers = {}
-    for index, facts in enumerate(about.layers):
-        # Workers read one layer of a file each; the arrays of all others are left on the disk.
-        if only not in (None, facts.path):
-            continue
-        arrays = {
-            name: viewed(stored.data(entry), entry)
-            for name in _ARRAYS
-            if (entry := stored.header.entries.get(f"{index}.{name}")) is not None
-        }
-        try:
-            layers[facts.path] = _checked(facts, arrays)
-        except ValueError as error:
-            raise RankfoldError(
-                f"{str(file)!r} holds no moments of layer {facts.path!r}: {error}"
-            ) from None
-    return about, layers
 
 
 def _opened(file: Path) -> tuple[Safetensors, About]:
@@ -229,7 +173,24 @@ class Moments(Mapping[str, LayerMoments]):
         Raises:
             RankfoldError: the file cannot be written.
         """
-        write_moments(Path(file), self._layers, self.loss)
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        arrays: dict[str, Array] = {}
+        # Arrays go by number and not by path, which may hold what no name of a tensor may.
+        for index, layer in enumerate(self.values()):
+            for name in _ARRAYS:
+                value = getattr(layer, name)
+                if value is not None:
+                    arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
+        facts = [
+            Facts(path, layer.samples, layer.positions_per_example) for path, layer in self.items()
+        ]
+        about = msgspec.json.encode(About(_VERSION, self.loss, facts)).decode()
+        try:
+            save_file(arrays, file, metadata={_METADATA: about})
+        except (OSError, SafetensorError) as error:
+            raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
 
     @classmethod
     def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
@@ -242,5 +203,21 @@ class Moments(Mapping[str, LayerMoments]):
         Raises:
             RankfoldError: the file is missing, damaged or holds something else.
         """
-        about, layers = read_moments(Path(file), only)
+        stored, about = _opened(Path(file))
+        layers = {}
+        for index, facts in enumerate(about.layers):
+            # Workers read one layer of a file each; the arrays of all others are left on the disk.
+            if only not in (None, facts.path):
+                continue
+            arrays = {
+                name: viewed(stored.data(entry), entry)
+                for name in _ARRAYS
+                if (entry := stored.header.entries.get(f"{index}.{name}")) is not None
+            }
+            try:
+                layers[facts.path] = _checked(facts, arrays)
+            except ValueError as error:
+                raise RankfoldError(
+                    f"{str(file)!r} holds no moments of layer {facts.path!r}: {error}"
+                ) from None
         return cls(layers, about.loss)

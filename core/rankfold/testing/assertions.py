@@ -10,7 +10,6 @@ from rankfold.adapters.base import Adapter
 from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.pipeline.api import compress
 from rankfold.pipeline.result import Compressed
-from rankfold.plugins.registry import registry
 from rankfold.testing.cases import distance, methods, probe
 from rankfold.testing.check import TOLERANCE
 from rankfold.testing.harness import Harness, as_float64
@@ -57,12 +56,6 @@ def all_replaced(name: str, small: Compressed) -> None:
         assert layer.method is not None, f"{name}: {layer.path!r} is left alone: {layer.reason}"
 
 
-def half(op: Op, method: str) -> tuple[int, ...]:
-    """Half of the full ranks."""
-    most = registry().methods([method])[method].max_ranks(op)
-    return tuple(max(1, rank // 2) for rank in most)
-
-
 def drawn_linear(out: int, into: int) -> Linear:
     """Return a fully connected layer with random numbers."""
     rng = np.random.default_rng(out)
@@ -86,12 +79,17 @@ def same(name: str, actual: Any, expected: Any, what: str, *, exact: bool = Fals
     assert off <= limit, f"{name}: {what} something else, off by {off:.3g} of the output"
 
 
-def unchanged(name: str, before: Any, after: Any) -> None:
-    """Assert that a model has the parameters it had."""
-    assert set(before) == set(after), f"{name}: the original has other parameters than before"
+def unchanged(name: str, before: Any, after: Any, whose: str = "the original") -> None:
+    """Assert that a model has the parameters that it, or the model that it was made of, had."""
+    assert set(before) == set(after), f"{name}: {whose} has other parameters than before"
     for key, array in before.items():
         same = np.array_equal(as_float64(array), as_float64(after[key]))
-        assert same, f"{name}: parameter {key!r} of the original has changed"
+        assert same, f"{name}: parameter {key!r} of {whose} has changed"
+
+
+def size_of(harness: Harness, model: Any) -> int:
+    """Return the number of parameters that a model holds."""
+    return sum(array.size for array in harness.state(model).values())
 
 
 def epsilon(dtype: str) -> float:

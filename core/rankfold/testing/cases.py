@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.decompose.base import Factorization
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
-from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, channels
+from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, channels
 from rankfold.plugins.registry import registry
 from rankfold.testing.harness import Harness, Unsupported
 
@@ -98,13 +97,20 @@ EXACT = frozenset({"svd", "tucker2", "channel_svd", "spatial_svd"})
 """The decompositions that do not depend on chance."""
 
 
-def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
-    """Return an op decomposed at full rank, or at half of it."""
+def half(op: Op, method: str) -> tuple[int, ...]:
+    """Return half of the full ranks."""
+    most = registry().methods([method])[method].max_ranks(op)
+    return tuple(max(1, rank // 2) for rank in most)
+
+
+def decomposed(op: Op, name: str) -> Chain:
+    """Return the chain of an op at half of its full ranks."""
     method = registry().methods([name])[name]
-    most = method.max_ranks(op)
-    ranks = most if full else tuple(max(1, rank // 2) for rank in most)
-    rng = np.random.default_rng(0)
-    return method.decompose(op, ranks, spectrum=Spectrum(op), placement="balanced", rng=rng)
+    rng, spectrum = np.random.default_rng(0), Spectrum(op)
+    factored = method.decompose(
+        op, half(op, name), spectrum=spectrum, placement="balanced", rng=rng
+    )
+    return factored.chain
 
 
 def square(size: int) -> Linear:

@@ -15,11 +15,10 @@ from rankfold.testing.assertions import (
     compressed,
     drawn_linear,
     fresh_adapter,
-    half,
     same,
     unchanged,
 )
-from rankfold.testing.cases import BRIEF, CASES, methods, probe, supported
+from rankfold.testing.cases import BRIEF, CASES, half, methods, probe, supported
 from rankfold.testing.check import check
 from rankfold.testing.harness import Harness, Unsupported, as_float64
 
@@ -40,11 +39,7 @@ def check_save_and_load(harness: Harness) -> None:
                 inputs=harness.inputs(x),
                 adapter=harness.adapter(),
             )
-        saved, actual = harness.state(small.model), harness.state(loaded)
-        assert set(saved) == set(actual), f"{name}: the loaded model has other parameters"
-        for key, array in saved.items():
-            exact = np.array_equal(as_float64(array), as_float64(actual[key]))
-            assert exact, f"{name}: parameter {key!r} of the loaded model has other numbers"
+        unchanged(name, harness.state(small.model), harness.state(loaded), "the loaded model")
         expected = harness.call(small.model, x)
         same(name, harness.call(loaded, x), expected, "the loaded model computes")
 

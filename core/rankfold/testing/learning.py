@@ -30,8 +30,7 @@ _NAMES = (*BRIEF, "convolution, grouped", "convolution, same padding")
 def check_moments(harness: Harness) -> None:
     """The moments of inputs are those of the rows that the op's weight meets."""
     for name, op, model in supported(harness, names=_NAMES):
-        adapter, path, x = _data_aware(harness, model, op)
-        calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
+        adapter, path, x, calibration = _data_aware(harness, model, op)
         before = harness.state(model)
         rng = np.random.default_rng(0)
         actual = adapter.moments(model, calibration, {path: op}, rng, lambda item: None)
@@ -67,7 +66,7 @@ def check_follow(harness: Harness) -> None:
 def check_refilled(harness: Harness) -> None:
     """A layer with other numbers in it is read back with those."""
     for name, op, model in supported(harness):
-        adapter, path, x = _data_aware(harness, model, op)
+        adapter, path, x, _ = _data_aware(harness, model, op)
         before = harness.state(model)
         new = _scaled(op, 2.0)
         other = adapter.replace(model, {path: adapter.refilled(model, path, new)}, inplace=False)
@@ -78,8 +77,7 @@ def check_refilled(harness: Harness) -> None:
 
 
 def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) -> None:
-    adapter, path, x = _data_aware(harness, model, op)
-    calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
+    adapter, path, x, calibration = _data_aware(harness, model, op)
     visits: list[tuple[RegressionSums | None, RegressionSums | None]] = []
 
     def visit(
@@ -123,17 +121,14 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
         _near(name, joint.y, y[part_rows].sum(0), "sum of y")
 
 
-def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
-    """Return a fresh adapter, the path of the layer and inputs of a few examples."""
+def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array, Calibration]:
+    """Return a fresh adapter, the path of the layer, a few examples, and two batches of them."""
     adapter = fresh_adapter(harness, model, op)
     if not isinstance(adapter, Calibrates):
         raise Unsupported("calibration data: its adapter does not calibrate")
     x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[: 2 * _EXAMPLES]
-    return adapter, only_path(adapter, model), x
-
-
-def _halves(x: Array) -> tuple[Array, Array]:
-    return x[: len(x) // 2], x[len(x) // 2 :]
+    batches = [harness.inputs(part) for part in np.split(x, 2)]
+    return adapter, only_path(adapter, model), x, Calibration.of(batches, None, None)
 
 
 def _rows(op: Op, x: Array) -> Array:

@@ -14,6 +14,7 @@ from rankfold.testing.assertions import (
     fresh_adapter,
     only_path,
     same,
+    size_of,
     unchanged,
 )
 from rankfold.testing.cases import CASES, decomposed, distance, methods, probe, square, supported
@@ -63,10 +64,10 @@ def check_missing_bias(harness: Harness) -> None:
         path = only_path(adapter, model)
         actual = adapter.read(model, path)
         assert actual.bias is None, f"{name}: read with a bias"
-        chain = decomposed(op, methods(op)[0], full=False).chain
+        chain = decomposed(op, methods(op)[0])
         small = adapter.replace(model, {path: adapter.build(model, path, chain)}, inplace=False)
         # By the number of parameters, since a bias of zeros would not show in the outputs.
-        size = sum(array.size for array in harness.state(small).values())
+        size = size_of(harness, small)
         assert size <= params(chain), f"{name}: the replacement has {size} parameters, a bias too"
 
 

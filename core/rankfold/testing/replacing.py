@@ -13,12 +13,12 @@ from rankfold.testing.assertions import (
     drawn_linear,
     extent,
     fresh_adapter,
-    half,
     only_path,
     same,
+    size_of,
     unchanged,
 )
-from rankfold.testing.cases import EXACT, decomposed, methods, probe, rows, square, supported
+from rankfold.testing.cases import EXACT, decomposed, half, methods, probe, rows, square, supported
 from rankfold.testing.check import check
 from rankfold.testing.harness import Harness
 
@@ -28,7 +28,7 @@ def check_build(harness: Harness) -> None:
     """A module built for a chain computes what the chain computes."""
     for name, op, model in supported(harness):
         for method in methods(op):
-            chain = decomposed(op, method, full=False).chain
+            chain = decomposed(op, method)
             adapter = fresh_adapter(harness, model, op)
             module = adapter.build(model, only_path(adapter, model), chain)
             x = rows(op)
@@ -60,7 +60,7 @@ def check_reduced_rank(harness: Harness) -> None:
             # The plain decomposition of the op, without adapter and pipeline, is what both must
             # amount to.
             small = compressed(harness, model, op, Ranks(ranks), method, name)
-            chain = decomposed(op, method, full=False).chain
+            chain = decomposed(op, method)
             dense = reconstruct(op, chain)
             expected = forward(with_weight(op, dense), x)
             what = f"the model of lower rank by {method} computes"
@@ -127,7 +127,7 @@ def check_macs(harness: Harness) -> None:
 
 
 def _as_many_parameters(name: str, harness: Harness, small: Compressed) -> None:
-    size = sum(array.size for array in harness.state(small.model).values())
+    size = size_of(harness, small.model)
     predicted = small.plan.model_params[1]
     assert size == predicted, f"{name}: {size} parameters, planned {predicted}"
 
@@ -140,10 +140,10 @@ def check_shared(harness: Harness) -> None:
     inputs = harness.inputs(x)
     small = compress(model, Ranks(3), inputs=inputs, adapter=harness.adapter(), methods="svd")
     all_replaced("shared layer", small)
-    chain = decomposed(op, "svd", full=False).chain
+    chain = decomposed(op, "svd")
     expected = forward(chain, forward(chain, x))
     same("shared layer", harness.call(small.model, x), expected, "the model computes")
-    size = sum(array.size for array in harness.state(small.model).values())
+    size = size_of(harness, small.model)
     assert size == params(chain), f"shared layer: {size} parameters in place of {params(chain)}"
     assert small.plan.macs is not None
     twice = 2 * macs(chain, extent(op, x.shape))
@@ -155,16 +155,16 @@ def check_tied(harness: Harness) -> None:
     """Layers with a common weight are left alone with that reason, or stay tied."""
     op, x = square(7), probe(square(7))
     model = harness.tied(op)
-    size = sum(array.size for array in harness.state(model).values())
+    size = size_of(harness, model)
     small = compress(
         model, Ranks(3), inputs=harness.inputs(x), adapter=harness.adapter(), methods="svd"
     )
-    after = sum(array.size for array in harness.state(small.model).values())
+    after = size_of(harness, small.model)
     replaced = small.plan.replaced
     # Either is right; what must not be is that each layer gets a chain of its own and the model
     # grows.
     if replaced:
-        kept = after <= params(decomposed(op, "svd", full=False).chain)
+        kept = after <= params(decomposed(op, "svd"))
         assert kept, f"tied layers: {after} parameters after, {size} before: the tie is lost"
         return
     silent = [layer.path for layer in small.plan.layers if not layer.reason]
