@@ -137,9 +137,9 @@ def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -
     The layer that is used least often tells which, since the last one runs once per prediction;
     tables do not, they may be looked up for positions alone.
     """
-    without_tables = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
-    measured = without_tables or moments.values()
-    return min(
-        (int(m.samples * max(1.0, m.positions_per_example)) for m in measured),
-        default=0,
-    )
+    # Of one layer at a time: their arrays may be read anew for it.
+    counts: dict[bool, list[int]] = {False: [], True: []}
+    for path, layer in moments.items():
+        count = int(layer.samples * max(1.0, layer.positions_per_example))
+        counts[isinstance(layers[path], Embedding)].append(count)
+    return min(counts[False] or counts[True], default=0)

@@ -185,8 +185,8 @@ class Refit:
         return path in self._visited
 
     def decision(self, path: str) -> Decision:
-        """Return the decision on a layer that was visited."""
-        return self._visited[path].decision()
+        """Return the decision on a layer that was visited, and forget it."""
+        return self._visited.pop(path).decision()
 
     def _problem(self, layer: Layer, done: LayerPlan, part: _LayerPart) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""
@@ -303,6 +303,8 @@ class _VisitedLayer:
         if best.chain is part.chain:
             return
         self._refit = True
+        # The chain before the refit is needed no longer: one chain of each layer is held.
+        self.start = replace(self.start, chain=None)
         if part.groups is None:
             self._chain = best.chain
             return
