@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rankfold.checkpoints.arguments import (
+    check_call,
+    dropped_names,
+    layers_of,
+    moments_file,
+    opened,
+)
 from rankfold.checkpoints.descriptions import description
 from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
@@ -23,18 +28,15 @@ from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import threads_for, working
-from rankfold.pipeline.allocation import named
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
-from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
-from rankfold.policies.selection import Selection, listed
-from rankfold.policies.validation import checked_policy
+from rankfold.policies.selection import Selection
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
-from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
-from rankfold.storage.moments_file import Moments, check_moments_file
+from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, saved_at
+from rankfold.storage.moments_file import Moments
 from rankfold.storage.work_folder import work_folder
 
 
@@ -94,12 +96,12 @@ def compress_checkpoint(
             writing it.
     """
     selection = Selection(policy, include, exclude, overrides)
-    _check(policy, executor)
-    source, target = _paths(checkpoint, output)
-    known = _moments_file(moments)
+    check_call(policy, executor)
+    source, target = opened(checkpoint, output)
+    known = moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
-    slots = _slots(source, adapter)
-    dropped = _dropped(source, slots, drop)
+    slots = layers_of(source, adapter)
+    dropped = dropped_names(source, slots, drop)
     # The executor is no part of the job: it changes the time of a run and no byte of the result.
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
     before = _finished(target, job.key)
@@ -136,51 +138,6 @@ def compress_checkpoint(
         work = Work(source, used, workdir.files, placement, seed, known, threads)
         done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
         return _published(source, target, plan, done, workdir, job)
-
-
-def _check(policy: Policy, executor: Executor | None) -> None:
-    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
-        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
-    needs = checked_policy(policy).looks_at
-    if needs != "plans":
-        raise RankfoldError(
-            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
-        )
-
-
-def _paths(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tuple[Checkpoint, Path]:
-    """Return the checkpoint and the folder to write.
-
-    Raises:
-        RankfoldError: they are the same, or what is there is not to be replaced.
-    """
-    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
-    # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
-    target = Path(os.path.abspath(output))  # noqa: PTH100
-    if _same(target, source.path) or _same(target, source.folder):
-        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
-    check_replaceable(target)
-    return source, target
-
-
-def _moments_file(moments: str | PathLike[str] | None) -> Path | None:
-    if moments is None:
-        return None
-    file = Path(os.path.abspath(moments))  # noqa: PTH100 - as the checkpoint
-    check_moments_file(file)
-    return file
-
-
-def _slots(source: Checkpoint, adapter: CheckpointAdapter) -> Mapping[str, LayerTensors]:
-    slots = adapter.slots(source)
-    if not slots:
-        raise RankfoldError(
-            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
-            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
-            ".weight, .kernel or .embedding?"
-        )
-    return slots
 
 
 def _resumed(
@@ -223,14 +180,6 @@ def _changed(source: Checkpoint) -> RankfoldError:
         f"{str(source.path)!r} was changed or removed while it was compressed; what was made of it "
         "is discarded: repeat the call when it is complete"
     )
-
-
-def _same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file or folder, by whatever links."""
-    try:
-        return path == other or path.samefile(other)
-    except (OSError, ValueError):
-        return False
 
 
 def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
@@ -286,27 +235,6 @@ def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | Non
                 rows, *rest = slot.blank(source).weight.shape
                 orders.append(min(rows, math.prod(rest)))
     return threads_for(orders)
-
-
-def _dropped(
-    source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
-) -> frozenset[str]:
-    """Return the names of the tensors that are not copied.
-
-    Raises:
-        RankfoldError: a pattern matches no tensor, or one of a layer.
-    """
-    patterns = listed(drop)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in source.owner):
-            raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
-    names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
-    # The slots include layers that stay whole: dropping one of their tensors would leave a layer
-    # that no model can load.
-    for slot in slots.values():
-        if slot.weight in names or slot.bias in names:
-            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
-    return names
 
 
 def _parts(
