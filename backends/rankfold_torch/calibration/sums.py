@@ -72,18 +72,37 @@ class TensorSum:
 
 
 class OutputSums:
-    """Sums of a `RegressionSums`, added up chunk by chunk."""
+    """Sums of a `RegressionSums`; rows are held until there are enough for a large product."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._held_rows = 0
         self.count = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add rows (rows, groups, d) of inputs and (rows, groups, out/groups) of outputs."""
         if not len(x):
             return
-        y = y.to(x)
         self.count += len(x)
+        self._held.append((x, y.to(x)))
+        self._held_rows += len(x)
+        # As many rows as columns: then the product costs as much as adding it up, or more.
+        if self._held_rows >= x.shape[2]:
+            self._add_held()
+
+    def regression_sums(self) -> RegressionSums | None:
+        """Return the sums so far; None where there are none, or where they are not finite."""
+        if self._held:
+            self._add_held()
+        if not self.count:
+            return None
+        sums = {name: total.over(1.0) for name, total in self._sums.items()}
+        return regression_sums(sums, self.count)
+
+    def _add_held(self) -> None:
+        x, y = (torch.cat(rows) for rows in zip(*self._held, strict=True))
+        self._held, self._held_rows = [], 0
         for name, term in (
             ("xx", product(x, x)),
             ("yx", product(y, x)),
@@ -92,13 +111,6 @@ class OutputSums:
             ("y", y.sum(0)),
         ):
             self._sums[name].add(term)
-
-    def regression_sums(self) -> RegressionSums | None:
-        """Return the sums so far; None where there are none, or where they are not finite."""
-        if not self.count:
-            return None
-        sums = {name: total.over(1.0) for name, total in self._sums.items()}
-        return regression_sums(sums, self.count)
 
 
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:

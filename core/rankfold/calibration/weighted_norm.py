@@ -229,12 +229,21 @@ def along_channels(rows: Array, matrix: Array) -> Array:
 
 def both_sides(moment: Array, basis: Array) -> Array:
     """Return (V ⊗ 1)ᵀ M (V ⊗ 1) for M (groups, d, d) and V (groups, d / positions, rank)."""
-    # One axis after the other: products of the order of V, in place of those of the order of the
-    # patch that V ⊗ 1 as a matrix would need; in the precision that the moment has.
+    # Block by block of two positions p and q: Vᵀ M_pq V, products of the order of V in place of
+    # those of the order of the patch that V ⊗ 1 as a matrix would need. M_qp is the transpose of
+    # M_pq. All is in the precision of the moment.
     groups, size, _ = moment.shape
-    basis = basis.astype(moment.dtype, copy=False)
-    moved = basis.mT @ moment.reshape(groups, basis.shape[1], -1)
-    return along_channels(moved.reshape(groups, -1, size), basis)
+    n, rank = basis.shape[1:]
+    basis = basis.astype(moment.dtype, copy=False)[:, None]
+    positions = size // n
+    split = moment.reshape(groups, n, positions, n, positions)
+    both = np.empty((groups, rank, positions, rank, positions), moment.dtype)
+    for p in range(positions):
+        blocks = np.ascontiguousarray(split[:, :, p, :, p:].transpose(0, 3, 1, 2))
+        blocks = basis.mT @ blocks @ basis
+        both[:, :, p, :, p:] = blocks.transpose(0, 2, 3, 1)
+        both[:, :, p:, :, p] = blocks.transpose(0, 3, 1, 2)
+    return both.reshape(groups, rank * positions, -1)
 
 
 class Mismatch(Refused):

@@ -86,14 +86,14 @@ class Regression:
         # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
         # rows of Q, and nothing is solved again for another n. Collinear rows of z get a ridge,
         # raised until the factorisation succeeds.
-        zz = 0.5 * (zz + zz.swapaxes(1, 2))
-        size = zz.shape[1]
-        level = np.trace(zz, axis1=1, axis2=2) / size
-        ridge = np.where(level > 0.0, level, 1.0)[:, None, None] * np.eye(size, dtype=zz.dtype)
-        share = _RIDGES[zz.dtype]
+        level = np.trace(zz, axis1=1, axis2=2) / zz.shape[1]
+        ridge = np.where(level > 0.0, level, 1.0)
+        loaded, share = np.array(zz, order="C"), _RIDGES[zz.dtype]
+        diagonal = loaded.reshape(len(zz), -1)[:, :: zz.shape[1] + 1]
         while True:
+            diagonal += share * ridge[:, None]
             try:
-                lower = np.linalg.cholesky(zz + share * ridge)
+                lower = np.linalg.cholesky(loaded)
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0

@@ -185,8 +185,8 @@ class Refit:
         return path in self._visited
 
     def decision(self, path: str) -> Decision:
-        """Return the decision on a layer that was visited, and forget it."""
-        return self._visited.pop(path).decision()
+        """Return the decision on a layer that was visited."""
+        return self._visited[path].decision()
 
     def _problem(self, layer: Layer, done: LayerPlan, part: _LayerPart) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""
