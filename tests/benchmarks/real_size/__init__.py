@@ -1,0 +1,1 @@
+"""Compressions of networks of the size that they have in use."""
