@@ -102,7 +102,7 @@ def main(names: Sequence[str]) -> None:
             base = seconds(lambda: passes(model, batches))  # noqa: B023 - called at once
             results: list[rf.Compressed] = []
             taken = seconds(
-                lambda: results.append(
+                lambda: results.append(  # noqa: B023
                     rf.compress(
                         model,  # noqa: B023
                         rf.Budget(macs=0.5),
