@@ -70,7 +70,7 @@ class MatrixSVD(ABC):
         sides = self._sides(op)
 
         def values() -> Array:
-            return spectrum.eigen(self._side(op)).values[:, : min(sides)]
+            return spectrum.values(self._side(op))[:, : min(sides)]
 
         return (Unfolding(values, sides, self._channels(op), spectrum.scale),)
 

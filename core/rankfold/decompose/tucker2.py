@@ -86,18 +86,17 @@ class Tucker2:
         ins = spaced(most_in, multiple_of, _COUNT)
         # Input bases are nested, and so are the regressors z = Vᵀ x: the first r_in · positions
         # rows of Q = L⁻¹ E[z yᵀ] explain Qᵀ Q of the moment of the output. One regression at the
-        # largest input rank, and an eigendecomposition of order `out` per input rank, give the
-        # errors at all pairs.
+        # largest input rank, and eigenvalues of order `out` or less per input rank, give the errors
+        # at all pairs.
         best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
         positions = spectrum.tensor.shape[3]
         for basis in self._input_bases(spectrum, ins[-1]):
             explained = _explained(spectrum, basis)
-            for r_in in ins:
-                part = explained[:, : r_in * positions]
-                values = linalg.eigh(part.mT @ part).values
-                kept = np.cumsum(values.sum(axis=0))
+            kept = _energies(explained, [r_in * positions for r_in in ins])
+            for r_in, sums in zip(ins, kept, strict=True):
                 for r_out in outs:
-                    best[r_out, r_in] = max(best[r_out, r_in], float(kept[r_out - 1]))
+                    worth = float(sums[min(r_out, len(sums)) - 1])
+                    best[r_out, r_in] = max(best[r_out, r_in], worth)
         total = spectrum.weight_of_all
         return [
             (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
@@ -298,3 +297,27 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
         return metric.weight_outputs(regression.explained.mT).mT
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)
+
+
+def _energies(rows: Array, counts: Sequence[int]) -> Iterator[Array]:
+    """Yield the cumulated squared singular values of the first rows, for each count of them.
+
+    Args:
+        rows: (groups, m, n).
+        counts: ascending.
+    """
+    # Q Qᵀ of fewer rows is a block of that of more, and Qᵀ Q the sum over blocks of rows: between
+    # the counts only what is new is multiplied.
+    _, most, size = rows.shape
+    few = rows[:, : min(size, most)]
+    beside = few @ few.mT
+    summed: Array | float = 0.0
+    start = 0
+    for count in counts:
+        if count < size:
+            gram = beside[:, :count, :count]
+        else:
+            added = rows[:, start:count]
+            summed, start = summed + added.mT @ added, count
+            gram = summed
+        yield np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
