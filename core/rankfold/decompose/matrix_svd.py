@@ -32,6 +32,7 @@ class MatrixSVD(ABC):
     """
 
     name: str
+    multilinear_costs: ClassVar[bool] = True
     _limit: ClassVar[str]
     """Name of what limits the rank, for error texts."""
 

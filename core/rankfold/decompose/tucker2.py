@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Tucker2:
     """Three stages; ranks are (output rank, input rank), per group."""
 
     name = "tucker2"
+    multilinear_costs: ClassVar[bool] = True
 
     def refuse(self, op: Op) -> str | None:
         """Refuse what is not a convolution."""

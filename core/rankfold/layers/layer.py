@@ -292,13 +292,9 @@ class Layer:
             Refused: the method failed.
         """
         try:
-            template = self.methods[method].template(self.costs.outline, ranks)
+            return self.costs.at_ranks(self.methods[method], ranks)
         except RankfoldError as error:
             raise RankfoldError(f"layer {self.path!r}: {error}") from None
-        try:
-            return self.cost(template)
-        except RankfoldError as error:
-            raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
     def cost_as_ranked(self, method: str, ranks: RankTuple) -> Cost:
         """Return the cost of a method at ranks that it has given itself.
@@ -334,7 +330,7 @@ class Layer:
     def _decompose(self, name: str, ranks: RankTuple) -> Candidate:
         # Ranks out of range are found here, as an error of the call. After this, an error of the
         # method is a fault of the method, which costs the layer and not the call.
-        self.template_cost(name, ranks)
+        counted = self.template_cost(name, ranks)
         # By the path, so that a layer's numbers depend neither on the order of layers nor on the
         # process that it is decomposed in. `hash` would not do: that of texts differs from process
         # to process.
@@ -352,6 +348,10 @@ class Layer:
         ):
             raise Refused(f"{name} gave values that are not finite")
         cost = self.cost(factored.chain)
+        if cost != counted:
+            raise Refused(
+                f"{name} has multilinear_costs, but its chain costs {cost}, not {counted}"
+            )
         plain = Candidate(
             name,
             ranks,

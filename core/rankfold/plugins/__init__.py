@@ -19,6 +19,7 @@ from rankfold.adapters.base import (
 )
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
 from rankfold.decompose.base import (
+    CountsByFormula,
     Decomposition,
     EstimatesErrors,
     Factorization,
@@ -67,6 +68,7 @@ __all__ = [
     "Choice",
     "Conv",
     "ConvTranspose",
+    "CountsByFormula",
     "Decomposition",
     "Demo",
     "Distributed",
