@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
@@ -21,7 +20,7 @@ from rankfold.checkpoints.shards import Done, Part, Work, write
 from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
-from rankfold.layers.parallel import threads_for, working
+from rankfold.layers.parallel import working
 from rankfold.pipeline.allocation import named
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
@@ -150,11 +149,9 @@ def compress_checkpoint(
             )
             plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
             workdir.note(PLANNED, plan)
-        # Only the slots of layers that are replaced travel to the workers, but all layers decide on
-        # the number of BLAS threads, as they do for a live model.
+        # Only the slots of layers that are replaced travel to the workers.
         slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
-        threads = _threads(source, adapter.slots(source))
-        work = Work(source, slots, workdir.files, placement, seed, known, threads)
+        work = Work(source, slots, workdir.files, placement, seed, known)
         done = _written(work, _parts(source, plan, slots, dropped), workdir, executor)
         # The errors so far are those of the factors in working precision; those of the factors as
         # they were rounded for storage are known only when they are written.
@@ -240,21 +237,6 @@ def _finished(folder: Path, job: str) -> Plan | None:
 
 def _plain(file: Path) -> bool:
     return file.is_file() and not file.is_symlink()
-
-
-def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | None:
-    """Return the number of BLAS threads for all parts of a run; None for BLAS's own choice.
-
-    The orders are those of all layers, not of one file's: with another number of threads BLAS sums
-    in another order, which may show in the last bits of a result.
-    """
-    orders = []
-    for slot in slots.values():
-        if not slot.refusal:
-            with suppress(RankfoldError):  # its weight and its bias do not fit each other
-                rows, *rest = slot.blank(source).weight.shape
-                orders.append(min(rows, math.prod(rest)))
-    return threads_for(orders)
 
 
 def _dropped(

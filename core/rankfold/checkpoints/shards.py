@@ -20,8 +20,8 @@ from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
 from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import limited
 from rankfold.linalg import Array
 from rankfold.ops import Op, with_weight
 from rankfold.ops.reference import reconstruct, relative_distance
@@ -60,7 +60,6 @@ class Work:
         placement: of the plan.
         seed: of the plan.
         moments: a file of them; None without.
-        threads: that BLAS takes; None for its own choice.
     """
 
     checkpoint: Checkpoint
@@ -69,7 +68,6 @@ class Work:
     placement: Placement
     seed: int
     moments: Path | None
-    threads: int | None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,14 +131,13 @@ def write(work: Work, part: Part) -> Done:
             fresh.put(0, [np.frombuffer(header, np.uint8)])
             for name in copied:
                 fresh.put(places[name], checkpoint.pieces(name))
-            with limited(work.threads):
-                for layer in part.layers:
-                    stages, error, sensitivity = _decomposed(work, layer)
-                    errors[layer.path] = error
-                    if sensitivity is not None:
-                        sensitivities[layer.path] = sensitivity
-                    for name, stage in stages.items():
-                        fresh.put(places[name], [_bytes(stage, kinds[name][0])])
+            for layer in part.layers:
+                stages, error, sensitivity = _decomposed(work, layer)
+                errors[layer.path] = error
+                if sensitivity is not None:
+                    sensitivities[layer.path] = sensitivity
+                for name, stage in stages.items():
+                    fresh.put(places[name], [_bytes(stage, kinds[name][0])])
             sha256 = fresh.finish()
     # A full disk or a lost mount: no fault of the checkpoint or the plan, so what is finished
     # stays.
@@ -260,7 +257,8 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
     # Rounding to a narrow type may outweigh the decomposition, so the error is that of the rounded
     # factors. Out of the type's range a factor becomes infinite, and so does the error.
     rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
-    error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
+    with threads_for(layer.smaller_side):
+        error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
     if not math.isfinite(error):
         raise RankfoldError(
             f"layer {planned.path!r}: its factors are out of the range of "

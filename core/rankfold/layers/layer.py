@@ -21,6 +21,7 @@ from rankfold.decompose.base import Decomposition, Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
 from rankfold.linalg import Array
@@ -183,7 +184,8 @@ class Layer:
             multiple_of: of the ranks, where there are such.
         """
         if multiple_of not in self._priced:
-            self._priced[multiple_of] = self._price(multiple_of)
+            with threads_for(self.smaller_side):
+                self._priced[multiple_of] = self._price(multiple_of)
         return self._priced[multiple_of]
 
     def _price(self, multiple_of: int) -> Priced:
@@ -235,7 +237,8 @@ class Layer:
     @property
     def loss_if_dropped(self) -> float:
         """The loss of dropping the weight altogether."""
-        return self._loss(self.spectrum.weight_of_all)
+        with threads_for(self.smaller_side):
+            return self._loss(self.spectrum.weight_of_all)
 
     def with_method(self, method: str) -> Layer:
         """Return the layer with one allowed method only.
@@ -281,7 +284,8 @@ class Layer:
         """
         key = (method, ranks)
         if key not in self._candidates:
-            self._candidates[key] = self._decompose(method, ranks)
+            with threads_for(self.smaller_side):
+                self._candidates[key] = self._decompose(method, ranks)
         return self._candidates[key]
 
     def template_cost(self, method: str, ranks: RankTuple) -> Cost:
