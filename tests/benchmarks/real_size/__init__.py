@@ -1,0 +1,1 @@
+"""Work on networks of the size that people have, against references in the same process."""
