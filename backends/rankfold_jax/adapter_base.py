@@ -1,9 +1,9 @@
-"""What both Flax adapters do with data, on a model as a pure function of its arrays."""
+"""What both Flax adapters do alike, most of it on a model as a pure function of its arrays."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -17,13 +17,15 @@ from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
 from rankfold_jax.functional.pure_function import PureModel
+from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.paired_run import interpreter as following
+from rankfold_jax.versions import thread_state
 
 Model = TypeVar("Model")
 
 
 class FlaxAdapter(ABC, Generic[Model]):
-    """The methods of `rankfold.adapters.base.Calibrates` that need no more than a `PureModel`."""
+    """Methods of an adapter that need no more than a `PureModel` and the dtype of a layer."""
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:
@@ -44,6 +46,14 @@ class FlaxAdapter(ABC, Generic[Model]):
     @abstractmethod
     def _is_laid_out(self, model: Model, path: str) -> bool:
         """Whether the numbers of the layer's op are to be found among the model's arrays."""
+
+    def thread_state(self) -> Callable[[], object]:
+        """Return a function that puts the state of JAX's caches back as it is now."""
+        return thread_state()
+
+    def precision(self, model: Model, path: str) -> float:
+        """Return the machine epsilon of the layer's parameters."""
+        return epsilon(self._dtype(model, path))
 
     def moments(
         self,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +13,10 @@ import numpy as np
 import optax
 from flax import nnx
 
+from rankfold.adapters import timing
 from rankfold.linalg import Array
 
 _BATCH = 64
-_LATENCY_ROUNDS = 30
-_WARM_UP = 3
 _INIT = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # as PyTorch starts
 
 
@@ -112,15 +111,8 @@ class JaxDemo:
     def latencies(self, models: list[nnx.Module], images: Array) -> list[float]:
         """Median seconds of one compiled forward pass of each model, measured in turns."""
         x = jnp.asarray(_channels_last(images))
-        times: list[list[float]] = [[] for _ in models]
-        compiled = [nnx.cached_partial(_forward, model) for model in models]
-        for turn in range(_LATENCY_ROUNDS + _WARM_UP):
-            for forward, measured in zip(compiled, times, strict=True):
-                start = time.perf_counter()
-                forward(x).block_until_ready()
-                if turn >= _WARM_UP:
-                    measured.append(time.perf_counter() - start)
-        return [float(np.median(measured)) for measured in times]
+        passes = [partial(nnx.cached_partial(_forward, model), x) for model in models]
+        return list(timing.medians(passes, timing.MODEL, jax.block_until_ready))
 
 
 @nnx.jit

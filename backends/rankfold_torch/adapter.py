@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Extent, Op
+from rankfold.ops import Chain, Extent, Op, params
 from rankfold.ops.reference import composed
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
@@ -143,10 +144,18 @@ class TorchAdapter:
         rule = None if held_at(model, path) else self._rule(model.get_submodule(path))
         return "" if rule is None else rule.folds
 
+    def parameters(self, model: nn.Module, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into its weight included."""
+        return params(op) if held_at(model, path) else self.size(model.get_submodule(path))
+
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """Trace one forward pass in eval mode without gradients."""
         check_root(model)
-        trace = tracing.trace(model, self._modules(model), inputs)
+        modules = self._modules(model)
+        trace = tracing.trace(model, modules, inputs)
+        # A parameter that is a layer has no calls that could be seen.
+        unseen = frozenset(self._found(model)) - frozenset(modules)
+        trace = replace(trace, uncounted=trace.uncounted | unseen)
         self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
         self.recall()
         return trace

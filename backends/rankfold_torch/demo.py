@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from rankfold.adapters import timing
 from rankfold.linalg import Array
 
 _BATCH = 64
-_LATENCY_ROUNDS = 30
 
 
 class TorchDemo:
@@ -100,17 +100,8 @@ class TorchDemo:
     def latencies(self, models: list[nn.Module], images: Array) -> list[float]:
         """Return median seconds of one forward pass of each model, measured in turns."""
         x = torch.from_numpy(images)
-        times: list[list[float]] = [[] for _ in models]
         with torch.no_grad():
-            # Models take turns, so that a slow spell of the machine falls on all of them. The first
-            # three rounds warm up and are not counted.
-            for turn in range(_LATENCY_ROUNDS + 3):
-                for model, measured in zip(models, times, strict=True):
-                    start = time.perf_counter()
-                    model(x)
-                    if turn >= 3:
-                        measured.append(time.perf_counter() - start)
-        return [float(np.median(measured)) for measured in times]
+            return list(timing.medians([partial(model, x) for model in models], timing.MODEL))
 
 
 def _block(into: int, out: int) -> tuple[nn.Module, ...]:

@@ -71,6 +71,8 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
         uses.refusals,
         {path: uses.macs.get(path, 0) for path in layers},
         output_layers.of(output),
+        # Nothing is seen of what a scripted layer computes.
+        frozenset(uses.uncounted | (layers.keys() - eager.keys())),
     )
 
 

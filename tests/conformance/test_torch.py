@@ -58,6 +58,7 @@ def layer(op: Op) -> nn.Module:
 
 class TorchHarness(Harness):
     dtypes = ("float64", "float32", "float16", "bfloat16")
+    compiler = "inductor"
 
     def adapter(self) -> Adapter:
         return TorchAdapter()
@@ -95,7 +96,7 @@ class TorchHarness(Harness):
         return [p.grad.numpy() for p in other.parameters() if p.grad is not None]
 
     def compiled(self, model: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-        fast = torch.compile(model)
+        fast = torch.compile(model, backend=self.compiler)
 
         def call(x: np.ndarray) -> np.ndarray:
             with torch.no_grad():
@@ -110,7 +111,11 @@ class TorchHarness(Harness):
         return [module.training for module in model.modules()]
 
 
+# For all checks: what these compress alike is compressed once.
+HARNESS = TorchHarness()
+
+
 class TestTorch(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:
-        return TorchHarness()
+        return HARNESS

@@ -164,6 +164,25 @@ def test_the_plan_says_that_a_standardisation_is_folded_in(standardised: nn.Sequ
     assert rf.apply(standardised, plan).plan["0"].reason == reason
 
 
+def test_gains_that_are_folded_in_are_predicted_to_go(standardised: nn.Sequential) -> None:
+    for policy in (rf.Ranks(2), rf.Ratio(0.9), rf.Budget(params=0.8)):
+        small = rf.compress(standardised, policy)
+        assert small.plan["0"].method is not None
+        before, after = (
+            sum(p.numel() for p in m.parameters()) for m in (standardised, small.model)
+        )
+        assert small.plan.model_params == (before, after)
+        assert rf.plan(standardised, policy).model_params == (before, after)
+        assert rf.apply(standardised, small.plan).plan.model_params == (before, after)
+
+
+def test_a_gain_stays_with_a_layer_that_stays(standardised: nn.Sequential) -> None:
+    count = sum(p.numel() for p in standardised.parameters())
+    plan = rf.plan(standardised, rf.Ranks(2), exclude="0")
+    assert plan["0"].params == (sum(p.numel() for p in standardised[0].parameters()),) * 2
+    assert plan.model_params[0] == count
+
+
 def test_a_fresh_model_is_loaded(conv: nn.Sequential, tmp_path: Any) -> None:
     small = rf.compress(conv, rf.Ranks(2))
     small.save(tmp_path / "small")

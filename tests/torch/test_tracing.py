@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
 import rankfold as rf
@@ -275,3 +276,103 @@ def test_apply_without_inputs_keeps_the_count_of_the_plan() -> None:
     model = Two()
     plan = rf.plan(model, rf.Ranks(2), inputs=A)
     assert rf.apply(model, plan).plan.macs == plan.macs
+
+
+class Then(nn.Module):
+    """A part that gives 7 features, and a layer behind it."""
+
+    def __init__(self, part: nn.Module, run: Callable[[nn.Module, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.part, self.run = part, run
+        self.fc = nn.Linear(7, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.fc(self.run(self.part, x))
+        return y
+
+
+class Router(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(7, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight * 2)
+
+
+UNCOUNTED: dict[str, tuple[Callable[[], nn.Module], Any, tuple[int, ...], list[str]]] = {
+    "LSTM": (lambda: nn.LSTM(5, 7), lambda lstm, x: lstm(x)[0], (3, 2, 5), ["part"]),
+    "scripted": (
+        lambda: torch.jit.script(nn.Linear(5, 7)),
+        lambda linear, x: linear(x),
+        (3, 5),
+        ["part"],
+    ),
+    "fused attention": (
+        lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        lambda attention, x: attention(x, x, x, need_weights=False)[0][..., :7],
+        (3, 2, 8),
+        ["part", "part.out_proj"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCOUNTED)
+def test_what_is_not_counted_is_named(case: str) -> None:
+    make, run, shape, paths = UNCOUNTED[case]
+    plan = rf.plan(Then(make(), run).eval(), rf.Ranks(2), inputs=torch.randn(*shape))
+    assert [layer.path for layer in plan.layers if layer.macs is None] == paths
+    named = ", ".join(map(repr, paths))
+    assert plan.notes == (f"MACs are those of the other layers: not counted are those of {named}",)
+
+
+def test_of_many_layers_that_are_not_counted_a_few_are_named() -> None:
+    model = nn.Sequential(*(torch.jit.script(nn.Linear(5, 5)) for _ in range(5)), nn.Linear(5, 6))
+    (note,) = rf.plan(model, rf.Ranks(2), inputs=torch.randn(3, 5)).notes
+    assert note.endswith("those of '0', '1', '2' and 2 more")
+
+
+COUNTED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, int]]] = {
+    "matrix that is masked": (Router, lambda router, x: router(x), {"part": 3 * 5 * 7}),
+    "cell": (
+        lambda: nn.LSTMCell(5, 7),
+        lambda cell, x: cell(x)[0],
+        {"part": 3 * (5 + 7) * 4 * 7},
+    ),
+    "weight read from outside": (
+        lambda: nn.Linear(5, 7),
+        lambda linear, x: x @ linear.weight.T,
+        {"part": 3 * 5 * 7},
+    ),
+    "attention step by step": (
+        lambda: nn.MultiheadAttention(7, 1),
+        lambda attention, x: attention(*(F.pad(x, (0, 2)),) * 3)[0],
+        {"part": 3 * 7 * 21, "part.out_proj": 3 * 7 * 7},
+    ),
+    "table that is added": (
+        lambda: AddsTable(),
+        lambda part, x: part(x),
+        {"part": 0, "part.fc": 3 * 5 * 7},
+    ),
+}
+
+
+class AddsTable(nn.Module):
+    """A matrix that multiplies nothing beside a layer and a product of activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3, 7))
+        self.fc = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.stack([self.fc(x) + self.table] * 2)
+        return ((y @ y.mT).softmax(-1) @ y)[0]
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_operations_by_the_matrix_of_a_layer_that_stays_are_counted(case: str) -> None:
+    make, run, macs = COUNTED[case]
+    plan = rf.plan(Then(make(), run), rf.Ranks(2), inputs=torch.randn(3, 5))
+    assert {path: plan[path].macs[0] for path in macs} == macs
+    assert plan.notes == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -112,10 +112,11 @@ class _Totals:
         )
 
 
+@dataclass(eq=False)
 class _Pass:
     """Forward and backward pass for batches of one kind, compiled.
 
-    Args:
+    Attributes:
         flow: the model.
         program: for inputs of the kind.
         batch: one of them, whole.
@@ -123,36 +124,25 @@ class _Pass:
         layers: the layers.
         examples: in all batches.
         index: of the first batch of the kind.
-
-    Attributes:
         order: the layers that run, in the order of their first calls.
     """
 
-    def __init__(
-        self,
-        flow: PureModel,
-        program: TracedModel,
-        batch: Inputs,
-        calibration: Calibration,
-        layers: Mapping[str, Op],
-        examples: int,
-        index: int,
-    ) -> None:
-        self._flow = flow
-        self._program = program
-        self._signature = batch.signature
-        self._calibration = calibration
-        self._layers = layers
-        self._examples = examples
-        self._draws = draws(calibration, examples)
+    flow: PureModel
+    program: TracedModel
+    batch: Inputs
+    calibration: Calibration
+    layers: Mapping[str, Op]
+    examples: int
+    index: int
+    order: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._draws = draws(self.calibration, self.examples)
         self._compiled = jax.jit(self._gathered)
-        self._batch = batch
-        self._index = index
-        self.order: list[str] = []
 
     def serves(self, program: TracedModel, batch: Inputs) -> bool:
         """True if this is the pass for such a batch."""
-        return program is self._program and batch.signature == self._signature
+        return program is self.program and batch.signature == self.batch.signature
 
     def __call__(
         self, arrays: Sequence[Any], batch: Inputs, key: jax.Array, index: int
@@ -160,7 +150,7 @@ class _Pass:
         """Return the sums of the layers over a batch, and those of their gradients."""
         try:
             sums: tuple[Sums, dict[str, jax.Array]] = self._compiled(
-                self._flow.values, list(arrays), batch.arrays, key
+                self.flow.values, list(arrays), batch.arrays, key
             )
             jax.block_until_ready(sums)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
         except RankfoldError:
@@ -180,10 +170,10 @@ class _Pass:
     def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
         # Which positions are sampled does not depend on how often labels are drawn.
         positions, labels = jax.random.split(key)
-        closed = self._program.closed
+        closed = self.program.closed
 
         def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
-            gatherer = Gatherer(self._flow.slots, self._layers, self._examples, positions, taps)
+            gatherer = Gatherer(self.flow.slots, self.layers, self.examples, positions, taps)
             outputs, sums = gatherer.run(closed, [*values, *arrays])
             # Set while this is traced: the order of the layers is static.
             self.order = list(gatherer.order)
@@ -192,7 +182,7 @@ class _Pass:
         # The gradients of these zeros are the moments: each layer's output passes through a tap
         # whose backward pass adds up the second moment of what comes through. So the sums over all
         # calls are made by the backward pass itself, and no gradient is kept.
-        zeros = {path: empty_moment_tap(op) for path, op in self._layers.items()}
+        zeros = {path: empty_moment_tap(op) for path, op in self.layers.items()}
         outputs, back, sums = jax.vjp(forward, zeros, has_aux=True)
 
         def once(key: jax.Array) -> Any:
@@ -210,13 +200,13 @@ class _Pass:
         return sums, jax.lax.scan(again, zeros, jax.random.split(labels, self._draws))[0]
 
     def _loss(self, outputs: list[Any], batch: Any, key: jax.Array) -> jax.Array:
-        whole = self._program.rebuilt(outputs)
-        count = self._program.inputs.examples
-        if isinstance(self._calibration.loss, str):
-            return losses.drawn(self._calibration.loss, whole, count, key)
+        whole = self.program.rebuilt(outputs)
+        count = self.program.inputs.examples
+        if isinstance(self.calibration.loss, str):
+            return losses.drawn(self.calibration.loss, whole, count, key)
         # The user's loss gets the batch as it came, with traced arrays in place.
-        ((traced,), _) = self._batch.whole(batch)
-        return losses.loss_of(self._calibration, self._index, whole, traced) * count
+        ((traced,), _) = self.batch.whole(batch)
+        return losses.loss_of(self.calibration, self.index, whole, traced) * count
 
 
 def _any(taps: Mapping[str, jax.Array]) -> bool:

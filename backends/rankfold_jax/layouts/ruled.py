@@ -7,9 +7,11 @@ is found by reading the layer with its places for numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rankfold.errors import Refused
@@ -66,6 +68,20 @@ class RuledForm:
         """Run all rows, or all of a batch, at once."""
         y: Array = call(x[None])[0]
         return y
+
+
+def dtype_of(arrays: Iterable[Any]) -> Any:
+    """Return the dtype of the largest array of floating-point numbers.
+
+    Raises:
+        Refused: there is none.
+    """
+    # Nested parameters, those of submodules, have no dtype and are passed over.
+    floats = [a for a in arrays if jnp.issubdtype(getattr(a, "dtype", int), jnp.floating)]
+    if not floats:
+        raise Refused("it has no parameters of floating-point numbers")
+    # The kernel, most likely: biases and scales may be in another dtype.
+    return max(floats, key=lambda array: array.size).dtype
 
 
 def stages(chain: Chain) -> tuple[Stage, ...]:

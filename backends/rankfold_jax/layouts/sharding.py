@@ -82,7 +82,18 @@ def _divisible(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding
     return sharding
 
 
+def wide(x: Any) -> Any:
+    """Return an array of floating-point numbers in float64, any other as it is."""
+    floating = jax.numpy.issubdtype(x.dtype, jax.numpy.floating)
+    return np.asarray(x).astype(np.float64) if floating else x
+
+
 def to_numpy(array: Any) -> Array:
-    """Return an array's numbers; float16 and bfloat16 come as float32, in which they are exact."""
+    """Return an array's numbers, and zeros for one that has only a shape.
+
+    Float16 and bfloat16 come as float32, in which they are exact.
+    """
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return np.zeros(array.shape, np.float32)
     host: Array = np.asarray(array)
     return host if host.dtype in (np.float32, np.float64) else host.astype(np.float32)

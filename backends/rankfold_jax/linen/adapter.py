@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path as File
 from typing import Any
@@ -17,6 +17,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import told
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
+from rankfold.ops import params as op_params
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import PureModel
@@ -24,15 +25,13 @@ from rankfold_jax.layouts.chain_reader import FOREIGN, checked, stage_op
 from rankfold_jax.layouts.dense import EmbedForm
 from rankfold_jax.layouts.extents import seen_axes
 from rankfold_jax.layouts.parameter_index import ParameterIndex
-from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
+from rankfold_jax.linen.chain_run import run_chain
 from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
     geometry,
-    in_double,
-    make,
     unboxed,
 )
 from rankfold_jax.linen.params import (
@@ -40,7 +39,6 @@ from rankfold_jax.linen.params import (
     Refilled,
     boxed,
     check_array,
-    double,
     nodes,
     numbers_of,
     params_of,
@@ -51,7 +49,6 @@ from rankfold_jax.linen.pure_function import check_bound, flow
 from rankfold_jax.linen.rules import RuledLayer
 from rankfold_jax.linen.tracing import Recorded, Recording, applied, is_matrix, leaves
 from rankfold_jax.state_io import load_arrays, save_arrays
-from rankfold_jax.versions import thread_state
 
 
 class LinenAdapter(FlaxAdapter[nn.Module]):
@@ -67,10 +64,6 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def parts(self, model: nn.Module) -> Iterable[object]:
         """Return the model alone: it is immutable."""
         return (model,)
-
-    def thread_state(self) -> Callable[[], object]:
-        """Return a function that puts the state of JAX's caches back as it is now."""
-        return thread_state()
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
         """Return classes by path of modules with a matrix: those called, in order, then others."""
@@ -95,6 +88,11 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
     def size(self, model: nn.Module) -> int:
         """Return the number of parameters."""
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params_of(model)))
+
+    def parameters(self, model: nn.Module, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into its weight included."""
+        ruled = self._ruled(model, path)
+        return op_params(op) if ruled is None else ruled.size
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """Return no further paths: a shared module has one path."""
@@ -200,43 +198,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
 
     def run(self, module: Built, x: Array) -> Array:
         """Return the output of a chain, computed in float64."""
-        # Each stage runs as a module of its own; none of the model is needed.
-        form = module.layer.form
-        if module.ruled is not None:
-            with jax.enable_x64(True):
-                return module.ruled.run(module.specs, module.params, x)
-        assert not isinstance(form, Refused)
-        with jax.enable_x64(True):
-            layers = [in_double(make(spec, module.layer.module, None)) for spec in module.specs]
-            params = [
-                {
-                    # A boolean for an index: stack 0 is the kernel's, 1 the bias's.
-                    key: module.stacks[key == "bias"].to_front(double(value))
-                    for key, value in named.items()
-                }
-                for named in module.params.values()
-            ]
-
-            @jax.jit  # one compilation in place of one for each operation of each stage
-            def once(params: list[dict[str, Any]], y: Any) -> Any:
-                for layer, named in zip(layers, params, strict=True):
-                    y = layer.apply({"params": named}, y)
-                return y
-
-            # Layers of a stack are applied one by one, to their parts of the input.
-            def call(stacked: Array) -> Array:
-                return np.stack(
-                    [
-                        np.asarray(once([{k: v[index] for k, v in p.items()} for p in params], x))
-                        for index, x in enumerate(stacked)
-                    ]
-                )
-
-            return form.run(call, x, module.stacks[0].count)
-
-    def precision(self, model: nn.Module, path: str) -> float:
-        """Return the machine epsilon of the layer's parameters."""
-        return epsilon(self._dtype(model, path))
+        return run_chain(module, x)
 
     def replace(
         self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool

@@ -72,10 +72,7 @@ def check_array(name: str, value: Any) -> None:
 
 def numbers_of(value: Any) -> Array:
     """Return the numbers of a parameter; zeros for one that has only a shape."""
-    array = unboxed(value)
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return np.zeros(array.shape, np.float32)
-    return to_numpy(array)
+    return to_numpy(unboxed(value))
 
 
 def double(value: Any) -> Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.parameter_index import ParameterIndex
-from rankfold_jax.layouts.sharding import to_numpy
+from rankfold_jax.layouts.sharding import to_numpy, wide
 from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.linen.layers import KINDS, StageSpec, in_double, make, raw, unboxed
 
@@ -102,7 +103,7 @@ class RuledLayer:
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return self._read(values)
         # A rule may compute with the arrays, which it cannot do with shapes.
-        op = self._read(jax.tree.map(_numbers_of, values))
+        op = self._read(jax.tree.map(to_numpy, values))
         return with_weight(op, blank(*op.weight.shape))
 
     def build(self, chain: Chain) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
@@ -133,7 +134,7 @@ class RuledLayer:
     def run(self, specs: Sequence[StageSpec], params: Mapping[str, Any], x: Array) -> Array:
         """Return the output of what stands in the layer's place, in float64."""
         layers = [in_double(make(spec, self._module, None)) for spec in specs]
-        double = jax.tree.map(_wide, {name: params[f"lr{i}"] for i, name in enumerate(params)})
+        double = jax.tree.map(wide, {name: params[f"lr{i}"] for i, name in enumerate(params)})
 
         def call(x: Array) -> Array:
             y: Any = jnp.asarray(x)
@@ -159,19 +160,11 @@ class RuledLayer:
             numbers[kernel].shape,
             () if bias is None else numbers[bias].shape,
         )
-        # A rule reads one layer, so that there is no stack.
-        slot = ParameterIndex(form, places[kernel], form.kernel_shape, StackedAxes())
+        stack = StackedAxes()  # none: a rule reads one layer
+        slot = ParameterIndex(form, places[kernel], form.kernel_shape, stack)
         if bias is None:
             return slot
-        return ParameterIndex(
-            form,
-            places[kernel],
-            form.kernel_shape,
-            StackedAxes(),
-            places[bias],
-            form.bias_shape,
-            StackedAxes(),
-        )
+        return replace(slot, bias=places[bias], bias_shape=form.bias_shape, bias_stack=stack)
 
     def refilled(self, op: Op) -> dict[str, Any]:
         """Return the layer's parameters with the numbers of an op in them, boxed as they were.
@@ -198,25 +191,25 @@ class RuledLayer:
         return self._module.bind({"params": {n: unboxed(v) for n, v in self._node.items()}})
 
     @property
+    def size(self) -> int:
+        """Number of its parameters."""
+        return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self._node))
+
+    @property
     def dtype(self) -> Any:
         """Dtype of the largest parameter of the layer.
 
         Raises:
             Refused: it has none of floating-point numbers.
         """
-        arrays = [unboxed(value) for value in self._node.values()]
-        # Nested parameters, those of submodules, have no dtype and are passed over.
-        floats = [a for a in arrays if jnp.issubdtype(getattr(a, "dtype", int), jnp.floating)]
-        if not floats:
-            raise Refused("it has no parameters of floating-point numbers")
-        return max(floats, key=lambda array: array.size).dtype
+        return ruled.dtype_of(unboxed(value) for value in self._node.values())
 
     def _read(self, params: Mapping[str, Any]) -> Op:
         return read_by(self._rule, self._module.bind({"params": dict(params)}))
 
     def _numbers(self) -> dict[str, Array]:
         return {
-            name: _numbers_of(unboxed(value))
+            name: to_numpy(unboxed(value))
             for name, value in self._node.items()
             if not isinstance(value, Mapping)
         }
@@ -233,14 +226,3 @@ class RuledLayer:
         if bias is not None and added is not None:
             changed[bias] = added
         return self._read(changed)
-
-
-def _numbers_of(array: Any) -> Array:
-    """Return the numbers of an array; zeros for one that has only a shape."""
-    if isinstance(array, jax.ShapeDtypeStruct):
-        return np.zeros(array.shape, np.float32)
-    return to_numpy(array)
-
-
-def _wide(x: Any) -> Any:
-    return np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x

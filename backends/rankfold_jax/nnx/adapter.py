@@ -13,13 +13,12 @@ from flax import nnx
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Op, blank, with_weight
+from rankfold.ops import Chain, Op, blank, params, with_weight
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
-from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import layers, rules, tracing
 from rankfold_jax.nnx import low_rank_sequential as compressed
@@ -30,7 +29,6 @@ from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.pure_function import flow, held_in, slot_of
 from rankfold_jax.nnx.refusals import ModuleUsage, check_class, check_state
 from rankfold_jax.state_io import load_arrays, save_arrays
-from rankfold_jax.versions import thread_state
 
 T = TypeVar("T")
 
@@ -54,10 +52,6 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         """Return the modules and Variables."""
         return nodes(model)
 
-    def thread_state(self) -> Callable[[], object]:
-        """Return a function that puts the state of JAX's caches back as it is now."""
-        return thread_state()
-
     def layers(self, model: nnx.Module) -> Mapping[str, str]:
         """Return the classes of stock layers and of other modules with a matrix, by path."""
         holder = tracing.array_holders(model)
@@ -66,6 +60,11 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def size(self, model: nnx.Module) -> int:
         """Return the number of parameters (`nnx.Param`), shared ones counted once."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    def parameters(self, model: nnx.Module, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into its weight included."""
+        module = self._modules(model)[path]
+        return params(op) if rules.rule_of(module) is None else self.size(module)
 
     def aliases(self, model: nnx.Module, path: str) -> tuple[str, ...]:
         """Return the further paths of a module that stands in several places."""
@@ -137,10 +136,6 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         """Return the output of a built module, computed in float64."""
         with jax.enable_x64(True):
             return self._built[id(module)][1](x)
-
-    def precision(self, model: nnx.Module, path: str) -> float:
-        """Return the machine epsilon of the layer's parameters."""
-        return epsilon(self._dtype(model, path))
 
     def replace(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool

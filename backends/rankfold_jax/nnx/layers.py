@@ -19,7 +19,7 @@ from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.base import LayerLayout, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.layouts.sharding import Axes, to_numpy
+from rankfold_jax.layouts.sharding import Axes, to_numpy, wide
 from rankfold_jax.layouts.stacks import ObservedAxes, StackedAxes, find_stacks
 from rankfold_jax.layouts.stock_layers import arguments, conv_form
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
@@ -68,10 +68,7 @@ def held(module: Any, seen: ObservedAxes) -> NNXLayer:
 
 def numbers(variable: nnx.Variable[Any]) -> Array:
     """Return the numbers of a Variable; zeros for one that has only a shape."""
-    value = variable.get_raw_value()
-    if isinstance(value, jax.ShapeDtypeStruct):
-        return np.zeros(value.shape, np.float32)
-    return to_numpy(value)
+    return to_numpy(variable.get_raw_value())
 
 
 def form_of(module: Any) -> LayerLayout:
@@ -224,13 +221,8 @@ def in_double(module: T) -> T:
                 if hasattr(layer, name):
                     setattr(layer, name, None)
             layer.param_dtype = jnp.float64  # type: ignore[attr-defined]  # all of KINDS have it
-    wide = jax.tree.map(_wide, nnx.state(double, nnx.Param))
-    nnx.update(double, wide)
+    nnx.update(double, jax.tree.map(wide, nnx.state(double, nnx.Param)))
     return double
-
-
-def _wide(x: Any) -> Any:
-    return np.asarray(x).astype(np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Array]:

@@ -126,11 +126,7 @@ def dtype_of(module: nnx.Module) -> Any:
     Raises:
         Refused: it has none of floating-point numbers.
     """
-    values = [variable.get_raw_value() for variable in _params(module).values()]
-    if not values:
-        raise Refused("it has no parameters of floating-point numbers")
-    # The kernel, most likely: biases and scales may be in another dtype.
-    return max(values, key=lambda value: value.size).dtype
+    return ruled.dtype_of(variable.get_raw_value() for variable in _params(module).values())
 
 
 def _params(module: nnx.Module) -> dict[str, nnx.Variable[Any]]:

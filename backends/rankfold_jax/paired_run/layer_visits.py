@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -42,42 +42,34 @@ class Batch:
     arrays: Sequence[Any]
 
 
+@dataclass(eq=False)
 class LayerVisits:
     """Decides on layers and keeps what came of it.
 
-    Args:
+    Attributes:
         slots: of the layers, by path.
         values: the model's arrays.
         layers: the layers.
         visit: gives the chain of a layer.
         rng: draws the sample of positions.
         examples: in all batches.
-
-    Attributes:
         new: by their place, the model's arrays that are others in the compressed one.
         errors: of the layers in whose place a chain is measured.
     """
 
-    def __init__(
-        self,
-        slots: Mapping[str, ParameterIndex],
-        values: Sequence[Any],
-        layers: Mapping[str, Op],
-        visit: LayerVisitor,
-        rng: np.random.Generator,
-        examples: int,
-    ) -> None:
-        self._slots = slots
-        self._values = values
-        self._layers = layers
-        self._visit = visit
-        self._rng = rng
-        self._examples = examples
-        self._open = {path: np.ones(op.groups, bool) for path, op in layers.items()}
+    slots: Mapping[str, ParameterIndex]
+    values: Sequence[Any]
+    layers: Mapping[str, Op]
+    visit: LayerVisitor
+    rng: np.random.Generator
+    examples: int
+    new: dict[int, jax.Array] = field(default_factory=dict, init=False)
+    errors: dict[str, RelativeDistance] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._open = {path: np.ones(op.groups, bool) for path, op in self.layers.items()}
         self._biases: dict[str, tuple[Array, Array]] = {}
         self._filled: dict[int, Array] = {}
-        self.new: dict[int, jax.Array] = {}
-        self.errors: dict[str, RelativeDistance] = {}
 
     def decide(self, path: str) -> None:
         """Decides on what is left of a layer, without sums over its inputs."""
@@ -113,7 +105,7 @@ class LayerVisits:
 
     def _whole_layers(self, path: str, groups: Ints) -> bool:
         """Whether groups are all those of some of the layers of a stack."""
-        each = len(self._open[path]) // self._slots[path].stack.count
+        each = len(self._open[path]) // self.slots[path].stack.count
         starts = groups[::each] // each * each
         return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
 
@@ -121,35 +113,35 @@ class LayerVisits:
         self, path: str, fit: RegressionSums | None, held: RegressionSums | None, groups: Ints
     ) -> None:
         """Asks for the chain of groups of a layer and puts what it stands for in its place."""
-        op, slot = self._layers[path], self._slots[path]
+        op, slot = self.layers[path], self.slots[path]
         self._open[path][groups] = False
         if len(groups) == op.groups:
-            chain = self._visit(path, fit, held)
+            chain = self.visit(path, fit, held)
         else:
             op = of_groups(op, groups.tolist(), op.groups)
-            chain = self._visit(path, fit, held, groups.tolist())
+            chain = self.visit(path, fit, held, groups.tolist())
         if chain[0] is not op:
             self._put(path, op, chain, groups)
         if chain[0] is op or slot.kernel in self.new:
-            whole = self._layers[path]
+            whole = self.layers[path]
             old = _spread(whole, whole.bias)
             _, new = self._biases.setdefault(path, (old, old.copy()))
             new[groups] = _spread(op, chain[-1].bias)
 
     def _put(self, path: str, op: Op, chain: Chain, groups: Ints) -> None:
-        slot = self._slots[path]
+        slot = self.slots[path]
         leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
         try:
             dense = self._standing_for(slot, op, chain, len(groups))
             for leaf in leaves:
                 if leaf not in self._filled:
-                    self._filled[leaf] = np.array(self._values[leaf], order="C")
+                    self._filled[leaf] = np.array(self.values[leaf], order="C")
             kernel, *bias = (self._filled[leaf] for leaf in leaves)
             slot.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
         except (Refused, RankfoldError):
             return
         for leaf in leaves:
-            self.new[leaf] = _like(self._filled[leaf], self._values[leaf])
+            self.new[leaf] = _like(self._filled[leaf], self.values[leaf])
             if not self._open[path].any():
                 del self._filled[leaf]
 
@@ -179,20 +171,20 @@ class LayerVisits:
         batches: Sequence[Batch],
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
-        op = self._layers[path]
+        op = self.layers[path]
         if isinstance(op, Embedding) or input_form(op) != "patches":
             return None, None
         fit, validation = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
             view = site.view
-            wanted = sampled(view, op, self._examples, 1)
+            wanted = sampled(view, op, self.examples, 1)
             chosen = None
             if wanted is not None:
-                chance = self._rng.random((view.images, view.positions), dtype=np.float32)
+                chance = self.rng.random((view.images, view.positions), dtype=np.float32)
                 chosen = np.argpartition(chance, wanted, axis=1)[:, :wanted]
             images = np.arange(view.images)
             number = batch.first + images * batch.examples // max(1, view.images)
-            kept = is_held_out(number, self._examples)
+            kept = is_held_out(number, self.examples)
             bias = _spread(op, op.bias)[site.layout.groups]
             terms = joint_terms(site, x, y, bias, chosen, kept)
             each = view.positions if wanted is None else wanted

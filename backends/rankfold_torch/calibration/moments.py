@@ -16,9 +16,15 @@ from rankfold.calibration.accumulators import (
     input_not_finite,
     moment_not_finite,
 )
+from rankfold.calibration.array_store import ArrayStore
 from rankfold.calibration.batches import Calibration, examples
 from rankfold.calibration.losses import draws, failure
-from rankfold.calibration.moments import LayerMoments, full_gradients, input_form
+from rankfold.calibration.moments import (
+    LayerMoments,
+    StoredMoments,
+    full_gradients,
+    input_form,
+)
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.ops import Embedding, Linear, Op
@@ -26,24 +32,45 @@ from rankfold.progress import Advance
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
-from rankfold_torch.calibration.sums import Sum, product, working
+from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
+from rankfold_torch.calibration.sums import TensorSum, product, squares, working
 from rankfold_torch.temporary_changes import Hook, hooked, parameters_kept, unchanged
 
 
-@settled
 def moments(
     model: nn.Module,
     calibration: Calibration,
     layers: Mapping[str, Op],
     rng: np.random.Generator,
     advance: Advance,
-) -> dict[str, LayerMoments]:
+) -> Mapping[str, LayerMoments]:
     """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`."""
+    state = rng.bit_generator.state
+    gathered = _gathered(model, calibration, layers, rng, advance, SharedInputs())
+    if gathered is None:
+        # Two layers had an input in common and later did not. With the same draws once more.
+        rng.bit_generator.state = state
+        gathered = _gathered(model, calibration, layers, rng, lambda item: None, None)
+        assert gathered is not None
+    return gathered
+
+
+@settled
+def _gathered(
+    model: nn.Module,
+    calibration: Calibration,
+    layers: Mapping[str, Op],
+    rng: np.random.Generator,
+    advance: Advance,
+    shared: SharedInputs | None,
+) -> Mapping[str, LayerMoments] | None:
+    """Return the moments of layers, or None where shared inputs turn out not to be shared."""
     counts = [examples(inputs) for inputs in calibration.inputs]
     often = draws(calibration, sum(counts))
     generators = losses.Generators(rng)
-    gathering = _Gathering(sum(counts), rng)
-    sums = {path: _Layer(path, op) for path, op in layers.items()}
+    gathering = _Gathering(sum(counts), rng, shared)
+    store = ArrayStore()
+    sums = {path: _Layer(path, op, store) for path, op in layers.items()}
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
         stack.enter_context(parameters_kept(model))
@@ -61,54 +88,88 @@ def moments(
         stack.enter_context(hooked(hooks))
         for index, inputs in enumerate(calibration.inputs):
             advance(f"batch {index}")
+            if shared is not None:
+                shared.begin()
             _batch(model, calibration, index, losses.cloned(inputs), often, generators, gathering)
+            if shared is not None and not shared.holds:
+                return None
+    if shared is not None and not all(shared.agrees(layer.reader) for layer in sums.values()):
+        return None
     total = sum(counts)
-    return {path: layer.moments(total, often) for path, layer in sums.items() if layer.rows}
+    run = {path: layer for path, layer in sums.items() if layer.sums.rows}
+    for layer in run.values():
+        layer.check()
+    return StoredMoments({path: partial(run[path].moments, total, often) for path in run})
 
 
 class _Gathering:
     """State that the hooks of all layers share."""
 
-    def __init__(self, examples: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, examples: int, rng: np.random.Generator, shared: SharedInputs | None
+    ) -> None:
         self.examples = examples
         self.rng = rng
+        self.shared = shared
         self.forward = False
         self.error: RankfoldError | None = None
+
+
+class _InputSums:
+    """Sums over the inputs of a layer, or of several that read the same.
+
+    Attributes:
+        inputs: Σ x xᵀ, in the layer's form.
+        mean: Σ x.
+        rows: how many x.
+        positions: at how many positions the layer is used.
+    """
+
+    def __init__(self, store: ArrayStore) -> None:
+        self.inputs, self.mean = TensorSum(store), TensorSum(store)
+        self.rows = self.positions = 0
 
 
 class _Layer:
     """Sums of one layer."""
 
-    def __init__(self, path: str, op: Op) -> None:
+    def __init__(self, path: str, op: Op, store: ArrayStore) -> None:
         self.path = path
         self.op = op
         self.form = input_form(op)
         self.full = full_gradients(op)
-        self.inputs, self.mean, self.grads = Sum(), Sum(), Sum()
-        self.rows = 0
-        self.positions = 0
+        self.reader = InputReader(_InputSums(store), kind_of(op))
+        self.grads = TensorSum(store)
+
+    @property
+    def sums(self) -> _InputSums:
+        """Sums over its inputs, which may be those of another layer."""
+        return self.reader.sums
 
     @torch.no_grad()
     def add(self, x: torch.Tensor, gathering: _Gathering) -> None:
         """Add the input of one call."""
-        op = self.op
+        op, sums = self.op, self.reader.separate
         if isinstance(op, Embedding):
             # The second moment of one-hot rows is diagonal: how often each row of the table is
             # looked up. The mean is the same.
             counts = torch.bincount(x.detach().reshape(-1).long(), minlength=len(op.weight))
-            self.inputs.add(counts[None].double())
-            self.mean.add(counts[None].double())
-            self.rows += x.numel()
-            self.positions += x.numel()
+            sums.inputs.add(counts[None].double())
+            sums.mean.add(counts[None].double())
+            sums.rows += x.numel()
+            sums.positions += x.numel()
             return
-        if not torch.isfinite(x).all():
-            raise input_not_finite(self.path)
         # In the form "channels" every tap of a position is a row of its own, over the channels of a
         # group: the kernel is too large for a moment of whole patches.
         taps = 1 if isinstance(op, Linear) or self.form == "patches" else op.weight[0, 0].size
         # Inputs are sampled, gradients below are not: a row of a convolution is as large as its
         # kernel, a gradient only as large as the channels.
         drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)
+        shared, whole = gathering.shared, drawn.chosen is None
+        if shared is not None and shared.covers(self.reader, x, whole=whole):
+            return
+        if not torch.isfinite(x).all():
+            raise input_not_finite(self.path)
         taken = patches.Inputs(op, x, drawn)
         for chunk in patches.chunks(op, drawn):
             rows = taken.take(chunk)
@@ -116,13 +177,11 @@ class _Layer:
                 # A row has its channels first and then the taps.
                 split = rows.reshape(len(rows), op.groups, -1, taps)
                 rows = split.permute(0, 3, 1, 2).reshape(-1, op.groups, split.shape[2])
-            self.inputs.add(
-                rows.square().sum(0) if self.form == "diagonal" else product(rows, rows)
-            )
-            self.mean.add(rows.sum(0))
-            self.rows += len(rows)
+            sums.inputs.add(squares(rows) if self.form == "diagonal" else product(rows, rows))
+            sums.mean.add(rows.sum(0))
+            sums.rows += len(rows)
         # Gradients are of all positions, and are divided by these.
-        self.positions += drawn.images * drawn.positions
+        sums.positions += drawn.images * drawn.positions
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add the gradient at the output of one call."""
@@ -132,21 +191,28 @@ class _Layer:
         else:
             rows = patches.every_output(op, gradient)
         rows = working(rows)
-        self.grads.add(product(rows, rows) if self.full else rows.square().sum(0))
+        self.grads.add(product(rows, rows) if self.full else squares(rows))
+
+    def check(self) -> None:
+        """Check that the sums are finite.
+
+        Raises:
+            RankfoldError: they are not.
+        """
+        for what, total in (("inputs", self.sums.inputs), ("gradients", self.grads)):
+            if not total.is_finite:
+                raise moment_not_finite(self.path, what, "the data or the loss")
 
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
-        # None where nothing came back: the loss does not depend on the layer.
-        grads = None if self.grads.empty else self.grads.over(self.positions * draws)
-        for what, values in (("inputs", self.inputs.over(1.0)), ("gradients", grads)):
-            if values is not None and not np.isfinite(values).all():
-                raise moment_not_finite(self.path, what, "the data or the loss")
+        sums = self.sums
         return LayerMoments(
-            self.inputs.over(self.rows),
-            self.mean.over(self.rows),
-            grads,
+            sums.inputs.over(sums.rows),
+            sums.mean.over(sums.rows),
+            # None where nothing came back: the loss does not depend on the layer.
+            None if self.grads.empty else self.grads.over(sums.positions * draws),
             samples=examples,
-            positions_per_example=self.positions / examples,
+            positions_per_example=sums.positions / examples,
         )
 
 
@@ -179,10 +245,13 @@ def _backward(gathering: _Gathering, layer: _Layer, gradient: torch.Tensor) -> N
     # after the pass. The first layer met on the way back is the nearest to the loss.
     if gathering.error is not None:
         return
-    if torch.isfinite(gradient).all():
-        layer.add_gradient(gradient)
+    if not torch.isfinite(gradient).all():
+        gathering.error = gradient_not_finite(layer.path)
         return
-    gathering.error = gradient_not_finite(layer.path)
+    try:
+        layer.add_gradient(gradient)
+    except RankfoldError as error:  # the temporary file is full
+        gathering.error = error
 
 
 def _batch(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from rankfold.calibration.accumulators import RelativeDistance, regression_sums
+from rankfold.calibration.array_store import ArrayStore, StoredSum
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 
 _LARGE = 1024
+# Of the columns of a wide square: with k of them, 1/2 + 1/2k of the products are made.
+_BLOCKS = 5
+# Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.
+_SQUARES = 2**22
 
 
 class Sum:
@@ -19,9 +25,7 @@ class Sum:
 
     def add(self, term: torch.Tensor) -> None:
         """Add a tensor."""
-        # In float64 the moments of a wide layer would take twice the memory.
-        dtype = torch.float64 if term.shape[-1] <= _LARGE else torch.float32
-        term = term.detach().to("cpu").to(dtype)
+        term = term.detach().to("cpu").to(_dtype_of_sum(term))
         self._total = term if self._total is None else self._total.add_(term)
 
     @property
@@ -36,19 +40,69 @@ class Sum:
         return array
 
 
+class TensorSum:
+    """Sum as `Sum` is, in a store.
+
+    Args:
+        store: keeps it.
+    """
+
+    def __init__(self, store: ArrayStore) -> None:
+        self._sum = StoredSum(store)
+
+    def add(self, term: torch.Tensor) -> None:
+        """Add a tensor."""
+        # The precision is converted where it is added, without a copy of a large term.
+        dtype = np.float64 if _dtype_of_sum(term) == torch.float64 else np.float32
+        self._sum.add(term.detach().to("cpu").numpy(), dtype)
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing was added."""
+        return self._sum.empty
+
+    @property
+    def is_finite(self) -> bool:
+        """True if all values are finite."""
+        return self._sum.is_finite
+
+    def over(self, count: float) -> Array:
+        """Return the sum over a number, read anew each time."""
+        return self._sum.over(count)
+
+
 class OutputSums:
-    """Sums of a `RegressionSums`, added up chunk by chunk."""
+    """Sums of a `RegressionSums`; rows are held until there are enough for a large product."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._held_rows = 0
         self.count = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
         """Add rows (rows, groups, d) of inputs and (rows, groups, out/groups) of outputs."""
         if not len(x):
             return
-        y = y.to(x)
         self.count += len(x)
+        self._held.append((x, y.to(x)))
+        self._held_rows += len(x)
+        # As many rows as columns: then the product costs as much as adding it up, or more.
+        if self._held_rows >= x.shape[2]:
+            self._add_held()
+
+    def regression_sums(self) -> RegressionSums | None:
+        """Return the sums so far; None where there are none, or where they are not finite."""
+        if self._held:
+            self._add_held()
+        if not self.count:
+            return None
+        sums = {name: total.over(1.0) for name, total in self._sums.items()}
+        return regression_sums(sums, self.count)
+
+    def _add_held(self) -> None:
+        x, y = (torch.cat(rows) for rows in zip(*self._held, strict=True))
+        self._held, self._held_rows = [], 0
         for name, term in (
             ("xx", product(x, x)),
             ("yx", product(y, x)),
@@ -57,13 +111,6 @@ class OutputSums:
             ("y", y.sum(0)),
         ):
             self._sums[name].add(term)
-
-    def regression_sums(self) -> RegressionSums | None:
-        """Return the sums so far; None where there are none, or where they are not finite."""
-        if not self.count:
-            return None
-        sums = {name: total.over(1.0) for name, total in self._sums.items()}
-        return regression_sums(sums, self.count)
 
 
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:
@@ -80,9 +127,37 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     # Hooks run within the autocast of the model, which would multiply in half precision.
     with torch.no_grad(), torch.autocast(a.device.type, enabled=False):
         # One plain product is faster than a batch of one.
-        if a.shape[1] == 1:
-            return (a[:, 0].T @ b[:, 0])[None]
-        return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
+        if a.shape[1] > 1:
+            return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
+        if a is b and a.shape[2] > _LARGE:
+            return _square(a[:, 0])[None]
+        return (a[:, 0].T @ b[:, 0])[None]
+
+
+def _square(rows: torch.Tensor) -> torch.Tensor:
+    """Return Σ x xᵀ over rows (rows, d): the lower blocks alone are products."""
+    size = rows.shape[1]
+    total = rows.new_empty(size, size)
+    step = -(-size // _BLOCKS)
+    for start in range(0, size, step):
+        block = slice(start, start + step)
+        total[block, : start + step] = rows[:, block].T @ rows[:, : start + step]
+        total[:start, block] = total[block, :start].T
+    return total
+
+
+def squares(rows: torch.Tensor) -> torch.Tensor:
+    """Return Σ a² over rows: (groups, a) of (rows, groups, a)."""
+    step = max(1, _SQUARES // max(1, rows[0].numel()))
+    total = rows[:step].square().sum(0)
+    for start in range(step, len(rows), step):
+        total += rows[start : start + step].square().sum(0)
+    return total
+
+
+def _dtype_of_sum(term: torch.Tensor) -> torch.dtype:
+    # In float64 the moments of a wide layer would take twice the memory.
+    return torch.float64 if term.shape[-1] <= _LARGE else torch.float32
 
 
 def working(x: torch.Tensor) -> torch.Tensor:

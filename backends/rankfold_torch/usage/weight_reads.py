@@ -28,6 +28,13 @@ from rankfold_torch.usage.shared_memory import overlap, storage
 
 _VECTORS = {torch.ops.aten.mv: 0, torch.ops.aten.addmv: 1, torch.ops.aten.dot: 0}
 """Products that PyTorch's own table lacks: which argument has an element per product."""
+_OPAQUE = (
+    torch.ops.aten.mkldnn_rnn_layer,
+    torch.ops.aten._cudnn_rnn,
+    torch.ops.aten._native_multi_head_attention,
+    torch.ops.aten._transformer_encoder_layer_fwd,
+)
+"""Operations that multiply by the matrices of whole modules, which the table lacks, too."""
 _CONTAINERS = (tuple, list, set, frozenset)
 
 
@@ -39,7 +46,9 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
 
     Attributes:
         refusals: by path, why what was seen forbids replacing the layer.
-        macs: by path, the multiply-accumulates of the operations of stock layers and of subclasses.
+        macs: by path, the multiply-accumulates of the operations of stock layers and of subclasses,
+            and of all other operations by one of their or of another layer's matrices.
+        uncounted: paths of layers with operations whose multiply-accumulates are not known.
     """
 
     # Else PyTorch refuses operators such as `cond` and `flex_attention` under a mode.
@@ -49,7 +58,9 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
         super().__init__()
         self.refusals: dict[str, str] = {}
         self.macs: Counter[str] = Counter()
+        self.uncounted: set[str] = set()
         self._paths = {id(m): path for path, m in layers.items() if stock(m) is not None}
+        self._others = {id(m): path for path, m in layers.items() if stock(m) is None}
         self._layers = layers
         self._running: list[nn.Module] = []
         self._constants = {path: _constants(module) for path, module in layers.items()}
@@ -66,30 +77,70 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
     ) -> Any:
         """Note weights among the arguments of an operation, then carry it out."""
         kwargs = kwargs or {}
-        self.note((args, kwargs))
+        read = self.note((args, kwargs))
         # The mode is off while it handles an operation, so this does not come back here.
         result = func(*args, **kwargs)
-        # The innermost layer that runs has done the operation.
-        path = self._paths.get(id(self._running[-1])) if self._running else None
-        if path is not None:
-            self.macs[path] += _macs(func, args, kwargs, result)
+        self._count(read, func, args, kwargs, result)
         return result
 
-    def note(self, values: Any) -> None:
+    def _count(
+        self, read: set[str], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Count the multiply-accumulates of an operation for the layer whose they are."""
+        count = _macs(func, args, kwargs, result)
+        opaque = getattr(func, "overloadpacket", func) in _OPAQUE
+        if not (count or opaque):
+            return
+        # The innermost layer that runs has done the operation.
+        runs = id(self._running[-1]) if self._running else None
+        if runs in self._paths:
+            self.macs[self._paths[runs]] += count
+            return
+        users = set(read)
+        if runs in self._others and self._multiplies(self._others[runs], (args, kwargs)):
+            users.add(self._others[runs])
+        for path in users:
+            self.macs[path] += count
+        if opaque:
+            self.uncounted |= users
+
+    def _multiplies(self, path: str, values: Any) -> bool:
+        """Return whether an operation inside a layer that is no stock one takes its matrix.
+
+        Products of activations alone, as in attention, are no layer's.
+        """
+        weights = [weight for weight in self._tensors[path].values() if weight is not None]
+        storages = {_storage(weight) for weight in weights}
+        tensors = list(_tensors(values))
+        if any(_storage(tensor) in storages for tensor in tensors):
+            return True
+        # A matrix that is cast, masked or standardised first is in other memory than the parameter,
+        # but of its shape. Where both operands are, they are activations as large as a table that
+        # is added to them.
+        outlines = {_outline(weight) for weight in weights}
+        return [_outline(tensor) in outlines for tensor in tensors].count(True) == 1
+
+    def note(self, values: Any) -> set[str]:
         """Record the weights among values that an operation takes or a model gives.
 
         A backward pass inside the run (forces, gradients of the input) reads the weights of what
         ran before it, which was seen then.
+
+        Returns:
+            The paths of the layers that do not run themselves and whose weights are among them.
         """
+        read: set[str] = set()
         if in_backward():
-            return
+            return read
         for tensor in _tensors(values):
             for path, name, weight in self._by_storage.get(_storage(tensor), ()):
                 # One storage may hold several weights, as of a fused projection: only overlapping
                 # elements count as a read.
                 runs_itself = bool(self._running) and self._running[-1] is self._layers[path]
-                if not runs_itself and path not in self.refusals and overlap(weight, tensor):
-                    self.refusals[path] = f"its {name} is read from outside the layer"
+                if not runs_itself and path not in read and overlap(weight, tensor):
+                    self.refusals.setdefault(path, f"its {name} is read from outside the layer")
+                    read.add(path)
+        return read
 
     def enter(self, path: str, module: nn.Module) -> None:
         """Note that a layer begins to run; check that it is still what it was read as."""
@@ -143,6 +194,11 @@ def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
     formula = flop_registry.get(packet)
     # The table of PyTorch counts two operations for a multiply-accumulate.
     return 0 if formula is None else int(formula(*args, **kwargs, out_val=result)) // 2
+
+
+def _outline(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the sizes of a tensor that reshaping and transposing leave, sorted."""
+    return tuple(sorted(size for size in tensor.shape if size > 1))
 
 
 def _constants(module: nn.Module) -> dict[str, Any]:

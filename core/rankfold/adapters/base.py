@@ -36,12 +36,15 @@ class Trace:
             returns depends on that output and on no other activation, and has met no further
             weights, but biases, on its way. So reshaping, selecting, scaling, squashing and
             concatenating are all that happens to it. None where this is not known.
+        uncounted: the paths of layers that are at work in the pass, but whose
+            multiply-accumulates are known neither by `extents` nor by `macs`.
     """
 
     extents: Mapping[str, tuple[Extent, ...]]
     refusals: Mapping[str, str]
     macs: Mapping[str, int] = field(default_factory=dict)
     outputs: frozenset[str] | None = None
+    uncounted: frozenset[str] = frozenset()
 
 
 class LayerVisitor(Protocol):
@@ -65,13 +68,12 @@ class LayerVisitor(Protocol):
         """
 
 
-class Adapter(Protocol):
-    """Read layers of one framework into ops and builds layers of that framework from ops.
+class ReadsLayers(Protocol):
+    """Reads layers of a model into ops: all that a plan takes.
 
-    A model and a module are whatever the framework calls so; paths are the framework's own names,
-    joined by dots. An instance serves one call of plan, apply, compress or load. Where example
-    inputs are given `trace` is called before anything else, so that an adapter can keep what it
-    learns there.
+    A model is whatever the framework calls so; paths are the framework's own names, joined by dots.
+    An instance serves one call of plan, apply, compress or load. Where example inputs are given
+    `trace` is called before anything else, so that an adapter can keep what it learns there.
     """
 
     def layers(self, model: Any) -> Mapping[str, str]:
@@ -101,6 +103,13 @@ class Adapter(Protocol):
         Raises:
             RankfoldError: the model fails on these inputs.
         """
+
+
+class Adapter(ReadsLayers, Protocol):
+    """Reads layers of one framework into ops, and builds layers of that framework from ops.
+
+    A module is whatever the framework calls so.
+    """
 
     def build(self, model: Any, path: str, chain: Chain) -> Any:
         """Return a native module for the chain, with dtype, device, mode and so on as the layer's.
@@ -184,6 +193,20 @@ class Folding(Protocol):
 
     def folded(self, model: Any, path: str) -> str:
         """Say in words how the layer computes the op's weight; "" where it stores it."""
+
+
+@runtime_checkable
+class CountsParameters(Protocol):
+    """Optional: counts the parameters that leave the model with a layer, beside its op's, too."""
+
+    def parameters(self, model: Any, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer, those folded into a weight included.
+
+        Args:
+            model: the model.
+            path: of a layer.
+            op: as it was read.
+        """
 
 
 @runtime_checkable

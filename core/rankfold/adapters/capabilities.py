@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from rankfold.adapters.base import (
     Adapter,
     Calibrates,
     Checked,
+    CountsParameters,
     Distributed,
     Expands,
     Folding,
     NamesOutputs,
+    ReadsLayers,
     Recalling,
     Structured,
     Times,
@@ -31,12 +34,13 @@ class Capabilities:
         checked: finds layers that stay at work after they were replaced.
         distributed: reads layers in other processes.
         folding: says what is folded into a weight.
+        counts_parameters: counts those of a layer that are not of its op, too.
         structured: reads layers without values.
         recalling: takes it that a trace has run.
         names_outputs: knows outputs of a model by their names.
     """
 
-    adapter: Adapter
+    adapter: ReadsLayers
     name: str
     calibrates: Calibrates | None
     times: Times | None
@@ -44,12 +48,18 @@ class Capabilities:
     checked: Checked | None
     distributed: Distributed | None
     folding: Folding | None
+    counts_parameters: CountsParameters | None
     structured: Structured | None
     recalling: Recalling | None
     names_outputs: NamesOutputs | None
 
+    @property
+    def builder(self) -> Adapter:
+        """The adapter where layers are built: the stages up to the plan ask for none that does."""
+        return cast(Adapter, self.adapter)
 
-def capabilities(adapter: Adapter) -> Capabilities:
+
+def capabilities(adapter: ReadsLayers) -> Capabilities:
     """Find out what an adapter offers."""
     return Capabilities(
         adapter,
@@ -60,6 +70,7 @@ def capabilities(adapter: Adapter) -> Capabilities:
         adapter if isinstance(adapter, Checked) else None,
         adapter if isinstance(adapter, Distributed) else None,
         adapter if isinstance(adapter, Folding) else None,
+        adapter if isinstance(adapter, CountsParameters) else None,
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,

@@ -17,6 +17,10 @@ _LEAST_ROWS = 12800
 positions of each image. The error of a sampled second moment falls with the root of the rows."""
 _ROWS_PER_COLUMN = 4
 """Rows for each number of a patch, or the moment of a wide kernel would be singular."""
+_WIDE = 1024
+_POSITIONS_OF_WIDE = 64
+"""Positions of an example that are enough for a wider moment, as long as its rows outnumber its
+columns: neighbours are alike, and a moment costs its rows times the square of its columns."""
 
 
 def sampled_positions(op: Op, examples: int, taps: int) -> int:
@@ -30,6 +34,8 @@ def sampled_positions(op: Op, examples: int, taps: int) -> int:
     """
     width = math.prod(op.weight.shape[1:])
     rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width // taps)
+    if taps == 1 and width > _WIDE:
+        rows = min(rows, max(width, _POSITIONS_OF_WIDE * examples))
     return math.ceil(rows / (max(1, examples) * taps))
 
 

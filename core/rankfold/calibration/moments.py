@@ -9,8 +9,9 @@ error ΔW of the weight in units of the loss, tr(G ΔW C ΔWᵀ) per position (M
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rankfold.linalg import Array, read_only
 from rankfold.ops import Conv, ConvTranspose, Embedding, Op
@@ -65,6 +66,33 @@ class LayerMoments:
         return LayerMoments(inputs, mean, grads, self.samples, self.positions_per_example)
 
 
+class StoredMoments(Mapping[str, LayerMoments]):
+    """Moments of layers by path, which are read anew each time and not kept.
+
+    Args:
+        readers: by path, read the moments of one layer.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], LayerMoments]]) -> None:
+        self._readers = dict(readers)
+
+    def __getitem__(self, path: str) -> LayerMoments:
+        return self._readers[path]()
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._readers  # that of `Mapping` would read them
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Where they are read from is of this process.
+        return dict, (dict(self),)
+
+
 @dataclass(frozen=True, eq=False)
 class RegressionSums:
     """Sums over positions of the original layer's output y and the compressed one's input x.
@@ -109,9 +137,9 @@ def predictions(moments: Mapping[str, LayerMoments], layers: Mapping[str, Op]) -
     The layer that is used least often tells which, since the last one runs once per prediction;
     tables do not, they may be looked up for positions alone.
     """
-    without_tables = [m for path, m in moments.items() if not isinstance(layers[path], Embedding)]
-    measured = without_tables or moments.values()
-    return min(
-        (int(m.samples * max(1.0, m.positions_per_example)) for m in measured),
-        default=0,
-    )
+    # Of one layer at a time: their arrays may be read anew for it.
+    counts: dict[bool, list[int]] = {False: [], True: []}
+    for path, layer in moments.items():
+        count = int(layer.samples * max(1.0, layer.positions_per_example))
+        counts[isinstance(layers[path], Embedding)].append(count)
+    return min(counts[False] or counts[True], default=0)

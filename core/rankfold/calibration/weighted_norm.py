@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -29,8 +30,12 @@ _LEAST = 1e-12
 """Added in units of the mean variance, of a group and of the layer: keeps the moment of inputs that
 never occur invertible, thousands of times above the rounding of float64."""
 
+_TINY = 1e-300
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 """Relative to the mean square: below it, a variance is the rounding of sums in float32."""
+_SINGLE = 1e-5
+"""Least eigenvalue over the norm of a moment from which on products with it are made in float32:
+a hundred times its rounding, so that a Cholesky factor exists and losses are good to 1e-3."""
 
 
 class Metric:
@@ -46,7 +51,6 @@ class Metric:
         Refused: the moments have the shape of another layer, or are not finite.
 
     Attributes:
-        inputs: C without units, its largest variance 1.
         mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
         positions_per_example: of the layer.
         unit: what a squared error of 1 is worth in the loss, per position; 0 where the layer never
@@ -64,7 +68,9 @@ class Metric:
             self._taps = math.prod(op.weight.shape[2:])
         self.positions_per_example = moments.positions_per_example
         self.samples = moments.samples
-        inputs = np.asarray(moments.inputs, dtype=np.float64)
+        inputs = np.asarray(moments.inputs)
+        if inputs.dtype != np.float32 or inputs.ndim == 2:
+            inputs = inputs.astype(np.float64, copy=False)
         if not np.isfinite(inputs).all():
             raise Refused("the moments of its inputs are not finite")
         self.mean: Array | None = None
@@ -74,18 +80,17 @@ class Metric:
             if inputs.shape[1] != self._into * self._taps:
                 self.mean = None
         if self.mean is not None:
-            inputs = centred(inputs, self.mean)
-        self._unshrunk = linalg.read_only(inputs)
+            inputs = centred(inputs, self.mean.astype(inputs.dtype))
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
-        self.inputs = linalg.read_only(oas_shrinkage(inputs, samples))
+        self._set_inputs(inputs, self.unit, oas_shrinkage(inputs, samples))
         self._roots: tuple[Array, Array] | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
-            self._roots = _roots(oas_shrinkage(grads, samples))
+            self._roots = _roots(shrunken(grads, oas_shrinkage(grads, samples)))
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
@@ -96,19 +101,33 @@ class Metric:
             mean: (groups, d) or None.
         """
         other = copy.copy(self)
-        for derived in ("full_inputs", "channels"):  # of the old inputs
+        for derived in ("inputs", "full_inputs", "channels"):  # of the old inputs
             vars(other).pop(derived, None)
-        _, before = _without_unit(self._unshrunk)
-        other.inputs, unit = _without_unit(inputs)
-        other.unit = self.unit / before * unit if before else 0.0
-        other._unshrunk = inputs
+        inputs, unit = _without_unit(inputs)
+        other.unit = self.unit / self._inputs_unit * unit if self._inputs_unit else 0.0
+        groups = len(inputs)
+        other._set_inputs(inputs, unit, Shrinkage(np.ones(groups), np.zeros(groups)))
         other.mean = mean
         return other
+
+    def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
+        if moment.dtype == np.float32:
+            norms = np.sqrt([float(np.vdot(group, group)) for group in moment])
+            if (shrinkage.added < _SINGLE * shrinkage.kept * norms).any():
+                moment = moment.astype(np.float64)
+        self._moment = linalg.read_only(moment)
+        self._inputs_unit = unit
+        self._shrinkage = shrinkage
+
+    @cached_property
+    def inputs(self) -> Array:
+        """C without units, the largest variance of the inputs being 1."""
+        return linalg.read_only(shrunken(self._moment, self._shrinkage))
 
     @property
     def channels_only(self) -> bool:
         """Return whether positions of the kernel are taken for independent."""
-        return self.inputs.ndim == 3 and self.inputs.shape[1] != self._into * self._taps
+        return self._moment.ndim == 3 and self._moment.shape[1] != self._into * self._taps
 
     def weight_outputs(self, rows: Array) -> Array:
         """Return G½ A for A (groups, out/groups, n)."""
@@ -120,7 +139,7 @@ class Metric:
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
-        return self._times(rows, self.inputs)
+        return self._shrunken_products(rows, self._products(rows))
 
     @cached_property
     def full_inputs(self) -> Array:
@@ -137,7 +156,7 @@ class Metric:
         if self.inputs.ndim == 2:
             scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
             return scaled
-        eigen = linalg.eigh(self.full_inputs)
+        eigen = linalg.eigh(linalg.double(self.full_inputs))
         product: Array = np.matmul(rows, eigen.vectors * np.sqrt(eigen.values)[:, None, :])
         return product
 
@@ -147,29 +166,48 @@ class Metric:
         if self.inputs.ndim == 2:
             return self.full_inputs
         if self.channels_only or self._taps == 1:
-            return self.inputs
+            return linalg.double(self.inputs)
         split = self.inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
-        mean: Array = np.einsum("gipjp->gij", split) / self._taps
+        mean: Array = np.einsum("gipjp->gij", split, dtype=np.float64) / self._taps
         return mean
 
     def squared(self, rows: Array) -> float:
         """Squared norm tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
-        scaled = self.weight_outputs(rows)
-        return float(np.vdot(self.apply_input_moment(scaled), scaled))
+        return self.measured(rows).squared
 
-    def output(self, rows: Array) -> float:
-        """Mean E‖A x‖² of rows A at one position, without shrinkage or weights."""
-        return float(np.vdot(self._times(rows, self._unshrunk), rows))
+    def measured(self, rows: Array) -> Measured:
+        """Return what is known of rows A (groups, out/groups, d) from their product with C."""
+        products = self._products(rows)
+        moved = self._shrunken_products(rows, products)
+        # tr(G A C Aᵀ) with the small A C Aᵀ first: of the two it is G that is square in it.
+        squared = self._weighted_trace(moved @ rows.mT)
+        return Measured(moved, squared, self._inputs_unit * float(np.vdot(products, rows)))
 
-    def _times(self, rows: Array, moment: Array) -> Array:
+    def _weighted_trace(self, square: Array) -> float:
+        if self._roots is None:
+            return float(np.einsum("goo->", square))
+        root = self._roots[0]
+        if root.ndim == 2:
+            return float(np.einsum("goo,go->", square, np.square(root)))
+        return float(np.vdot(root @ root, square))
+
+    def _products(self, rows: Array) -> Array:
+        """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
+        moment = self._moment
         if moment.ndim == 2:
             scaled: Array = rows * moment[:, None, :]
             return scaled
-        if moment.shape[1] == rows.shape[2]:
-            product: Array = np.matmul(rows, moment)
-            return product
-        # The moment of the channels alone stands for C = moment ⊗ 1 over the kernel's positions.
-        return along_channels(rows, moment)
+        # A product of the two precisions would be made in the higher, at the cost of a copy.
+        narrow = rows.astype(moment.dtype, copy=False)
+        if self.channels_only:  # C = moment ⊗ 1 over the positions of the kernel
+            return linalg.double(along_channels(narrow, moment))
+        product: Array = np.matmul(narrow, moment)
+        return linalg.double(product)
+
+    def _shrunken_products(self, rows: Array, products: Array) -> Array:
+        kept, added = self._shrinkage.kept, self._shrinkage.added
+        moved: Array = kept[:, None, None] * products + added[:, None, None] * rows
+        return moved
 
     def _by_root(self, which: int, rows: Array) -> Array:
         if self._roots is None:
@@ -187,6 +225,25 @@ def along_channels(rows: Array, matrix: Array) -> Array:
     moved = np.matmul(split.reshape(groups, -1, channels), matrix)
     turned: Array = moved.reshape(groups, n, -1, matrix.shape[2]).swapaxes(2, 3)
     return turned.reshape(groups, n, -1)
+
+
+def both_sides(moment: Array, basis: Array) -> Array:
+    """Return (V ⊗ 1)ᵀ M (V ⊗ 1) for M (groups, d, d) and V (groups, d / positions, rank)."""
+    # Block by block of two positions p and q: Vᵀ M_pq V, products of the order of V in place of
+    # those of the order of the patch that V ⊗ 1 as a matrix would need. M_qp is the transpose of
+    # M_pq. All is in the precision of the moment.
+    groups, size, _ = moment.shape
+    n, rank = basis.shape[1:]
+    basis = basis.astype(moment.dtype, copy=False)[:, None]
+    positions = size // n
+    split = moment.reshape(groups, n, positions, n, positions)
+    both = np.empty((groups, rank, positions, rank, positions), moment.dtype)
+    for p in range(positions):
+        blocks = np.ascontiguousarray(split[:, :, p, :, p:].transpose(0, 3, 1, 2))
+        blocks = basis.mT @ blocks @ basis
+        both[:, :, p, :, p:] = blocks.transpose(0, 2, 3, 1)
+        both[:, :, p:, :, p] = blocks.transpose(0, 3, 1, 2)
+    return both.reshape(groups, rank * positions, -1)
 
 
 class Mismatch(Refused):
@@ -229,9 +286,14 @@ def centred(moment: Array, mean: Array) -> Array:
         mean: E[x], (groups, d).
     """
     covariance: Array = moment - mean[:, :, None] * mean[:, None, :]
-    mean_square, variance = (np.einsum("gii->gi", array) for array in (moment, covariance))
-    varies = variance > _ROUNDING * mean_square
+    varies = variances(np.einsum("gii->gi", moment), mean) > 0.0
     return np.where(varies[:, :, None] & varies[:, None, :], covariance, 0.0)
+
+
+def variances(mean_square: Array, mean: Array) -> Array:
+    """Return E[x²] − E[x]², exactly zero where an input never varies."""
+    variance: Array = mean_square - np.square(mean)
+    return np.where(variance > _ROUNDING * mean_square, variance, 0.0)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:
@@ -264,8 +326,31 @@ def _roots(grads: Array) -> tuple[Array, Array]:
     return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
 
 
-def oas_shrinkage(moment: Array, samples: int) -> Array:
-    """Shrink a moment of few samples towards the multiple of the identity of the same trace.
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Rows A (groups, out/groups, d) under a metric.
+
+    Attributes:
+        moved: A C.
+        squared: tr(G A C Aᵀ), over the unit of the metric.
+        output: the mean E‖A x‖² at one position, without shrinkage or weights.
+    """
+
+    moved: Array
+    squared: float
+    output: float
+
+
+@dataclass(frozen=True, eq=False)
+class Shrinkage:
+    """A moment S shrunk towards the identity, Ŝ = kept · S + added · 1; both are (groups,)."""
+
+    kept: Array
+    added: Array
+
+
+def oas_shrinkage(moment: Array, samples: int) -> Shrinkage:
+    """Return how a moment of few samples is shrunk towards the identity of the same trace.
 
     Args:
         moment: (groups, d, d) or the diagonal, (groups, d).
@@ -281,27 +366,32 @@ def oas_shrinkage(moment: Array, samples: int) -> Array:
     # no spread, and any ρ gives F.
     # On a diagonal each variance is estimated from all n samples whatever p: ρ = 1 / (n + 1) adds
     # a single sample of the mean variance.
-    if moment.ndim == 2:
-        level = moment.mean(axis=1, keepdims=True)
-        share = 1.0 / (1.0 + samples)
-        mixed: Array = (1.0 - share) * moment + (share + _LEAST) * level + _LEAST * level.max()
-        return mixed
     size = moment.shape[1]
-    levels = np.trace(moment, axis1=1, axis2=2) / size
-    shrunken = np.empty_like(moment)
-    for index, group in enumerate(moment):
-        trace = float(np.trace(group))
-        square = float(np.vdot(group, group))
-        spread = square - trace * trace / size
-        share = 1.0
-        if spread > 0.0:
-            share = min(1.0, (square + trace * trace) / ((samples + 1.0) * spread))
+    if moment.ndim == 2:
+        levels = moment.mean(axis=1)
+        shares = np.full(len(moment), 1.0 / (1.0 + samples))
+    else:
+        traces = np.trace(moment, axis1=1, axis2=2).astype(np.float64)
+        levels = traces / size
+        squares = np.array([float(np.vdot(group, group)) for group in moment])
+        spread = squares - traces * traces / size
+        scatter = (squares + traces * traces) / (samples + 1.0)
+        shares = np.where(spread > 0.0, np.minimum(1.0, scatter / np.maximum(spread, _TINY)), 1.0)
         if size == 1:
-            share = 0.0
-        shrunken[index] = (1.0 - share) * group
-        added = (share + _LEAST) * levels[index] + _LEAST * levels.max()
-        shrunken[index][np.diag_indices(size)] += added
-    return shrunken
+            shares = np.zeros(len(moment))
+    return Shrinkage(1.0 - shares, (shares + _LEAST) * levels + _LEAST * levels.max())
+
+
+def shrunken(moment: Array, shrinkage: Shrinkage) -> Array:
+    """Return a shrunk moment; of a diagonal, the diagonal."""
+    extra = (slice(None),) + (None,) * (moment.ndim - 1)
+    kept, added = (share[extra].astype(moment.dtype) for share in (shrinkage.kept, shrinkage.added))
+    if moment.ndim == 2:
+        diagonal: Array = kept * moment + added
+        return diagonal
+    mixed: Array = kept * moment
+    mixed.reshape(len(mixed), -1)[:, :: mixed.shape[1] + 1] += added[:, 0]
+    return mixed
 
 
 def rows_of(op: Op) -> Array:

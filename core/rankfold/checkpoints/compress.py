@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from rankfold.checkpoints.arguments import (
+    check_call,
+    dropped_names,
+    layers_of,
+    moments_file,
+    opened,
+)
+from rankfold.checkpoints.descriptions import description
 from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
@@ -21,18 +27,15 @@ from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import working
-from rankfold.pipeline.allocation import named
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
-from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
-from rankfold.policies.selection import Selection, listed
-from rankfold.policies.validation import checked_policy
+from rankfold.policies.selection import Selection
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
-from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, check_replaceable, saved_at
-from rankfold.storage.moments_file import Moments, check_moments_file
+from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, saved_at
+from rankfold.storage.moments_file import Moments
 from rankfold.storage.work_folder import work_folder
 
 
@@ -92,31 +95,12 @@ def compress_checkpoint(
             writing it.
     """
     selection = Selection(policy, include, exclude, overrides)
-    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
-        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
-    needs = checked_policy(policy).looks_at
-    if needs != "plans":
-        raise RankfoldError(
-            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
-        )
-    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
-    # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
-    target = Path(os.path.abspath(output))  # noqa: PTH100
-    if _same(target, source.path) or _same(target, source.folder):
-        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
-    check_replaceable(target)
-    known = None if moments is None else Path(os.path.abspath(moments))  # noqa: PTH100
-    if known is not None:
-        check_moments_file(known)
+    check_call(policy, executor)
+    source, target = opened(checkpoint, output)
+    known = moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
-    if not adapter.slots(source):
-        raise RankfoldError(
-            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
-            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
-            ".weight, .kernel or .embedding?"
-        )
-    dropped = _dropped(source, adapter.slots(source), drop)
+    slots = layers_of(source, adapter)
+    dropped = dropped_names(source, slots, drop)
     # The executor is no part of the job: it changes the time of a run and no byte of the result.
     job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
     before = _finished(target, job.key)
@@ -124,45 +108,49 @@ def compress_checkpoint(
     # it, below, clears it away. Without one there is nothing to do and nothing to lock.
     if before is not None and not work_folder(target).exists():
         return before
+
+    def new_plan() -> Plan:
+        return planned(
+            source,
+            policy,
+            inputs=inputs,
+            methods=methods,
+            include=include,
+            exclude=exclude,
+            overrides=overrides,
+            placement=placement,
+            seed=seed,
+            moments=None if known is None else Moments.of_file(known),
+            executor=executor,
+            adapter=adapter,
+        )
+
     with open_workdir(target, job) as workdir, _watched(source, workdir):
         before = _finished(target, job.key)  # by a run that has just ended or was killed
         if before is not None:
             return before
-        plan = workdir.read(PLANNED, Plan)
-        # The plan is about half of the work, so one that an earlier run left is taken. The tensor
-        # rules of plugins are no part of the job's key; with others it may be of other layers by
-        # now.
-        if plan is None or not _fits(plan, adapter.slots(source)):
-            plan = planned(
-                source,
-                policy,
-                inputs=inputs,
-                methods=methods,
-                include=include,
-                exclude=exclude,
-                overrides=overrides,
-                placement=placement,
-                seed=seed,
-                moments=None if known is None else Moments.load(known),
-                executor=executor,
-                adapter=adapter,
-            )
-            plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
-            workdir.note(PLANNED, plan)
+        plan = _resumed(workdir, source, slots, new_plan)
         # Only the slots of layers that are replaced travel to the workers.
-        slots = {layer.path: adapter.slots(source)[layer.path] for layer in plan.replaced}
-        work = Work(source, slots, workdir.files, placement, seed, known)
-        done = _written(work, _parts(source, plan, slots, dropped), workdir, executor)
-        # The errors so far are those of the factors in working precision; those of the factors as
-        # they were rounded for storage are known only when they are written.
-        plan = _as_stored(plan, done)
-        saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
-        names = _complete(workdir.files, saved, done)
-        # Parts are written one by one, and each is right for what was read at the time:
-        # a checkpoint that was exchanged in between would give a result of two.
-        if not source.is_unchanged():
-            raise _changed(source)
-        workdir.publish(target, names)
+        used = {layer.path: slots[layer.path] for layer in plan.replaced}
+        work = Work(source, used, workdir.files, placement, seed, known)
+        done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
+        return _published(source, target, plan, done, workdir, job)
+
+
+def _resumed(
+    workdir: Workdir,
+    source: Checkpoint,
+    slots: Mapping[str, LayerTensors],
+    new_plan: Callable[[], Plan],
+) -> Plan:
+    """Return the plan that an earlier run left, or a new one."""
+    plan = workdir.read(PLANNED, Plan)
+    # The plan is about half of the work, so one that an earlier run left is taken. The tensor rules
+    # of plugins are no part of the job's key; with others it may be of other layers by now.
+    if plan is None or not _fits(plan, slots):
+        plan = new_plan()
+        plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
+        workdir.note(PLANNED, plan)
     return plan
 
 
@@ -191,14 +179,6 @@ def _changed(source: Checkpoint) -> RankfoldError:
     )
 
 
-def _same(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file or folder, by whatever links."""
-    try:
-        return path == other or path.samefile(other)
-    except (OSError, ValueError):
-        return False
-
-
 def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
     """Return whether a plan left by an earlier run can be one of these layers."""
     # The note has the seal of its job, but the type alone allows counts that no plan has.
@@ -217,9 +197,9 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
         content = None if moments is None else sha256_of(Path(str(moments)))
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
-    # The reprs of policies name all their settings, as they are dataclasses.
-    facts = (source.content, repr(selection), repr(others), content)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    # Not by `repr`, in which a policy of a plugin may show its address: it would never be resumed.
+    facts = description((source.content, selection, others, content))
+    key = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()
     return Job(key, str(source.path), source.content)
 
 
@@ -237,27 +217,6 @@ def _finished(folder: Path, job: str) -> Plan | None:
 
 def _plain(file: Path) -> bool:
     return file.is_file() and not file.is_symlink()
-
-
-def _dropped(
-    source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
-) -> frozenset[str]:
-    """Return the names of the tensors that are not copied.
-
-    Raises:
-        RankfoldError: a pattern matches no tensor, or one of a layer.
-    """
-    patterns = listed(drop)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in source.owner):
-            raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
-    names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
-    # The slots include layers that stay whole: dropping one of their tensors would leave a layer
-    # that no model can load.
-    for slot in slots.values():
-        if slot.weight in names or slot.bias in names:
-            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
-    return names
 
 
 def _parts(
@@ -336,6 +295,27 @@ def _as_stored(plan: Plan, done: Sequence[Done]) -> Plan:
         )
 
     return msgspec.structs.replace(plan, layers=tuple(map(stored, plan.layers)))
+
+
+def _published(
+    source: Checkpoint, target: Path, plan: Plan, done: Sequence[Done], workdir: Workdir, job: Job
+) -> Plan:
+    """Complete the files by the plan and give them their place; return the plan as it is stored.
+
+    Raises:
+        RankfoldError: the checkpoint has changed.
+    """
+    # The errors so far are those of the factors in working precision; those of the factors as they
+    # were rounded for storage are known only when they are written.
+    plan = _as_stored(plan, done)
+    saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
+    names = _complete(workdir.files, saved, done)
+    # Parts are written one by one, and each is right for what was read at the time: a checkpoint
+    # that was exchanged in between would give a result of two.
+    if not source.is_unchanged():
+        raise _changed(source)
+    workdir.publish(target, names)
+    return plan
 
 
 def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,7 +115,7 @@ class Reader:
 
 
 class CheckpointAdapter:
-    """The part of `rankfold.adapters.base.Adapter` that serves planning.
+    """Reads the layers of a checkpoint, which is no model: nothing is built or replaced in it.
 
     Args:
         excluded: tells of a layer path whether it is to be left alone: its values may be anything.
@@ -131,21 +130,22 @@ class CheckpointAdapter:
     ) -> None:
         self._excluded = excluded
         self._given = _given(inputs)
-        self._slots: dict[str, LayerTensors] | None = None
+        self._known: tuple[Checkpoint, dict[str, LayerTensors]] | None = None
 
     def slots(self, model: Checkpoint) -> dict[str, LayerTensors]:
         """Return the layers that a checkpoint holds, by path, in the order of its files."""
-        if self._slots is None:
-            self._slots = {
+        if self._known is None or self._known[0] is not model:
+            layers = {
                 path: replace(slot, geometry=self._of(path)[1])
                 for path, slot in slots(model).items()
             }
             # A pattern that matches nothing is most often a typing error, and would silently leave
             # the MACs of those layers uncounted.
             for pattern in self._given:
-                if not any(fnmatchcase(path, pattern) for path in self._slots):
+                if not any(fnmatchcase(path, pattern) for path in layers):
                     raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
-        return self._slots
+            self._known = model, layers
+        return self._known[1]
 
     def _of(self, path: str) -> _Given:
         return next((g for p, g in self._given.items() if fnmatchcase(path, p)), (None, {}))
@@ -197,39 +197,11 @@ class CheckpointAdapter:
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
         # No outputs: files have no dataflow that would show them.
-        return Trace(extents, {})
+        return Trace(extents, {}, uncounted=frozenset(p for p, e in extents.items() if not e))
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
         """Name the layers that give outputs, by names alone: a place in the files tells nothing."""
         return by_names(list(self.slots(model)))
-
-    def build(self, model: Any, path: str, chain: Chain) -> Any:
-        """Refuse to build: a checkpoint has no modules."""
-        raise self._no_model()
-
-    def run(self, module: Any, x: Array) -> Array:
-        """Refuse to run: a checkpoint has no modules."""
-        raise self._no_model()
-
-    def precision(self, model: Any, path: str) -> float:
-        """Refuse to answer: precision is that of a module, and a checkpoint has none."""
-        raise self._no_model()
-
-    def replace(self, model: Any, modules: Mapping[str, Any], *, inplace: bool) -> Any:
-        """Refuse to replace: the result is written file by file instead."""
-        raise self._no_model()
-
-    def save_weights(self, model: Any, file: Path) -> None:
-        """Refuse to save: the result is written file by file instead."""
-        raise self._no_model()
-
-    def load_weights(self, model: Any, file: Path, *more: Path) -> Any:
-        """Refuse to load: a checkpoint is only read."""
-        raise self._no_model()
-
-    @staticmethod
-    def _no_model() -> RankfoldError:
-        return RankfoldError("a checkpoint is no model; use rankfold.compress_checkpoint()")
 
 
 def rule_of(name: str) -> TensorRule:

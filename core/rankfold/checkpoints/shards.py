@@ -18,14 +18,15 @@ from rankfold.calibration.moments import LayerMoments
 from rankfold.checkpoints.planner import LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
-from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Op, with_weight
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.plan.plan import LayerPlan
+from rankfold.plugins.planned_template import planned_template
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of
 from rankfold.storage.moments_file import Moments
@@ -94,6 +95,58 @@ def write(work: Work, part: Part) -> Done:
     Raises:
         RankfoldError: a layer cannot be decomposed as planned, or the file cannot be written.
     """
+    layout = _layout(work, part)
+    errors: dict[str, float] = {}
+    sensitivities: dict[str, float] = {}
+    try:
+        with _Fresh(work.folder, part.name, layout.size) as fresh:
+            fresh.put(0, [np.frombuffer(layout.header, np.uint8)])
+            for name in layout.copied:
+                fresh.put(layout.offsets[name], work.checkpoint.pieces(name))
+            for layer in part.layers:
+                stages, error, sensitivity = _decomposed(work, layer)
+                errors[layer.path] = error
+                if sensitivity is not None:
+                    sensitivities[layer.path] = sensitivity
+                for name, stage in stages.items():
+                    fresh.put(layout.offsets[name], [_bytes(stage, layout.kinds[name][0])])
+            sha256 = fresh.finish()
+    # A full disk or a lost mount: no fault of the checkpoint or the plan, so what is finished
+    # stays.
+    except OSError as error:
+        raise UnfinishedError(
+            f"cannot write {part.name!r} to {str(work.folder)!r}: {error}; files that are finished "
+            "are kept, so the same call goes on from there"
+        ) from None
+    return Done(
+        file=part.name,
+        sha256=sha256,
+        errors=errors,
+        sensitivities=sensitivities,
+        tensors={name: nbytes(*kind) for name, kind in layout.kinds.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything lies in a file, in bytes.
+
+    Attributes:
+        copied: the tensors that are taken over as they are.
+        kinds: type and shape of each tensor, in the order in which they lie.
+        header: of the file.
+        offsets: of the tensors, from the start of the file.
+        size: of the file.
+    """
+
+    copied: list[str]
+    kinds: Mapping[str, tuple[str, tuple[int, ...]]]
+    header: bytes
+    offsets: Mapping[str, int]
+    size: int
+
+
+def _layout(work: Work, part: Part) -> _Layout:
     checkpoint = work.checkpoint
     copied = [
         name
@@ -112,48 +165,19 @@ def write(work: Work, part: Part) -> Done:
             # checkpoint, which `load` would find twice.
             if name in kinds or name in checkpoint:
                 raise RankfoldError(f"layer {path!r}: the checkpoint has a tensor {name!r} already")
-            kinds[name] = (_stored_as(checkpoint, slot, name, stage), tuple(stage.shape))
+            kinds[name] = (_stored_as(checkpoint, slot, stage), tuple(stage.shape))
     # Widest types first, as safetensors itself orders them. The header ends on a multiple of 8
     # bytes, so each tensor begins at a multiple of its own element's size and can be mapped without
     # a copy.
     order = sorted(kinds, key=lambda name: (-alignment(kinds[name][0]), name))
+    kinds = {name: kinds[name] for name in order}
     # The metadata go along: transformers looks in them for the framework ("format": "pt").
-    metadata = checkpoint.files[part.source].header.metadata
-    header = header_bytes({name: kinds[name] for name in order}, metadata)
-    places, end = {}, len(header)
-    for name in order:
-        places[name] = end
-        end += nbytes(*kinds[name])
-    errors: dict[str, float] = {}
-    sensitivities: dict[str, float] = {}
-    try:
-        with _Fresh(work.folder, part.name, end) as fresh:
-            fresh.put(0, [np.frombuffer(header, np.uint8)])
-            for name in copied:
-                fresh.put(places[name], checkpoint.pieces(name))
-            for layer in part.layers:
-                stages, error, sensitivity = _decomposed(work, layer)
-                errors[layer.path] = error
-                if sensitivity is not None:
-                    sensitivities[layer.path] = sensitivity
-                for name, stage in stages.items():
-                    fresh.put(places[name], [_bytes(stage, kinds[name][0])])
-            sha256 = fresh.finish()
-    # A full disk or a lost mount: no fault of the checkpoint or the plan, so what is finished
-    # stays.
-    except OSError as error:
-        raise UnfinishedError(
-            f"cannot write {part.name!r} to {str(work.folder)!r}: {error}; files that are finished "
-            "are kept, so the same call goes on from there"
-        ) from None
-    sizes = {name: nbytes(*kinds[name]) for name in order}
-    return Done(
-        file=part.name,
-        sha256=sha256,
-        errors=errors,
-        sensitivities=sensitivities,
-        tensors=sizes,
-    )
+    header = header_bytes(kinds, checkpoint.files[part.source].header.metadata)
+    offsets, end = {}, len(header)
+    for name, kind in kinds.items():
+        offsets[name] = end
+        end += nbytes(*kind)
+    return _Layout(copied, kinds, header, offsets, end)
 
 
 class _Fresh:
@@ -204,15 +228,9 @@ def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
-    assert layer.method is not None
     slot = work.slots[layer.path]
-    method = Guarded(layer.method, registry().methods([layer.method])[layer.method])
     try:
-        op = slot.blank(work.checkpoint)
-        reason = method.refuse(op)
-        if reason is not None:
-            raise Refused(reason)
-        return slot.stages(method.template(op, layer.ranks))
+        return slot.stages(planned_template(layer, slot.blank(work.checkpoint)))
     except Refused as refused:
         raise _not_as_planned(layer, refused) from None
 
@@ -223,7 +241,7 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
     )
 
 
-def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, name: str, stage: Array) -> str:
+def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
     """Return the type that a stage is stored as: a bias keeps that of the bias.
 
     Everything else has that of the weight. In a chain only a bias has one axis.
@@ -244,11 +262,8 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
         layer = Layer(
             (planned.path,),
             lambda: slot.read(work.checkpoint),
-            methods,
-            None,
-            work.placement,
-            work.seed,
-            moments,
+            Settings(methods, work.placement, work.seed),
+            moments=moments,
         )
         candidate = layer.candidate(planned.method, planned.ranks)
     except Refused as refused:

@@ -74,7 +74,7 @@ class Workdir:
 
     def read(self, name: str, kind: type[T]) -> T | None:
         """Return what `note` noted under a name for this job; None where it did not."""
-        record = self._note(name)
+        record = self._read(name, _Sealed)
         # The seal covers the job and the name, so a note of another job, or one renamed to another
         # file, is none; and a note cut short has no seal that fits.
         if record is None or record.seal != self._seal(name, bytes(record.value)):
@@ -137,7 +137,7 @@ class Workdir:
         # The key says nothing of where the checkpoint lies, so a copy of it elsewhere goes on from
         # here; the note then names the copy.
         if begun != self._job:
-            self.note(_JOB, self._job)
+            write_whole(self._folder / _JOB, msgspec.json.encode(self._job))
         # A link in their place would have the files written wherever it leads.
         for folder in (self.files, self._records):
             if folder.is_symlink() or not folder.is_dir():
@@ -183,16 +183,14 @@ class Workdir:
 
     def _begun(self) -> Job | None:
         """Return the job that was begun here; None if there is none or its note is damaged."""
-        record = self._note(_JOB)
-        job = None if record is None else _decoded(record.value, Job)
-        return None if job is None else Workdir(self._folder, job).read(_JOB, Job)
+        return self._read(_JOB, Job)
 
-    def _note(self, name: str) -> _Sealed | None:
+    def _read(self, name: str, kind: type[T]) -> T | None:
         file = self._folder / name
         try:
             if file.is_symlink() or not file.is_file() or file.stat().st_size > _MOST:
                 return None
-            return _decoded(file.read_bytes(), _Sealed)
+            return _decoded(file.read_bytes(), kind)
         except OSError:
             return None
 

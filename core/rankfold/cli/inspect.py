@@ -14,6 +14,7 @@ from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, Linear, Op
 from rankfold.pipeline.session import METHODS
 from rankfold.plugins.registry import registry
@@ -75,7 +76,7 @@ def _op(stored: Checkpoint, name: str) -> Op | None:
 
 def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> list[str]:
     try:
-        layer = Layer((name,), lambda: op, methods, None, "balanced", 0)
+        layer = Layer((name,), lambda: op, Settings(methods, "balanced", 0))
         # The unfoldings are the same for every policy: of a kernel by output and by input channels,
         # of a matrix the only one.
         anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]

@@ -11,6 +11,8 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from rankfold.calibration.weighted_norm import Metric
+from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
@@ -79,8 +81,8 @@ class Factorization:
 class Decomposition(Protocol):
     """One way to turn an op into a chain of ops.
 
-    `EstimatesErrors`, `NamesBetterMethod` and `CountsByFormula` are protocols of what it may have
-    beyond this.
+    `EstimatesErrors`, `NamesBetterMethod`, `CountsByFormula` and `RegressesLaterStages` are
+    protocols of what it may have beyond this.
     """
 
     @property
@@ -160,6 +162,27 @@ class CountsByFormula(Protocol):
     """
 
     multilinear_costs: ClassVar[bool]
+
+
+@runtime_checkable
+class RegressesLaterStages(Protocol):
+    """A decomposition whose stages after the first are the best for what the first one gives.
+
+    The first stage has to act on leading parts of a row of the weight, at each of the positions of
+    the rest alike: on the channels of a patch at each position of the kernel, or on all of it.
+    """
+
+    def with_later_stages(
+        self, op: Op, chain: Chain, regression: Regression, metric: Metric
+    ) -> Chain:
+        """Return a chain with its first stage and other later ones.
+
+        Args:
+            op: the layer.
+            chain: that `decompose` gave.
+            regression: of the layer's outputs on what the first stage gives.
+            metric: measures errors of the output.
+        """
 
 
 def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: Placement) -> Chain:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import (
     Decomposition,
     Factorization,
@@ -15,6 +16,7 @@ from rankfold.decompose.base import (
     RankTuple,
     Unfolding,
 )
+from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
 from rankfold.faults import contained, is_ours
@@ -135,6 +137,27 @@ class Guarded:
                 str.__str__(factored.remark),
                 None if sensitivity is None else float(sensitivity),
             )
+
+    @property
+    def regresses_later_stages(self) -> bool:
+        """Whether the method is a `RegressesLaterStages`."""
+        return hasattr(self._method, "with_later_stages")
+
+    def with_later_stages(
+        self, op: Op, chain: Chain, regression: Regression, metric: Metric
+    ) -> Chain:
+        """Call `RegressesLaterStages.with_later_stages`, and check what it returns."""
+        planned = list(map(layout, chain))
+        with contained(self.name, Refused):
+            method: Any = self._method
+            stages = _chain(
+                method.with_later_stages(self._for_method(op), chain, regression, metric)
+            )
+            if list(map(layout, stages)) != planned:
+                raise ValueError("with_later_stages gave other layers")
+            if not all(np.isfinite(stage.weight).all() for stage in stages):
+                raise ValueError("with_later_stages gave values that are not finite")
+            return stages if self._is_ours else tuple(map(copied, stages))
 
     def _for_method(self, op: Op) -> Op:
         return op if self._is_ours else protected(copied(op))

@@ -15,12 +15,17 @@ from typing import ClassVar
 
 import numpy as np
 
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding
-from rankfold.decompose.reduced_rank_regression import offered, projection
+from rankfold.decompose.rank_grid import spaced
+from rankfold.decompose.reduced_rank_regression import Regression, projection
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import cast, check_ranks, place_scale
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Embedding, Op, blank
+from rankfold.ops import Chain, Embedding, Op, blank, with_weight
+
+COUNT = 40
+"""Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class MatrixSVD(ABC):
             if spectrum.metric is None
             else spectrum.weighted.values
         )
-        return offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
+        return _offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
 
     def decompose(
         self,
@@ -120,6 +125,15 @@ class MatrixSVD(ABC):
         right, left = place_scale(right, left, spectrum.scale, placement)
         return Factorization(cast(self._stages(op, right, left), op), error, remark)
 
+    def with_later_stages(
+        self, op: Op, chain: Chain, regression: Regression, metric: Metric
+    ) -> Chain:
+        """Return a chain with its first layer and the regression on it as the second."""
+        first, last = chain
+        solution = regression.solution(regression.explained.shape[1])
+        weight = solution.reshape(last.weight.shape).astype(last.weight.dtype)
+        return first, with_weight(last, weight)
+
     def _truncated(
         self, op: Op, spectrum: Spectrum, rank: int, rng: np.random.Generator
     ) -> tuple[Array, Array, float, str]:
@@ -130,3 +144,22 @@ class MatrixSVD(ABC):
         """Return the right and the left factor under the metric, and the plain relative error."""
         right, left = projection(spectrum, rank)
         return right, left, spectrum.distance(np.matmul(left, right))
+
+
+def _offered(
+    values: Array, total: float, most: int, multiple_of: int
+) -> list[tuple[RankTuple, float]]:
+    """Return ranks of a single matrix with the squared error of each, from its eigenvalues.
+
+    Args:
+        values: (groups, k), descending: the squared error of dropping each direction.
+        total: the squared error of dropping the matrix.
+        most: the largest rank.
+        multiple_of: the ranks are multiples of it, where there are such.
+    """
+    kept = np.cumsum(values.sum(axis=0))
+    last = len(kept) - 1
+    return [
+        ((rank,), max(0.0, total - float(kept[min(rank - 1, last)])) if rank < most else 0.0)
+        for rank in spaced(most, multiple_of, COUNT)
+    ]

@@ -15,16 +15,12 @@ from typing import TypeVar
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.weighted_norm import Metric, along_channels
-from rankfold.decompose.base import RankTuple
-from rankfold.decompose.rank_grid import spaced
+from rankfold.calibration.weighted_norm import Metric, along_channels, both_sides
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 
-COUNT = 40
-"""Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
-_RIDGE = 1e-10
-"""Relative to the mean eigenvalue: far above the rounding of float64, far below moments' noise."""
+_RIDGES = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6}
+"""By precision, relative to the mean eigenvalue: above its rounding, far below moments' noise."""
 _TIE = 1e-9
 """Relative difference below which two candidates explain the same: what rounding makes of sums."""
 T = TypeVar("T")
@@ -65,24 +61,22 @@ class Regression:
         Returns:
             The regression on (groups, rank · positions) of z, those of one vector of V together.
         """
-        metric, rows = spectrum.metric, spectrum.rows
+        metric = spectrum.metric
         assert metric is not None
-        groups, out, size = rows.shape
-        n, rank = basis.shape[1:]
+        groups, out, _ = spectrum.rows.shape
+        rank = basis.shape[2]
+        # E[y zᵀ] = W C (V ⊗ 1), from the product W C that all methods share.
+        yz = along_channels(spectrum.measured.moved, basis)
         if metric.channels_only:
             # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
             # outputs at each position are regressed as outputs of their own; nothing has the order
             # of the patch.
-            moved = along_channels(basis.mT, metric.inputs)
-            beside = rows.reshape(groups, out, n, positions).swapaxes(1, 2).reshape(groups, n, -1)
-            each = Regression.from_moments(moved @ basis, moved @ beside)
+            zz = along_channels(basis.mT, metric.inputs) @ basis
+            beside = yz.reshape(groups, out, rank, positions).swapaxes(1, 2)
+            each = Regression.from_moments(zz, beside.reshape(groups, rank, -1))
             explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
             return Regression(explained.reshape(groups, -1, out), each.lower, positions)
-        # (V ⊗ 1)ᵀ C (V ⊗ 1), one axis after the other: products of the order of V, in place of
-        # those of the order of the patch that V ⊗ 1 as a matrix would need.
-        moved = (basis.mT @ metric.inputs.reshape(groups, n, -1)).reshape(groups, -1, size)
-        both = along_channels(moved, basis)
-        return Regression.from_moments(both, moved @ rows.mT)
+        return Regression.from_moments(both_sides(metric.inputs, basis), yz.mT)
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
@@ -92,18 +86,18 @@ class Regression:
         # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
         # rows of Q, and nothing is solved again for another n. Collinear rows of z get a ridge,
         # raised until the factorisation succeeds.
-        zz = 0.5 * (zz + zz.swapaxes(1, 2))
-        size = zz.shape[1]
-        level = np.trace(zz, axis1=1, axis2=2) / size
-        ridge = np.where(level > 0.0, level, 1.0)[:, None, None] * np.eye(size)
-        share = _RIDGE
+        level = np.trace(zz, axis1=1, axis2=2) / zz.shape[1]
+        ridge = np.where(level > 0.0, level, 1.0)
+        loaded, share = np.array(zz, order="C"), _RIDGES[zz.dtype]
+        diagonal = loaded.reshape(len(zz), -1)[:, :: zz.shape[1] + 1]
         while True:
+            diagonal += share * ridge[:, None]
             try:
-                lower = np.linalg.cholesky(zz + share * ridge)
+                lower = np.linalg.cholesky(loaded)
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0
-        return Regression(linalg.solve_triangular(lower, zy), lower)
+        return Regression(linalg.double(linalg.solve_triangular(lower, zy)), lower)
 
     def solution(self, count: int) -> Array:
         """Return B (groups, out, count) with y ≈ B z for the first `count` of z.
@@ -155,22 +149,3 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     basis = spectrum.weighted.leading(rank)
     first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
     return first, spectrum.metric.unweight_outputs(basis)
-
-
-def offered(
-    values: Array, total: float, most: int, multiple_of: int
-) -> list[tuple[RankTuple, float]]:
-    """Return ranks of a single matrix with the squared error of each, from its eigenvalues.
-
-    Args:
-        values: (groups, k), descending: the squared error of dropping each direction.
-        total: the squared error of dropping the matrix.
-        most: the largest rank.
-        multiple_of: the ranks are multiples of it, where there are such.
-    """
-    kept = np.cumsum(values.sum(axis=0))
-    last = len(kept) - 1
-    return [
-        ((rank,), max(0.0, total - float(kept[min(rank - 1, last)])) if rank < most else 0.0)
-        for rank in spaced(most, multiple_of, COUNT)
-    ]

@@ -14,11 +14,11 @@ from typing import ClassVar
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.weighted_norm import along_channels
+from rankfold.calibration.weighted_norm import Metric, along_channels
 from rankfold.decompose.base import Placement, RankTuple, decompose
-from rankfold.decompose.matrix_svd import MatrixSVD
+from rankfold.decompose.matrix_svd import COUNT, MatrixSVD
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import COUNT, Regression, most_explained
+from rankfold.decompose.reduced_rank_regression import Regression, most_explained
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import along
 from rankfold.linalg import Array
@@ -59,15 +59,14 @@ class SpatialSVD(MatrixSVD):
         metric = spectrum.metric
         if metric is None:
             return super().error_at_ranks(op, spectrum, multiple_of)
+        out, into, kh, kw = op.weight.shape
+        out //= op.groups
         (most,) = self.max_ranks(op)
-        kw = op.weight.shape[3]
+        # Above this rank the two stages have more parameters than the layer.
+        most = min(most, max(1, out * into * kh * kw // (out * kw + into * kh)))
+        stage = self._weighted_vertical(op, spectrum, metric, most)
         # a rank adds one vertical filter, which the horizontal stage sees at kw columns
-        explained = np.maximum.reduce(
-            [
-                regression.worth(metric)[kw - 1 :: kw]
-                for _, regression in self._regressions(op, spectrum, most)
-            ]
-        )
+        explained = Regression.at_positions(spectrum, stage.mT, kw).worth(metric)[kw - 1 :: kw]
         total = spectrum.weight_of_all
         return [
             ((rank,), max(0.0, total - explained[rank - 1]))
@@ -108,11 +107,13 @@ class SpatialSVD(MatrixSVD):
         """
         metric = spectrum.metric
         assert metric is not None
-        wide = self._side(op) == "spatial_rows"
-        if wide:
+        if self._side(op) == "spatial_rows":
             yield spectrum.projected("spatial_rows", rank)[1]
         else:
             yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
+        yield self._weighted_vertical(op, spectrum, metric, rank)
+
+    def _weighted_vertical(self, op: Op, spectrum: Spectrum, metric: Metric, rank: int) -> Array:
         groups, out, into = spectrum.tensor.shape[:3]
         kh, kw = spectrum.kernel
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, kh, kw)
@@ -121,15 +122,17 @@ class SpatialSVD(MatrixSVD):
             column = metric.inputs  # ⊗ 1 of the rows of the kernel
         else:
             column = metric.inputs.reshape(groups, into, kh, kw, into, kh, kw)
-            column = np.einsum("gihwjkw->gihjk", column).reshape(groups, into * kh, -1) / kw
-        if wide:
+            column = np.einsum("gihwjkw->gihjk", column, dtype=np.float64)
+            column = column.reshape(groups, into * kh, -1) / kw
+        if self._side(op) == "spatial_rows":
             gram = along_channels(weighted, column) @ weighted.mT
             basis = linalg.eigh(gram).leading(rank)
         else:
             root = linalg.eigh(column)
             half = along_channels(weighted, root.vectors * np.sqrt(root.values)[:, None, :])
             basis = linalg.left_eigen(half).leading(rank)
-        yield np.matmul(basis.swapaxes(1, 2), weighted)
+        stage: Array = np.matmul(basis.swapaxes(1, 2), weighted)
+        return stage
 
     def _stages(self, op: Op, right: Array, left: Array) -> Chain:
         assert isinstance(op, (Conv, ConvTranspose))

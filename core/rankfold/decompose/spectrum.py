@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from rankfold.calibration.weighted_norm import Metric
+from rankfold.calibration.weighted_norm import Measured, Metric
 from rankfold.errors import Refused
 from rankfold.linalg import (
     Array,
@@ -81,19 +81,25 @@ class Spectrum:
         return self.matrix.mT if self._transposed else self.matrix
 
     @cached_property
+    def measured(self) -> Measured:
+        """The weight under the metric."""
+        assert self.metric is not None
+        return self.metric.measured(self.rows)
+
+    @cached_property
     def weighted(self) -> Eigen:
         """Eigenpairs of G½ W C Wᵀ G½; a value is the squared error of dropping its direction."""
         assert self.metric is not None
         rows = self.metric.weight_outputs(self.rows)
         if rows.shape[1] <= rows.shape[2]:
-            gram = self.metric.apply_input_moment(rows) @ rows.mT
+            gram = self.metric.weight_outputs(self.measured.moved) @ rows.mT
             return eigh(0.5 * (gram + gram.mT))
         return left_eigen(self.metric.times_root(rows))
 
-    @cached_property
+    @property
     def weight_of_all(self) -> float:
         """Squared error of dropping the weight altogether, under the metric if there is one."""
-        return self.energy if self.metric is None else self.metric.squared(self.rows)
+        return self.energy if self.metric is None else self.measured.squared
 
     @property
     def matrix(self) -> Array:

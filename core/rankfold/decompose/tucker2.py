@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.hooi import hooi
 from rankfold.decompose.rank_grid import spaced
@@ -23,7 +24,7 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank, with_weight
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
@@ -89,20 +90,17 @@ class Tucker2:
         # rows of Q = L⁻¹ E[z yᵀ] explain Qᵀ Q of the moment of the output. One regression at the
         # largest input rank, and eigenvalues of order `out` or less per input rank, give the errors
         # at all pairs.
-        best = dict.fromkeys(((o, i) for o in outs for i in ins), 0.0)
         positions = spectrum.tensor.shape[3]
-        for basis in self._input_bases(spectrum, ins[-1]):
-            explained = _explained(spectrum, basis)
-            kept = _energies(explained, [r_in * positions for r_in in ins])
-            for r_in, sums in zip(ins, kept, strict=True):
-                for r_out in outs:
-                    worth = float(sums[min(r_out, len(sums)) - 1])
-                    best[r_out, r_in] = max(best[r_out, r_in], worth)
+        explained = _explained(spectrum, self._priced_basis(spectrum, ins[-1]))
+        kept = _energies(explained, [r_in * positions for r_in in ins])
         total = spectrum.weight_of_all
-        return [
-            (ranks, 0.0 if ranks == (most_out, most_in) else max(0.0, total - worth))
-            for ranks, worth in best.items()
-        ]
+        errors: list[tuple[RankTuple, float]] = []
+        for r_in, sums in zip(ins, kept, strict=True):
+            for r_out in outs:
+                exact = (r_out, r_in) == (most_out, most_in)
+                worth = float(sums[min(r_out, len(sums)) - 1])
+                errors.append(((r_out, r_in), 0.0 if exact else max(0.0, total - worth)))
+        return errors
 
     def _error_at_ranks_of_matrix(
         self, spectrum: Spectrum, most: int, multiple_of: int
@@ -110,8 +108,8 @@ class Tucker2:
         if spectrum.metric is None:
             worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
-            parts = (_explained(spectrum, b) for b in self._input_bases(spectrum, most))
-            worth = np.maximum.reduce([np.cumsum((p * p).sum(axis=(0, 2))) for p in parts])
+            explained = _explained(spectrum, self._priced_basis(spectrum, most))
+            worth = np.cumsum((explained * explained).sum(axis=(0, 2)))
         total = spectrum.weight_of_all
         return [
             ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
@@ -160,15 +158,28 @@ class Tucker2:
             self._regressions(spectrum, r_in),
             lambda candidate: float(candidate[2].values[:, :r_out].sum()),
         )
-        left = eigen.leading(r_out)
-        solution = regression.solution(regression.explained.shape[1])
-        core = np.matmul(left.swapaxes(1, 2), metric.weight_outputs(solution))
-        last = metric.unweight_outputs(left)
+        core, last = _core_and_last(regression, eigen.leading(r_out), metric)
         positions = spectrum.tensor.shape[3]
         core = core.reshape(op.groups, r_out, r_in, positions)
         dense = np.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
         error = spectrum.distance(dense.reshape(spectrum.rows.shape))
         return Factorization(self._placed(op, right, core, last, spectrum.scale, placement), error)
+
+    def with_later_stages(
+        self, op: Op, chain: Chain, regression: Regression, metric: Metric
+    ) -> Chain:
+        """Return a chain with its first stage, and the regression of reduced rank on it."""
+        first, core, last = chain
+        directions = _output_directions(regression, metric)
+        rank = len(core.weight) // op.groups
+        factors = _core_and_last(regression, directions.leading(rank), metric)
+        norms = [np.sqrt(linalg.inner(factor, factor)) for factor in factors]
+        balance = np.sqrt(norms[1] / norms[0])
+        weights = (factors[0] * balance, factors[1] / balance)
+        return first, *(
+            with_weight(stage, weight.reshape(stage.weight.shape).astype(stage.weight.dtype))
+            for stage, weight in zip((core, last), weights, strict=True)
+        )
 
     def _placed(
         self,
@@ -199,16 +210,25 @@ class Tucker2:
         assert spectrum.metric is not None
         for basis in self._input_bases(spectrum, r_in):
             regression = Regression.at_positions(spectrum, basis, spectrum.tensor.shape[3])
-            part = spectrum.metric.weight_outputs(regression.explained.swapaxes(1, 2))
-            yield basis, regression, linalg.eigh(np.matmul(part, part.swapaxes(1, 2)))
+            yield basis, regression, _output_directions(regression, spectrum.metric)
 
-    @staticmethod
-    def _input_bases(spectrum: Spectrum, rank: int) -> Iterator[Array]:
+    def _priced_basis(self, spectrum: Spectrum, rank: int) -> Array:
+        """Return the one basis of the input that all ranks are priced on."""
+        # Decomposing tries both bases, so that what is announced is never exceeded: pricing both
+        # would double the cost of a plan, and changed no choice that was measured.
+        if spectrum.metric is None:
+            return spectrum.leading("input", rank)
+        return self._whitened_basis(spectrum, spectrum.metric, rank)
+
+    def _input_bases(self, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Yield nested orthonormal bases (groups, in, rank) of the input channels."""
         yield spectrum.leading("input", rank)
-        metric = spectrum.metric
-        if metric is None:
-            return
+        if spectrum.metric is not None:
+            yield self._whitened_basis(spectrum, spectrum.metric, rank)
+
+    @staticmethod
+    def _whitened_basis(spectrum: Spectrum, metric: Metric, rank: int) -> Array:
+        """Return the best basis if the positions of the kernel were independent."""
         groups, out, into, positions = spectrum.tensor.shape
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, positions)
         unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
@@ -223,7 +243,8 @@ class Tucker2:
         basis, _ = np.linalg.qr(
             np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), eigen.leading(rank))
         )
-        yield basis
+        whitened: Array = basis
+        return whitened
 
     @staticmethod
     def _sizes(op: Op) -> tuple[int, int, int]:
@@ -322,3 +343,15 @@ def _energies(rows: Array, counts: Sequence[int]) -> Iterator[Array]:
             summed, start = summed + added.mT @ added, count
             gram = summed
         yield np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
+
+
+def _output_directions(regression: Regression, metric: Metric) -> linalg.Eigen:
+    """Return the eigenpairs of G½ Qᵀ Q G½, what a regression explains of the outputs."""
+    part = metric.weight_outputs(regression.explained.mT)
+    return linalg.eigh(part @ part.mT)
+
+
+def _core_and_last(regression: Regression, left: Array, metric: Metric) -> tuple[Array, Array]:
+    """Return Eᵀ G½ B (groups, r_out, r_in · positions) and G^-½ E (groups, out, r_out)."""
+    solution = regression.solution(regression.explained.shape[1])
+    return left.mT @ metric.weight_outputs(solution), metric.unweight_outputs(left)

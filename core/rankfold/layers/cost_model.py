@@ -43,12 +43,17 @@ class Costs:
 
     Attributes:
         outline: the layer without its values, for what depends on its shape alone.
+        beside: parameters of the layer that its op has not, as they are folded into the weight:
+            they go with the layer.
+        counted: whether the MACs of its calls are known, where there were example inputs.
     """
 
     def __init__(self, op: Op, extents: Sequence[Extent] | None, attended: int) -> None:
         self.outline = _outline(op)
         self._extents = extents
         self._attended = attended
+        self.beside = 0
+        self.counted = True
         self._formulas: dict[str, _Multilinear] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,7 +84,10 @@ class Costs:
         Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
         along every axis: good for comparing chains of one layer, not layers.
         """
-        return self._with_products(self._stages(ops))
+        cost = self._with_products(self._stages(ops))
+        # The op stands for the layer with all that it holds; a chain is all there is in its place.
+        beside = 0 if isinstance(ops, tuple) else self.beside
+        return Cost(cost.params + beside, cost.macs)
 
     def at_ranks(self, method: Guarded, ranks: RankTuple) -> Cost:
         """Cost of the chain of a method at given ranks, by formula where the method has one.

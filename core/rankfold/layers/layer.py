@@ -8,33 +8,33 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import Metric, rows_of
-from rankfold.decompose.base import Decomposition, Placement, RankTuple
+from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.bias_correction import shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
+from rankfold.layers.settings import Settings, Usage
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Cost, Embedding, Extent, Op, with_weight
+from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
 
-_BISECTIONS = 24
-"""Halvings of the factor on the ranks: 2⁻²⁴ of the range moves no rank by one."""
 _TIMED = 10
 _FASTER = 0.97
 """Share of the layer's time that an offer must undercut: less is within the noise of timing."""
-Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
+_UNTRACED = Usage()
 
 
 class Layer:
@@ -43,14 +43,10 @@ class Layer:
     Args:
         paths: the layer's path in the model, then its further paths where it is shared.
         read: gives the op; called again after `release`.
-        methods: the allowed decompositions by name, in order of preference.
-        extents: the extent of the layer's input at each call in one forward pass; None where no
-            example inputs were given.
-        placement: how the scale is spread over a chain.
-        seed: of the run; every layer derives a generator of its own from it.
-        moments: of calibration data; None without.
-        timer: gives the seconds of the layer and of chains in its place.
-        attended: MACs of products with the table of an `Embedding`, beside look-ups.
+        settings: the allowed decompositions, the placement, and the seed of the run, from which
+            every layer derives a generator of its own.
+        usage: what one forward pass does with the layer.
+        moments: of calibration data, or how to read them each time; None without.
         reader: reads the op in another process; without it the op travels there. Chains then stay
             there.
         folded: what the layer computes the op's weight by; "" where that is its own.
@@ -72,42 +68,39 @@ class Layer:
         self,
         paths: tuple[str, ...],
         read: Callable[[], Op],
-        methods: Mapping[str, Decomposition],
-        extents: Sequence[Extent] | None,
-        placement: Placement,
-        seed: int,
-        moments: LayerMoments | None = None,
-        timer: Timer | None = None,
-        attended: int = 0,
+        settings: Settings,
+        usage: Usage = _UNTRACED,
+        moments: LayerMoments | Callable[[], LayerMoments] | None = None,
+        *,
         reader: Callable[[], Op] | None = None,
         folded: str = "",
     ) -> None:
         self.path = paths[0]
         self._reader = reader
         self.folded = folded
-        self._timer = timer
+        self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
-        self.moments = moments
+        self._moments = moments
         self.paths = paths
         self._read = read
-        self.placement: Placement = placement
-        self._seed = seed
+        self.placement: Placement = settings.placement
+        self._seed = settings.seed
         self._op: Op | None = None
         self._spectrum: Spectrum | None = None
         self._candidates: dict[tuple[str, RankTuple], Candidate] = {}
-        self.traced = extents is not None
-        self.calls = None if extents is None else len(extents)
+        self.traced = usage.extents is not None
+        self.calls = None if usage.extents is None else len(usage.extents)
         self.methods: dict[str, Guarded] = {}
         self.refusals: dict[str, str] = {}
         # Read now, so that a layer that cannot be read is refused before any policy sees it. The
         # outline and the sizes are kept, the op only until `release`.
         op = self.op
-        self.costs = Costs(op, extents, attended)
+        self.costs = Costs(op, usage.extents, usage.attended)
         rows, *rest = op.weight.shape
         self.smaller_side = min(rows, math.prod(rest))
         self.weight_size = math.prod(op.weight.shape)
-        for name, method in methods.items():
+        for name, method in settings.methods.items():
             guarded = Guarded(name, method)
             try:
                 reason = guarded.refuse(op)
@@ -121,7 +114,8 @@ class Layer:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: the op or how to read it, without the model."""
         op = self.op if self._reader is None else None
-        return {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        state = {**vars(self), "_op": op, "_spectrum": None, "_timer": None, "_read": self._reader}
+        return state | {"_moments": self.moments}
 
     @property
     def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
@@ -150,11 +144,22 @@ class Layer:
         return self._op
 
     @property
+    def moments(self) -> LayerMoments | None:
+        """Moments of calibration data, not kept where they can be read again; None without."""
+        return self._moments() if callable(self._moments) else self._moments
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether there are moments, which are not read for that."""
+        return self._moments is not None
+
+    @property
     def spectrum(self) -> Spectrum:
         """The eigenpairs of the layer's mode Grams."""
         if self._spectrum is None:
             # One spectrum serves every method and every rank.
-            metric = None if self.moments is None else Metric(self.op, self.moments)
+            moments = self.moments
+            metric = None if moments is None else Metric(self.op, moments)
             self._spectrum = Spectrum(self.op, metric)
         return self._spectrum
 
@@ -311,26 +316,6 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{method} gave ranks that it does not take: {error}") from None
 
-    def largest_within(self, method: str, limit: Cost, base: RankTuple) -> RankTuple | None:
-        """Return the largest ranks in proportion to `base` with a cost within a limit, or None."""
-        most = self.methods[method].max_ranks(self.costs.outline)
-
-        def scaled(factor: float) -> RankTuple:
-            return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
-
-        # Ranks of 1 are the cheapest there are. From there costs rise with the factor, up to where
-        # every rank is at its largest, so that bisection finds the last factor within the limit.
-        if not self.template_cost(method, scaled(0.0)).within(limit):
-            return None
-        low, high = 0.0, max(m / b for m, b in zip(most, base, strict=True))
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (low + high)
-            if self.template_cost(method, scaled(middle)).within(limit):
-                low = middle
-            else:
-                high = middle
-        return scaled(low)
-
     def _decompose(self, name: str, ranks: RankTuple) -> Candidate:
         # Ranks out of range are found here, as an error of the call. After this, an error of the
         # method is a fault of the method, which costs the layer and not the call.
@@ -379,10 +364,11 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
         difference = rows_of(with_weight(self.op, dense)) - rows
-        loss = self._loss(metric.squared(difference))
+        lost = metric.measured(difference)
+        loss = self._loss(lost.squared)
         chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = metric.output(rows) + self._mean_output(metric, rows)
-        output = math.sqrt(max(0.0, metric.output(difference)) / max(power, 1e-300))
+        power = spectrum.measured.output + self._mean_output(metric, rows)
+        output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
         return replace(plain, chain=chain, loss=loss, output=output)
 
     def _mean_output(self, metric: Metric, rows: Array) -> float:
@@ -404,20 +390,3 @@ class Layer:
             * spectrum.metric.positions_per_example
             * spectrum.metric.unit
         )
-
-
-def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
-    """Return a chain whose bias makes up for what the error of the weight does to the mean output.
-
-    Args:
-        chain: in place of a layer.
-        metric: of the layer.
-        lost: W − Ŵ, (groups, out/groups, d).
-    """
-    last = chain[-1]
-    if metric.mean is None or last.bias is None or isinstance(last, Embedding):
-        return chain
-    shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
-    # y = W x + b, so that E[y] is kept by adding (W − Ŵ) E[x] to b.
-    bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
-    return (*chain[:-1], replace(last, bias=bias))

@@ -223,7 +223,7 @@ def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) ->
     # of its own, whose threads would spin against NumPy's. So all but the diagonal blocks is done
     # by products.
     size = lower.shape[-1]
-    solved = np.array(right, dtype=np.float64)
+    solved = np.array(right, dtype=lower.dtype)
     starts = range(0, size, _BLOCK)
     for start in reversed(starts) if transposed else starts:
         block = slice(start, start + _BLOCK)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -64,7 +64,7 @@ class Task:
         """Return why a layer cannot be decomposed, whoever is asked; "" where it can."""
         if layer.path in self.barred:
             return self.barred[layer.path]
-        if self.calibrated.moments is not None and layer.moments is None:
+        if self.calibrated.moments is not None and not layer.has_moments:
             return "it has no moments: it is not run on the calibration data as a layer of its own"
         return self.layers.unfit.get(layer.path, "")
 
@@ -99,18 +99,15 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
     Raises:
         RankfoldError: a policy fails, or cannot keep its limits.
     """
-    session, selection, layers = task.session, task.selection, task.layers
-    checked = {id(policy): checked_policy(policy) for policy in selection.policies}
-    main = checked[id(selection.policy)]
-    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    session, layers = task.session, task.layers
+    checked = {id(policy): checked_policy(policy) for policy in task.selection.policies}
     settled = {path: _settled(task, path, reason) for path, reason in layers.refusals.items()}
     results: dict[str, T] = {}
     notes: list[str] = []
     # Parameters of layers that could not be read count as those outside of layers, in the model's
     # size.
     costs = {path: Cost(0, (plan.macs or (0, 0))[0]) for path, plan in settled.items()}
-    asked: list[tuple[Layer, CheckedPolicy, str]] = []
-    has_inner = False  # whether there is a layer to compress besides those that give the outputs
+    costs |= {path: layer.cost(layer.costs.outline) for path, layer in layers.layers.items()}
     predicted: float | None = None
     with progress("planning", len(session.layer_classes)) as advance:
 
@@ -121,51 +118,18 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
 
         for path in settled:
             advance(path)
-        # In two passes: whether layers that give the outputs are spared depends on whether there is
-        # any other layer to compress, which is known only when all have been seen.
-        for path, layer in layers.layers.items():
-            costs[path] = layer.cost(layer.costs.outline)
-            unfit = task.unfit(layer)
-            has_inner |= not unfit and bool(layer.methods) and path not in outputs
-            reason = selection.left_out(layer.paths) or unfit
-            if reason:
-                done(layer, Choice(None, reason=reason))
-            else:
-                policy = checked[id(selection.policy_of(layer.paths))]
-                # A policy of the whole model weighs such a layer with all others. One that judges
-                # by the layer alone cannot see what its rank does, unless the user has named it.
-                spared = policy.judges == "layer" and not selection.names(layer.paths)
-                asked.append((layer, policy, outputs.get(path, "") if spared else ""))
-        original = _model_cost(session.size, costs, costs)
         decided = dict(costs)
-        groups: dict[int, tuple[CheckedPolicy, list[Layer]]] = {}
-        for layer, policy, reason in asked:
-            if reason and has_inner:  # a model of nothing else was handed over for its outputs
-                done(layer, Choice(None, reason=reason))
-            else:
-                groups.setdefault(id(policy.policy), (policy, []))[1].append(layer)
-        if main.judges == "model":  # its limits hold where nothing is left
-            groups.setdefault(id(main.policy), (main, []))
-        for policy, members in sorted(groups.values(), key=lambda g: g[0].policy is main.policy):
-            cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
-            # The group's own layers are taken out of the cost around it, for it is about to choose
-            # theirs.
-            group = LayerGroup(
-                tuple(members),
-                _model_cost(session.size, costs, decided).less(cost_of_group),
-                original,
-                session.model_seconds,
-                session.settings.executor,
-            )
+        for policy, members in _groups(task, checked, done):
+            group = _group(task, members, costs, decided)
             answer = _ask(policy, group)
             pairs = answer.pairs
-            # A policy of single layers decomposes as it judges, on the executor already. One of
-            # the whole model has its choices all at once, and each is then worth a job. With a
-            # paired run layers are decomposed in its course, one after the other.
+            # A policy of single layers decomposes as it judges, on the executor already. One of the
+            # whole model has its choices all at once, and each is then worth a job. With a paired
+            # run layers are decomposed in its course, one after the other.
             if group.executor is not None and policy.judges == "model" and not _follows(task):
                 pairs = _decomposed_there(group, pairs)
-            # Lazily: a layer is carried out while its spectrum is at hand, before the policy
-            # goes on to the next.
+            # Lazily: a layer is carried out while its spectrum is at hand, before the policy goes
+            # on to the next.
             for layer, choice in pairs:
                 if choice.method in layer.methods:
                     decided[layer.path] = layer.template_cost(choice.method, choice.ranks)
@@ -181,6 +145,62 @@ def named(policy: Policy) -> str:
     return shown(policy, _LONGEST)
 
 
+def _group(
+    task: Task, members: Sequence[Layer], costs: Mapping[str, Cost], decided: Mapping[str, Cost]
+) -> LayerGroup:
+    """Return layers with what surrounds them, at the costs that were decided on so far."""
+    session = task.session
+    cost_of_group = sum((decided[layer.path] for layer in members), Cost(0, 0))
+    # The group's own layers are taken out of the cost around it, for it is about to choose theirs.
+    return LayerGroup(
+        tuple(members),
+        _model_cost(session.size, costs, decided).less(cost_of_group),
+        _model_cost(session.size, costs, costs),
+        session.model_seconds,
+        session.settings.executor,
+    )
+
+
+def _groups(
+    task: Task, checked: Mapping[int, CheckedPolicy], done: Callable[[Layer, Choice], None]
+) -> list[tuple[CheckedPolicy, list[Layer]]]:
+    """Return each policy with the layers that it is asked about, that of the selection last.
+
+    Args:
+        task: what they are asked.
+        checked: the policies, by the identity of each.
+        done: called with each layer that no policy is asked about.
+    """
+    session, selection = task.session, task.selection
+    main = checked[id(selection.policy)]
+    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    asked: list[tuple[Layer, CheckedPolicy, str]] = []
+    has_inner = False  # whether there is a layer to compress besides those that give the outputs
+    # In two passes: whether layers that give the outputs are spared depends on whether there is any
+    # other layer to compress, which is known only when all have been seen.
+    for path, layer in task.layers.layers.items():
+        unfit = task.unfit(layer)
+        has_inner |= not unfit and bool(layer.methods) and path not in outputs
+        reason = selection.left_out(layer.paths) or unfit
+        if reason:
+            done(layer, Choice(None, reason=reason))
+        else:
+            policy = checked[id(selection.policy_of(layer.paths))]
+            # A policy of the whole model weighs such a layer with all others. One that judges by
+            # the layer alone cannot see what its rank does, unless the user has named it.
+            spared = policy.judges == "layer" and not selection.names(layer.paths)
+            asked.append((layer, policy, outputs.get(path, "") if spared else ""))
+    groups: dict[int, tuple[CheckedPolicy, list[Layer]]] = {}
+    for layer, policy, reason in asked:
+        if reason and has_inner:  # a model of nothing else was handed over for its outputs
+            done(layer, Choice(None, reason=reason))
+        else:
+            groups.setdefault(id(policy.policy), (policy, []))[1].append(layer)
+    if main.judges == "model":  # its limits hold where nothing is left
+        groups.setdefault(id(main.policy), (main, []))
+    return sorted(groups.values(), key=lambda group: group[0].policy is main.policy)
+
+
 def _follows(task: Task) -> bool:
     """Return whether layers are decomposed later, while the model runs."""
     return task.calibrated.batches is not None
@@ -188,7 +208,8 @@ def _follows(task: Task) -> bool:
 
 def _settled(task: Task, path: str, refusal: str) -> LayerPlan:
     session = task.session
-    macs = None if session.trace is None else session.trace.macs.get(path)
+    unknown = session.trace is None or session.uncounted(path)
+    macs = None if session.trace is None or unknown else session.trace.macs.get(path)
     return LayerPlan(
         path=path,
         op=session.layer_classes[path],

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rankfold.adapters.base import Adapter
+from rankfold.adapters.base import Adapter, ReadsLayers
 from rankfold.calibration.batches import Loss
 from rankfold.calibration.moments import FEWEST
 from rankfold.decompose.base import Placement
@@ -47,7 +47,7 @@ def plan(
     loss: Loss | None = None,
     moments: Moments | None = None,
     executor: Executor | None = None,
-    adapter: Adapter | None = None,
+    adapter: ReadsLayers | None = None,
 ) -> Plan:
     """Plan what is to be done to each layer of a model, and say why.
 
@@ -90,8 +90,7 @@ def plan(
             plan["0"].ranks, plan["0"].params  # (16,), (33024, 6400)
     """
     selection = Selection(policy, include, exclude, overrides)
-    settings = settings_of(methods, placement, seed, executor)
-    session = open_session(model, inputs, settings, adapter)
+    session = open_session(model, inputs, settings_of(methods, placement, seed, executor), adapter)
     return plan_only(_task(session, selection, calibration, loss, moments))
 
 
@@ -251,6 +250,19 @@ def apply(
     # A plan with MACs was made on example inputs, whose trace found its layers to be replaceable.
     if any(layer.macs for layer in plan.layers) and session.can.recalling is not None:
         session.can.recalling.recall()
+    done, modules = _carried_out(session, plan)
+    small, stale = replaced_where_possible(session.can, model, modules, inplace=inplace)
+    # Here the rest of the plan stays as it is: a plan says what to do, and no policy is asked anew.
+    done |= {path: undone(done[path], reason) for path, reason in stale.items()}
+    for layer in done.values():
+        registry().layer_done(layer)
+    applied = msgspec.structs.replace(plan, layers=tuple(done.values()), size=session.size)
+    registry().model_done(small, applied)
+    return Compressed(small, applied)
+
+
+def _carried_out(session: Session, plan: Plan) -> tuple[dict[str, LayerPlan], dict[str, Any]]:
+    """Return what is done to each layer by a plan, and the modules in the place of some."""
     paths = {path: (path,) for path in session.layer_classes}
     layers = read_layers(session, Calibrated(), paths)
     wanted = {layer.path: layer for layer in plan.layers}
@@ -262,24 +274,17 @@ def apply(
             # A plan may be of some layers only; all of the model are listed in the result.
             planned = wanted.get(path, LayerPlan(path=path, reason="not in the plan"))
             decision = _planned(session, layers, planned)
-            if inputs is None and path in layers.layers:
+            if session.inputs is None and path in layers.layers:
                 # Without inputs nothing was counted here; the plan's count holds where the shapes
                 # are those it had.
                 decision = decision.with_macs(_macs_of(planned, decision.layer))
             # As `compress` does, so that a plan carried out later gives the same weights to the
             # bit.
             rng = np.random.default_rng(plan.seed)
-            done[path], module = build(session.can, model, decision, rng)
+            done[path], module = build(session.can, session.model, decision, rng)
             if module is not None:
                 modules[path] = module
-    small, stale = replaced_where_possible(session.can, model, modules, inplace=inplace)
-    # Here the rest of the plan stays as it is: a plan says what to do, and no policy is asked anew.
-    done |= {path: undone(done[path], reason) for path, reason in stale.items()}
-    for layer in done.values():
-        registry().layer_done(layer)
-    applied = msgspec.structs.replace(plan, layers=tuple(done.values()), size=session.size)
-    registry().model_done(small, applied)
-    return Compressed(small, applied)
+    return done, modules
 
 
 def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decision:

@@ -19,7 +19,7 @@ def replaced(
     with of_adapter(can.adapter):
         if can.checked is not None:
             return can.checked.replaced(model, modules, inplace=inplace)
-        return can.adapter.replace(model, modules, inplace=inplace), {}
+        return can.builder.replace(model, modules, inplace=inplace), {}
 
 
 def replaced_where_possible(

@@ -23,6 +23,9 @@ from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice, Outcome, Policy, SearchesModels
 from rankfold.policies.validation import CheckedPolicy, checked_policy
 
+_NAMED = 3
+"""Layers that a note names; there may be a pair for each of a hundred blocks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
@@ -221,8 +224,18 @@ def _plan(
         seed=session.settings.seed,
         placement=session.settings.placement,
         predicted_latency=allocated.predicted_latency,
-        notes=(*task.calibrated.remarks, *allocated.notes, *notes),
+        notes=(*task.calibrated.remarks, *allocated.notes, *notes, *_uncounted(session, layers)),
     )
+
+
+def _uncounted(session: Session, layers: Mapping[str, LayerPlan]) -> tuple[str, ...]:
+    """Name the layers at work that no count of MACs, and so no limit on them, takes in."""
+    paths = [p for p in session.layer_classes if session.uncounted(p) and layers[p].macs is None]
+    if not paths:
+        return ()
+    named = ", ".join(repr(path) for path in paths[:_NAMED])
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return (f"MACs are those of the other layers: not counted are those of {named}{more}",)
 
 
 def _latency(session: Session, small: Any) -> float | None:

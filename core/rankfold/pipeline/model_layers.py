@@ -12,8 +12,9 @@ from rankfold.decompose.spectrum import magnitude
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Usage
 from rankfold.linalg import host, is_finite
-from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host, params
 from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.session import Session
 
@@ -76,7 +77,7 @@ def _layer(
     session: Session, calibrated: Calibrated, paths: tuple[str, ...], stopwatch: _Stopwatch
 ) -> Layer:
     path = paths[0]
-    settings, trace, moments = session.settings, session.trace, calibrated.moments
+    trace, moments = session.trace, calibrated.moments
     # Under a trace, no extents are a layer that was not called; without one, nothing is known.
     extents = None if trace is None else trace.extents.get(path, ())
     informed = calibrated.batches is not None or moments is not None
@@ -90,19 +91,21 @@ def _layer(
     # that; look-ups themselves have no MACs.
     if trace is not None and isinstance(read(), Embedding):
         attended = trace.macs.get(path, 0)
-    return Layer(
+    layer = Layer(
         paths,
         read,
-        settings.methods,
-        extents,
-        settings.placement,
-        settings.seed,
-        None if moments is None else moments.get(path),
-        stopwatch.of(path, extents),
-        attended,
-        session.reader(path),
-        session.folded(path),
+        session.settings,
+        Usage(extents, attended, stopwatch.of(path, extents)),
+        None if moments is None or path not in moments else partial(moments.__getitem__, path),
+        reader=session.reader(path),
+        folded=session.folded(path),
     )
+    layer.costs.beside = max(0, session.parameters(path, layer.op) - params(layer.op))
+    # The calls of a layer that a rule reads tell of it, although the adapter knew no count, and
+    # look-ups have none.
+    known = bool(extents) or isinstance(layer.op, Embedding)
+    layer.costs.counted = known or not session.uncounted(path)
+    return layer
 
 
 class _Stopwatch:

@@ -16,19 +16,18 @@ import msgspec
 import numpy as np
 
 from rankfold.calibration.moments import LayerMoments, RegressionSums
-from rankfold.calibration.weighted_norm import Metric, rows_of
-from rankfold.decompose.base import Decomposition
-from rankfold.decompose.spectrum import Spectrum
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.layers.blas_threads import threads_for
-from rankfold.layers.layer import Layer, shifted
-from rankfold.ops import Chain, Embedding, Op, by_group, of_groups, with_weight
+from rankfold.layers.layer import Layer
+from rankfold.ops import Chain, Embedding, Op, by_group, of_groups
 from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.allocation import Task
+from rankfold.pipeline.refit_problem import WIDE, LaterStages, RefitProblem, WholeLayer
 from rankfold.pipeline.replacement import Decision, decide
-from rankfold.pipeline.ridge_regression import ChainOnSums, regression
+from rankfold.pipeline.ridge_regression import OnSums, error_of_nothing
 from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
 from rankfold.progress import progress
@@ -173,9 +172,9 @@ class Refit:
                 visited.unknown = True  # its inputs are others now
             else:
                 part = _LayerPart(op, chain, groups, fit, validation)
-                metric = layer.spectrum.metric if groups is None else part.metric(layer.moments)
-                if metric is not None:
-                    best = self._refitted(layer, visited.start.layer, part, metric)
+                problem = self._problem(layer, visited.start.layer, part)
+                if problem is not None:
+                    best = _best(problem, part, visited.start.layer.sensitivity)
                     visited.take(best, part)
                     chain = best.chain
         layer.release()
@@ -189,62 +188,49 @@ class Refit:
         """Return the decision on a layer that was visited."""
         return self._visited[path].decision()
 
-    def _refitted(
-        self, layer: Layer, done: LayerPlan, part: _LayerPart, metric: Metric
-    ) -> _RefitCandidate:
-        """Return the best of the chain and its refits, by the held-out positions."""
-        op, validation = part.op, part.validation
-        # Starting from the chain without a refit, each ridge has to beat the best so far on
-        # examples that nothing was fitted to, by more than the noise of that comparison. Else the
-        # outcome would hang on the order in which a framework adds up, or on the examples held out.
-        start = ChainOnSums(op, part.chain, validation)
-        best = _RefitCandidate(start, start.squared_error(metric), done.sensitivity)
-        # The error of a layer without weights is Σ ‖y‖² (in the metric), the size that rounding is
-        # relative to.
-        nothing = with_weight(op, np.zeros_like(op.weight))
-        size = ChainOnSums(op, (nothing,), validation).squared_error(metric)
-        for ridge in RIDGES:
-            try:
-                refit, sensitivity = self._regressed(
-                    layer, op, done.method, done.ranks, metric, part.fit, ridge
-                )
-            except (Refused, RankfoldError, np.linalg.LinAlgError):
-                continue  # with the chain before the refit
-            on_sums = ChainOnSums(op, refit, validation)
-            error = on_sums.squared_error(metric)
-            noise = _ROUNDING * size + best.on_validation.standard_error(on_sums, metric)
-            if error < best.error - noise:
-                best = _RefitCandidate(on_sums, error, sensitivity)
-        return best
-
-    def _regressed(
-        self,
-        layer: Layer,
-        op: Op,
-        method: str | None,
-        ranks: tuple[int, ...],
-        metric: Metric,
-        fit: RegressionSums,
-        ridge: float,
-    ) -> tuple[Chain, float | None]:
-        target, inputs, mean = regression(op, fit, ridge)
-        if method is None:
-            return (target,), None
-        measure = metric.with_inputs(inputs, mean)
-        spectrum = Spectrum(target, measure)
-        # Anew for each regression: whether a ridge is tried does not change the outcome of the
-        # next.
-        rng = np.random.default_rng(self._seed)
-        decomposition: Decomposition = layer.methods[method]
-        factored = decomposition.decompose(
-            target, ranks, spectrum=spectrum, placement=layer.placement, rng=rng
+    def _problem(self, layer: Layer, done: LayerPlan, part: _LayerPart) -> RefitProblem | None:
+        """Return what to solve for; None without a measure of errors."""
+        metric = layer.spectrum.metric if part.groups is None else part.metric(layer.moments)
+        if metric is None:
+            return None
+        method = None if done.method is None else layer.methods[done.method]
+        if method is not None and method.regresses_later_stages and part.is_wide:
+            return LaterStages(part.op, method, part.chain, metric, part.fit, part.validation)
+        return WholeLayer(
+            part.op,
+            method,
+            done.ranks,
+            metric,
+            part.fit,
+            part.validation,
+            layer.placement,
+            self._seed,
         )
-        if not all(np.isfinite(stage.weight).all() for stage in factored.chain):
-            raise Refused(f"{method} gave values that are not finite")
-        # The bias was solved for the target's weight; it makes up for what the decomposition loses
-        # of that.
-        lost = rows_of(target) - rows_of(with_weight(op, reconstruct(op, factored.chain)))
-        return shifted(factored.chain, measure, lost), factored.sensitivity
+
+
+def _best(problem: RefitProblem, part: _LayerPart, sensitivity: float | None) -> _RefitCandidate:
+    """Return the best of the chain and its refits, by the held-out positions."""
+    validation, metric = problem.validation, problem.metric
+    # Starting from the chain without a refit, each ridge has to beat the best so far on examples
+    # that nothing was fitted to, by more than the noise of that comparison. Else the outcome would
+    # hang on the order in which a framework adds up, or on the examples held out.
+    start = OnSums(*problem.affine(part.chain), validation)
+    best = _RefitCandidate(part.chain, start, start.squared_error(metric), sensitivity)
+    # The size that rounding is relative to.
+    size = error_of_nothing(part.op, validation, metric)
+    for ridge in RIDGES:
+        try:
+            refit = problem.solve(ridge)
+        except (Refused, RankfoldError, np.linalg.LinAlgError):
+            continue  # with the chain before the refit
+        on_sums = OnSums(*problem.affine(refit.chain), validation)
+        error = on_sums.squared_error(metric)
+        noise = _ROUNDING * size + best.on_validation.standard_error(on_sums, metric)
+        if error < best.error - noise:
+            best = _RefitCandidate(refit.chain, on_sums, error, refit.sensitivity)
+    on_fit = OnSums(*problem.affine(best.chain), problem.fit)
+    unweighted = on_fit.squared_error(None) + best.on_validation.squared_error(None)
+    return replace(best, unweighted=unweighted)
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,16 +243,16 @@ class _LayerPart:
     fit: RegressionSums
     validation: RegressionSums
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether a row of the weight is too wide to refit all of it."""
+        return bool(self.fit.xx.shape[1] > WIDE)
+
     def metric(self, moments: LayerMoments | None) -> Metric | None:
         """Return the metric of these groups, from the moments of the layer."""
         if moments is None or self.groups is None:
             return None
         return Metric(self.op, moments.of_groups(self.groups))
-
-    def squared_error(self, candidate: _RefitCandidate) -> float:
-        """Σ ‖y − ŷ‖² of a candidate over fitted and held-out positions."""
-        on_fit = ChainOnSums(self.op, candidate.chain, self.fit)
-        return on_fit.squared_error(None) + candidate.on_validation.squared_error(None)
 
 
 class _VisitedLayer:
@@ -308,7 +294,7 @@ class _VisitedLayer:
         """Put the best chain of some groups in place."""
         self._tried = True
         self._size += _size(part.fit) + _size(part.validation)
-        self._error += part.squared_error(best)
+        self._error += best.unweighted
         if best.sensitivity is not None:
             energy = float(np.square(part.op.weight, dtype=np.float64).sum())
             # Of a stack each group has a model of its own; theirs are weighed by the energies of
@@ -317,6 +303,8 @@ class _VisitedLayer:
         if best.chain is part.chain:
             return
         self._refit = True
+        # The chain before the refit is needed no longer: one chain of each layer is held.
+        self.start = replace(self.start, chain=None)
         if part.groups is None:
             self._chain = best.chain
             return
@@ -369,11 +357,18 @@ def _size(joint: RegressionSums) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _RefitCandidate:
-    on_validation: ChainOnSums
+    """A chain with its error over the held-out positions.
+
+    Attributes:
+        chain: in place of the layer.
+        on_validation: its outputs.
+        error: Σ (y − ŷ)ᵀ G (y − ŷ) over the held-out positions.
+        sensitivity: of a CP model.
+        unweighted: Σ ‖y − ŷ‖² over fitted and held-out positions.
+    """
+
+    chain: Chain
+    on_validation: OnSums
     error: float
     sensitivity: float | None = None
-
-    @property
-    def chain(self) -> Chain:
-        """The chain that is judged."""
-        return self.on_validation.chain
+    unweighted: float = 0.0

@@ -77,11 +77,11 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         params=(before.params, after.params),
         # Those of a nominal input compare the chains of one layer only, and are not put into a
         # plan.
-        macs=(before.macs, after.macs) if layer.traced else None,
+        macs=(before.macs, after.macs) if layer.traced and layer.costs.counted else None,
         op=describe(op),
         predicted=predicted,
         sensitivity=sensitivity,
-        moments="" if layer.moments is None else input_form(op),
+        moments=input_form(op) if layer.has_moments else "",
     )
     return Decision(decided, op if chain is not None else None, chain)
 
@@ -102,13 +102,13 @@ def build(
                 assert can.calibrates is not None
                 return done, can.calibrates.refilled(model, done.path, stages[0])
             assert done.error is not None
-            module = can.adapter.build(model, done.path, stages)
+            module = can.builder.build(model, done.path, stages)
             # A module can be held to the coarser of two dtypes only: its own, and the one the op
             # was read in.
-            epsilon = max(can.adapter.precision(model, done.path), linalg.epsilon(op.weight))
+            epsilon = max(can.builder.precision(model, done.path), linalg.epsilon(op.weight))
             # Small matrices here as well, whatever the size of the layer is.
             with threads_for(0):
-                check_chain(op, chain, done.error, partial(can.adapter.run, module), epsilon, rng)
+                check_chain(op, chain, done.error, partial(can.builder.run, module), epsilon, rng)
     except Refused as refused:
         unfilled = f"{done.reason}; not refitted: {refused.reason}"
         return undone(done, refused.reason if done.method else unfilled), None

@@ -11,8 +11,7 @@ from rankfold.calibration.moments import RegressionSums
 from rankfold.calibration.weighted_norm import POSITIONS, Metric, centred, rows_of
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Embedding, Op, with_weight
-from rankfold.ops.reference import reconstruct
+from rankfold.ops import Embedding, Op, with_weight
 
 
 def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Array | None]:
@@ -61,33 +60,29 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     return refitted, xx, mean
 
 
-class ChainOnSums:
-    """Outputs of a chain over the positions that a sum is of; the positions are not needed.
+class OnSums:
+    """Outputs R x + b over the positions that a sum is of; the positions are not needed.
 
     Args:
-        op: the layer.
-        chain: in its place.
-        joint: sums over positions of the chain's inputs and the layer's outputs.
-
-    Attributes:
-        chain: as given.
+        rows: R, (groups, out, d).
+        bias: b, (groups, out).
+        joint: sums over positions of the inputs x and the layer's outputs y.
     """
 
-    def __init__(self, op: Op, chain: Chain, joint: RegressionSums) -> None:
-        self.chain = chain
-        self._joint = joint
-        self._rows, self._bias = _affine(op, chain)
-        # The only product of the order of the patch squared: once for all comparisons.
-        self._moved = np.matmul(self._rows, joint.xx)
+    def __init__(self, rows: Array, bias: Array, joint: RegressionSums) -> None:
+        self._rows, self._bias, self._joint = rows, bias, joint
+        # The only products of the order of a row squared: once for all comparisons.
+        self._moved = np.matmul(rows, joint.xx)
+        self._mean = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
+        cross = np.matmul(rows, joint.yx.mT) + bias[:, :, None] * joint.y[:, None, :]
+        self._cross: Array = cross
+        self._own = self._residuals(self)
 
     def squared_error(self, metric: Metric | None) -> float:
         """Σ (y − ŷ)ᵀ G (y − ŷ) over the positions; G is 1 without a metric."""
-        value = float(np.trace(self._residuals(self, metric), axis1=1, axis2=2).sum())
-        if not np.isfinite(value):
-            raise RankfoldError("the activations on the calibration data are not finite")
-        return value
+        return _trace(self._own, metric)
 
-    def standard_error(self, other: ChainOnSums, metric: Metric) -> float:
+    def standard_error(self, other: OnSums, metric: Metric) -> float:
         """Standard error of the difference of two errors, as the positions are a sample.
 
         With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
@@ -97,40 +92,45 @@ class ChainOnSums:
         have lost.
         """
         count = self._joint.count
-        rr = self._residuals(self, metric) / count
-        ss = other._residuals(other, metric) / count
-        rs = self._residuals(other, metric) / count
+        residuals = (self._own, other._own, self._residuals(other))
+        rr, ss, rs = (_weighted(part, metric) / count for part in residuals)
         sr = rs.swapaxes(1, 2)
         uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
         variance = float(np.vdot(uu, vv)) + float(np.vdot(uv, uv.swapaxes(1, 2)))
         alike = max(1.0, metric.positions_per_example / POSITIONS)
         return float(np.sqrt(max(0.0, variance) * count * alike))
 
-    def _residuals(self, other: ChainOnSums, metric: Metric | None) -> Array:
-        """Σ G½ (y − ŷ)(y − ŷ')ᵀ G½ of two chains over the positions, (groups, out, out)."""
-        # With ŷ = R x + b of one chain and R' x + b' of the other, sums over the n positions:
+    def _residuals(self, other: OnSums) -> Array:
+        """Σ (y − ŷ)(y − ŷ')ᵀ of two maps over the positions, (groups, out, out)."""
+        # With ŷ = R x + b of one and R' x + b' of the other, sums over the n positions:
         #     Σ (y − ŷ)(y − ŷ')ᵀ = Σyy − (R Σxy + b Σyᵀ) − (Σyx R'ᵀ + Σy b'ᵀ)
         #                          + R Σxx R'ᵀ + R Σx b'ᵀ + b (R' Σx)ᵀ + n b b'ᵀ.
         # Only these sums are kept, so that a chain is judged without the activations: O(d²) memory.
-        joint, rows, bias = self._joint, self._rows, self._bias
-        rows_other, bias_other = other._rows, other._bias
-        cross = np.matmul(rows, joint.yx.swapaxes(1, 2)) + bias[:, :, None] * joint.y[:, None, :]
-        other_cross = np.matmul(joint.yx, rows_other.swapaxes(1, 2))
-        other_cross = other_cross + joint.y[:, :, None] * bias_other[:, None, :]
-        moved = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
-        moved_other = np.matmul(rows_other, joint.x[:, :, None])[:, :, 0]
-        both = np.matmul(self._moved, rows_other.swapaxes(1, 2))
-        both = both + moved[:, :, None] * bias_other[:, None, :]
-        both = both + bias[:, :, None] * moved_other[:, None, :]
-        both = both + joint.count * bias[:, :, None] * bias_other[:, None, :]
-        total: Array = joint.yy - cross - other_cross + both
-        if metric is None:
-            return total
-        return metric.weight_outputs(metric.weight_outputs(total).swapaxes(1, 2)).swapaxes(1, 2)
+        bias, bias_other = self._bias[:, :, None], other._bias[:, None, :]
+        both = np.matmul(self._moved, other._rows.mT)
+        both = both + self._mean[:, :, None] * bias_other + bias * other._mean[:, None, :]
+        both = both + self._joint.count * bias * bias_other
+        total: Array = self._joint.yy - self._cross - other._cross.mT + both
+        return total
 
 
-def _affine(op: Op, chain: Chain) -> tuple[Array, Array]:
-    """Return the rows (groups, out, d) and the bias (groups, out) that a chain stands for."""
-    rows = rows_of(with_weight(op, reconstruct(op, chain)))
-    bias = chain[-1].bias
-    return rows, np.zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])
+def error_of_nothing(op: Op, joint: RegressionSums, metric: Metric | None) -> float:
+    """Σ (y − b)ᵀ G (y − b) over the positions: the error of a layer with its bias alone."""
+    bias = np.zeros(joint.y.shape) if op.bias is None else op.bias.reshape(joint.y.shape)
+    cross = joint.y[:, :, None] * bias[:, None, :]
+    squared = joint.count * bias[:, :, None] * bias[:, None, :]
+    return _trace(joint.yy - cross - cross.mT + squared, metric)
+
+
+def _trace(residuals: Array, metric: Metric | None) -> float:
+    if metric is not None:
+        residuals = _weighted(residuals, metric)
+    value = float(np.trace(residuals, axis1=1, axis2=2).sum())
+    if not np.isfinite(value):
+        raise RankfoldError("the activations on the calibration data are not finite")
+    return value
+
+
+def _weighted(residuals: Array, metric: Metric) -> Array:
+    """Return G½ A G½ for A (groups, out, out)."""
+    return metric.weight_outputs(metric.weight_outputs(residuals).mT).mT

@@ -7,34 +7,18 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
-from rankfold.adapters.base import Adapter, Trace
+from rankfold.adapters.base import ReadsLayers, Trace
 from rankfold.adapters.capabilities import Capabilities, capabilities
-from rankfold.decompose.base import Decomposition, Placement
+from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
-from rankfold.ops import Op
+from rankfold.layers.settings import Settings
+from rankfold.ops import Op, params
 from rankfold.plugins.registry import registry
 from rankfold.policies.selection import listed
 
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Settings:
-    """Settings by which a model is decomposed, whatever the policy.
-
-    Attributes:
-        methods: the allowed decompositions by name, in order of preference.
-        placement: how the scale is spread over a chain.
-        seed: of all randomness.
-        executor: works on several layers at once; None for one after the other.
-    """
-
-    methods: Mapping[str, Decomposition]
-    placement: Placement
-    seed: int
-    executor: Executor | None = None
 
 
 def settings_of(
@@ -89,7 +73,7 @@ class Session:
     settings: Settings
 
     @property
-    def adapter(self) -> Adapter:
+    def adapter(self) -> ReadsLayers:
         """The model's adapter."""
         return self.can.adapter
 
@@ -117,6 +101,17 @@ class Session:
         """Say in words how the layer computes the op's weight; "" where it stores it."""
         return "" if self.can.folding is None else self.can.folding.folded(self.model, path)
 
+    def parameters(self, path: str, op: Op) -> int:
+        """Return the number of parameters of a layer; those of its op where no more is known."""
+        if self.can.counts_parameters is None:
+            return params(op)
+        return self.can.counts_parameters.parameters(self.model, path, op)
+
+    def uncounted(self, path: str) -> bool:
+        """Return whether a layer is at work on the example inputs with an unknown count of MACs."""
+        trace = self.trace
+        return trace is not None and path in trace.uncounted
+
     def model_seconds(self) -> float:
         """Measure the time of one forward pass on the example inputs, in seconds.
 
@@ -129,7 +124,7 @@ class Session:
 
 
 def open_session(
-    model: Any, inputs: Any, settings: Settings, adapter: Adapter | None = None
+    model: Any, inputs: Any, settings: Settings, adapter: ReadsLayers | None = None
 ) -> Session:
     """Trace a model and list its layers.
 

@@ -32,7 +32,7 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         error: ‖W − Ŵ‖ / ‖W‖ of the weight.
         params: parameters (before, after); None where the layer could not be read.
         macs: multiply-accumulates of one forward pass on the example inputs (before, after); None
-            where no inputs were given.
+            where no inputs were given or the computation with its weight is not seen.
         op: what the layer is, for the table and to recognise the layer.
         predicted: ‖y − ŷ‖ / ‖y‖ of the layer's output on the calibration data, predicted from
             moments; None without such data.

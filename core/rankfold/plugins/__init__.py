@@ -12,6 +12,7 @@ from rankfold.adapters.base import (
     Folding,
     LayerVisitor,
     NamesOutputs,
+    ReadsLayers,
     Recalling,
     Structured,
     Times,
@@ -26,8 +27,10 @@ from rankfold.decompose.base import (
     NamesBetterMethod,
     Placement,
     RankTuple,
+    RegressesLaterStages,
     Unfolding,
 )
+from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
@@ -97,8 +100,11 @@ __all__ = [
     "Policy",
     "RankTuple",
     "RankfoldError",
+    "ReadsLayers",
     "Recalling",
     "Refused",
+    "RegressesLaterStages",
+    "Regression",
     "Rule",
     "SearchesModels",
     "Spectrum",

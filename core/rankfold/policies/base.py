@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias, runtime_checkable
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    Self,
+    SupportsFloat,
+    TypeAlias,
+    runtime_checkable,
+)
 
 from rankfold.decompose.base import RankTuple
 from rankfold.errors import RankfoldError
@@ -126,6 +135,16 @@ class SearchesModels(Protocol):
         Raises:
             RankfoldError: no outcome is good enough.
         """
+
+
+def check_share(policy: str, share: float) -> None:
+    """Check the share that a policy is made with.
+
+    Raises:
+        RankfoldError: it is no number above 0 and up to 1.
+    """
+    if not isinstance(share, SupportsFloat) or not 0.0 < share <= 1.0:
+        raise RankfoldError(f"{policy}: share {share!r}; use one above 0 and up to 1")
 
 
 def fraction(policy: str, argument: str, default: float | None = None) -> float:

@@ -16,6 +16,8 @@ from rankfold.ops import Conv, Cost
 from rankfold.policies.base import Choice
 
 _TIE = 1e-6
+_BISECTIONS = 24
+"""Halvings of the factor on the ranks: 2⁻²⁴ of the range moves no rank by one."""
 
 
 def best_method(
@@ -60,7 +62,7 @@ def best_method(
             continue
         try:
             base = wanted.get(name, method.max_ranks(op))
-            within = layer.largest_within(name, limit, base)
+            within = _largest_within(layer, name, limit, base)
         except (Refused, RankfoldError) as fault:
             reasons[name] = str(fault)
             continue
@@ -69,6 +71,27 @@ def best_method(
     if len(contenders) == 1:
         return Choice(*contenders.popitem())
     return _least(layer, contenders, reasons)
+
+
+def _largest_within(layer: Layer, method: str, limit: Cost, base: RankTuple) -> RankTuple | None:
+    """Return the largest ranks in proportion to `base` with a cost within a limit, or None."""
+    most = layer.methods[method].max_ranks(layer.costs.outline)
+
+    def scaled(factor: float) -> RankTuple:
+        return tuple(min(m, max(1, round(factor * b))) for b, m in zip(base, most, strict=True))
+
+    # Ranks of 1 are the cheapest there are. From there costs rise with the factor, up to where
+    # every rank is at its largest, so that bisection finds the last factor within the limit.
+    if not layer.template_cost(method, scaled(0.0)).within(limit):
+        return None
+    low, high = 0.0, max(m / b for m, b in zip(most, base, strict=True))
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        if layer.template_cost(method, scaled(middle)).within(limit):
+            low = middle
+        else:
+            high = middle
+    return scaled(low)
 
 
 def _least(layer: Layer, contenders: Mapping[str, RankTuple], reasons: dict[str, str]) -> Choice:

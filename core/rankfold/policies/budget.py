@@ -247,6 +247,11 @@ class _Problem:
             worth += layer_worth
             layer.release()
         self._costs = [np.array(cost, dtype=np.float64) for cost in costs]
+        self._set_limits(group, first_seconds)
+        self._worth = worth
+        self._added = np.zeros(len(self._names))
+
+    def _set_limits(self, group: LayerGroup, first_seconds: float) -> None:
         # A limit is a share of the whole model, of which these layers are a part: what the rest of
         # it costs is fixed and comes off the limit. The layers were timed one by one, the model as
         # a whole; where the layers add up to more (overheads count once each) their sum is taken
@@ -260,14 +265,13 @@ class _Problem:
             "params": float(group.cost_elsewhere.params),
             "macs": float(group.cost_elsewhere.macs),
         }
-        if timed:
+        if "latency" in self._names:
             model_seconds = max(group.model_seconds(), first_seconds)
             total["latency"], fixed["latency"] = model_seconds, model_seconds - first_seconds
         self._fixed = np.array([fixed[name] for name in self._names])
-        self._targets = np.array([getattr(budget, name) * total[name] for name in self._names])
+        shares = [getattr(self._budget, name) for name in self._names]
+        self._targets = np.array([s * total[n] for s, n in zip(shares, self._names, strict=True)])
         self._limits = self._targets * (1.0 + 1e-12) - self._fixed
-        self._worth = worth
-        self._added = np.zeros(len(self._names))
 
     def nothing(self, layer_index: int) -> str:
         """Reason why a layer has no offer; its methods may have failed."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self, SupportsFloat
+from functools import partial
+from typing import ClassVar, Self
 
 from rankfold.decompose.base import Unfolding
-from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
-from rankfold.policies.base import Choice, Judges, fraction
+from rankfold.policies.base import Choice, Judges, check_share, fraction
 from rankfold.policies.best_method import best_method
 
 
@@ -34,19 +34,12 @@ class Ratio:
     judges: ClassVar[Judges] = "layer"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.share, SupportsFloat) or not 0.0 < self.share <= 1.0:
-            raise RankfoldError(f"Ratio: share {self.share!r}; use one above 0 and up to 1")
+        check_share("Ratio", self.share)
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""
-        yield from each(layers, self._choose)
-
-    def _choose(self, layer: Layer) -> Choice:
-        return best_method(
-            layer,
-            self._rank,
-            zero_rank_reason="rank 0",
-        )
+        choose = partial(best_method, rank_of=self._rank, zero_rank_reason="rank 0")
+        return each(layers, choose)
 
     def _rank(self, mode: Unfolding) -> int:
         rank = max(1, math.floor(self.share * mode.channels + 1e-9))

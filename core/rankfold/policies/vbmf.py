@@ -52,7 +52,7 @@ class VBMF:
 
     def allocate(self, layers: Sequence[Layer]) -> Iterator[Choice]:
         """One choice per layer, layer by layer."""
-        yield from each(layers, self._choose)
+        return each(layers, self._choose)
 
     def _choose(self, layer: Layer) -> Choice:
         ranked: list[Unfolding] = []
@@ -61,11 +61,8 @@ class VBMF:
             ranked.append(mode)
             return self._rank(mode)
 
-        choice = best_method(
-            layer,
-            rank,
-            zero_rank_reason="rank 0: EVBMF found no structure above the noise",
-        )
+        nothing = "rank 0: EVBMF found no structure above the noise"
+        choice = best_method(layer, rank, zero_rank_reason=nothing)
         rows = min((min(mode.sides) for mode in ranked), default=_FEW_ROWS)
         if rows >= _FEW_ROWS:
             return choice

@@ -19,14 +19,14 @@ from typing import Any
 import msgspec
 
 from rankfold.adapters.base import Adapter
-from rankfold.adapters.capabilities import capabilities
+from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.console import some
-from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.ops.ownership import copied, protected
-from rankfold.plan.plan import Plan, validate
+from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same, validate
 from rankfold.plugins.model_lock import exclusive
+from rankfold.plugins.planned_template import planned_template
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of, sync
 from rankfold.storage.safetensors_header import read_header
@@ -195,8 +195,6 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     Raises:
         RankfoldError: the plan does not fit the model.
     """
-    from rankfold.plan.plan import check_planned, check_same
-
     known = adapter.layers(model)
     # The saved model, this one or both may be wrapped, by torch.compile or DataParallel for
     # instance.
@@ -215,32 +213,14 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     else:
         check_planned(plan.layers, known)
     can = capabilities(adapter)
-    # Shapes are enough, so that models on the meta device can be loaded into.
-    read = adapter.read if can.structured is None else can.structured.structure
     names = {layer.method for layer in plan.replaced if layer.method is not None}
-    methods = registry().methods(sorted(names)) if names else {}
+    if names:  # an unknown method is no fault of a layer
+        registry().methods(sorted(names))
     modules: dict[str, Any] = {}
     failed: dict[str, str] = {}
     for layer in plan.replaced:
-        assert layer.method is not None
-        method = Guarded(layer.method, methods[layer.method])
         try:
-            with contained("reading the layer", Refused):
-                op = protected(read(model, layer.path))
-            check_same(layer, op)
-            folded = "" if can.folding is None else can.folding.folded(model, layer.path)
-            if saved.job and folded:
-                raise Refused(
-                    f"the tensors of a checkpoint lack its {folded}; compress the model itself"
-                )
-            reason = method.refuse(op)
-            if reason is not None:
-                raise Refused(reason)
-            # A template may hand on the layer's own bias, which is memory of the model; the copy
-            # must not share it.
-            stages = tuple(map(copied, method.template(op, layer.ranks)))
-            with contained("building the replacement", Refused):
-                modules[layer.path] = adapter.build(model, layer.path, stages)
+            modules[layer.path] = _module(can, model, layer, of_tensors=bool(saved.job))
         except (Refused, RankfoldError) as refused:
             # Collected, not raised at once: the remedy is to compress anew, and once for all
             # layers.
@@ -253,6 +233,27 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
             f"layer {path!r} of this model cannot be replaced as the plan says: {why}; {remedy}"
         )
     return modules
+
+
+def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool) -> Any:
+    """Build what takes the place of one layer, without the values.
+
+    Raises:
+        Refused: the layer of this model cannot be replaced as planned.
+    """
+    # Shapes are enough, so that models on the meta device can be loaded into.
+    read = can.adapter.read if can.structured is None else can.structured.structure
+    with contained("reading the layer", Refused):
+        op = protected(read(model, layer.path))
+    check_same(layer, op)
+    folded = "" if can.folding is None else can.folding.folded(model, layer.path)
+    if of_tensors and folded:
+        raise Refused(f"the tensors of a checkpoint lack its {folded}; compress the model itself")
+    # A template may hand on the layer's own bias, which is memory of the model; the copy must not
+    # share it.
+    stages = tuple(map(copied, planned_template(layer, op)))
+    with contained("building the replacement", Refused):
+        return can.builder.build(model, layer.path, stages)
 
 
 def _read_plan(folder: Path) -> Saved:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import accumulate
 from os import PathLike
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.array_store import ArrayStore, StoredArray
+from rankfold.calibration.moments import LayerMoments, StoredMoments
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_real
 from rankfold.storage.safetensors_file import Safetensors
-from rankfold.storage.safetensors_header import FLOATS, Header, viewed
+from rankfold.storage.safetensors_header import (
+    FLOATS,
+    Header,
+    alignment,
+    header_bytes,
+    nbytes,
+    viewed,
+)
 
 _VERSION = 1
 _METADATA = "rankfold.moments"
@@ -23,6 +33,7 @@ _MOST = 2**53
 # Of each layer: the second moment of its inputs, their mean, and the moment of the gradients, which
 # may be missing.
 _ARRAYS = ("inputs", "mean", "grads")
+_SAFETENSORS = {name: dtype for dtype, name in FLOATS.items()}
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,29 +65,41 @@ class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> None:
-    """Write the moments of layers, by path.
+    """Write the moments of layers, by path, one layer at a time.
 
     Raises:
         RankfoldError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    arrays: dict[str, Array] = {}
     # Arrays go by number and not by path, which may hold what no name of a tensor may.
-    for index, layer in enumerate(layers.values()):
-        for name in _ARRAYS:
-            value = getattr(layer, name)
-            if value is not None:
-                arrays[f"{index}.{name}"] = np.ascontiguousarray(value)
-    facts = [
-        Facts(path, layer.samples, layer.positions_per_example) for path, layer in layers.items()
-    ]
+    facts: list[Facts] = []
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for index, (path, layer) in enumerate(layers.items()):
+        facts.append(Facts(path, layer.samples, layer.positions_per_example))
+        for name, array in _arrays_of(layer):
+            tensors[f"{index}.{name}"] = _SAFETENSORS[array.dtype.name], array.shape
+    # The widest types first, as other readers expect each array at a multiple of its element's
+    # size. Layers may be read anew each time, so their arrays are written in the layers' order.
+    ordered = dict(sorted(tensors.items(), key=lambda item: -alignment(item[1][0])))
+    begins = accumulate((nbytes(*tensor) for tensor in ordered.values()), initial=0)
+    begin_of = dict(zip(ordered, begins, strict=False))
     about = msgspec.json.encode(About(_VERSION, loss, facts)).decode()
+    start = header_bytes(ordered, {_METADATA: about})
     try:
-        save_file(arrays, file, metadata={_METADATA: about})
-    except (OSError, SafetensorError) as error:
+        with file.open("wb") as stream:
+            stream.write(start)
+            for index, layer in enumerate(layers.values()):
+                for name, array in _arrays_of(layer):
+                    stream.seek(len(start) + begin_of[f"{index}.{name}"])
+                    stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    except OSError as error:
         raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
+
+
+def _arrays_of(layer: LayerMoments) -> Iterator[tuple[str, Array]]:
+    for name in _ARRAYS:
+        value = getattr(layer, name)
+        if value is not None:
+            yield name, np.asarray(value)
 
 
 def check_moments_file(file: Path) -> None:
@@ -88,34 +111,35 @@ def check_moments_file(file: Path) -> None:
     _opened(file)
 
 
-def read_moments(file: Path, only: str | None) -> tuple[About, dict[str, LayerMoments]]:
-    """Return what a file says of itself, and the moments of its layers, by path.
+def read_moments(file: Path) -> tuple[About, Mapping[str, Callable[[], LayerMoments]]]:
+    """Return what a file says of itself, and by path what reads the moments of one layer.
 
     Args:
         file: to read.
-        only: the path of the one layer to read; None for all.
 
     Raises:
-        RankfoldError: the file is missing, damaged or holds something else.
+        RankfoldError: the file is missing, damaged or holds something else; the readers raise it,
+            too.
     """
     stored, about = _opened(file)
-    layers = {}
-    for index, facts in enumerate(about.layers):
-        # Workers read one layer of a file each; the arrays of all others are left on the disk.
-        if only not in (None, facts.path):
-            continue
-        arrays = {
-            name: viewed(stored.data(entry), entry)
-            for name in _ARRAYS
-            if (entry := stored.header.entries.get(f"{index}.{name}")) is not None
-        }
-        try:
-            layers[facts.path] = _checked(facts, arrays)
-        except ValueError as error:
-            raise RankfoldError(
-                f"{str(file)!r} holds no moments of layer {facts.path!r}: {error}"
-            ) from None
-    return about, layers
+    return about, {
+        facts.path: partial(_read_layer, stored, index, facts)
+        for index, facts in enumerate(about.layers)
+    }
+
+
+def _read_layer(stored: Safetensors, index: int, facts: Facts) -> LayerMoments:
+    arrays = {
+        name: viewed(stored.data(entry), entry)
+        for name in _ARRAYS
+        if (entry := stored.header.entries.get(f"{index}.{name}")) is not None
+    }
+    try:
+        return _checked(facts, arrays)
+    except ValueError as error:
+        raise RankfoldError(
+            f"{str(stored.file)!r} holds no moments of layer {facts.path!r}: {error}"
+        ) from None
 
 
 def _opened(file: Path) -> tuple[Safetensors, About]:
@@ -205,17 +229,23 @@ def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
 class Moments(Mapping[str, LayerMoments]):
     """The moments of a model's layers, by path.
 
+    Those that `gather` and `load` return are kept in a temporary file as far as they are large, and
+    each layer's are read when they are asked for.
+
     Args:
         layers: moments by path.
         loss: the name of the loss that the gradients are of; "" where there are none.
     """
 
     def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:
-        self._layers = dict(layers)
+        self._layers = layers if isinstance(layers, StoredMoments) else dict(layers)
         self.loss = loss
 
     def __getitem__(self, path: str) -> LayerMoments:
         return self._layers[path]
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._layers
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._layers)
@@ -233,7 +263,7 @@ class Moments(Mapping[str, LayerMoments]):
 
     @classmethod
     def load(cls, file: str | PathLike[str], *, only: str | None = None) -> Moments:
-        """Read what `save` wrote.
+        """Read what `save` wrote; the file is needed no longer afterwards.
 
         Args:
             file: to read.
@@ -242,5 +272,48 @@ class Moments(Mapping[str, LayerMoments]):
         Raises:
             RankfoldError: the file is missing, damaged or holds something else.
         """
-        about, layers = read_moments(Path(file), only)
-        return cls(layers, about.loss)
+        about, readers = read_moments(Path(file))
+        if only is not None:
+            # Workers read one layer of a file each; the arrays of others are left on the disk.
+            return cls({path: readers[path]() for path in readers if path == only}, about.loss)
+        # Not left where they are: the file may be written anew meanwhile, by `save` even.
+        store = ArrayStore()
+        kept = {path: _kept(store, read()) for path, read in readers.items()}
+        return cls(StoredMoments(kept), about.loss)
+
+    @classmethod
+    def of_file(cls, file: str | PathLike[str]) -> Moments:
+        """Read the moments of each layer from a file when they are asked for.
+
+        Args:
+            file: that is not changed as long as this object is in use.
+
+        Raises:
+            RankfoldError: the file is missing or holds something else; asking for a layer raises
+                it where the values of the layer are none to compute with.
+        """
+        about, readers = read_moments(Path(file))
+        return cls(StoredMoments(readers), about.loss)
+
+
+def _kept(store: ArrayStore, layer: LayerMoments) -> Callable[[], LayerMoments]:
+    """Store the arrays of a layer; return what reads them."""
+    inputs, mean = store.keep(layer.inputs), store.keep(layer.mean)
+    grads = None if layer.grads is None else store.keep(layer.grads)
+    return partial(_loaded, inputs, mean, grads, layer.samples, layer.positions_per_example)
+
+
+def _loaded(
+    inputs: StoredArray,
+    mean: StoredArray,
+    grads: StoredArray | None,
+    samples: int,
+    positions_per_example: float,
+) -> LayerMoments:
+    return LayerMoments(
+        inputs.load(),
+        mean.load(),
+        None if grads is None else grads.load(),
+        samples,
+        positions_per_example,
+    )

@@ -11,6 +11,7 @@ from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.pipeline.api import compress
 from rankfold.pipeline.result import Compressed
 from rankfold.plugins.registry import registry
+from rankfold.policies.ranks import Ranks
 from rankfold.testing.cases import distance, methods, probe
 from rankfold.testing.check import TOLERANCE
 from rankfold.testing.harness import Harness, as_float64
@@ -48,6 +49,20 @@ def compressed(
     )
     all_replaced(name, small)
     return small
+
+
+def halved(harness: Harness, model: Any, op: Op, method: str, name: str) -> Compressed:
+    """Return a model of one case compressed to half of its ranks, for any number of checks.
+
+    It is compressed once for a harness, on the model of the check that comes first. Models of one
+    case are equal, and no check changes what this gives.
+    """
+    # On the harness itself, which need not be hashable: what it keeps goes with it.
+    kept: dict[tuple[str, str], Compressed] = vars(harness).setdefault("_halved", {})
+    key = (name, method)
+    if key not in kept:
+        kept[key] = compressed(harness, model, op, Ranks(half(op, method)), method, name)
+    return kept[key]
 
 
 def all_replaced(name: str, small: Compressed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rankfold.decompose.base import Factorization
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, channels
+from rankfold.ops.ownership import copied
 from rankfold.plugins.registry import registry
 from rankfold.testing.harness import Harness, Unsupported
 
@@ -100,6 +102,14 @@ EXACT = frozenset({"svd", "tucker2", "channel_svd", "spatial_svd"})
 
 def decomposed(op: Op, name: str, *, full: bool) -> Factorization:
     """Return an op decomposed at full rank, or at half of it."""
+    factored = _factored(op, name, full)
+    # Modules may keep the arrays that they are built from, and change them.
+    return replace(factored, chain=tuple(map(copied, factored.chain)))
+
+
+# Fits by CP take longer than most checks, and every check of every adapter is about the same ones.
+@lru_cache(maxsize=128)
+def _factored(op: Op, name: str, full: bool) -> Factorization:
     method = registry().methods([name])[name]
     most = method.max_ranks(op)
     ranks = most if full else tuple(max(1, rank // 2) for rank in most)

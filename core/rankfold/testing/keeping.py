@@ -15,7 +15,7 @@ from rankfold.testing.assertions import (
     compressed,
     drawn_linear,
     fresh_adapter,
-    half,
+    halved,
     same,
     unchanged,
 )
@@ -29,7 +29,7 @@ def check_save_and_load(harness: Harness) -> None:
     """A saved model is loaded into a fresh one, bit for bit."""
     for name, op, model in supported(harness):
         x = probe(op)
-        small = compressed(harness, model, op, Ranks(half(op, methods(op)[0])), None, name)
+        small = halved(harness, model, op, methods(op)[0], name)
         # All zeros, so that a weight which is not loaded cannot pass for one that is.
         other = harness.model([with_weight(op, np.zeros_like(op.weight))])
         with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def check_gradients(harness: Harness) -> None:
         # The first and the last method that apply; of most kernels the last is CP, with depthwise
         # stages.
         for method in {methods(op)[0], methods(op)[-1]}:
-            small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
+            small = halved(harness, model, op, method, name)
             actual = harness.gradients(small.model, probe(op))
             wanted = len(harness.state(small.model))
             what = f"{name}, {method}"

@@ -13,7 +13,7 @@ from rankfold.testing.assertions import (
     drawn_linear,
     extent,
     fresh_adapter,
-    half,
+    halved,
     only_path,
     same,
     unchanged,
@@ -56,10 +56,9 @@ def check_reduced_rank(harness: Harness) -> None:
     for name, op, model in supported(harness):
         for method in EXACT.intersection(methods(op)):
             x = probe(op)
-            ranks = half(op, method)
             # The plain decomposition of the op, without adapter and pipeline, is what both must
             # amount to.
-            small = compressed(harness, model, op, Ranks(ranks), method, name)
+            small = halved(harness, model, op, method, name)
             chain = decomposed(op, method, full=False).chain
             dense = reconstruct(op, chain)
             expected = forward(with_weight(op, dense), x)
@@ -99,7 +98,7 @@ def check_parameters(harness: Harness) -> None:
     """The compressed model has as many parameters as the plan says."""
     for name, op, model in supported(harness):
         method = methods(op)[0]
-        small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
+        small = halved(harness, model, op, method, name)
         _as_many_parameters(f"{name}, {method}", harness, small)
 
 
@@ -108,7 +107,7 @@ def check_macs(harness: Harness) -> None:
     """The compressed model has as many multiply-accumulates as the plan says."""
     for name, op, model in supported(harness):
         for method in methods(op):
-            small = compressed(harness, model, op, Ranks(half(op, method)), method, name)
+            small = halved(harness, model, op, method, name)
             # Every method compresses every case here anyway: the check of parameters takes the
             # first method alone.
             _as_many_parameters(f"{name}, {method}", harness, small)

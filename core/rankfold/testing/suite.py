@@ -20,7 +20,7 @@ from rankfold.testing.runner import CHECKS, check_names, run_check
 
 
 class AdapterSuite:
-    """Subclass it with a fixture `harness`.
+    """Subclass it with a fixture `harness`; one for all checks has them compress each layer once.
 
     Attributes:
         expected_failures: names of checks that are known to fail, with the reason; they must fail.

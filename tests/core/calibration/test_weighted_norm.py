@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from rankfold.calibration.moments import LayerMoments
-from rankfold.calibration.weighted_norm import Metric, oas_shrinkage, rows_of
+from rankfold.calibration.weighted_norm import Metric, oas_shrinkage, rows_of, shrunken
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.plugins.registry import registry
@@ -57,7 +58,9 @@ def moments_of(op: Op, *, grads: str = "full", samples: int = 10**6) -> LayerMom
 
 
 def layer_of(op: Op, moments: LayerMoments | None) -> Layer:
-    return Layer(("layer",), lambda: op, registry().decompositions, None, "balanced", 0, moments)
+    return Layer(
+        ("layer",), lambda: op, Settings(registry().decompositions, "balanced", 0), moments=moments
+    )
 
 
 def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:
@@ -113,6 +116,8 @@ def test_offers_announce_what_the_decomposition_loses(name: str, method: str, da
             assert got == pytest.approx(announced, rel=0.3, abs=0.05 * total)  # another start
         elif method == "tucker2" and not data:
             assert got <= announced * (1 + 1e-6) + 1e-12  # HOOI comes after
+        elif method in ("tucker2", "spatial_svd") and data:  # priced on one start, made from two
+            assert got <= announced * (1 + 1e-4) + 1e-7 * total
         else:
             assert got == pytest.approx(announced, rel=1e-4, abs=1e-7 * total)
 
@@ -150,7 +155,7 @@ def test_two_samples_leave_the_plain_decomposition() -> None:
 def test_shrinking_keeps_the_trace_and_makes_moments_regular(samples: int) -> None:
     x = RNG.standard_normal((min(samples, 50), 15))
     moment = (x.T @ x / len(x))[None]
-    made = oas_shrinkage(moment, samples)
+    made = shrunken(moment, oas_shrinkage(moment, samples))
     assert np.trace(made[0]) == pytest.approx(np.trace(moment[0]))
     assert np.linalg.eigvalsh(made[0])[0] > 0.0
 

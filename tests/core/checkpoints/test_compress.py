@@ -129,3 +129,17 @@ def test_a_finished_result_with_holes_is_made_anew_without_being_read(
     os.truncate(out / "weights.safetensors", 2**40)
     rf.compress_checkpoint(file, out, POLICY)
     assert contents(out) == expected
+
+
+def test_layers_without_a_shape_of_inputs_are_not_counted_and_named(tmp_path: Path) -> None:
+    tensors = {name: ("F32", (24, 40), normal(0, 24, 40)) for name in ("a.weight", "b.weight")}
+    sound(tmp_path / "x.safetensors", tensors)
+    policy = rf.Budget(macs=0.5)
+    plan = rf.compress_checkpoint(
+        tmp_path / "x.safetensors", tmp_path / "out", policy, inputs={"a": (3,)}
+    )
+    assert plan["b"].macs is None
+    assert plan.macs is not None
+    assert plan.macs == plan["a"].macs
+    assert plan.macs[1] <= 0.5 * 3 * 24 * 40
+    assert any(note.endswith("not counted are those of 'b'") for note in plan.notes)

@@ -118,7 +118,7 @@ def sealed(file: Path, change) -> None:
     changed(file, change)
     found = json.loads(file.read_bytes())
     folder = file.parent if file.parent.name != "done" else file.parent.parent
-    job = json.loads((folder / "job.json").read_bytes())["value"]["key"]
+    job = json.loads((folder / "job.json").read_bytes())["key"]
     value = json.dumps(found["value"], separators=(",", ":"), ensure_ascii=False)
     name = file.relative_to(folder)
     found["seal"] = hashlib.sha256(f"{job}\n{name}\n{value}".encode()).hexdigest()
@@ -265,6 +265,28 @@ def test_a_note_is_not_written_through_a_link(
     (work / "plan.json").unlink()
     assert finished(source, work) == expected
     assert precious.read_text() == "as it is"
+
+
+class Unnamed:
+    """A policy of somebody else, whose repr is its address."""
+
+    name, judges = "unnamed", "layer"
+
+    def __init__(self, share: float) -> None:
+        self.policy = rf.Ratio(share)
+
+    def allocate(self, layers):
+        return self.policy.allocate(layers)
+
+
+def test_a_policy_without_a_repr_goes_on_from_its_own_work(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop(source, tmp_path / "out", monkeypatch, Unnamed(0.4))
+    with pytest.raises(rf.RankfoldError, match="unfinished run"):
+        rf.compress_checkpoint(source, tmp_path / "out", Unnamed(0.3))
+    monkeypatch.setattr(compression, "planned", lambda *a, **k: pytest.fail("planned again"))
+    rf.compress_checkpoint(source, tmp_path / "out", Unnamed(0.4))
 
 
 def test_other_settings_are_refused_until_the_work_is_finished(source: Path, work: Path) -> None:

@@ -297,7 +297,7 @@ def test_the_demo_shows_a_table_and_writes_a_picture(
     digits = load_digits()
     few = Bunch(images=digits.images[:240], target=digits.target[:240])
     monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
-    monkeypatch.setattr("rankfold_torch.demo._LATENCY_ROUNDS", 2)
+    monkeypatch.setattr("rankfold.adapters.timing.MODEL", 0.1)
     done = run("demo", "--epochs", "1", "-o", "[bold]shown", cwd=folder)
     assert done.returncode == 0, done.stderr
     for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):

@@ -9,6 +9,7 @@ from tests.core.checkpoints.files import normal, sound
 import rankfold as rf
 from rankfold.cli import inspect
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.plugins.registry import registry
 
 POLICIES = ["vbmf", "energy:0.9", "ratio:0.3", "ranks:3", "budget:0.5", "budget:0.000001"]
@@ -31,7 +32,7 @@ def test_one_method_of_a_layer_offers_what_it_offers_alone() -> None:
     op = rf.Conv(weight=np.random.default_rng(0).standard_normal((14, 10, 3, 5)))
 
     def layer(*names: str) -> Layer:
-        return Layer(("b",), lambda: op, registry().methods(names), None, "balanced", 0)
+        return Layer(("b",), lambda: op, Settings(registry().methods(names), "balanced", 0))
 
     names = ("tucker2", "spatial_svd", "channel_svd")
     both = layer(*names)

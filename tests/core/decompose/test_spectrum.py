@@ -10,6 +10,7 @@ from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Unfolding
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array, subspaces
 from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 from rankfold.plugins.registry import registry
@@ -62,7 +63,7 @@ def layer_of(name: str, *, data: bool, methods: tuple[str, ...] = ()) -> Layer:
     op, method = OPS[name]
     moments = moments_of(op) if data else None
     known = registry().methods(methods or (method,))
-    return Layer(("x",), lambda: op, known, None, "balanced", 5, moments)
+    return Layer(("x",), lambda: op, Settings(known, "balanced", 5), moments=moments)
 
 
 def everything_asked(layer: Layer, method: str) -> None:

@@ -15,6 +15,7 @@ from rankfold.layers import blas_threads
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Cost, Linear
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
@@ -37,7 +38,9 @@ def layers() -> list[Layer]:
     rng = np.random.default_rng(3)
     weights = [rng.standard_normal((side, side + 7)) for side in (SMALL, BIG) * 6]
     return [
-        Layer((f"{i}",), lambda w=w: Linear(w), {"svd": SVD}, [(5,)], "balanced", 0)
+        Layer(
+            (f"{i}",), lambda w=w: Linear(w), Settings({"svd": SVD}, "balanced", 0), Usage([(5,)])
+        )
         for i, w in enumerate(weights)
     ]
 

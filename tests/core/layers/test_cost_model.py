@@ -13,6 +13,7 @@ from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.plugins.validation import Declarations
@@ -68,7 +69,7 @@ def test_offers_of_a_layer_build_a_few_templates(
 
     monkeypatch.setattr(Guarded, "template", template)
     op = OPS[case][0]
-    layer = Layer(("x",), lambda: op, registry().methods(ALL[:4]), None, "balanced", 0)
+    layer = Layer(("x",), lambda: op, Settings(registry().methods(ALL[:4]), "balanced", 0))
     assert len(layer.offers()) > 3
     assert len(built) <= most
 
@@ -100,13 +101,13 @@ def test_a_method_without_a_formula_is_counted_by_its_templates() -> None:
 
 @pytest.mark.parametrize("ranks", [(0,), (15,), (3, 4), (True,), (2.0,)])
 def test_ranks_that_there_are_not_are_refused_as_by_the_template(ranks: tuple[int, ...]) -> None:
-    layer = Layer(("x",), lambda: OPS[3][0], {"m": ChannelSVD()}, None, "balanced", 0)
+    layer = Layer(("x",), lambda: OPS[3][0], Settings({"m": ChannelSVD()}, "balanced", 0))
     with pytest.raises(RankfoldError, match="layer 'x': channel_svd"):
         layer.template_cost("m", ranks)
 
 
 def test_a_chain_that_does_not_cost_what_the_formula_says_is_refused() -> None:
-    layer = Layer(("x",), lambda: OPS[3][0], {"m": Twisted()}, None, "balanced", 0)
+    layer = Layer(("x",), lambda: OPS[3][0], Settings({"m": Twisted()}, "balanced", 0))
     with pytest.raises(Refused, match="multilinear_costs"):
         layer.candidate("m", (4,))
 

@@ -12,6 +12,7 @@ from rankfold.adapters import timing
 from rankfold.calibration.moments import LayerMoments, predictions
 from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Cost, Embedding, Linear, params
 from rankfold.plugins.registry import registry
 from rankfold.policies.best_method import _least
@@ -36,7 +37,7 @@ def test_no_layer_is_offered_what_measures_slower() -> None:
 
     op = Linear(RNG.standard_normal((37, 41)))
     known = registry().methods(("svd",))
-    layer = Layer(("x",), lambda: op, known, [(1,)], "balanced", 0, timer=seconds)
+    layer = Layer(("x",), lambda: op, Settings(known, "balanced", 0), Usage([(1,)], timer=seconds))
     first, faster = layer.timed_offers(layer.offers())
     assert first == 1.0
     assert faster
@@ -68,7 +69,7 @@ def test_products_with_a_table_are_counted_for_it_and_for_its_factors() -> None:
     op = Embedding(RNG.standard_normal((50, 11)))
     attended = 7 * params(op)
     known = registry().methods(("svd",))
-    layer = Layer(("x",), lambda: op, known, [(4,)], "balanced", 0, attended=attended)
+    layer = Layer(("x",), lambda: op, Settings(known, "balanced", 0), Usage([(4,)], attended))
     assert layer.cost(op).macs == attended
     chain = layer.methods["svd"].template(op, (3,))
     look_up = 4 * 3 * 11  # what follows the smaller table

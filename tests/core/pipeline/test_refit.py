@@ -11,12 +11,13 @@ from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Conv, Linear, Op, of_groups
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.refit import Refit
 from rankfold.pipeline.replacement import Decision
-from rankfold.pipeline.ridge_regression import ChainOnSums, regression
+from rankfold.pipeline.ridge_regression import OnSums, regression
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice
 
@@ -76,7 +77,7 @@ class Case:
     def layer(self, op: Op, groups: list[int]) -> Layer:
         found = registry().decompositions
         moments = moments_of(self.x[:, groups])
-        return Layer(("layer",), lambda: op, found, None, "balanced", 0, moments)
+        return Layer(("layer",), lambda: op, Settings(found, "balanced", 0), moments=moments)
 
     def joints(self, groups: list[int]) -> tuple[RegressionSums, RegressionSums]:
         held = np.arange(ROWS) % 4 == 3
@@ -86,7 +87,9 @@ class Case:
     def refit(self, op: Op, groups: list[int]) -> Refit:
         """With a layer before it that was replaced."""
         first = Linear(RNG.standard_normal((4, 4)))
-        before = Layer(("first",), lambda: first, registry().decompositions, None, "balanced", 0)
+        before = Layer(
+            ("first",), lambda: first, Settings(registry().decompositions, "balanced", 0)
+        )
         chosen = {
             "first": (before, Choice("svd", (1,))),
             "layer": (self.layer(op, groups), self.choice),
@@ -173,7 +176,7 @@ def test_parts_before_the_first_replaced_layer_stay() -> None:
     case = Case("kept")
     layer = case.layer(case.op, [0, 1, 2])
     other = Linear(RNG.standard_normal((4, 4)))
-    after = Layer(("after",), lambda: other, registry().decompositions, None, "balanced", 0)
+    after = Layer(("after",), lambda: other, Settings(registry().decompositions, "balanced", 0))
     chosen = {"layer": (layer, Choice(None)), "after": (after, Choice("svd", (1,)))}
     refit = Refit(chosen, {"layer": case.op, "after": other}, sequential=True, seed=0)
     (first,) = refit.visit("layer", *case.joints([0]), [0])
@@ -220,7 +223,8 @@ def test_a_refit_that_loses_on_what_was_held_out_is_not_taken() -> None:
 def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
     rng = np.random.default_rng(1)
     op = Linear(rng.standard_normal((6, 5)), rng.standard_normal(6))
-    chains = [(replace(op, weight=op.weight + 0.3 * rng.standard_normal((6, 5))),) for _ in "ab"]
+    assert op.bias is not None
+    layers = [replace(op, weight=op.weight + 0.3 * rng.standard_normal((6, 5))) for _ in "ab"]
     metric = Metric(op, moments_of(rng.standard_normal((400, 1, 5))))
     gains, announced = [], []
     for _ in range(300):
@@ -228,7 +232,7 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
         y = np.einsum("od,ngd->ngo", op.weight, x) + op.bias
         y += 0.2 * rng.standard_normal(y.shape)
         sums = joint(x, y)
-        on_sums = [ChainOnSums(op, chain, sums) for chain in chains]
+        on_sums = [OnSums(rows_of(layer), op.bias[None], sums) for layer in layers]
         first, second = (each.squared_error(metric) for each in on_sums)
         gains.append(first - second)
         announced.append(on_sums[0].standard_error(on_sums[1], metric))

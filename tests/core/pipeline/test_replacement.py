@@ -14,6 +14,7 @@ from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Factorization
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Conv, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
@@ -108,7 +109,7 @@ def test_a_layer_is_decomposed_whatever_its_moments(
     op = with_weight(OPS[method], OPS[method].weight.astype(dtype))
     moments = DAMAGE[damage](_moments(op, diagonal=diagonal))
     known = registry().methods((method,))
-    layer = Layer(("x",), lambda: op, known, None, "balanced", 0, moments)
+    layer = Layer(("x",), lambda: op, Settings(known, "balanced", 0), moments=moments)
     candidate = layer.candidate(method, RANKS.get(method, (2,)))
     assert all(np.isfinite(stage.weight).all() for stage in candidate.chain)
     assert max(float(np.abs(stage.weight).max()) for stage in candidate.chain) < 1e3
@@ -122,7 +123,9 @@ def test_a_layer_is_decomposed_whatever_its_moments(
 def test_full_rank_is_exact_where_inputs_never_vary() -> None:
     op = Linear(RNG.standard_normal((23, 14)), RNG.standard_normal(23))
     moments = _constant(_moments(op, diagonal=False))
-    layer = Layer(("x",), lambda: op, registry().methods(("svd",)), None, "balanced", 0, moments)
+    layer = Layer(
+        ("x",), lambda: op, Settings(registry().methods(("svd",)), "balanced", 0), moments=moments
+    )
     chain = layer.candidate("svd", (14,)).chain
     np.testing.assert_allclose(reconstruct(op, chain), op.weight, atol=1e-9)
 
@@ -135,7 +138,12 @@ def test_dead_groups_leave_the_others_what_they_were(method: str) -> None:
     losses = []
     for used in (moments, _grads(slice(None))(moments)):
         known = registry().methods((method,))
-        layer = Layer(("x",), partial(with_weight, op, op.weight), known, None, "balanced", 0, used)
+        layer = Layer(
+            ("x",),
+            partial(with_weight, op, op.weight),
+            Settings(known, "balanced", 0),
+            moments=used,
+        )
         chain = layer.candidate(method, RANKS.get(method, (2,))).chain
         apart = (rows_of(with_weight(op, reconstruct(op, chain))) - rows_of(op))[1:]
         seen = moments.inputs[1:]
@@ -151,7 +159,7 @@ def test_a_decomposition_that_gives_up_is_the_reason_of_its_layer(
 
     monkeypatch.setattr(type(registry().methods(("svd",))["svd"]), "decompose", give_up)
     op = OPS["svd"]
-    layer = Layer(("x",), lambda: op, registry().methods(("svd",)), None, "balanced", 0)
+    layer = Layer(("x",), lambda: op, Settings(registry().methods(("svd",)), "balanced", 0))
     decision = decide(layer, Choice("svd", (2,)))
     assert decision.layer.method is None
     assert decision.layer.reason == "svd failed: a stage exceeds the range of float16"

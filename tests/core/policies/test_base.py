@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import rankfold as rf
+from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Op, macs, params
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice, Policy
+from rankfold.policies.best_method import _largest_within
 
 DEFAULT = ("svd", "tucker2", "spatial_svd", "channel_svd")
 
@@ -17,7 +19,8 @@ def low_rank(rng: np.random.Generator, rank: int, *shape: int) -> np.ndarray:
 
 
 def layer(op: Op, methods: tuple[str, ...] = DEFAULT, extents: object = None) -> rf.Layer:
-    return rf.Layer(("x",), lambda: op, registry().methods(methods), extents, "balanced", 0)
+    settings = Settings(registry().methods(methods), "balanced", 0)
+    return rf.Layer(("x",), lambda: op, settings, Usage(extents))
 
 
 def choose(policy: Policy, op: Op, methods: tuple[str, ...] = DEFAULT) -> Choice:
@@ -97,7 +100,7 @@ def test_the_method_has_the_least_error_within_the_cost_of_the_first(
     assert chosen.cost.within(limit)
     for name in view.methods:
         base = view.methods[name].max_ranks(op)
-        ranks = first.ranks if name == "tucker2" else view.largest_within(name, limit, base)
+        ranks = first.ranks if name == "tucker2" else _largest_within(view, name, limit, base)
         if ranks is not None:
             assert chosen.error <= view.candidate(name, ranks).error * (1 + 1e-5)
 

@@ -9,6 +9,7 @@ import rankfold as rf
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.layers.layer import Layer
+from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Conv, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.policies.budget_remainder import Rungs, raised
@@ -32,19 +33,13 @@ def moments_of(op: Op) -> LayerMoments:
 
 
 def layers_of(name: str, *, data: bool) -> list[Layer]:
-    methods = registry().methods((name.split()[0],))
+    settings = Settings(registry().methods((name.split()[0],)), "balanced", 0)
     return [
         Layer(
             (str(index),),
             lambda op=op: op,  # type: ignore[misc]  # a default argument binds it
-            methods,
-            [
-                (1,) * (op.weight.ndim - 2) + (1,)
-                if op.weight.ndim == 2
-                else (1, *(9,) * (op.weight.ndim - 2))
-            ],
-            "balanced",
-            0,
+            settings,
+            Usage([(1,) if op.weight.ndim == 2 else (1, *(9,) * (op.weight.ndim - 2))]),
             moments_of(op) if data else None,
         )
         for index, op in enumerate(OPS[name])

@@ -186,8 +186,8 @@ def test_singular_values_are_shrunk_towards_the_signal() -> None:
     shape, strength = (64, 640), 2.0 * (math.sqrt(64) + math.sqrt(640))
     matrix = planted(np.random.default_rng(0), shape, 1, 2.0)
     observed = np.linalg.svd(matrix, compute_uv=False)[0]
-    (oas_shrinkage,) = rf.evbmf(matrix).singular_values
-    assert abs(oas_shrinkage - strength) < abs(observed - strength)
+    (shrunken,) = rf.evbmf(matrix).singular_values
+    assert abs(shrunken - strength) < abs(observed - strength)
 
 
 def test_small_and_zero_matrices_have_rank_0() -> None:

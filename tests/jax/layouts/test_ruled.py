@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,6 +57,15 @@ class NNXStandardised(nnx.Module):
         return convolved(x, standardised(self.kernel[...]))
 
 
+class NNXGained(NNXStandardised):
+    def __init__(self, into: int, out: int, rngs: nnx.Rngs) -> None:
+        super().__init__(into, out, rngs)
+        self.gain = nnx.Param(jax.random.uniform(rngs.params(), (out,), minval=0.5))
+
+    def __call__(self, x: Any) -> Any:
+        return convolved(x, standardised(self.kernel[...]) * self.gain[...])
+
+
 class NNXSubclass(nnx.Conv):
     """A stock convolution with a call of its own."""
 
@@ -99,6 +109,17 @@ class LinenStandardised(nn.Module):
         return convolved(x, standardised(self.param("kernel", nn.initializers.normal(1.0), shape)))
 
 
+class LinenGained(nn.Module):
+    into: int
+    out: int
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        shape = (3, 4, self.into, self.out)
+        kernel = standardised(self.param("kernel", nn.initializers.normal(1.0), shape))
+        return convolved(x, kernel * self.param("gain", nn.initializers.uniform(1.0), (self.out,)))
+
+
 def own(layer: Any, name: str) -> np.ndarray[Any, Any]:
     if isinstance(layer, nnx.Module):
         return np.asarray(getattr(layer, name)[...])
@@ -107,6 +128,11 @@ def own(layer: Any, name: str) -> np.ndarray[Any, Any]:
 
 def read_plain(layer: Any) -> rf.Linear:
     return rf.Linear(own(layer, "w").T, own(layer, "b"))
+
+
+def read_gained(layer: Any) -> rf.Conv:
+    op = read_standardised(layer)
+    return replace(op, weight=op.weight * own(layer, "gain")[:, None, None, None])
 
 
 def read_standardised(layer: Any) -> rf.Conv:
@@ -178,11 +204,19 @@ KINDS = {
     ("linen", "plain"): LinenPlain,
     ("linen", "set up"): LinenSetUp,
     ("linen", "standardised"): LinenStandardised,
+    ("nnx", "gained"): NNXGained,
+    ("linen", "gained"): LinenGained,
 }
+CONVOLUTIONS = ("standardised", "gained")
+
+
+def size(model: Any) -> int:
+    state = nnx.state(model, nnx.Param) if isinstance(model, nnx.Module) else model.variables
+    return sum(leaf.size for leaf in jax.tree.leaves(state))
 
 
 def example(kind: str) -> Any:
-    shape = (2, 9, 8, 11) if kind == "standardised" else (7, 11)
+    shape = (2, 9, 8, 11) if kind in CONVOLUTIONS else (7, 11)
     return jax.random.normal(jax.random.key(1), shape)
 
 
@@ -213,7 +247,7 @@ def rule(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def taught(rule: Callable[..., None], flax: str, kind: str, build: str | None = None) -> Any:
-    read = "read_standardised" if kind == "standardised" else "read_plain"
+    read = f"read_{kind}" if kind in CONVOLUTIONS else "read_plain"
     rule(flax, KINDS[flax, kind], read, build)
     return network(flax, kind)
 
@@ -226,9 +260,10 @@ def test_a_rule_teaches_the_layer(rule: Callable[..., None], flax: str, kind: st
     small = rf.compress(model, rf.Ranks("full"), inputs=x, include="taught")
     layer = small.plan["taught"]
     assert layer.method is not None
-    positions = 5 * 4 * 12 if kind == "standardised" else 1
+    positions = 5 * 4 * 12 if kind in CONVOLUTIONS else 1
     assert layer.macs is not None
     assert layer.macs[0] == len(x) * positions * 11 * 13
+    assert small.plan.model_params == (size(model), size(small.model))
     np.testing.assert_allclose(small.model(x), model(x), atol=2e-5)
 
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 import rankfold as rf
 
 LIMITS = {"macs": 0.6, "params": 0.95}
-LOOSER = {"macs": 0.75, "params": 1.0}
+LOOSER = {"macs": 0.85, "params": 1.0}  # what is left alone is counted, too
 MOSTLY_LEFT_ALONE = ("lstm", "nn.Transformer", "mamba")  # recurrent, packed or read elsewhere
 # Their code is that of bert, llama, vit and bart; the last has the layers of efficientnet, in
 # many more blocks. What is planned and built of them is tested with all other networks.

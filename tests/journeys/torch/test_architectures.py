@@ -592,7 +592,7 @@ class Shrunk:
 
 
 @pytest.fixture(scope="module")
-def oas_shrinkage(name: str, network: Made) -> Shrunk:
+def shrunk(name: str, network: Made) -> Shrunk:
     model, inputs = network
     small = rf.compress(model, POLICIES[IN_TURNS[name]], inputs=inputs)
     return Shrunk(sum(p.numel() for p in model.parameters()), small, inputs)
@@ -610,29 +610,27 @@ def test_full_rank_reproduces_the_network(
     assert max(distance(got, expected) for got, expected in pairs) < 1e-3
 
 
-def test_a_policy_never_adds_parameters(
-    oas_shrinkage: Shrunk, count: Callable[[nn.Module], int]
-) -> None:
-    assert count(oas_shrinkage.small.model) <= oas_shrinkage.before
+def test_a_policy_never_adds_parameters(shrunk: Shrunk, count: Callable[[nn.Module], int]) -> None:
+    assert count(shrunk.small.model) <= shrunk.before
 
 
 def test_the_planned_size_is_that_of_the_network(
-    oas_shrinkage: Shrunk, count: Callable[[nn.Module], int]
+    shrunk: Shrunk, count: Callable[[nn.Module], int]
 ) -> None:
-    assert oas_shrinkage.small.plan.model_params == (
-        oas_shrinkage.before,
-        count(oas_shrinkage.small.model),
+    assert shrunk.small.plan.model_params == (
+        shrunk.before,
+        count(shrunk.small.model),
     )
 
 
-def test_a_policy_never_adds_macs_but_to_look_ups(oas_shrinkage: Shrunk) -> None:
-    plan = oas_shrinkage.small.plan
+def test_a_policy_never_adds_macs_but_to_look_ups(shrunk: Shrunk) -> None:
+    plan = shrunk.small.plan
     assert plan.macs is not None
     assert plan.macs[1] <= plan.macs[0] + added(plan)
 
 
-def test_the_compressed_network_runs(oas_shrinkage: Shrunk) -> None:
-    outputs = tensors(run(oas_shrinkage.small.model, oas_shrinkage.inputs))
+def test_the_compressed_network_runs(shrunk: Shrunk) -> None:
+    outputs = tensors(run(shrunk.small.model, shrunk.inputs))
     assert all(y.isfinite().all() for y in outputs)
 
 
@@ -641,8 +639,8 @@ def added(plan: rf.Plan) -> int:
     return sum(x.macs[1] for x in plan.replaced if x.macs and x.macs[0] == 0)
 
 
-def test_every_layer_of_the_network_left_alone_has_a_reason(oas_shrinkage: Shrunk) -> None:
-    layers = oas_shrinkage.small.plan.layers
+def test_every_layer_of_the_network_left_alone_has_a_reason(shrunk: Shrunk) -> None:
+    layers = shrunk.small.plan.layers
     assert [layer.path for layer in layers if layer.method is None and not layer.reason] == []
 
 

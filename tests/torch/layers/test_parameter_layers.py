@@ -228,6 +228,31 @@ def test_hooks_on_the_module_stay() -> None:
 
 
 def test_multiply_accumulates_are_not_counted() -> None:
-    layer = rf.plan(Model(), rf.Ranks(3), inputs=X)["bank.stack"]
-    assert layer.macs == (0, 0)
+    plan = rf.plan(Model(), rf.Ranks(3), inputs=X)
+    layer = plan["bank.stack"]
+    assert layer.macs is None
     assert layer.reason == "no call of it is counted on the example inputs"
+    assert plan.notes == (
+        "MACs are those of the other layers: not counted are those of 'bank.stack', 'bank.matrix'",
+    )
+    assert plan.macs == plan["first"].macs
+
+
+@pytest.mark.parametrize("inputs", [None, X])
+def test_multiply_accumulates_stay_unknown_when_the_plan_is_applied(inputs: Any) -> None:
+    model = Model()
+    plan = rf.plan(model, rf.Ranks(3), inputs=X)
+    applied = rf.apply(model, plan, inputs=inputs).plan
+    assert [layer.macs for layer in applied.layers] == [layer.macs for layer in plan.layers]
+    assert applied.notes == plan.notes
+
+
+def test_a_limit_on_them_says_what_it_does_not_count() -> None:
+    plan = rf.compress(Model(), rf.Budget(macs=0.7), inputs=X).plan
+    assert any("not counted are those of 'bank.stack'" in note for note in plan.notes)
+    assert plan.macs is not None
+    assert plan.macs[1] <= 0.7 * plan.macs[0] < plan.macs[0]
+
+
+def test_without_inputs_nothing_is_said_of_counts() -> None:
+    assert rf.plan(Model(), rf.Ranks(3)).notes == ()

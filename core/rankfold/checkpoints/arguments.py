@@ -1,0 +1,110 @@
+"""The arguments of `compress_checkpoint`, checked before anything is planned or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from fnmatch import fnmatchcase
+from os import PathLike
+from pathlib import Path
+
+from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.errors import RankfoldError
+from rankfold.pipeline.allocation import named
+from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
+from rankfold.policies.selection import listed
+from rankfold.policies.validation import checked_policy
+from rankfold.storage.folder import check_replaceable
+from rankfold.storage.moments_file import check_moments_file
+
+
+def check_call(policy: Policy, executor: Executor | None) -> None:
+    """Check what a call is carried out by.
+
+    Raises:
+        RankfoldError: the executor is none, or the policy has to see more than plans.
+    """
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise RankfoldError(f"executor: {executor!r}; give a concurrent.futures.Executor")
+    needs = checked_policy(policy).looks_at
+    if needs != "plans":
+        raise RankfoldError(
+            f"{named(policy)} needs the model itself, to look at {needs}; limit params= or macs="
+        )
+
+
+def opened(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tuple[Checkpoint, Path]:
+    """Return the checkpoint and the folder to write.
+
+    Raises:
+        RankfoldError: they are the same, or what is there is not to be replaced.
+    """
+    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
+    # The output is not resolved: a link in its place is to be refused, not followed.
+    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
+    target = Path(os.path.abspath(output))  # noqa: PTH100
+    if _same(target, source.path) or _same(target, source.folder):
+        raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
+    check_replaceable(target)
+    return source, target
+
+
+def _same(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file or folder, by whatever links."""
+    try:
+        return path == other or path.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def moments_file(moments: str | PathLike[str] | None) -> Path | None:
+    """Return the path of a file of moments.
+
+    Raises:
+        RankfoldError: it is none.
+    """
+    if moments is None:
+        return None
+    file = Path(os.path.abspath(moments))  # noqa: PTH100 - as the checkpoint
+    check_moments_file(file)
+    return file
+
+
+def layers_of(source: Checkpoint, adapter: CheckpointAdapter) -> Mapping[str, LayerTensors]:
+    """Return the layers of a checkpoint by path.
+
+    Raises:
+        RankfoldError: it has none.
+    """
+    slots = adapter.slots(source)
+    if not slots:
+        raise RankfoldError(
+            f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
+            f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
+            ".weight, .kernel or .embedding?"
+        )
+    return slots
+
+
+def dropped_names(
+    source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
+) -> frozenset[str]:
+    """Return the names of the tensors that are not copied.
+
+    Raises:
+        RankfoldError: a pattern matches no tensor, or one of a layer.
+    """
+    patterns = listed(drop)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in source.owner):
+            raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
+    names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
+    # The slots include layers that stay whole: dropping one of their tensors would leave a layer
+    # that no model can load.
+    for slot in slots.values():
+        if slot.weight in names or slot.bias in names:
+            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
+    return names
