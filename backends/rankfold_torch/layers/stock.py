@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -17,6 +18,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, channels, geometry
 from rankfold.ops.geometry import Geometry
+from rankfold.state.restoration import Restored
 from rankfold_torch.layers import geometry as geometry_of
 from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 from rankfold_torch.layers.parameter_memory import parameter
@@ -151,10 +153,19 @@ def run(module: nn.Module, x: Array) -> Array:
     double = copy.deepcopy(module).double().eval()
     device = next(double.parameters()).device
     tensor = torch.from_numpy(np.ascontiguousarray(x)).to(device)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _single_threaded():
         warnings.simplefilter("ignore")  # the user is warned when the model runs, not here
         y: Array = double(tensor).cpu().numpy()
     return y
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """Let PyTorch compute with one thread: on a few rows, others cost many times what they gain."""
+    threads = torch.get_num_threads()
+    with Restored(lambda: torch.set_num_threads(threads)):
+        torch.set_num_threads(1)
+        yield
 
 
 def _build_embedding(stage: Embedding, like: nn.Module) -> nn.Module:

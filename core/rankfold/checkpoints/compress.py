@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from rankfold.checkpoints.shards import Done, Part, Work, write
 from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
-from rankfold.layers.parallel import threads_for, working
+from rankfold.layers.parallel import working
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
 from rankfold.policies.base import Policy
@@ -131,11 +130,9 @@ def compress_checkpoint(
         if before is not None:
             return before
         plan = _resumed(workdir, source, slots, new_plan)
-        # Only the slots of layers that are replaced travel to the workers, but all layers decide on
-        # the number of BLAS threads, as they do for a live model.
+        # Only the slots of layers that are replaced travel to the workers.
         used = {layer.path: slots[layer.path] for layer in plan.replaced}
-        threads = _threads(source, slots)
-        work = Work(source, used, workdir.files, placement, seed, known, threads)
+        work = Work(source, used, workdir.files, placement, seed, known)
         done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
         return _published(source, target, plan, done, workdir, job)
 
@@ -220,21 +217,6 @@ def _finished(folder: Path, job: str) -> Plan | None:
 
 def _plain(file: Path) -> bool:
     return file.is_file() and not file.is_symlink()
-
-
-def _threads(source: Checkpoint, slots: Mapping[str, LayerTensors]) -> int | None:
-    """Return the number of BLAS threads for all parts of a run; None for BLAS's own choice.
-
-    The orders are those of all layers, not of one file's: with another number of threads BLAS sums
-    in another order, which may show in the last bits of a result.
-    """
-    orders = []
-    for slot in slots.values():
-        if not slot.refusal:
-            with suppress(RankfoldError):  # its weight and its bias do not fit each other
-                rows, *rest = slot.blank(source).weight.shape
-                orders.append(min(rows, math.prod(rest)))
-    return threads_for(orders)
 
 
 def _parts(

@@ -19,8 +19,8 @@ from rankfold.checkpoints.planner import LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import limited
 from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Op, with_weight
@@ -61,7 +61,6 @@ class Work:
         placement: of the plan.
         seed: of the plan.
         moments: a file of them; None without.
-        threads: that BLAS takes; None for its own choice.
     """
 
     checkpoint: Checkpoint
@@ -70,7 +69,6 @@ class Work:
     placement: Placement
     seed: int
     moments: Path | None
-    threads: int | None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,14 +103,13 @@ def write(work: Work, part: Part) -> Done:
             fresh.put(0, [np.frombuffer(layout.header, np.uint8)])
             for name in layout.copied:
                 fresh.put(layout.offsets[name], work.checkpoint.pieces(name))
-            with limited(work.threads):
-                for layer in part.layers:
-                    stages, error, sensitivity = _decomposed(work, layer)
-                    errors[layer.path] = error
-                    if sensitivity is not None:
-                        sensitivities[layer.path] = sensitivity
-                    for name, stage in stages.items():
-                        fresh.put(layout.offsets[name], [_bytes(stage, layout.kinds[name][0])])
+            for layer in part.layers:
+                stages, error, sensitivity = _decomposed(work, layer)
+                errors[layer.path] = error
+                if sensitivity is not None:
+                    sensitivities[layer.path] = sensitivity
+                for name, stage in stages.items():
+                    fresh.put(layout.offsets[name], [_bytes(stage, layout.kinds[name][0])])
             sha256 = fresh.finish()
     # A full disk or a lost mount: no fault of the checkpoint or the plan, so what is finished
     # stays.
@@ -275,7 +272,8 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
     # Rounding to a narrow type may outweigh the decomposition, so the error is that of the rounded
     # factors. Out of the type's range a factor becomes infinite, and so does the error.
     rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
-    error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
+    with threads_for(layer.smaller_side):
+        error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
     if not math.isfinite(error):
         raise RankfoldError(
             f"layer {planned.path!r}: its factors are out of the range of "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -81,8 +81,8 @@ class Factorization:
 class Decomposition(Protocol):
     """One way to turn an op into a chain of ops.
 
-    `EstimatesErrors`, `NamesBetterMethod` and `RegressesLaterStages` are protocols of what it may
-    have beyond this.
+    `EstimatesErrors`, `NamesBetterMethod`, `CountsByFormula` and `RegressesLaterStages` are
+    protocols of what it may have beyond this.
     """
 
     @property
@@ -148,6 +148,20 @@ class NamesBetterMethod(Protocol):
 
         Where the better one is allowed too, policies that compare methods leave this one out.
         """
+
+
+@runtime_checkable
+class CountsByFormula(Protocol):
+    """A decomposition whose parameters and MACs a policy may count without building chains.
+
+    Attributes:
+        multilinear_costs: whether both counts are linear in each rank while the others are kept, as
+            they are where each stage has each rank as an output or an input at most. Costs at any
+            ranks then follow from those of a few templates. Without it, or where it is false, a
+            template is built for all ranks that are looked at.
+    """
+
+    multilinear_costs: ClassVar[bool]
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -60,6 +60,7 @@ class CP:
 
     name: str
     separable: bool
+    multilinear_costs: ClassVar[bool] = True
     error_bound: float | None = None
 
     def refuse(self, op: Op) -> str | None:

@@ -38,12 +38,17 @@ class Guarded:
     Args:
         name: under which the decomposition is registered.
         method: the decomposition.
+
+    Attributes:
+        name: under which the decomposition is registered.
+        multilinear_costs: as `CountsByFormula` has it.
     """
 
     def __init__(self, name: str, method: Decomposition) -> None:
         self.name = name
         self._method = method
         self._is_ours = is_ours(method)
+        self.multilinear_costs = getattr(method, "multilinear_costs", False) is True
 
     def refuse(self, op: Op) -> str | None:
         """Call `Decomposition.refuse`."""

@@ -37,6 +37,7 @@ class MatrixSVD(ABC):
     """
 
     name: str
+    multilinear_costs: ClassVar[bool] = True
     _limit: ClassVar[str]
     """Name of what limits the rank, for error texts."""
 
@@ -75,7 +76,7 @@ class MatrixSVD(ABC):
         sides = self._sides(op)
 
         def values() -> Array:
-            return spectrum.eigen(self._side(op)).values[:, : min(sides)]
+            return spectrum.values(self._side(op))[:, : min(sides)]
 
         return (Unfolding(values, sides, self._channels(op), spectrum.scale),)
 

@@ -1,8 +1,12 @@
-"""Per layer: the eigenpairs of the Gram matrices of its unfoldings, each computed at most once.
+"""Per layer: the Gram matrices of its unfoldings, their eigenvalues and eigenvectors.
 
-Rank selection, candidate errors and the first factors of every decomposition read the same
-eigenpairs, so the expensive part of a layer is done once. The weight is divided by its largest
-magnitude first, so that squares neither overflow nor vanish at any scale of the weights.
+Rank selection and candidate errors read eigenvalues, which take a third of the time of eigenpairs;
+the first factors of decompositions read eigenvectors. All methods and ranks of a layer share them,
+and each is computed at most once. Values are those of the solver for values alone, whether
+eigenpairs are at hand or not, as a result may not depend on what was computed before.
+
+The weight is divided by its largest magnitude first, so that squares neither overflow nor vanish at
+any scale of the weights.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from rankfold.errors import Refused
 from rankfold.linalg import (
     Array,
     Eigen,
+    eigenvalues,
     eigh,
     few,
     few_pay,
@@ -29,6 +34,7 @@ from rankfold.linalg import (
     permuted,
     read_only,
     sampled,
+    smaller_gram,
 )
 from rankfold.ops import Embedding, Op, grouped
 
@@ -65,6 +71,9 @@ class Spectrum:
         self.tensor: Array = read_only(scaled.reshape(*scaled.shape[:3], -1))
         self.energy = inner(self.tensor, self.tensor)
         self._transposed = isinstance(op, Embedding)
+        self._grams: dict[Side, Array] = {}
+        self._values: dict[Side, Array] = {}
+        self._eigen: dict[Side, Eigen] = {}
 
     @property
     def rows(self) -> Array:
@@ -111,16 +120,6 @@ class Spectrum:
         kh, kw = self.kernel
         split = self.tensor.reshape(groups, out, into, kh, kw)
         return permuted(split, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
-
-    @cached_property
-    def output(self) -> Eigen:
-        """Eigenpairs of the Gram matrices of `matrix`, of order out/groups."""
-        return left_eigen(self.matrix)
-
-    @cached_property
-    def input(self) -> Eigen:
-        """Eigenpairs of the Gram matrices of `input_unfolding`, of order in/groups."""
-        return left_eigen(self.input_unfolding)
 
     def factors(
         self, rank: int, rng: np.random.Generator, *, exact: bool = False
@@ -185,18 +184,44 @@ class Spectrum:
         """
         unfolding = self._unfolding(side)
         return (
-            leading(unfolding, rank) if few_pay(unfolding, rank) else self.eigen(side).leading(rank)
+            leading(unfolding, rank, self._gram(side))
+            if few_pay(unfolding, rank)
+            else self.eigen(side).leading(rank)
         )
+
+    def values(self, side: Side) -> Array:
+        """Return the squared singular values (groups, k) of an unfolding, k its smaller side."""
+        if side not in self._values:
+            self._values[side] = read_only(eigenvalues(self._gram(side)))
+        return self._values[side]
 
     def eigen(self, side: Side) -> Eigen:
         """Return the eigenpairs of the Gram matrices of an unfolding."""
-        eigen: Eigen = getattr(self, side)
-        return eigen
+        if side not in self._eigen:
+            self._eigen[side] = left_eigen(self._unfolding(side), self._gram(side))
+        return self._eigen[side]
+
+    def _gram(self, side: Side) -> Array:
+        # Of n × m with n ≤ m it has n² elements, no more than the weight; all sides of a k × k
+        # kernel together have no more than 1 + 2 / k² times that.
+        if side not in self._grams:
+            self._grams[side] = smaller_gram(self._unfolding(side))
+        return self._grams[side]
 
     def left_out(self, side: Side, basis: Array) -> float:
-        """Return how much of `energy` a basis (groups, n, rank) of an unfolding leaves out."""
-        inside = basis.mT @ self._unfolding(side)
-        return max(0.0, self.energy - inner(inside, inside))
+        """Return how much of `energy` the leading vectors of an unfolding leave out.
+
+        Args:
+            side: which unfolding.
+            basis: (groups, n, rank), of `leading`.
+        """
+        rank, unfolding = basis.shape[2], self._unfolding(side)
+        if few_pay(unfolding, rank):
+            inside = basis.mT @ unfolding
+            kept = inner(inside, inside)
+        else:  # as `leading` chooses; the values come with the vectors, and no product is needed
+            kept = float(self.eigen(side).values[:, :rank].sum())
+        return max(0.0, self.energy - kept)
 
     def _unfolding(self, side: Side) -> Array:
         if side == "output":
@@ -205,16 +230,6 @@ class Spectrum:
             return self.input_unfolding
         unfolding = self.spatial_unfolding
         return unfolding if side == "spatial_rows" else unfolding.mT
-
-    @cached_property
-    def spatial_rows(self) -> Eigen:
-        """Eigenpairs of the Gram matrices of the rows of `spatial_unfolding`, out/groups · kw."""
-        return left_eigen(self.spatial_unfolding)
-
-    @cached_property
-    def spatial_columns(self) -> Eigen:
-        """Eigenpairs of the Gram matrices of the columns of `spatial_unfolding`, in/groups · kh."""
-        return left_eigen(self.spatial_unfolding.mT)
 
     def relative_error(self, kept: float) -> float:
         """Relative error ‖W − Ŵ‖ / ‖W‖ of a projection that keeps that much of `energy`."""

@@ -77,13 +77,13 @@ def channel_unfoldings(spectrum: Spectrum) -> tuple[Unfolding, Unfolding]:
 
     def outputs() -> Array:
         if positions == 1 and out > into:  # the input unfolding is this one transposed
-            return spectrum.input.values
-        return spectrum.output.values[:, : into * positions]
+            return spectrum.values("input")
+        return spectrum.values("output")[:, : into * positions]
 
     def inputs() -> Array:
         if positions == 1 and out <= into:
-            return spectrum.output.values
-        return spectrum.input.values[:, : out * positions]
+            return spectrum.values("output")
+        return spectrum.values("input")[:, : out * positions]
 
     return (
         Unfolding(outputs, (out, into * positions), out, spectrum.scale),

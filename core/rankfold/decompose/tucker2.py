@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Tucker2:
     """Three stages; ranks are (output rank, input rank), per group."""
 
     name = "tucker2"
+    multilinear_costs: ClassVar[bool] = True
 
     def refuse(self, op: Op) -> str | None:
         """Refuse what is not a convolution."""
@@ -87,24 +88,18 @@ class Tucker2:
         ins = spaced(most_in, multiple_of, _COUNT)
         # Input bases are nested, and so are the regressors z = Vᵀ x: the first r_in · positions
         # rows of Q = L⁻¹ E[z yᵀ] explain Qᵀ Q of the moment of the output. One regression at the
-        # largest input rank, and the eigenvalues of a matrix of order `out` per input rank, give
-        # the errors at all pairs.
+        # largest input rank, and eigenvalues of order `out` or less per input rank, give the errors
+        # at all pairs.
         positions = spectrum.tensor.shape[3]
         explained = _explained(spectrum, self._priced_basis(spectrum, ins[-1]))
+        kept = _energies(explained, [r_in * positions for r_in in ins])
         total = spectrum.weight_of_all
         errors: list[tuple[RankTuple, float]] = []
-        gram = np.zeros((len(explained), explained.shape[2], explained.shape[2]))
-        before = 0
-        for r_in in ins:
-            rows = explained[:, before * positions : r_in * positions]
-            gram = gram + rows.mT @ rows
-            before = r_in
-            kept = np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
+        for r_in, sums in zip(ins, kept, strict=True):
             for r_out in outs:
                 exact = (r_out, r_in) == (most_out, most_in)
-                errors.append(
-                    ((r_out, r_in), 0.0 if exact else max(0.0, total - float(kept[r_out - 1])))
-                )
+                worth = float(sums[min(r_out, len(sums)) - 1])
+                errors.append(((r_out, r_in), 0.0 if exact else max(0.0, total - worth)))
         return errors
 
     def _error_at_ranks_of_matrix(
@@ -324,6 +319,30 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
         return metric.weight_outputs(regression.explained.mT).mT
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)
+
+
+def _energies(rows: Array, counts: Sequence[int]) -> Iterator[Array]:
+    """Yield the cumulated squared singular values of the first rows, for each count of them.
+
+    Args:
+        rows: (groups, m, n).
+        counts: ascending.
+    """
+    # Q Qᵀ of fewer rows is a block of that of more, and Qᵀ Q the sum over blocks of rows: between
+    # the counts only what is new is multiplied.
+    _, most, size = rows.shape
+    few = rows[:, : min(size, most)]
+    beside = few @ few.mT
+    summed: Array | float = 0.0
+    start = 0
+    for count in counts:
+        if count < size:
+            gram = beside[:, :count, :count]
+        else:
+            added = rows[:, start:count]
+            summed, start = summed + added.mT @ added, count
+            gram = summed
+        yield np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
 
 
 def _output_directions(regression: Regression, metric: Metric) -> linalg.Eigen:

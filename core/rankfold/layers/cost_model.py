@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
+from rankfold.decompose.base import RankTuple
+from rankfold.decompose.guarded import Guarded
+from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import (
     Chain,
     Conv,
@@ -22,6 +27,7 @@ from rankfold.ops import (
     params,
     with_weight,
 )
+from rankfold.ops.geometry import is_int
 
 _NOMINAL_OUTPUT = 32
 
@@ -48,6 +54,7 @@ class Costs:
         self._attended = attended
         self.beside = 0
         self.counted = True
+        self._formulas: dict[str, _Multilinear] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, with shapes in place of blank arrays.
@@ -77,19 +84,56 @@ class Costs:
         Without example inputs the MACs are those of a nominal input, one that gives 32 outputs
         along every axis: good for comparing chains of one layer, not layers.
         """
+        cost = self._with_products(self._stages(ops))
+        # The op stands for the layer with all that it holds; a chain is all there is in its place.
+        beside = 0 if isinstance(ops, tuple) else self.beside
+        return Cost(cost.params + beside, cost.macs)
+
+    def at_ranks(self, method: Guarded, ranks: RankTuple) -> Cost:
+        """Cost of the chain of a method at given ranks, by formula where the method has one.
+
+        Raises:
+            RankfoldError: a rank is out of range.
+            Refused: the method failed, or its chain does not fit the layer.
+        """
+        if not method.multilinear_costs:
+            return self._with_products(self._template(method, ranks))
+        formula = self._formulas.get(method.name)
+        if formula is None:
+            most = method.max_ranks(self.outline)
+            formula = self._formulas[method.name] = _Multilinear.through(
+                most, lambda corner: self._template(method, corner)
+            )
+        if not formula.covers(ranks):  # which the template says in its own words
+            return self._with_products(self._template(method, ranks))
+        return self._with_products(formula.at(ranks))
+
+    def _template(self, method: Guarded, ranks: RankTuple) -> Cost:
+        template = method.template(self.outline, ranks)
+        try:
+            return self._stages(template)
+        except RankfoldError as error:
+            raise Refused(
+                f"{method.name} gave a chain that does not fit the layer: {error}"
+            ) from None
+
+    def _stages(self, ops: Op | Chain) -> Cost:
+        """Count what the stages themselves take."""
         extents = self._extents
         if extents is None:
             extents = (_nominal_extent(self.outline),)
         chain = as_chain(ops)
-        count = sum(macs(chain, extent) for extent in extents)
+        return Cost(params(chain), sum(macs(chain, extent) for extent in extents))
+
+    def _with_products(self, cost: Cost) -> Cost:
         # The product of an activation with the whole table (an output layer tied to an embedding)
         # costs one multiply-accumulate a parameter and position, of a table or of factors of it
         # alike.
-        if self._attended:  # with the table, or with one factor of it after the other
-            count += self._attended * params(chain) // params(self.outline)
-        # The op stands for the layer with all that it holds; a chain is all there is in its place.
-        beside = 0 if isinstance(ops, tuple) else self.beside
-        return Cost(params(chain) + beside, count)
+        if not self._attended:
+            return cost
+        # with the table, or with one factor of it after the other
+        products = self._attended * cost.params // params(self.outline)
+        return Cost(cost.params, cost.macs + products)
 
     def why_not_smaller(self, cost: Cost) -> str | None:
         """Return why a chain of that cost is no gain; None where it is one.
@@ -116,6 +160,58 @@ class Costs:
             added = f"adds {cost.macs} MACs" if traced else "adds MACs"
             return f"{added}: a table look-up has none"
         return ""
+
+
+@dataclass(frozen=True)
+class _Multilinear:
+    """Counts that are linear in each of some ranks.
+
+    Attributes:
+        most: the largest ranks; the least are 1.
+        terms: by a set of ranks, what the product of (rank − 1) over them is multiplied by.
+    """
+
+    most: RankTuple
+    terms: Mapping[tuple[int, ...], Cost]
+
+    @staticmethod
+    def through(most: RankTuple, count: Callable[[RankTuple], Cost]) -> _Multilinear:
+        """Fit to what is counted where each rank is 1 or 2."""
+        free = [i for i, limit in enumerate(most) if limit > 1]
+        corners = {
+            corner: count(tuple(1 + (i in corner) for i in range(len(most))))
+            for corner in _subsets(free)
+        }
+        terms = {}
+        for corner in corners:
+            # f(1 + e) = Σ_{S ⊆ e} c_S is inverted by c_e = Σ_{S ⊆ e} (−1)^{|e| − |S|} f(1 + S).
+            signed = [
+                ((-1) ** (len(corner) - len(part)), corners[part]) for part in _subsets(corner)
+            ]
+            terms[corner] = Cost(
+                sum(sign * cost.params for sign, cost in signed),
+                sum(sign * cost.macs for sign, cost in signed),
+            )
+        return _Multilinear(most, terms)
+
+    def covers(self, ranks: RankTuple) -> bool:
+        """Return whether these are ranks that there are."""
+        return len(ranks) == len(self.most) and all(
+            is_int(rank) and 1 <= rank <= limit
+            for rank, limit in zip(ranks, self.most, strict=True)
+        )
+
+    def at(self, ranks: RankTuple) -> Cost:
+        """Return the counts at given ranks."""
+        weights = {term: math.prod(int(ranks[i]) - 1 for i in term) for term in self.terms}
+        return Cost(
+            sum(weights[term] * cost.params for term, cost in self.terms.items()),
+            sum(weights[term] * cost.macs for term, cost in self.terms.items()),
+        )
+
+
+def _subsets(items: Sequence[int]) -> list[tuple[int, ...]]:
+    return [part for count in range(len(items) + 1) for part in combinations(items, count)]
 
 
 def _outline(op: Op) -> Op:

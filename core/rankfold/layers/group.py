@@ -21,7 +21,6 @@ class LayerGroup(Sequence[Layer]):
         original_cost: what the original model costs.
         model_seconds: measures one forward pass of the original model, in seconds.
         executor: works on the layers; None for one after the other.
-        threads: how many BLAS takes meanwhile; None for its own choice.
     """
 
     layers: tuple[Layer, ...]
@@ -29,7 +28,6 @@ class LayerGroup(Sequence[Layer]):
     original_cost: Cost
     model_seconds: Callable[[], float] = lambda: 0.0
     executor: Executor | None = None
-    threads: int | None = None
 
     @classmethod
     def of(cls, layers: Sequence[Layer]) -> LayerGroup:

@@ -21,11 +21,13 @@ from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.bias_correction import shifted
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.settings import Settings, Usage
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Cost, Embedding, Op, with_weight
+from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
 
@@ -187,7 +189,8 @@ class Layer:
             multiple_of: of the ranks, where there are such.
         """
         if multiple_of not in self._priced:
-            self._priced[multiple_of] = self._price(multiple_of)
+            with threads_for(self.smaller_side):
+                self._priced[multiple_of] = self._price(multiple_of)
         return self._priced[multiple_of]
 
     def _price(self, multiple_of: int) -> Priced:
@@ -239,7 +242,8 @@ class Layer:
     @property
     def loss_if_dropped(self) -> float:
         """The loss of dropping the weight altogether."""
-        return self._loss(self.spectrum.weight_of_all)
+        with threads_for(self.smaller_side):
+            return self._loss(self.spectrum.weight_of_all)
 
     def with_method(self, method: str) -> Layer:
         """Return the layer with one allowed method only.
@@ -285,7 +289,8 @@ class Layer:
         """
         key = (method, ranks)
         if key not in self._candidates:
-            self._candidates[key] = self._decompose(method, ranks)
+            with threads_for(self.smaller_side):
+                self._candidates[key] = self._decompose(method, ranks)
         return self._candidates[key]
 
     def template_cost(self, method: str, ranks: RankTuple) -> Cost:
@@ -296,13 +301,9 @@ class Layer:
             Refused: the method failed.
         """
         try:
-            template = self.methods[method].template(self.costs.outline, ranks)
+            return self.costs.at_ranks(self.methods[method], ranks)
         except RankfoldError as error:
             raise RankfoldError(f"layer {self.path!r}: {error}") from None
-        try:
-            return self.cost(template)
-        except RankfoldError as error:
-            raise Refused(f"{method} gave a chain that does not fit the layer: {error}") from None
 
     def cost_as_ranked(self, method: str, ranks: RankTuple) -> Cost:
         """Return the cost of a method at ranks that it has given itself.
@@ -318,7 +319,7 @@ class Layer:
     def _decompose(self, name: str, ranks: RankTuple) -> Candidate:
         # Ranks out of range are found here, as an error of the call. After this, an error of the
         # method is a fault of the method, which costs the layer and not the call.
-        self.template_cost(name, ranks)
+        counted = self.template_cost(name, ranks)
         # By the path, so that a layer's numbers depend neither on the order of layers nor on the
         # process that it is decomposed in. `hash` would not do: that of texts differs from process
         # to process.
@@ -336,6 +337,10 @@ class Layer:
         ):
             raise Refused(f"{name} gave values that are not finite")
         cost = self.cost(factored.chain)
+        if cost != counted:
+            raise Refused(
+                f"{name} has multilinear_costs, but its chain costs {cost}, not {counted}"
+            )
         plain = Candidate(
             name,
             ranks,
@@ -385,20 +390,3 @@ class Layer:
             * spectrum.metric.positions_per_example
             * spectrum.metric.unit
         )
-
-
-def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
-    """Return a chain whose bias makes up for what the error of the weight does to the mean output.
-
-    Args:
-        chain: in place of a layer.
-        metric: of the layer.
-        lost: W − Ŵ, (groups, out/groups, d).
-    """
-    last = chain[-1]
-    if metric.mean is None or last.bias is None or isinstance(last, Embedding):
-        return chain
-    shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
-    # y = W x + b, so that E[y] is kept by adding (W − Ŵ) E[x] to b.
-    bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
-    return (*chain[:-1], replace(last, bias=bias))

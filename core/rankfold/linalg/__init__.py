@@ -35,6 +35,7 @@ from rankfold.linalg.subspaces import (
     orthonormal,
     ridge_solve,
     sampled,
+    smaller_gram,
     solve_triangular,
 )
 
@@ -68,6 +69,7 @@ __all__ = [
     "ridge_solve",
     "sampled",
     "single",
+    "smaller_gram",
     "solve_triangular",
     "stacked",
     "taken",

@@ -81,31 +81,46 @@ def eigenvalues(grams: Array) -> Array:
     return np.maximum(values[..., ::-1], 0.0)
 
 
-def left_eigen(matrices: Array) -> Eigen:
+def smaller_gram(matrices: Array) -> Array:
+    """Return A Aᵀ of each matrix of a stack, or Aᵀ A where that is smaller, in float64."""
+    return gram(matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT)
+
+
+def left_eigen(matrices: Array, grams: Array | None = None) -> Eigen:
     """Return the eigenpairs of Gram matrices A Aᵀ, from those of Aᵀ A where these are smaller.
 
     Args:
         matrices: (groups, n, m).
+        grams: `smaller_gram` of them, where it is at hand.
 
     Returns:
         min(n, m) pairs. Of a tall matrix the vectors are an orthonormal basis of A V, found by QR:
         nothing is divided by a singular value.
     """
+    if grams is None:
+        grams = smaller_gram(matrices)
     if matrices.shape[-2] <= matrices.shape[-1]:
-        return eigh(gram(matrices))
-    right = eigh(gram(matrices.mT))
+        return eigh(grams)
+    right = eigh(grams)
     basis, _ = namespace(matrices).linalg.qr(double(matrices) @ right.vectors)
     return Eigen(right.values, basis)
 
 
-def leading(matrices: Array, rank: int) -> Array:
-    """Return an orthonormal basis (groups, n, rank) of the leading left singular subspaces."""
+def leading(matrices: Array, rank: int, grams: Array | None = None) -> Array:
+    """Return an orthonormal basis (groups, n, rank) of the leading left singular subspaces.
+
+    Args:
+        matrices: (groups, n, m).
+        rank: 1 to n.
+        grams: `smaller_gram` of them, where it is at hand.
+    """
     if rank > matrices.shape[-1]:
         return eigh(gram(matrices)).leading(rank)
     if not few_pay(matrices, rank):
-        return left_eigen(matrices).leading(rank)
+        return left_eigen(matrices, grams).leading(rank)
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    grams = gram(matrices if wide else matrices.mT)
+    if grams is None:
+        grams = smaller_gram(matrices)
     vectors = np.stack([_few_vectors(matrix, rank) for matrix in grams])
     return vectors if wide else np.linalg.qr(matrices @ vectors)[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -102,39 +102,44 @@ def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
     return y.reshape(batch, -1, *full)[:, :, *crop]
 
 
-def reconstruct(op: Op, chain: Iterable[Op]) -> Array:
+def reconstruct(
+    op: Op, chain: Iterable[Op], precision: Callable[[Array], Array] = linalg.double
+) -> Array:
     """Multiply a chain made from `op` out to a dense weight in the layout of `op.weight`.
 
     Args:
         op: the layer the chain replaces; only its class, groups and weight shape are read.
         chain: stages of which at most one has a kernel longer than 1 along each spatial axis, each
             with a multiple of `op.groups` groups.
+        precision: converts the weights to the dtype to compute in, float64 if not given.
 
     Returns:
-        float64 array of the shape of `op.weight`.
+        Array of that dtype, of the shape of `op.weight`.
 
     Raises:
         RankfoldError: the stages do not compose to that shape.
     """
     stages = as_chain(chain)
     if isinstance(op, Embedding):
-        table = linalg.double(stages[0].weight)
+        table = precision(stages[0].weight)
         for stage in stages[1:]:
-            table = table @ linalg.double(stage.weight).mT
+            table = table @ precision(stage.weight).mT
         return _of_shape(op, stages, table)
     kernel = op.weight.ndim - 2
-    total = _stage_weight(stages[0], op.groups, kernel)
+    total = _stage_weight(stages[0], op.groups, kernel, precision)
     for stage in stages[1:]:
         split = stage.groups // op.groups
-        following = _stage_weight(stage, stage.groups, kernel)
+        following = _stage_weight(stage, stage.groups, kernel, precision)
         following = following.reshape(op.groups, split, *following.shape[1:])
         previous = total.reshape(op.groups, split, -1, *total.shape[2:])
         total = _compose(previous, following, kernel)
     return _of_shape(op, stages, total.reshape(-1, *total.shape[2:]))
 
 
-def _stage_weight(stage: Op, groups: int, kernel: int) -> Array:
-    weight = linalg.double(stage.weight)
+def _stage_weight(
+    stage: Op, groups: int, kernel: int, precision: Callable[[Array], Array]
+) -> Array:
+    weight = precision(stage.weight)
     weight = weight.reshape(groups, -1, *weight.shape[1:])
     return weight.reshape(*weight.shape, *(1,) * (kernel - (weight.ndim - 3)))
 

@@ -20,7 +20,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, is_ours, shown
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import each, limited
+from rankfold.layers.parallel import each
 from rankfold.ops import Cost
 from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.model_layers import ModelLayers
@@ -121,20 +121,19 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
         decided = dict(costs)
         for policy, members in _groups(task, checked, done):
             group = _group(task, members, costs, decided)
-            with limited(layers.threads):
-                answer = _ask(policy, group)
-                pairs = answer.pairs
-                # A policy of single layers decomposes as it judges, on the executor already. One of
-                # the whole model has its choices all at once, and each is then worth a job. With a
-                # paired run layers are decomposed in its course, one after the other.
-                if group.executor is not None and policy.judges == "model" and not _follows(task):
-                    pairs = _decomposed_there(group, pairs)
-                # Lazily: a layer is carried out while its spectrum is at hand, before the policy
-                # goes on to the next.
-                for layer, choice in pairs:
-                    if choice.method in layer.methods:
-                        decided[layer.path] = layer.template_cost(choice.method, choice.ranks)
-                    done(layer, choice)
+            answer = _ask(policy, group)
+            pairs = answer.pairs
+            # A policy of single layers decomposes as it judges, on the executor already. One of the
+            # whole model has its choices all at once, and each is then worth a job. With a paired
+            # run layers are decomposed in its course, one after the other.
+            if group.executor is not None and policy.judges == "model" and not _follows(task):
+                pairs = _decomposed_there(group, pairs)
+            # Lazily: a layer is carried out while its spectrum is at hand, before the policy goes
+            # on to the next.
+            for layer, choice in pairs:
+                if choice.method in layer.methods:
+                    decided[layer.path] = layer.template_cost(choice.method, choice.ranks)
+                done(layer, choice)
             notes.extend(answer.notes)
             if answer.seconds is not None:
                 predicted = answer.seconds[1] / answer.seconds[0]
@@ -159,7 +158,6 @@ def _group(
         _model_cost(session.size, costs, costs),
         session.model_seconds,
         session.settings.executor,
-        task.layers.threads,
     )
 
 

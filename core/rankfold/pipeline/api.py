@@ -14,7 +14,6 @@ from rankfold.calibration.batches import Loss
 from rankfold.calibration.moments import FEWEST
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.parallel import limited
 from rankfold.pipeline.allocation import Task
 from rankfold.pipeline.calibrate import Calibrated, calibrate
 from rankfold.pipeline.exchange import replaced_where_possible
@@ -269,7 +268,7 @@ def _carried_out(session: Session, plan: Plan) -> tuple[dict[str, LayerPlan], di
     wanted = {layer.path: layer for layer in plan.layers}
     done: dict[str, LayerPlan] = {}
     modules: dict[str, Any] = {}
-    with progress("decomposing", len(paths)) as advance, limited(layers.threads):
+    with progress("decomposing", len(paths)) as advance:
         for path in paths:
             advance(path)
             # A plan may be of some layers only; all of the model are listed in the result.

@@ -12,7 +12,6 @@ from rankfold.decompose.spectrum import magnitude
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import threads_for
 from rankfold.layers.settings import Usage
 from rankfold.linalg import host, is_finite
 from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host, params
@@ -28,15 +27,11 @@ class ModelLayers:
         layers: by path, in the model's order, without their ops.
         refusals: by path, why a layer is left alone.
         unfit: by path, what is wrong with the values of a layer that can be read.
-        threads: how many threads BLAS takes, by all layers that were read, whatever is done to
-            them. The number may show in the last bits of a result, so it has to be the same when a
-            plan is made, when it is carried out at once and when it is carried out later.
     """
 
     layers: Mapping[str, Layer]
     refusals: Mapping[str, str]
     unfit: Mapping[str, str]
-    threads: int | None
 
 
 def layer_paths(session: Session) -> Mapping[str, tuple[str, ...]]:
@@ -75,8 +70,7 @@ def read_layers(
             if reason:
                 unfit[path] = reason
             layer.release()
-    threads = threads_for(layer.smaller_side for layer in layers.values())
-    return ModelLayers(layers, refusals, unfit, threads)
+    return ModelLayers(layers, refusals, unfit)
 
 
 def _layer(

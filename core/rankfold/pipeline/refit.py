@@ -19,8 +19,8 @@ from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
-from rankfold.layers.parallel import limited
 from rankfold.ops import Chain, Embedding, Op, by_group, of_groups
 from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
@@ -92,7 +92,7 @@ def refitted(
         ) -> Chain:
             if not visitor.knows(path):
                 advance(path)
-            with limited(task.layers.threads):
+            with threads_for(layers[path][0].smaller_side):
                 chain = visitor.visit(path, fit, validation, groups)
             # The adapter may keep the arrays in modules; those of a candidate are shared and must
             # not change. The op itself is the sign that the layer stays.
@@ -108,7 +108,7 @@ def refitted(
                 rng=np.random.default_rng(session.settings.seed),
             )
     for path, (layer, choice) in layers.items():
-        with limited(task.layers.threads):
+        with threads_for(layer.smaller_side):
             # A layer that was never called is decided on as without data: nothing is known of its
             # inputs.
             decision = visitor.decision(path) if visitor.knows(path) else decide(layer, choice)

@@ -20,7 +20,7 @@ from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
-from rankfold.layers.layer import shifted
+from rankfold.layers.bias_correction import shifted
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, with_weight
 from rankfold.ops.reference import reconstruct

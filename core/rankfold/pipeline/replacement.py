@@ -14,6 +14,7 @@ from rankfold.adapters.capabilities import Capabilities
 from rankfold.calibration.moments import input_form
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
 from rankfold.ops import Chain, Op, describe
 from rankfold.ops.ownership import copied
@@ -105,7 +106,9 @@ def build(
             # A module can be held to the coarser of two dtypes only: its own, and the one the op
             # was read in.
             epsilon = max(can.builder.precision(model, done.path), linalg.epsilon(op.weight))
-            check_chain(op, chain, done.error, partial(can.builder.run, module), epsilon, rng)
+            # Small matrices here as well, whatever the size of the layer is.
+            with threads_for(0):
+                check_chain(op, chain, done.error, partial(can.builder.run, module), epsilon, rng)
     except Refused as refused:
         unfilled = f"{done.reason}; not refitted: {refused.reason}"
         return undone(done, refused.reason if done.method else unfilled), None

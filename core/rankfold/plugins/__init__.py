@@ -20,6 +20,7 @@ from rankfold.adapters.base import (
 )
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
 from rankfold.decompose.base import (
+    CountsByFormula,
     Decomposition,
     EstimatesErrors,
     Factorization,
@@ -70,6 +71,7 @@ __all__ = [
     "Choice",
     "Conv",
     "ConvTranspose",
+    "CountsByFormula",
     "Decomposition",
     "Demo",
     "Distributed",

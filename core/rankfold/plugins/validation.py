@@ -53,6 +53,13 @@ class Declarations:
         parameter_rules = [rule for rule in declared if isinstance(rule, ParameterRule)]
         others = [rule for rule in declared if not isinstance(rule, (LayerRule, ParameterRule))]
         _check_parts("decomposition", decompositions, _DECOMPOSITION)
+        for decomposition in decompositions:
+            multilinear = getattr(decomposition, "multilinear_costs", False)
+            if not isinstance(multilinear, bool):
+                raise TypeError(
+                    f"decomposition {shown(decomposition)}: multilinear_costs is "
+                    f"{shown(multilinear)}; give a bool"
+                )
         _check_parts("policy", policies, _POLICY)
         for policy in policies:
             check_scope(policy)

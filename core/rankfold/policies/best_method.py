@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 from rankfold.decompose.base import RankTuple, Unfolding
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, Cost
@@ -39,7 +40,8 @@ def best_method(
     op = layer.op  # read out here: a file that cannot be read is no fault of a method
     for name, method in layer.contenders.items():
         try:
-            unfolding_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
+            with threads_for(layer.smaller_side):  # the policy may read values
+                unfolding_ranks = tuple(rank_of(mode) for mode in method.modes(op, layer.spectrum))
             if min(unfolding_ranks) < 1:
                 reasons[name] = zero_rank_reason
                 continue

@@ -28,6 +28,7 @@ _METHODS = ("svd", "tucker2")
 _STEPS = {
     "Gram matrices": ("subspaces.py", "gram"),
     "eigenpairs": ("subspaces.py", "eigh"),
+    "eigenvalues": ("subspaces.py", "eigenvalues"),
     "EVBMF": ("evbmf.py", "from_squares"),
     "HOOI, its eigenpairs included": ("hooi.py", "hooi"),
     "building the modules": ("adapter.py", "build"),

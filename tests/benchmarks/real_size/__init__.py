@@ -1,1 +1,1 @@
-"""Compressions of networks of the size that they have in use."""
+"""Work on networks of the size that they have in use, against references in one process."""

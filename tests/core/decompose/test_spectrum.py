@@ -8,7 +8,7 @@ import pytest
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.weighted_norm import rows_of
 from rankfold.decompose.base import Unfolding
-from rankfold.decompose.spectrum import Spectrum
+from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
 from rankfold.linalg import Array, subspaces
@@ -68,11 +68,12 @@ def layer_of(name: str, *, data: bool, methods: tuple[str, ...] = ()) -> Layer:
 
 def everything_asked(layer: Layer, method: str) -> None:
     """Whatever can be looked at, with releases in between."""
-    sides = ["output", "input"]
+    sides: list[Side] = ["output", "input"]
     if method == "spatial_svd":
         sides += ["spatial_rows", "spatial_columns"]
     for side in sides:
-        getattr(layer.spectrum, side)
+        layer.spectrum.values(side)
+        layer.spectrum.eigen(side)
     layer.offers(4)
     layer.release()
     list(Energy(0.7).allocate([layer]))
@@ -116,11 +117,49 @@ def test_the_offers_of_one_method_are_not_those_of_all(multiple_of: int) -> None
 def test_a_share_of_the_channels_takes_no_eigenpairs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Spectrum, "output", property(lambda self: pytest.fail("all eigenpairs")))
-    monkeypatch.setattr(Spectrum, "input", property(lambda self: pytest.fail("all eigenpairs")))
+    for name_of_all in ("values", "eigen"):
+        monkeypatch.setattr(Spectrum, name_of_all, lambda *_: pytest.fail("all eigenpairs"))
     layer = layer_of(name, data=False)
     (choice,) = Ratio(0.1).allocate([layer])
     assert layer.candidate("svd", choice.ranks).error < 1.0
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "grouped", "channels", "spatial rows"])
+def test_offers_of_a_matrix_take_eigenvalues_alone(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np.linalg, "eigh", lambda *_: pytest.fail("eigenvectors"))
+    assert layer_of(name, data=False).offers()
+
+
+def test_values_and_vectors_share_a_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[tuple[int, ...]] = []
+    usual = subspaces.gram
+
+    def gram(matrices: Array) -> Array:
+        multiplied.append(matrices.shape)
+        return usual(matrices)
+
+    monkeypatch.setattr(subspaces, "gram", gram)
+    spectrum = Spectrum(OPS["tall"][0])
+    values, eigen = spectrum.values("input"), spectrum.eigen("input")
+    assert multiplied == [(1, 52, 67)]
+    assert np.allclose(values, eigen.values, atol=1e-12 * values.max())
+
+
+def test_errors_of_pairs_of_ranks_are_those_of_the_unfolding_of_what_the_input_basis_keeps() -> (
+    None
+):
+    op = OPS["tucker"][0]
+    spectrum = Spectrum(op)
+    method = registry().methods(("tucker2",))["tucker2"]
+    basis = spectrum.leading("input", op.weight.shape[1])
+    errors = dict(method.error_at_ranks(op, spectrum, 4))
+    for (r_out, r_in), error in errors.items():
+        kept = np.einsum("oip,ir->orp", spectrum.tensor[0], basis[0, :, :r_in])
+        singular = np.linalg.svd(kept.reshape(len(kept), -1), compute_uv=False)
+        least = spectrum.energy - (singular[:r_out] ** 2).sum()
+        assert abs(error - least) < 1e-9 * spectrum.energy
 
 
 def test_a_mode_may_come_with_its_values_or_with_a_way_to_them() -> None:

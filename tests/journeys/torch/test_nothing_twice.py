@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 from collections import Counter
 
 import numpy as np
@@ -50,3 +51,21 @@ def test_the_paths_of_all_layers_are_found_in_one_walk(monkeypatch: pytest.Monke
     plan = rf.plan(model, rf.Ratio(0.5), exclude="11")
     assert plan["9"].reason == "excluded by '11'"
     assert walks[False] == 1
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("policy", [rf.Ratio(0.3), rf.VBMF(), rf.Budget(params=0.5)], ids=repr)
+def test_calls_are_in_proportion_to_the_number_of_layers(policy: rf.Policy, traced: bool) -> None:
+    x = torch.randn(2, 8) if traced else None
+
+    def calls(layers: int) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(layers)))
+        profile = cProfile.Profile()
+        profile.runcall(rf.plan, model, policy, inputs=x)
+        profile.runcall(rf.compress, model, policy, inputs=x)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    calls(2)  # imports on the way
+    few, many = calls(50), calls(200)
+    assert many < 1.3 * 4 * few

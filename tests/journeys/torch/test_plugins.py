@@ -298,8 +298,8 @@ def reached(layer: rf.Layer) -> dict[str, np.ndarray]:
         "weight": layer.op.weight,
         "bias": layer.op.bias,
         "scaled weight": layer.spectrum.tensor,
-        "singular values": layer.spectrum.output.values,
-        "singular vectors": layer.spectrum.output.vectors,
+        "singular values": layer.spectrum.values("output"),
+        "singular vectors": layer.spectrum.eigen("output").vectors,
         "stage": chain[0].weight,
         "last bias": chain[-1].bias,
     }

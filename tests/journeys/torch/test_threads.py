@@ -13,7 +13,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.errors import RankfoldError
-from rankfold.layers.parallel import limited
+from rankfold.layers.blas_threads import limited
 from rankfold.plugins.model_lock import exclusive
 from rankfold.state.restoration import Lock, settled
 from rankfold_torch.paired_run.attribute_writes import Watched

@@ -410,3 +410,20 @@ def test_macs_of_a_layer_with_a_forward_of_its_own_are_those_of_its_operations(c
     plan = rf.plan(nn.Sequential(layer), rf.Ranks(2), inputs=torch.randn(shape))
     assert "forward of its own" in plan["0"].reason
     assert plan["0"].macs == (macs, macs)
+
+
+def test_probes_run_on_one_thread_and_leave_the_others_as_they_were() -> None:
+    class Counting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            threads.append(torch.get_num_threads())
+            return super().forward(x)
+
+    threads: list[int] = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        TorchAdapter().run(Counting(3, 2), np.ones((4, 3)))
+        assert threads == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
