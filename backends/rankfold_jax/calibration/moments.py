@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,9 +16,10 @@ from rankfold.calibration.accumulators import (
     input_not_finite,
     moment_not_finite,
 )
+from rankfold.calibration.array_store import ArrayStore, StoredSum
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import draws, failure
-from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.moments import LayerMoments, StoredMoments
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Op
@@ -34,7 +36,7 @@ def moments(
     layers: Mapping[str, Op],
     rng: np.random.Generator,
     advance: Advance,
-) -> dict[str, LayerMoments]:
+) -> Mapping[str, LayerMoments]:
     """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`.
 
     Args:
@@ -53,7 +55,8 @@ def moments(
     passes: list[_Pass] = []
     # All draws come from one key by the index of the batch: they do not depend on what is compiled.
     key = jax.random.key(int(rng.integers(2**31)))
-    totals = {path: _Totals() for path in layers}
+    store = ArrayStore()
+    totals = {path: _Totals(store) for path in layers}
     for index, (program, arrays) in enumerate(programs):
         advance(f"batch {index}")
         # The whole batch, labels included, as a loss function gets it.
@@ -72,44 +75,55 @@ def moments(
                 "can be differentiated; use jax.numpy and no stop_gradient or argmax"
             )
         for path in compiled.order:
-            totals[path].add({**sums[path], "grads": taps[path]})
+            # Taken out: the arrays of each layer are freed as soon as they are added.
+            totals[path].add(sums.pop(path), taps.pop(path))
     count = draws(calibration, total)
-    return {
-        path: totals[path].moments(path, total, count) for path in layers if totals[path].arrays
-    }
+    run = [path for path in layers if not totals[path].empty]
+    return StoredMoments({path: partial(totals[path].moments, total, count) for path in run})
 
 
-@dataclass
 class _Totals:
-    arrays: dict[str, Array] | None = None
+    """Sums of one layer over the batches."""
 
-    def add(self, terms: Mapping[str, jax.Array]) -> None:
+    def __init__(self, store: ArrayStore) -> None:
+        self._inputs, self._mean, self._grads = (StoredSum(store) for _ in range(3))
+        self._rows: Array | None = None
+        self._positions: Array | None = None
+        self._has_gradient = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._inputs.empty
+
+    def add(self, terms: Mapping[str, jax.Array], gradients: jax.Array) -> None:
+        """Add the sums over a batch, of the inputs and of the gradients."""
         # Sums of one batch are float32 on the device; sums over batches are float64 on the host.
-        wide = {name: np.asarray(term).astype(np.float64) for name, term in terms.items()}
-        if self.arrays is None:
-            self.arrays = wide
-            return
-        for name, term in wide.items():
-            self.arrays[name] += term
+        self._inputs.add(np.asarray(terms["inputs"]), np.float64)
+        self._mean.add(np.asarray(terms["mean"]), np.float64)
+        self._grads.add(np.asarray(gradients), np.float64)
+        self._has_gradient |= bool(jnp.any(gradients != 0))
+        rows, positions = (np.asarray(terms[n]).astype(np.float64) for n in ("rows", "positions"))
+        self._rows = rows if self._rows is None else self._rows + rows
+        self._positions = positions if self._positions is None else self._positions + positions
 
-    def moments(self, path: str, examples: int, draws: int) -> LayerMoments:
-        assert self.arrays is not None
-        sums = self.arrays
+    def moments(self, examples: int, draws: int) -> LayerMoments:
+        """Return the moments, over all calls."""
+        assert self._rows is not None
+        assert self._positions is not None
         # Per group: layers of a stack may be called unequally often, and some not at all.
-        rows, positions = (np.maximum(sums[name], 1.0) for name in ("rows", "positions"))
-
-        def over(array: Array, count: Array) -> Array:
-            spread: Array = array / count.reshape(-1, *(1,) * (array.ndim - 1))
-            return spread
-
-        grads = over(sums["grads"], positions * draws) if sums["grads"].any() else None
+        rows, positions = (np.maximum(count, 1.0) for count in (self._rows, self._positions))
         return LayerMoments(
-            over(sums["inputs"], rows),
-            over(sums["mean"], rows),
-            grads,
+            _over(self._inputs, rows),
+            _over(self._mean, rows),
+            _over(self._grads, positions * draws) if self._has_gradient else None,
             samples=examples,
-            positions_per_example=float(sums["positions"].mean()) / examples,
+            positions_per_example=float(self._positions.mean()) / examples,
         )
+
+
+def _over(total: StoredSum, count: Array) -> Array:
+    return total.over(count.reshape(-1, *(1,) * (total.ndim - 1)))
 
 
 @dataclass(eq=False)

@@ -108,9 +108,9 @@ def divergence(
     both = zip(_outputs(first, calibration), _outputs(second, calibration), strict=True)
     for index, ((a, count), (b, _)) in enumerate(both):
         if calibration.loss == "cross_entropy":
-            total.add_logits(_double(logits(a, count)), _double(logits(b, count)))
+            total.add_logits(_host(logits(a, count)), _host(logits(b, count)))
         elif calibration.loss == "outputs":
-            for x, y in zip(map(_double, floats(a)), map(_double, floats(b)), strict=True):
+            for x, y in zip(map(_host, floats(a)), map(_host, floats(b)), strict=True):
                 total.add_outputs(x, y)
         else:
             batch = calibration.batches[index]
@@ -131,8 +131,8 @@ def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]
     return every
 
 
-def _double(x: jax.Array) -> Array:
-    return np.asarray(x).astype(np.float64)
+def _host(x: jax.Array) -> Array:
+    return np.asarray(x)
 
 
 def _is_float(value: Any) -> bool:

@@ -14,7 +14,7 @@ from jax.extend.core import ClosedJaxpr
 from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import is_held_out
-from rankfold.calibration.moments import RegressionSums, input_form
+from rankfold.calibration.moments import RegressionSums, has_regression
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, of_groups, with_weight
@@ -172,7 +172,7 @@ class LayerVisits:
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
         op = self.layers[path]
-        if isinstance(op, Embedding) or input_form(op) != "patches":
+        if not has_regression(op):
             return None, None
         fit, validation = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):

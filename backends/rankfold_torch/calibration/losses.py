@@ -168,7 +168,8 @@ def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> 
 
 
 def _array(x: torch.Tensor) -> Array:
-    array: Array = x.double().cpu().numpy()
+    # In float64 only where it is added up, a part at a time.
+    array: Array = (x if x.dtype == torch.float64 else x.float()).cpu().numpy()
     return array
 
 

@@ -148,7 +148,7 @@ def _square(rows: torch.Tensor) -> torch.Tensor:
 
 def squares(rows: torch.Tensor) -> torch.Tensor:
     """Return Σ a² over rows: (groups, a) of (rows, groups, a)."""
-    step = max(1, _SQUARES // max(1, rows[0].numel()))
+    step = max(1, _SQUARES // max(1, rows.shape[1] * rows.shape[2]))
     total = rows[:step].square().sum(0)
     for start in range(step, len(rows), step):
         total += rows[start : start + step].square().sum(0)

@@ -21,7 +21,7 @@ from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import Calibration, examples, is_held_out
 from rankfold.calibration.losses import failure
-from rankfold.calibration.moments import RegressionSums, input_form
+from rankfold.calibration.moments import RegressionSums, has_regression
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
@@ -253,7 +253,7 @@ class _Following:
         # Sums of inputs and outputs serve a regression on full rows; embeddings and the forms that
         # keep less have none. Once a batch has parted, some inputs would come from the compressed
         # run and others from the original one.
-        if self._parted or isinstance(op, Embedding) or input_form(op) != "patches":
+        if self._parted or isinstance(op, Embedding) or not has_regression(op):
             return None, None
         fit, held_out = OutputSums(), OutputSums()
         for batch in group:

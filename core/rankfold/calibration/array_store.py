@@ -153,6 +153,12 @@ class StoredSum:
         """Whether nothing was added."""
         return self._total is None
 
+    @property
+    def ndim(self) -> int:
+        """Number of axes of what was added."""
+        assert self._total is not None
+        return len(self._total.shape)
+
     def add(self, term: Array, dtype: npt.DTypeLike) -> None:
         """Add an array.
 

@@ -21,6 +21,9 @@ _ENOUGH_EXAMPLES = 64
 _MOST_DRAWS = 8
 """Draws per example at most: each is a backward pass, and says nothing new about the inputs."""
 
+_NUMBERS = 2**20
+"""Numbers that a divergence is computed of at a time: 8 MiB in float64."""
+
 
 def draws(calibration: Calibration, total: int) -> int:
     """Return how often a random loss is drawn: the mean over few examples takes several draws."""
@@ -90,19 +93,24 @@ class Divergence:
         """Add KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""
         if first.shape[1] == 1:
             first, second = (np.concatenate([x, np.zeros_like(x)], 1) for x in (first, second))
-        p, q = _log_softmax(first), _log_softmax(second)
-        share = np.exp(p)
-        with np.errstate(invalid="ignore"):
-            terms = np.where(share > 0, share * (p - q), 0.0)
-        self._losses[1] += max(0.0, float(terms.sum()))
+        # A few predictions at a time: in float64 those of a large vocabulary take gigabytes.
+        step = max(1, _NUMBERS // first.shape[1])
+        total = sum(
+            _divergence(first[start : start + step], second[start : start + step])
+            for start in range(0, len(first), step)
+        )
+        self._losses[1] += max(0.0, total)
         self._size += len(first)
 
     def add_outputs(self, first: Array, second: Array) -> None:
         """Add the squared distance of two outputs; only what is finite in the first counts."""
-        finite = np.isfinite(first)
-        a, b = first[finite].astype(np.float64), second[finite].astype(np.float64)
-        self._size += float(np.square(a).sum())
-        self._losses[1] += float(np.square(a - b).sum())
+        first, second = first.reshape(-1), second.reshape(-1)
+        for start in range(0, first.size, _NUMBERS):
+            part = slice(start, start + _NUMBERS)
+            finite = np.isfinite(first[part])
+            a, b = (x[part][finite].astype(np.float64) for x in (first, second))
+            self._size += float(np.square(a).sum())
+            self._losses[1] += float(np.square(a - b).sum())
 
     def add_losses(self, first: float, second: float) -> None:
         """Add the losses of both on a batch."""
@@ -115,6 +123,15 @@ class Divergence:
         """Mean losses of both; the first is 0 where distances from it are added."""
         size = max(self._size, 1e-300)
         return self._losses[0] / size, self._losses[1] / size
+
+
+def _divergence(first: Array, second: Array) -> float:
+    """Σ KL(first ‖ second) over predictions."""
+    p, q = _log_softmax(first), _log_softmax(second)
+    share = np.exp(p)
+    with np.errstate(invalid="ignore"):
+        terms = np.where(share > 0, share * (p - q), 0.0)
+    return float(terms.sum())
 
 
 def _log_softmax(scores: Array) -> Array:

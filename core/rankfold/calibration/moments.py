@@ -125,6 +125,17 @@ def input_form(op: Op) -> str:
     return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
 
 
+def has_regression(op: Op) -> bool:
+    """Return whether a layer is refitted: `RegressionSums` hold full rows and squares of outputs.
+
+    The square of the outputs of a large vocabulary would take gigabytes; such a layer is decomposed
+    by its moments alone.
+    """
+    if isinstance(op, Embedding) or input_form(op) != "patches":
+        return False
+    return bool(op.weight.shape[0] // op.groups <= FEATURE_LIMIT)
+
+
 def full_gradients(op: Op) -> bool:
     """Return whether the gradient moment of a layer is a matrix; else its diagonal is gathered."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else op.weight.shape[0] // op.groups

@@ -25,7 +25,7 @@ POSITIONS = 16
 """As how many samples the positions of one example count, at most: neighbours are correlated, so
 that an image of 56×56 positions is not worth 3136 independent ones."""
 _FLOOR = 1e-6
-"""Least eigenvalue of G over the largest: its inverse root stays below 1e3."""
+"""Least eigenvalue of G over the largest, about: its inverse root stays below 1e3."""
 _LEAST = 1e-12
 """Added in units of the mean variance, of a group and of the layer: keeps the moment of inputs that
 never occur invertible, thousands of times above the rounding of float64."""
@@ -84,13 +84,13 @@ class Metric:
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
         self._set_inputs(inputs, self.unit, oas_shrinkage(inputs, samples))
-        self._roots: tuple[Array, Array] | None = None
+        self._root: Array | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
-            self._roots = _roots(shrunken(grads, oas_shrinkage(grads, samples)))
+            self._root = _root(shrunken(grads, oas_shrinkage(grads, samples)))
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
@@ -130,12 +130,44 @@ class Metric:
         return self._moment.ndim == 3 and self._moment.shape[1] != self._into * self._taps
 
     def weight_outputs(self, rows: Array) -> Array:
-        """Return G½ A for A (groups, out/groups, n)."""
-        return self._by_root(0, rows)
+        """Return Lᵀ A for A (groups, out/groups, n), where L Lᵀ = G."""
+        if self._root is None:
+            return rows
+        if self._root.ndim == 2:
+            scaled: Array = rows * self._root[:, :, None]
+            return scaled
+        return self._root.mT @ rows
 
     def unweight_outputs(self, rows: Array) -> Array:
-        """Return G^-½ A for A (groups, out/groups, n)."""
-        return self._by_root(1, rows)
+        """Return L^-ᵀ A for A (groups, out/groups, n)."""
+        if self._root is None:
+            return rows
+        if self._root.ndim == 2:
+            scaled: Array = rows / self._root[:, :, None]
+            return scaled
+        return linalg.solve_triangular(self._root, rows, transposed=True)
+
+    def spread_outputs(self, columns: Array) -> Array:
+        """Return L A (groups, out/groups, n) for A (out/groups, n), the transpose of weighting."""
+        if self._root is None:
+            return columns[None]
+        if self._root.ndim == 2:
+            scaled: Array = self._root[:, :, None] * columns
+            return scaled
+        return self._root @ columns
+
+    def weighted_trace(self, square: Array) -> float:
+        """Return tr(G A) for A (groups, out/groups, out/groups)."""
+        if self._root is None:
+            return float(np.einsum("goo->", square))
+        if self._root.ndim == 2:
+            return float(np.einsum("goo,go->", square, np.square(self._root)))
+        return float(np.vdot(self._output_moment, square))
+
+    @cached_property
+    def _output_moment(self) -> Array:
+        assert self._root is not None
+        return self._root @ self._root.mT
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
@@ -180,16 +212,8 @@ class Metric:
         products = self._products(rows)
         moved = self._shrunken_products(rows, products)
         # tr(G A C Aᵀ) with the small A C Aᵀ first: of the two it is G that is square in it.
-        squared = self._weighted_trace(moved @ rows.mT)
+        squared = self.weighted_trace(moved @ rows.mT)
         return Measured(moved, squared, self._inputs_unit * float(np.vdot(products, rows)))
-
-    def _weighted_trace(self, square: Array) -> float:
-        if self._roots is None:
-            return float(np.einsum("goo->", square))
-        root = self._roots[0]
-        if root.ndim == 2:
-            return float(np.einsum("goo,go->", square, np.square(root)))
-        return float(np.vdot(root @ root, square))
 
     def _products(self, rows: Array) -> Array:
         """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
@@ -208,13 +232,6 @@ class Metric:
         kept, added = self._shrinkage.kept, self._shrinkage.added
         moved: Array = kept[:, None, None] * products + added[:, None, None] * rows
         return moved
-
-    def _by_root(self, which: int, rows: Array) -> Array:
-        if self._roots is None:
-            return rows
-        root = self._roots[which]
-        scaled: Array = rows * root[:, :, None] if root.ndim == 2 else np.matmul(root, rows)
-        return scaled
 
 
 def along_channels(rows: Array, matrix: Array) -> Array:
@@ -311,19 +328,21 @@ def _without_unit(moment: Array) -> tuple[Array, float]:
     return np.zeros_like(moment) + np.eye(len(moment[0])), 0.0
 
 
-def _roots(grads: Array) -> tuple[Array, Array]:
-    """Return G½ and its inverse, (groups, out/groups, out/groups) or diagonals.
+def _root(grads: Array) -> Array:
+    """Return the Cholesky factors (groups, out/groups, out/groups) of G; of a diagonal, the roots.
 
-    Eigenvalues are at least a share of the largest one of all groups: the outputs of a group that
-    never count would else be whitened by next to nothing, and their inverse exceed every range.
+    A share of the largest of all groups is added to the diagonal: the outputs of a group that never
+    count would else be whitened by next to nothing, and their inverse exceed every range.
     """
+    # Any L with L Lᵀ = G serves in place of the symmetric root: what is weighted by it is rotated
+    # alike everywhere. A Cholesky factor costs a thirtieth of an eigendecomposition.
     if grads.ndim == 2:
-        root = np.sqrt(np.maximum(grads, _FLOOR * grads.max()))
-        return root, 1.0 / root
-    eigen = linalg.eigh(grads)
-    root = np.sqrt(np.maximum(eigen.values, _FLOOR * eigen.values.max()))[:, None, :]
-    turned = eigen.vectors.swapaxes(1, 2)
-    return (eigen.vectors * root) @ turned, (eigen.vectors / root) @ turned
+        root: Array = np.sqrt(np.maximum(grads, _FLOOR * grads.max()))
+        return root
+    norms = [np.sqrt(np.vdot(group, group)) for group in grads]
+    loaded = np.array(grads)
+    loaded.reshape(len(grads), -1)[:, :: grads.shape[1] + 1] += _FLOOR * max(norms)
+    return np.linalg.cholesky(loaded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,8 +81,8 @@ def compress_checkpoint(
             of a model stored and its present one does not know.
         placement: as for `rankfold.plan`.
         seed: as for `rankfold.plan`.
-        moments: a file of `rankfold.Moments.save`, gathered on the live model; they are held in
-            memory while the plan is made.
+        moments: a file of `rankfold.Moments.save`, gathered on the live model; those of one
+            layer at a time are read.
         executor: any `concurrent.futures.Executor`. Its workers read their tensors and write their
             files themselves, so they need the same paths; only the plan travels.
 

@@ -112,6 +112,7 @@ def refitted(
             # A layer that was never called is decided on as without data: nothing is known of its
             # inputs.
             decision = visitor.decision(path) if visitor.knows(path) else decide(layer, choice)
+        visitor.forget(path)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
             decision = Decision(measured, decision.op, decision.chain)
@@ -187,6 +188,10 @@ class Refit:
     def decision(self, path: str) -> Decision:
         """Return the decision on a layer that was visited."""
         return self._visited[path].decision()
+
+    def forget(self, path: str) -> None:
+        """Let go of the chain of a layer, whose module is built next."""
+        self._visited.pop(path, None)
 
     def _problem(self, layer: Layer, done: LayerPlan, part: _LayerPart) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""

@@ -98,8 +98,12 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
 def _arrays_of(layer: LayerMoments) -> Iterator[tuple[str, Array]]:
     for name in _ARRAYS:
         value = getattr(layer, name)
-        if value is not None:
-            yield name, np.asarray(value)
+        if value is None:
+            continue
+        array = np.asarray(value)
+        if array.dtype.name not in _SAFETENSORS:
+            raise RankfoldError(f"moments: {name} of type {array.dtype}; give floats of 64 bits")
+        yield name, array
 
 
 def check_moments_file(file: Path) -> None:

@@ -239,6 +239,27 @@ def test_the_noise_of_a_gain_is_its_spread_over_samples() -> None:
     assert np.mean(announced) == pytest.approx(np.std(gains), rel=0.25)
 
 
+@pytest.mark.parametrize("weighted", ["full", "diagonal", "none"])
+def test_the_noise_at_many_outputs_is_an_estimate_of_the_same(
+    weighted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    op = Linear(rng.standard_normal((60, 5)), rng.standard_normal(60))
+    moments = moments_of(rng.standard_normal((400, 1, 5)))
+    half = rng.standard_normal((60, 60)) * np.geomspace(1.0, 0.1, 60)
+    full = (half @ half.T)[None]
+    grads = {"full": full, "diagonal": np.einsum("goo->go", full), "none": None}[weighted]
+    metric = Metric(op, replace(moments, grads=grads))
+    x = rng.standard_normal((90, 1, 5))
+    y = np.einsum("od,ngd->ngo", op.weight, x) + 0.2 * rng.standard_normal((90, 1, 60))
+    assert op.bias is not None
+    maps = [rows_of(op) + 0.1 * rng.standard_normal((1, 60, 5)) for _ in "ab"]
+    first, second = (OnSums(rows, op.bias[None], joint(x, y)) for rows in maps)
+    exact = first.standard_error(second, metric)
+    monkeypatch.setattr("rankfold.pipeline.ridge_regression._WIDE", 10)
+    assert first.standard_error(second, metric) == pytest.approx(exact, rel=0.3)
+
+
 def test_no_layer_is_fitted_to_inputs_that_never_vary() -> None:
     rng = np.random.default_rng(3)
     op = Linear(rng.standard_normal((9, 6)), rng.standard_normal(9))

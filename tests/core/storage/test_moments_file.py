@@ -2,15 +2,19 @@
 
 import json
 import os
+import pickle
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tests.core.checkpoints.files import normal, sound
 
 import rankfold as rf
+from rankfold.calibration import array_store
 from rankfold.calibration.moments import LayerMoments
+from rankfold.storage import moments_file
 
 INTO, OUT = 6, 4
 POLICY = rf.Budget(params=0.7)
@@ -62,6 +66,59 @@ def test_sound_moments_are_used(source: Path, tmp_path: Path) -> None:
     file = stored(tmp_path / "moments")
     plan = rf.compress_checkpoint(source, tmp_path / "out", POLICY, moments=file)
     assert plan["a"].moments == "patches"
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_moments_that_were_read_do_not_need_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(array_store, "LIMIT", limit)
+    file = stored(tmp_path / "moments")
+    read = rf.Moments.load(file)
+    before = load_file(file)
+    read.save(file)  # over the file that it was read from
+    after = load_file(file)
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+    file.unlink()
+    for copy in (read, pickle.loads(pickle.dumps(read))):
+        assert copy.loss == "outputs"
+        assert list(copy) == ["a", "b"]
+        assert "c" not in copy
+        np.testing.assert_array_equal(copy["b"].grads, moments(1).grads)
+
+
+def test_arrays_of_several_types_are_written(tmp_path: Path) -> None:
+    odd = LayerMoments(np.ones((1, 3), "float32"), np.ones((1, 3), "float16"), None, 9, 2.0)
+    rf.Moments({"odd": odd, "a": moments()}, "outputs").save(tmp_path / "moments")
+    assert {a.dtype.name for a in load_file(tmp_path / "moments").values()} == {
+        "float16",
+        "float32",
+        "float64",
+    }
+    read = rf.Moments.load(tmp_path / "moments")
+    np.testing.assert_array_equal(read["odd"].inputs, odd.inputs)
+    np.testing.assert_array_equal(read["a"].grads, moments().grads)
+
+
+def test_a_checkpoint_reads_the_moments_of_one_layer_at_a_time(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: weakref.WeakSet[LayerMoments] = weakref.WeakSet()
+    most, checked = 0, moments_file._checked
+
+    def counted(*arguments: object) -> LayerMoments:
+        nonlocal most
+        layer = checked(*arguments)
+        alive.add(layer)
+        most = max(most, len(alive))
+        return layer
+
+    monkeypatch.setattr(moments_file, "_checked", counted)
+    file = stored(tmp_path / "moments")
+    rf.compress_checkpoint(source, tmp_path / "out", POLICY, moments=file)
+    assert most == 1
 
 
 WRONG = {

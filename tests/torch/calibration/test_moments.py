@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import rankfold.calibration.moments
+from rankfold.calibration import array_store
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError
@@ -19,7 +20,7 @@ from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Linear
 from rankfold.ops.reference import forward
 from rankfold_torch.adapter import TorchAdapter
-from rankfold_torch.calibration import patches
+from rankfold_torch.calibration import patches, sums
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
 
@@ -407,3 +408,23 @@ def test_nested_outputs() -> None:
     assert found is not None
     np.testing.assert_allclose(found[0], np.eye(4) + np.ones((4, 4)), atol=0.06 * math.sqrt(2))
     assert gather(Many(), torch.randn(5, 3), "cross_entropy")["layer"].grads is not None
+
+
+def test_moments_out_of_the_file_are_those_of_memory_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, batches = Small(), [torch.randn(5, 2, 7, 6), torch.randn(3, 2, 7, 6)]
+    in_memory = gather(model, batches)
+    monkeypatch.setattr(array_store, "LIMIT", 0)
+    on_disk = gather(model, batches)
+    assert list(on_disk) == list(in_memory)
+    for path, layer in on_disk.items():
+        for name in ("inputs", "mean", "grads"):
+            np.testing.assert_array_equal(getattr(layer, name), getattr(in_memory[path], name))
+
+
+def test_squares_of_many_rows_are_summed_up_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(19, 2, 5)
+    monkeypatch.setattr(sums, "_SQUARES", 30)
+    torch.testing.assert_close(sums.squares(rows), rows.square().sum(0))
+    assert sums.squares(rows[:0]).tolist() == [[0.0] * 5] * 2
