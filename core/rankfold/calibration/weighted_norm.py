@@ -17,6 +17,7 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.shrinkage import Shrinkage, oas_shrinkage, shrunken
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op
@@ -26,11 +27,7 @@ POSITIONS = 16
 that an image of 56×56 positions is not worth 3136 independent ones."""
 _FLOOR = 1e-6
 """Least eigenvalue of G over the largest, about: its inverse root stays below 1e3."""
-_LEAST = 1e-12
-"""Added in units of the mean variance, of a group and of the layer: keeps the moment of inputs that
-never occur invertible, thousands of times above the rounding of float64."""
 
-_TINY = 1e-300
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 """Relative to the mean square: below it, a variance is the rounding of sums in float32."""
 _SINGLE = 1e-5
@@ -358,59 +355,6 @@ class Measured:
     moved: Array
     squared: float
     output: float
-
-
-@dataclass(frozen=True, eq=False)
-class Shrinkage:
-    """A moment S shrunk towards the identity, Ŝ = kept · S + added · 1; both are (groups,)."""
-
-    kept: Array
-    added: Array
-
-
-def oas_shrinkage(moment: Array, samples: int) -> Shrinkage:
-    """Return how a moment of few samples is shrunk towards the identity of the same trace.
-
-    Args:
-        moment: (groups, d, d) or the diagonal, (groups, d).
-        samples: how many it is the mean of.
-    """
-    # Ŝ = (1 − ρ) S + ρ F with F = tr(S)/p · 1, per group of order p. The oracle ρ minimises
-    # E‖Ŝ − Σ‖² for the true Σ; for Gaussian samples E‖S − Σ‖² = (tr Σ² + tr² Σ) / n. Putting Ŝ in
-    # place of Σ and iterating ends in closed form (Chen et al., eq. 23),
-    #     ρ = ((1 − 2/p) tr S² + tr² S) / ((n + 1 − 2/p) (tr S² − tr² S / p)),   at most 1:
-    # the numerator is the scatter of S about Σ, `spread` is ‖S − F‖², how far S is from having
-    # equal eigenvalues at all. The terms in 2/p are left out: they vanish for large p, and matter
-    # less than how many samples n correlated positions count as. A matrix that is F already has
-    # no spread, and any ρ gives F.
-    # On a diagonal each variance is estimated from all n samples whatever p: ρ = 1 / (n + 1) adds
-    # a single sample of the mean variance.
-    size = moment.shape[1]
-    if moment.ndim == 2:
-        levels = moment.mean(axis=1)
-        shares = np.full(len(moment), 1.0 / (1.0 + samples))
-    else:
-        traces = np.trace(moment, axis1=1, axis2=2).astype(np.float64)
-        levels = traces / size
-        squares = np.array([float(np.vdot(group, group)) for group in moment])
-        spread = squares - traces * traces / size
-        scatter = (squares + traces * traces) / (samples + 1.0)
-        shares = np.where(spread > 0.0, np.minimum(1.0, scatter / np.maximum(spread, _TINY)), 1.0)
-        if size == 1:
-            shares = np.zeros(len(moment))
-    return Shrinkage(1.0 - shares, (shares + _LEAST) * levels + _LEAST * levels.max())
-
-
-def shrunken(moment: Array, shrinkage: Shrinkage) -> Array:
-    """Return a shrunk moment; of a diagonal, the diagonal."""
-    extra = (slice(None),) + (None,) * (moment.ndim - 1)
-    kept, added = (share[extra].astype(moment.dtype) for share in (shrinkage.kept, shrinkage.added))
-    if moment.ndim == 2:
-        diagonal: Array = kept * moment + added
-        return diagonal
-    mixed: Array = kept * moment
-    mixed.reshape(len(mixed), -1)[:, :: mixed.shape[1] + 1] += added[:, 0]
-    return mixed
 
 
 def rows_of(op: Op) -> Array:
