@@ -208,8 +208,10 @@ class Metric:
         """Return what is known of rows A (groups, out/groups, d) from their product with C."""
         products = self._products(rows)
         moved = self._shrunken_products(rows, products)
-        # tr(G A C Aᵀ) with the small A C Aᵀ first: of the two it is G that is square in it.
-        squared = self.weighted_trace(moved @ rows.mT)
+        if self._root is not None and self._root.ndim == 3:
+            squared = self.weighted_trace(moved @ rows.mT)
+        else:  # of a diagonal G only the diagonal of A C Aᵀ is needed
+            squared = float(np.vdot(self.weight_outputs(moved), self.weight_outputs(rows)))
         return Measured(moved, squared, self._inputs_unit * float(np.vdot(products, rows)))
 
     def _products(self, rows: Array) -> Array:

@@ -91,8 +91,14 @@ class Tucker2:
         # largest input rank, and eigenvalues of order `out` or less per input rank, give the errors
         # at all pairs.
         positions = spectrum.tensor.shape[3]
-        explained = _explained(spectrum, self._priced_basis(spectrum, ins[-1]))
-        kept = _energies(explained, [r_in * positions for r_in in ins])
+        regressed = ins
+        whole: list[Array] = []
+        if spectrum.metric is not None and len(ins) > 1:
+            # At the largest input rank z stands for all of x, and the regression for the layer:
+            # what its outputs are worth is known without the largest of the factors.
+            regressed, whole = ins[:-1], [np.cumsum(spectrum.weighted.values.sum(axis=0))]
+        explained = _explained(spectrum, self._priced_basis(spectrum, regressed[-1]))
+        kept = [*_energies(explained, [r_in * positions for r_in in regressed]), *whole]
         total = spectrum.weight_of_all
         errors: list[tuple[RankTuple, float]] = []
         for r_in, sums in zip(ins, kept, strict=True):
