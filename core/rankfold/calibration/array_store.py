@@ -20,9 +20,8 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, read_only
 
 LIMIT = 64 * 2**20
-"""Bytes of a store that stay in memory: the moments of small models, as they were before there was
-a file. Passes over transformers of width 512, whose sums are nearly all in the file, took a tenth
-more time for it."""
+"""Bytes of a store that stay in memory: the moments of a small model need no file, and those of a
+large one take no more than this and one layer's."""
 
 
 class ArrayStore:
