@@ -119,7 +119,7 @@ def trace(
     owners = [holders.get(id(value)) for value in arrays]
     dataflow = jaxprs.find(closed, [kernels.get(id(value)) for value in arrays])
     counts = counted(closed, owners)
-    extents, seen = _extents(watched, dataflow, watch)
+    extents, seen, refusals = _extents(watched, dataflow, watch.calls)
     for path, op in ruled_ops.items():
         extents[path] = ruled.extents(op, watch.shapes.get(path, ()), counts[path])
     leaves = [
@@ -127,7 +127,7 @@ def trace(
         for owner, value in zip(owners, arrays, strict=True)
     ]
     outputs = output_layers(closed, leaves, inputs.names)
-    return Trace(extents, watch.refusals, counts, outputs), seen
+    return Trace(extents, {**refusals, **watch.refusals}, counts, outputs), seen
 
 
 def _put_under_watch(module: nnx.Module, path: str, *, has_rule: bool) -> None:
@@ -167,11 +167,12 @@ def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr
 
 
 def _extents(
-    watched: Mapping[str, nnx.Module], dataflow: jaxprs.Dataflow, watch: Watch
-) -> tuple[dict[str, tuple[Extent, ...]], dict[str, ObservedAxes]]:
-    """Return the extents of stock layers and the axes of their kernels; add to the refusals."""
+    watched: Mapping[str, nnx.Module], dataflow: jaxprs.Dataflow, calls: Mapping[str, int]
+) -> tuple[dict[str, tuple[Extent, ...]], dict[str, ObservedAxes], dict[str, str]]:
+    """Return extents of stock layers, axes of their kernels, and why a layer has no extents."""
     extents: dict[str, tuple[Extent, ...]] = {}
     seen: dict[str, ObservedAxes] = {}
+    refusals: dict[str, str] = {}
     for path, module in watched.items():
         try:
             # Before the extents, which may refuse: the axes are known all the same.
@@ -180,12 +181,12 @@ def _extents(
                 path,
                 form_of(module),
                 dataflow,
-                calls=watch.calls[path],
+                calls=calls[path],
                 has_own_product=has_own_product(module),
             )
         except Refused as refused:
-            watch.refusals.setdefault(path, refused.reason)
-    return extents, seen
+            refusals[path] = refused.reason
+    return extents, seen, refusals
 
 
 def _ruled_ops(model: nnx.Module, layers: Mapping[str, nnx.Module]) -> dict[str, Op]:

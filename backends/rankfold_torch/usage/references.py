@@ -100,9 +100,8 @@ class _Reader:
             if name not in hidden
         }
         reader = _Reader(self._self_name if self._self_name in names else None, function, names)
-        # One list for all: the references of nested functions belong to the outer one.
-        reader.collected = self.collected
         reader.read(function, branch)
+        self.collected.extend(reader.collected)
 
     def _block(self, block: list[ast.stmt], branch: Conditions) -> None:
         for statement in block:

@@ -12,6 +12,7 @@ from typing import Any
 from rankfold.decompose.base import RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.settings import Usage
 from rankfold.ops import (
     Chain,
     Conv,
@@ -37,23 +38,19 @@ class Costs:
 
     Args:
         op: the layer; its values are not kept.
-        extents: the extent of the layer's input at each call in one forward pass; None where no
-            example inputs were given.
-        attended: MACs of products with the table of an `Embedding`, beside look-ups.
+        usage: what the model does with it.
 
     Attributes:
         outline: the layer without its values, for what depends on its shape alone.
-        beside: parameters of the layer that its op has not, as they are folded into the weight:
-            they go with the layer.
         counted: whether the MACs of its calls are known, where there were example inputs.
     """
 
-    def __init__(self, op: Op, extents: Sequence[Extent] | None, attended: int) -> None:
+    def __init__(self, op: Op, usage: Usage) -> None:
         self.outline = _outline(op)
-        self._extents = extents
-        self._attended = attended
-        self.beside = 0
-        self.counted = True
+        self.counted = usage.counted
+        self._extents = usage.extents
+        self._attended = usage.attended
+        self._params_beside = usage.params_beside
         self._formulas: dict[str, _Multilinear] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,7 +83,7 @@ class Costs:
         """
         cost = self._with_products(self._stages(ops))
         # The op stands for the layer with all that it holds; a chain is all there is in its place.
-        beside = 0 if isinstance(ops, tuple) else self.beside
+        beside = 0 if isinstance(ops, tuple) else self._params_beside
         return Cost(cost.params + beside, cost.macs)
 
     def at_ranks(self, method: Guarded, ranks: RankTuple) -> Cost:

@@ -45,11 +45,11 @@ class Layer:
         read: gives the op; called again after `release`.
         settings: the allowed decompositions, the placement, and the seed of the run, from which
             every layer derives a generator of its own.
-        usage: what one forward pass does with the layer.
+        usage: what the model does with the layer.
         moments: of calibration data, or how to read them each time; None without.
+        op: what `read` gives, where it is at hand already.
         reader: reads the op in another process; without it the op travels there. Chains then stay
             there.
-        folded: what the layer computes the op's weight by; "" where that is its own.
 
     Attributes:
         path: the layer's path in the model.
@@ -72,12 +72,12 @@ class Layer:
         usage: Usage = _UNTRACED,
         moments: LayerMoments | Callable[[], LayerMoments] | None = None,
         *,
+        op: Op | None = None,
         reader: Callable[[], Op] | None = None,
-        folded: str = "",
     ) -> None:
         self.path = paths[0]
         self._reader = reader
-        self.folded = folded
+        self.folded = usage.folded
         self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
@@ -86,7 +86,7 @@ class Layer:
         self._read = read
         self.placement: Placement = settings.placement
         self._seed = settings.seed
-        self._op: Op | None = None
+        self._op = None if op is None else protected(op)
         self._spectrum: Spectrum | None = None
         self._candidates: dict[tuple[str, RankTuple], Candidate] = {}
         self.traced = usage.extents is not None
@@ -96,7 +96,7 @@ class Layer:
         # Read now, so that a layer that cannot be read is refused before any policy sees it. The
         # outline and the sizes are kept, the op only until `release`.
         op = self.op
-        self.costs = Costs(op, usage.extents, usage.attended)
+        self.costs = Costs(op, usage)
         rows, *rest = op.weight.shape
         self.smaller_side = min(rows, math.prod(rest))
         self.weight_size = math.prod(op.weight.shape)

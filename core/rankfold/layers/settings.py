@@ -1,4 +1,4 @@
-"""The settings by which a model is decomposed, and what its forward pass does with a layer."""
+"""The settings by which a model is decomposed, and what the model does with a layer."""
 
 from __future__ import annotations
 
@@ -32,15 +32,22 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Usage:
-    """What one forward pass of the model does with a layer.
+    """What the model does with a layer, in one forward pass and beside the layer's op.
 
     Attributes:
         extents: the extent of the layer's input at each call; None where no example inputs were
             given.
         attended: MACs of products with the table of an `Embedding`, beside look-ups.
         timer: gives the seconds of the layer and of chains in its place.
+        counted: whether the MACs of its calls are known, where there were example inputs.
+        params_beside: parameters of the layer that its op has not, as they are folded into the
+            weight: they go with the layer.
+        folded: what the layer computes the op's weight by; "" where that is its own.
     """
 
     extents: Sequence[Extent] | None = None
     attended: int = 0
     timer: Timer | None = None
+    counted: bool = True
+    params_beside: int = 0
+    folded: str = ""

@@ -86,26 +86,29 @@ def _layer(
         op = session.read(path)
         return on_host(op) if informed else op
 
-    attended = 0
-    # A table may also be multiplied with, as an output layer tied to it is. Only the trace sees
-    # that; look-ups themselves have no MACs.
-    if trace is not None and isinstance(read(), Embedding):
-        attended = trace.macs.get(path, 0)
-    layer = Layer(
+    op = read()
+    is_table = isinstance(op, Embedding)
+    usage = Usage(
+        extents,
+        # A table may also be multiplied with, as an output layer tied to it is. Only the trace sees
+        # that; look-ups themselves have no MACs.
+        attended=trace.macs.get(path, 0) if trace is not None and is_table else 0,
+        timer=stopwatch.of(path, extents),
+        # The calls of a layer that a rule reads tell of it, although the adapter knew no count, and
+        # look-ups have none.
+        counted=bool(extents) or is_table or not session.uncounted(path),
+        params_beside=max(0, session.parameters(path, op) - params(op)),
+        folded=session.folded(path),
+    )
+    return Layer(
         paths,
         read,
         session.settings,
-        Usage(extents, attended, stopwatch.of(path, extents)),
+        usage,
         None if moments is None or path not in moments else partial(moments.__getitem__, path),
+        op=op,
         reader=session.reader(path),
-        folded=session.folded(path),
     )
-    layer.costs.beside = max(0, session.parameters(path, layer.op) - params(layer.op))
-    # The calls of a layer that a rule reads tell of it, although the adapter knew no count, and
-    # look-ups have none.
-    known = bool(extents) or isinstance(layer.op, Embedding)
-    layer.costs.counted = known or not session.uncounted(path)
-    return layer
 
 
 class _Stopwatch:

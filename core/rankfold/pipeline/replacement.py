@@ -45,8 +45,8 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     Raises:
         RankfoldError: a rank is out of range; the message names the layer.
     """
-    op = layer.op
-    before = layer.cost(op)
+    outline, before = layer.costs.outline, layer.costs.before
+    op: Op | None = None  # a layer that stays is not read for it
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
     predicted = sensitivity = None
     # A policy may name a method that does not apply to this layer; that costs the layer, not the
@@ -55,6 +55,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         reason = layer.refusals.get(method, f"method {method!r} is not allowed here")
         method = None
     if method is not None:
+        op = layer.op  # read out here: a file that cannot be read is no fault of the method
         try:
             candidate = layer.candidate(method, choice.ranks)
         except Refused as refused:
@@ -78,10 +79,10 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         # Those of a nominal input compare the chains of one layer only, and are not put into a
         # plan.
         macs=(before.macs, after.macs) if layer.traced and layer.costs.counted else None,
-        op=describe(op),
+        op=describe(outline),
         predicted=predicted,
         sensitivity=sensitivity,
-        moments=input_form(op) if layer.has_moments else "",
+        moments=input_form(outline) if layer.has_moments else "",
     )
     return Decision(decided, op if chain is not None else None, chain)
 

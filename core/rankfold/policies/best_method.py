@@ -94,19 +94,20 @@ def _largest_within(layer: Layer, method: str, limit: Cost, base: RankTuple) -> 
     return scaled(low)
 
 
-def _least(layer: Layer, contenders: Mapping[str, RankTuple], reasons: dict[str, str]) -> Choice:
+def _least(layer: Layer, contenders: Mapping[str, RankTuple], reasons: Mapping[str, str]) -> Choice:
     """The contender of least error; the first one where the difference is rounding."""
     best: Candidate | None = None
+    failures: dict[str, str] = {}
     for name, ranks in contenders.items():
         try:
             candidate = layer.candidate(name, ranks)
         except Refused as refused:
-            reasons[name] = refused.reason
+            failures[name] = refused.reason
             continue
         if best is None or candidate.loss < best.loss * (1.0 - 2.0 * _TIE):
             best = candidate
     if best is None:
-        return Choice(None, reason=_summary(layer, reasons))
+        return Choice(None, reason=_summary(layer, {**reasons, **failures}))
     return Choice(best.method, best.ranks)
 
 

@@ -13,7 +13,7 @@ from rankfold.decompose.guarded import Guarded
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.layer import Layer
-from rankfold.layers.settings import Settings
+from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.plugins.registry import registry
 from rankfold.plugins.validation import Declarations
@@ -43,7 +43,7 @@ def every_rank(most: tuple[int, ...]) -> Iterable[tuple[int, ...]]:
 @pytest.mark.parametrize("case", range(len(OPS)))
 def test_a_formula_counts_what_the_chain_of_every_method_costs(case: int, attended: int) -> None:
     op, extent = OPS[case]
-    costs = Costs(op, None if extent is None else [extent, extent], attended)
+    costs = Costs(op, Usage(None if extent is None else [extent, extent], attended))
     applied = 0
     for name, method in registry().methods(ALL).items():
         if method.refuse(op) is not None:
@@ -93,7 +93,7 @@ class Twisted(ChannelSVD):
 
 def test_a_method_without_a_formula_is_counted_by_its_templates() -> None:
     op, _ = OPS[3]
-    costs = Costs(op, None, 0)
+    costs = Costs(op, Usage())
     plain, other = Guarded("a", ChannelSVD()), Guarded("b", OnlyTemplate("b"))
     assert not other.multilinear_costs
     assert all(costs.at_ranks(plain, (r,)) == costs.at_ranks(other, (r,)) for r in range(1, 15))

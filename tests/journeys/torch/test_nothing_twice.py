@@ -1,4 +1,4 @@
-"""No Gram matrix is decomposed twice on the way from a model to a smaller one."""
+"""No Gram matrix is decomposed twice on the way from a model to a smaller one, no layer read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
+from rankfold_torch.adapter import TorchAdapter
 
 
 @pytest.mark.parametrize("methods", [None, ("svd", "tucker2")], ids=str)
@@ -51,6 +52,22 @@ def test_the_paths_of_all_layers_are_found_in_one_walk(monkeypatch: pytest.Monke
     plan = rf.plan(model, rf.Ratio(0.5), exclude="11")
     assert plan["9"].reason == "excluded by '11'"
     assert walks[False] == 1
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_layer_that_stays_is_read_once(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: Counter[str] = Counter()
+    usual = TorchAdapter.read
+
+    def read(self: TorchAdapter, model: nn.Module, path: str) -> object:
+        reads[path] += 1
+        return usual(self, model, path)
+
+    monkeypatch.setattr(TorchAdapter, "read", read)
+    model = nn.Sequential(nn.Embedding(9, 7), nn.Linear(7, 5), nn.Linear(5, 3))
+    inputs = torch.arange(4) if traced else None
+    rf.plan(model, rf.Ratio(0.5), inputs=inputs, exclude="*")
+    assert reads == {"0": 1, "1": 1, "2": 1}
 
 
 @pytest.mark.parametrize("traced", [False, True])
