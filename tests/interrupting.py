@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import Any
 
 _ROOT = Path(__file__).parents[1]
 _SOURCES = [str(file) for root in ("core", "backends") for file in (_ROOT / root).rglob("*.py")]
+_SOURCES.append(threading.__file__)
 
 
 def interrupted(work: Callable[[], object], files: tuple[str, ...], *lines: int) -> int:

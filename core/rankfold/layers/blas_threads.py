@@ -10,7 +10,6 @@ import itertools
 import os
 import sys
 import threading
-import time
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 from rankfold.linalg import LARGE
 from rankfold.state.restoration import Lock, Restored, Shared
 
-_PAUSE = 0.002
-"""Seconds between two looks at whether other threads are done: little beside a large layer."""
+_PATIENCE = 0.5
+"""Seconds that a thread waits for a wake-up before it looks by itself. Exceptions that are set from
+another thread, and Ctrl-C on Windows, reach it between two waits only; a person waits that long."""
 
 
 @contextmanager
@@ -103,21 +103,24 @@ class _Turns:
         """Wait until nothing of another kind is at work, and keep it out within the context."""
         user = object()
         with Restored(lambda: self._leave(user)):
-            while not self._is_next(user, kind):
-                time.sleep(_PAUSE)
+            with self._lock.held():
+                self._users[user] = kind
+                while not self._is_next(user, kind):
+                    self._lock.wait(_PATIENCE)
             _inside.layer = True
             yield
 
     def _is_next(self, user: object, kind: Hashable) -> bool:
-        with self._lock.held():
-            self._users.setdefault(user, kind)
-            earlier = itertools.takewhile(lambda other: other is not user, self._users)
-            return all(self._users[other] == kind for other in earlier)
+        earlier = itertools.takewhile(lambda other: other is not user, self._users)
+        return all(self._users[other] == kind for other in earlier)
 
     def _leave(self, user: object) -> None:
         _inside.layer = False
         with self._lock.held():
             self._users.pop(user, None)
+            # In this order: where an interrupt comes between the lines this runs once more, and
+            # wakes them then.
+            self._lock.wake()
 
 
 _inside = _Inside()

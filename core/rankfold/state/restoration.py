@@ -107,6 +107,7 @@ class Lock:
         # An RLock knows its owner: letting go of one that is not held raises, which `_release`
         # relies on.
         self._lock = threading.RLock()
+        self._condition = threading.Condition(self._lock)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -114,6 +115,18 @@ class Lock:
         with Restored(self._release):
             self._lock.acquire()
             yield
+
+    def wait(self, seconds: float) -> None:
+        """Let go of the held lock until another thread calls `wake`, or for that many seconds.
+
+        An interrupt may leave it held or not, and a thread that waits no more in the list of those
+        to wake: `held` lets go either way, and `wake` wakes all there are.
+        """
+        self._condition.wait(seconds)
+
+    def wake(self) -> None:
+        """Wake all threads that wait; the lock is held."""
+        self._condition.notify_all()
 
     def _release(self) -> None:
         with suppress(RuntimeError):  # this thread does not hold it, or no longer

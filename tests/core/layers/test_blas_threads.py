@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
+from tests.interrupting import interrupted
 from threadpoolctl import threadpool_info
 
 from rankfold.decompose.svd import SVD
@@ -19,6 +21,7 @@ from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Cost, Linear
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
+from rankfold.state.restoration import settled
 
 SMALL, BIG = 24, 40
 
@@ -28,9 +31,7 @@ def numbers() -> set[int]:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    if 1 in numbers():
-        pytest.skip("BLAS has one thread in any case")
+def _small_and_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blas_threads, "LARGE", 32)
 
 
@@ -51,6 +52,8 @@ def test_each_layer_has_threads_by_its_own_size(
     policy: Energy | Budget, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = numbers()
+    if 1 in free:
+        pytest.skip("BLAS has one thread in any case")
     solved: list[tuple[int, set[int]]] = []
 
     def spied(name: str) -> None:
@@ -93,6 +96,72 @@ def test_work_of_another_size_waits_its_turn_and_none_waits_for_ever() -> None:
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, [10, 50, 11, 12, 51, 50, 10, 52] * 5, timeout=60))
     assert all(len({order > 32 for order in orders}) == 1 for orders in mixed)
+
+
+def test_who_waits_is_woken_and_does_not_look_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    usual = blas_threads._Turns._is_next
+
+    def is_next(*args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return usual(*args)
+
+    monkeypatch.setattr(blas_threads._Turns, "_is_next", is_next)
+    monkeypatch.setattr(blas_threads, "_PATIENCE", 600.0)
+
+    def enters(order: int) -> None:
+        with threads_for(order):
+            pass
+
+    with ThreadPoolExecutor(3) as pool:
+        with threads_for(10):
+            waiting = [pool.submit(enters, order) for order in (50, 50, 12)]
+            time.sleep(0.05)
+        for task in waiting:
+            task.result(timeout=60)
+    # The first enters at once, and each of the three looks when it comes and when another leaves.
+    assert looks <= 1 + 3 * 5
+
+
+def test_an_interrupt_at_any_line_of_waiting_lets_the_others_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blas_threads, "_PATIENCE", 600.0)
+    files = ("layers/blas_threads.py", "state/restoration.py", "threading.py")
+    free = numbers()
+    entered, leave = threading.Event(), threading.Event()
+
+    def enters(order: int, *, until: threading.Event | None = None) -> None:
+        with threads_for(order):
+            entered.set()
+            if until is not None:
+                until.wait(60)
+
+    @settled
+    def waits() -> None:
+        with threads_for(50):
+            pass
+
+    def run(*lines: int) -> int:
+        entered.clear()
+        leave.clear()
+        with ThreadPoolExecutor(3) as pool:
+            holder = pool.submit(enters, 10, until=leave)
+            assert entered.wait(60)
+            threading.Timer(0.005, leave.set).start()
+            ran = interrupted(waits, files, *lines)
+            leave.set()
+            for task in (holder, pool.submit(enters, 51), pool.submit(enters, 11)):
+                task.result(timeout=60)
+        return ran
+
+    for line in np.unique(np.linspace(1, run(), 60).astype(int)):
+        run(int(line))
+    assert not blas_threads._turns._users
+    assert numbers() == free
 
 
 def test_an_error_lets_the_others_in() -> None:
