@@ -1,13 +1,16 @@
-"""The code of the documentation runs, and it names every hook."""
+"""The code of the documentation and of public docstrings runs; every hook is documented."""
 
+import doctest
 import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import rankfold as rf
 from rankfold.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +61,28 @@ class _Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
+
+
+def verbs_and_policies() -> list[str]:
+    """Public names that are called: all but types of data and the error."""
+    public = {name: getattr(rf, name) for name in rf.__all__}
+    return [n for n, v in public.items() if inspect.isfunction(v) or hasattr(v, "allocate")]
+
+
+@pytest.mark.parametrize("name", verbs_and_policies())
+def test_the_example_of_a_public_name_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {"np": np, "torch": torch, "nn": nn, "rf": rf}
+    [example] = doctest.DocTestFinder(recurse=False).find(
+        getattr(rf, name), name, module=False, globs=names
+    )
+    log: list[str] = []
+    outcome = doctest.DocTestRunner().run(example, out=log.append)
+    assert outcome.attempted
+    assert not outcome.failed, "".join(log)
 
 
 def hooks() -> list[str]:

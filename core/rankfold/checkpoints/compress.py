@@ -93,6 +93,13 @@ def compress_checkpoint(
         RankfoldError: the checkpoint is damaged, holds no layers or values that are not finite, the
             policy or a pattern does not fit, the output cannot be written, or another run is
             writing it.
+
+    Example:
+        >>> from safetensors.numpy import save_file
+        >>> weight = np.random.default_rng(0).standard_normal((64, 48), dtype=np.float32)
+        >>> save_file({"fc.weight": weight}, "model.safetensors")
+        >>> rf.compress_checkpoint("model.safetensors", "small", rf.Ranks(8))["fc"].params
+        (3072, 896)
     """
     selection = Selection(policy, include, exclude, overrides)
     check_call(policy, executor)

@@ -61,5 +61,10 @@ def channel_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chai
     Raises:
         RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
             zero or not finite.
+
+    Example:
+        >>> op = rf.Conv(np.random.default_rng(0).standard_normal((64, 48, 3, 5)))
+        >>> [stage.weight.shape for stage in rf.channel_svd(op, 16)]
+        [(16, 48, 3, 5), (64, 16, 1, 1)]
     """
     return decompose(CHANNEL_SVD, op, (rank,), placement)

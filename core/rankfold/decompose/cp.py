@@ -233,6 +233,11 @@ def cp(
     Raises:
         RankfoldError: the op does not fit, the rank is out of range, the bound is not reached at
             this rank, or the weight is empty, all zero or not finite.
+
+    Example:
+        >>> op = rf.Conv(np.random.default_rng(0).standard_normal((16, 12, 3, 5)))
+        >>> [stage.weight.shape for stage in rf.cp(op, 4)]
+        [(4, 12, 1, 1), (4, 1, 3, 1), (4, 1, 1, 5), (16, 4, 1, 1)]
     """
     return decompose(_bounded(CP4, error_bound), op, (rank,), placement)
 
@@ -260,6 +265,11 @@ def cp3(
     Raises:
         RankfoldError: the op does not fit, the rank is out of range, the bound is not reached at
             this rank, or the weight is empty, all zero or not finite.
+
+    Example:
+        >>> op = rf.Conv(np.random.default_rng(0).standard_normal((16, 12, 3, 5)))
+        >>> [stage.weight.shape for stage in rf.cp3(op, 4)]
+        [(4, 12, 1, 1), (4, 1, 3, 5), (16, 4, 1, 1)]
     """
     return decompose(_bounded(CP3, error_bound), op, (rank,), placement)
 

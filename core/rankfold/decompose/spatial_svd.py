@@ -162,5 +162,10 @@ def spatial_svd(op: Op, rank: int, *, placement: Placement = "balanced") -> Chai
     Raises:
         RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
             zero or not finite.
+
+    Example:
+        >>> op = rf.Conv(np.random.default_rng(0).standard_normal((64, 48, 3, 5)))
+        >>> [stage.weight.shape for stage in rf.spatial_svd(op, 16)]
+        [(16, 48, 3, 1), (64, 16, 1, 5)]
     """
     return decompose(SPATIAL_SVD, op, (rank,), placement)

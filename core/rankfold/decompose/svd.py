@@ -90,5 +90,10 @@ def truncated_svd(
     Raises:
         RankfoldError: the op does not fit, the rank is out of range, or the weight is empty, all
             zero or not finite.
+
+    Example:
+        >>> op = rf.Linear(np.random.default_rng(0).standard_normal((64, 48)))
+        >>> [stage.weight.shape for stage in rf.truncated_svd(op, 16)]
+        [(16, 48), (64, 16)]
     """
     return decompose(TruncatedSVD(exact=bool(exact)), op, (rank,), placement)

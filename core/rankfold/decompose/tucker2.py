@@ -285,6 +285,11 @@ def tucker2(op: Op, ranks: tuple[int, int], *, placement: Placement = "balanced"
     Raises:
         RankfoldError: the op does not fit, a rank is out of range, or the weight is empty, all
             zero or not finite.
+
+    Example:
+        >>> op = rf.Conv(np.random.default_rng(0).standard_normal((64, 48, 3, 5)))
+        >>> [stage.weight.shape for stage in rf.tucker2(op, (16, 12))]
+        [(12, 48, 1, 1), (16, 12, 3, 5), (64, 16, 1, 1)]
     """
     return decompose(TUCKER2, op, ranks, placement)
 

@@ -83,11 +83,12 @@ def plan(
         The plan: for each layer method, ranks, error, cost before and after, and the reason.
 
     Example:
-        Ranks by EVBMF for a layer of 256 outputs and 128 inputs of rank 16 under noise::
-
-            layer = torch.nn.Linear(128, 256)  # weight (256, 128)
-            plan = rf.plan(torch.nn.Sequential(layer, torch.nn.ReLU(), head), rf.VBMF())
-            plan["0"].ranks, plan["0"].params  # (16,), (33024, 6400)
+        >>> layer, head = nn.Linear(128, 256), nn.Linear(256, 10)  # weights (256, 128), (10, 256)
+        >>> plan = rf.plan(nn.Sequential(layer, nn.ReLU(), head), rf.Ratio(0.25), exclude="2")
+        >>> plan["0"].ranks, plan["0"].params
+        ((32,), (33024, 12544))
+        >>> plan["2"].reason
+        "excluded by '2'"
     """
     selection = Selection(policy, include, exclude, overrides)
     session = open_session(model, inputs, settings_of(methods, placement, seed, executor), adapter)
@@ -132,13 +133,15 @@ def compress(  # noqa: D417 - the others are those of plan
         RankfoldError: as `plan`, or a replacement cannot be put in place.
 
     Example:
-        Half of the multiply-accumulates of a CNN on 224 × 224 images, with 64 of them as
-        calibration data::
-
-            x = torch.randn(1, 3, 224, 224)
-            batches = [images[i : i + 16] for i in range(0, 64, 16)]  # (16, 3, 224, 224) each
-            small = rf.compress(model, rf.Budget(macs=0.5), inputs=x, calibration=batches)
-            small.model(x), small.plan.macs  # (before, after)
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 3))
+        >>> batches = torch.randn(64, 3, 12, 12).split(16)  # four of (16, 3, 12, 12)
+        >>> budget, x = rf.Budget(macs=0.5), torch.randn(1, 3, 12, 12)
+        >>> small = rf.compress(model, budget, inputs=x, calibration=batches)
+        >>> small.model(x).shape
+        torch.Size([1, 24, 8, 8])
+        >>> before, after = small.plan.macs
+        >>> after <= 0.5 * before
+        True
     """
     selection = Selection(policy, include, exclude, overrides)
     settings = settings_of(methods, placement, seed, executor)
@@ -178,13 +181,15 @@ def gather(  # noqa: D417 - the others are those of plan
             than 16 examples (tokens, where a model gives each token a prediction).
 
     Example:
-        One pass, three plans::
+        One pass, two plans:
 
-            moments = rf.gather(model, batches, inputs=x)
-            plans = [
-                rf.plan(model, rf.Budget(macs=share), inputs=x, moments=moments)
-                for share in (0.3, 0.5, 0.7)
-            ]
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> moments = rf.gather(model, torch.randn(64, 48).split(16))  # four of (16, 48)
+        >>> moments["0"].inputs.shape, moments["0"].grads.shape  # groups first
+        ((1, 48, 48), (1, 64, 64))
+        >>> plans = [rf.plan(model, rf.Ratio(share), moments=moments) for share in (0.25, 0.5)]
+        >>> [plan["0"].ranks for plan in plans]
+        [(12,), (24,)]
     """
     session = open_session(model, inputs, settings_of(None, "balanced", seed), adapter)
     gathered = calibrate(session, calibration, loss, None).moments
@@ -234,11 +239,13 @@ def apply(
             shape, an unknown method, or a rank out of range; the model is then unchanged.
 
     Example:
-        A plan that was made elsewhere, and the costs of every layer in this model::
+        A plan that was stored, done to a model:
 
-            plan = rf.Plan.from_json(Path("plan.json").read_text())
-            small = rf.apply(model, plan, inputs=torch.randn(1, 3, 224, 224))
-            print(small.report())
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU())  # weight (64, 48)
+        >>> text = rf.plan(model, rf.Ranks(8)).to_json()
+        >>> small = rf.apply(model, rf.Plan.from_json(text))
+        >>> [tuple(parameter.shape) for parameter in small.model.parameters()]
+        [(8, 48), (64, 8), (64,)]
     """
     if not isinstance(plan, Plan):
         raise RankfoldError(f"plan: {type(plan).__name__}; give a rankfold.Plan")

@@ -55,6 +55,12 @@ class Budget:
 
     Raises:
         RankfoldError: no limit is given, one is out of range, or two exclude each other.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 96))
+        >>> before, after = rf.plan(model, rf.Budget(params=0.5)).params
+        >>> before, after <= 0.5 * before
+        (9376, True)
     """
 
     params: float | None = None

@@ -27,6 +27,12 @@ class Energy:
 
     Raises:
         RankfoldError: the share is out of range.
+
+    Example:
+        >>> layer = nn.Linear(48, 64)  # weight (64, 48) with three singular values: 4, 3, 1
+        >>> layer.weight.data = torch.eye(64, 48) * torch.tensor([4.0, 3.0, 1.0] + 45 * [0.0])
+        >>> rf.plan(nn.Sequential(layer, nn.ReLU()), rf.Energy(0.9))["0"].ranks  # 25 of 26
+        (2,)
     """
 
     share: float

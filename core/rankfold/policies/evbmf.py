@@ -58,6 +58,13 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
 
     Raises:
         RankfoldError: not a matrix, empty, or not finite; sigma2 not positive.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> left, right = rng.standard_normal((200, 8)), rng.standard_normal((8, 300))
+        >>> noise = 0.1 * rng.standard_normal((200, 300))
+        >>> rf.evbmf(left @ right + noise).rank
+        8
     """
     matrix = linalg.taken(matrix)
     if not isinstance(matrix, np.ndarray) and linalg.is_real(matrix):

@@ -33,6 +33,14 @@ class Ranks:
         RankfoldError: a rank below 1 or of another type. While planning: a pattern that matches no
             layer, or a rank beyond the maximum of a layer that a pattern names (a layer that
             cannot have the rank given for all is left alone, with that reason).
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(32, 48, 3), nn.Conv2d(48, 64, 3), nn.Linear(64, 96))
+        >>> plan = rf.plan(model, rf.Ranks({"0": (12, 8), "2": 16}))
+        >>> plan["0"].ranks, plan["2"].ranks
+        ((12, 8), (16,))
+        >>> plan["1"].reason
+        'no pattern of Ranks matches it'
     """
 
     ranks: Given | Mapping[str, Given]

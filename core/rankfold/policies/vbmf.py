@@ -35,6 +35,13 @@ class VBMF:
 
     Raises:
         RankfoldError: an argument is out of range.
+
+    Example:
+        >>> layer = nn.Linear(300, 200)  # weight (200, 300): rank 8 under noise
+        >>> noise = 0.1 * torch.randn(200, 300)
+        >>> layer.weight.data = torch.randn(200, 8) @ torch.randn(8, 300) + noise
+        >>> rf.plan(nn.Sequential(layer, nn.ReLU()), rf.VBMF())["0"].ranks
+        (8,)
     """
 
     weaken: float = 0.0

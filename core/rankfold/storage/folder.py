@@ -146,6 +146,14 @@ def load(
     Raises:
         RankfoldError: the folder is incomplete, damaged or of another version, or does not fit
             the model.
+
+    Example:
+        >>> model, x = nn.Sequential(nn.Linear(48, 64), nn.ReLU()), torch.randn(5, 48)
+        >>> small = rf.compress(model, rf.Ranks(8))
+        >>> small.save("small")
+        >>> again = rf.load(nn.Sequential(nn.Linear(48, 64), nn.ReLU()), "small")
+        >>> torch.equal(again(x), small.model(x))
+        True
     """
     folder = Path(folder)
     saved = _read_plan(folder)
