@@ -29,8 +29,8 @@ class Ratio:
         RankfoldError: the share is out of range.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(32, 48, 3), nn.Linear(64, 128), nn.ReLU())
-        >>> plan = rf.plan(model, rf.Ratio(0.25))
+        >>> layers = nn.Conv2d(32, 48, 3), nn.Linear(64, 128), nn.Linear(128, 10)
+        >>> plan = rf.plan(nn.Sequential(*layers), rf.Ratio(0.25))
         >>> plan["0"].ranks, plan["1"].ranks
         ((12, 8), (16,))
     """
