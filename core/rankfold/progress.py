@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TypeAlias
 
-
-class Advance(Protocol):
-    """Called with the name of each item as it begins."""
-
-    def __call__(self, item: str) -> None:
-        """Begin an item."""
+Advance: TypeAlias = Callable[[str], None]
+"""Called with the name of each item as it begins."""
 
 
 @contextmanager

@@ -117,7 +117,8 @@ def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) ->
             if changed is not value:
                 # Flax takes a plain container for a static attribute and refuses modules in it,
                 # unless it is marked as data.
-                setattr(node, name, _as_data(changed))
+                data = changed if isinstance(changed, nnx.Pytree) else nnx.data(changed)
+                setattr(node, name, data)
         return node
     if isinstance(node, dict | list):
         # A list of the items, as the container is changed within the loop.
@@ -128,10 +129,6 @@ def exchanged(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) ->
         return node
     seen[id(node)] = _made_anew(node, new, seen)
     return seen[id(node)]
-
-
-def _as_data(value: Any) -> Any:
-    return value if isinstance(value, nnx.Pytree) else nnx.data(value)
 
 
 def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -> Any:

@@ -7,6 +7,8 @@ a checkpoint.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -45,52 +47,36 @@ def same_padded(
 torch.fx.wrap("same_padded")  # its sizes are numbers only when the model runs
 
 
+# One function for the three classes: a base class would stand between them and PyTorch's own.
+def _forward(self: Any, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
+    """Return (batch, out, *sizes), those of the input over the stride, rounded up."""
+    padded = same_padded(
+        input,
+        list(self.kernel_size),
+        list(self.stride),
+        list(self.dilation),
+        self.padding_mode,
+    )
+    output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
+    return output
+
+
 class SameConv1d(nn.Conv1d):
     """`nn.Conv1d` with "SAME" padding at any stride."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """Return (batch, out, size), the size of the input over the stride, rounded up."""
-        padded = same_padded(
-            input,
-            list(self.kernel_size),
-            list(self.stride),
-            list(self.dilation),
-            self.padding_mode,
-        )
-        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
-        return output
+    forward = _forward
 
 
 class SameConv2d(nn.Conv2d):
     """`nn.Conv2d` with "SAME" padding at any stride."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """Return (batch, out, height, width), those of the input over the stride, rounded up."""
-        padded = same_padded(
-            input,
-            list(self.kernel_size),
-            list(self.stride),
-            list(self.dilation),
-            self.padding_mode,
-        )
-        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
-        return output
+    forward = _forward
 
 
 class SameConv3d(nn.Conv3d):
     """`nn.Conv3d` with "SAME" padding at any stride."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - PyTorch's name for it
-        """Return (batch, out, depth, height, width), the input's over the stride, rounded up."""
-        padded = same_padded(
-            input,
-            list(self.kernel_size),
-            list(self.stride),
-            list(self.dilation),
-            self.padding_mode,
-        )
-        output: torch.Tensor = self._conv_forward(padded, self.weight, self.bias)
-        return output
+    forward = _forward
 
 
 SAME: dict[int, type[nn.Module]] = {1: SameConv1d, 2: SameConv2d, 3: SameConv3d}

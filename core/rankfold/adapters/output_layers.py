@@ -112,7 +112,8 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
     if len({match and match[1] for match in numbered}) == 1 and all(numbered):
         return frozenset((reduce(_later, paths),))
     flat = [path for path in paths if _FLAT.fullmatch(path)]
-    return frozenset((max(flat, key=_number_of),)) if flat else frozenset()
+    latest = max(flat, key=lambda path: int(re.sub(r"\D", "", path)), default=None)
+    return frozenset() if latest is None else frozenset((latest,))
 
 
 def guessed(paths: Sequence[str]) -> Mapping[str, str]:
@@ -164,7 +165,3 @@ def _later(path: str, other: str) -> str:
         if a != b:
             return path if a.isdecimal() and b.isdecimal() and int(a) > int(b) else other
     return other
-
-
-def _number_of(path: str) -> int:
-    return int(re.sub(r"\D", "", path))

@@ -254,7 +254,8 @@ def _index_of(path: Path) -> Path | None:
         return None
     files = sorted(path.glob(f"*.safetensors{_INDEX}"))
     if len(files) > 1:
-        raise RankfoldError(f"{str(path)!r} has several indices; name one of {_names(files)}")
+        names = ", ".join(file.name for file in files)
+        raise RankfoldError(f"{str(path)!r} has several indices; name one of {names}")
     return files[0] if files else None
 
 
@@ -317,7 +318,3 @@ def _json(file: Path, most: int) -> Any:
     if file.stat().st_size > most:
         raise ValueError("it is larger than any such file")
     return parse_json(file.read_bytes())
-
-
-def _names(files: list[Path]) -> str:
-    return ", ".join(file.name for file in files)

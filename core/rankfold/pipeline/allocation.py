@@ -126,7 +126,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
             # A policy of single layers decomposes as it judges, on the executor already. One of the
             # whole model has its choices all at once, and each is then worth a job. With a paired
             # run layers are decomposed in its course, one after the other.
-            if group.executor is not None and policy.judges == "model" and not _follows(task):
+            paired = task.calibrated.batches is not None
+            if group.executor is not None and policy.judges == "model" and not paired:
                 pairs = _decomposed_there(group, pairs)
             # Lazily: a layer is carried out while its spectrum is at hand, before the policy goes
             # on to the next.
@@ -199,11 +200,6 @@ def _groups(
     if main.judges == "model":  # its limits hold where nothing is left
         groups.setdefault(id(main.policy), (main, []))
     return sorted(groups.values(), key=lambda group: group[0].policy is main.policy)
-
-
-def _follows(task: Task) -> bool:
-    """Return whether layers are decomposed later, while the model runs."""
-    return task.calibrated.batches is not None
 
 
 def _settled(task: Task, path: str, refusal: str) -> LayerPlan:

@@ -11,7 +11,6 @@ import numpy as np
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
-from rankfold.layers.layer import Layer
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.exchange import replaced
@@ -20,7 +19,7 @@ from rankfold.pipeline.replacement import Decision, build, decide
 from rankfold.pipeline.session import Session
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
-from rankfold.policies.base import Choice, Outcome, Policy, SearchesModels
+from rankfold.policies.base import Outcome, Policy, SearchesModels
 from rankfold.policies.validation import CheckedPolicy, checked_policy
 
 _NAMED = 3
@@ -189,16 +188,14 @@ def _replacements(task: Task, refit: bool) -> tuple[Allocated[Any], Mapping[str,
     if task.calibrated.batches is None:
         built = allocate(task, lambda layer, choice: _built(task.session, decide(layer, choice)))
         return built, built.results
-    chosen = allocate(task, lambda layer, choice: _kept(task, layer, choice))
+    chosen = allocate(
+        task,
+        lambda layer, choice: decide(layer, choice) if is_settled(task, layer, choice) else choice,
+    )
     return chosen, {
         decision.layer.path: _built(task.session, decision)
         for decision in refitted(task, chosen.results, sequential=refit)
     }
-
-
-def _kept(task: Task, layer: Layer, choice: Choice) -> Decision | Choice:
-    """Decide at once on a layer that the run on calibration data has nothing to do with."""
-    return decide(layer, choice) if is_settled(task, layer, choice) else choice
 
 
 def _built(session: Session, decision: Decision) -> Replacement:
