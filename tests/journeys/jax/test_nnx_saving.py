@@ -248,12 +248,6 @@ def test_a_plan_goes_through_json_and_is_applied() -> None:
     assert same(rf.apply(sequence(), again).model, rf.compress(sequence(), rf.Ranks(2)).model)
 
 
-def test_a_plan_made_with_shapes_is_applied_to_the_model() -> None:
-    shape = jax.ShapeDtypeStruct(X.shape, X.dtype)
-    plan = rf.plan(sequence(), rf.Ranks(2), inputs=shape)
-    assert plan.layers == rf.plan(sequence(), rf.Ranks(2), inputs=X).layers
-
-
 @pytest.mark.parametrize("name", ["sequence", "noisy", "stacked"])
 def test_orbax_restores_the_state_of_the_compressed_model(name: str, tmp_path: Path) -> None:
     ocp = pytest.importorskip("orbax.checkpoint")

@@ -210,10 +210,8 @@ def test_the_original_is_untouched() -> None:
     rf.compress(model, rf.Ranks(2), inputs=IDS)
     assert nnx.graphdef(model) == nnx.graphdef(twin)
     assert variables == [id(v) for _, v in nnx.iter_graph(model) if isinstance(v, nnx.Variable)]
-    near(
-        nnx.view(model, deterministic=True, use_running_average=True)(IDS),
-        nnx.view(twin, deterministic=True, use_running_average=True)(IDS),
-    )
+    states = [nnx.state(m, nnx.Not(nnx.RngState)) for m in (model, twin)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *states))
 
 
 def test_tracing_uses_up_no_random_numbers() -> None:
@@ -280,12 +278,6 @@ def simple() -> nnx.Module:
     return nnx.Sequential(linear(11, 7), nnx.relu, linear(7, 5))
 
 
-def test_every_stage_gets_a_gradient() -> None:
-    small = rf.compress(simple(), rf.Ranks(2)).model
-    grads = nnx.grad(lambda m: (m(X) ** 2).sum())(small)
-    assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(grads))
-
-
 TRANSFORMS: dict[str, Callable[[Any, Any], Any]] = {
     "jit": lambda m, x: nnx.jit(lambda m, x: m(x))(m, x),
     "remat": lambda m, x: nnx.remat(lambda m, x: m(x))(m, x),
@@ -346,13 +338,6 @@ def test_a_jit_inside_the_model_computes_the_compressed_layer() -> None:
     small = rf.compress(model, rf.Ranks(1), inputs=X).model
     near(small(X), small.fc(X))
     near(model(X), before)
-
-
-def test_a_compressed_model_is_compressed_again() -> None:
-    once = rf.compress(simple(), rf.Ranks(5), inputs=X).model
-    again = rf.compress(once, rf.Ranks("full"), inputs=X)
-    assert [layer.method for layer in again.plan.layers] == ["svd"] * 4
-    near(again.model(X), once(X))
 
 
 INPUTS: dict[str, Any] = {
