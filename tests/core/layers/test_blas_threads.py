@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -162,6 +163,28 @@ def test_an_interrupt_at_any_line_of_waiting_lets_the_others_in(
         run(int(line))
     assert not blas_threads._turns._users
     assert numbers() == free
+
+
+def test_an_exception_set_by_another_thread_reaches_one_that_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blas_threads, "_PATIENCE", 0.01)
+    waiting = threading.Event()
+
+    def enters() -> None:
+        waiting.set()
+        with threads_for(50):
+            raise AssertionError("entered")
+
+    with ThreadPoolExecutor(1) as pool, threads_for(10):
+        task = pool.submit(enters)
+        assert waiting.wait(60)
+        (thread,) = (t.ident for t in pool._threads)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt)
+        )
+        assert isinstance(task.exception(timeout=60), KeyboardInterrupt)
+    assert not blas_threads._turns._users
 
 
 def test_an_error_lets_the_others_in() -> None:
