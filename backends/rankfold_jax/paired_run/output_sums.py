@@ -44,7 +44,13 @@ class OutputSums:
 
 
 def joint_terms(
-    site: LayerProduct, x: Any, y: Any, bias: Array, chosen: Any, held: Array
+    site: LayerProduct,
+    x: Any,
+    y: Any,
+    bias: Array,
+    chosen: Any,
+    held: Array,
+    basis: Array | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The sums over fitted and over held-out rows of a batch.
 
@@ -55,17 +61,31 @@ def joint_terms(
         bias: (groups, out/groups), what the original layer adds to that.
         chosen: (images, rows of one), the positions; None for all.
         held: (images,), whether an image is held out.
+        basis: that rows are projected on; see `rankfold.adapters.base.LayerVisitor`.
     """
     layout = site.layout
-    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held)
+    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held, basis)
     return fit, kept
 
 
 @partial(jax.jit, static_argnums=0)
 def _terms(
-    view: PatchView, x: Any, y: Any, rows: Any, outs: Any, bias: Any, chosen: Any, held: Any
+    view: PatchView,
+    x: Any,
+    y: Any,
+    rows: Any,
+    outs: Any,
+    bias: Any,
+    chosen: Any,
+    held: Any,
+    basis: Any,
 ) -> Any:
     inputs = op_rows(view, x, rows, chosen)
+    if basis is not None:
+        count, groups, _ = inputs.shape
+        split = inputs.reshape(count, groups, basis.shape[1], -1)
+        narrow = jnp.einsum("rgnp,gnk->rgkp", split, basis.astype(split.dtype))
+        inputs = narrow.reshape(count, groups, -1)
     targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
     out = jnp.repeat(held, len(inputs) // len(held))[:, None, None]
 

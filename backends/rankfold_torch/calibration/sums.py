@@ -113,6 +113,16 @@ class OutputSums:
             self._sums[name].add(term)
 
 
+def projected(rows: torch.Tensor, basis: Array | None) -> torch.Tensor:
+    """Return rows (rows, groups, d) as (V ⊗ 1)ᵀ x; see `rankfold.adapters.base.LayerVisitor`."""
+    if basis is None:
+        return rows
+    count, groups, _ = rows.shape
+    v = torch.from_numpy(basis).to(rows)
+    split = rows.reshape(count, groups, v.shape[1], -1)
+    return torch.einsum("rgnp,gnk->rgkp", split, v).reshape(count, groups, -1)
+
+
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:
     """Add the distance of an output and of what stands in its place."""
     y, other = working(y), working(other)

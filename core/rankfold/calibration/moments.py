@@ -100,7 +100,8 @@ class RegressionSums:
     They are of all groups of a layer, or of those that a `LayerVisitor` names.
 
     Attributes:
-        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
+        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`, or what the basis of the visitor
+            makes of them.
         yx: Σ y xᵀ, (groups, out/groups, d); y includes the bias.
         yy: Σ y yᵀ, (groups, out/groups, out/groups).
         x: Σ x, (groups, d).

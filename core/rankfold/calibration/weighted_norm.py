@@ -116,6 +116,14 @@ class Metric:
         self._inputs_unit = unit
         self._shrinkage = shrinkage
 
+    @property
+    def input_variance(self) -> Array:
+        """Mean variance of the inputs, (groups,), in their units; around 0 without a mean."""
+        moment = self._moment
+        diagonal = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
+        variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
+        return variance
+
     @cached_property
     def inputs(self) -> Array:
         """C without units, the largest variance of the inputs being 1."""
@@ -341,7 +349,7 @@ def _root(grads: Array) -> Array:
     norms = [np.sqrt(np.vdot(group, group)) for group in grads]
     loaded = np.array(grads)
     loaded.reshape(len(grads), -1)[:, :: grads.shape[1] + 1] += _FLOOR * max(norms)
-    return np.linalg.cholesky(loaded)
+    return linalg.cholesky(loaded)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,7 +93,7 @@ class Regression:
         while True:
             diagonal += share * ridge[:, None]
             try:
-                lower = np.linalg.cholesky(loaded)
+                lower = linalg.cholesky(loaded)
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0

@@ -53,7 +53,7 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     xx = xx + ridge * level * np.eye(size)
     # B (Σ_xx + λ 1) = … is solved as (Σ_xx + λ 1) Bᵀ = …ᵀ, the matrix being symmetric. The ridge
     # makes it definite, however few samples there were, so that a Cholesky factor will do.
-    lower = np.linalg.cholesky(xx)
+    lower = linalg.cholesky(xx)
     half = linalg.solve_triangular(lower, (yx + ridge * level * weight).swapaxes(1, 2))
     solved = linalg.solve_triangular(lower, half, transposed=True).swapaxes(1, 2)
     dtype = op.weight.dtype

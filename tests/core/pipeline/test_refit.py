@@ -79,9 +79,14 @@ class Case:
         moments = moments_of(self.x[:, groups])
         return Layer(("layer",), lambda: op, Settings(found, "balanced", 0), moments=moments)
 
-    def joints(self, groups: list[int]) -> tuple[RegressionSums, RegressionSums]:
+    def joints(
+        self, groups: list[int], basis: Array | None = None
+    ) -> tuple[RegressionSums, RegressionSums]:
         held = np.arange(ROWS) % 4 == 3
         x, y = self.other[:, groups], self.y[:, groups]
+        if basis is not None:
+            x = np.einsum("rgnp,gnk->rgkp", x.reshape(*x.shape[:2], basis.shape[1], -1), basis)
+            x = x.reshape(*x.shape[:2], -1)
         return joint(x[~held], y[~held]), joint(x[held], y[held])
 
     def refit(self, op: Op, groups: list[int]) -> Refit:

@@ -15,12 +15,12 @@ from flax import nnx
 from jax import lax
 
 import rankfold as rf
-from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import RegressionSums
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear, Op, blank, of_groups
+from rankfold.testing.visits import Visits
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.linen.params import Refilled
 from rankfold_jax.nnx.adapter import NNXAdapter
@@ -80,12 +80,11 @@ class Met:
             self.parts.setdefault(path, []).append((tuple(groups), fit, held))
             return chain(of_groups(op, groups, op.groups))
 
-        run_paired: LayerVisitor = visit
         self.errors = self.adapter.run_paired(
             model,
             calibration,
             self.ops,
-            run_paired,
+            Visits(visit),
             sequential=sequential,
             rng=np.random.default_rng(0),
         )

@@ -18,6 +18,7 @@ from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array
 from rankfold.ops import Chain, of_groups
+from rankfold.testing.visits import Visits
 from rankfold_jax.nnx.adapter import NNXAdapter
 
 WIDTH, HIDDEN, LENGTH = 12, 20, 3
@@ -389,7 +390,7 @@ def test_loops_of_every_structure(name: str) -> None:
         return (ops[path] if groups is None else of_groups(ops[path], groups, ops[path].groups),)
 
     rng = np.random.default_rng(0)
-    errors = adapter.run_paired(model, calibration, ops, visit, sequential=True, rng=rng)
+    errors = adapter.run_paired(model, calibration, ops, Visits(visit), sequential=True, rng=rng)
     assert errors == dict.fromkeys(("first", "layers", "last"), 0.0)
     found = [(groups, with_sums) for path, groups, with_sums in met if path == "layers"]
     if parts is None:

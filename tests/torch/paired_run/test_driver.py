@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import RegressionSums
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Linear, Op
+from rankfold.testing.visits import Visits
 from rankfold_torch.adapter import TorchAdapter
 
 Untouched = Callable[[nn.Module], AbstractContextManager[None]]
@@ -69,7 +69,7 @@ def truncated(op: Op, rank: int = 2) -> Chain:
 def run(
     model: nn.Module,
     batches: Any,
-    visit: LayerVisitor,
+    visit: Callable[..., Chain],
     *,
     sequential: bool = True,
     layers: Mapping[str, Op] | None = None,
@@ -78,7 +78,7 @@ def run(
         model,
         Calibration.of(batches, None, None),
         ops_of(model) if layers is None else layers,
-        visit,
+        Visits(visit),
         sequential=sequential,
         rng=np.random.default_rng(0),
     )
@@ -86,7 +86,7 @@ def run(
 
 def recorded(
     ops: Mapping[str, Op], chain: Callable[[Op], Chain]
-) -> tuple[LayerVisitor, dict[str, tuple[RegressionSums | None, RegressionSums | None]]]:
+) -> tuple[Callable[..., Chain], dict[str, tuple[RegressionSums | None, RegressionSums | None]]]:
     met: dict[str, tuple[RegressionSums | None, RegressionSums | None]] = {}
 
     def visit(path: str, fit: RegressionSums | None, held: RegressionSums | None) -> Chain:
