@@ -30,9 +30,10 @@ _FLOOR = 1e-6
 
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 """Relative to the mean square: below it, a variance is the rounding of sums in float32."""
-_SINGLE = 1e-5
-"""Least eigenvalue over the norm of a moment from which on products with it are made in float32:
-a hundred times its rounding, so that a Cholesky factor exists and losses are good to 1e-3."""
+_SINGLE = 4.0
+"""Least eigenvalue of a moment from which on products with it are made in float32, over what is the
+rounding of such a product, ε √d times the largest variance: a Cholesky factor exists, and losses,
+which are means over many directions, are good to 1e-3."""
 
 
 class Metric:
@@ -109,8 +110,9 @@ class Metric:
 
     def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
         if moment.dtype == np.float32:
-            norms = np.sqrt([float(np.vdot(group, group)) for group in moment])
-            if (shrinkage.added < _SINGLE * shrinkage.kept * norms).any():
+            # The largest variance is 1.
+            rounding = float(np.finfo(np.float32).eps) * math.sqrt(moment.shape[1])
+            if (shrinkage.added < _SINGLE * rounding * shrinkage.kept).any():
                 moment = moment.astype(np.float64)
         self._moment = linalg.read_only(moment)
         self._inputs_unit = unit
