@@ -69,13 +69,6 @@ def refitted(
     Raises:
         RankfoldError: the model fails on a batch.
     """
-    session, batches, calibrates = (
-        task.session,
-        task.calibrated.batches,
-        task.session.can.calibrates,
-    )
-    assert batches is not None
-    assert calibrates is not None
     layers: dict[str, tuple[Layer, Choice]] = {}
     ops: dict[str, Op] = {}
     for path, item in chosen.items():
@@ -87,29 +80,45 @@ def refitted(
             # candidates are made when a layer is met.
             layers[path], ops[path] = (layer, item), layer.op
             layer.release()
-    refit = Refit(layers, ops, sequential=sequential, seed=session.settings.seed)
-    with (
-        progress("refitting" if sequential else "measuring", len(layers)) as advance,
-        of_adapter(session.adapter),
-    ):
-        errors = calibrates.run_paired(
-            session.model,
-            batches,
-            ops,
-            _Visits(refit, layers, ops, advance),
-            sequential=sequential,
-            rng=np.random.default_rng(session.settings.seed),
-        )
+    visitor = Refit(layers, ops, sequential=sequential, seed=task.session.settings.seed)
+    errors = _run_paired(task, visitor, layers, ops, sequential=sequential)
     for path, (layer, choice) in layers.items():
         with threads_for(layer.smaller_side):
             # A layer that was never called is decided on as without data: nothing is known of its
             # inputs.
-            decision = refit.decision(path) if refit.knows(path) else decide(layer, choice)
-        refit.forget(path)
+            decision = visitor.decision(path) if visitor.knows(path) else decide(layer, choice)
+        visitor.forget(path)
         if path in errors and decision.chain is not None:
             measured = msgspec.structs.replace(decision.layer, measured=errors[path])
             decision = Decision(measured, decision.op, decision.chain)
         yield decision
+
+
+def _run_paired(
+    task: Task,
+    visitor: Refit,
+    layers: Mapping[str, tuple[Layer, Choice]],
+    ops: Mapping[str, Op],
+    *,
+    sequential: bool,
+) -> Mapping[str, float]:
+    """Let the visitor decide on each layer as the models come to it; return the measured errors."""
+    session, batches = task.session, task.calibrated.batches
+    calibrates = session.can.calibrates
+    assert batches is not None
+    assert calibrates is not None
+    with (
+        progress("refitting" if sequential else "measuring", len(layers)) as advance,
+        of_adapter(session.adapter),
+    ):
+        return calibrates.run_paired(
+            session.model,
+            batches,
+            ops,
+            _Visits(visitor, layers, ops, advance),
+            sequential=sequential,
+            rng=np.random.default_rng(session.settings.seed),
+        )
 
 
 @dataclass(frozen=True, eq=False)
