@@ -27,11 +27,11 @@ from rankfold.testing.harness import Harness
 def check_build(harness: Harness) -> None:
     """A module built for a chain computes what the chain computes."""
     for name, op, model in supported(harness):
+        adapter, x = fresh_adapter(harness, model, op), rows(op)
+        path = only_path(adapter, model)
         for method in methods(op):
             chain = decomposed(op, method, full=False).chain
-            adapter = fresh_adapter(harness, model, op)
-            module = adapter.build(model, only_path(adapter, model), chain)
-            x = rows(op)
+            module = adapter.build(model, path, chain)
             what = f"the module for {method} computes"
             same(name, adapter.run(module, x), forward(chain, x), what)
 
