@@ -92,7 +92,7 @@ class TracedModel:
 
     @cached_property
     def compiled(self) -> Any:
-        """Compiled form of `arrays`; the same function as in `closed`, so that it is traced once."""
+        """Compiled form of `arrays`, of the trace that `closed` has."""
         return jax.jit(self.arrays)
 
     def rebuilt(self, arrays: Sequence[Any]) -> Any:

@@ -45,7 +45,7 @@ def normal(*shape: int, dtype: Any = np.float32) -> np.ndarray:
 def filled(layer: Any) -> Any:
     """The layer with a bias that is not zero."""
     if getattr(layer, "bias", None) is not None:
-        layer.bias[...] = jnp.asarray(normal(*layer.bias.shape), layer.bias.dtype)
+        layer.bias[...] = jax.device_put(normal(*layer.bias.shape, dtype=layer.bias.dtype))
     return layer
 
 
