@@ -16,7 +16,8 @@ from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op
 from rankfold_jax.calibration.moment_interpreter import gram
 from rankfold_jax.calibration.patches import PatchView
 
-_NAMES = ("xx", "yx", "yy", "x", "y")
+_NAMES = ("xx", "yx", "x", "y", "square", "yy")
+"""The last of held-out rows alone."""
 
 
 class OutputSums:
@@ -40,7 +41,7 @@ class OutputSums:
         """The sums so far; None where there are none, or where they are not finite."""
         if self._sums is None:
             return None
-        return regression_sums(dict(zip(_NAMES, self._sums, strict=True)), self.count)
+        return regression_sums(dict(zip(_NAMES, self._sums, strict=False)), self.count)
 
 
 def joint_terms(
@@ -89,11 +90,13 @@ def _terms(
     targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
     out = jnp.repeat(held, len(inputs) // len(held))[:, None, None]
 
-    def sums(mask: jax.Array) -> list[jax.Array]:
+    def sums(mask: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         a, b = (jnp.where(mask, part, 0) for part in (inputs, targets))
-        return [gram(a, a), gram(b, a), gram(b, b), a.sum(0), b.sum(0)]
+        return [gram(a, a), gram(b, a), a.sum(0), b.sum(0), jnp.square(b).sum((0, 2))], b
 
-    return sums(~out), sums(out)
+    fitted, _ = sums(~out)
+    held_out, b = sums(out)
+    return fitted, [*held_out, gram(b, b)]
 
 
 def add_distance(

@@ -256,7 +256,7 @@ class _Following:
         if self._parted or isinstance(op, Embedding) or not has_regression(op):
             return None, None
         basis = self._visit.basis(path)
-        fit, held_out = OutputSums(), OutputSums()
+        fit, held_out = OutputSums(held_out=False), OutputSums(held_out=True)
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x

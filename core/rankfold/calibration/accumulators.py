@@ -43,7 +43,7 @@ def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | N
     """Collect the sums of one layer; None where there are none, or where they are not finite.
 
     Args:
-        sums: "xx", "yx", "yy", "x" and "y", as in `RegressionSums`.
+        sums: "xx", "yx", "x", "y", "square" and of held-out rows "yy", as in `RegressionSums`.
         count: the number of rows.
     """
     if not count or not all(np.isfinite(total).all() for total in sums.values()):

@@ -413,7 +413,7 @@ def _copied(stage: Op) -> Op:
 
 def _size(joint: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
-    return float(np.trace(joint.yy, axis1=1, axis2=2).sum())
+    return float(joint.square.sum())
 
 
 @dataclass(frozen=True, eq=False)

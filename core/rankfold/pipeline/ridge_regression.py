@@ -94,8 +94,8 @@ class OnSums:
         # Only these sums are kept, so that a chain is judged without the activations.
         part = self._moved - 2.0 * self._yz
         if metric is None:
-            return _finite(float(np.einsum("goo->", self._joint.yy) + np.vdot(part, self._map)))
-        return _finite(metric.trace(self._joint.yy) + metric.inner(part, self._map))
+            return _finite(float(self._joint.square.sum() + np.vdot(part, self._map)))
+        return _finite(metric.trace(_held_out(self._joint)) + metric.inner(part, self._map))
 
     def standard_error(self, other: OnSums, metric: Metric) -> float:
         """Standard error of the difference of two errors, as the positions are a sample.
@@ -125,7 +125,7 @@ class OnSums:
         uu = difference @ (moved.mT @ w)
         uv = moved @ (total.mT @ w) - 2.0 * (difference @ (yz.mT @ w))
         vu = total @ (moved.mT @ w) - 2.0 * (yz @ (difference.mT @ w))
-        vv = 4.0 * (self._joint.yy @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
+        vv = 4.0 * (_held_out(self._joint) @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
         vv = vv + both @ (total.mT @ w)
         pairs = ((uu, vv), (vu, uv))
         variance = sum(
@@ -141,8 +141,14 @@ def error_of_nothing(op: Op, joint: RegressionSums, metric: Metric | None) -> fl
     bias = np.zeros(joint.y.shape) if op.bias is None else op.bias.reshape(joint.y.shape)
     part, bias = (joint.count * bias - 2.0 * joint.y)[:, :, None], bias[:, :, None]
     if metric is None:
-        return _finite(float(np.einsum("goo->", joint.yy) + np.vdot(part, bias)))
-    return _finite(metric.trace(joint.yy) + metric.inner(part, bias))
+        return _finite(float(joint.square.sum() + np.vdot(part, bias)))
+    return _finite(metric.trace(_held_out(joint)) + metric.inner(part, bias))
+
+
+def _held_out(joint: RegressionSums) -> Array:
+    """Return Σ y yᵀ, which sums over held-out positions have."""
+    assert joint.yy is not None
+    return joint.yy
 
 
 def _finite(value: float) -> float:

@@ -145,6 +145,12 @@ def _sums_are_of(
             "sum of x xᵀ",
         )
         _near(name, joint.y, y[part_rows].sum(0), "sum of y")
+        _near(name, joint.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
+    held = sums[1]
+    assert held is not None
+    assert held.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
+    part = y[held_out]
+    _near(name, held.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:

@@ -48,10 +48,11 @@ def joint(x: Array, y: Array) -> RegressionSums:
     return RegressionSums(
         xx=np.einsum("ngi,ngj->gij", x, x),
         yx=np.einsum("ngi,ngj->gij", y, x),
-        yy=np.einsum("ngi,ngj->gij", y, y),
         x=x.sum(0),
         y=y.sum(0),
+        square=np.square(y).sum((0, 2)),
         count=len(x),
+        yy=np.einsum("ngi,ngj->gij", y, y),
     )
 
 
@@ -272,6 +273,6 @@ def test_no_layer_is_fitted_to_inputs_that_never_vary() -> None:
     y = x @ op.weight.T + op.bias
     noise = 1e-7 * rng.standard_normal((1, 6, 6))
     xx = x[:, :, None] * x[:, None, :] * (1.0 + noise + noise.swapaxes(1, 2))
-    sums = [xx, y[:, :, None] * x[:, None, :], y[:, :, None] * y[:, None, :], x, y]
+    sums = [xx, y[:, :, None] * x[:, None, :], x, y, np.square(y).sum(1)]
     with pytest.raises(Refused, match="never vary"):
         regression(op, RegressionSums(*(20 * array for array in sums), 20), 1e-3)

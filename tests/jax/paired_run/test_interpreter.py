@@ -180,11 +180,16 @@ def test_sums_and_errors_are_those_of_a_direct_computation(
         for name, expected in {
             "xx": a.T @ a,
             "yx": b.T @ a,
-            "yy": b.T @ b,
+            "square": np.square(b).sum(),
             "x": a.sum(0),
             "y": b.sum(0),
         }.items():
             np.testing.assert_allclose(getattr(joint, name)[0], expected, rtol=1e-4, atol=1e-4)
+    assert fit is not None
+    assert fit.yy is None
+    assert held is not None
+    assert held.yy is not None
+    np.testing.assert_allclose(held.yy[0], z[kept].T @ z[kept], rtol=1e-4, atol=1e-4)
 
 
 def test_losses_before_reach_the_layers_after() -> None:
@@ -197,7 +202,7 @@ def test_losses_before_reach_the_layers_after() -> None:
     assert first is not None
     assert second is not None
     assert not np.allclose(first.xx, second.xx)
-    np.testing.assert_allclose(first.yy, second.yy, rtol=1e-5)
+    np.testing.assert_allclose(first.square, second.square, rtol=1e-5)
 
 
 def test_convolutions_meet_their_patches() -> None:
