@@ -13,7 +13,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op, with_weight
 
-_WIDE = 512
+_WIDE = 256
 """Outputs up to which traces of products of their moments are exact."""
 _PROBES = 64
 
