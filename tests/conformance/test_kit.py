@@ -20,6 +20,7 @@ from rankfold import RankfoldError
 from rankfold.adapters.base import Trace
 from rankfold.ops import Conv
 from rankfold.testing import CHECKS, CheckResult, check_adapter
+from rankfold.testing.visits import Visits
 from rankfold_torch.adapter import TorchAdapter
 
 
@@ -245,7 +246,14 @@ class FollowsWithoutBias(TorchAdapter):
         def blind(path: str, fit: Any, held: Any) -> Any:
             return visit(path, None if fit is None else replace(fit, y=fit.y * 0), held)
 
-        return super().run_paired(model, calibration, layers, blind, **options)
+        return super().run_paired(model, calibration, layers, Visits(blind, visit.bases), **options)
+
+
+class FollowsWholeRows(TorchAdapter):
+    def run_paired(
+        self, model: Any, calibration: Any, layers: Any, visit: Any, **options: Any
+    ) -> Any:
+        return super().run_paired(model, calibration, layers, Visits(visit), **options)
 
 
 class RefillsNothing(TorchAdapter):
@@ -285,6 +293,11 @@ def test_a_right_adapter_passes() -> None:
 @pytest.mark.parametrize("name", list(WRONG))
 def test_a_wrong_adapter_fails_the_check_meant_for_it(name: str) -> None:
     assert set(failed(check_adapter(harness_of(NumpyHarness, WRONG[name])))) == {name}
+
+
+def test_an_adapter_that_projects_nothing_fails() -> None:
+    with pytest.raises(AssertionError, match="projected: sum of y xᵀ has shape"):
+        CHECKS["follow"](harness_of(TorchHarness, FollowsWholeRows))
 
 
 @pytest.mark.parametrize("name", list(WRONG_TORCH))

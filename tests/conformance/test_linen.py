@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -32,9 +31,9 @@ def layer(op: Op, dtype: Any) -> nn.Module:
 
 def params_of(op: Op, dtype: Any) -> dict[str, jax.Array]:
     name = "embedding" if isinstance(op, rf.Embedding) else "kernel"
-    held = {name: jnp.asarray(kernel_of(op), dtype)}
+    held = {name: jax.device_put(kernel_of(op).astype(dtype))}
     if op.bias is not None:
-        held["bias"] = jnp.asarray(op.bias, dtype)
+        held["bias"] = jax.device_put(op.bias.astype(dtype))
     return held
 
 

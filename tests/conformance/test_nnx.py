@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -57,7 +56,7 @@ def layer(op: Op, dtype: Any) -> nnx.Module:
     rngs = nnx.Rngs(0)
     if isinstance(op, rf.Embedding):
         made: Any = nnx.Embed(into, out, param_dtype=dtype, embedding_init=ZEROS, rngs=rngs)
-        made.embedding[...] = jnp.asarray(op.weight, dtype)
+        made.embedding[...] = jax.device_put(op.weight.astype(dtype))
         return made
     bias = {"use_bias": op.bias is not None, "param_dtype": dtype, "rngs": rngs}
     bias["kernel_init"] = ZEROS
@@ -66,9 +65,9 @@ def layer(op: Op, dtype: Any) -> nnx.Module:
     else:
         kind = nnx.ConvTranspose if isinstance(op, rf.ConvTranspose) else nnx.Conv
         made = kind(into, out, op.weight.shape[2:], **options_of(op), **bias)
-    made.kernel[...] = jnp.asarray(kernel_of(op), dtype)
+    made.kernel[...] = jax.device_put(kernel_of(op).astype(dtype))
     if op.bias is not None:
-        made.bias[...] = jnp.asarray(op.bias, dtype)
+        made.bias[...] = jax.device_put(op.bias.astype(dtype))
     return made
 
 
@@ -92,7 +91,7 @@ class FlaxHarness(Harness):
 
     def inputs(self, x: np.ndarray, dtype: str = "float32") -> jax.Array:
         x = np.moveaxis(x, 1, -1) if self.convolution else x
-        return jnp.asarray(x, dtype if x.dtype.kind == "f" else None)
+        return jax.device_put(x.astype(dtype) if x.dtype.kind == "f" else x)
 
     def call(self, model: Any, x: np.ndarray) -> np.ndarray:
         y = np.asarray(self.forward(model, self.inputs(x))).astype(np.float64)

@@ -20,3 +20,18 @@ def test_names_are_shown_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("[/x]", "[bold]a\x1b]0;b\x07"):
             advance(name)
     assert r"[bold]a\x1b]0;b\x07" in terminal.getvalue()
+
+
+def test_a_bar_within_another_is_a_line_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress("planning", 1) as outer:
+        outer("all")
+        with progress("pricing", 2) as inner:
+            inner("first")
+            inner("second")
+    shown = terminal.getvalue()
+    assert shown.index("planning") < shown.index("pricing")
+    assert "second" in shown
+    assert "<" in shown

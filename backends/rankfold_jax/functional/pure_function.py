@@ -86,13 +86,13 @@ class TracedModel:
     @cached_property
     def closed(self) -> ClosedJaxpr:
         """Jaxpr of `arrays`: its inputs are the model's arrays, then those of the inputs."""
-        traced = jax.make_jaxpr(self.arrays)(self._flow.values, self.inputs.arrays)
+        traced = self.compiled.trace(self._flow.values, self.inputs.arrays).jaxpr
         assert isinstance(traced, ClosedJaxpr)
         return traced
 
     @cached_property
-    def compiled(self) -> Callable[[Sequence[Any], Sequence[Any]], list[Any]]:
-        """Compiled form of `arrays`."""
+    def compiled(self) -> Any:
+        """Compiled form of `arrays`, of the trace that `closed` has."""
         return jax.jit(self.arrays)
 
     def rebuilt(self, arrays: Sequence[Any]) -> Any:

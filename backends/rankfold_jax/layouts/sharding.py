@@ -44,7 +44,7 @@ class Axes:
         cast = np.asarray(array).astype(like.dtype)
         # A shape that stands for an array, or one of NumPy, lies on no device.
         if not isinstance(like, jax.Array):
-            return jax.numpy.asarray(cast)
+            return put(cast, None)
         sharding = like.sharding
         if isinstance(sharding, NamedSharding):
             spec = self.handed_on(sharding.spec, roles, first=first, last=last)
@@ -54,11 +54,12 @@ class Axes:
         # wherever it is used, and so should the new one.
         if like.committed and len(sharding.device_set) == 1:
             return put(cast, sharding)
-        return jax.numpy.asarray(cast)
+        return put(cast, None)
 
 
 def put(array: Any, sharding: Any) -> jax.Array:
-    """Return an array on the devices of a sharding."""
+    """Return an array on the devices of a sharding; with None, where JAX puts one by default."""
+    # Not `jax.numpy.asarray`, which compiles a copy for every shape.
     placed: jax.Array = jax.device_put(array, sharding)
     return placed
 

@@ -243,7 +243,7 @@ def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Arra
     compiled: Callable[[LowRankSequential, Any], Any] = nnx.jit(function)
 
     def call(x: Array) -> Array:
-        y = np.asarray(compiled(double, jnp.asarray(x.reshape(*stack.sizes, *x.shape[1:]))))
+        y = np.asarray(compiled(double, jax.device_put(x.reshape(*stack.sizes, *x.shape[1:]))))
         return y.reshape(len(x), *y.shape[len(stack.sizes) :])
 
     return call

@@ -99,7 +99,7 @@ class LayerVisits:
             return
         alike = all(np.array_equal(site.layout.groups, here) for site in sites)
         if alike and self._open[path][here].all() and self._whole_layers(path, here):
-            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
+            self._decide(path, *self._joints(path, sites, inputs, targets, batches, here), here)
         else:
             self.decide(path)
 
@@ -169,11 +169,14 @@ class LayerVisits:
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
+        groups: Ints,
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
         op = self.layers[path]
         if not has_regression(op):
             return None, None
+        whole = len(groups) == op.groups
+        basis = self.visit.basis(path) if whole else self.visit.basis(path, groups.tolist())
         fit, validation = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
             view = site.view
@@ -186,7 +189,7 @@ class LayerVisits:
             number = batch.first + images * batch.examples // max(1, view.images)
             kept = is_held_out(number, self.examples)
             bias = _spread(op, op.bias)[site.layout.groups]
-            terms = joint_terms(site, x, y, bias, chosen, kept)
+            terms = joint_terms(site, x, y, bias, chosen, kept, basis)
             each = view.positions if wanted is None else wanted
             fit.add(terms[0], each * int((~kept).sum()))
             validation.add(terms[1], each * int(kept.sum()))

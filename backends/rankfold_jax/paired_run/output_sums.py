@@ -16,7 +16,8 @@ from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op
 from rankfold_jax.calibration.moment_interpreter import gram
 from rankfold_jax.calibration.patches import PatchView
 
-_NAMES = ("xx", "yx", "yy", "x", "y")
+_NAMES = ("xx", "yx", "x", "y", "square", "yy")
+"""The last of held-out rows alone."""
 
 
 class OutputSums:
@@ -40,11 +41,17 @@ class OutputSums:
         """The sums so far; None where there are none, or where they are not finite."""
         if self._sums is None:
             return None
-        return regression_sums(dict(zip(_NAMES, self._sums, strict=True)), self.count)
+        return regression_sums(dict(zip(_NAMES, self._sums, strict=False)), self.count)
 
 
 def joint_terms(
-    site: LayerProduct, x: Any, y: Any, bias: Array, chosen: Any, held: Array
+    site: LayerProduct,
+    x: Any,
+    y: Any,
+    bias: Array,
+    chosen: Any,
+    held: Array,
+    basis: Array | None = None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The sums over fitted and over held-out rows of a batch.
 
@@ -55,25 +62,41 @@ def joint_terms(
         bias: (groups, out/groups), what the original layer adds to that.
         chosen: (images, rows of one), the positions; None for all.
         held: (images,), whether an image is held out.
+        basis: that rows are projected on; see `rankfold.adapters.base.LayerVisitor`.
     """
     layout = site.layout
-    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held)
+    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held, basis)
     return fit, kept
 
 
 @partial(jax.jit, static_argnums=0)
 def _terms(
-    view: PatchView, x: Any, y: Any, rows: Any, outs: Any, bias: Any, chosen: Any, held: Any
+    view: PatchView,
+    x: Any,
+    y: Any,
+    rows: Any,
+    outs: Any,
+    bias: Any,
+    chosen: Any,
+    held: Any,
+    basis: Any,
 ) -> Any:
     inputs = op_rows(view, x, rows, chosen)
+    if basis is not None:
+        count, groups, _ = inputs.shape
+        split = inputs.reshape(count, groups, basis.shape[1], -1)
+        narrow = jnp.einsum("rgnp,gnk->rgkp", split, basis.astype(split.dtype))
+        inputs = narrow.reshape(count, groups, -1)
     targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
     out = jnp.repeat(held, len(inputs) // len(held))[:, None, None]
 
-    def sums(mask: jax.Array) -> list[jax.Array]:
+    def sums(mask: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         a, b = (jnp.where(mask, part, 0) for part in (inputs, targets))
-        return [gram(a, a), gram(b, a), gram(b, b), a.sum(0), b.sum(0)]
+        return [gram(a, a), gram(b, a), a.sum(0), b.sum(0), jnp.square(b).sum((0, 2))], b
 
-    return sums(~out), sums(out)
+    fitted, _ = sums(~out)
+    held_out, b = sums(out)
+    return fitted, [*held_out, gram(b, b)]
 
 
 def add_distance(

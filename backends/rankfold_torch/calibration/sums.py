@@ -72,10 +72,15 @@ class TensorSum:
 
 
 class OutputSums:
-    """Sums of a `RegressionSums`; rows are held until there are enough for a large product."""
+    """Sums of a `RegressionSums`; rows are held until there are enough for a large product.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Sum] = {name: Sum() for name in ("xx", "yx", "yy", "x", "y")}
+    Args:
+        held_out: whether the rows are held-out ones.
+    """
+
+    def __init__(self, *, held_out: bool) -> None:
+        names = ("xx", "yx", "x", "y", "square", *(["yy"] if held_out else []))
+        self._sums: dict[str, Sum] = {name: Sum() for name in names}
         self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._held_rows = 0
         self.count = 0
@@ -103,14 +108,26 @@ class OutputSums:
     def _add_held(self) -> None:
         x, y = (torch.cat(rows) for rows in zip(*self._held, strict=True))
         self._held, self._held_rows = [], 0
-        for name, term in (
-            ("xx", product(x, x)),
-            ("yx", product(y, x)),
-            ("yy", product(y, y)),
-            ("x", x.sum(0)),
-            ("y", y.sum(0)),
-        ):
-            self._sums[name].add(term)
+        terms = {
+            "xx": lambda: product(x, x),
+            "yx": lambda: product(y, x),
+            "yy": lambda: product(y, y),
+            "x": lambda: x.sum(0),
+            "y": lambda: y.sum(0),
+            "square": lambda: squares(y).sum(1),
+        }
+        for name, total in self._sums.items():
+            total.add(terms[name]())
+
+
+def projected(rows: torch.Tensor, basis: Array | None) -> torch.Tensor:
+    """Return rows (rows, groups, d) as (V ⊗ 1)ᵀ x; see `rankfold.adapters.base.LayerVisitor`."""
+    if basis is None:
+        return rows
+    count, groups, _ = rows.shape
+    v = torch.from_numpy(basis).to(rows)
+    split = rows.reshape(count, groups, v.shape[1], -1)
+    return torch.einsum("rgnp,gnk->rgkp", split, v).reshape(count, groups, -1)
 
 
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:

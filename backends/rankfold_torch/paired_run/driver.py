@@ -27,7 +27,7 @@ from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
-from rankfold_torch.calibration.sums import OutputSums, add_distance
+from rankfold_torch.calibration.sums import OutputSums, add_distance, projected
 from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
 from rankfold_torch.paired_run.module_state import PerRunState
 from rankfold_torch.temporary_changes import ABSENT, Watching, exchanged, parameters_kept, unchanged
@@ -255,7 +255,8 @@ class _Following:
         # run and others from the original one.
         if self._parted or isinstance(op, Embedding) or not has_regression(op):
             return None, None
-        fit, held_out = OutputSums(), OutputSums()
+        basis = self._visit.basis(path)
+        fit, held_out = OutputSums(held_out=False), OutputSums(held_out=True)
         for batch in group:
             call: _Call = batch.original.paused
             x = call.x if batch.compressed is None else batch.compressed.paused.x
@@ -270,7 +271,7 @@ class _Following:
             for chunk in patches.chunks(op, drawn):
                 # The input of the compressed run against the output of the original one: the
                 # replacement is fitted to undo errors of the layers before it as well.
-                rows = taken.take(chunk)
+                rows = projected(taken.take(chunk), basis)
                 targets = patches.outputs(op, call.y, drawn, chunk)
                 image = drawn.of(chunk, rows.device)[0]
                 # A model may fold time or windows into the batch axis: then several images belong

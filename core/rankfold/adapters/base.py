@@ -20,6 +20,7 @@ from rankfold.ops import Chain, Extent, Op
 if TYPE_CHECKING:
     from rankfold.calibration.batches import Calibration
     from rankfold.calibration.moments import LayerMoments, RegressionSums
+    from rankfold.linalg import Array
     from rankfold.progress import Advance
 
 
@@ -48,7 +49,21 @@ class Trace:
 
 
 class LayerVisitor(Protocol):
-    """Callback from a layer and the sums over its fitted and held-out positions to its chain."""
+    """Gives the chain of a layer, from the sums over its fitted and held-out positions."""
+
+    def basis(self, path: str, groups: Sequence[int] | None = None, /) -> Array | None:
+        """Return what the inputs of a layer are projected on for the sums; None for nothing.
+
+        It is asked before the sums are made, which cost the square of the numbers in a row.
+
+        Args:
+            path: of the layer.
+            groups: which groups the sums will be of; None for the layer.
+
+        Returns:
+            V (groups, d / positions, rank). A row x of an input, d numbers with the channels first
+            and then some positions, goes into the sums as (V ⊗ 1)ᵀ x, rank times the positions.
+        """
 
     def __call__(
         self,
@@ -280,7 +295,8 @@ class Calibrates(Protocol):
 
         At the first call of each layer `visit(path, fit, held)` gives the chain (or the op itself,
         with other weights, as a chain of one) that takes the layer's place in the compressed model
-        from there on. A quarter of the examples is held out of `fit` and makes `held`. Both are
+        from there on. A quarter of the examples is held out of `fit` and makes `held`, both of the
+        inputs projected on `visit.basis(path)`. Both are
         None for an `Embedding`, for a layer without moments in the form "patches", and for one
         whose inputs in the two models do not correspond.
 

@@ -12,8 +12,8 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Op
 
-_LEAST_ROWS = 12800
-"""Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 200
+_LEAST_ROWS = 6400
+"""Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 100
 positions of each image. The error of a sampled second moment falls with the root of the rows."""
 _ROWS_PER_COLUMN = 4
 """Rows for each number of a patch, or the moment of a wide kernel would be singular."""
@@ -43,7 +43,7 @@ def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | N
     """Collect the sums of one layer; None where there are none, or where they are not finite.
 
     Args:
-        sums: "xx", "yx", "yy", "x" and "y", as in `RegressionSums`.
+        sums: "xx", "yx", "x", "y", "square" and of held-out rows "yy", as in `RegressionSums`.
         count: the number of rows.
     """
     if not count or not all(np.isfinite(total).all() for total in sums.values()):

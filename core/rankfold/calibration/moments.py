@@ -100,20 +100,24 @@ class RegressionSums:
     They are of all groups of a layer, or of those that a `LayerVisitor` names.
 
     Attributes:
-        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`.
+        xx: Σ x xᵀ, (groups, d, d), patches as in `LayerMoments`, or what the basis of the visitor
+            makes of them.
         yx: Σ y xᵀ, (groups, out/groups, d); y includes the bias.
-        yy: Σ y yᵀ, (groups, out/groups, out/groups).
         x: Σ x, (groups, d).
         y: Σ y, (groups, out/groups).
+        square: Σ ‖y‖², (groups,).
         count: the number of positions.
+        yy: Σ y yᵀ, (groups, out/groups, out/groups), of held-out positions; None of fitted ones. It
+            tells how certain a comparison on them is.
     """
 
     xx: Array
     yx: Array
-    yy: Array
     x: Array
     y: Array
+    square: Array
     count: int
+    yy: Array | None = None
 
 
 def input_form(op: Op) -> str:

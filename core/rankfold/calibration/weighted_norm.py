@@ -30,9 +30,10 @@ _FLOOR = 1e-6
 
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 """Relative to the mean square: below it, a variance is the rounding of sums in float32."""
-_SINGLE = 1e-5
-"""Least eigenvalue over the norm of a moment from which on products with it are made in float32:
-a hundred times its rounding, so that a Cholesky factor exists and losses are good to 1e-3."""
+_SINGLE = 4.0
+"""Least eigenvalue of a moment from which on products with it are made in float32, over what is the
+rounding of such a product, ε √d times the largest variance: a Cholesky factor exists, and losses,
+which are means over many directions, are good to 1e-3."""
 
 
 class Metric:
@@ -81,13 +82,19 @@ class Metric:
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
         self._set_inputs(inputs, self.unit, oas_shrinkage(inputs, samples))
+        self._grads: Array | None = None
         self._root: Array | None = None
         if moments.grads is not None:
             grads = np.asarray(moments.grads, dtype=np.float64)
             if not np.isfinite(grads).all():
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
-            self._root = _root(shrunken(grads, oas_shrinkage(grads, samples)))
+            self._grads = _regular(shrunken(grads, oas_shrinkage(grads, samples)))
+            # Any L with L Lᵀ = G serves in place of the symmetric root: what is weighted by it is
+            # rotated alike everywhere. A Cholesky factor costs a thirtieth of an
+            # eigendecomposition.
+            diagonal = self._grads.ndim == 2
+            self._root = np.sqrt(self._grads) if diagonal else linalg.cholesky(self._grads)
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
@@ -109,12 +116,21 @@ class Metric:
 
     def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
         if moment.dtype == np.float32:
-            norms = np.sqrt([float(np.vdot(group, group)) for group in moment])
-            if (shrinkage.added < _SINGLE * shrinkage.kept * norms).any():
+            # The largest variance is 1.
+            rounding = float(np.finfo(np.float32).eps) * math.sqrt(moment.shape[1])
+            if (shrinkage.added < _SINGLE * rounding * shrinkage.kept).any():
                 moment = moment.astype(np.float64)
         self._moment = linalg.read_only(moment)
         self._inputs_unit = unit
         self._shrinkage = shrinkage
+
+    @property
+    def input_variance(self) -> Array:
+        """Mean variance of the inputs, (groups,), in their units; around 0 without a mean."""
+        moment = self._moment
+        diagonal = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
+        variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
+        return variance
 
     @cached_property
     def inputs(self) -> Array:
@@ -153,18 +169,21 @@ class Metric:
             return scaled
         return self._root @ columns
 
-    def weighted_trace(self, square: Array) -> float:
+    def trace(self, square: Array) -> float:
         """Return tr(G A) for A (groups, out/groups, out/groups)."""
-        if self._root is None:
+        if self._grads is None:
             return float(np.einsum("goo->", square))
-        if self._root.ndim == 2:
-            return float(np.einsum("goo,go->", square, np.square(self._root)))
-        return float(np.vdot(self._output_moment, square))
+        if self._grads.ndim == 2:
+            return float(np.einsum("goo,go->", square, self._grads))
+        return float(np.vdot(self._grads, square))
 
-    @cached_property
-    def _output_moment(self) -> Array:
-        assert self._root is not None
-        return self._root @ self._root.mT
+    def inner(self, left: Array, right: Array) -> float:
+        """Return tr(G A Bᵀ) for A and B (groups, out/groups, n)."""
+        if self._grads is None:
+            return float(np.vdot(left, right))
+        if self._grads.ndim == 2:  # the diagonal of A Bᵀ is all that counts
+            return float(np.vdot(self._grads[:, :, None] * left, right))
+        return float(np.vdot(self._grads, left @ right.mT))
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
@@ -185,8 +204,13 @@ class Metric:
         if self.inputs.ndim == 2:
             scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
             return scaled
-        eigen = linalg.eigh(linalg.double(self.full_inputs))
-        product: Array = np.matmul(rows, eigen.vectors * np.sqrt(eigen.values)[:, None, :])
+        inputs = linalg.double(self.full_inputs)
+        try:
+            root = linalg.cholesky(inputs)
+        except np.linalg.LinAlgError:  # to rounding, C is singular
+            eigen = linalg.eigh(inputs)
+            root = eigen.vectors * np.sqrt(eigen.values)[:, None, :]
+        product: Array = np.matmul(rows, root)
         return product
 
     @cached_property
@@ -208,11 +232,9 @@ class Metric:
         """Return what is known of rows A (groups, out/groups, d) from their product with C."""
         products = self._products(rows)
         moved = self._shrunken_products(rows, products)
-        if self._root is not None and self._root.ndim == 3:
-            squared = self.weighted_trace(moved @ rows.mT)
-        else:  # of a diagonal G only the diagonal of A C Aᵀ is needed
-            squared = float(np.vdot(self.weight_outputs(moved), self.weight_outputs(rows)))
-        return Measured(moved, squared, self._inputs_unit * float(np.vdot(products, rows)))
+        return Measured(
+            moved, self.inner(moved, rows), self._inputs_unit * float(np.vdot(products, rows))
+        )
 
     def _products(self, rows: Array) -> Array:
         """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
@@ -327,21 +349,19 @@ def _without_unit(moment: Array) -> tuple[Array, float]:
     return np.zeros_like(moment) + np.eye(len(moment[0])), 0.0
 
 
-def _root(grads: Array) -> Array:
-    """Return the Cholesky factors (groups, out/groups, out/groups) of G; of a diagonal, the roots.
+def _regular(grads: Array) -> Array:
+    """Return G with a share of the largest of all groups on its diagonal.
 
-    A share of the largest of all groups is added to the diagonal: the outputs of a group that never
-    count would else be whitened by next to nothing, and their inverse exceed every range.
+    The outputs of a group that never count would else be whitened by next to nothing, and their
+    inverse exceed every range.
     """
-    # Any L with L Lᵀ = G serves in place of the symmetric root: what is weighted by it is rotated
-    # alike everywhere. A Cholesky factor costs a thirtieth of an eigendecomposition.
     if grads.ndim == 2:
-        root: Array = np.sqrt(np.maximum(grads, _FLOOR * grads.max()))
-        return root
+        floored: Array = np.maximum(grads, _FLOOR * grads.max())
+        return floored
     norms = [np.sqrt(np.vdot(group, group)) for group in grads]
-    loaded = np.array(grads)
-    loaded.reshape(len(grads), -1)[:, :: grads.shape[1] + 1] += _FLOOR * max(norms)
-    return np.linalg.cholesky(loaded)
+    regular = np.array(grads)
+    regular.reshape(len(grads), -1)[:, :: grads.shape[1] + 1] += _FLOOR * max(norms)
+    return regular
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,7 +99,7 @@ class MatrixSVD(ABC):
         values = (
             self.modes(op, spectrum)[0].values
             if spectrum.metric is None
-            else spectrum.weighted.values
+            else spectrum.weighted_values
         )
         return _offered(values, spectrum.weight_of_all, self.max_ranks(op)[0], multiple_of)
 

@@ -93,7 +93,7 @@ class Regression:
         while True:
             diagonal += share * ridge[:, None]
             try:
-                lower = np.linalg.cholesky(loaded)
+                lower = linalg.cholesky(loaded)
                 break
             except np.linalg.LinAlgError:
                 share *= 100.0
@@ -146,6 +146,6 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     # U Uᵀ G½ W C½ with U its left singular vectors (Eckart-Young), so that Ŵ = G^-½ U Uᵀ G½ W.
     # C½ drops out because the projection is on the left.
     assert spectrum.metric is not None
-    basis = spectrum.weighted.leading(rank)
+    basis = spectrum.weighted_leading(rank)
     first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
     return first, spectrum.metric.unweight_outputs(basis)

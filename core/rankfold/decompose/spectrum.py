@@ -87,14 +87,30 @@ class Spectrum:
         return self.metric.measured(self.rows)
 
     @cached_property
-    def weighted(self) -> Eigen:
-        """Eigenpairs of G½ W C Wᵀ G½; a value is the squared error of dropping its direction."""
+    def weighted_values(self) -> Array:
+        """Squared errors of dropping the singular directions of G½ W C½, (groups, k)."""
+        return read_only(eigenvalues(self._weighted_gram[0]))
+
+    def weighted_leading(self, rank: int) -> Array:
+        """Return the leading left singular vectors (groups, out/groups, rank) of G½ W C½."""
+        factor = self._weighted_gram[1]
+        vectors = self._weighted_eigen.leading(rank)
+        return vectors if factor is None else np.linalg.qr(factor @ vectors)[0]
+
+    @cached_property
+    def _weighted_eigen(self) -> Eigen:
+        return eigh(self._weighted_gram[0])
+
+    @cached_property
+    def _weighted_gram(self) -> tuple[Array, Array | None]:
+        """A Aᵀ of A = G½ W C½ as it is or, where A is tall, Aᵀ A and A."""
         assert self.metric is not None
         rows = self.metric.weight_outputs(self.rows)
         if rows.shape[1] <= rows.shape[2]:
             gram = self.metric.weight_outputs(self.measured.moved) @ rows.mT
-            return eigh(0.5 * (gram + gram.mT))
-        return left_eigen(self.metric.times_root(rows))
+            return 0.5 * (gram + gram.mT), None
+        factor = self.metric.times_root(rows)
+        return factor.mT @ factor, factor
 
     @property
     def weight_of_all(self) -> float:

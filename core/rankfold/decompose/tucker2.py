@@ -96,7 +96,7 @@ class Tucker2:
         if spectrum.metric is not None and len(ins) > 1:
             # At the largest input rank z stands for all of x, and the regression for the layer:
             # what its outputs are worth is known without the largest of the factors.
-            regressed, whole = ins[:-1], [np.cumsum(spectrum.weighted.values.sum(axis=0))]
+            regressed, whole = ins[:-1], [np.cumsum(spectrum.weighted_values.sum(axis=0))]
         explained = _explained(spectrum, self._priced_basis(spectrum, regressed[-1]))
         kept = [*_energies(explained, [r_in * positions for r_in in regressed]), *whole]
         total = spectrum.weight_of_all

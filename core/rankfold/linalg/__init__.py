@@ -25,6 +25,7 @@ from rankfold.linalg.arrays import (
 from rankfold.linalg.subspaces import (
     LARGE,
     Eigen,
+    cholesky,
     eigenvalues,
     eigh,
     few,
@@ -44,6 +45,7 @@ __all__ = [
     "Array",
     "Eigen",
     "cast",
+    "cholesky",
     "contiguous",
     "copied",
     "double",

@@ -33,7 +33,7 @@ _OVERSAMPLED = 0.15
 """Further columns of a sample, of the rank: they take in what leaks from the values next below."""
 _POWER_STEPS = 3
 """Each damps what is left of smaller singular values by the square of their ratio to the wanted."""
-_BLOCK = 128
+_BLOCK = 64
 """Order of the blocks of a substitution: products of that width come near the speed of large ones.
 """
 _OFF = 1e-4
@@ -211,6 +211,30 @@ def _by_qr(columns: Array) -> Array:
     return basis
 
 
+def cholesky(matrix: Array) -> Array:
+    """Return the lower triangular L of stacks of positive definite L Lᵀ, by columns of blocks.
+
+    Args:
+        matrix: (groups, n, n).
+
+    Raises:
+        numpy.linalg.LinAlgError: it is not positive definite.
+    """
+    # NumPy's own makes 10 to 25 of the 100 products in float32 that a matrix product makes in the
+    # same time, as it works by columns; here all but the blocks on the diagonal is products.
+    lower = np.zeros_like(matrix)
+    size = matrix.shape[-1]
+    for start in range(0, size, _BLOCK):
+        stop = min(size, start + _BLOCK)
+        block, below = slice(start, stop), slice(stop, size)
+        left = lower[:, start:, :start] @ lower[:, block, :start].mT
+        panel = matrix[:, start:, block] - left
+        diagonal = np.linalg.cholesky(panel[:, : stop - start])
+        lower[:, block, block] = diagonal
+        lower[:, below, block] = panel[:, stop - start :] @ np.linalg.inv(diagonal).mT
+    return lower
+
+
 def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) -> Array:
     """Return L⁻¹ R, or L^-ᵀ R, for stacks of lower triangular L, by substitution of blocks.
 
@@ -220,21 +244,21 @@ def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) ->
         transposed: solve with Lᵀ.
     """
     # A general solver factors L again, at the cube of its order. SciPy's triangular one has a BLAS
-    # of its own, whose threads would spin against NumPy's. So all but the diagonal blocks is done
-    # by products.
+    # of its own, whose threads would spin against NumPy's. So all but the inverses of the blocks on
+    # the diagonal is products.
     size = lower.shape[-1]
     solved = np.array(right, dtype=lower.dtype)
     starts = range(0, size, _BLOCK)
     for start in reversed(starts) if transposed else starts:
         block = slice(start, start + _BLOCK)
-        diagonal = lower[:, block, block]
+        diagonal = np.linalg.inv(lower[:, block, block])
         if transposed:
             rest = slice(start + _BLOCK, size)
             solved[:, block] -= lower[:, rest, block].mT @ solved[:, rest]
             diagonal = diagonal.mT
         else:
             solved[:, block] -= lower[:, block, :start] @ solved[:, :start]
-        solved[:, block] = np.linalg.solve(diagonal, solved[:, block])
+        solved[:, block] = diagonal @ solved[:, block]
     return solved
 
 

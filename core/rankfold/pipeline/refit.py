@@ -21,16 +21,23 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
+from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, by_group, of_groups
 from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.allocation import Task
-from rankfold.pipeline.refit_problem import WIDE, LaterStages, RefitProblem, WholeLayer
+from rankfold.pipeline.refit_problem import (
+    LaterStages,
+    RefitProblem,
+    WholeLayer,
+    first_basis,
+    is_wide,
+)
 from rankfold.pipeline.replacement import Decision, decide
 from rankfold.pipeline.ridge_regression import OnSums, error_of_nothing
 from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
-from rankfold.progress import progress
+from rankfold.progress import Advance, progress
 
 RIDGES = (1e-2, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves, and
@@ -100,32 +107,50 @@ def _run_paired(
     calibrates = session.can.calibrates
     assert batches is not None
     assert calibrates is not None
-    with progress("refitting" if sequential else "measuring", len(layers)) as advance:
+    with (
+        progress("refitting" if sequential else "measuring", len(layers)) as advance,
+        of_adapter(session.adapter),
+    ):
+        return calibrates.run_paired(
+            session.model,
+            batches,
+            ops,
+            _Visits(visitor, layers, ops, advance),
+            sequential=sequential,
+            rng=np.random.default_rng(session.settings.seed),
+        )
 
-        def visit(
-            path: str,
-            fit: RegressionSums | None,
-            validation: RegressionSums | None,
-            groups: Sequence[int] | None = None,
-            /,
-        ) -> Chain:
-            if not visitor.knows(path):
-                advance(path)
-            with threads_for(layers[path][0].smaller_side):
-                chain = visitor.visit(path, fit, validation, groups)
-            # The adapter may keep the arrays in modules; those of a candidate are shared and must
-            # not change. The op itself is the sign that the layer stays.
-            return chain if chain[0] is ops[path] else tuple(map(copied, chain))
 
-        with of_adapter(session.adapter):
-            return calibrates.run_paired(
-                session.model,
-                batches,
-                ops,
-                visit,
-                sequential=sequential,
-                rng=np.random.default_rng(session.settings.seed),
-            )
+@dataclass(frozen=True, eq=False)
+class _Visits:
+    """Visits of a paired run, which a refit decides on; a `LayerVisitor`."""
+
+    refit: Refit
+    layers: Mapping[str, tuple[Layer, Choice]]
+    ops: Mapping[str, Op]
+    advance: Advance
+
+    def basis(self, path: str, groups: Sequence[int] | None = None, /) -> Array | None:
+        """Return the basis that the inputs are projected on."""
+        with threads_for(self.layers[path][0].smaller_side):
+            return self.refit.basis(path, groups)
+
+    def __call__(
+        self,
+        path: str,
+        fit: RegressionSums | None,
+        held: RegressionSums | None,
+        groups: Sequence[int] | None = None,
+        /,
+    ) -> Chain:
+        """Return the chain of a layer or of some of its groups."""
+        if not self.refit.visits(path):
+            self.advance(path)
+        with threads_for(self.layers[path][0].smaller_side):
+            chain = self.refit.visit(path, fit, held, groups)
+        # The adapter may keep the arrays in modules; those of a candidate are shared and must not
+        # change. The op itself is the sign that the layer stays.
+        return chain if chain[0] is self.ops[path] else tuple(map(copied, chain))
 
 
 class Refit:
@@ -153,6 +178,31 @@ class Refit:
         self._visited: dict[str, _VisitedLayer] = {}
         self._changed = False
 
+    def basis(self, path: str, groups: Sequence[int] | None = None, /) -> Array | None:
+        """Return what the first stage of a wide layer projects on, if that stage stays."""
+        visited = self._begun(path)
+        op, chain = visited.part(groups)
+        if self._sequential and self._keeps_first(path, op):
+            return first_basis(op, chain)
+        return None
+
+    def _begun(self, path: str) -> _VisitedLayer:
+        """Return a layer, decided on when it is first asked for, by whatever groups."""
+        # The ranks and the start are those of the layer.
+        layer, choice = self._chosen[path]
+        layer.set_op(self._ops[path])
+        if path not in self._visited:
+            decision = decide(layer, choice)
+            self._visited[path] = _VisitedLayer(decision, layer.op, decision.chain or (layer.op,))
+            self._changed |= decision.chain is not None
+        return self._visited[path]
+
+    def _keeps_first(self, path: str, op: Op) -> bool:
+        """Return whether the stages after the first are all that is refitted of a layer."""
+        layer, _ = self._chosen[path]
+        method = self._visited[path].start.layer.method
+        return method is not None and layer.methods[method].regresses_later_stages and is_wide(op)
+
     def visit(
         self,
         path: str,
@@ -162,15 +212,9 @@ class Refit:
         /,
     ) -> Chain:
         """Return the chain of a layer or of some of its groups, as a `LayerVisitor`."""
-        layer, choice = self._chosen[path]
-        layer.set_op(self._ops[path])
-        # Decided on at the first visit, of whatever groups: the ranks and the start are those of
-        # the layer.
-        if path not in self._visited:
-            decision = decide(layer, choice)
-            self._visited[path] = _VisitedLayer(decision, layer.op, decision.chain or (layer.op,))
-            self._changed |= decision.chain is not None
-        visited = self._visited[path]
+        layer, _ = self._chosen[path]
+        visited = self._begun(path)
+        visited.visits += 1
         op, chain = visited.part(groups)
         # The sums of a layer that is called several times mix its calls, and a chain takes its
         # place at the first of them: what the later ones get is not known then.
@@ -182,7 +226,7 @@ class Refit:
                 visited.unknown = True  # its inputs are others now
             else:
                 part = _LayerPart(op, chain, groups, fit, validation)
-                problem = self._problem(layer, visited.start.layer, part)
+                problem = self._problem(path, layer, visited.start.layer, part)
                 if problem is not None:
                     best = _best(problem, part, visited.start.layer.sensitivity)
                     visited.take(best, part)
@@ -191,8 +235,12 @@ class Refit:
         return chain
 
     def knows(self, path: str) -> bool:
-        """Return whether a layer was visited."""
+        """Return whether a layer was decided on."""
         return path in self._visited
+
+    def visits(self, path: str) -> int:
+        """Return how often a layer was visited."""
+        return self._visited[path].visits if path in self._visited else 0
 
     def decision(self, path: str) -> Decision:
         """Return the decision on a layer that was visited."""
@@ -202,13 +250,15 @@ class Refit:
         """Let go of the chain of a layer, whose module is built next."""
         self._visited.pop(path, None)
 
-    def _problem(self, layer: Layer, done: LayerPlan, part: _LayerPart) -> RefitProblem | None:
+    def _problem(
+        self, path: str, layer: Layer, done: LayerPlan, part: _LayerPart
+    ) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""
         metric = layer.spectrum.metric if part.groups is None else part.metric(layer.moments)
         if metric is None:
             return None
         method = None if done.method is None else layer.methods[done.method]
-        if method is not None and method.regresses_later_stages and part.is_wide:
+        if method is not None and self._keeps_first(path, part.op):
             return LaterStages(part.op, method, part.chain, metric, part.fit, part.validation)
         return WholeLayer(
             part.op,
@@ -257,11 +307,6 @@ class _LayerPart:
     fit: RegressionSums
     validation: RegressionSums
 
-    @property
-    def is_wide(self) -> bool:
-        """Whether a row of the weight is too wide to refit all of it."""
-        return bool(self.fit.xx.shape[1] > WIDE)
-
     def metric(self, moments: LayerMoments | None) -> Metric | None:
         """Return the metric of these groups, from the moments of the layer."""
         if moments is None or self.groups is None:
@@ -280,11 +325,13 @@ class _VisitedLayer:
     Attributes:
         start: as given.
         unknown: whether it was called with inputs that nothing is known of.
+        visits: how often it was visited.
     """
 
     def __init__(self, start: Decision, op: Op, chain: Chain) -> None:
         self.start = start
         self.unknown = False
+        self.visits = 0
         self._op = op
         self._chain = chain
         self._is_copied = False
@@ -366,7 +413,7 @@ def _copied(stage: Op) -> Op:
 
 def _size(joint: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
-    return float(np.trace(joint.yy, axis1=1, axis2=2).sum())
+    return float(joint.square.sum())
 
 
 @dataclass(frozen=True, eq=False)

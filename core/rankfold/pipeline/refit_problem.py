@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from rankfold.calibration.moments import RegressionSums
-from rankfold.calibration.weighted_norm import (
-    Metric,
-    along_channels,
-    both_sides,
-    rows_of,
-    variances,
-)
+from rankfold.calibration.weighted_norm import Metric, along_channels, rows_of
 from rankfold.decompose.base import Placement
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.reduced_rank_regression import Regression
@@ -131,7 +126,7 @@ class LaterStages:
         method: which gave the chain; see `RegressesLaterStages`.
         chain: in place of the layer.
         metric: of the layer.
-        fit: sums over the layer's inputs in the compressed model.
+        fit: sums over the layer's inputs in the compressed model, as (V ⊗ 1)ᵀ x.
         validation: the same over held-out examples.
     """
 
@@ -148,15 +143,9 @@ class LaterStages:
         self._method = method
         self._chain = chain
         self.metric = metric
-        first = chain[0].weight
-        stage = first.reshape(op.groups, len(first) // op.groups, -1).astype(np.float64)
-        self._basis: Array = stage.mT
-        self._positions = fit.xx.shape[1] // self._basis.shape[1]
-        spread = np.einsum("gii->gi", fit.xx) / fit.count
-        if op.bias is not None:
-            spread = variances(spread, fit.x / fit.count)
-        self._level: Array = spread.mean(axis=1)
-        self.fit, self.validation = self._through(fit), self._through(validation)
+        self._basis = first_basis(op, chain)
+        self._positions = fit.xx.shape[1] // self._basis.shape[2]
+        self.fit, self.validation = fit, validation
 
     def affine(self, chain: Chain) -> tuple[Array, Array]:
         """Return the rows that the later stages apply to what the first gives, and the bias."""
@@ -172,7 +161,8 @@ class LaterStages:
         # As in `regression`, with z = Z x in place of x: minimise over B and b
         #     E‖y − B z − b‖² + λ ‖B Z − W‖²,
         # so that B (Σ_zz + λ Z Zᵀ) = Σ_yz + λ W Zᵀ. Where Z is V ⊗ 1, so is Z Zᵀ = (VᵀV) ⊗ 1.
-        if not (np.isfinite(self._level).all() and (self._level > 0.0).all()):
+        variance = self.metric.input_variance
+        if not (np.isfinite(variance).all() and (variance > 0.0).all()):
             raise Refused("its inputs on the calibration data never vary or are not finite")
         sums, basis = self.fit, self._basis
         zz, yz = sums.xx / sums.count, sums.yx / sums.count
@@ -180,7 +170,7 @@ class LaterStages:
         if self._op.bias is not None:
             zz = zz - mean[:, :, None] * mean[:, None, :]
             yz = yz - target[:, :, None] * mean[:, None, :]
-        level = ridge * self._level[:, None, None]
+        level = ridge * variance[:, None, None]
         eye = np.eye(self._positions)
         gram = np.einsum("gij,pq->gipjq", basis.mT @ basis, eye).reshape(zz.shape)
         rhs = yz + level * along_channels(rows_of(self._op), basis)
@@ -193,17 +183,17 @@ class LaterStages:
             chain = (*chain[:-1], replace(last, bias=bias.astype(self._op.weight.dtype)))
         return Refitted(chain)
 
-    def _through(self, sums: RegressionSums) -> RegressionSums:
-        """Return the sums over what the first stage gives in place of the layer's inputs."""
-        basis = self._basis
-        return RegressionSums(
-            xx=both_sides(sums.xx, basis),
-            yx=along_channels(sums.yx, basis),
-            yy=sums.yy,
-            x=along_channels(sums.x[:, None, :], basis)[:, 0],
-            y=sums.y,
-            count=sums.count,
-        )
+
+def is_wide(op: Op) -> bool:
+    """Return whether a row of a weight is too wide to refit all of it."""
+    return math.prod(op.weight.shape[1:]) > WIDE
+
+
+def first_basis(op: Op, chain: Chain) -> Array:
+    """Return V (groups, d / positions, rank), the first stage of a chain as V ⊗ 1."""
+    first = chain[0].weight
+    stage: Array = first.reshape(op.groups, len(first) // op.groups, -1).astype(np.float64)
+    return stage.mT
 
 
 def _bias(last: Op, rows: Array) -> Array:

@@ -13,7 +13,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op, with_weight
 
-_WIDE = 1024
+_WIDE = 256
 """Outputs up to which traces of products of their moments are exact."""
 _PROBES = 64
 
@@ -53,7 +53,7 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     xx = xx + ridge * level * np.eye(size)
     # B (Σ_xx + λ 1) = … is solved as (Σ_xx + λ 1) Bᵀ = …ᵀ, the matrix being symmetric. The ridge
     # makes it definite, however few samples there were, so that a Cholesky factor will do.
-    lower = np.linalg.cholesky(xx)
+    lower = linalg.cholesky(xx)
     half = linalg.solve_triangular(lower, (yx + ridge * level * weight).swapaxes(1, 2))
     solved = linalg.solve_triangular(lower, half, transposed=True).swapaxes(1, 2)
     dtype = op.weight.dtype
@@ -74,79 +74,84 @@ class OnSums:
     """
 
     def __init__(self, rows: Array, bias: Array, joint: RegressionSums) -> None:
-        self._rows, self._bias, self._joint = rows, bias, joint
-        # The only products of the order of a row squared: once for all comparisons.
-        self._moved = np.matmul(rows, joint.xx)
-        self._mean = np.matmul(rows, joint.x[:, :, None])[:, :, 0]
-        cross = np.matmul(rows, joint.yx.mT) + bias[:, :, None] * joint.y[:, None, :]
-        self._cross: Array = cross
-        self._own = self._residuals(self)
+        # With a 1 beside the inputs, z = (x, 1), the map is one matrix A = (R, b).
+        self._map = np.concatenate([rows, bias[:, :, None]], axis=2)
+        self._joint = joint
+        self._yz = np.concatenate([joint.yx, joint.y[:, :, None]], axis=2)
+        self._moved = self._times(self._map)
+
+    def _times(self, matrix: Array) -> Array:
+        """Return M Σzzᵀ, (groups, out, d + 1)."""
+        joint = self._joint
+        rows, bias = matrix[:, :, :-1], matrix[:, :, -1:]
+        moved = rows @ joint.xx + bias * joint.x[:, None, :]
+        last = rows @ joint.x[:, :, None] + joint.count * bias
+        return np.concatenate([moved, last], axis=2)
 
     def squared_error(self, metric: Metric | None) -> float:
         """Σ (y − ŷ)ᵀ G (y − ŷ) over the positions; G is 1 without a metric."""
-        return _trace(self._own, metric)
+        # Σ (y − A z)(y − A z)ᵀ = Σyyᵀ − A Σzyᵀ − Σyzᵀ Aᵀ + A Σzzᵀ Aᵀ, and G is symmetric.
+        # Only these sums are kept, so that a chain is judged without the activations.
+        part = self._moved - 2.0 * self._yz
+        if metric is None:
+            return _finite(float(self._joint.square.sum() + np.vdot(part, self._map)))
+        return _finite(metric.trace(_held_out(self._joint)) + metric.inner(part, self._map))
 
     def standard_error(self, other: OnSums, metric: Metric) -> float:
         """Standard error of the difference of two errors, as the positions are a sample.
 
-        With residuals r, s of the two the difference is Σ uᵀ v, where u = r − s and v = r + s. For
-        normal residuals the variance of uᵀ v is tr(U V) + tr(C C) with U = E[u uᵀ], V = E[v vᵀ]
-        and C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example are alike:
-        they count as `POSITIONS` samples at most. A refit that gains less than this may as well
-        have lost.
+        With residuals r, s of the two the difference is Σ uᵀ G v, where u = r − s and v = r + s.
+        For normal residuals the variance of uᵀ G v is tr(G U G V) + tr(G C G C) with U = E[u uᵀ],
+        V = E[v vᵀ] and C = E[u vᵀ] (Isserlis), all of which the sums know. Positions of one example
+        are alike: they count as `POSITIONS` samples at most. A refit that gains less than this may
+        as well have lost.
         """
-        count = self._joint.count
-        rr, ss, rs = self._own / count, other._own / count, self._residuals(other) / count
-        sr = rs.swapaxes(1, 2)
-        uu, vv, uv = rr + ss - rs - sr, rr + ss + rs + sr, rr + rs - sr - ss
-        variance = _trace_of_product(uu, vv, metric) + _trace_of_product(uv, uv, metric)
+        # With D = A − A' and S = A + A', u = −D z and v = 2 y − S z:
+        #     Σuuᵀ = D Σzzᵀ Dᵀ,    Σuvᵀ = D Σzzᵀ Sᵀ − 2 D Σzyᵀ,
+        #     Σvvᵀ = 4 Σyyᵀ − 2 Σyzᵀ Sᵀ − 2 S Σzyᵀ + S Σzzᵀ Sᵀ.
+        # They have the square of the outputs, and their products the cube. The trace of a product
+        # is the sum over the columns w of the identity of ⟨Mᵀ w, N w⟩; of many outputs the mean
+        # over columns of random signs (Hutchinson, Commun. Stat. Simul. 18, 1989). With 64 of them
+        # a standard error is good to a tenth, and it is a threshold.
+        out = self._map.shape[1]
+        columns = np.eye(out)
+        if out > _WIDE:
+            signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
+            columns = signs / np.sqrt(_PROBES)
+        w = metric.spread_outputs(columns)
+        difference, total = self._map - other._map, self._map + other._map
+        moved = self._moved - other._moved
+        yz, both = self._yz, self._moved + other._moved
+        uu = difference @ (moved.mT @ w)
+        uv = moved @ (total.mT @ w) - 2.0 * (difference @ (yz.mT @ w))
+        vu = total @ (moved.mT @ w) - 2.0 * (yz @ (difference.mT @ w))
+        vv = 4.0 * (_held_out(self._joint) @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
+        vv = vv + both @ (total.mT @ w)
+        pairs = ((uu, vv), (vu, uv))
+        variance = sum(
+            float(np.vdot(metric.weight_outputs(left), metric.weight_outputs(right)))
+            for left, right in pairs
+        )
         alike = max(1.0, metric.positions_per_example / POSITIONS)
-        return float(np.sqrt(max(0.0, variance) * count * alike))
-
-    def _residuals(self, other: OnSums) -> Array:
-        """Σ (y − ŷ)(y − ŷ')ᵀ of two maps over the positions, (groups, out, out)."""
-        # With ŷ = R x + b of one and R' x + b' of the other, sums over the n positions:
-        #     Σ (y − ŷ)(y − ŷ')ᵀ = Σyy − (R Σxy + b Σyᵀ) − (Σyx R'ᵀ + Σy b'ᵀ)
-        #                          + R Σxx R'ᵀ + R Σx b'ᵀ + b (R' Σx)ᵀ + n b b'ᵀ.
-        # Only these sums are kept, so that a chain is judged without the activations: O(d²) memory.
-        bias, bias_other = self._bias[:, :, None], other._bias[:, None, :]
-        both = np.matmul(self._moved, other._rows.mT)
-        both = both + self._mean[:, :, None] * bias_other + bias * other._mean[:, None, :]
-        both = both + self._joint.count * bias * bias_other
-        total: Array = self._joint.yy - self._cross - other._cross.mT + both
-        return total
+        return float(np.sqrt(max(0.0, variance) * alike / self._joint.count))
 
 
 def error_of_nothing(op: Op, joint: RegressionSums, metric: Metric | None) -> float:
     """Σ (y − b)ᵀ G (y − b) over the positions: the error of a layer with its bias alone."""
     bias = np.zeros(joint.y.shape) if op.bias is None else op.bias.reshape(joint.y.shape)
-    cross = joint.y[:, :, None] * bias[:, None, :]
-    squared = joint.count * bias[:, :, None] * bias[:, None, :]
-    return _trace(joint.yy - cross - cross.mT + squared, metric)
+    part, bias = (joint.count * bias - 2.0 * joint.y)[:, :, None], bias[:, :, None]
+    if metric is None:
+        return _finite(float(joint.square.sum() + np.vdot(part, bias)))
+    return _finite(metric.trace(_held_out(joint)) + metric.inner(part, bias))
 
 
-def _trace(residuals: Array, metric: Metric | None) -> float:
-    value = (
-        float(np.einsum("goo->", residuals)) if metric is None else metric.weighted_trace(residuals)
-    )
+def _held_out(joint: RegressionSums) -> Array:
+    """Return Σ y yᵀ, which sums over held-out positions have."""
+    assert joint.yy is not None
+    return joint.yy
+
+
+def _finite(value: float) -> float:
     if not np.isfinite(value):
         raise RankfoldError("the activations on the calibration data are not finite")
     return value
-
-
-def _trace_of_product(a: Array, b: Array, metric: Metric) -> float:
-    """Return tr(LᵀAL LᵀBL) with L Lᵀ = G, for A and B (groups, out, out)."""
-    if a.shape[1] <= _WIDE:
-        return float(np.vdot(_weighted(a, metric), _weighted(b, metric).mT))
-    # Of many outputs the products have the cube of their number. The trace of a matrix is the mean
-    # of wᵀ M w over random signs w (Hutchinson, Commun. Stat. Simul. 18, 1989): with 64 of them a
-    # standard error is good to a tenth, and it is a threshold.
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (a.shape[1], _PROBES))
-    spread = metric.spread_outputs(signs)
-    left, right = metric.weight_outputs(a.mT @ spread), metric.weight_outputs(b @ spread)
-    return float(np.vdot(left, right)) / _PROBES
-
-
-def _weighted(residuals: Array, metric: Metric) -> Array:
-    """Return Lᵀ A L for A (groups, out, out)."""
-    return metric.weight_outputs(metric.weight_outputs(residuals).mT).mT

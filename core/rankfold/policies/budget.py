@@ -29,6 +29,7 @@ from rankfold.policies.base import Allocation, Choice, Judges, Outcome, Policy, 
 from rankfold.policies.budget_remainder import Rungs, raised
 from rankfold.policies.budget_search import cheapest_good_enough, fast_enough
 from rankfold.policies.knapsack import Solution, cheapest, least_share
+from rankfold.progress import progress
 
 FAST_MULTIPLE = 16
 """Under a limit on latency ranks are multiples of this: others cost 6 to 32 % of speed."""
@@ -235,23 +236,27 @@ class _Problem:
         self._priced: list[Priced] = []
         self._seconds: list[float] = []
         self._multiple = multiple
-        for layer, (offered, layer_worth) in zip(group, each(group, priced), strict=True):
-            self._priced.append(offered)
-            cost = layer.cost(layer.op)
-            seconds, offers = 0.0, offered.offers
-            if timed:
-                seconds, offers = layer.timed_offers(offers)
-            items: list[Offer | None] = [None, *offers]
-            as_it_is = Offer("", (), cost, 0.0, seconds)
-            first_seconds += seconds
-            self._seconds.append(seconds)
-            self.offers.append(items)
-            costs.append([self._cost(offer or as_it_is) for offer in items])
-            self._values.append(np.array([0.0 if o is None else o.loss for o in items]))
-            price = [o.cost.macs if self._traced else o.cost.params for o in (as_it_is, *offers)]
-            self._prices.append(np.array(price, dtype=np.float64))
-            worth += layer_worth
-            layer.release()
+        with progress("pricing", len(self._layers)) as advance:
+            for layer, (offered, layer_worth) in zip(group, each(group, priced), strict=True):
+                advance(layer.path)
+                self._priced.append(offered)
+                cost = layer.cost(layer.op)
+                seconds, offers = 0.0, offered.offers
+                if timed:
+                    seconds, offers = layer.timed_offers(offers)
+                items: list[Offer | None] = [None, *offers]
+                as_it_is = Offer("", (), cost, 0.0, seconds)
+                first_seconds += seconds
+                self._seconds.append(seconds)
+                self.offers.append(items)
+                costs.append([self._cost(offer or as_it_is) for offer in items])
+                self._values.append(np.array([0.0 if o is None else o.loss for o in items]))
+                price = [
+                    o.cost.macs if self._traced else o.cost.params for o in (as_it_is, *offers)
+                ]
+                self._prices.append(np.array(price, dtype=np.float64))
+                worth += layer_worth
+                layer.release()
         self._costs = [np.array(cost, dtype=np.float64) for cost in costs]
         self._set_limits(group, first_seconds)
         self._worth = worth

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
 from rankfold.testing.cases import BRIEF, probe, supported
 from rankfold.testing.check import check
 from rankfold.testing.harness import Harness, Unsupported
+from rankfold.testing.visits import Visits
 
 _EXAMPLES = 4
 # Frameworks add up moments in float32, over all positions of all examples.
@@ -93,9 +94,15 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
         visits.append((fit, validation))
         return (_scaled(op, factor),)
 
-    rng = np.random.default_rng(0)
-    layers = {path: op}
-    errors = adapter.run_paired(model, calibration, layers, visit, sequential=True, rng=rng)
+    def run(basis: Array | None) -> Mapping[str, float]:
+        visitor = Visits(visit, {} if basis is None else {path: basis})
+        rng = np.random.default_rng(0)
+        errors: Mapping[str, float] = adapter.run_paired(
+            model, calibration, {path: op}, visitor, sequential=True, rng=rng
+        )
+        return errors
+
+    errors = run(None)
     assert len(visits) == 1, f"{name}: visited {len(visits)} times"
     off = abs(errors[path] - (1.0 - factor))
     assert off < _TOLERANCE, f"{name}: an error of {errors[path]:.3g}, not {1.0 - factor}"
@@ -107,7 +114,24 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
     # Every fourth example, with all of its positions: positions of one example are alike, and one
     # that is fitted tells of the others.
     held_out = np.repeat(np.arange(len(x)) % _EXAMPLES == _EXAMPLES - 1, len(rows) // len(x))
-    for joint, part_rows in zip(visits[0], (~held_out, held_out), strict=True):
+    _sums_are_of(name, visits[0], rows, y, held_out)
+    # The same of two mixtures of the channels, in place of the rows.
+    channels = op.weight.shape[1]
+    basis = np.random.default_rng(1).standard_normal((op.groups, channels, 2))
+    run(basis)
+    split = rows.reshape(len(rows), op.groups, channels, -1)
+    mixed = np.einsum("rgnp,gnk->rgkp", split, basis).reshape(len(rows), op.groups, -1)
+    _sums_are_of(f"{name}, projected", visits[1], mixed, y, held_out)
+
+
+def _sums_are_of(
+    name: str,
+    sums: tuple[RegressionSums | None, RegressionSums | None],
+    rows: Array,
+    y: Array,
+    held_out: Array,
+) -> None:
+    for joint, part_rows in zip(sums, (~held_out, held_out), strict=True):
         assert joint is not None, f"{name}: no sums over its inputs"
         assert joint.count == part_rows.sum(), (
             f"{name}: {joint.count} positions, not {part_rows.sum()}"
@@ -121,6 +145,12 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
             "sum of x xᵀ",
         )
         _near(name, joint.y, y[part_rows].sum(0), "sum of y")
+        _near(name, joint.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
+    held = sums[1]
+    assert held is not None
+    assert held.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
+    part = y[held_out]
+    _near(name, held.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:

@@ -160,3 +160,26 @@ def test_moments_of_another_layer_are_refused(
     bad = LayerMoments(change(good.inputs), good.mean, good.grads, 9, 1.0)
     with pytest.raises(Exception, match="moments of its inputs"):
         Metric(op, bad)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])
+def test_losses_under_wide_moments_in_single_precision_are_good_to_a_thousandth(
+    mean: float,
+) -> None:
+    # Patches of 128 channels, of which few directions matter besides a mean that outweighs them.
+    rng = np.random.default_rng(3)
+    op = Conv(rng.standard_normal((24, 128, 3, 3)))
+    width, samples = 1152, 600
+    spread = rng.standard_normal((width, width)) * np.geomspace(1.0, 1e-2, width)
+    x = rng.standard_normal((samples, width)) @ spread.T / 30 + mean
+    moments = [
+        LayerMoments((x.T @ x / samples)[None].astype(dtype), x.mean(0)[None], None, samples, 1.0)
+        for dtype in (np.float32, np.float64)
+    ]
+    for method, ranks in (("channel_svd", (3,)), ("channel_svd", (23,)), ("tucker2", (12, 64))):
+        settings = Settings(registry().decompositions, "balanced", 0)
+        losses = [
+            Layer(("layer",), lambda: op, settings, moments=of).candidate(method, ranks).loss
+            for of in moments
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3), method

@@ -48,10 +48,11 @@ def joint(x: Array, y: Array) -> RegressionSums:
     return RegressionSums(
         xx=np.einsum("ngi,ngj->gij", x, x),
         yx=np.einsum("ngi,ngj->gij", y, x),
-        yy=np.einsum("ngi,ngj->gij", y, y),
         x=x.sum(0),
         y=y.sum(0),
+        square=np.square(y).sum((0, 2)),
         count=len(x),
+        yy=np.einsum("ngi,ngj->gij", y, y),
     )
 
 
@@ -79,9 +80,14 @@ class Case:
         moments = moments_of(self.x[:, groups])
         return Layer(("layer",), lambda: op, Settings(found, "balanced", 0), moments=moments)
 
-    def joints(self, groups: list[int]) -> tuple[RegressionSums, RegressionSums]:
+    def joints(
+        self, groups: list[int], basis: Array | None = None
+    ) -> tuple[RegressionSums, RegressionSums]:
         held = np.arange(ROWS) % 4 == 3
         x, y = self.other[:, groups], self.y[:, groups]
+        if basis is not None:
+            x = np.einsum("rgnp,gnk->rgkp", x.reshape(*x.shape[:2], basis.shape[1], -1), basis)
+            x = x.reshape(*x.shape[:2], -1)
         return joint(x[~held], y[~held]), joint(x[held], y[held])
 
     def refit(self, op: Op, groups: list[int]) -> Refit:
@@ -267,6 +273,6 @@ def test_no_layer_is_fitted_to_inputs_that_never_vary() -> None:
     y = x @ op.weight.T + op.bias
     noise = 1e-7 * rng.standard_normal((1, 6, 6))
     xx = x[:, :, None] * x[:, None, :] * (1.0 + noise + noise.swapaxes(1, 2))
-    sums = [xx, y[:, :, None] * x[:, None, :], y[:, :, None] * y[:, None, :], x, y]
+    sums = [xx, y[:, :, None] * x[:, None, :], x, y, np.square(y).sum(1)]
     with pytest.raises(Refused, match="never vary"):
         regression(op, RegressionSums(*(20 * array for array in sums), 20), 1e-3)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tests.core.pipeline.test_refit import Case, joint, moments_of
 
-from rankfold.calibration.moments import RegressionSums
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.errors import Refused
 from rankfold.layers.layer import Layer
@@ -16,7 +15,7 @@ from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Chain, Conv, ConvTranspose, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.pipeline import refit_problem
-from rankfold.pipeline.refit_problem import LaterStages, WholeLayer
+from rankfold.pipeline.refit_problem import LaterStages, WholeLayer, first_basis
 from rankfold.pipeline.ridge_regression import OnSums, error_of_nothing
 from rankfold.plugins.registry import registry
 
@@ -69,9 +68,12 @@ class Setting:
         self.metric = Metric(self.op, moments)
         self.sums = joint(self.x, self.y)
 
-    def later(self, sums: RegressionSums | None = None) -> LaterStages:
-        sums = sums or self.sums
-        return LaterStages(self.op, self.method, self.chain, self.metric, sums, sums)
+    def later(self, metric: Metric | None = None) -> LaterStages:
+        basis = first_basis(self.op, self.chain)
+        split = self.x.reshape(ROWS, self.op.groups, basis.shape[1], -1)
+        z = np.einsum("rgnp,gnk->rgkp", split, basis).reshape(ROWS, self.op.groups, -1)
+        sums = joint(z, self.y)
+        return LaterStages(self.op, self.method, self.chain, metric or self.metric, sums, sums)
 
     def error(self, chain: Chain) -> float:
         """Of the outputs on the rows themselves."""
@@ -157,7 +159,7 @@ def test_a_strong_ridge_leads_back_to_the_weight() -> None:
 def test_inputs_that_never_vary_are_refused() -> None:
     setting = Setting("svd")
     constant = np.broadcast_to(setting.x[:1], setting.x.shape)
-    problem = setting.later(joint(constant, setting.y))
+    problem = setting.later(Metric(setting.op, moments_of(constant)))
     with pytest.raises(Refused, match="never vary"):
         problem.solve(1e-2)
 
@@ -167,9 +169,10 @@ def test_a_wide_layer_is_refitted_after_its_first_stage(monkeypatch: pytest.Monk
     chains: list[Chain] = []
     for wide in (10**6, 1):
         monkeypatch.setattr(refit_problem, "WIDE", wide)
-        monkeypatch.setattr("rankfold.pipeline.refit.WIDE", wide)
         refit = case.refit(case.op, list(range(case.op.groups)))
-        refit.visit("layer", *case.joints(list(range(case.op.groups))))
+        basis = refit.basis("layer")
+        assert (basis is None) == (wide > 1)
+        refit.visit("layer", *case.joints(list(range(case.op.groups)), basis))
         decision = refit.decision("layer")
         assert decision.layer.refit
         assert decision.chain is not None

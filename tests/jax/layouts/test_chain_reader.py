@@ -22,7 +22,7 @@ from rankfold_jax.nnx.adapter import NNXAdapter
 
 
 def x_of(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(1).standard_normal(shape, np.float32))
 
 
 IDS = jnp.arange(6).reshape(2, 3)

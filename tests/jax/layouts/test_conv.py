@@ -42,10 +42,15 @@ def normal(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return np.random.default_rng(1).standard_normal(shape).astype(dtype)
 
 
+def initial(key: Any, shape: tuple[int, ...], dtype: Any, *_: Any) -> jax.Array:
+    """Numbers of a kernel that are not drawn by JAX, which would compile that for each shape."""
+    return jax.device_put(normal(*shape, dtype=dtype))
+
+
 def filled(layer: Any) -> Any:
     """The layer with a bias that is not zero."""
     if getattr(layer, "bias", None) is not None:
-        layer.bias[...] = jnp.asarray(normal(*layer.bias.shape), layer.bias.dtype)
+        layer.bias[...] = jax.device_put(normal(*layer.bias.shape, dtype=layer.bias.dtype))
     return layer
 
 
@@ -141,6 +146,7 @@ def convs(draw: st.DrawFn, pointwise: bool = False, axes: tuple[int, ...] = (1, 
         kernel_dilation=draw(st.one_of(st.integers(1, 2), per_axis(ndim, st.integers(1, 2)))),
         feature_group_count=groups,
         use_bias=draw(st.booleans()),
+        kernel_init=initial,
         rngs=rngs(),
     )
     return filled(layer)
@@ -158,6 +164,7 @@ def dilated(draw: st.DrawFn) -> nnx.Conv:
         padding=tuple((draw(st.integers(0, k - 1)), draw(st.integers(0, k))) for k in kernel),
         input_dilation=draw(per_axis(ndim, st.integers(2, 3))),
         feature_group_count=groups,
+        kernel_init=initial,
         rngs=rngs(),
     )
     return filled(layer)
@@ -177,6 +184,7 @@ def transposed(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2)) -> nnx.ConvTrans
         kernel_dilation=draw(st.one_of(st.none(), per_axis(ndim, st.integers(1, 2)))),
         use_bias=draw(st.booleans()),
         transpose_kernel=draw(st.booleans()),
+        kernel_init=initial,
         rngs=rngs(),
     )
     return filled(layer)
@@ -241,9 +249,11 @@ def test_a_transposed_convolution_of_full_rank_is_reproduced(layer: nnx.ConvTran
 
 
 VOLUMES = {
-    "conv": lambda: nnx.Conv(5, 7, (2, 3, 4), (1, 2, 1), padding="CIRCULAR", rngs=rngs()),
+    "conv": lambda: nnx.Conv(
+        5, 7, (2, 3, 4), (1, 2, 1), padding="CIRCULAR", kernel_init=initial, rngs=rngs()
+    ),
     "transposed": lambda: nnx.ConvTranspose(
-        5, 7, (2, 3, 4), (1, 2, 3), transpose_kernel=True, rngs=rngs()
+        5, 7, (2, 3, 4), (1, 2, 3), transpose_kernel=True, kernel_init=initial, rngs=rngs()
     ),
 }
 
@@ -275,6 +285,7 @@ def generals(draw: st.DrawFn) -> tuple[nnx.LinearGeneral, np.ndarray]:
         axis=tuple(places),
         batch_axis=dict(enumerate(batch)),
         use_bias=draw(st.booleans()),
+        kernel_init=initial,
         rngs=rngs(),
     )
     return filled(layer), normal(*batch, *shape)
@@ -305,7 +316,7 @@ def test_a_general_linear_layer_of_reduced_rank_has_a_product_for_its_kernel(cas
 
 
 def test_contracted_axes_need_not_ascend() -> None:
-    layer = nnx.LinearGeneral((5, 3), 7, axis=(-1, 1), rngs=rngs())
+    layer = nnx.LinearGeneral((5, 3), 7, axis=(-1, 1), kernel_init=initial, rngs=rngs())
     model, _, plan = compressed(layer, rf.Ranks("full"))
     x = normal(2, 5, 4, 3)
     assert plan.method == "svd"
@@ -313,7 +324,7 @@ def test_contracted_axes_need_not_ascend() -> None:
 
 
 def test_a_negative_axis_may_reach_the_first_behind_the_batch() -> None:
-    layer = nnx.LinearGeneral(11, 13, axis=-3, batch_axis={0: 2}, rngs=rngs())
+    layer = nnx.LinearGeneral(11, 13, axis=-3, batch_axis={0: 2}, kernel_init=initial, rngs=rngs())
     assert compressed(layer, rf.Ranks(2), inputs=normal(2, 11, 4, 6))[2].method == "svd"
 
 
@@ -534,7 +545,7 @@ def test_the_predicted_cost_is_that_of_the_jaxpr_and_of_the_state(case: str) -> 
         lambda: nnx.Linear(1, 7, rngs=rngs()),
         lambda: nnx.Linear(7, 1, rngs=rngs()),
         lambda: nnx.Embed(1, 7, rngs=rngs()),
-        lambda: nnx.Conv(1, 1, (3,), rngs=rngs()),
+        lambda: nnx.Conv(1, 1, (3,), kernel_init=initial, rngs=rngs()),
     ],
     ids=["one input", "one output", "one row", "one channel"],
 )
@@ -549,7 +560,9 @@ def test_a_side_of_one_is_reproduced_or_left_alone(make: Any) -> None:
 
 @pytest.mark.parametrize("padding", ["same", "SAME_LOWER", "valid"])
 def test_paddings_that_only_the_convolution_within_a_transposed_one_knows(padding: str) -> None:
-    layer = nnx.ConvTranspose(5, 7, (3, 4), padding=padding, kernel_dilation=2, rngs=rngs())
+    layer = nnx.ConvTranspose(
+        5, 7, (3, 4), padding=padding, kernel_dilation=2, kernel_init=initial, rngs=rngs()
+    )
     x = jax.random.normal(jax.random.key(0), (2, 9, 8, 5))
     small = rf.compress(layer, rf.Ranks("full"), methods=["tucker2"], inputs=x)
     assert small.plan[""].method == "tucker2"
@@ -558,5 +571,5 @@ def test_paddings_that_only_the_convolution_within_a_transposed_one_knows(paddin
 
 @pytest.mark.parametrize("padding", ["circular", "reflect", "causal"])
 def test_paddings_of_flax_in_another_case_are_none(padding: str) -> None:
-    layer = nnx.Conv(5, 7, (3,), padding=padding, rngs=rngs())
+    layer = nnx.Conv(5, 7, (3,), padding=padding, kernel_init=initial, rngs=rngs())
     assert rf.plan(layer, rf.Ranks(2))[""].reason == f"padding {padding!r} is unknown"

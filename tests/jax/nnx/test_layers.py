@@ -23,7 +23,7 @@ def rngs() -> nnx.Rngs:
 
 
 def x_of(*shape: int) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(1).standard_normal(shape, np.float32))
 
 
 LAYERS: dict[str, tuple[Any, jax.Array]] = {

@@ -132,7 +132,12 @@ def in_linen(model: NetNNX) -> nn.Module:
 
 def accuracy(model: Any) -> float:
     x, y = digits()
-    return float((np.asarray(model(x[TRAINED:])).argmax(1) == y[TRAINED:]).mean())
+    if isinstance(model, nnx.Module):
+        outputs = nnx.jit(lambda model, x: model(x))(model, x[TRAINED:])
+    else:
+        module, variables = model.unbind()
+        outputs = jax.jit(module.apply)(variables, x[TRAINED:])
+    return float((np.asarray(outputs).argmax(1) == y[TRAINED:]).mean())
 
 
 def calibration() -> list[jax.Array]:
