@@ -12,8 +12,8 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Op
 
-_LEAST_ROWS = 6400
-"""Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 100
+_LEAST_ROWS = 12800
+"""Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 200
 positions of each image. The error of a sampled second moment falls with the root of the rows."""
 _ROWS_PER_COLUMN = 4
 """Rows for each number of a patch, or the moment of a wide kernel would be singular."""

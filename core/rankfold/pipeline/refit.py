@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
-from rankfold.calibration.moments import LayerMoments, RegressionSums
-from rankfold.calibration.weighted_norm import Metric
-from rankfold.errors import RankfoldError, Refused
+from rankfold.calibration.moments import RegressionSums
 from rankfold.faults import of_adapter
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
@@ -26,6 +24,7 @@ from rankfold.ops import Chain, Embedding, Op, by_group, of_groups
 from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.allocation import Task
+from rankfold.pipeline.refit_choice import LayerPart, RefitCandidate, best_refit
 from rankfold.pipeline.refit_problem import (
     LaterStages,
     RefitProblem,
@@ -34,17 +33,9 @@ from rankfold.pipeline.refit_problem import (
     is_wide,
 )
 from rankfold.pipeline.replacement import Decision, decide
-from rankfold.pipeline.ridge_regression import OnSums, error_of_nothing
 from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
 from rankfold.progress import Advance, progress
-
-RIDGES = (1e-2, 1e-1)
-"""Relative to the mean eigenvalue of the inputs' moment; anything from 1e-3 to 1 serves, and
-held-out examples choose between the two."""
-_ROUNDING = 5e-5
-"""Relative to the held-out Σ ‖y‖²: errors are differences of sums of that size, which frameworks
-add up in float32. Between PyTorch and XLA they were seen to differ by up to 1e-5 of it."""
 
 
 def is_settled(task: Task, layer: Layer, choice: Choice) -> bool:
@@ -225,10 +216,10 @@ class Refit:
             elif fit is None or validation is None or not called_once:
                 visited.unknown = True  # its inputs are others now
             else:
-                part = _LayerPart(op, chain, groups, fit, validation)
+                part = LayerPart(op, chain, groups, fit, validation)
                 problem = self._problem(path, layer, visited.start.layer, part)
                 if problem is not None:
-                    best = _best(problem, part, visited.start.layer.sensitivity)
+                    best = best_refit(problem, part, visited.start.layer.sensitivity)
                     visited.take(best, part)
                     chain = best.chain
         layer.release()
@@ -251,7 +242,7 @@ class Refit:
         self._visited.pop(path, None)
 
     def _problem(
-        self, path: str, layer: Layer, done: LayerPlan, part: _LayerPart
+        self, path: str, layer: Layer, done: LayerPlan, part: LayerPart
     ) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""
         metric = layer.spectrum.metric if part.groups is None else part.metric(layer.moments)
@@ -270,48 +261,6 @@ class Refit:
             layer.placement,
             self._seed,
         )
-
-
-def _best(problem: RefitProblem, part: _LayerPart, sensitivity: float | None) -> _RefitCandidate:
-    """Return the best of the chain and its refits, by the held-out positions."""
-    validation, metric = problem.validation, problem.metric
-    # Starting from the chain without a refit, each ridge has to beat the best so far on examples
-    # that nothing was fitted to, by more than the noise of that comparison. Else the outcome would
-    # hang on the order in which a framework adds up, or on the examples held out.
-    start = OnSums(*problem.affine(part.chain), validation)
-    best = _RefitCandidate(part.chain, start, start.squared_error(metric), sensitivity)
-    # The size that rounding is relative to.
-    size = error_of_nothing(part.op, validation, metric)
-    for ridge in RIDGES:
-        try:
-            refit = problem.solve(ridge)
-        except (Refused, RankfoldError, np.linalg.LinAlgError):
-            continue  # with the chain before the refit
-        on_sums = OnSums(*problem.affine(refit.chain), validation)
-        error = on_sums.squared_error(metric)
-        noise = _ROUNDING * size + best.on_validation.standard_error(on_sums, metric)
-        if error < best.error - noise:
-            best = _RefitCandidate(refit.chain, on_sums, error, refit.sensitivity)
-    on_fit = OnSums(*problem.affine(best.chain), problem.fit)
-    unweighted = on_fit.squared_error(None) + best.on_validation.squared_error(None)
-    return replace(best, unweighted=unweighted)
-
-
-@dataclass(frozen=True, eq=False)
-class _LayerPart:
-    """A layer or some of its groups, with the chain before a refit and the sums to refit it to."""
-
-    op: Op
-    chain: Chain
-    groups: Sequence[int] | None
-    fit: RegressionSums
-    validation: RegressionSums
-
-    def metric(self, moments: LayerMoments | None) -> Metric | None:
-        """Return the metric of these groups, from the moments of the layer."""
-        if moments is None or self.groups is None:
-            return None
-        return Metric(self.op, moments.of_groups(self.groups))
 
 
 class _VisitedLayer:
@@ -351,7 +300,7 @@ class _VisitedLayer:
         """Count positions at which the output is that of the original."""
         self._size += sum(_size(joint) for joint in (fit, validation) if joint is not None)
 
-    def take(self, best: _RefitCandidate, part: _LayerPart) -> None:
+    def take(self, best: RefitCandidate, part: LayerPart) -> None:
         """Put the best chain of some groups in place."""
         self._tried = True
         self._size += _size(part.fit) + _size(part.validation)
@@ -414,22 +363,3 @@ def _copied(stage: Op) -> Op:
 def _size(joint: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
     return float(joint.square.sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _RefitCandidate:
-    """A chain with its error over the held-out positions.
-
-    Attributes:
-        chain: in place of the layer.
-        on_validation: its outputs.
-        error: Σ (y − ŷ)ᵀ G (y − ŷ) over the held-out positions.
-        sensitivity: of a CP model.
-        unweighted: Σ ‖y − ŷ‖² over fitted and held-out positions.
-    """
-
-    chain: Chain
-    on_validation: OnSums
-    error: float
-    sensitivity: float | None = None
-    unweighted: float = 0.0
