@@ -1,6 +1,8 @@
 """Higher-order orthogonal iteration on the two channel modes of a kernel.
 
-De Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000.
+De Lathauwer, De Moor and Vandewalle, SIAM J. Matrix Anal. Appl. 21, 2000; started from one factor
+alone, as in the sequentially truncated HOSVD (Vannieuwenhoven, Vandebril and Meerbergen, SIAM J.
+Sci. Comput. 34, 2012).
 """
 
 from __future__ import annotations
@@ -11,97 +13,124 @@ from rankfold import linalg
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array
 
-LEAST_SWEEPS = 2
-"""Fewer than these say nothing of whether the error has settled."""
-_PRECISE = 1e-3
-"""Relative error below which projections run in float64: its square is 1e-6 of the energy, near the
-rounding of sums in float32."""
-_SMALL = 500_000
+_PRECISE = 1e-2
+"""Relative error below which all is done in float64: its square is 1e-4 of the energy, which sums
+in float32 tell to 1e-7 of it, and so to a thousandth."""
+_SMALL = 100_000
 """Elements below which float32 saves no time worth having."""
-_MORE_SWEEPS = 40
-_TOLERANCE = 1e-4
-"""Relative change of the squared error between sweeps at which it counts as settled."""
-_CHEAP = 50_000_000
-"""Multiplications of all sweeps together that are cheap: 10 ms at 10 GFLOP/s."""
+_SETTLING = 1e-2
+"""Relative decrease of the squared error by a solve, at which one more step is the last: 0.5 % of
+the error. For 3x3 kernels and larger ones a solve gains a tenth of what the one before it did."""
+_SETTLED = 1e-4
+"""The same where solves are cheap; what it leaves is about 0.1 % for white noise, where settling is
+slowest."""
+_CHEAP = 100_000_000
+"""Multiplications of all cheap solves together: 10 ms at 10 GFLOP/s."""
+_MOST_CHEAP = 80
+_MOST_SOLVES = 12
+"""At most, where they are not cheap: kernels of one to three positions settle slowly."""
+_OUTPUT, _INPUT = 0, 1
 
 
-def hooi(spectrum: Spectrum, left: Array, right: Array) -> tuple[Array, Array, Array]:
-    """Improve orthonormal factors by HOOI, and return (core, left, right).
+def hooi(spectrum: Spectrum, ranks: tuple[int, int]) -> tuple[Array, Array, Array]:
+    """Compute core and orthonormal factors, (core, left, right), of a kernel by HOOI.
 
-    A large tensor is projected in float32, unless what is left out is too small to be seen in it.
+    A large tensor is handled in float32, unless what is left out is too small to be seen in it.
 
     Args:
         spectrum: of the weight.
-        left: (groups, out, r_out).
-        right: (groups, in, r_in).
+        ranks: (output rank, input rank), per group.
+
+    Returns:
+        (groups, r_out, r_in, positions), (groups, out, r_out) and (groups, in, r_in), in float64.
     """
     # For orthonormal U and V the best core is W ×₁ Uᵀ ×₂ Vᵀ, and ‖W − Ŵ‖² = ‖W‖² − ‖core‖². With V
     # fixed, ‖core‖ is largest for the leading left singular vectors U of the output unfolding of
     # W ×₂ Vᵀ; likewise V. Where one of the ranks is full, its factor is any basis, the other the
     # HOSVD's, and that is the optimum already.
     groups, out, into, positions = spectrum.tensor.shape
-    fixed = left.shape[2] == out or right.shape[2] == into
-    small = math.prod(spectrum.tensor.shape) < _SMALL
-    precise = fixed or small
-    if not precise:
-        least = max(spectrum.left_out("output", left), spectrum.left_out("input", right))
-        precise = least < _PRECISE**2 * spectrum.energy
-    tensor = spectrum.tensor if precise else linalg.single(spectrum.tensor)
-    by_input = linalg.contiguous(tensor.swapaxes(2, 3)).reshape(groups, -1, into)
-
-    def core_of(left: Array, right: Array) -> Array:
-        half = (by_input @ linalg.cast(right, tensor.dtype)).reshape(groups, out, -1)
-        core: Array = linalg.cast(left.mT, tensor.dtype) @ half
-        return linalg.double(core).reshape(groups, -1, positions, right.shape[2]).swapaxes(2, 3)
-
-    if fixed:
-        return core_of(left, right), left, right
-    by_output = linalg.contiguous(linalg.permuted(tensor, (0, 2, 3, 1))).reshape(groups, -1, out)
-    swept = _swept(by_input, by_output, left, right, spectrum.energy)
-    core = core_of(*swept)
-    if precise:  # where rounding may have made it worse
-        start = core_of(left, right)
-        if linalg.inner(start, start) > linalg.inner(core, core):
-            return start, left, right
-    return core, *swept
+    r_out, r_in = ranks
+    energy = spectrum.energy
+    if r_out == out or r_in == into:
+        left, right = spectrum.leading("output", r_out), spectrum.leading("input", r_in)
+        core = left.mT @ _projected(_by_position(spectrum.tensor), _INPUT, right)
+    else:
+        coarse = math.prod(spectrum.tensor.shape) >= _SMALL
+        if coarse:
+            tensor = _by_position(linalg.single(spectrum.tensor))
+            core, left, right = _swept(tensor, ranks, energy)
+            coarse = energy - linalg.inner(core, core) >= _PRECISE**2 * energy
+        if not coarse:
+            core, left, right = _swept(_by_position(spectrum.tensor), ranks, energy)
+    core = core.reshape(groups, r_out, positions, r_in).swapaxes(2, 3)
+    return core, left, right
 
 
-def _swept(
-    by_input: Array, by_output: Array, left: Array, right: Array, energy: float
-) -> tuple[Array, Array]:
-    """Sweep once and a half, or more often until the error settles where sweeps are cheap.
+def _by_position(tensor: Array) -> Array:
+    """Lay (groups, out, in, positions) out as (groups, out, positions, in)."""
+    return linalg.contiguous(tensor.swapaxes(2, 3))
 
-    The half is a step of subspace iteration, at a fifth of the cost of eigenvectors: a sweep and a
-    half end within 0.01 % of the error that more sweeps lead to.
+
+def _swept(tensor: Array, ranks: tuple[int, int], energy: float) -> tuple[Array, Array, Array]:
+    """Solve for the two factors in turns until the error settles; return core, left and right.
 
     Args:
-        by_input: (groups, out · positions, in).
-        by_output: (groups, in · positions, out).
-        left: (groups, out, r_out).
-        right: (groups, in, r_in).
+        tensor: (groups, out, positions, in).
+        ranks: (output rank, input rank).
         energy: the squared norm of the tensor.
+
+    Returns:
+        The core (groups, r_out, positions · r_in) and the factors, in float64.
     """
-    into, out = by_input.shape[2], by_output.shape[2]
-    work = math.prod(by_input.shape) * (left.shape[2] + right.shape[2])
-    most = min(_MORE_SWEEPS, _CHEAP // work)
+    # In this layout, the positions between the channels, W ×₂ Vᵀ and W ×₁ Uᵀ are plain products,
+    # and what they give is an unfolding without a transposition. The factor of the smaller side
+    # comes first, from the tensor itself, since its eigenvectors are the cheaper ones. At the end
+    # a step of subspace iteration gains most of what further eigenvectors would, in less time.
+    groups, out, _, into = tensor.shape
+    side = _INPUT if into <= out else _OUTPUT
+    unfolding = tensor.reshape(groups, -1, into).mT if side else tensor.reshape(groups, out, -1)
+    factors: dict[int, Array] = {}
     kept = 0.0
-    for sweep in range(max(1, most)):
-        left = linalg.leading(_projected(by_input, right, out), left.shape[2])
-        projected = _projected(by_output, left, into)
-        right = linalg.leading(projected, right.shape[2])
-        if most <= LEAST_SWEEPS:
+    cheap = min(_MOST_CHEAP, _CHEAP // (math.prod(tensor.shape) * sum(ranks)))
+    for solves in range(1, max(_MOST_SOLVES, cheap) + 1):
+        pairs = linalg.leading_pairs(unfolding, ranks[side])
+        factors[side] = pairs.vectors
+        unfolding = _projected(tensor, side, pairs.vectors)
+        side = _OUTPUT if side else _INPUT
+        # what the first factor keeps is before any projection, and no measure of the others
+        before, kept = kept, float(pairs.values.sum())
+        settled = _SETTLED if solves < cheap else _SETTLING
+        if solves > 2 and kept - before <= settled * (energy - kept):
             break
-        turned = linalg.double(right.mT) @ linalg.double(projected)
-        before, kept = kept, linalg.inner(turned, turned)
-        if sweep + 1 >= LEAST_SWEEPS and kept - before <= _TOLERANCE * (energy - kept):
-            return left, right
-    projected = _projected(by_input, right, out)
-    moved = projected @ (projected.mT @ linalg.cast(left, projected.dtype))
-    left = linalg.double(linalg.orthonormal(moved))
-    return left, right
+    factors[side] = _stepped(unfolding, factors[side])
+    core = linalg.cast(factors[side].mT, tensor.dtype) @ unfolding
+    if side:
+        core = core.mT.reshape(groups, ranks[0], -1)
+    return linalg.double(core), factors[_OUTPUT], factors[_INPUT]
 
 
-def _projected(unfolded: Array, factor: Array, size: int) -> Array:
-    """Multiply (groups, size · positions, n) by (groups, n, rank), as (groups, size, -1)."""
-    projected: Array = unfolded @ linalg.cast(factor, unfolded.dtype)
-    return projected.reshape(unfolded.shape[0], size, -1)
+def _projected(tensor: Array, side: int, factor: Array) -> Array:
+    """Project one channel mode on a factor, and return the unfolding along the other.
+
+    Args:
+        tensor: (groups, out, positions, in).
+        side: of the factor.
+        factor: (groups, out or in, rank).
+    """
+    groups, out, _, into = tensor.shape
+    factor = linalg.cast(factor, tensor.dtype)
+    if side:
+        return (tensor.reshape(groups, -1, into) @ factor).reshape(groups, out, -1)
+    projected: Array = factor.mT @ tensor.reshape(groups, out, -1)
+    return projected.reshape(groups, -1, into).mT
+
+
+def _stepped(unfolding: Array, factor: Array) -> Array:
+    """Move a basis (groups, n, rank) towards the leading subspace by a step of iteration."""
+    basis = linalg.cast(factor, unfolding.dtype)
+    rows, columns = unfolding.shape[1:]
+    if rows <= columns and 4 * factor.shape[2] > rows:  # fewer products by way of A Aᵀ
+        moved = (unfolding @ unfolding.mT) @ basis
+    else:
+        moved = unfolding @ (unfolding.mT @ basis)
+    return linalg.double(linalg.orthonormal(moved))

@@ -224,21 +224,6 @@ class Spectrum:
             self._grams[side] = smaller_gram(self._unfolding(side))
         return self._grams[side]
 
-    def left_out(self, side: Side, basis: Array) -> float:
-        """Return how much of `energy` the leading vectors of an unfolding leave out.
-
-        Args:
-            side: which unfolding.
-            basis: (groups, n, rank), of `leading`.
-        """
-        rank, unfolding = basis.shape[2], self._unfolding(side)
-        if few_pay(unfolding, rank):
-            inside = basis.mT @ unfolding
-            kept = inner(inside, inside)
-        else:  # as `leading` chooses; the values come with the vectors, and no product is needed
-            kept = float(self.eigen(side).values[:, :rank].sum())
-        return max(0.0, self.energy - kept)
-
     def _unfolding(self, side: Side) -> Array:
         if side == "output":
             return self.matrix

@@ -140,9 +140,7 @@ class Tucker2:
         r_out, r_in = ranks
         if spectrum.metric is not None:
             return self._regressed(op, ranks, spectrum, placement)
-        core, left, right = hooi(
-            spectrum, spectrum.leading("output", r_out), spectrum.leading("input", r_in)
-        )
+        core, left, right = hooi(spectrum, (r_out, r_in))
         error = spectrum.relative_error(linalg.inner(core, core))
         return Factorization(self._placed(op, right, core, left, spectrum.scale, placement), error)
 

@@ -61,6 +61,10 @@ class Eigen:
         """Return the first `rank` eigenvectors of each group, (groups, n, rank)."""
         return self.vectors[..., :rank]
 
+    def first(self, rank: int) -> Eigen:
+        """Return the first `rank` eigenpairs of each group."""
+        return Eigen(self.values[..., :rank], self.leading(rank))
+
 
 def gram(matrices: Array) -> Array:
     """Return A Aᵀ of each matrix of a stack, in float64: (groups, n, m) to (groups, n, n)."""
@@ -101,7 +105,11 @@ def left_eigen(matrices: Array, grams: Array | None = None) -> Eigen:
         grams = smaller_gram(matrices)
     if matrices.shape[-2] <= matrices.shape[-1]:
         return eigh(grams)
-    right = eigh(grams)
+    return _of_left(matrices, eigh(grams))
+
+
+def _of_left(matrices: Array, right: Eigen) -> Eigen:
+    """Turn eigenpairs of Aᵀ A into those of A Aᵀ."""
     basis, _ = namespace(matrices).linalg.qr(double(matrices) @ right.vectors)
     return Eigen(right.values, basis)
 
@@ -114,15 +122,30 @@ def leading(matrices: Array, rank: int, grams: Array | None = None) -> Array:
         rank: 1 to n.
         grams: `smaller_gram` of them, where it is at hand.
     """
+    return leading_pairs(matrices, rank, grams).vectors
+
+
+def leading_pairs(matrices: Array, rank: int, grams: Array | None = None) -> Eigen:
+    """Return leading left singular vectors with the squared singular values.
+
+    Args:
+        matrices: (groups, n, m).
+        rank: 1 to n.
+        grams: `smaller_gram` of them, where it is at hand.
+
+    Returns:
+        Values (groups, rank) and vectors (groups, n, rank).
+    """
     if rank > matrices.shape[-1]:
-        return eigh(gram(matrices)).leading(rank)
-    if not few_pay(matrices, rank):
-        return left_eigen(matrices, grams).leading(rank)
-    wide = matrices.shape[-2] <= matrices.shape[-1]
+        return eigh(gram(matrices)).first(rank)
     if grams is None:
         grams = smaller_gram(matrices)
-    vectors = np.stack([_few_vectors(matrix, rank) for matrix in grams])
-    return vectors if wide else np.linalg.qr(matrices @ vectors)[0]
+    if few_pay(matrices, rank):
+        pairs = [_few_pairs(matrix, rank) for matrix in grams]
+        eigen = Eigen(*(np.stack(parts) for parts in zip(*pairs, strict=True)))
+    else:
+        eigen = eigh(grams).first(rank)
+    return eigen if matrices.shape[-2] <= matrices.shape[-1] else _of_left(matrices, eigen)
 
 
 def few_pay(matrices: Array, rank: int) -> bool:
@@ -135,14 +158,13 @@ def few_pay(matrices: Array, rank: int) -> bool:
     return isinstance(matrices, np.ndarray) and bool(size >= LARGE and rank <= _FEW * size)
 
 
-def _few_vectors(matrix: Array, rank: int) -> Array:
-    """Return the leading eigenvectors alone, without the time that the others would take."""
+def _few_pairs(matrix: Array, rank: int) -> tuple[Array, Array]:
+    """Return the leading eigenpairs alone, without the time that the others would take."""
     from scipy.linalg import eigh as partial
 
     size = len(matrix)
-    vectors: Array
-    _, vectors = partial(matrix, driver="evr", subset_by_index=[size - rank, size - 1])
-    return vectors[:, ::-1]
+    values, vectors = partial(matrix, driver="evr", subset_by_index=[size - rank, size - 1])
+    return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 
 def few(rank: int, size: int) -> bool:
