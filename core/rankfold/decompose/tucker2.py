@@ -1,9 +1,9 @@
 """Tucker-2: a convolution becomes pointwise, core convolution, pointwise.
 
 W ≈ core ×_out U ×_in V with orthonormal U (out, r_out) and V (in, r_in) (Kim et al., arXiv
-1511.06530). The factors start as leading singular vectors of the two channel unfoldings (HOSVD)
-and are improved by sweeps of higher-order orthogonal iteration (HOOI). Stride, padding, dilation
-and groups stay on the core; the bias goes to the last stage.
+1511.06530). One factor starts as the leading singular vectors of its unfolding, and both are solved
+for in turns by higher-order orthogonal iteration (HOOI). Stride, padding, dilation and groups stay
+on the core; the bias goes to the last stage.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Tucker2:
         placement: Placement,
         rng: np.random.Generator,
     ) -> Factorization:
-        """Improve the HOSVD by HOOI; the error is that of the projection.
+        """Compute the factors by HOOI; the error is that of the projection.
 
         Under a metric: input channels by the plain or by the whitened channel mode, whichever
         serves better; core and last stage by reduced-rank regression on them.
