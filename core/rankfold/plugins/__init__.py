@@ -7,6 +7,7 @@ from rankfold.adapters.base import (
     Adapter,
     Calibrates,
     Checked,
+    CountsParameters,
     Distributed,
     Expands,
     Folding,
@@ -19,6 +20,8 @@ from rankfold.adapters.base import (
     Trace,
 )
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
+from rankfold.calibration.batches import Calibration
+from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.decompose.base import (
     CountsByFormula,
     Decomposition,
@@ -66,12 +69,14 @@ __all__ = [
     "AllocatesModel",
     "Allocation",
     "Calibrates",
+    "Calibration",
     "Chain",
     "Checked",
     "Choice",
     "Conv",
     "ConvTranspose",
     "CountsByFormula",
+    "CountsParameters",
     "Decomposition",
     "Demo",
     "Distributed",
@@ -85,6 +90,7 @@ __all__ = [
     "Judges",
     "Layer",
     "LayerGroup",
+    "LayerMoments",
     "LayerPlan",
     "LayerRule",
     "LayerTensor",
@@ -105,6 +111,7 @@ __all__ = [
     "Refused",
     "RegressesLaterStages",
     "Regression",
+    "RegressionSums",
     "Rule",
     "SearchesModels",
     "Spectrum",
