@@ -99,7 +99,7 @@ class LayerVisits:
             return
         alike = all(np.array_equal(site.layout.groups, here) for site in sites)
         if alike and self._open[path][here].all() and self._whole_layers(path, here):
-            self._decide(path, *self._joints(path, sites, inputs, targets, batches, here), here)
+            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
         else:
             self.decide(path)
 
@@ -169,12 +169,12 @@ class LayerVisits:
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
-        groups: Ints,
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
         op = self.layers[path]
         if not has_regression(op):
             return None, None
+        groups = sites[0].layout.groups
         whole = len(groups) == op.groups
         basis = self.visit.basis(path) if whole else self.visit.basis(path, groups.tolist())
         fit, validation = OutputSums(), OutputSums()

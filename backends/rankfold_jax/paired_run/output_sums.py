@@ -51,7 +51,7 @@ def joint_terms(
     bias: Array,
     chosen: Any,
     held: Array,
-    basis: Array | None = None,
+    basis: Array | None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The sums over fitted and over held-out rows of a batch.
 

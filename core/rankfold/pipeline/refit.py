@@ -33,7 +33,6 @@ from rankfold.pipeline.refit_problem import (
     is_wide,
 )
 from rankfold.pipeline.replacement import Decision, decide
-from rankfold.plan.plan import LayerPlan
 from rankfold.policies.base import Choice
 from rankfold.progress import Advance, progress
 
@@ -217,7 +216,7 @@ class Refit:
                 visited.unknown = True  # its inputs are others now
             else:
                 part = LayerPart(op, chain, groups, fit, validation)
-                problem = self._problem(path, layer, visited.start.layer, part)
+                problem = self._problem(path, part)
                 if problem is not None:
                     best = best_refit(problem, part, visited.start.layer.sensitivity)
                     visited.take(best, part)
@@ -241,10 +240,10 @@ class Refit:
         """Let go of the chain of a layer, whose module is built next."""
         self._visited.pop(path, None)
 
-    def _problem(
-        self, path: str, layer: Layer, done: LayerPlan, part: LayerPart
-    ) -> RefitProblem | None:
+    def _problem(self, path: str, part: LayerPart) -> RefitProblem | None:
         """Return what to solve for; None without a measure of errors."""
+        layer, _ = self._chosen[path]
+        done = self._visited[path].start.layer
         metric = layer.spectrum.metric if part.groups is None else part.metric(layer.moments)
         if metric is None:
             return None
