@@ -14,9 +14,9 @@ from threadpoolctl import threadpool_info
 _PACKAGES = ("numpy", "scipy", "tensorly", "torch", "scikit-learn")
 
 
-def statement() -> str:
+def statement(number: int | None = None) -> str:
     """Cores, model, threads, versions, and the BLAS with the architecture it is dispatched to."""
-    number = threads.count()
+    number = threads.count() if number is None else number
     versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
     return (
         f"on {os.cpu_count()} cores of {_model()} with {number} thread{'s'[: number > 1]} in every "

@@ -88,7 +88,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main(names: Sequence[str]) -> None:
     """Prints a table."""
-    print(statement())
+    print(statement(1))
     print("| | passes, CPU s | compress / passes | multiply-accumulates left | outputs off by |")
     print("|---|---:|---:|---:|---:|")
     torch.set_num_threads(1)
