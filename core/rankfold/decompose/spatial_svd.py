@@ -7,6 +7,8 @@ only one that can pay on a depthwise convolution.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,7 +20,11 @@ from rankfold.calibration.weighted_norm import Metric, along_channels
 from rankfold.decompose.base import Placement, RankTuple, decompose
 from rankfold.decompose.matrix_svd import COUNT, MatrixSVD
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import Regression, most_explained
+from rankfold.decompose.reduced_rank_regression import (
+    Regression,
+    most_explained,
+    tries_plain_basis,
+)
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import along
 from rankfold.linalg import Array
@@ -95,7 +101,7 @@ class SpatialSVD(MatrixSVD):
             yield stage, Regression.at_positions(spectrum, stage.mT, spectrum.kernel[1])
 
     def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
-        """Yield nested vertical stages (groups, rank, in · kh): plain, then weighted.
+        """Yield nested vertical stages (groups, rank, in · kh): plain if it is cheap, and weighted.
 
         The best vertical stage under a metric has no closed form: the kw columns of the kernel
         share it, while the inputs that they see differ and are correlated. Two matrices are
@@ -107,10 +113,11 @@ class SpatialSVD(MatrixSVD):
         """
         metric = spectrum.metric
         assert metric is not None
-        if self._side(op) == "spatial_rows":
-            yield spectrum.projected("spatial_rows", rank)[1]
-        else:
-            yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
+        if tries_plain_basis(spectrum):
+            if self._side(op) == "spatial_rows":
+                yield spectrum.projected("spatial_rows", rank)[1]
+            else:
+                yield spectrum.leading("spatial_columns", rank).swapaxes(1, 2)
         yield self._weighted_vertical(op, spectrum, metric, rank)
 
     def _weighted_vertical(self, op: Op, spectrum: Spectrum, metric: Metric, rank: int) -> Array:
@@ -122,11 +129,12 @@ class SpatialSVD(MatrixSVD):
             column = metric.inputs  # ⊗ 1 of the rows of the kernel
         else:
             column = metric.inputs.reshape(groups, into, kh, kw, into, kh, kw)
-            column = np.einsum("gihwjkw->gihjk", column, dtype=np.float64)
-            column = column.reshape(groups, into * kh, -1) / kw
+            columns = (column[:, :, :, w, :, :, w] for w in range(kw))
+            column = functools.reduce(operator.add, columns).reshape(groups, into * kh, -1) / kw
         if self._side(op) == "spatial_rows":
-            gram = along_channels(weighted, column) @ weighted.mT
-            basis = linalg.eigh(gram).leading(rank)
+            narrow = weighted.astype(column.dtype)
+            gram = along_channels(narrow, column) @ narrow.mT
+            basis = linalg.approximate_leading(gram, rank)
         else:
             root = linalg.eigh(column)
             half = along_channels(weighted, root.vectors * np.sqrt(root.values)[:, None, :])

@@ -19,7 +19,11 @@ from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding, decompose
 from rankfold.decompose.hooi import hooi
 from rankfold.decompose.rank_grid import spaced
-from rankfold.decompose.reduced_rank_regression import Regression, most_explained
+from rankfold.decompose.reduced_rank_regression import (
+    Regression,
+    most_explained,
+    tries_plain_basis,
+)
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
 from rankfold.errors import RankfoldError
@@ -226,9 +230,11 @@ class Tucker2:
 
     def _input_bases(self, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Yield nested orthonormal bases (groups, in, rank) of the input channels."""
-        yield spectrum.leading("input", rank)
-        if spectrum.metric is not None:
-            yield self._whitened_basis(spectrum, spectrum.metric, rank)
+        metric = spectrum.metric
+        if metric is None or tries_plain_basis(spectrum):
+            yield spectrum.leading("input", rank)
+        if metric is not None:
+            yield self._whitened_basis(spectrum, metric, rank)
 
     @staticmethod
     def _whitened_basis(spectrum: Spectrum, metric: Metric, rank: int) -> Array:
@@ -243,10 +249,8 @@ class Tucker2:
         # the span of M Mᵀ H U = H^-ᵀ U Λ: no inverse is needed.
         half = root.vectors * np.sqrt(root.values)[:, None, :]
         turned = np.matmul(half.swapaxes(1, 2), unfolded)
-        eigen = linalg.eigh(linalg.gram(turned))
-        basis, _ = np.linalg.qr(
-            np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), eigen.leading(rank))
-        )
+        leading = linalg.approximate_leading(linalg.gram(turned), rank)
+        basis, _ = np.linalg.qr(np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), leading))
         whitened: Array = basis
         return whitened
 

@@ -25,6 +25,7 @@ from rankfold.linalg.arrays import (
 from rankfold.linalg.subspaces import (
     LARGE,
     Eigen,
+    approximate_leading,
     cholesky,
     eigenvalues,
     eigh,
@@ -45,6 +46,7 @@ __all__ = [
     "LARGE",
     "Array",
     "Eigen",
+    "approximate_leading",
     "cast",
     "cholesky",
     "contiguous",

@@ -167,6 +167,22 @@ def _few_pairs(matrix: Array, rank: int) -> tuple[Array, Array]:
     return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 
+def approximate_leading(grams: Array, rank: int) -> Array:
+    """Return leading eigenvectors (groups, n, rank) of Gram matrices, to the rounding of float32.
+
+    For bases on which a regression follows, that is exact for any basis: a basis that is off by
+    1e-6 explains less by the square of that.
+
+    Args:
+        grams: (groups, n, n), positive semi-definite.
+        rank: 1 to n.
+    """
+    if not isinstance(grams, np.ndarray) or grams.shape[-1] < _SAMPLED:
+        return eigh(grams).leading(rank)
+    # A third of the time of all eigenpairs in float64, at a quarter of the order.
+    return np.stack([_few_pairs(single(matrix), rank)[1] for matrix in grams])
+
+
 def few(rank: int, size: int) -> bool:
     """Return whether a subspace of that rank is sampled, at a fraction of the cost."""
     return size >= _SAMPLED and rank <= _FEW * size

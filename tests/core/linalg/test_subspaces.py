@@ -37,3 +37,16 @@ def test_a_matrix_that_is_not_definite_has_no_cholesky_factor(at: int) -> None:
     matrix[0, at, at] = -1.0
     with pytest.raises(np.linalg.LinAlgError):
         linalg.cholesky(matrix)
+
+
+@pytest.mark.parametrize("size", [40, 600])
+@pytest.mark.parametrize("rank", [1, 25])
+def test_an_approximate_basis_holds_as_much_as_the_exact_one(size: int, rank: int) -> None:
+    rng = np.random.default_rng(0)
+    half = rng.standard_normal((2, size, size)) * np.geomspace(1.0, 1e-3, size)
+    gram = half @ half.mT
+    basis = np.asarray(linalg.approximate_leading(gram, rank), dtype=np.float64)
+    assert basis.shape == (2, size, rank)
+    assert np.allclose(basis.mT @ basis, np.eye(rank), atol=1e-4)
+    kept = np.einsum("gnr,gnm,gmr->g", basis, gram, basis)
+    assert np.allclose(kept, linalg.eigenvalues(gram)[:, :rank].sum(axis=1), rtol=1e-5)
