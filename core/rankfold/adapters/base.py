@@ -368,3 +368,14 @@ class Expands(Protocol):
         Raises:
             Refused: what stands in the place of a layer is not a chain that `build` gave.
         """
+
+
+@runtime_checkable
+class NamesParts(Protocol):
+    """Optional: what a call changes for a while; without it that is the model alone."""
+
+    def parts(self, model: Any) -> Iterable[object]:
+        """Return everything in the model that may be changed: modules and variables."""
+
+    def thread_state(self) -> Callable[[], object]:
+        """Return a function that puts the state of the current thread back as it is now."""

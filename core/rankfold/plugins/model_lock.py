@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import wraps
 from operator import attrgetter
-from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, TypeVar
 
+from rankfold.adapters.base import NamesParts
 from rankfold.errors import RankfoldError
 from rankfold.plugins.registry import registry
 from rankfold.state.restoration import Restored, settled
@@ -27,17 +28,6 @@ _PAUSE = 5e-3
 """Seconds between two looks at whether a model is free: next to nothing against a call."""
 _DEADLOCKED = 100
 """Looks after which calls that wait for each other are taken to do so for good."""
-
-
-@runtime_checkable
-class Parted(Protocol):
-    """An adapter that says what a call changes for a while; without it that is the model alone."""
-
-    def parts(self, model: Any) -> Iterable[object]:
-        """Return everything in the model that may be changed: modules and variables."""
-
-    def thread_state(self) -> Callable[[], object]:
-        """Return a function that puts the state of the current thread back as it is now."""
 
 
 _owners: dict[int, _Call] = {}
@@ -78,7 +68,7 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             with ExitStack() as stack:
                 stack.enter_context(Restored(this_call.release))
                 for _, used in pairs:
-                    if isinstance(used, Parted):
+                    if isinstance(used, NamesParts):
                         stack.enter_context(Restored(used.thread_state()))
                 this_call.take(lambda: [part for pair in pairs for part in _parts(*pair)])
                 return function(*args, **kwargs)
@@ -106,7 +96,7 @@ def _adapter_of(model: Any, adapter: Any) -> Any:
 
 
 def _parts(model: Any, adapter: Any) -> Iterable[object]:
-    return adapter.parts(model) if isinstance(adapter, Parted) else (model,)
+    return adapter.parts(model) if isinstance(adapter, NamesParts) else (model,)
 
 
 class _Call:
