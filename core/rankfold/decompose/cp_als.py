@@ -102,7 +102,8 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     # Starts are compared after a few sweeps each, and only the best is swept to the end. The slice
     # SVDs make large tensors deterministic and have no cancelling terms; the pencil is the model
     # itself where the tensor is of that rank, and noise amplified by ill-conditioned eigenvectors
-    # where it is not; random starts are for tensors so small that they cost nothing.
+    # where it is not; singular vectors of the unfoldings and random starts are for tensors so small
+    # that they cost nothing.
     effort = _Effort.of(core, rank)
     algebraic = from_pencil(core, rank, merge=effort.starts > 1)
     starts = [] if algebraic is None else [_measured(core, algebraic)]
@@ -116,6 +117,8 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         for _ in range(effort.starts - len(starts)):
             drawn = (rng.standard_normal((size, rank)) for size in core.shape)
             starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
+        if effort.starts > 1:
+            starts.append(Fit(from_singular_vectors(core, rank, rng), math.inf))
         starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
     model = _als(core, min(starts, key=attrgetter("error")), effort.sweeps, ridge)
     last_sweeps = _Effort.of(tensor, rank).last_sweeps
@@ -173,7 +176,8 @@ class _Effort:
     """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap.
 
     Attributes:
-        starts: how many, the algebraic one and that from slices included.
+        starts: how many, the algebraic one and that from slices included; where there are several,
+            singular vectors are one more.
         trial_sweeps: of each start, before the best is chosen.
         sweeps: of the best, at most.
         last_sweeps: over the full tensor, and at each other ridge, at most.
@@ -311,6 +315,26 @@ class _Sweeper:
         factor = linalg.ridge_solve(others, product, ridge)
         grams[mode] = factor.mT @ factor
         return factor
+
+
+def from_singular_vectors(tensor: Array, rank: int, rng: np.random.Generator) -> tuple[Array, ...]:
+    """Return the leading left singular vectors of every unfolding as the factors of a model.
+
+    Args:
+        tensor: (out, in, *kernel).
+        rank: of the model.
+        rng: draws the columns that a mode smaller than the rank has no singular vectors for.
+    """
+    factors: list[Array] = []
+    for mode, size in enumerate(tensor.shape):
+        factor = np.empty((size, rank))
+        vectors = linalg.host(linalg.leading(unfold(tensor, mode)[None], min(rank, size))[0])
+        factor[:, : vectors.shape[1]] = vectors
+        # of norm one on average, as the singular vectors are
+        drawn = rng.standard_normal((size, rank - vectors.shape[1]))
+        factor[:, vectors.shape[1] :] = drawn / math.sqrt(size)
+        factors.append(linalg.like(factor, tensor))
+    return tuple(factors)
 
 
 def from_slices(tensor: Array, rank: int) -> Fit:
