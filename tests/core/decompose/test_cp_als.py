@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from tests.benchmarks.exact_rank import FACTORS, exact
 
-from rankfold.decompose.cp_als import fit, from_singular_vectors
-from rankfold.decompose.tensor_algebra import unfold
+from rankfold.decompose.cp_als import fit
 
 
 @pytest.mark.parametrize("kind", FACTORS)
@@ -24,15 +23,3 @@ def test_a_kernel_of_that_rank_is_recovered(shape: tuple[int, ...], rank: int, k
         tensor = exact(shape, rank, kind, seed)
         scaled = tensor / abs(tensor).max()
         assert fit(scaled, rank, np.random.default_rng(0)).error < 1e-5
-
-
-def test_singular_vectors_start_where_the_mode_has_them() -> None:
-    tensor = np.random.default_rng(0).standard_normal((9, 7, 3, 4))
-    rank = 5
-    factors = from_singular_vectors(tensor, rank, np.random.default_rng(0))
-    assert [factor.shape for factor in factors] == [(size, rank) for size in tensor.shape]
-    for mode, factor in enumerate(factors):
-        vectors = np.linalg.svd(unfold(tensor, mode))[0][:, :rank]
-        alike = abs((vectors * factor[:, : vectors.shape[1]]).sum(axis=0))
-        np.testing.assert_allclose(alike, 1.0, rtol=1e-6)
-        assert np.linalg.matrix_rank(factor) == min(factor.shape)
