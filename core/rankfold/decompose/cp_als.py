@@ -13,7 +13,7 @@ contraction with the output factor serves the input mode.
 * Where the rank is below a channel count the fit runs on the Tucker core and is expanded
   afterwards (CANDELINC: Carroll, Pruzansky and Kruskal, Psychometrika 45, 1980).
 * One start is algebraic (`cp_pencil`): it is the model of a tensor that is of that rank, or all but
-  is, where sweeps from elsewhere end in local minima.
+  is, where sweeps from elsewhere end in local minima. It is dropped early where it cannot be.
 * Sweeps over large tensors run in float32 until the error gets too small to be seen in it.
 """
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.decompose.cp_pencil import from_pencil
+from rankfold.decompose.cp_starts import from_singular_vectors, from_slices
 from rankfold.decompose.tensor_algebra import (
     Fit,
     balance,
@@ -59,8 +60,8 @@ _TOLERANCE = 1e-6
 """Relative change of the error between sweeps at which it counts as settled."""
 _CHEAP = 20_000_000
 """Multiplications of a sweep, the unit of effort: some 4 ms at 10 GFLOP/s."""
-_MOMENTUM = (0.8, 0.98)
-"""First and largest: below 1, or the differences of sweeps would add up without end."""
+_MOMENTUM = 0.8
+"""Of the first sweep."""
 _GROWTH = 1.5
 """Of the momentum per sweep that lowers the error; one halving outweighs it."""
 _PRECISE = 1e-2
@@ -90,7 +91,7 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         Balanced factors and the relative error.
     """
     if rank >= full_rank(tensor.shape) or tensor.ndim == 2:
-        return from_slices(tensor, rank)
+        return from_slices(tensor, rank, rng)
     bases = [
         linalg.leading(unfold(tensor, mode)[None], rank)[0] if rank < tensor.shape[mode] else None
         for mode in (0, 1)
@@ -102,7 +103,8 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     # Starts are compared after a few sweeps each, and only the best is swept to the end. The slice
     # SVDs make large tensors deterministic and have no cancelling terms; the pencil is the model
     # itself where the tensor is of that rank, and noise amplified by ill-conditioned eigenvectors
-    # where it is not; random starts are for tensors so small that they cost nothing.
+    # where it is not; singular vectors of the unfoldings and random starts are for tensors so small
+    # that they cost nothing.
     effort = _Effort.of(core, rank)
     algebraic = from_pencil(core, rank, merge=effort.starts > 1)
     starts = [] if algebraic is None else [_measured(core, algebraic)]
@@ -112,11 +114,14 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
         # An infinite error is that of a start which no sweep has seen. The pencil may fit better
         # than any ridge solution, by huge terms that cancel, and sweeps keep their best model: with
         # its own error it would stay the best. So it has to go through the ridge first.
-        starts = [from_slices(core, rank), *(Fit(start.factors, math.inf) for start in starts)]
+        starts = [from_slices(core, rank, rng), *(Fit(start.factors, math.inf) for start in starts)]
         for _ in range(effort.starts - len(starts)):
             drawn = (rng.standard_normal((size, rank)) for size in core.shape)
             starts.append(Fit(tuple(linalg.like(factor, core) for factor in drawn), math.inf))
-        starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
+        if effort.starts > 1:
+            starts.append(Fit(from_singular_vectors(core, rank, rng), math.inf))
+        if len(starts) > 1:
+            starts = [_als(core, start, effort.trial_sweeps, RIDGE) for start in starts]
     model = _als(core, min(starts, key=attrgetter("error")), effort.sweeps, ridge)
     last_sweeps = _Effort.of(tensor, rank).last_sweeps
     if any(basis is not None for basis in bases):
@@ -134,7 +139,7 @@ def fit(tensor: Array, rank: int, rng: np.random.Generator) -> Fit:
     if cheap or model.error < _SMALL:
         model = _with_less_ridge(tensor, model, last_sweeps)
     if cheap:
-        model = min(model, from_slices(tensor, rank), key=attrgetter("error"))
+        model = min(model, from_slices(tensor, rank, rng), key=attrgetter("error"))
     return _with_bounded_sensitivity(tensor, Fit(balance(model.factors), model.error), last_sweeps)
 
 
@@ -173,7 +178,8 @@ class _Effort:
     """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap.
 
     Attributes:
-        starts: how many, the algebraic one and that from slices included.
+        starts: how many, the algebraic one and that from slices included; where there are several,
+            singular vectors are one more.
         trial_sweeps: of each start, before the best is chosen.
         sweeps: of the best, at most.
         last_sweeps: over the full tensor, and at each other ridge, at most.
@@ -190,13 +196,13 @@ class _Effort:
         # they give, and memory traffic, about double that. Every limit is a number of
         # multiplications over this, between a least number of sweeps, below which ALS is hardly
         # off its start, and a most, beyond which another start is worth more. 20 trial sweeps for
-        # 8 starts stay below the 200 that follow.
+        # 8 starts stay below the 190 that follow.
         work = 4 * math.prod(tensor.shape) * rank
         starts = max(1, min(8, _CHEAP // (3 * work)))
         return _Effort(
             starts=starts,
             trial_sweeps=20 if starts > 1 else 2,  # enough to tell an algebraic start from none
-            sweeps=max(36, min(200, 100 * _CHEAP // work)),
+            sweeps=max(33, min(190, 100 * _CHEAP // work)),
             last_sweeps=max(6, min(60, 50 * _CHEAP // work)),
         )
 
@@ -223,8 +229,8 @@ def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
     coarse = large and ridge == RIDGE and error > _PRECISE
     sweeper = _Sweeper(linalg.single(tensor) if coarse else tensor, energy)
     previous = current = sweeper.cast(start.factors)
-    momentum = _MOMENTUM[0]
-    for _ in range(sweeps):
+    momentum = _MOMENTUM
+    for sweep in range(sweeps):
         if error <= _PRECISE and sweeper.coarse:
             sweeper = _Sweeper(tensor, energy)
             previous, current = sweeper.cast(previous), sweeper.cast(current)
@@ -234,7 +240,7 @@ def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
             momentum *= 0.5
             new, new_error = sweeper.swept(current, ridge)
         else:
-            momentum = min(_MOMENTUM[1], momentum * _GROWTH)
+            momentum = min(_most_momentum(sweep), momentum * _GROWTH)
         if not math.isfinite(new_error):
             break
         previous, current = current, new
@@ -244,6 +250,14 @@ def _als(tensor: Array, start: Fit, sweeps: int, ridge: float) -> Fit:
             break
         error = new_error
     return Fit(tuple(linalg.double(factor) for factor in best.factors), best.error)
+
+
+def _most_momentum(sweep: int) -> float:
+    # Steps turn often at first and hardly later, so that what serves most grows with the sweeps, as
+    # in Nesterov's method; below 1, or differences would add up without end. Against 0.98
+    # throughout, errors on six kernels were 0.6 % lower after 30 sweeps, 0.3 % after 100, 0.1 %
+    # after 200; slopes and starts between 6 and 12 were alike.
+    return 1.0 - 1.0 / (10.0 + 0.2 * sweep)
 
 
 class _Sweeper:
@@ -284,7 +298,8 @@ class _Sweeper:
         einsum = linalg.namespace(self._tensor).einsum
         _, b, *kernel = factors
         rank = b.shape[1]
-        grams = [f.mT @ f for f in factors]
+        others = [f.mT @ f for f in factors[1:]]
+        grams = [others[0], *others]  # the first is replaced before it is read
 
         half = (self._by_input @ b).reshape(self._out, -1, rank)
         a = self._solved(grams, 0, einsum("okr,kr->or", half, khatri_rao(kernel)), ridge)
@@ -311,39 +326,3 @@ class _Sweeper:
         factor = linalg.ridge_solve(others, product, ridge)
         grams[mode] = factor.mT @ factor
         return factor
-
-
-def from_slices(tensor: Array, rank: int) -> Fit:
-    """Take the leading rank-1 terms of the SVDs of all slices along the two largest modes.
-
-    Terms of different slices have different unit vectors in the other modes, those of one slice
-    different singular vectors: all are orthogonal. So the error is the energy of the terms left
-    out, the largest terms are the best choice, and with all of them the model is exact.
-    """
-    energy = linalg.inner(tensor, tensor)
-    order = sorted(range(tensor.ndim), key=lambda mode: -tensor.shape[mode])
-    rows, columns = sorted(order[:2])
-    rest = sorted(order[2:])
-    slices = linalg.permuted(tensor, (*rest, rows, columns)).reshape(
-        -1, tensor.shape[rows], tensor.shape[columns]
-    )
-    wide = slices.shape[1] <= slices.shape[2]
-    eigen = linalg.eigh(linalg.gram(slices if wide else slices.mT))
-    if wide:
-        left = eigen.vectors
-        right = slices.mT @ left
-    else:
-        right = eigen.vectors
-        left = slices @ right
-    strengths = linalg.host((left * left).sum(axis=1) * (right * right).sum(axis=1))
-    chosen = np.argsort(-strengths, axis=None, kind="stable")[:rank]
-    which, column = np.unravel_index(chosen, strengths.shape)
-    factors: list[Array] = [np.empty(0)] * tensor.ndim
-    factors[rows] = left[which, :, column].mT
-    factors[columns] = right[which, :, column].mT
-    sizes = [tensor.shape[mode] for mode in rest]
-    positions = np.unravel_index(which, sizes) if rest else ()
-    for mode, position in zip(rest, positions, strict=True):
-        factors[mode] = linalg.like(np.eye(tensor.shape[mode])[:, position], tensor)
-    left_out = max(energy - float(strengths.ravel()[chosen].sum()), 0.0)
-    return Fit(balance(tuple(factors)), math.sqrt(left_out / energy))

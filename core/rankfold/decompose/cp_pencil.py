@@ -16,11 +16,19 @@ from typing import TypeAlias
 import numpy as np
 
 from rankfold import linalg
-from rankfold.decompose.tensor_algebra import gram_product, khatri_rao
+from rankfold.decompose.tensor_algebra import gram_product, multiply, unfold
 from rankfold.linalg import Array
 
 _RIDGE = 1e-12
 """Relative: enough to solve where two terms are alike, and far below what a fit can see."""
+_LEAST_INSIDE = 0.99
+"""Of the energy within the leading subspace of the rows, hence a tenth of the error outside. With
+as much noise as that, or with less, sweeps from slices ended as low as from here: on 4-way and
+5-way tensors of exact rank 40 and 64 under 0.05 to 30 % of noise, from 3 % on."""
+_MOST_DISAGREEMENT = 0.5
+"""Of three combinations of slices, above which there is nothing to find. Measured on the same
+tensors: up to 0.2 under noise of 0.05 %, up to 0.8 from 1 % on, where sweeps from slices end as
+low; 0.70 to 0.73 for kernels of full rank."""
 Modes: TypeAlias = tuple[int, ...]
 
 
@@ -30,12 +38,13 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
     Args:
         tensor: (out, in, *kernel), not all zero.
         rank: of the model.
-        merge: whether modes of the kernel may join the output or the input, which makes larger
-            matrices and so serves higher ranks, at a higher cost.
+        merge: whether modes of the kernel may join the output or the input even where the channels
+            alone make matrices that are large enough: more slices may be had that way, at a higher
+            cost. Ranks above the channels have need of it, and get it.
 
     Returns:
         Factor matrices (size of the mode, rank); None where the modes do not make matrices with
-        both sides at least the rank and two slices or more.
+        both sides at least the rank and two slices or more, or the rows are far from that rank.
     """
     # For T = Σ_r a_r ∘ b_r ∘ c_r with independent a_r and independent b_r (rank ≤ both sides),
     # 1. the a_r span the leading left subspace L of the first unfolding, the b_r that of the
@@ -52,22 +61,40 @@ def from_pencil(tensor: Array, rank: int, *, merge: bool) -> tuple[Array, ...] |
     rows, columns, rest = groups
     sizes = [math.prod(tensor.shape[mode] for mode in modes) for modes in groups]
     merged = linalg.permuted(tensor, (*rows, *columns, *rest)).reshape(*sizes)
-    left = linalg.leading(merged.reshape(1, sizes[0], -1), rank)[0]
-    across = linalg.permuted(merged, (1, 0, 2)).reshape(1, sizes[1], -1)
-    right = linalg.leading(across, rank)[0]
-    inside = (left.mT @ merged.reshape(sizes[0], -1)).reshape(rank, *sizes[1:])
-    slices = linalg.permuted(inside, (2, 0, 1)) @ right
+    left, inside = _compressed(merged, 0, rank)
+    if linalg.inner(inside, inside) < _LEAST_INSIDE * linalg.inner(tensor, tensor):
+        return None
+    right, inside = _compressed(inside, 1, rank)
+    slices = linalg.permuted(inside, (2, 0, 1))
     flat = slices.reshape(sizes[2], -1)
-    pair = (linalg.leading(flat[None], 2)[0].mT @ flat).reshape(2, rank, rank)
-    a, b = _diagonalising(*linalg.host(pair))
+    count = min(3, sizes[2])
+    combined = (linalg.leading(flat[None], count)[0].mT @ flat).reshape(count, rank, rank)
+    first, second, *third = linalg.host(combined)
+    if third and _disagreement(first, second, third[0]) > _MOST_DISAGREEMENT:
+        return None
+    a, b = _diagonalising(first, second)
     inner = [linalg.like(a, tensor), linalg.like(b, tensor)]
-    c = linalg.ridge_solve(gram_product(inner), flat @ khatri_rao(inner), _RIDGE)
+    # row k of the unfolding times the Khatri-Rao product, without that product: aᵀ X_k b
+    product = (inner[0] * (slices @ inner[1])).sum(axis=1)
+    c = linalg.ridge_solve(gram_product(inner), product, _RIDGE)
     factors: list[Array] = [c] * tensor.ndim
-    for modes, factor in zip(groups, (left @ inner[0], right @ inner[1], c), strict=True):
+    outer = [
+        factor if basis is None else basis @ factor
+        for basis, factor in zip((left, right), inner, strict=True)
+    ]
+    for modes, factor in zip(groups, (*outer, c), strict=True):
         shape = [tensor.shape[mode] for mode in modes]
         for mode, part in zip(modes, _split(linalg.host(factor), shape), strict=True):
             factors[mode] = linalg.like(part, tensor)
     return tuple(factors)
+
+
+def _compressed(tensor: Array, mode: int, rank: int) -> tuple[Array | None, Array]:
+    """Return a basis of the leading subspace of a mode and the tensor in it; none for all of it."""
+    if rank == tensor.shape[mode]:
+        return None, tensor
+    basis = linalg.leading(unfold(tensor, mode)[None], rank)[0]
+    return basis, multiply(tensor, basis.mT, mode)
 
 
 def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Modes, Modes] | None:
@@ -80,6 +107,7 @@ def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Mode
     best: tuple[Modes, Modes, Modes] | None = None
     most = 1
     kernel = range(2, len(shape))
+    merge = merge or rank > min(shape[:2])
     for sides in itertools.product((2, 0, 1) if merge else (2,), repeat=len(kernel)):
         rows, columns, rest = (
             (*lead, *(mode for mode, side in zip(kernel, sides, strict=True) if side == group))
@@ -90,6 +118,21 @@ def _groups(shape: tuple[int, ...], rank: int, merge: bool) -> tuple[Modes, Mode
         if fits and slices > most:
             best, most = (rows, columns, rest), slices
     return best
+
+
+def _disagreement(first: Array, second: Array, third: Array) -> float:
+    """Return how far three matrices are from A diag(d) Bᵀ with the same A and B.
+
+    Q P⁻¹ R = R P⁻¹ Q where they are: 0. For three that have nothing in common the two products are
+    as good as orthogonal: 1 / √2. It takes a tenth of the time of the eigenvectors.
+    """
+    try:
+        middle = np.linalg.solve(first, np.concatenate([third, second], axis=1))
+    except np.linalg.LinAlgError:
+        return 0.0
+    one_way, other_way = second @ middle[:, : len(first)], third @ middle[:, len(first) :]
+    norms = np.linalg.norm(one_way) + np.linalg.norm(other_way)
+    return float(np.linalg.norm(one_way - other_way) / norms) if norms > 0.0 else 0.0
 
 
 def _diagonalising(first: Array, second: Array) -> tuple[Array, Array]:
