@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import numpy as np
-
 from rankfold.calibration.moments import RegressionSums
 from rankfold.errors import RankfoldError
-from rankfold.linalg import Array
+from rankfold.linalg import Array, is_finite
 from rankfold.ops import Op
 
 _LEAST_ROWS = 12800
@@ -46,7 +44,7 @@ def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | N
         sums: "xx", "yx", "x", "y", "square" and of held-out rows "yy", as in `RegressionSums`.
         count: the number of rows.
     """
-    if not count or not all(np.isfinite(total).all() for total in sums.values()):
+    if not count or not all(map(is_finite, sums.values())):
         return None
     return RegressionSums(**sums, count=count)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rankfold.linalg import Array, read_only
+from rankfold.linalg import Array, read_only, selected
 from rankfold.ops import Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
@@ -58,7 +58,7 @@ class LayerMoments:
     def of_groups(self, groups: Sequence[int]) -> LayerMoments:
         """Select the moments of some of the groups."""
         inputs, mean, grads = (
-            None if array is None else array[list(groups)]
+            None if array is None else selected(array, groups)
             for array in (self.inputs, self.mean, self.grads)
         )
         assert inputs is not None

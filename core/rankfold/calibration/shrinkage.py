@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.linalg import Array
 
 _LEAST = 1e-12
@@ -19,7 +20,7 @@ _TINY = 1e-300
 
 @dataclass(frozen=True, eq=False)
 class Shrinkage:
-    """A moment S shrunk towards the identity, Ŝ = kept · S + added · 1; both are (groups,)."""
+    """A moment S shrunk, Ŝ = kept · S + added · 1; both are (groups,), on the host."""
 
     kept: Array
     added: Array
@@ -44,12 +45,12 @@ def oas_shrinkage(moment: Array, samples: int) -> Shrinkage:
     # a single sample of the mean variance.
     size = moment.shape[1]
     if moment.ndim == 2:
-        levels = moment.mean(axis=1)
+        levels = linalg.host(moment.mean(axis=1))
         shares = np.full(len(moment), 1.0 / (1.0 + samples))
     else:
-        traces = np.trace(moment, axis1=1, axis2=2).astype(np.float64)
+        traces = linalg.traces(moment).astype(np.float64)
         levels = traces / size
-        squares = np.array([float(np.vdot(group, group)) for group in moment])
+        squares = linalg.squares(moment)
         spread = squares - traces * traces / size
         scatter = (squares + traces * traces) / (samples + 1.0)
         shares = np.where(spread > 0.0, np.minimum(1.0, scatter / np.maximum(spread, _TINY)), 1.0)
@@ -60,11 +61,11 @@ def oas_shrinkage(moment: Array, samples: int) -> Shrinkage:
 
 def shrunken(moment: Array, shrinkage: Shrinkage) -> Array:
     """Return a shrunk moment; of a diagonal, the diagonal."""
-    extra = (slice(None),) + (None,) * (moment.ndim - 1)
-    kept, added = (share[extra].astype(moment.dtype) for share in (shrinkage.kept, shrinkage.added))
+    kept, added = shrinkage.kept, shrinkage.added
+    if linalg.is_single(moment):
+        kept, added = linalg.single(kept), linalg.single(added)
+    mixed = linalg.scaled(moment, kept, 0)
     if moment.ndim == 2:
-        diagonal: Array = kept * moment + added
+        diagonal: Array = mixed + linalg.like(added[:, None], mixed)
         return diagonal
-    mixed: Array = kept * moment
-    mixed.reshape(len(mixed), -1)[:, :: mixed.shape[1] + 1] += added[:, 0]
-    return mixed
+    return linalg.loaded(mixed, added)

@@ -66,27 +66,27 @@ class Metric:
             self._taps = math.prod(op.weight.shape[2:])
         self.positions_per_example = moments.positions_per_example
         self.samples = moments.samples
-        inputs = np.asarray(moments.inputs)
-        if inputs.dtype != np.float32 or inputs.ndim == 2:
-            inputs = inputs.astype(np.float64, copy=False)
-        if not np.isfinite(inputs).all():
+        inputs = linalg.like(moments.inputs, op.weight)
+        if not linalg.is_single(inputs) or inputs.ndim == 2:
+            inputs = linalg.double(inputs)
+        if not linalg.is_finite(inputs):
             raise Refused("the moments of its inputs are not finite")
         self.mean: Array | None = None
         if op.bias is not None and inputs.ndim == 3:
-            mean = np.asarray(moments.mean, dtype=np.float64)
+            mean = linalg.double(linalg.like(moments.mean, op.weight))
             self.mean = linalg.read_only(mean) if mean.shape[1] == inputs.shape[1] else None
             if inputs.shape[1] != self._into * self._taps:
                 self.mean = None
         if self.mean is not None:
-            inputs = centred(inputs, self.mean.astype(inputs.dtype))
+            inputs = centred(inputs, linalg.cast(self.mean, inputs.dtype))
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
         self._set_inputs(inputs, self.unit, oas_shrinkage(inputs, samples))
         self._grads: Array | None = None
         self._root: Array | None = None
         if moments.grads is not None:
-            grads = np.asarray(moments.grads, dtype=np.float64)
-            if not np.isfinite(grads).all():
+            grads = linalg.double(linalg.like(moments.grads, op.weight))
+            if not linalg.is_finite(grads):
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
             self._grads = _regular(shrunken(grads, oas_shrinkage(grads, samples)))
@@ -94,7 +94,8 @@ class Metric:
             # rotated alike everywhere. A Cholesky factor costs a thirtieth of an
             # eigendecomposition.
             diagonal = self._grads.ndim == 2
-            self._root = np.sqrt(self._grads) if diagonal else linalg.cholesky(self._grads)
+            root = linalg.namespace(grads).sqrt if diagonal else linalg.cholesky
+            self._root = root(self._grads)
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:
@@ -115,20 +116,23 @@ class Metric:
         return other
 
     def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
-        if moment.dtype == np.float32:
+        if linalg.is_single(moment):
             # The largest variance is 1.
             rounding = float(np.finfo(np.float32).eps) * math.sqrt(moment.shape[1])
             if (shrinkage.added < _SINGLE * rounding * shrinkage.kept).any():
-                moment = moment.astype(np.float64)
+                moment = linalg.double(moment)
         self._moment = linalg.read_only(moment)
         self._inputs_unit = unit
         self._shrinkage = shrinkage
 
     @property
     def input_variance(self) -> Array:
-        """Mean variance of the inputs, (groups,), in their units; around 0 without a mean."""
+        """Mean variance of the inputs in their units, around 0 without a mean; on the host.
+
+        (groups,)
+        """
         moment = self._moment
-        diagonal = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
+        diagonal = linalg.host(moment if moment.ndim == 2 else linalg.diagonals(moment))
         variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
         return variance
 
@@ -149,7 +153,7 @@ class Metric:
         if self._root.ndim == 2:
             scaled: Array = rows * self._root[:, :, None]
             return scaled
-        return self._root.mT @ rows
+        return linalg.product(self._root.mT, rows)
 
     def unweight_outputs(self, rows: Array) -> Array:
         """Return L^-ᵀ A for A (groups, out/groups, n)."""
@@ -167,23 +171,23 @@ class Metric:
         if self._root.ndim == 2:
             scaled: Array = self._root[:, :, None] * columns
             return scaled
-        return self._root @ columns
+        return linalg.product(self._root, columns)
 
     def trace(self, square: Array) -> float:
         """Return tr(G A) for A (groups, out/groups, out/groups)."""
         if self._grads is None:
-            return float(np.einsum("goo->", square))
+            return float(linalg.einsum("goo->", square))
         if self._grads.ndim == 2:
-            return float(np.einsum("goo,go->", square, self._grads))
-        return float(np.vdot(self._grads, square))
+            return float(linalg.einsum("goo,go->", square, self._grads))
+        return linalg.inner(self._grads, square)
 
     def inner(self, left: Array, right: Array) -> float:
         """Return tr(G A Bᵀ) for A and B (groups, out/groups, n)."""
         if self._grads is None:
-            return float(np.vdot(left, right))
+            return linalg.inner(left, right)
         if self._grads.ndim == 2:  # the diagonal of A Bᵀ is all that counts
-            return float(np.vdot(self._grads[:, :, None] * left, right))
-        return float(np.vdot(self._grads, left @ right.mT))
+            return linalg.inner(self._grads[:, :, None] * left, right)
+        return linalg.inner(self._grads, linalg.product(left, right.mT))
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
@@ -193,25 +197,23 @@ class Metric:
     def full_inputs(self) -> Array:
         """Second moment C of the inputs as (groups, d, d)."""
         if self.inputs.ndim == 2:
-            return np.stack([np.diag(group) for group in self.inputs])
+            return linalg.diagonal_matrices(self.inputs)
         if self.channels_only:
-            eye = np.eye(self._taps)
-            return np.stack([np.kron(group, eye) for group in self.inputs])
+            return linalg.repeated(self.inputs, self._taps)
         return self.inputs
 
     def times_root(self, rows: Array) -> Array:
         """Return A R for A (groups, n, d), where R Rᵀ = C."""
         if self.inputs.ndim == 2:
-            scaled: Array = rows * np.sqrt(np.maximum(self.inputs, 0.0))[:, None, :]
+            scaled: Array = rows * linalg.root(self.inputs)[:, None, :]
             return scaled
         inputs = linalg.double(self.full_inputs)
         try:
             root = linalg.cholesky(inputs)
         except np.linalg.LinAlgError:  # to rounding, C is singular
             eigen = linalg.eigh(inputs)
-            root = eigen.vectors * np.sqrt(eigen.values)[:, None, :]
-        product: Array = np.matmul(rows, root)
-        return product
+            root = linalg.scaled(eigen.vectors, np.sqrt(eigen.values), 2)
+        return linalg.product(rows, root)
 
     @cached_property
     def channels(self) -> Array:
@@ -221,7 +223,7 @@ class Metric:
         if self.channels_only or self._taps == 1:
             return linalg.double(self.inputs)
         split = self.inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
-        mean: Array = np.einsum("gipjp->gij", split, dtype=np.float64) / self._taps
+        mean: Array = linalg.contracted(split, 2, 4) / self._taps
         return mean
 
     def squared(self, rows: Array) -> float:
@@ -233,7 +235,7 @@ class Metric:
         products = self._products(rows)
         moved = self._shrunken_products(rows, products)
         return Measured(
-            moved, self.inner(moved, rows), self._inputs_unit * float(np.vdot(products, rows))
+            moved, self.inner(moved, rows), self._inputs_unit * linalg.inner(products, rows)
         )
 
     def _products(self, rows: Array) -> Array:
@@ -243,45 +245,15 @@ class Metric:
             scaled: Array = rows * moment[:, None, :]
             return scaled
         # A product of the two precisions would be made in the higher, at the cost of a copy.
-        narrow = rows.astype(moment.dtype, copy=False)
+        narrow = linalg.cast(rows, moment.dtype)
         if self.channels_only:  # C = moment ⊗ 1 over the positions of the kernel
-            return linalg.double(along_channels(narrow, moment))
-        product: Array = np.matmul(narrow, moment)
-        return linalg.double(product)
+            return linalg.double(linalg.along_channels(narrow, moment))
+        return linalg.double(narrow @ moment)
 
     def _shrunken_products(self, rows: Array, products: Array) -> Array:
         kept, added = self._shrinkage.kept, self._shrinkage.added
-        moved: Array = kept[:, None, None] * products + added[:, None, None] * rows
+        moved: Array = linalg.scaled(products, kept, 0) + linalg.scaled(rows, added, 0)
         return moved
-
-
-def along_channels(rows: Array, matrix: Array) -> Array:
-    """Return A (M ⊗ 1) for A (groups, n, channels · positions) and M (groups, channels, k)."""
-    groups, n, _ = rows.shape
-    channels = matrix.shape[1]
-    split = rows.reshape(groups, n, channels, -1).swapaxes(2, 3)
-    moved = np.matmul(split.reshape(groups, -1, channels), matrix)
-    turned: Array = moved.reshape(groups, n, -1, matrix.shape[2]).swapaxes(2, 3)
-    return turned.reshape(groups, n, -1)
-
-
-def both_sides(moment: Array, basis: Array) -> Array:
-    """Return (V ⊗ 1)ᵀ M (V ⊗ 1) for M (groups, d, d) and V (groups, d / positions, rank)."""
-    # Block by block of two positions p and q: Vᵀ M_pq V, products of the order of V in place of
-    # those of the order of the patch that V ⊗ 1 as a matrix would need. M_qp is the transpose of
-    # M_pq. All is in the precision of the moment.
-    groups, size, _ = moment.shape
-    n, rank = basis.shape[1:]
-    basis = basis.astype(moment.dtype, copy=False)[:, None]
-    positions = size // n
-    split = moment.reshape(groups, n, positions, n, positions)
-    both = np.empty((groups, rank, positions, rank, positions), moment.dtype)
-    for p in range(positions):
-        blocks = np.ascontiguousarray(split[:, :, p, :, p:].transpose(0, 3, 1, 2))
-        blocks = basis.mT @ blocks @ basis
-        both[:, :, p, :, p:] = blocks.transpose(0, 2, 3, 1)
-        both[:, :, p:, :, p] = blocks.transpose(0, 3, 1, 2)
-    return both.reshape(groups, rank * positions, -1)
 
 
 class Mismatch(Refused):
@@ -304,7 +276,7 @@ def check_moments(op: Op, moments: LayerMoments) -> None:
 
 
 def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) -> None:
-    shape = np.shape(moment)
+    shape = tuple(np.shape(moment))
     square = len(shape) in (2, 3) and len({*shape[1:]}) == 1
     if square and shape[0] == groups and shape[1] in sizes:
         return
@@ -324,14 +296,14 @@ def centred(moment: Array, mean: Array) -> Array:
         mean: E[x], (groups, d).
     """
     covariance: Array = moment - mean[:, :, None] * mean[:, None, :]
-    varies = variances(np.einsum("gii->gi", moment), mean) > 0.0
-    return np.where(varies[:, :, None] & varies[:, None, :], covariance, 0.0)
+    varies = variances(linalg.diagonals(moment), mean) > 0.0
+    return linalg.kept_where(varies[:, :, None] & varies[:, None, :], covariance)
 
 
 def variances(mean_square: Array, mean: Array) -> Array:
     """Return E[x²] − E[x]², exactly zero where an input never varies."""
-    variance: Array = mean_square - np.square(mean)
-    return np.where(variance > _ROUNDING * mean_square, variance, 0.0)
+    variance: Array = mean_square - mean * mean
+    return linalg.kept_where(variance > _ROUNDING * mean_square, variance)
 
 
 def _without_unit(moment: Array) -> tuple[Array, float]:
@@ -340,13 +312,12 @@ def _without_unit(moment: Array) -> tuple[Array, float]:
     Squares of moments of the smallest and the largest activations would leave the range of
     float64, and a root of nothing could not be inverted.
     """
-    variances = moment if moment.ndim == 2 else np.einsum("gii->gi", moment)
-    largest = float(variances.max(initial=0.0))
+    largest = linalg.largest(moment if moment.ndim == 2 else linalg.diagonals(moment))
     if largest > 0.0:
         return moment / largest, largest
     if moment.ndim == 2:
-        return np.ones_like(moment), 0.0
-    return np.zeros_like(moment) + np.eye(len(moment[0])), 0.0
+        return moment * 0.0 + 1.0, 0.0
+    return moment * 0.0 + linalg.like(np.eye(moment.shape[1]), moment), 0.0
 
 
 def _regular(grads: Array) -> Array:
@@ -356,12 +327,9 @@ def _regular(grads: Array) -> Array:
     inverse exceed every range.
     """
     if grads.ndim == 2:
-        floored: Array = np.maximum(grads, _FLOOR * grads.max())
-        return floored
-    norms = [np.sqrt(np.vdot(group, group)) for group in grads]
-    regular = np.array(grads)
-    regular.reshape(len(grads), -1)[:, :: grads.shape[1] + 1] += _FLOOR * max(norms)
-    return regular
+        return linalg.at_least(grads, _FLOOR * float(grads.max()))
+    norms = np.sqrt(linalg.squares(grads))
+    return linalg.loaded(grads, np.full(len(norms), _FLOOR * norms.max()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,7 +349,7 @@ class Measured:
 
 def rows_of(op: Op) -> Array:
     """Return the weight as rows (groups, out/groups, d) in float64; of a table (1, dim, rows)."""
-    weight = op.weight.astype(np.float64)
+    weight = linalg.double(op.weight)
     if isinstance(op, Embedding):
-        return weight.T[None]
+        return weight.mT[None]
     return weight.reshape(op.groups, weight.shape[0] // op.groups, -1)

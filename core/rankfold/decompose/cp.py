@@ -146,12 +146,13 @@ class CP:
         # are strongly correlated, it is the better one.
         root = linalg.eigh(metric.channels)
         scales = np.sqrt(np.maximum(root.values, _LEAST_VARIANCE * root.values[:, :1]))[:, None, :]
-        half = np.matmul(root.vectors * scales, root.vectors.swapaxes(1, 2))
-        back = np.matmul(root.vectors / scales, root.vectors.swapaxes(1, 2))
+        scales = linalg.like(scales, root.vectors)
+        half = (root.vectors * scales) @ root.vectors.mT
+        back = (root.vectors / scales) @ root.vectors.mT
         whitened = metric.weight_outputs(spectrum.rows).reshape(spectrum.tensor.shape)
-        whitened = np.einsum("goip,gij->gojp", whitened, half, optimize=True)
+        whitened = linalg.einsum("goip,gij->gojp", whitened, half, optimize=True)
         fitted = self._by_group(whitened, shape, rank, rng)
-        fitted[1] = np.matmul(back, fitted[1])
+        fitted[1] = linalg.product(back, fitted[1])
         candidates = (
             _with_regressed_output(spectrum, metric, factors)
             for factors in (plain, _balanced(fitted))
@@ -328,10 +329,11 @@ def _with_regressed_output(
 ) -> tuple[list[Array], float]:
     """Return factors whose output factor is the best under the metric, and their squared error."""
     groups, _, rank = factors[0].shape
-    stage = _dense([np.eye(rank)[None].repeat(groups, 0), *factors[1:]])
+    eye = np.eye(rank)[None].repeat(groups, 0)
+    stage = _dense([linalg.like(eye, factors[0]), *factors[1:]])
     stage = stage.reshape(groups, rank, -1)
     last = Regression.of(metric, spectrum.rows, stage).solution(rank)
-    error = metric.squared(np.matmul(last, stage) - spectrum.rows)
+    error = metric.squared(linalg.product(last, stage) - spectrum.rows)
     return [last, *factors[1:]], error
 
 

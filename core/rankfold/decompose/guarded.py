@@ -20,7 +20,7 @@ from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
 from rankfold.faults import contained, is_ours
-from rankfold.linalg import Array, host, read_only
+from rankfold.linalg import Array, host, is_finite, read_only
 from rankfold.ops import Chain, Op, is_op, layout
 from rankfold.ops.ownership import copied, protected
 
@@ -155,7 +155,7 @@ class Guarded:
             )
             if list(map(layout, stages)) != planned:
                 raise ValueError("with_later_stages gave other layers")
-            if not all(np.isfinite(stage.weight).all() for stage in stages):
+            if not all(is_finite(stage.weight) for stage in stages):
                 raise ValueError("with_later_stages gave values that are not finite")
             return stages if self._is_ours else tuple(map(copied, stages))
 

@@ -15,14 +15,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Factorization, Placement, RankTuple, Unfolding
 from rankfold.decompose.rank_grid import spaced
 from rankfold.decompose.reduced_rank_regression import Regression, projection
 from rankfold.decompose.spectrum import Side, Spectrum
-from rankfold.decompose.stages import cast, check_ranks, place_scale
+from rankfold.decompose.stages import cast, check_ranks, place_scale, refilled
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Embedding, Op, blank, with_weight
+from rankfold.ops import Chain, Embedding, Op, blank
 
 COUNT = 40
 """Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
@@ -131,8 +132,7 @@ class MatrixSVD(ABC):
         """Return a chain with its first layer and the regression on it as the second."""
         first, last = chain
         solution = regression.solution(regression.explained.shape[1])
-        weight = solution.reshape(last.weight.shape).astype(last.weight.dtype)
-        return first, with_weight(last, weight)
+        return first, refilled(last, solution)
 
     def _truncated(
         self, op: Op, spectrum: Spectrum, rank: int, rng: np.random.Generator
@@ -143,7 +143,7 @@ class MatrixSVD(ABC):
     def _regressed(self, op: Op, spectrum: Spectrum, rank: int) -> tuple[Array, Array, float]:
         """Return the right and the left factor under the metric, and the plain relative error."""
         right, left = projection(spectrum, rank)
-        return right, left, spectrum.distance(np.matmul(left, right))
+        return right, left, spectrum.distance(linalg.product(left, right))
 
 
 def _offered(

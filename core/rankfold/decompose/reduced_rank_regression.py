@@ -15,12 +15,12 @@ from typing import TypeVar
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.weighted_norm import Metric, along_channels, both_sides
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.linalg import Array
+from rankfold.linalg import Array, along_channels, both_sides
 
-_RIDGES = {np.dtype(np.float64): 1e-10, np.dtype(np.float32): 1e-6}
-"""By precision, relative to the mean eigenvalue: above its rounding, far below moments' noise."""
+_RIDGE, _RIDGE_OF_SINGLE = 1e-10, 1e-6
+"""Relative to the mean eigenvalue: above its rounding, far below moments' noise."""
 _TIE = 1e-9
 """Relative difference below which two candidates explain the same: what rounding makes of sums."""
 _NARROW = 1024
@@ -49,8 +49,8 @@ class Regression:
     def of(metric: Metric, rows: Array, stage: Array) -> Regression:
         """Regress from the rows of W (groups, out, d) and of Z (groups, m, d)."""
         moved = metric.apply_input_moment(stage)
-        zz = np.matmul(moved, stage.swapaxes(1, 2))
-        zy = np.matmul(moved, rows.swapaxes(1, 2))
+        zz = linalg.product(moved, stage.mT)
+        zy = linalg.product(moved, rows.mT)
         return Regression.from_moments(zz, zy)
 
     @staticmethod
@@ -75,7 +75,7 @@ class Regression:
             # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
             # outputs at each position are regressed as outputs of their own; nothing has the order
             # of the patch.
-            zz = along_channels(basis.mT, metric.inputs) @ basis
+            zz = linalg.product(along_channels(basis.mT, metric.inputs), basis)
             beside = yz.reshape(groups, out, rank, positions).swapaxes(1, 2)
             each = Regression.from_moments(zz, beside.reshape(groups, rank, -1))
             explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
@@ -90,12 +90,11 @@ class Regression:
         # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
         # rows of Q, and nothing is solved again for another n. Collinear rows of z get a ridge,
         # raised until the factorisation succeeds.
-        level = np.trace(zz, axis1=1, axis2=2) / zz.shape[1]
+        level = linalg.traces(zz) / zz.shape[1]
         ridge = np.where(level > 0.0, level, 1.0)
-        loaded, share = np.array(zz, order="C"), _RIDGES[zz.dtype]
-        diagonal = loaded.reshape(len(zz), -1)[:, :: zz.shape[1] + 1]
+        loaded, share = zz, _RIDGE_OF_SINGLE if linalg.is_single(zz) else _RIDGE
         while True:
-            diagonal += share * ridge[:, None]
+            loaded = linalg.loaded(loaded, share * ridge)
             try:
                 lower = linalg.cholesky(loaded)
                 break
@@ -112,12 +111,12 @@ class Regression:
         n = count // self.positions
         beside = self.explained[:, :count].reshape(len(self.lower), n, -1)
         solved = linalg.solve_triangular(self.lower[:, :n, :n], beside, transposed=True)
-        return solved.reshape(len(self.lower), count, -1).swapaxes(1, 2)
+        return solved.reshape(len(self.lower), count, -1).mT
 
     def worth(self, metric: Metric) -> Array:
-        """Return by how much the first 1, 2, ... of z lower the squared error, (m,)."""
-        weighted = metric.weight_outputs(self.explained.swapaxes(1, 2))
-        worth: Array = np.cumsum(np.einsum("gon,gon->n", weighted, weighted))
+        """Return by how much the first 1, 2, ... of z lower the squared error, on the host."""
+        weighted = metric.weight_outputs(self.explained.mT)
+        worth: Array = np.cumsum(linalg.host(linalg.einsum("gon,gon->n", weighted, weighted)))
         return worth
 
 
@@ -156,5 +155,5 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     # C½ drops out because the projection is on the left.
     assert spectrum.metric is not None
     basis = spectrum.weighted_leading(rank)
-    first = np.matmul(basis.swapaxes(1, 2), spectrum.metric.weight_outputs(spectrum.rows))
+    first = linalg.product(basis.mT, spectrum.metric.weight_outputs(spectrum.rows))
     return first, spectrum.metric.unweight_outputs(basis)

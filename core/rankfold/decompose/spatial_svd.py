@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.weighted_norm import Metric, along_channels
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Placement, RankTuple, decompose
 from rankfold.decompose.matrix_svd import COUNT, MatrixSVD
 from rankfold.decompose.rank_grid import spaced
@@ -27,7 +27,7 @@ from rankfold.decompose.reduced_rank_regression import (
 )
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import along
-from rankfold.linalg import Array
+from rankfold.linalg import Array, along_channels
 from rankfold.ops import Chain, Conv, ConvTranspose, Op
 
 
@@ -89,7 +89,9 @@ class SpatialSVD(MatrixSVD):
         groups, out = spectrum.rows.shape[:2]
         last = regression.solution(rank * op.weight.shape[3])
         left = last.reshape(groups, out, rank, -1).swapaxes(2, 3).reshape(groups, -1, rank)
-        dense = (left @ right).reshape(groups, out, op.weight.shape[3], -1).swapaxes(2, 3)
+        dense = (
+            linalg.product(left, right).reshape(groups, out, op.weight.shape[3], -1).swapaxes(2, 3)
+        )
         return right, left, spectrum.distance(dense.reshape(spectrum.rows.shape))
 
     def _regressions(
@@ -124,7 +126,7 @@ class SpatialSVD(MatrixSVD):
         groups, out, into = spectrum.tensor.shape[:3]
         kh, kw = spectrum.kernel
         weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, kh, kw)
-        weighted = weighted.transpose(0, 1, 4, 2, 3).reshape(groups, out * kw, into * kh)
+        weighted = linalg.permuted(weighted, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
         if metric.channels_only:
             column = metric.inputs  # ⊗ 1 of the rows of the kernel
         else:
@@ -132,15 +134,14 @@ class SpatialSVD(MatrixSVD):
             columns = (column[:, :, :, w, :, :, w] for w in range(kw))
             column = functools.reduce(operator.add, columns).reshape(groups, into * kh, -1) / kw
         if self._side(op) == "spatial_rows":
-            narrow = weighted.astype(column.dtype)
+            narrow = linalg.cast(weighted, column.dtype)
             gram = along_channels(narrow, column) @ narrow.mT
             basis = linalg.approximate_leading(gram, rank)
         else:
             root = linalg.eigh(column)
-            half = along_channels(weighted, root.vectors * np.sqrt(root.values)[:, None, :])
+            half = along_channels(weighted, linalg.scaled(root.vectors, np.sqrt(root.values), 2))
             basis = linalg.left_eigen(half).leading(rank)
-        stage: Array = np.matmul(basis.swapaxes(1, 2), weighted)
-        return stage
+        return linalg.product(basis.mT, weighted)
 
     def _stages(self, op: Op, right: Array, left: Array) -> Chain:
         assert isinstance(op, (Conv, ConvTranspose))

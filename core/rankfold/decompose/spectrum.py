@@ -22,6 +22,7 @@ from rankfold.errors import Refused
 from rankfold.linalg import (
     Array,
     Eigen,
+    basis_of,
     eigenvalues,
     eigh,
     few,
@@ -32,6 +33,7 @@ from rankfold.linalg import (
     namespace,
     over,
     permuted,
+    product,
     read_only,
     sampled,
     smaller_gram,
@@ -95,7 +97,7 @@ class Spectrum:
         """Return the leading left singular vectors (groups, out/groups, rank) of G½ W C½."""
         factor = self._weighted_gram[1]
         vectors = self._weighted_eigen.leading(rank)
-        return vectors if factor is None else np.linalg.qr(factor @ vectors)[0]
+        return vectors if factor is None else basis_of(product(factor, vectors))
 
     @cached_property
     def _weighted_eigen(self) -> Eigen:
@@ -107,7 +109,7 @@ class Spectrum:
         assert self.metric is not None
         rows = self.metric.weight_outputs(self.rows)
         if rows.shape[1] <= rows.shape[2]:
-            gram = self.metric.weight_outputs(self.measured.moved) @ rows.mT
+            gram = product(self.metric.weight_outputs(self.measured.moved), rows.mT)
             return 0.5 * (gram + gram.mT), None
         factor = self.metric.times_root(rows)
         return factor.mT @ factor, factor

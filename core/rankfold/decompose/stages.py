@@ -11,7 +11,16 @@ from rankfold.decompose.base import Placement, RankTuple, Unfolding
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Embedding, Op, geometry
+from rankfold.ops import (
+    Chain,
+    Conv,
+    Convolution,
+    ConvTranspose,
+    Embedding,
+    Op,
+    geometry,
+    with_weight,
+)
 
 
 def pointwise(op: Convolution, weight: Array, bias: Array | None = None) -> Conv:
@@ -112,6 +121,12 @@ def cast(chain: Chain, op: Op) -> Chain:
         else replace(stage, bias=linalg.copied(stage.bias))
         for stage in stages
     )
+
+
+def refilled(stage: Op, values: Array) -> Op:
+    """Return a stage with other values for its weight, in C order and in its dtype."""
+    weight = linalg.cast(values.reshape(stage.weight.shape), stage.weight.dtype)
+    return with_weight(stage, linalg.contiguous(weight))
 
 
 def place_scale(

@@ -25,10 +25,17 @@ from rankfold.decompose.reduced_rank_regression import (
     tries_plain_basis,
 )
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.stages import along, cast, channel_unfoldings, check_ranks, pointwise
+from rankfold.decompose.stages import (
+    along,
+    cast,
+    channel_unfoldings,
+    check_ranks,
+    pointwise,
+    refilled,
+)
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank, with_weight
+from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, Op, blank
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
@@ -119,7 +126,7 @@ class Tucker2:
             worth = np.cumsum(channel_unfoldings(spectrum)[0].values.sum(axis=0))
         else:
             explained = _explained(spectrum, self._priced_basis(spectrum, most))
-            worth = np.cumsum((explained * explained).sum(axis=(0, 2)))
+            worth = np.cumsum(linalg.host((explained * explained).sum(axis=(0, 2))))
         total = spectrum.weight_of_all
         return [
             ((rank, rank), 0.0 if rank == most else max(0.0, total - float(worth[rank - 1])))
@@ -169,7 +176,7 @@ class Tucker2:
         core, last = _core_and_last(regression, eigen.leading(r_out), metric)
         positions = spectrum.tensor.shape[3]
         core = core.reshape(op.groups, r_out, r_in, positions)
-        dense = np.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
+        dense = linalg.einsum("goa,gabp,gib->goip", last, core, right, optimize=True)
         error = spectrum.distance(dense.reshape(spectrum.rows.shape))
         return Factorization(self._placed(op, right, core, last, spectrum.scale, placement), error)
 
@@ -182,11 +189,10 @@ class Tucker2:
         rank = len(core.weight) // op.groups
         factors = _core_and_last(regression, directions.leading(rank), metric)
         norms = [np.sqrt(linalg.inner(factor, factor)) for factor in factors]
-        balance = np.sqrt(norms[1] / norms[0])
+        balance = float(np.sqrt(norms[1] / norms[0]))
         weights = (factors[0] * balance, factors[1] / balance)
         return first, *(
-            with_weight(stage, weight.reshape(stage.weight.shape).astype(stage.weight.dtype))
-            for stage, weight in zip((core, last), weights, strict=True)
+            refilled(stage, weight) for stage, weight in zip((core, last), weights, strict=True)
         )
 
     def _placed(
@@ -247,12 +253,10 @@ class Tucker2:
         # independent, the best V minimises ‖(Mᵀ − K Vᵀ) H‖ over K: K Vᵀ H = Mᵀ H U Uᵀ with U the
         # leading eigenvectors of Hᵀ M Mᵀ H, so that V spans H^-ᵀ U. As Hᵀ M Mᵀ H U = U Λ, that is
         # the span of M Mᵀ H U = H^-ᵀ U Λ: no inverse is needed.
-        half = root.vectors * np.sqrt(root.values)[:, None, :]
-        turned = np.matmul(half.swapaxes(1, 2), unfolded)
+        half = linalg.scaled(root.vectors, np.sqrt(root.values), 2)
+        turned = linalg.product(half.mT, unfolded)
         leading = linalg.approximate_leading(linalg.gram(turned), rank)
-        basis, _ = np.linalg.qr(np.matmul(np.matmul(unfolded, turned.swapaxes(1, 2)), leading))
-        whitened: Array = basis
-        return whitened
+        return linalg.basis_of(linalg.product(unfolded @ turned.mT, leading))
 
     @staticmethod
     def _sizes(op: Op) -> tuple[int, int, int]:
@@ -367,4 +371,5 @@ def _output_directions(regression: Regression, metric: Metric) -> linalg.Eigen:
 def _core_and_last(regression: Regression, left: Array, metric: Metric) -> tuple[Array, Array]:
     """Return Eᵀ G½ B (groups, r_out, r_in · positions) and G^-½ E (groups, out, r_out)."""
     solution = regression.solution(regression.explained.shape[1])
-    return left.mT @ metric.weight_outputs(solution), metric.unweight_outputs(left)
+    weighted = metric.weight_outputs(solution)
+    return linalg.product(left.mT, weighted), metric.unweight_outputs(left)

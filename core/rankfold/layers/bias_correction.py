@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from rankfold import linalg
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding
@@ -22,7 +21,7 @@ def shifted(chain: Chain, metric: Metric, lost: Array) -> Chain:
     last = chain[-1]
     if metric.mean is None or last.bias is None or isinstance(last, Embedding):
         return chain
-    shift = np.einsum("god,gd->go", lost, metric.mean).reshape(-1)
+    shift = linalg.einsum("god,gd->go", lost, metric.mean).reshape(-1)
     # y = W x + b, so that E[y] is kept by adding (W − Ŵ) E[x] to b.
-    bias = (last.bias.astype(np.float64) + shift).astype(last.bias.dtype)
+    bias = linalg.cast(linalg.double(last.bias) + shift, last.bias.dtype)
     return (*chain[:-1], replace(last, bias=bias))

@@ -375,9 +375,9 @@ class Layer:
         """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""
         if metric.mean is None or self.op.bias is None:
             return 0.0
-        mean = np.einsum("god,gd->go", rows, metric.mean).reshape(-1)
+        mean = linalg.einsum("god,gd->go", rows, metric.mean).reshape(-1)
         mean = mean + self.op.bias / self.spectrum.scale
-        return float(np.vdot(mean, mean))
+        return linalg.inner(mean, mean)
 
     def _loss(self, squared: float) -> float:
         """Return a squared error in units of the spectrum as a loss that compares across layers."""

@@ -82,6 +82,10 @@ def like(array: Any, other: Array) -> Array:
         return host(array)
     import array_api_compat
 
+    # Memory that cannot be written to, or that runs backwards, is none for PyTorch to share.
+    shared = isinstance(array, np.ndarray)
+    if shared and (not array.flags.writeable or min(array.strides, default=0) < 0):
+        array = array.copy()
     moved: Array = namespace(other).asarray(array, device=array_api_compat.device(other))
     return moved
 
@@ -97,6 +101,11 @@ def cast(array: Array, dtype: Any) -> Array:
 def double(array: Array) -> Array:
     """Convert an array to float64."""
     return cast(array, namespace(array).float64)
+
+
+def is_single(array: Array) -> bool:
+    """Return whether an array is of float32."""
+    return bool(array.dtype == namespace(array).float32)
 
 
 def single(array: Array) -> Array:

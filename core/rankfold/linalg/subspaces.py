@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rankfold.linalg.arrays import cast, double, host, like, namespace, norms, read_only, single
+from rankfold.linalg.arrays import (
+    cast,
+    double,
+    host,
+    is_finite,
+    like,
+    namespace,
+    norms,
+    read_only,
+    single,
+)
 
 if TYPE_CHECKING:
     from rankfold.linalg.arrays import Array
@@ -238,7 +248,7 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
     xp = namespace(columns)
     lengths = norms(columns, -2)
     if not bool((lengths > 0.0).all()):
-        return _by_qr(columns)
+        return basis_of(columns)
     # AᵀA = L Lᵀ makes A L^-ᵀ orthonormal, up to the squared condition number times rounding. The
     # second round starts from condition number near 1, and so reaches rounding itself.
     basis = columns / lengths
@@ -246,15 +256,16 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
         try:
             lower = xp.linalg.cholesky(gram(basis.mT))
         except (np.linalg.LinAlgError, RuntimeError):  # each library raises its own
-            return _by_qr(columns)
+            return basis_of(columns)
         basis = basis @ cast(xp.linalg.inv(lower).mT, basis.dtype)
     if rounds == 1:
         return basis
     off = abs(gram(basis.mT) - like(np.eye(basis.shape[-1]), basis)).max()
-    return basis if float(off) < _OFF else _by_qr(columns)
+    return basis if float(off) < _OFF else basis_of(columns)
 
 
-def _by_qr(columns: Array) -> Array:
+def basis_of(columns: Array) -> Array:
+    """Return the orthonormal Q (groups, n, k) of the QR decomposition of columns."""
     basis: Array = namespace(columns).linalg.qr(columns)[0]
     return basis
 
@@ -268,6 +279,8 @@ def cholesky(matrix: Array) -> Array:
     Raises:
         numpy.linalg.LinAlgError: it is not positive definite.
     """
+    if not isinstance(matrix, np.ndarray):
+        return _factor_of_library(matrix)
     # NumPy's own is far from the speed of a matrix product, in float32 most of all. Here all but
     # the blocks on the diagonal and their inverses is products.
     lower = np.zeros_like(matrix)
@@ -284,6 +297,21 @@ def cholesky(matrix: Array) -> Array:
     return lower
 
 
+def _factor_of_library(matrix: Array) -> Array:
+    """Return the Cholesky factor by the library of the matrix.
+
+    Raises:
+        numpy.linalg.LinAlgError: it is not positive definite.
+    """
+    try:
+        lower: Array = namespace(matrix).linalg.cholesky(matrix)
+    except RuntimeError as error:  # PyTorch's own class, which is one
+        raise np.linalg.LinAlgError(str(error)) from None
+    if not is_finite(lower):  # what JAX gives in place of an error
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
+    return lower
+
+
 def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) -> Array:
     """Return L⁻¹ R, or L^-ᵀ R, for stacks of lower triangular L, by substitution of blocks.
 
@@ -292,6 +320,12 @@ def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) ->
         right: R, (groups, n, m).
         transposed: solve with Lᵀ.
     """
+    if not isinstance(lower, np.ndarray):
+        solver = namespace(lower).linalg
+        triangle, right = lower.mT if transposed else lower, cast(right, lower.dtype)
+        if hasattr(solver, "solve_triangular"):  # beyond the standard; PyTorch has it
+            return solver.solve_triangular(triangle, right, upper=transposed)
+        return solver.solve(triangle, right)
     # A general solver factors L again, at the cube of its order. SciPy's triangular one has a BLAS
     # of its own, whose threads would spin against NumPy's. So all but the inverses of the blocks on
     # the diagonal is products.

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.linalg import Array, host, takes_no_memory
+from rankfold.linalg import Array, host, selected, takes_no_memory
 from rankfold.ops.types import Embedding, Linear, Op, channels, geometry
 
 
@@ -86,8 +86,8 @@ def of_groups(op: Op, groups: Sequence[int], total: int) -> Op:
     """
     if isinstance(op, Embedding):
         raise RankfoldError("Embedding: a table has no groups")
-    weight = by_group(op.weight, total)[list(groups)].reshape(-1, *op.weight.shape[1:])
-    bias = None if op.bias is None else by_group(op.bias, total)[list(groups)].reshape(-1)
+    weight = selected(by_group(op.weight, total), groups).reshape(-1, *op.weight.shape[1:])
+    bias = None if op.bias is None else selected(by_group(op.bias, total), groups).reshape(-1)
     return replace(op, weight=weight, bias=bias, groups=op.groups // total * len(groups))
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import RegressionSums
 from rankfold.faults import of_adapter
 from rankfold.layers.blas_threads import threads_for
@@ -305,7 +306,7 @@ class _VisitedLayer:
         self._size += _size(part.fit) + _size(part.validation)
         self._error += best.unweighted
         if best.sensitivity is not None:
-            energy = float(np.square(part.op.weight, dtype=np.float64).sum())
+            energy = linalg.energy(part.op.weight)
             # Of a stack each group has a model of its own; theirs are weighed by the energies of
             # the weights.
             self._sensitivities.append((energy, best.sensitivity))
@@ -355,8 +356,8 @@ def _copied(stage: Op) -> Op:
     """Copy a stage, so that its arrays are its own."""
     if isinstance(stage, Embedding):
         return stage
-    bias = None if stage.bias is None else np.array(stage.bias)
-    return replace(stage, weight=np.array(stage.weight, order="C"), bias=bias)
+    bias = None if stage.bias is None else linalg.copied(stage.bias)
+    return replace(stage, weight=linalg.copied(stage.weight), bias=bias)
 
 
 def _size(joint: RegressionSums) -> float:

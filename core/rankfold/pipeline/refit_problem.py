@@ -8,15 +8,16 @@ from typing import Protocol
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.calibration.moments import RegressionSums
-from rankfold.calibration.weighted_norm import Metric, along_channels, rows_of
+from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.decompose.base import Placement
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.reduced_rank_regression import Regression
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import Refused
 from rankfold.layers.bias_correction import shifted
-from rankfold.linalg import Array
+from rankfold.linalg import Array, along_channels
 from rankfold.ops import Chain, Embedding, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.pipeline.ridge_regression import regression
@@ -107,7 +108,7 @@ class WholeLayer:
             placement=self.placement,
             rng=np.random.default_rng(self.seed),
         )
-        if not all(np.isfinite(stage.weight).all() for stage in factored.chain):
+        if not all(linalg.is_finite(stage.weight) for stage in factored.chain):
             raise Refused(f"{self.method.name} gave values that are not finite")
         # The bias was solved for the target's weight; it makes up for what the decomposition loses
         # of that.
@@ -150,7 +151,7 @@ class LaterStages:
     def affine(self, chain: Chain) -> tuple[Array, Array]:
         """Return the rows that the later stages apply to what the first gives, and the bias."""
         groups = self._op.groups
-        _, second, *others = (stage.weight.astype(np.float64) for stage in chain)
+        _, second, *others = (linalg.double(stage.weight) for stage in chain)
         rows = second.reshape(groups, len(second) // groups, -1)
         for pointwise in others:
             rows = pointwise.reshape(groups, len(pointwise) // groups, -1) @ rows
@@ -170,17 +171,17 @@ class LaterStages:
         if self._op.bias is not None:
             zz = zz - mean[:, :, None] * mean[:, None, :]
             yz = yz - target[:, :, None] * mean[:, None, :]
-        level = ridge * variance[:, None, None]
-        eye = np.eye(self._positions)
-        gram = np.einsum("gij,pq->gipjq", basis.mT @ basis, eye).reshape(zz.shape)
-        rhs = yz + level * along_channels(rows_of(self._op), basis)
-        fitted = Regression.from_moments(zz + level * gram, rhs.mT)
+        level = ridge * variance
+        gram = linalg.repeated(basis.mT @ basis, self._positions)
+        rhs = yz + linalg.scaled(along_channels(rows_of(self._op), basis), level, 0)
+        fitted = Regression.from_moments(zz + linalg.scaled(gram, level, 0), rhs.mT)
         chain = self._method.with_later_stages(self._op, self._chain, fitted, self.metric)
         last = chain[-1]
         if self._op.bias is not None and not isinstance(last, Embedding):
             rows, _ = self.affine(chain)
-            bias = (target - np.einsum("gom,gm->go", rows, mean)).reshape(-1)
-            chain = (*chain[:-1], replace(last, bias=bias.astype(self._op.weight.dtype)))
+            bias = (target - linalg.einsum("gom,gm->go", rows, mean)).reshape(-1)
+            bias = linalg.cast(bias, self._op.weight.dtype)
+            chain = (*chain[:-1], replace(last, bias=bias))
         return Refitted(chain)
 
 
@@ -192,10 +193,10 @@ def is_wide(op: Op) -> bool:
 def first_basis(op: Op, chain: Chain) -> Array:
     """Return V (groups, d / positions, rank), the first stage of a chain as V ⊗ 1."""
     first = chain[0].weight
-    stage: Array = first.reshape(op.groups, len(first) // op.groups, -1).astype(np.float64)
+    stage = linalg.double(first).reshape(op.groups, len(first) // op.groups, -1)
     return stage.mT
 
 
 def _bias(last: Op, rows: Array) -> Array:
     bias = last.bias
-    return np.zeros(rows.shape[:2]) if bias is None else bias.reshape(rows.shape[:2])
+    return rows[:, :, 0] * 0.0 if bias is None else bias.reshape(rows.shape[:2])

@@ -44,23 +44,22 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
         mean, target = fit.x / fit.count, fit.y / fit.count
         xx = centred(xx, mean)
         yx = yx - target[:, :, None] * mean[:, None, :]
-    size = xx.shape[1]
     # The mean eigenvalue is the trace over the dimension: no eigendecomposition is needed for the
     # ridge.
-    level = np.trace(xx, axis1=1, axis2=2)[:, None, None] / size
+    level = linalg.traces(xx) / xx.shape[1]
     if not (np.isfinite(level).all() and (level > 0.0).all()):
         raise Refused("its inputs on the calibration data never vary or are not finite")
-    xx = xx + ridge * level * np.eye(size)
+    xx = linalg.loaded(xx, ridge * level)
     # B (Σ_xx + λ 1) = … is solved as (Σ_xx + λ 1) Bᵀ = …ᵀ, the matrix being symmetric. The ridge
     # makes it definite, however few samples there were, so that a Cholesky factor will do.
     lower = linalg.cholesky(xx)
-    half = linalg.solve_triangular(lower, (yx + ridge * level * weight).swapaxes(1, 2))
-    solved = linalg.solve_triangular(lower, half, transposed=True).swapaxes(1, 2)
-    dtype = op.weight.dtype
-    refitted = with_weight(op, solved.reshape(op.weight.shape).astype(dtype))
+    half = linalg.solve_triangular(lower, (yx + linalg.scaled(weight, ridge * level, 0)).mT)
+    solved = linalg.solve_triangular(lower, half, transposed=True).mT
+    dense = linalg.contiguous(linalg.cast(solved.reshape(op.weight.shape), op.weight.dtype))
+    refitted = with_weight(op, dense)
     if mean is not None and op.bias is not None:
-        bias = (target - np.einsum("god,gd->go", solved, mean)).reshape(-1)
-        refitted = replace(refitted, bias=bias.astype(op.bias.dtype))
+        bias = (target - linalg.einsum("god,gd->go", solved, mean)).reshape(-1)
+        refitted = replace(refitted, bias=linalg.cast(bias, op.bias.dtype))
     return refitted, xx, mean
 
 
@@ -75,18 +74,18 @@ class OnSums:
 
     def __init__(self, rows: Array, bias: Array, joint: RegressionSums) -> None:
         # With a 1 beside the inputs, z = (x, 1), the map is one matrix A = (R, b).
-        self._map = np.concatenate([rows, bias[:, :, None]], axis=2)
+        self._map = linalg.concatenated([rows, bias[:, :, None]], axis=2)
         self._joint = joint
-        self._yz = np.concatenate([joint.yx, joint.y[:, :, None]], axis=2)
+        self._yz = linalg.concatenated([joint.yx, joint.y[:, :, None]], axis=2)
         self._moved = self._times(self._map)
 
     def _times(self, matrix: Array) -> Array:
         """Return M Σzzᵀ, (groups, out, d + 1)."""
         joint = self._joint
         rows, bias = matrix[:, :, :-1], matrix[:, :, -1:]
-        moved = rows @ joint.xx + bias * joint.x[:, None, :]
-        last = rows @ joint.x[:, :, None] + joint.count * bias
-        return np.concatenate([moved, last], axis=2)
+        moved = linalg.product(rows, joint.xx) + bias * joint.x[:, None, :]
+        last = linalg.product(rows, joint.x[:, :, None]) + joint.count * bias
+        return linalg.concatenated([moved, last], axis=2)
 
     def squared_error(self, metric: Metric | None) -> float:
         """Σ (y − ŷ)ᵀ G (y − ŷ) over the positions; G is 1 without a metric."""
@@ -94,7 +93,7 @@ class OnSums:
         # Only these sums are kept, so that a chain is judged without the activations.
         part = self._moved - 2.0 * self._yz
         if metric is None:
-            return _finite(float(self._joint.square.sum() + np.vdot(part, self._map)))
+            return _finite(float(self._joint.square.sum()) + linalg.inner(part, self._map))
         return _finite(metric.trace(_held_out(self._joint)) + metric.inner(part, self._map))
 
     def standard_error(self, other: OnSums, metric: Metric) -> float:
@@ -118,18 +117,18 @@ class OnSums:
         if out > _WIDE:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
             columns = signs / np.sqrt(_PROBES)
-        w = metric.spread_outputs(columns)
+        w = metric.spread_outputs(linalg.like(columns, self._map))
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
-        yz, both = self._yz, self._moved + other._moved
+        yz, yy, both = self._yz, _held_out(self._joint), self._moved + other._moved
         uu = difference @ (moved.mT @ w)
         uv = moved @ (total.mT @ w) - 2.0 * (difference @ (yz.mT @ w))
         vu = total @ (moved.mT @ w) - 2.0 * (yz @ (difference.mT @ w))
-        vv = 4.0 * (_held_out(self._joint) @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
+        vv = 4.0 * (yy @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
         vv = vv + both @ (total.mT @ w)
         pairs = ((uu, vv), (vu, uv))
         variance = sum(
-            float(np.vdot(metric.weight_outputs(left), metric.weight_outputs(right)))
+            linalg.inner(metric.weight_outputs(left), metric.weight_outputs(right))
             for left, right in pairs
         )
         alike = max(1.0, metric.positions_per_example / POSITIONS)
@@ -138,10 +137,10 @@ class OnSums:
 
 def error_of_nothing(op: Op, joint: RegressionSums, metric: Metric | None) -> float:
     """Σ (y − b)ᵀ G (y − b) over the positions: the error of a layer with its bias alone."""
-    bias = np.zeros(joint.y.shape) if op.bias is None else op.bias.reshape(joint.y.shape)
+    bias = joint.y * 0.0 if op.bias is None else op.bias.reshape(joint.y.shape)
     part, bias = (joint.count * bias - 2.0 * joint.y)[:, :, None], bias[:, :, None]
     if metric is None:
-        return _finite(float(joint.square.sum() + np.vdot(part, bias)))
+        return _finite(float(joint.square.sum()) + linalg.inner(part, bias))
     return _finite(metric.trace(_held_out(joint)) + metric.inner(part, bias))
 
 
