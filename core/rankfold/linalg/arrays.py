@@ -144,7 +144,9 @@ def contiguous(array: Array) -> Array:
     """Return an array with its elements in C order, a copy where they are not."""
     if isinstance(array, np.ndarray):
         return np.ascontiguousarray(array)
-    copy: Array = namespace(array).asarray(array, copy=True)
+    # PyTorch copies with the strides that it finds; flattened, an array is in C order.
+    flat = namespace(array).asarray(array.reshape(-1), copy=True)
+    copy: Array = flat.reshape(array.shape)
     return copy
 
 
