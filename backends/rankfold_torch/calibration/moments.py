@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -161,7 +162,8 @@ class _Layer:
             return
         # In the form "channels" every tap of a position is a row of its own, over the channels of a
         # group: the kernel is too large for a moment of whole patches.
-        taps = 1 if isinstance(op, Linear) or self.form == "patches" else op.weight[0, 0].size
+        patched = isinstance(op, Linear) or self.form == "patches"
+        taps = 1 if patched else math.prod(op.weight.shape[2:])
         # Inputs are sampled, gradients below are not: a row of a convolution is as large as its
         # kernel, a gradient only as large as the channels.
         drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)

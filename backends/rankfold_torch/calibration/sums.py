@@ -1,6 +1,11 @@
-"""Sums of products over rows, made on the model's device and added up on the CPU."""
+"""Sums of products over rows, made on the model's device.
+
+They are added up there, too, if decompositions compute there (`stays`), and else on the CPU.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,7 +13,8 @@ import torch
 from rankfold.calibration.accumulators import RelativeDistance, regression_sums
 from rankfold.calibration.array_store import ArrayStore, StoredSum
 from rankfold.calibration.moments import RegressionSums
-from rankfold.linalg import Array
+from rankfold.linalg import Array, like
+from rankfold_torch.layers.stock import stays, to_array
 
 _LARGE = 1024
 # Of the columns of a wide square: with k of them, 1/2 + 1/2k of the products are made.
@@ -25,8 +31,7 @@ class Sum:
 
     def add(self, term: torch.Tensor) -> None:
         """Add a tensor."""
-        term = term.detach().to("cpu").to(_dtype_of_sum(term))
-        self._total = term if self._total is None else self._total.add_(term)
+        self._total = _added(self._total, term)
 
     @property
     def empty(self) -> bool:
@@ -36,12 +41,11 @@ class Sum:
     def over(self, count: float) -> Array:
         """Return the sum over a number, as an array."""
         assert self._total is not None
-        array: Array = (self._total / count).numpy()
-        return array
+        return to_array(self._total / count)
 
 
 class TensorSum:
-    """Sum as `Sum` is, in a store.
+    """Sum as `Sum` is, in a store; on a device where decompositions compute, in its memory.
 
     Args:
         store: keeps it.
@@ -49,9 +53,13 @@ class TensorSum:
 
     def __init__(self, store: ArrayStore) -> None:
         self._sum = StoredSum(store)
+        self._staying: torch.Tensor | None = None
 
     def add(self, term: torch.Tensor) -> None:
         """Add a tensor."""
+        if self._staying is not None or (self._sum.empty and stays(term.device)):
+            self._staying = _added(self._staying, term)
+            return
         # The precision is converted where it is added, without a copy of a large term.
         dtype = np.float64 if _dtype_of_sum(term) == torch.float64 else np.float32
         self._sum.add(term.detach().to("cpu").numpy(), dtype)
@@ -59,15 +67,19 @@ class TensorSum:
     @property
     def empty(self) -> bool:
         """True if nothing was added."""
-        return self._sum.empty
+        return self._staying is None and self._sum.empty
 
     @property
     def is_finite(self) -> bool:
         """True if all values are finite."""
+        if self._staying is not None:
+            return bool(self._staying.isfinite().all())
         return self._sum.is_finite
 
     def over(self, count: float) -> Array:
         """Return the sum over a number, read anew each time."""
+        if self._staying is not None:
+            return to_array(self._staying / count)
         return self._sum.over(count)
 
 
@@ -125,7 +137,8 @@ def projected(rows: torch.Tensor, basis: Array | None) -> torch.Tensor:
     if basis is None:
         return rows
     count, groups, _ = rows.shape
-    v = torch.from_numpy(basis).to(rows)
+    v: Any = like(basis, rows)  # type: ignore[arg-type]  # a tensor stands for an array
+    v = v.to(rows)
     split = rows.reshape(count, groups, v.shape[1], -1)
     return torch.einsum("rgnp,gnk->rgkp", split, v).reshape(count, groups, -1)
 
@@ -170,6 +183,17 @@ def squares(rows: torch.Tensor) -> torch.Tensor:
     for start in range(step, len(rows), step):
         total += rows[start : start + step].square().sum(0)
     return total
+
+
+def _added(total: torch.Tensor | None, term: torch.Tensor) -> torch.Tensor:
+    """Add a term to a sum in place, on its device if it stays there, and return the sum."""
+    term = term.detach()
+    if not stays(term.device):
+        term = term.to("cpu")
+    if total is None:
+        return term.to(_dtype_of_sum(term))
+    # A model may be spread over several devices: the first one counts.
+    return total.add_(term.to(total))
 
 
 def _dtype_of_sum(term: torch.Tensor) -> torch.dtype:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import nn
 
+from rankfold import linalg
 from rankfold.errors import Refused
 from rankfold.linalg import Array
-from rankfold.ops import ConvTranspose, Op, on_host
+from rankfold.ops import ConvTranspose, Op
 from rankfold_torch.layers.parameter_memory import parameter, settle
 from rankfold_torch.layers.stock import swap_channels
 
@@ -43,7 +43,6 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
         swapped = isinstance(op, ConvTranspose)
         _fill(copied, "weight", swap_channels(op.weight, op.groups) if swapped else op.weight)
         return copied
-    op = on_host(op)
     # A rule reads in one direction only. So the values are written in each known layout, and the
     # rule is asked to read them back. A square weight may fit in two shapes; the values decide.
     for layout in _layouts(op):
@@ -55,7 +54,9 @@ def refilled(module: nn.Module, op: Op, read: Callable[[nn.Module], Op] | None) 
 
 
 def _layouts(op: Op) -> tuple[Array, ...]:
-    transposed = np.moveaxis(op.weight, (0, 1), (-1, -2))  # (in, out), or (*kernel, in, out)
+    axes = range(op.weight.ndim)
+    # (in, out), or (*kernel, in, out)
+    transposed = linalg.permuted(op.weight, (*axes[2:], 1, 0))
     return op.weight, transposed, swap_channels(op.weight, op.groups)
 
 
@@ -79,8 +80,8 @@ def _agree(stored: Op, op: Op, epsilon: float) -> bool:
         bool(
             # The layer stores in its own dtype: equal up to its rounding, with a factor of 2 to
             # spare.
-            np.abs(a.astype(np.float64) - b).max(initial=0.0)
-            <= 2 * epsilon * np.abs(b).max(initial=0.0)
+            linalg.largest(abs(linalg.double(linalg.like(a, b)) - b))
+            <= 2 * epsilon * linalg.largest(abs(b))
         )
         for a, b in pairs
     )

@@ -38,13 +38,19 @@ KINDS: tuple[type[nn.Module], ...] = (
 )
 _COMPUTING = ("forward", "__call__", "_call_impl", "_conv_forward", "_output_padding")
 STAYING = ("cuda",)
-"""Types of devices that have float64, and all of the linear algebra that decompositions need."""
+"""Types of devices whose weights, moments and regression sums are worked with where they are: those
+that have float64, and all of the linear algebra that decompositions need."""
 _PADS: dict[str, dict[int, type[nn.Module]]] = {
     "zeros": {1: nn.ConstantPad1d, 2: nn.ConstantPad2d, 3: nn.ConstantPad3d},
     "reflect": {1: nn.ReflectionPad1d, 2: nn.ReflectionPad2d, 3: nn.ReflectionPad3d},
     "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
     "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
 }
+
+
+def stays(device: torch.device) -> bool:
+    """Return whether the tensors of a device are worked with there, and not as NumPy's arrays."""
+    return device.type in STAYING
 
 
 def to_array(tensor: torch.Tensor) -> Array:
@@ -58,7 +64,7 @@ def to_array(tensor: torch.Tensor) -> Array:
     # NumPy has no bfloat16, and BLAS neither of the two.
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
-    array: Any = tensor if tensor.device.type in STAYING else tensor.cpu().numpy()
+    array: Any = tensor if stays(tensor.device) else tensor.cpu().numpy()
     return array  # type: ignore[no-any-return]  # a tensor stands for an array
 
 

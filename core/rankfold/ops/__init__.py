@@ -8,7 +8,6 @@ from rankfold.ops.transforms import (
     grouped,
     is_blank,
     of_groups,
-    on_host,
     with_weight,
     without_geometry,
 )
@@ -50,7 +49,6 @@ __all__ = [
     "layout",
     "macs",
     "of_groups",
-    "on_host",
     "output_extent",
     "params",
     "with_weight",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.linalg import Array, host, selected, takes_no_memory
+from rankfold.linalg import Array, selected, takes_no_memory
 from rankfold.ops.types import Embedding, Linear, Op, channels, geometry
 
 
@@ -45,11 +45,6 @@ def blank(*shape: int) -> Array:
 def is_blank(op: Op) -> bool:
     """Return whether an op has a shape but no values."""
     return takes_no_memory(op.weight)
-
-
-def on_host(op: Op) -> Op:
-    """Return the layer with its arrays as NumPy's."""
-    return mapped(op, host)
 
 
 def mapped(op: Op, change: Callable[[Array], Array]) -> Op:

@@ -13,7 +13,7 @@ from rankfold.calibration.moments import FEWEST, predictions
 from rankfold.calibration.weighted_norm import Mismatch, check_moments
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
-from rankfold.ops import Op, on_host
+from rankfold.ops import Op
 from rankfold.pipeline.session import Session
 from rankfold.progress import progress
 from rankfold.storage.moments_file import Moments
@@ -81,7 +81,7 @@ def _readable(session: Session) -> Mapping[str, Op]:
     ops: dict[str, Op] = {}
     for path in session.layer_classes:
         try:
-            ops[path] = on_host(session.read(path))
+            ops[path] = session.read(path)
         except Refused:
             continue
     return ops
@@ -91,7 +91,7 @@ def _check_moments(session: Session, moments: Moments) -> None:
     for path in session.layer_classes:
         if path in moments:
             try:
-                check_moments(on_host(session.read(path)), moments[path])
+                check_moments(session.read(path), moments[path])
             # Layers that cannot be read are left alone anyway; only a layer of another shape is the
             # caller's mistake.
             except Refused as refused:

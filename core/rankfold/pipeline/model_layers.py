@@ -14,7 +14,7 @@ from rankfold.faults import of_adapter
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Usage
 from rankfold.linalg import host, is_finite
-from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, on_host, params
+from rankfold.ops import Chain, Embedding, Extent, Op, describe, is_blank, params
 from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.session import Session
 
@@ -80,13 +80,7 @@ def _layer(
     trace, moments = session.trace, calibrated.moments
     # Under a trace, no extents are a layer that was not called; without one, nothing is known.
     extents = None if trace is None else trace.extents.get(path, ())
-    informed = calibrated.batches is not None or moments is not None
-
-    def read() -> Op:  # metrics are computed on the host
-        op = session.read(path)
-        return on_host(op) if informed else op
-
-    op = read()
+    op = session.read(path)
     is_table = isinstance(op, Embedding)
     usage = Usage(
         extents,
@@ -102,7 +96,7 @@ def _layer(
     )
     return Layer(
         paths,
-        read,
+        partial(session.read, path),
         session.settings,
         usage,
         None if moments is None or path not in moments else partial(moments.__getitem__, path),

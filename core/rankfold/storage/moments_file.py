@@ -15,7 +15,7 @@ import numpy as np
 from rankfold.calibration.array_store import ArrayStore, StoredArray
 from rankfold.calibration.moments import LayerMoments, StoredMoments
 from rankfold.errors import RankfoldError
-from rankfold.linalg import Array, is_real
+from rankfold.linalg import Array, host, is_real
 from rankfold.storage.safetensors_file import Safetensors
 from rankfold.storage.safetensors_header import (
     FLOATS,
@@ -100,7 +100,7 @@ def _arrays_of(layer: LayerMoments) -> Iterator[tuple[str, Array]]:
         value = getattr(layer, name)
         if value is None:
             continue
-        array = np.asarray(value)
+        array = host(value)
         if array.dtype.name not in _SAFETENSORS:
             raise RankfoldError(f"moments: {name} of type {array.dtype}; give floats of 64 bits")
         yield name, array
