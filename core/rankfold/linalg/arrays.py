@@ -72,7 +72,9 @@ def host(array: Any) -> Array:
         return array
     import array_api_compat
 
-    on_host: Array = np.asarray(array_api_compat.to_device(array, "cpu"))
+    if not array_api_compat.is_jax_array(array):  # JAX knows no device by a name
+        array = array_api_compat.to_device(array, "cpu")
+    on_host: Array = np.asarray(array)
     return on_host
 
 

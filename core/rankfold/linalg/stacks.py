@@ -19,7 +19,8 @@ from rankfold.linalg.arrays import Array, cast, double, host, inner, like, names
 def product(left: Array, right: Array) -> Array:
     """Return the matrix product, in the wider of two precisions, as NumPy makes it."""
     if isinstance(left, np.ndarray):
-        return np.matmul(left, right)
+        multiplied: Array = np.matmul(left, right)
+        return multiplied
     wide = namespace(left).result_type(left.dtype, right.dtype)
     return cast(left, wide) @ cast(right, wide)
 
@@ -68,7 +69,8 @@ def diagonals(matrices: Array) -> Array:
 def traces(matrices: Array) -> Array:
     """Return the traces of matrices (groups, n, n), (groups,), on the host."""
     if isinstance(matrices, np.ndarray):
-        return np.trace(matrices, axis1=1, axis2=2)
+        summed: Array = np.trace(matrices, axis1=1, axis2=2)
+        return summed
     return host(namespace(matrices).linalg.trace(matrices))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +59,9 @@ def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Ar
     dense = linalg.contiguous(linalg.cast(solved.reshape(op.weight.shape), op.weight.dtype))
     refitted = with_weight(op, dense)
     if mean is not None and op.bias is not None:
-        bias = (target - linalg.einsum("god,gd->go", solved, mean)).reshape(-1)
-        refitted = replace(refitted, bias=linalg.cast(bias, op.bias.dtype))
+        means = linalg.einsum("god,gd->go", solved, mean)
+        bias: Any = linalg.cast((target - means).reshape(-1), op.bias.dtype)
+        refitted = replace(refitted, bias=bias)
     return refitted, xx, mean
 
 
