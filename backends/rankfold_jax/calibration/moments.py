@@ -28,6 +28,7 @@ from rankfold_jax.calibration.moment_interpreter import Gatherer, Sums, empty_mo
 from rankfold_jax.functional import losses
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel, TracedModel
+from rankfold_jax.layouts.sharding import away
 
 
 def moments(
@@ -86,7 +87,7 @@ class _Totals:
     """Sums of one layer over the batches."""
 
     def __init__(self, store: ArrayStore) -> None:
-        self._inputs, self._mean, self._grads = (StoredSum(store) for _ in range(3))
+        self._inputs, self._mean, self._grads = (_Sum(store) for _ in range(3))
         self._rows: Array | None = None
         self._positions: Array | None = None
         self._has_gradient = False
@@ -98,10 +99,10 @@ class _Totals:
 
     def add(self, terms: Mapping[str, jax.Array], gradients: jax.Array) -> None:
         """Add the sums over a batch, of the inputs and of the gradients."""
-        # Sums of one batch are float32 on the device; sums over batches are float64 on the host.
-        self._inputs.add(np.asarray(terms["inputs"]), np.float64)
-        self._mean.add(np.asarray(terms["mean"]), np.float64)
-        self._grads.add(np.asarray(gradients), np.float64)
+        # Sums of one batch are float32 on the device; sums over batches are float64.
+        self._inputs.add(terms["inputs"])
+        self._mean.add(terms["mean"])
+        self._grads.add(gradients)
         self._has_gradient |= bool(jnp.any(gradients != 0))
         rows, positions = (np.asarray(terms[n]).astype(np.float64) for n in ("rows", "positions"))
         self._rows = rows if self._rows is None else self._rows + rows
@@ -114,16 +115,40 @@ class _Totals:
         # Per group: layers of a stack may be called unequally often, and some not at all.
         rows, positions = (np.maximum(count, 1.0) for count in (self._rows, self._positions))
         return LayerMoments(
-            _over(self._inputs, rows),
-            _over(self._mean, rows),
-            _over(self._grads, positions * draws) if self._has_gradient else None,
+            self._inputs.over(rows),
+            self._mean.over(rows),
+            self._grads.over(positions * draws) if self._has_gradient else None,
             samples=examples,
             positions_per_example=float(self._positions.mean()) / examples,
         )
 
 
-def _over(total: StoredSum, count: Array) -> Array:
-    return total.over(count.reshape(-1, *(1,) * (total.ndim - 1)))
+class _Sum:
+    """Sum of arrays of one shape, in a store or on the device where decompositions compute."""
+
+    def __init__(self, store: ArrayStore) -> None:
+        self._sum = StoredSum(store)
+        self._staying: jax.Array | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._staying is None and self._sum.empty
+
+    def add(self, term: jax.Array) -> None:
+        """Add an array."""
+        if not away(term):
+            self._sum.add(np.asarray(term), np.float64)
+            return
+        term = term.astype(jnp.float64)
+        self._staying = term if self._staying is None else self._staying + term
+
+    def over(self, count: Array) -> Array:
+        """Return the sum over a number for each group."""
+        if self._staying is None:
+            return self._sum.over(count.reshape(-1, *(1,) * (self._sum.ndim - 1)))
+        mean: Any = self._staying / count.reshape(-1, *(1,) * (self._staying.ndim - 1))
+        return mean  # type: ignore[no-any-return]  # an array of JAX stands for one of NumPy
 
 
 @dataclass(eq=False)

@@ -16,8 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-import numpy as np
-
+from rankfold import linalg
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Linear, Op
@@ -111,7 +110,7 @@ def matrices(stage: Linear, blocks: int) -> Array:
 
 def contiguous(array: Array) -> Array:
     """Return a copy in C order, so that nothing is shared with the op it was made from."""
-    return np.array(array, order="C")
+    return linalg.copied(array)
 
 
 def linears(chain: Chain) -> tuple[Linear, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, geometry
@@ -77,8 +78,8 @@ class ConvForm:
         # (n, *kernel, in, out) to (n, out, in, *kernel), then the stack into the output channels:
         # layers of a stack are groups of one op.
         weight = np.moveaxis(kernel, (-1, -2), (1, 2))
-        weight = np.ascontiguousarray(weight).reshape(-1, *weight.shape[2:])
-        flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
+        weight = linalg.contiguous(weight).reshape(-1, *weight.shape[2:])
+        flat = None if bias is None else linalg.contiguous(bias).reshape(-1)
         # `len(kernel)` is the length of the stack.
         groups = self.groups * len(kernel)
         if self.transposed:
@@ -187,8 +188,8 @@ class TransposedForm:
         # `transpose_kernel` does this flip within JAX.
         if not self.flipped:
             weight = np.flip(weight, tuple(range(3, weight.ndim)))
-        weight = np.ascontiguousarray(weight).reshape(-1, *weight.shape[2:])
-        flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
+        weight = linalg.contiguous(weight).reshape(-1, *weight.shape[2:])
+        flat = None if bias is None else linalg.contiguous(bias).reshape(-1)
         return adjoint(weight, flat, self.strides, self._explicit, self.dilation, len(kernel))
 
     @property

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear
@@ -63,8 +64,8 @@ class DenseForm:
         """Return a Linear with a group for every slice of the stack and every batch index."""
         blocks = len(kernel) * math.prod(self.batch)
         weight = kernel.reshape(blocks, math.prod(self.inputs), math.prod(self.outputs))
-        weight = np.ascontiguousarray(weight.swapaxes(1, 2))
-        flat = None if bias is None else np.ascontiguousarray(bias).reshape(-1)
+        weight = linalg.contiguous(weight.swapaxes(1, 2))
+        flat = None if bias is None else linalg.contiguous(bias).reshape(-1)
         return Linear(weight.reshape(-1, weight.shape[2]), flat, groups=blocks)
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:
@@ -189,8 +190,8 @@ class EinsumForm:
                 raise Refused(f"its bias of shape {self.bias} is not one number for each output")
             letters = self._bias_letters
             spread = bias.reshape(-1, *(self._sizes[c] for c in letters))
-            flat = np.ascontiguousarray(self._ordered(spread, letters, group + out)).reshape(-1)
-        weight = np.ascontiguousarray(weight).reshape(blocks * self._size(out), self._size(into))
+            flat = linalg.contiguous(self._ordered(spread, letters, group + out)).reshape(-1)
+        weight = linalg.contiguous(weight).reshape(blocks * self._size(out), self._size(into))
         return Linear(weight, flat, groups=blocks)
 
     def stages(self, chain: Chain, stack: int) -> tuple[Stage, ...]:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from rankfold.linalg import Array
+from rankfold.linalg import Array, stays_in_jax
 from rankfold_jax.layouts.base import Roles, keep
 
 
@@ -41,7 +41,8 @@ class Axes:
         self, array: Array, like: jax.Array, roles: Roles, *, first: bool, last: bool
     ) -> jax.Array:
         """Return a stage's array in the dtype and on the devices of the layer's."""
-        cast = np.asarray(array).astype(like.dtype)
+        numbers: Any = array if away(array) else np.asarray(array)
+        cast = numbers.astype(like.dtype)
         # A shape that stands for an array, or one of NumPy, lies on no device.
         if not isinstance(like, jax.Array):
             return put(cast, None)
@@ -89,12 +90,21 @@ def wide(x: Any) -> Any:
     return np.asarray(x).astype(np.float64) if floating else x
 
 
-def to_numpy(array: Any) -> Array:
-    """Return an array's numbers, and zeros for one that has only a shape.
+def to_array(array: Any) -> Array:
+    """Return an array's numbers for an op, and zeros for one that has only a shape.
 
-    Float16 and bfloat16 come as float32, in which they are exact.
+    They are NumPy's, or JAX's where decompositions compute by it. Float16 and bfloat16 come as
+    float32, in which they are exact.
     """
     if isinstance(array, jax.ShapeDtypeStruct):
         return np.zeros(array.shape, np.float32)
-    host: Array = np.asarray(array)
-    return host if host.dtype in (np.float32, np.float64) else host.astype(np.float32)
+    numbers: Any = array if away(array) else np.asarray(array)
+    exact: Array = (
+        numbers if numbers.dtype in (np.float32, np.float64) else numbers.astype(np.float32)
+    )
+    return exact
+
+
+def away(array: Any) -> bool:
+    """Return whether an array is worked with where it is, by JAX."""
+    return isinstance(array, jax.Array) and stays_in_jax(array)

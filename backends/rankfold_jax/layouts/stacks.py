@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rankfold import linalg
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles
@@ -38,7 +39,7 @@ class StackedAxes:
     def back(self, array: Array) -> Array:
         """Return (count, *shape of one layer) with the axes of the stack in their places."""
         spread = array.reshape(*self.sizes, *array.shape[1:])
-        return np.ascontiguousarray(np.moveaxis(spread, range(len(self.axes)), self.axes))
+        return linalg.contiguous(np.moveaxis(spread, range(len(self.axes)), self.axes))
 
     def roles(self, roles: Roles) -> Roles:
         """Return the roles of every axis of a stacked array."""

@@ -14,7 +14,7 @@ from flax import linen as nn
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold_jax.layouts.base import Roles
-from rankfold_jax.layouts.sharding import Axes, to_numpy
+from rankfold_jax.layouts.sharding import Axes, to_array
 from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.linen.interception import Path
 from rankfold_jax.linen.layers import StageSpec, unboxed
@@ -72,7 +72,7 @@ def check_array(name: str, value: Any) -> None:
 
 def numbers_of(value: Any) -> Array:
     """Return the numbers of a parameter; zeros for one that has only a shape."""
-    return to_numpy(unboxed(value))
+    return to_array(unboxed(value))
 
 
 def double(value: Any) -> Array:

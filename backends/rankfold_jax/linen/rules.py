@@ -20,7 +20,7 @@ from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold_jax.layouts import ruled
 from rankfold_jax.layouts.parameter_index import ParameterIndex
-from rankfold_jax.layouts.sharding import to_numpy, wide
+from rankfold_jax.layouts.sharding import to_array, wide
 from rankfold_jax.layouts.stacks import StackedAxes
 from rankfold_jax.linen.layers import KINDS, StageSpec, in_double, make, raw, unboxed
 
@@ -103,7 +103,7 @@ class RuledLayer:
         if not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
             return self._read(values)
         # A rule may compute with the arrays, which it cannot do with shapes.
-        op = self._read(jax.tree.map(to_numpy, values))
+        op = self._read(jax.tree.map(to_array, values))
         return with_weight(op, blank(*op.weight.shape))
 
     def build(self, chain: Chain) -> tuple[tuple[StageSpec, ...], dict[str, Any]]:
@@ -209,7 +209,7 @@ class RuledLayer:
 
     def _numbers(self) -> dict[str, Array]:
         return {
-            name: to_numpy(unboxed(value))
+            name: to_array(unboxed(value))
             for name, value in self._node.items()
             if not isinstance(value, Mapping)
         }

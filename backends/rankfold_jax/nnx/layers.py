@@ -19,7 +19,7 @@ from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.base import LayerLayout, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
-from rankfold_jax.layouts.sharding import Axes, to_numpy, wide
+from rankfold_jax.layouts.sharding import Axes, to_array, wide
 from rankfold_jax.layouts.stacks import ObservedAxes, StackedAxes, find_stacks
 from rankfold_jax.layouts.stock_layers import arguments, conv_form
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
@@ -68,7 +68,7 @@ def held(module: Any, seen: ObservedAxes) -> NNXLayer:
 
 def numbers(variable: nnx.Variable[Any]) -> Array:
     """Return the numbers of a Variable; zeros for one that has only a shape."""
-    return to_numpy(variable.get_raw_value())
+    return to_array(variable.get_raw_value())
 
 
 def form_of(module: Any) -> LayerLayout:

@@ -15,6 +15,7 @@ from rankfold.linalg import Array
 from rankfold_jax.calibration.layer_products import LayerProduct, op_outputs, op_rows
 from rankfold_jax.calibration.moment_interpreter import gram
 from rankfold_jax.calibration.patches import PatchView
+from rankfold_jax.layouts.sharding import away
 
 _NAMES = ("xx", "yx", "x", "y", "square", "yy")
 """The last of held-out rows alone."""
@@ -31,7 +32,10 @@ class OutputSums:
         """Adds the sums over the rows of a batch."""
         if not count:
             return
-        wide = [np.asarray(term).astype(np.float64) for term in terms]
+        # In float64, on the device if decompositions compute there.
+        wide: list[Any] = [
+            (term if away(term) else np.asarray(term)).astype(np.float64) for term in terms
+        ]
         self._sums = (
             wide if self._sums is None else [a + b for a, b in zip(self._sums, wide, strict=True)]
         )

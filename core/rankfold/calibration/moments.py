@@ -26,7 +26,7 @@ FEWEST = 16
 
 @dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Second moments and mean of one layer.
+    """Second moments and mean of one layer, as arrays of NumPy or of the library of the model.
 
     Attributes:
         inputs: E[x xᵀ] of the layer's input at one position. (groups, d, d) with

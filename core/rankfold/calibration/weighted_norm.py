@@ -39,7 +39,8 @@ which are means over many directions, are good to 1e-3."""
 class Metric:
     """Weighted norm of errors of one layer's weight, as rows (groups, out/groups, d).
 
-    An `Embedding` is measured as the transpose of its table, (1, dim, rows).
+    An `Embedding` is measured as the transpose of its table, (1, dim, rows). All is computed where
+    the weight of the layer is; moments that are elsewhere are moved there.
 
     Args:
         op: the layer.

@@ -20,10 +20,12 @@ from rankfold.linalg.arrays import (
     read_only,
     single,
     stacked,
+    stays_in_jax,
     taken,
     takes_no_memory,
 )
 from rankfold.linalg.stacks import (
+    added_at,
     along_channels,
     at_least,
     both_sides,
@@ -69,6 +71,7 @@ __all__ = [
     "LARGE",
     "Array",
     "Eigen",
+    "added_at",
     "along_channels",
     "approximate_leading",
     "at_least",
@@ -121,6 +124,7 @@ __all__ = [
     "solve_triangular",
     "squares",
     "stacked",
+    "stays_in_jax",
     "taken",
     "takes_no_memory",
     "traces",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -9,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
+JAX_BY_NUMPY = ("cpu",)
+"""Platforms of JAX whose arrays are worked with as NumPy's."""
 
 
 def namespace(array: Array) -> Any:
@@ -27,8 +30,8 @@ def taken(array: Any) -> Any:
     """Convert an argument to an array that decompositions can compute with.
 
     A tensor is detached from its graph. Bfloat16 becomes float32, in which it is exact. An array of
-    JAX becomes NumPy's, since JAX computes in float64 only where that is switched on. Anything
-    else, what is no array included, is returned as it is.
+    JAX becomes NumPy's unless it stays (`stays_in_jax`). Anything else, what is no array included,
+    is returned as it is.
     """
     if hasattr(array, "detach") and hasattr(array, "requires_grad"):
         array = array.detach()
@@ -39,10 +42,24 @@ def taken(array: Any) -> Any:
     import array_api_compat
 
     if array_api_compat.is_jax_array(array):
-        return taken(np.asarray(array))
+        if not stays_in_jax(array):
+            return taken(np.asarray(array))
+        return array.astype("float32") if array.dtype.itemsize < 4 else array
     if array_api_compat.is_torch_array(array) and str(array.dtype) == "torch.bfloat16":
         return array.float()
     return array
+
+
+def stays_in_jax(array: Any) -> bool:
+    """Return whether an array of JAX is worked with by JAX, where it is.
+
+    JAX computes in float64 only where that is switched on, and eigenvalues in float32 are too
+    coarse for ranks. On the CPU, NumPy does the same without compiling for each shape.
+    """
+    if not sys.modules["jax"].config.jax_enable_x64:
+        return False
+    devices = array.devices()
+    return len(devices) == 1 and all(device.platform not in JAX_BY_NUMPY for device in devices)
 
 
 def is_real(array: Any) -> bool:

@@ -105,6 +105,15 @@ def scaled(array: Array, factors: Array, axis: int) -> Array:
     return product
 
 
+def added_at(array: Array, index: tuple[slice, ...], part: Array) -> Array:
+    """Add to a part of an array, in place where the library can; return the array."""
+    if hasattr(array, "at"):  # JAX's are not written to
+        sums: Array = array.at[index].add(part)
+        return sums
+    array[index] += part
+    return array
+
+
 def squares(stack: Array) -> Array:
     """Return the squared norm of each array of a stack, (groups,), on the host."""
     if isinstance(stack, np.ndarray):

@@ -246,6 +246,7 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
         rounds: 1 for columns that are no more than well conditioned.
     """
     xp = namespace(columns)
+    factor = np.linalg.cholesky if isinstance(columns, np.ndarray) else _factor_of_library
     lengths = norms(columns, -2)
     if not bool((lengths > 0.0).all()):
         return basis_of(columns)
@@ -254,8 +255,8 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
     basis = columns / lengths
     for _ in range(rounds):
         try:
-            lower = xp.linalg.cholesky(gram(basis.mT))
-        except (np.linalg.LinAlgError, RuntimeError):  # each library raises its own
+            lower = factor(gram(basis.mT))
+        except np.linalg.LinAlgError:
             return basis_of(columns)
         basis = basis @ cast(xp.linalg.inv(lower).mT, basis.dtype)
     if rounds == 1:

@@ -97,7 +97,8 @@ def _conv_transpose(op: ConvTranspose, x: Array) -> Array:
             slice(t * d, t * d + (n - 1) * s + 1, s)
             for t, d, n, s in zip(tap, geo.dilation, sizes, geo.stride, strict=True)
         )
-        y[:, :, :, *window] += einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x)
+        part = einsum("goi,bgi...->bgo...", weight[:, :, :, *tap], x)
+        y = linalg.added_at(y, (slice(None), slice(None), slice(None), *window), part)
     crop = tuple(slice(low, low + n) for (low, _), n in zip(pads, spatial, strict=True))
     return y.reshape(batch, -1, *full)[:, :, *crop]
 
@@ -183,10 +184,12 @@ def _of_shape(op: Op, stages: Chain, weight: Array) -> Array:
 
 
 def relative_distance(weight: Array, other: Array) -> float:
-    """Return ‖W − W'‖ / ‖W‖ in float64, at any scale, without a copy of either."""
+    """Return ‖W − W'‖ / ‖W‖ in float64, at any scale; in NumPy without a copy of either."""
     scale = max(float(abs(weight).max()), float(abs(other).max()))
     squared = total = 0.0
-    for row, other_row in zip(weight, other, strict=True):
+    # Row by row in a memory that is short; on an accelerator each row would be a round trip.
+    pairs = zip(weight, other, strict=True) if isinstance(weight, np.ndarray) else [(weight, other)]
+    for row, other_row in pairs:
         scaled = linalg.over(row, scale)
         difference = scaled - other_row / scale
         squared += linalg.inner(difference, difference)
