@@ -16,7 +16,7 @@ from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import is_held_out
 from rankfold.calibration.moments import RegressionSums, has_regression
 from rankfold.errors import RankfoldError, Refused
-from rankfold.linalg import Array
+from rankfold.linalg import Array, host
 from rankfold.ops import Chain, Embedding, Op, of_groups, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold_jax.calibration.layer_products import Ints, LayerProduct, sampled
@@ -198,9 +198,9 @@ class LayerVisits:
 
 
 def _spread(op: Op, bias: Array | None) -> Array:
-    """(groups, out/groups); zeros where there is no bias."""
+    """(groups, out/groups), on the host; zeros where there is no bias."""
     out = op.weight.shape[1] if isinstance(op, Embedding) else len(op.weight)
-    flat = np.zeros(out, np.float32) if bias is None else bias
+    flat = np.zeros(out, np.float32) if bias is None else host(bias)
     return flat.reshape(op.groups, -1)
 
 
