@@ -123,11 +123,12 @@ class OnSums:
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
         yz, yy, both = self._yz, _held_out(self._joint), self._moved + other._moved
-        uu = difference @ (moved.mT @ w)
-        uv = moved @ (total.mT @ w) - 2.0 * (difference @ (yz.mT @ w))
-        vu = total @ (moved.mT @ w) - 2.0 * (yz @ (difference.mT @ w))
-        vv = 4.0 * (yy @ w) - 2.0 * (yz @ (total.mT @ w) + total @ (yz.mT @ w))
-        vv = vv + both @ (total.mT @ w)
+        at = linalg.product  # sums of many columns are of float32, w is not
+        uu = at(difference, at(moved.mT, w))
+        uv = at(moved, at(total.mT, w)) - 2.0 * at(difference, at(yz.mT, w))
+        vu = at(total, at(moved.mT, w)) - 2.0 * at(yz, at(difference.mT, w))
+        vv = 4.0 * at(yy, w) - 2.0 * (at(yz, at(total.mT, w)) + at(total, at(yz.mT, w)))
+        vv = vv + at(both, at(total.mT, w))
         pairs = ((uu, vv), (vu, uv))
         variance = sum(
             linalg.inner(metric.weight_outputs(left), metric.weight_outputs(right))

@@ -279,6 +279,34 @@ def test_a_model_is_compressed_alike_where_its_tensors_are(policy: rf.Policy, re
     )
 
 
+def test_layers_wider_than_sums_in_double_precision_are_compressed_alike() -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(1030, 1040), nn.ReLU(), nn.Linear(1040, 9)).eval()
+
+    batches = [torch.randn(30, 1030, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    options: Any = {"inputs": batches[0], "calibration": batches}
+    usual = rf.compress(network(), rf.Ranks(5), **options)
+    with _stays(30 * 1040):
+        small = rf.compress(network(), rf.Ranks(5), **options)
+    assert usual.plan.loss is not None
+    assert small.plan.loss == pytest.approx(usual.plan.loss, rel=1e-3, abs=1e-6)
+    for layer, other in zip(small.plan.layers, usual.plan.layers, strict=True):
+        assert layer.predicted == pytest.approx(other.predicted, rel=1e-3)
+
+
+def test_cp_of_a_kernel_of_its_rank_stays() -> None:
+    rng = np.random.default_rng(3)
+    weight = np.einsum("or,ir,hr,wr->oihw", *(rng.standard_normal((n, 3)) for n in (14, 9, 3, 2)))
+    op = Conv(weight, rng.standard_normal(14))
+    away = _layer(_moved(op), _tensors(_moments(op, "matrices")))
+    with staying(_most(op)):
+        candidate = away.candidate("cp", (3,))
+    assert _is_away(candidate.chain, torch.float64)
+    assert candidate.error < 1e-3
+    assert candidate.loss < 1e-4 * away.loss_if_dropped
+
+
 def test_moments_lie_where_the_model_does_and_can_be_saved(tmp_path: Path) -> None:
     usual = rf.gather(_network(), BATCHES)
     with _stays(_PROBES):
