@@ -318,7 +318,7 @@ def _without_unit(moment: Array) -> tuple[Array, float]:
         return moment / largest, largest
     if moment.ndim == 2:
         return moment * 0.0 + 1.0, 0.0
-    return moment * 0.0 + linalg.like(np.eye(moment.shape[1]), moment), 0.0
+    return moment * 0.0 + linalg.identity(moment.shape[1], moment), 0.0
 
 
 def _regular(grads: Array) -> Array:

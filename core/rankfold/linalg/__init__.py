@@ -35,6 +35,7 @@ from rankfold.linalg.stacks import (
     diagonals,
     einsum,
     energy,
+    identity,
     kept_where,
     largest,
     loaded,
@@ -51,7 +52,6 @@ from rankfold.linalg.subspaces import (
     Eigen,
     approximate_leading,
     basis_of,
-    cholesky,
     eigenvalues,
     eigh,
     few,
@@ -64,8 +64,8 @@ from rankfold.linalg.subspaces import (
     ridge_solve,
     sampled,
     smaller_gram,
-    solve_triangular,
 )
+from rankfold.linalg.triangular import cholesky, solve_triangular
 
 __all__ = [
     "LARGE",
@@ -95,6 +95,7 @@ __all__ = [
     "few_pay",
     "gram",
     "host",
+    "identity",
     "inner",
     "is_finite",
     "is_real",

@@ -86,9 +86,19 @@ def loaded(matrices: Array, added: Array) -> Array:
         sums = np.array(matrices, order="C")
         sums.reshape(len(sums), -1)[:, :: size + 1] += added[:, None]
         return sums
-    eye = like(np.eye(size, dtype=bool), matrices)
     level = cast(like(added[:, None, None], matrices), matrices.dtype)
-    return matrices + namespace(matrices).where(eye, level, level * 0.0)
+    return matrices + kept_where(identity(size, matrices) > 0.0, level)
+
+
+def identity(size: int, array: Array) -> Array:
+    """Return the identity in float64, made where an array is."""
+    if isinstance(array, np.ndarray):
+        return np.eye(size)
+    import array_api_compat
+
+    xp = namespace(array)
+    eye: Array = xp.eye(size, dtype=xp.float64, device=array_api_compat.device(array))
+    return eye
 
 
 def scaled(array: Array, factors: Array, axis: int) -> Array:
@@ -194,13 +204,13 @@ def both_sides(moment: Array, basis: Array) -> Array:
 
 def diagonal_matrices(diagonal: Array) -> Array:
     """Return diagonal matrices (groups, n, n) of their diagonals (groups, n)."""
-    eye = like(np.eye(diagonal.shape[1], dtype=bool), diagonal)
-    return kept_where(eye, diagonal[:, :, None])
+    eye = identity(diagonal.shape[1], diagonal)
+    return kept_where(eye > 0.0, diagonal[:, :, None])
 
 
 def repeated(matrices: Array, times: int) -> Array:
     """Return M ⊗ 1 (groups, n · times, n · times) of matrices M (groups, n, n)."""
-    eye = like(np.eye(times), matrices)
+    eye = identity(times, matrices)
     groups, n, _ = matrices.shape
     blocks = matrices[:, :, None, :, None] * eye[None, None, :, None, :]
     return blocks.reshape(groups, n * times, -1)

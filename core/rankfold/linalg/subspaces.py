@@ -21,13 +21,13 @@ from rankfold.linalg.arrays import (
     cast,
     double,
     host,
-    is_finite,
     like,
     namespace,
     norms,
     read_only,
     single,
 )
+from rankfold.linalg.triangular import factor_by_library
 
 if TYPE_CHECKING:
     from rankfold.linalg.arrays import Array
@@ -43,9 +43,6 @@ _OVERSAMPLED = 0.15
 """Further columns of a sample, of the rank: they take in what leaks from the values next below."""
 _POWER_STEPS = 3
 """Each damps what is left of smaller singular values by the square of their ratio to the wanted."""
-_BLOCK = 64
-"""Order of the blocks of a substitution: products of that width come near the speed of large ones.
-"""
 _LEAF = 48
 """Order below which halves save nothing: 32 to 64 were equal at orders of 96 to 512."""
 _RECURSIVE = 96
@@ -246,7 +243,7 @@ def orthonormal(columns: Array, rounds: int = 2) -> Array:
         rounds: 1 for columns that are no more than well conditioned.
     """
     xp = namespace(columns)
-    factor = np.linalg.cholesky if isinstance(columns, np.ndarray) else _factor_of_library
+    factor = np.linalg.cholesky if isinstance(columns, np.ndarray) else factor_by_library
     lengths = norms(columns, -2)
     if not bool((lengths > 0.0).all()):
         return basis_of(columns)
@@ -269,81 +266,6 @@ def basis_of(columns: Array) -> Array:
     """Return the orthonormal Q (groups, n, k) of the QR decomposition of columns."""
     basis: Array = namespace(columns).linalg.qr(columns)[0]
     return basis
-
-
-def cholesky(matrix: Array) -> Array:
-    """Return the lower triangular L of stacks of positive definite L Lᵀ, by columns of blocks.
-
-    Args:
-        matrix: (groups, n, n).
-
-    Raises:
-        numpy.linalg.LinAlgError: it is not positive definite.
-    """
-    if not isinstance(matrix, np.ndarray):
-        return _factor_of_library(matrix)
-    # NumPy's own is far from the speed of a matrix product, in float32 most of all. Here all but
-    # the blocks on the diagonal and their inverses is products.
-    lower = np.zeros_like(matrix)
-    size = matrix.shape[-1]
-    for start in range(0, size, _BLOCK):
-        stop = min(size, start + _BLOCK)
-        block, below = slice(start, stop), slice(stop, size)
-        left = lower[:, start:, :start] @ lower[:, block, :start].mT
-        panel = matrix[:, start:, block] - left
-        diagonal = np.linalg.cholesky(panel[:, : stop - start])
-        lower[:, block, block] = diagonal
-        if stop < size:
-            lower[:, below, block] = panel[:, stop - start :] @ np.linalg.inv(diagonal).mT
-    return lower
-
-
-def _factor_of_library(matrix: Array) -> Array:
-    """Return the Cholesky factor by the library of the matrix.
-
-    Raises:
-        numpy.linalg.LinAlgError: it is not positive definite.
-    """
-    try:
-        lower: Array = namespace(matrix).linalg.cholesky(matrix)
-    except RuntimeError as error:  # PyTorch's own class, which is one
-        raise np.linalg.LinAlgError(str(error)) from None
-    if not is_finite(lower):  # what JAX gives in place of an error
-        raise np.linalg.LinAlgError("the matrix is not positive definite")
-    return lower
-
-
-def solve_triangular(lower: Array, right: Array, *, transposed: bool = False) -> Array:
-    """Return L⁻¹ R, or L^-ᵀ R, for stacks of lower triangular L, by substitution of blocks.
-
-    Args:
-        lower: L, (groups, n, n).
-        right: R, (groups, n, m).
-        transposed: solve with Lᵀ.
-    """
-    if not isinstance(lower, np.ndarray):
-        solver = namespace(lower).linalg
-        triangle, right = lower.mT if transposed else lower, cast(right, lower.dtype)
-        if hasattr(solver, "solve_triangular"):  # beyond the standard; PyTorch has it
-            return solver.solve_triangular(triangle, right, upper=transposed)
-        return solver.solve(triangle, right)
-    # A general solver factors L again, at the cube of its order. SciPy's triangular one has a BLAS
-    # of its own, whose threads would spin against NumPy's. So all but the inverses of the blocks on
-    # the diagonal is products.
-    size = lower.shape[-1]
-    solved = np.array(right, dtype=lower.dtype)
-    starts = range(0, size, _BLOCK)
-    for start in reversed(starts) if transposed else starts:
-        block = slice(start, start + _BLOCK)
-        diagonal = np.linalg.inv(lower[:, block, block])
-        if transposed:
-            rest = slice(start + _BLOCK, size)
-            solved[:, block] -= lower[:, rest, block].mT @ solved[:, rest]
-            diagonal = diagonal.mT
-        else:
-            solved[:, block] -= lower[:, block, :start] @ solved[:, :start]
-        solved[:, block] = diagonal @ solved[:, block]
-    return solved
 
 
 def ridge_solve(system: Array, right: Array, ridge: float) -> Array:

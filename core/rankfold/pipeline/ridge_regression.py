@@ -115,11 +115,11 @@ class OnSums:
         # over columns of random signs (Hutchinson, Commun. Stat. Simul. 18, 1989). With 64 of them
         # a standard error is good to a tenth, and it is a threshold.
         out = self._map.shape[1]
-        columns = np.eye(out)
+        columns = linalg.identity(out, self._map)
         if out > _WIDE:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
-            columns = signs / np.sqrt(_PROBES)
-        w = metric.spread_outputs(linalg.like(columns, self._map))
+            columns = linalg.like(signs / np.sqrt(_PROBES), self._map)
+        w = metric.spread_outputs(columns)
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
         yz, yy, both = self._yz, _held_out(self._joint), self._moved + other._moved
