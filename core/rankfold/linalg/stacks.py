@@ -124,6 +124,18 @@ def added_at(array: Array, index: tuple[slice, ...], part: Array) -> Array:
     return array
 
 
+def put(array: Array, indices: Sequence[int], part: Array) -> Array:
+    """Put others in the place of some elements along the first axis; return the array.
+
+    It is written to where the library can.
+    """
+    if hasattr(array, "at"):
+        written: Array = array.at[np.asarray(indices)].set(part)
+        return written
+    array[list(indices)] = part
+    return array
+
+
 def squares(stack: Array) -> Array:
     """Return the squared norm of each array of a stack, (groups,), on the host."""
     if isinstance(stack, np.ndarray):

@@ -320,11 +320,10 @@ class _VisitedLayer:
             return
         if not self._is_copied:  # the groups of a stack are met one by one: written into a copy
             self._chain, self._is_copied = tuple(map(_copied, self._chain)), True
-        total, groups = self._op.groups, list(part.groups)
-        for stage, new in zip(self._chain, best.chain, strict=True):
-            by_group(stage.weight, total)[groups] = by_group(new.weight, len(groups))
-            if stage.bias is not None and new.bias is not None:
-                by_group(stage.bias, total)[groups] = by_group(new.bias, len(groups))
+        self._chain = tuple(
+            _with_groups(stage, new, self._op.groups, part.groups)
+            for stage, new in zip(self._chain, best.chain, strict=True)
+        )
 
     def decision(self) -> Decision:
         """Return the decision on the layer, with everything it was refitted to so far."""
@@ -358,6 +357,21 @@ def _copied(stage: Op) -> Op:
         return stage
     bias = None if stage.bias is None else linalg.copied(stage.bias)
     return replace(stage, weight=linalg.copied(stage.weight), bias=bias)
+
+
+def _with_groups(stage: Op, new: Op, total: int, groups: Sequence[int]) -> Op:
+    """Write some groups of a layer into a stage that has all, in place where arrays can be."""
+
+    def written(array: Array, part: Array) -> Array:
+        whole = linalg.put(by_group(array, total), groups, by_group(part, len(groups)))
+        return whole.reshape(array.shape)
+
+    if isinstance(stage, Embedding):
+        return stage
+    bias = stage.bias
+    if bias is not None and new.bias is not None:
+        bias = written(bias, new.bias)
+    return replace(stage, weight=written(stage.weight, new.weight), bias=bias)
 
 
 def _size(joint: RegressionSums) -> float:

@@ -27,6 +27,12 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     "einsum": (lambda a, b: linalg.einsum("gij,gj->gi", a, b), (STACK, DIAGONAL)),
     "concatenated": (lambda a, b: linalg.concatenated([a, b], axis=1), (ROWS, STACK)),
     "selected": (lambda a: linalg.selected(a, [1]), (STACK,)),
+    "put": (lambda a, b: linalg.put(linalg.copied(a), [1], b[1:]), (STACK, MOMENT)),
+    "added at": (
+        lambda a, b: linalg.added_at(linalg.copied(a), (slice(1, 2), slice(0, 6)), b[1:]),
+        (STACK, MOMENT),
+    ),
+    "identity": (lambda a: a + linalg.identity(6, a), (STACK,)),
     "diagonals": (linalg.diagonals, (STACK,)),
     "traces": (linalg.traces, (STACK,)),
     "loaded": (lambda a: linalg.loaded(a, np.array([0.5, 2.0])), (STACK,)),
