@@ -86,11 +86,14 @@ class Metric:
         self._grads: Array | None = None
         self._root: Array | None = None
         if moments.grads is not None:
-            grads = linalg.double(linalg.like(moments.grads, op.weight))
+            grads = linalg.like(moments.grads, op.weight)
+            if not linalg.is_single(grads) or grads.ndim == 2:
+                grads = linalg.double(grads)
             if not linalg.is_finite(grads):
                 raise Refused("the moments of its gradients are not finite")
             grads, worth = _without_unit(grads)
-            self._grads = _regular(shrunken(grads, oas_shrinkage(grads, samples)))
+            shrinkage = oas_shrinkage(grads, samples)
+            self._grads = _regular(shrunken(_precise(grads, shrinkage), shrinkage))
             # Any L with L Lᵀ = G serves in place of the symmetric root: what is weighted by it is
             # rotated alike everywhere. A Cholesky factor costs a thirtieth of an
             # eigendecomposition.
@@ -117,12 +120,7 @@ class Metric:
         return other
 
     def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
-        if linalg.is_single(moment):
-            # The largest variance is 1.
-            rounding = float(np.finfo(np.float32).eps) * math.sqrt(moment.shape[1])
-            if (shrinkage.added < _SINGLE * rounding * shrinkage.kept).any():
-                moment = linalg.double(moment)
-        self._moment = linalg.read_only(moment)
+        self._moment = linalg.read_only(_precise(moment, shrinkage))
         self._inputs_unit = unit
         self._shrinkage = shrinkage
 
@@ -154,7 +152,7 @@ class Metric:
         if self._root.ndim == 2:
             scaled: Array = rows * self._root[:, :, None]
             return scaled
-        return linalg.product(self._root.mT, rows)
+        return linalg.double(self._root.mT @ linalg.cast(rows, self._root.dtype))
 
     def unweight_outputs(self, rows: Array) -> Array:
         """Return L^-ᵀ A for A (groups, out/groups, n)."""
@@ -163,12 +161,12 @@ class Metric:
         if self._root.ndim == 2:
             scaled: Array = rows / self._root[:, :, None]
             return scaled
-        return linalg.solve_triangular(self._root, rows, transposed=True)
+        return linalg.solve_triangular(linalg.double(self._root), rows, transposed=True)
 
     def spread_outputs(self, columns: Array) -> Array:
-        """Return L A (groups, out/groups, n) for A (out/groups, n), the transpose of weighting."""
+        """Return L A for A (groups or 1, out/groups, n), the transpose of weighting."""
         if self._root is None:
-            return columns[None]
+            return columns
         if self._root.ndim == 2:
             scaled: Array = self._root[:, :, None] * columns
             return scaled
@@ -180,7 +178,7 @@ class Metric:
             return float(linalg.einsum("goo->", square))
         if self._grads.ndim == 2:
             return float(linalg.einsum("goo,go->", square, self._grads))
-        return linalg.inner(self._grads, square)
+        return linalg.inner(linalg.double(self._grads), square)
 
     def inner(self, left: Array, right: Array) -> float:
         """Return tr(G A Bᵀ) for A and B (groups, out/groups, n)."""
@@ -188,7 +186,9 @@ class Metric:
             return linalg.inner(left, right)
         if self._grads.ndim == 2:  # the diagonal of A Bᵀ is all that counts
             return linalg.inner(self._grads[:, :, None] * left, right)
-        return linalg.inner(self._grads, linalg.product(left, right.mT))
+        kind = self._grads.dtype
+        square = linalg.cast(left, kind) @ linalg.cast(right, kind).mT
+        return linalg.inner(linalg.double(self._grads), linalg.double(square))
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
@@ -229,15 +229,13 @@ class Metric:
 
     def squared(self, rows: Array) -> float:
         """Squared norm tr(G A C Aᵀ) of rows A (groups, out/groups, d), over `unit`."""
-        return self.measured(rows).squared
+        return self.inner(self.apply_input_moment(rows), rows)
 
-    def measured(self, rows: Array) -> Measured:
-        """Return what is known of rows A (groups, out/groups, d) from their product with C."""
+    def moved(self, rows: Array) -> MovedRows:
+        """Return the product of rows A (groups, out/groups, d) with C."""
         products = self._products(rows)
-        moved = self._shrunken_products(rows, products)
-        return Measured(
-            moved, self.inner(moved, rows), self._inputs_unit * linalg.inner(products, rows)
-        )
+        output = self._inputs_unit * linalg.inner(products, rows)
+        return MovedRows(self._shrunken_products(rows, products), output)
 
     def _products(self, rows: Array) -> Array:
         """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
@@ -333,18 +331,25 @@ def _regular(grads: Array) -> Array:
     return linalg.loaded(grads, np.full(len(norms), _FLOOR * norms.max()))
 
 
+def _precise(moment: Array, shrinkage: Shrinkage) -> Array:
+    """Return a moment whose largest variance is 1, in float64 where float32 will not do."""
+    if linalg.is_single(moment):
+        rounding = float(np.finfo(np.float32).eps) * math.sqrt(moment.shape[1])
+        if (shrinkage.added < _SINGLE * rounding * shrinkage.kept).any():
+            return linalg.double(moment)
+    return moment
+
+
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """Rows A (groups, out/groups, d) under a metric.
+class MovedRows:
+    """Rows A (groups, out/groups, d) after the second moment C of the inputs.
 
     Attributes:
-        moved: A C.
-        squared: tr(G A C Aᵀ), over the unit of the metric.
-        output: the mean E‖A x‖² at one position, without shrinkage or weights.
+        rows: A C.
+        output: the mean E‖A x‖² at one position, without shrinkage.
     """
 
-    moved: Array
-    squared: float
+    rows: Array
     output: float
 
 

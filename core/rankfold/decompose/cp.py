@@ -149,7 +149,7 @@ class CP:
         scales = linalg.like(scales, root.vectors)
         half = (root.vectors * scales) @ root.vectors.mT
         back = (root.vectors / scales) @ root.vectors.mT
-        whitened = metric.weight_outputs(spectrum.rows).reshape(spectrum.tensor.shape)
+        whitened = spectrum.weighted_rows.reshape(spectrum.tensor.shape)
         whitened = linalg.einsum("goip,gij->gojp", whitened, half, optimize=True)
         fitted = self._by_group(whitened, shape, rank, rng)
         fitted[1] = linalg.product(back, fitted[1])

@@ -9,7 +9,7 @@ may be chosen freely, the best of a rank is known too (`projection`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -54,23 +54,21 @@ class Regression:
         return Regression.from_moments(zz, zy)
 
     @staticmethod
-    def at_positions(spectrum: Spectrum, basis: Array, positions: int) -> Regression:
+    def at_positions(metric: Metric, moved: Array, basis: Array, positions: int) -> Regression:
         """Regress the outputs of a layer on V ⊗ 1: a basis of a part of its inputs at positions.
 
         Args:
-            spectrum: of the layer, with a metric.
+            metric: of the layer.
+            moved: W C (groups, out, d) of the layer's spectrum, or G½ W C for weighted outputs.
             basis: V, (groups, d / positions, rank).
             positions: the part's own positions are the last axis of the inputs.
 
         Returns:
             The regression on (groups, rank · positions) of z, those of one vector of V together.
         """
-        metric = spectrum.metric
-        assert metric is not None
-        groups, out, _ = spectrum.rows.shape
+        groups, out, _ = moved.shape
         rank = basis.shape[2]
-        # E[y zᵀ] = W C (V ⊗ 1), from the product W C that all methods share.
-        yz = along_channels(spectrum.measured.moved, basis)
+        yz = along_channels(moved, basis)  # E[y zᵀ] = W C (V ⊗ 1)
         if metric.channels_only:
             # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
             # outputs at each position are regressed as outputs of their own; nothing has the order
@@ -113,10 +111,18 @@ class Regression:
         solved = linalg.solve_triangular(self.lower[:, :n, :n], beside, transposed=True)
         return solved.reshape(len(self.lower), count, -1).mT
 
-    def worth(self, metric: Metric) -> Array:
+    def weighted(self, metric: Metric) -> Regression:
+        """Return the regression of G½ y."""
+        return replace(self, explained=metric.weight_outputs(self.explained.mT).mT)
+
+    def towards(self, directions: Array) -> Regression:
+        """Return the regression of Eᵀ y, for E (groups, out/groups, n)."""
+        return replace(self, explained=linalg.product(self.explained, directions))
+
+    def worth(self) -> Array:
         """Return by how much the first 1, 2, ... of z lower the squared error, on the host."""
-        weighted = metric.weight_outputs(self.explained.mT)
-        worth: Array = np.cumsum(linalg.host(linalg.einsum("gon,gon->n", weighted, weighted)))
+        explained = self.explained
+        worth: Array = np.cumsum(linalg.host(linalg.einsum("gno,gno->n", explained, explained)))
         return worth
 
 
@@ -134,8 +140,9 @@ def most_explained(candidates: Iterable[T], worth: Callable[[T], float]) -> T:
     """
     iterator = iter(candidates)
     best = next(iterator)
-    most = worth(best)
+    most: float | None = None
     for candidate in iterator:
+        most = worth(best) if most is None else most
         value = worth(candidate)
         if value > most * (1.0 + _TIE):
             best, most = candidate, value
@@ -154,6 +161,7 @@ def projection(spectrum: Spectrum, rank: int) -> tuple[Array, Array]:
     # U Uᵀ G½ W C½ with U its left singular vectors (Eckart-Young), so that Ŵ = G^-½ U Uᵀ G½ W.
     # C½ drops out because the projection is on the left.
     assert spectrum.metric is not None
+    # Uᵀ G½ W as (G½ U)ᵀ W, in float64: with G^-½ U it is W again at full rank.
     basis = spectrum.weighted_leading(rank)
-    first = linalg.product(basis.mT, spectrum.metric.weight_outputs(spectrum.rows))
+    first = linalg.product(spectrum.metric.spread_outputs(basis).mT, spectrum.rows)
     return first, spectrum.metric.unweight_outputs(basis)

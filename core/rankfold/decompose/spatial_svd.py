@@ -72,7 +72,8 @@ class SpatialSVD(MatrixSVD):
         most = min(most, max(1, out * into * kh * kw // (out * kw + into * kh)))
         stage = self._weighted_vertical(op, spectrum, metric, most)
         # a rank adds one vertical filter, which the horizontal stage sees at kw columns
-        explained = Regression.at_positions(spectrum, stage.mT, kw).worth(metric)[kw - 1 :: kw]
+        regression = Regression.at_positions(metric, spectrum.weighted_moved, stage.mT, kw)
+        explained = regression.worth()[kw - 1 :: kw]
         total = spectrum.weight_of_all
         return [
             ((rank,), max(0.0, total - explained[rank - 1]))
@@ -84,7 +85,7 @@ class SpatialSVD(MatrixSVD):
         assert metric is not None
         right, regression = most_explained(
             self._regressions(op, spectrum, rank),
-            lambda candidate: float(candidate[1].worth(metric)[-1]),
+            lambda candidate: float(candidate[1].weighted(metric).worth()[-1]),
         )
         groups, out = spectrum.rows.shape[:2]
         last = regression.solution(rank * op.weight.shape[3])
@@ -98,9 +99,11 @@ class SpatialSVD(MatrixSVD):
         self, op: Op, spectrum: Spectrum, rank: int
     ) -> Iterator[tuple[Array, Regression]]:
         """Yield candidates for the vertical stage, with the regression of the output on each."""
-        assert spectrum.metric is not None
+        metric = spectrum.metric
+        assert metric is not None
+        columns = spectrum.kernel[1]
         for stage in self._verticals(op, spectrum, rank):
-            yield stage, Regression.at_positions(spectrum, stage.mT, spectrum.kernel[1])
+            yield stage, Regression.at_positions(metric, spectrum.moved.rows, stage.mT, columns)
 
     def _verticals(self, op: Op, spectrum: Spectrum, rank: int) -> Iterator[Array]:
         """Yield nested vertical stages (groups, rank, in · kh): plain if it is cheap, and weighted.
@@ -125,7 +128,7 @@ class SpatialSVD(MatrixSVD):
     def _weighted_vertical(self, op: Op, spectrum: Spectrum, metric: Metric, rank: int) -> Array:
         groups, out, into = spectrum.tensor.shape[:3]
         kh, kw = spectrum.kernel
-        weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, kh, kw)
+        weighted = spectrum.weighted_rows.reshape(groups, out, into, kh, kw)
         weighted = linalg.permuted(weighted, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
         if metric.channels_only:
             column = metric.inputs  # ⊗ 1 of the rows of the kernel

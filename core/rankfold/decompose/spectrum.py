@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from rankfold.calibration.weighted_norm import Measured, Metric
+from rankfold.calibration.weighted_norm import Metric, MovedRows
 from rankfold.errors import Refused
 from rankfold.linalg import (
     Array,
@@ -83,10 +83,29 @@ class Spectrum:
         return self.matrix.mT if self._transposed else self.matrix
 
     @cached_property
-    def measured(self) -> Measured:
-        """The weight under the metric."""
+    def moved(self) -> MovedRows:
+        """W C, the weight after the second moment of the inputs."""
         assert self.metric is not None
-        return self.metric.measured(self.rows)
+        return self.metric.moved(self.rows)
+
+    @cached_property
+    def weighted_rows(self) -> Array:
+        """G½ W, (groups, out/groups, d)."""
+        assert self.metric is not None
+        return read_only(self.metric.weight_outputs(self.rows))
+
+    @cached_property
+    def weighted_moved(self) -> Array:
+        """G½ W C, (groups, out/groups, d)."""
+        assert self.metric is not None
+        return read_only(self.metric.weight_outputs(self.moved.rows))
+
+    @cached_property
+    def weight_of_all(self) -> float:
+        """Squared error of dropping the weight altogether, under the metric if there is one."""
+        if self.metric is None:
+            return self.energy
+        return inner(self.weighted_moved, self.weighted_rows)
 
     @cached_property
     def weighted_values(self) -> Array:
@@ -107,17 +126,12 @@ class Spectrum:
     def _weighted_gram(self) -> tuple[Array, Array | None]:
         """A Aᵀ of A = G½ W C½ as it is or, where A is tall, Aᵀ A and A."""
         assert self.metric is not None
-        rows = self.metric.weight_outputs(self.rows)
+        rows = self.weighted_rows
         if rows.shape[1] <= rows.shape[2]:
-            gram = product(self.metric.weight_outputs(self.measured.moved), rows.mT)
+            gram = product(self.weighted_moved, rows.mT)
             return 0.5 * (gram + gram.mT), None
         factor = self.metric.times_root(rows)
         return factor.mT @ factor, factor
-
-    @property
-    def weight_of_all(self) -> float:
-        """Squared error of dropping the weight altogether, under the metric if there is one."""
-        return self.energy if self.metric is None else self.measured.squared
 
     @property
     def matrix(self) -> Array:

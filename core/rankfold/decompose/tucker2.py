@@ -185,7 +185,8 @@ class Tucker2:
     ) -> Chain:
         """Return a chain with its first stage, and the regression of reduced rank on it."""
         first, core, last = chain
-        directions = _output_directions(regression, metric)
+        regression = regression.weighted(metric)
+        directions = _output_directions(regression)
         rank = len(core.weight) // op.groups
         factors = _core_and_last(regression, directions.leading(rank), metric)
         norms = [np.sqrt(linalg.inner(factor, factor)) for factor in factors]
@@ -220,11 +221,13 @@ class Tucker2:
     def _regressions(
         self, spectrum: Spectrum, r_in: int
     ) -> Iterator[tuple[Array, Regression, linalg.Eigen]]:
-        """Yield bases of the input, the regression on each, and what output directions explain."""
-        assert spectrum.metric is not None
+        """Yield bases of the input, regressions of G½ y on each, and what directions explain."""
+        metric = spectrum.metric
+        assert metric is not None
+        moved, positions = spectrum.weighted_moved, spectrum.tensor.shape[3]
         for basis in self._input_bases(spectrum, r_in):
-            regression = Regression.at_positions(spectrum, basis, spectrum.tensor.shape[3])
-            yield basis, regression, _output_directions(regression, spectrum.metric)
+            regression = Regression.at_positions(metric, moved, basis, positions)
+            yield basis, regression, _output_directions(regression)
 
     def _priced_basis(self, spectrum: Spectrum, rank: int) -> Array:
         """Return the one basis of the input that all ranks are priced on."""
@@ -246,7 +249,7 @@ class Tucker2:
     def _whitened_basis(spectrum: Spectrum, metric: Metric, rank: int) -> Array:
         """Return the best basis if the positions of the kernel were independent."""
         groups, out, into, positions = spectrum.tensor.shape
-        weighted = metric.weight_outputs(spectrum.rows).reshape(groups, out, into, positions)
+        weighted = spectrum.weighted_rows.reshape(groups, out, into, positions)
         unfolded = weighted.swapaxes(1, 2).reshape(groups, into, -1)
         root = linalg.eigh(metric.channels)
         # With M the weighted input unfolding, H Hᵀ = C of the channels and positions taken for
@@ -332,8 +335,8 @@ def _explained(spectrum: Spectrum, basis: Array) -> Array:
     metric = spectrum.metric
     groups, out, _, positions = spectrum.tensor.shape
     if metric is not None:
-        regression = Regression.at_positions(spectrum, basis, positions)
-        return metric.weight_outputs(regression.explained.mT).mT
+        moved = spectrum.weighted_moved
+        return Regression.at_positions(metric, moved, basis, positions).explained
     reduced = (basis.mT @ spectrum.input_unfolding).reshape(groups, -1, out, positions)
     return reduced.swapaxes(2, 3).reshape(groups, -1, out)
 
@@ -362,14 +365,18 @@ def _energies(rows: Array, counts: Sequence[int]) -> Iterator[Array]:
         yield np.cumsum(linalg.eigenvalues(gram).sum(axis=0))
 
 
-def _output_directions(regression: Regression, metric: Metric) -> linalg.Eigen:
-    """Return the eigenpairs of G½ Qᵀ Q G½, what a regression explains of the outputs."""
-    part = metric.weight_outputs(regression.explained.mT)
-    return linalg.eigh(part @ part.mT)
+def _output_directions(regression: Regression) -> linalg.Eigen:
+    """Return the eigenpairs of Qᵀ Q, what a regression explains of the outputs."""
+    return linalg.eigh(linalg.gram(regression.explained.mT))
 
 
 def _core_and_last(regression: Regression, left: Array, metric: Metric) -> tuple[Array, Array]:
-    """Return Eᵀ G½ B (groups, r_out, r_in · positions) and G^-½ E (groups, out, r_out)."""
-    solution = regression.solution(regression.explained.shape[1])
-    weighted = metric.weight_outputs(solution)
-    return linalg.product(left.mT, weighted), metric.unweight_outputs(left)
+    """Return Eᵀ G½ B (groups, r_out, r_in · positions) and G^-½ E (groups, out, r_out).
+
+    Args:
+        regression: of G½ y.
+        left: E.
+        metric: of the layer.
+    """
+    core = regression.towards(left).solution(regression.explained.shape[1])
+    return core, metric.unweight_outputs(left)

@@ -364,10 +364,10 @@ class Layer:
         except RankfoldError as error:
             raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
         difference = rows_of(with_weight(self.op, dense)) - rows
-        lost = metric.measured(difference)
-        loss = self._loss(lost.squared)
+        lost = metric.moved(difference)
+        loss = self._loss(metric.inner(lost.rows, difference))
         chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = spectrum.measured.output + self._mean_output(metric, rows)
+        power = spectrum.moved.output + self._mean_output(metric, rows)
         output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
         return replace(plain, chain=chain, loss=loss, output=output)
 

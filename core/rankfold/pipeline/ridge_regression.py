@@ -119,7 +119,7 @@ class OnSums:
         if out > _WIDE:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
             columns = linalg.like(signs / np.sqrt(_PROBES), self._map)
-        w = metric.spread_outputs(columns)
+        w = metric.spread_outputs(columns[None])
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
         yz, yy, both = self._yz, _held_out(self._joint), self._moved + other._moved

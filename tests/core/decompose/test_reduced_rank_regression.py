@@ -37,8 +37,24 @@ def test_positions_are_taken_together(channels_only: bool, positions: int) -> No
     stage = np.einsum("gnr,pq->grpnq", basis, np.eye(positions))
     stage = stage.reshape(GROUPS, rank * positions, SIZE)
     expected = Regression.of(of.metric, of.rows, stage)
-    actual = Regression.at_positions(of, basis, positions)
-    assert np.allclose(actual.worth(of.metric), expected.worth(of.metric))
+    actual = Regression.at_positions(of.metric, of.moved.rows, basis, positions)
+    assert np.allclose(actual.worth(), expected.worth())
     assert np.allclose(actual.explained, expected.explained)
     for count in (positions, rank * positions):
         assert np.allclose(actual.solution(count), expected.solution(count))
+
+
+@pytest.mark.parametrize("channels_only", [True, False])
+def test_a_regression_of_weighted_outputs_is_the_regression_weighted(channels_only: bool) -> None:
+    of = spectrum(channels_only=channels_only)
+    assert of.metric is not None
+    basis = np.random.default_rng(1).standard_normal((GROUPS, INTO, 3))
+    plain = Regression.at_positions(of.metric, of.moved.rows, basis, ROWS * COLUMNS)
+    weighted = Regression.at_positions(of.metric, of.weighted_moved, basis, ROWS * COLUMNS)
+    assert np.allclose(plain.weighted(of.metric).worth(), weighted.worth())
+    count = 3 * ROWS * COLUMNS
+    back = of.metric.unweight_outputs(weighted.solution(count))
+    assert np.allclose(back, plain.solution(count))
+    directions = np.random.default_rng(2).standard_normal((GROUPS, OUT, 2))
+    towards = plain.towards(directions).solution(count)
+    assert np.allclose(towards, directions.mT @ plain.solution(count))
