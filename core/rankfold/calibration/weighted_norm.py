@@ -178,7 +178,7 @@ class Metric:
             return float(linalg.einsum("goo->", square))
         if self._grads.ndim == 2:
             return float(linalg.einsum("goo,go->", square, self._grads))
-        return linalg.inner(linalg.double(self._grads), square)
+        return float(linalg.einsum("goq,goq->", self._grads, square))
 
     def inner(self, left: Array, right: Array) -> float:
         """Return tr(G A Bᵀ) for A and B (groups, out/groups, n)."""
@@ -186,9 +186,8 @@ class Metric:
             return linalg.inner(left, right)
         if self._grads.ndim == 2:  # the diagonal of A Bᵀ is all that counts
             return linalg.inner(self._grads[:, :, None] * left, right)
-        kind = self._grads.dtype
-        square = linalg.cast(left, kind) @ linalg.cast(right, kind).mT
-        return linalg.inner(linalg.double(self._grads), linalg.double(square))
+        weighted = self._grads @ linalg.cast(left, self._grads.dtype)
+        return linalg.inner(linalg.double(weighted), right)
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
