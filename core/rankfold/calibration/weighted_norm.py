@@ -207,13 +207,13 @@ class Metric:
         if self.inputs.ndim == 2:
             scaled: Array = rows * linalg.root(self.inputs)[:, None, :]
             return scaled
-        inputs = linalg.double(self.full_inputs)
+        inputs = self.full_inputs
         try:
             root = linalg.cholesky(inputs)
         except np.linalg.LinAlgError:  # to rounding, C is singular
-            eigen = linalg.eigh(inputs)
+            eigen = linalg.eigh(linalg.double(inputs))
             root = linalg.scaled(eigen.vectors, np.sqrt(eigen.values), 2)
-        return linalg.product(rows, root)
+        return linalg.double(linalg.cast(rows, root.dtype) @ root)
 
     @cached_property
     def channels(self) -> Array:
