@@ -183,9 +183,16 @@ def geometry(module: nn.Module, kind: type[nn.Module]) -> tuple[tuple[str, str],
 
 
 def in_double(module: nn.Module) -> nn.Module:
-    """Return the same layer, computing in the dtype of its arrays."""
+    """Return the same layer, computing in the dtype of its arrays, which it has to be given.
+
+    A stock layer draws none: at each call Flax traces the initializers anew for the shapes they
+    give, and layers that are alike but for them would not be equal.
+    """
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
+    if type(module) in KINDS:
+        inits = ("kernel_init", "embedding_init", "bias_init")
+        plain |= dict.fromkeys(inits, nn.initializers.zeros)
     options = {name: value for name, value in plain.items() if name in known}
     if "param_dtype" in known:
         options["param_dtype"] = jnp.float64
