@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,13 +39,13 @@ def run_chain(built: Built, x: Array) -> Array:
             for named in built.params.values()
         ]
 
+        compiled = _compiled(layers)
+
         # Layers of a stack are applied one by one, to their parts of the input.
         def call(stacked: Array) -> Array:
             return np.stack(
                 [
-                    np.asarray(
-                        _output(layers, [{k: v[index] for k, v in p.items()} for p in params], x)
-                    )
+                    np.asarray(compiled([{k: v[index] for k, v in p.items()} for p in params], x))
                     for index, x in enumerate(stacked)
                 ]
             )
@@ -53,9 +53,22 @@ def run_chain(built: Built, x: Array) -> Array:
         return form.run(call, x, built.stacks[0].count)
 
 
-# One compilation in place of one for each operation of each stage, and for layers alike.
-@partial(jax.jit, static_argnums=0)
+def _compiled(layers: tuple[nn.Module, ...]) -> Callable[[Sequence[Mapping[str, Any]], Any], Any]:
+    """Return layers as a function of their parameters and an input.
+
+    It is one compilation in place of one for each operation of each layer, and for layers alike.
+    """
+    try:
+        hash(layers)
+    except TypeError:  # a way to multiply that the user gave may be any object
+        return jax.jit(partial(_output, layers))
+    return partial(_alike, layers)
+
+
 def _output(layers: tuple[nn.Module, ...], params: Sequence[Mapping[str, Any]], x: Any) -> Any:
     for layer, named in zip(layers, params, strict=True):
         x = layer.apply({"params": named}, x)
     return x
+
+
+_alike = jax.jit(_output, static_argnums=0)

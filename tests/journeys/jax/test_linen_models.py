@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import pickle
 from typing import Any
@@ -395,6 +396,23 @@ def test_what_a_layer_computes_with_is_forwarded() -> None:
         small(x)
     stages = [m for m in seen if m.name in ("lr0", "lr1")]
     assert [m.dot_general for m in stages] == [dot, dot]
+
+
+@dataclasses.dataclass  # with fields that can change, so that it has no hash
+class Product:
+    calls: int = 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        return lax.dot_general(*args, **kwargs)
+
+
+def test_a_way_to_multiply_need_not_be_hashable(distance: Any) -> None:
+    module, x = nn.Dense(5, dot_general=Product()), x_of(2, 7)
+    model = module.bind(module.init(jax.random.key(0), x))
+    small = rf.compress(model, rf.Ranks("full"), inputs=x)
+    assert small.plan.replaced
+    assert distance(small.model(x), model(x)) < 1e-5
 
 
 class Strided(nn.Module):
