@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from tests.conformance.test_nnx import FlaxHarness, kernel_of, options_of
+from tests.conformance.test_nnx import ZEROS, FlaxHarness, kernel_of, options_of
 
 import rankfold as rf
 from rankfold.adapters.base import Adapter
@@ -21,8 +21,9 @@ from rankfold_jax.linen.adapter import LinenAdapter
 def layer(op: Op, dtype: Any) -> nn.Module:
     out, into = channels(op)
     if isinstance(op, rf.Embedding):
-        return nn.Embed(into, out, param_dtype=dtype)
+        return nn.Embed(into, out, param_dtype=dtype, embedding_init=ZEROS)
     options: dict[str, Any] = {"use_bias": op.bias is not None, "param_dtype": dtype}
+    options["kernel_init"] = ZEROS
     if isinstance(op, rf.Linear):
         return nn.Dense(out, **options)
     kind = nn.ConvTranspose if isinstance(op, rf.ConvTranspose) else nn.Conv

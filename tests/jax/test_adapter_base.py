@@ -1,4 +1,4 @@
-"""Compressed Flax models are expanded to dense layers again."""
+"""What the two adapters for Flax have in common: expansion, and the check of what is built."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from flax import nnx
 
@@ -54,3 +55,27 @@ def test_linen() -> None:
     small = rf.compress(bound, rf.Ranks(3), inputs=X, methods=("svd", "tucker2"))
     check(bound, small, LinenNet)
     assert jnp.isfinite(small.model(X)).all()
+
+
+def deep(framework: str, depth: int) -> tuple[Any, np.ndarray]:
+    x = np.ones((2, 29), np.float32)  # a width of no other test, which is compiled here
+    if framework == "nnx":
+        return nnx.Sequential(*(nnx.Linear(29, 29, rngs=nnx.Rngs(i)) for i in range(depth))), x
+    module = nn.Sequential([nn.Dense(29) for _ in range(depth)])
+    return module.bind(module.init(jax.random.key(0), x)), x
+
+
+@pytest.mark.parametrize("framework", ["nnx", "linen"])
+def test_chains_alike_are_checked_by_one_compilation(
+    framework: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def compiled(depth: int) -> int:
+        model, x = deep(framework, depth)
+        caplog.clear()
+        with jax.log_compiles():
+            small = rf.compress(model, rf.Ranks(3), inputs=x)
+        assert len(small.plan.replaced) == depth
+        return sum("Finished XLA compilation" in record.message for record in caplog.records)
+
+    assert compiled(2) > 0
+    assert compiled(5) == 0

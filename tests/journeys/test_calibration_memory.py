@@ -72,7 +72,7 @@ for model in models:
 VOCABULARY = (
     SETUP
     + """
-model, batches = transformer(32, 1, 50_000), tokens(50_000, 2)
+model, batches = transformer(32, 1, 20_000), tokens(20_000, 2)
 before = after_passes([model], batches)
 small = rf.compress(model, rf.Budget(params=0.5), inputs=batches[0], calibration=batches,
                     loss="cross_entropy")
@@ -99,6 +99,6 @@ def test_the_peak_of_moments_does_not_grow_with_the_depth() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no resource module")
 def test_a_large_vocabulary_takes_no_square_of_it() -> None:
-    weight = 50_000 * 32 * 8  # of the head in float64, and the logits of a batch are as many
+    weight = 20_000 * 32 * 8  # of the head in float64, and the logits of a batch are as many
     (peak,) = peaks(VOCABULARY)
-    assert peak < 30 * weight < 4 * 50_000**2
+    assert peak < 30 * weight < 4 * 20_000**2

@@ -227,12 +227,12 @@ def _replaced(
         if not in_setup:  # its layers are made where it is called
             return None
         for name, spec in zip(names, specs, strict=True):
-            setattr(module, name, make(spec, module, None))
+            setattr(module, name, _stage(spec, module, name, None))
         return None
     if in_setup:
         layers = [getattr(module, name) for name in names]
     else:
-        layers = [make(spec, module, name) for name, spec in zip(names, specs, strict=True)]
+        layers = [_stage(spec, module, name, name) for name, spec in zip(names, specs, strict=True)]
     x = args[0] if args else next(iter(kwargs.values()))
     if method is ATTEND:
         table, *behind = layers
@@ -245,6 +245,15 @@ def _replaced(
     for layer in layers:
         x = layer(x)
     return x
+
+
+def _stage(spec: StageSpec, module: nn.Module, name: str, label: str | None) -> nn.Module:
+    """Make the layer of a stage, which draws its kernel unless it is there."""
+    if module.has_variable("params", name):
+        # Flax asks the initializer for the shape all the same: to trace one that draws would take
+        # longer than the layer does.
+        return make(spec, module, label, nn.initializers.zeros)
+    return make(spec, module, label)
 
 
 def _matrix(layer: Any, rows: int, dtype: Any) -> Any:

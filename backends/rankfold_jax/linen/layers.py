@@ -25,6 +25,7 @@ KINDS: tuple[type[nn.Module], ...] = (
     nn.ConvTranspose,
     nn.Embed,
 )
+_DRAWN = nn.initializers.lecun_normal()
 _NUMBERS: tuple[type, ...] = (bool, int, float, str, tuple, list, type(None))
 
 
@@ -127,13 +128,16 @@ class StageSpec:
     module: nn.Module | None = None
 
 
-def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
+def make(
+    spec: StageSpec, module: Any, name: str | None, init: Callable[..., Any] = _DRAWN
+) -> nn.Module:
     """Make a stock layer for a stage, with the options of the layer replaced.
 
     Args:
         spec: of the stage.
         module: the layer replaced.
         name: of the new layer in it; None for one that is not in it yet.
+        init: gives its kernel.
     """
     form = spec.form
     if spec.module is not None:
@@ -154,7 +158,7 @@ def make(spec: StageSpec, module: Any, name: str | None) -> nn.Module:
             assert isinstance(form, ConvForm | TransposedForm)
             kind = nn.Conv if isinstance(form, ConvForm) else nn.ConvTranspose
             sizes = {"features": form.outputs}
-    inits = {f"{array_name(kind)}_init": _boxed(nn.initializers.lecun_normal(), spec.kernel_box)}
+    inits = {f"{array_name(kind)}_init": _boxed(init, spec.kernel_box)}
     if spec.use_bias:
         inits["bias_init"] = _boxed(nn.initializers.zeros_init(), spec.bias_box)
     common = arguments(form, kind, module, bias=spec.use_bias)
@@ -183,9 +187,16 @@ def geometry(module: nn.Module, kind: type[nn.Module]) -> tuple[tuple[str, str],
 
 
 def in_double(module: nn.Module) -> nn.Module:
-    """Return the same layer, computing in the dtype of its arrays."""
+    """Return the same layer, computing in the dtype of its arrays, which it has to be given.
+
+    A stock layer draws none: at each call Flax traces the initializers anew for the shapes they
+    give, and layers that are alike but for them would not be equal.
+    """
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
+    if type(module) in KINDS:
+        inits = ("kernel_init", "embedding_init", "bias_init")
+        plain |= dict.fromkeys(inits, nn.initializers.zeros)
     options = {name: value for name, value in plain.items() if name in known}
     if "param_dtype" in known:
         options["param_dtype"] = jnp.float64

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import jax
@@ -187,7 +187,11 @@ def _variable(
 
 
 def stock_layer(stage: Stage, module: Any) -> nnx.Module:
-    """Make a stock layer of the stage's form; its arrays are exchanged afterwards."""
+    """Make a stock layer of the stage's form; its arrays are exchanged afterwards.
+
+    They are zeros until then: where only shapes are asked for, too, JAX would trace the drawing of
+    random numbers, which takes longer than all else that is done to build a chain.
+    """
     form, bias = stage.form, stage.bias is not None
     kind: Any
     sizes: dict[str, Any] = {}
@@ -208,6 +212,7 @@ def stock_layer(stage: Stage, module: Any) -> nnx.Module:
             assert isinstance(form, ConvForm | TransposedForm)
             kind = nnx.Conv if isinstance(form, ConvForm) else nnx.ConvTranspose
             sizes = {"in_features": form.inputs, "out_features": form.outputs}
+    sizes["embedding_init" if kind is nnx.Embed else "kernel_init"] = jax.nn.initializers.zeros
     layer: nnx.Module = kind(**sizes, **arguments(form, kind, module, bias=bias), rngs=nnx.Rngs(0))
     return layer
 
@@ -229,24 +234,41 @@ def runner(module: LowRankSequential, layer: NNXLayer) -> Callable[[Array], Arra
     """Return the chain as a function of stacked inputs, in the precision that is switched on."""
     double = in_double(module)
     stack = layer.stack
-
-    def once(layer: LowRankSequential, x: Any) -> Any:
-        return layer(x)
-
-    function: Callable[[LowRankSequential, Any], Any] = once
-    for depth in reversed(range(len(stack.axes))):
-        kernel, bias = (_without(s.axes, depth) for s in (stack, layer.bias_stack))
-        axes = nnx.StateAxes([(nnx.PathContains("bias"), bias), (..., kernel)])
-        function = nnx.vmap(function, in_axes=(axes, 0))
-
-    # one compilation in place of one for each operation of each stage
-    compiled: Callable[[LowRankSequential, Any], Any] = nnx.jit(function)
+    # One compilation in place of one for each operation of each stage, and for layers alike.
+    compiled = _compiled(
+        *(
+            tuple(_without(s.axes, depth) for depth in range(len(stack.axes)))
+            for s in (stack, layer.bias_stack)
+        )
+    )
 
     def call(x: Array) -> Array:
         y = np.asarray(compiled(double, jax.device_put(x.reshape(*stack.sizes, *x.shape[1:]))))
         return y.reshape(len(x), *y.shape[len(stack.sizes) :])
 
     return call
+
+
+@cache
+def _compiled(
+    kernel_axes: tuple[int | None, ...], bias_axes: tuple[int | None, ...]
+) -> Callable[[LowRankSequential, Any], Any]:
+    """Return a chain as a compiled function of itself and its input.
+
+    Args:
+        kernel_axes: where the axes of a stack lie in the kernels, each once the ones before it are
+            gone.
+        bias_axes: the same for the biases; None for an axis that they do not have.
+    """
+
+    def once(layer: LowRankSequential, x: Any) -> Any:
+        return layer(x)
+
+    function: Callable[[LowRankSequential, Any], Any] = once
+    for kernel, bias in reversed(list(zip(kernel_axes, bias_axes, strict=True))):
+        axes = nnx.StateAxes([(nnx.PathContains("bias"), bias), (..., kernel)])
+        function = nnx.vmap(function, in_axes=(axes, 0))
+    return nnx.jit(function)
 
 
 def _without(axes: tuple[int, ...], depth: int) -> int | None:

@@ -106,15 +106,15 @@ def filled(layer: Any) -> Any:
 def test_full_rank_reproduces_the_layer(name: str, distance: Any) -> None:
     make, x = LAYERS[name]
     model = nnx.Sequential(filled(make()))
-    done = 0
-    for method in ("svd", "tucker2", "cp" if x.ndim < 5 else "cp3"):
+    # The methods take turns, as each on each layer of any geometry is of `layouts/test_conv.py`.
+    turn = list(LAYERS).index(name) % 3
+    methods = ["svd", "tucker2", "cp" if x.ndim < 5 else "cp3"]
+    for method in methods[turn:] + methods[:turn]:
         small = rf.compress(model, rf.Ranks("full"), inputs=x, methods=method)
-        (layer,) = small.plan.layers
-        if layer.method is None:
-            continue
-        done += 1
-        assert distance(small.model(x), model(x)) < 3e-6
-    assert done > 0
+        if small.plan.replaced:
+            break
+    assert small.plan.replaced
+    assert distance(small.model(x), model(x)) < 3e-6
 
 
 @pytest.mark.parametrize("name", list(LAYERS))
