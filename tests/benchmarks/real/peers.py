@@ -63,8 +63,7 @@ def multiply_accumulates(model: nn.Module, x: torch.Tensor) -> float:
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
-        outputs = layer.weight.shape[0]  # type: ignore[union-attr]
-        total += layer.weight.numel() * (output.numel() / outputs)  # type: ignore[operator, union-attr]
+        total += layer.weight.numel() * (output.numel() / len(layer.weight))
 
     with _hooked([layer for layer in model.modules() if type(layer) in _LAYERS], count):
         model(x)
@@ -82,7 +81,7 @@ class _hooked:  # noqa: N801 - reads as a function
         self._without.__enter__()
 
     def __exit__(self, *error: object) -> None:
-        self._without.__exit__(*error)  # type: ignore[arg-type]
+        self._without.__exit__(*error)
         for handle in self._handles:
             handle.remove()
 

@@ -25,7 +25,7 @@ class Row:
         asked: the share of the multiply-accumulates asked for, "EVBMF" where none is.
         share: the share that is left; None where there is no network within the share.
         scores: by name.
-        seconds: that compression took.
+        seconds: of CPU that compression took.
         latency: the time of a pass, as a share of the original's; None where it was not measured.
     """
 
@@ -72,15 +72,16 @@ def page(rows: Sequence[Row], machine: str) -> str:
         "",
         f"{machine}.",
         "",
-        "The networks are those that packages on PyPI ship. Nothing is fine-tuned, no label is used,",
-        "and the test data is of another kind than the calibration data. All ways leave the same share",
-        "of the multiply-accumulates of all linear layers and convolutions; *uniform ratio* is",
-        "Tucker-2 and SVD at the same share of the channels of every layer, *EVBMF ranks* are those of",
-        "Tucker-2 and SVD, whatever they leave. BALF, SVD-LLM and ASVD are re-implementations",
-        "(`tests/benchmarks/real/peers.py`). Seconds are those of the compression, with the pass over",
-        "the calibration data; *pass* is the median time of a forward pass of one example over that",
-        "of the original, measured in turns. Means over draws of the calibration data, with the",
-        "standard deviation where there are several.",
+        "The networks are those that packages on PyPI ship. Nothing is fine-tuned, no label is",
+        "used, and the test data is of another kind than the calibration data. All ways leave",
+        "the same share of the multiply-accumulates of all linear layers and convolutions;",
+        "*uniform ratio* is Tucker-2 and SVD at the same share of the channels of every layer",
+        "but the last, *EVBMF ranks* are those of Tucker-2 and SVD, whatever they leave. BALF,",
+        "SVD-LLM and ASVD are re-implementations (`tests/benchmarks/real/peers.py`). Seconds",
+        "are CPU time of the compression, with the pass over the calibration data; *pass* is",
+        "the median time of a forward pass of one example over that of the original, measured",
+        "in turns. Means over draws of the calibration data, with the standard deviation where",
+        "there are several.",
     ]
     for key, subject in SUBJECTS.items():
         chosen = [row for row in rows if row.subject == key]
@@ -88,25 +89,30 @@ def page(rows: Sequence[Row], machine: str) -> str:
         if original is None:
             continue
         names = list(original.scores)
-        seeds = len({row.seed for row in chosen})
+        draws = len({row.seed for row in chosen})
         whole = ", ".join(f"{name}: {value:.4g}" for name, value in original.scores.items())
         lines += [
             "",
             f"## {subject.name}",
             "",
-            f"{subject.calibration} calibration examples, {seeds} draw{'s'[: seeds > 1]}: "
+            f"{subject.calibration} calibration examples, {draws} draw{'s'[: draws > 1]}: "
             f"{subject.about}. Original: {whole}.",
             "",
             f"| asked | way | left | {' | '.join(names)} | seconds | pass |",
             f"|---:|---|---:|{'---:|' * len(names)}---:|---:|",
         ]
         compressed = [row for row in chosen if row.way != ORIGINAL]
-        for asked in dict.fromkeys(row.asked for row in compressed):
+        for asked in sorted({row.asked for row in compressed}, reverse=True, key=_order):
             for way in WAYS:
                 alike = [row for row in compressed if (row.way, row.asked) == (way, asked)]
                 if alike:
                     lines.append(_line(alike, names))
     return "\n".join(lines) + "\n"
+
+
+def _order(asked: str) -> float:
+    """The largest share first, EVBMF last."""
+    return 0.0 if asked == "EVBMF" else float(asked)
 
 
 def _line(rows: Sequence[Row], names: Sequence[str]) -> str:

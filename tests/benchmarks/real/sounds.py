@@ -164,7 +164,7 @@ def recordings(
     shape: tuple[int, int],
     seed: int,
 ) -> torch.Tensor:
-    """Recordings (count, chunks, 576): two thirds are speech in noise, the others noise or music."""
+    """Recordings (count, chunks, 576): two thirds speech in noise, the others noise or notes."""
     rng = np.random.default_rng(seed)
     count, chunks = shape
     length = chunks * CHUNK + CONTEXT

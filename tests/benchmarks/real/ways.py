@@ -21,7 +21,7 @@ _CLASSICAL = ("svd", "tucker2")
 class Task:
     """A network to compress with one draw of calibration data.
 
-    What several ways or shares need is gathered once; its time is added to each that uses it.
+    What several ways or shares need is gathered once; its CPU time is added to each that uses it.
 
     Attributes:
         model: the network.
@@ -38,8 +38,8 @@ class Task:
     def gathered(self, name: str, gather: Callable[[], Any]) -> Any:
         """What `gather` returns, called the first time only; counts its time every time."""
         if name not in self._gathered:
-            began = time.perf_counter()
-            self._gathered[name] = (gather(), time.perf_counter() - began)
+            began = time.process_time()
+            self._gathered[name] = (gather(), time.process_time() - began)
             self.spent -= self._gathered[name][1]  # the caller's clock counts it, too
         result, seconds = self._gathered[name]
         self.spent += seconds
@@ -120,17 +120,18 @@ def _scaled(layer: nn.Module, statistics: peers.Statistics) -> np.ndarray:
     return peers.scaled_gram(layer, statistics.magnitudes)
 
 
-REFITTED, CALIBRATED, WEIGHTS, EVBMF = (
+REFITTED, CALIBRATED, WEIGHTS, BALF, EVBMF = (
     "rankfold, refitted",
     "rankfold, calibrated",
     "rankfold, weights alone",
+    "BALF",
     "EVBMF ranks",
 )
 WAYS: Mapping[str, Way] = {
     REFITTED: _calibrated(refit=True),
     CALIBRATED: _calibrated(refit=False),
     WEIGHTS: _weights,
-    "BALF": _peer(_whitened, budgeted=True),
+    BALF: _peer(_whitened, budgeted=True),
     "SVD-LLM": _peer(_whitened),
     "ASVD": _peer(_scaled),
     "uniform ratio": _uniform,
