@@ -58,14 +58,18 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def multiply_accumulates(model: nn.Module, x: torch.Tensor) -> float:
-    """Of all linear layers and convolutions, grouped ones too, for one example x (1, ...)."""
+    """Of all layers for one example x (1, ...); those that no way replaces are counted as well."""
     total = 0.0
 
     def count(layer: nn.Module, _: object, output: torch.Tensor) -> None:
         nonlocal total
-        total += layer.weight.numel() * (output.numel() / len(layer.weight))
+        if isinstance(layer, nn.LSTMCell):
+            total += len(output[0]) * (layer.weight_ih.numel() + layer.weight_hh.numel())
+        else:
+            total += layer.weight.numel() * (output.numel() / len(layer.weight))
 
-    with _hooked([layer for layer in model.modules() if type(layer) in _LAYERS], count):
+    counted = (*_LAYERS, nn.LSTMCell)
+    with _hooked([layer for layer in model.modules() if type(layer) in counted], count):
         model(x)
     return total
 

@@ -10,6 +10,8 @@ from tests.benchmarks.real.results import ORIGINAL, Row, add, page, read
 from tests.benchmarks.real.ways import BALF, EVBMF, WAYS, Task
 from torch import nn
 
+import rankfold as rf
+
 SHARES = (0.8, 0.3)
 
 
@@ -99,6 +101,21 @@ def test_costs_that_are_predicted_are_those_of_the_network() -> None:
         job.model, costs, {path: s.outputs for path, s in job.statistics.items()}, ranks
     )
     assert peers.multiply_accumulates(small, job.x) == costs.total(ranks)
+
+
+def test_a_recurrent_cell_costs_what_rankfold_counts() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.cell = nn.Linear(24, 16), nn.LSTMCell(16, 20)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(self.first(x))[0]
+
+    model, x = Network(), torch.ones(1, 24)
+    macs = rf.plan(model, rf.Ranks(2), inputs=x).macs
+    assert macs is not None
+    assert peers.multiply_accumulates(model, x) == macs[0] == 24 * 16 + 4 * 20 * (16 + 20)
 
 
 def test_most_energy_is_kept_within_a_budget() -> None:
