@@ -74,14 +74,14 @@ def page(rows: Sequence[Row], machine: str) -> str:
         "",
         "The networks are those that packages on PyPI ship. Nothing is fine-tuned, no label is",
         "used, and the test data is of another kind than the calibration data. All ways leave",
-        "the same share of the multiply-accumulates of all linear layers and convolutions;",
-        "*uniform ratio* is Tucker-2 and SVD at the same share of the channels of every layer",
-        "but the last, *EVBMF ranks* are those of Tucker-2 and SVD, whatever they leave. BALF,",
-        "SVD-LLM and ASVD are re-implementations (`tests/benchmarks/real/peers.py`). Seconds",
-        "are CPU time of the compression, with the pass over the calibration data; *pass* is",
-        "the median time of a forward pass of one example over that of the original, measured",
-        "in turns. Means over draws of the calibration data, with the standard deviation where",
-        "there are several.",
+        "the same share of the multiply-accumulates of the whole network, or none where the",
+        "layers that no way replaces cost more already; *uniform ratio* is Tucker-2 and SVD at",
+        "the same share of the channels of every layer but the last, *EVBMF ranks* are those of",
+        "Tucker-2 and SVD, whatever they leave. BALF, SVD-LLM and ASVD are re-implementations",
+        "(`tests/benchmarks/real/peers.py`). Seconds are CPU time of the compression, with the",
+        "pass over the calibration data; *pass* is the median time of a forward pass of one",
+        "example over that of the original, measured in turns. Means over draws of the",
+        "calibration data, with the standard deviation where there are several.",
     ]
     for key, subject in SUBJECTS.items():
         chosen = [row for row in rows if row.subject == key]
@@ -122,14 +122,14 @@ def _line(rows: Sequence[Row], names: Sequence[str]) -> str:
     if not done:
         return f"| {asked} | {rows[0].way} | impossible |{' |' * len(names)} | |"
     share = np.mean([row.share for row in done if row.share is not None])
-    scores = " | ".join(_spread([row.scores[name] for row in done]) for name in names)
+    scores = " | ".join(_spread(name, [row.scores[name] for row in done]) for name in names)
     seconds = np.mean([row.seconds for row in done])
     times = [row.latency for row in done if row.latency is not None]
     latency = f"{np.mean(times):.2f}" if times else ""
     return f"| {asked} | {rows[0].way} | {share:.1%} | {scores} | {seconds:.1f} | {latency} |"
 
 
-def _spread(values: Sequence[float]) -> str:
-    digits = 1 if max(map(abs, values)) >= 10 else 3
+def _spread(name: str, values: Sequence[float]) -> str:
+    digits = 1 if "%" in name else 3
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values):.{digits}f}"
