@@ -30,7 +30,6 @@ from rankfold import RankfoldError
 from rankfold.adapters.timing import medians
 
 _FILE = Path(__file__).parents[3] / "docs" / "results" / "real.md"
-_SHARES = (0.7, 0.5, 0.3, 0.15)
 _TURNS_FOR = 4.0  # seconds of turns of all ways at one share
 
 
@@ -105,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.real")
     parser.add_argument("--seeds", type=int, default=3, help="draws of calibration data")
     parser.add_argument("--only", choices=tuple(SUBJECTS), nargs="+", default=tuple(SUBJECTS))
-    parser.add_argument("--shares", type=float, nargs="+", default=_SHARES)
+    parser.add_argument("--shares", type=float, nargs="+", help="of the MACs")
     parser.add_argument("--ways", choices=tuple(WAYS), nargs="+", default=tuple(WAYS))
     parser.add_argument("--packages", type=Path, default=default_folder())
     parser.add_argument("--rows", type=Path, help="a file of rows: added to, and all written")
@@ -114,7 +113,8 @@ def main() -> None:
     rows = read(options.rows) if options.rows else []
     with limited(1):
         for key in options.only:
-            for row in rows_of(key, options.packages, options.seeds, options.shares, options.ways):
+            shares = options.shares or SUBJECTS[key].shares
+            for row in rows_of(key, options.packages, options.seeds, shares, options.ways):
                 rows.append(row)
                 print(row.line(), flush=True)
                 if options.rows:

@@ -53,6 +53,7 @@ class Subject:
         about: the data, in words.
         calibration: the number of calibration examples.
         batch: how many examples run at once.
+        shares: of the multiply-accumulates that are left.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Subject:
     about: str
     calibration: int = 256
     batch: int = 32
+    shares: tuple[float, ...] = (0.7, 0.5, 0.3, 0.15)
 
 
 def cents(outputs: torch.Tensor) -> torch.Tensor:
@@ -202,6 +204,9 @@ SUBJECTS = {
         "blurred or grainy",
         calibration=128,
         batch=16,
+        # Pointwise layers of 16 to 320 channels: at 50 % no way agrees with the original in more
+        # than 4 % of the pictures.
+        shares=(0.9, 0.8, 0.7, 0.5),
     ),
     "mnist": Subject(
         "classifier of MNIST, 0.4 M parameters",
