@@ -21,6 +21,11 @@ _ENOUGH_EXAMPLES = 64
 _MOST_DRAWS = 8
 """Draws per example at most: each is a backward pass, and says nothing new about the inputs."""
 
+_TOO_FAR = {"outputs": 0.1, "cross_entropy": 0.3}
+"""Divergence on held-out examples from which on a network is not the same any more. On networks
+trained for real tasks, at 4 to 70 % of their multiply-accumulates, outputs that were that far off
+gave 13 to 62 % of the original's answers to data of another kind, but for two of ten with 86 %;
+nearer ones gave 73 to 100 %, but for one of seventeen with 35 %."""
 _NUMBERS = 2**20
 """Numbers that a divergence is computed of at a time: 8 MiB in float64."""
 
@@ -81,6 +86,24 @@ def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> A
 def failure(index: int, error: BaseException) -> RankfoldError:
     """Return the error for a model that fails on a batch."""
     return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
+
+
+def estranged(calibration: Calibration, divergence: float) -> str | None:
+    """Return a remark where a compressed model is so far off that it is another network.
+
+    Args:
+        calibration: names the loss; of a user's own function nothing is known.
+        divergence: of the compressed model, on held-out examples.
+    """
+    loss = calibration.loss
+    if not isinstance(loss, str) or divergence < _TOO_FAR[loss]:
+        return None
+    far = f"{divergence:.2g} nats" if loss == "cross_entropy" else f"{math.sqrt(divergence):.0%}"
+    return (
+        f"on held-out examples its outputs are {far} off the original's: it is not the same "
+        "network any more; give it a larger budget, keep the layers that matter most with "
+        "exclude=, or fine-tune it before use"
+    )
 
 
 class Divergence:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from rankfold.calibration.losses import estranged
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
@@ -176,9 +177,8 @@ def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt
         latency = None
         if allocated.predicted_latency is not None:
             latency = _latency(session, small)
-        plan = msgspec.structs.replace(
-            plan, loss=_divergence(session, task.calibrated, small), latency=latency
-        )
+        plan = _judged(plan, session, task.calibrated, small)
+        plan = msgspec.structs.replace(plan, latency=latency)
     return _Attempt(Outcome(small, plan, modules), task.barred)
 
 
@@ -242,11 +242,15 @@ def _latency(session: Session, small: Any) -> float | None:
     return after / before
 
 
-def _divergence(session: Session, calibrated: Calibrated, small: Any) -> tuple[float, float] | None:
+def _judged(plan: Plan, session: Session, calibrated: Calibrated, small: Any) -> Plan:
+    """Return a plan with the loss on held-out examples, and what that says of the result."""
     batches, calibrates = calibrated.batches, session.can.calibrates
     if batches is None or calibrates is None:
-        return None
+        return plan
     try:
-        return calibrates.divergence(session.model, small, batches.held_out())
+        loss = calibrates.divergence(session.model, small, batches.held_out())
     except RankfoldError:  # a model that takes batches of one size only
-        return calibrates.divergence(session.model, small, batches)
+        loss = calibrates.divergence(session.model, small, batches)
+    remark = estranged(batches, loss[1])
+    notes = plan.notes if remark is None else (*plan.notes, remark)
+    return msgspec.structs.replace(plan, loss=loss, notes=notes)

@@ -685,3 +685,13 @@ def test_a_plan_of_another_version_is_an_error(model: nn.Module) -> None:
     plan = msgspec.structs.replace(rf.plan(model, rf.Ranks(2)), version=2)
     with pytest.raises(rf.RankfoldError, match="version 2"):
         rf.Plan.from_json(plan.to_json())
+
+
+def test_a_model_that_is_not_the_same_any_more_is_told_of() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    batches = [torch.randn(64, 32)]
+    kept = rf.compress(model, rf.Ranks(31), calibration=batches)
+    ruined = rf.compress(model, rf.Ranks(1), calibration=batches)
+    assert "not the same network" not in str(kept.plan)
+    assert "not the same network" in str(ruined.plan)
