@@ -158,7 +158,7 @@ def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
     adapter = fresh_adapter(harness, model, op)
     if not isinstance(adapter, Calibrates):
         raise Unsupported("calibration data: its adapter does not calibrate")
-    x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[: 2 * _EXAMPLES]
+    x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[:_EXAMPLES]
     return adapter, only_path(adapter, model), x
 
 
