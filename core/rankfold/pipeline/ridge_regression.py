@@ -85,8 +85,9 @@ class OnSums:
         """Return M Σzzᵀ, (groups, out, d + 1)."""
         joint = self._joint
         rows, bias = matrix[:, :, :-1], matrix[:, :, -1:]
-        # In the precision of the sums, which is that of what is told from noise.
-        products = linalg.double(linalg.cast(rows, joint.xx.dtype) @ joint.xx)
+        # In float64 whatever the precision of the sums: rows that cancel a common offset of the
+        # inputs leave errors far below the rounding of such a product in float32.
+        products = linalg.product(linalg.double(rows), joint.xx)
         moved = products + bias * joint.x[:, None, :]
         last = linalg.product(rows, joint.x[:, :, None]) + joint.count * bias
         return linalg.concatenated([moved, last], axis=2)
