@@ -155,6 +155,11 @@ def load(
         >>> torch.equal(again(x), small.model(x))
         True
     """
+    if not isinstance(folder, (str, PathLike)):
+        raise RankfoldError(
+            f"folder: {type(folder).__name__} is not a path; call load(model, folder), the model "
+            "first"
+        )
     folder = Path(folder)
     saved = _read_plan(folder)
     files = [folder / name for name in sorted(saved.files)]

@@ -128,6 +128,11 @@ def test_tied_weights_are_stored_once(tmp_path: Path) -> None:
     assert sum(name in stored for name in ("head.weight", "embed.weight")) == 1
 
 
+def test_the_model_comes_before_the_folder(saved: Path) -> None:
+    with pytest.raises(rf.RankfoldError, match=r"Linear is not a path.*the model first"):
+        rf.load(saved, nn.Linear(4, 3))  # type: ignore[arg-type]
+
+
 def test_the_folder_holds_the_plan_and_the_weights(saved: Path) -> None:
     assert sorted(file.name for file in saved.iterdir()) == ["plan.json", "weights.safetensors"]
 
