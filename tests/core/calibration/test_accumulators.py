@@ -17,6 +17,6 @@ def test_rows_suffice_for_the_width_and_no_more(channels: int, examples: int) ->
     rows = examples * sampled_positions(op, examples, 1)
     assert rows >= width
     # Positions are counted by example, so that one more of each may be more than is needed.
-    narrow = max(6400, 4 * width)
+    narrow = max(12800, 4 * width)
     most = narrow if width <= 1024 else min(narrow, max(width, 64 * examples))
     assert rows < most + examples

@@ -230,7 +230,7 @@ def test_many_positions_are_sampled() -> None:
     fit, held = met.joints["layers.0"]
     assert fit is not None
     assert held is not None
-    assert (fit.count, held.count) == (3 * 1600, 1600)
+    assert (fit.count, held.count) == (3 * 3200, 3200)
     op = met.ops["layers.0"]
     np.testing.assert_allclose(fit.yx[0], op.weight.reshape(3, -1) @ fit.xx[0], rtol=1e-3, atol=1)
 

@@ -119,8 +119,8 @@ def test_every_image_has_positions_of_its_own() -> None:
     op = Conv(weight(4, 3, 3, 3))
     drawn = patches.sample(op, (6, 3, 40, 40), 1000, np.random.default_rng(0))
     assert drawn.chosen is not None
-    assert drawn.chosen.shape == (6, 7)
-    assert all(len(set(row.tolist())) == 7 for row in drawn.chosen)
+    assert drawn.chosen.shape == (6, 13)
+    assert all(len(set(row.tolist())) == 13 for row in drawn.chosen)
     assert len({tuple(row.tolist()) for row in drawn.chosen}) == 6
 
 
