@@ -13,7 +13,7 @@ from rankfold.ops import Op
 _LEAST_ROWS = 12800
 """Rows of a moment, over all examples: with the 64 examples of a small calibration set that is 200
 positions of each image. The error of a sampled second moment falls with the root of the rows: with
-half of them a ResNet-50 takes a hundredth less time, and its outputs are off by a twentieth more."""
+half of them a ResNet-50 takes a hundredth less time, and its outputs are off by 5 % more."""
 _ROWS_PER_COLUMN = 4
 """Rows for each number of a patch, or the moment of a wide kernel would be singular."""
 _WIDE = 1024
