@@ -227,7 +227,7 @@ def test_a_refit_of_a_scanned_residual_net_lowers_the_loss_on_held_out_examples(
     assert refitted["blocks.down"].refit
     assert refitted.loss is not None
     assert plain.loss is not None
-    assert refitted.loss[1] < 0.85 * plain.loss[1]
+    assert refitted.loss[1] < 0.95 * plain.loss[1]
 
 
 @pytest.mark.parametrize("name", ["linen", "nnx"])
