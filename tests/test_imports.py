@@ -37,7 +37,7 @@ ROOMS = {
         ("tracing",),
         ("calibration", "timing"),
         ("paired_run", "surgery", "state_io"),
-        ("adapter", "rules"),
+        ("adapter", "rules", "turns"),
         ("demo",),
     ),
     "rankfold_jax": (
