@@ -1,5 +1,7 @@
 """Makes trained neural networks smaller and faster by low-rank decomposition of their layers."""
 
+from importlib.metadata import version
+
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.decompose.channel_svd import channel_svd
 from rankfold.decompose.cp import cp, cp3
@@ -21,6 +23,8 @@ from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF
 from rankfold.storage.folder import load
 from rankfold.storage.moments_file import Moments
+
+__version__ = version("rankfold")
 
 __all__ = [
     "EVBMF",
@@ -54,3 +58,8 @@ __all__ = [
     "truncated_svd",
     "tucker2",
 ]
+
+
+def __dir__() -> list[str]:
+    """Names that users are to see; the folders inside are reached by name all the same."""
+    return [*__all__, "__version__"]

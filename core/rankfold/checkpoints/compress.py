@@ -29,6 +29,7 @@ from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import working
 from rankfold.pipeline.api import plan as planned
 from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.selection import Selection
 from rankfold.progress import Advance, progress
@@ -43,13 +44,13 @@ from rankfold.storage.work_folder import work_folder
 def compress_checkpoint(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
-    policy: Policy,
+    policy: Policy | str,
     *,
     inputs: Mapping[str, Sequence[int] | Mapping[str, Any]] | None = None,
     methods: Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    overrides: Mapping[str, Policy] | None = None,
+    overrides: Mapping[str, Policy | str] | None = None,
     drop: str | Sequence[str] = (),
     placement: Placement = "balanced",
     seed: int = 0,
@@ -101,8 +102,8 @@ def compress_checkpoint(
         >>> rf.compress_checkpoint("model.safetensors", "small", rf.Ranks(8))["fc"].params
         (3072, 896)
     """
-    selection = Selection(policy, include, exclude, overrides)
-    check_call(policy, executor)
+    selection = registry().selection(policy, include, exclude, overrides)
+    check_call(selection.policy, executor)
     source, target = opened(checkpoint, output)
     known = moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)

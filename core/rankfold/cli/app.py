@@ -11,10 +11,27 @@ from rankfold.cli.options import CompressOptions, with_options
 
 app = typer.Typer(
     name="rankfold",
-    help="Low-rank decomposition of trained networks.",
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"rankfold {version('rankfold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Shows the version."),
+    ] = False,
+) -> None:
+    """Low-rank decomposition of trained networks."""
 
 
 @app.command()

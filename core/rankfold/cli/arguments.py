@@ -1,4 +1,4 @@
-"""Reading policies and factories from the command line."""
+"""Reading factories from the command line."""
 
 from __future__ import annotations
 
@@ -8,25 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold.errors import RankfoldError
-from rankfold.faults import contained, told
-from rankfold.plugins.registry import registry
-from rankfold.policies.base import Policy
-
-
-def read_policy(text: str) -> Policy:
-    """Return a policy from "name" or "name:argument".
-
-    Raises:
-        RankfoldError: an unknown name or a bad argument.
-    """
-    name, _, argument = text.partition(":")
-    policies = registry().policies
-    if name not in policies:
-        known = ", ".join(sorted(policies)) or "none (no plugin is installed)"
-        raise RankfoldError(f"policy {name!r} is unknown; use one of {known}")
-    # `from_text` is a plugin's, and the text the user's.
-    with contained(f"policy {name!r}", RankfoldError):
-        return policies[name].from_text(argument)
+from rankfold.faults import told
 
 
 def make_model(target: str) -> Any:

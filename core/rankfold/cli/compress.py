@@ -11,7 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from rankfold.checkpoints.compress import compress_checkpoint
-from rankfold.cli.arguments import make_model, read_policy
+from rankfold.cli.arguments import make_model
 from rankfold.cli.executors import opened
 from rankfold.cli.options import CompressOptions
 from rankfold.cli.signals import Terminated
@@ -35,7 +35,7 @@ def run(options: CompressOptions) -> None:
         RankfoldError: any argument is wrong, and nothing is written then; or only the plan could
             not be printed, and the message says so.
     """
-    policy = read_policy(options.policy)
+    policy = registry().policy(options.policy)
     names = options.methods
     methods = None if names is None else [name.strip() for name in names.split(",")]
     # Looked at before a model is made and decomposed, and not only when it is to be written.

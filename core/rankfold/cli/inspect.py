@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.table import Table
 
 from rankfold.checkpoints.reader import Checkpoint
-from rankfold.cli.arguments import read_policy
 from rankfold.console import literal, wide_console
 from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError, Refused
@@ -33,7 +32,7 @@ def run(checkpoint: Path, policy: str) -> None:
     Raises:
         RankfoldError: the checkpoint or the policy cannot be read.
     """
-    chosen = read_policy(policy)
+    chosen = registry().policy(policy)
     # The default methods first, then those of plugins.
     names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
     methods = registry().methods(names)

@@ -30,7 +30,10 @@ class CompressOptions:
     ] = None
     policy: Annotated[
         str,
-        typer.Option(help="vbmf, vbmf:WEAKEN, energy:0.9, ratio:0.33, ranks:16, budget:0.5, ..."),
+        typer.Option(
+            help="vbmf, energy:0.9, ratio:1/3, ranks:16, budget:params=0.5, ... or any field of a "
+            "policy, several as budget:macs=0.5,params=0.4."
+        ),
     ] = "vbmf"
     methods: Annotated[
         str | None, typer.Option(help="Allowed methods, as svd,tucker2; default: all but cp.")

@@ -34,13 +34,13 @@ from rankfold.storage.moments_file import Moments
 @exclusive("model")
 def plan(
     model: Any,
-    policy: Policy,
+    policy: Policy | str,
     *,
     inputs: Any = None,
     methods: Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    overrides: Mapping[str, Policy] | None = None,
+    overrides: Mapping[str, Policy | str] | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
     calibration: Any = None,
@@ -53,14 +53,16 @@ def plan(
 
     Args:
         model: a model of any framework with an adapter; it is not modified.
-        policy: chooses the ranks.
+        policy: chooses the ranks; as an object or as text, "energy:0.9" or
+            "budget:macs=0.5,params=0.4".
         inputs: example inputs of one forward pass: a tensor, a tuple or list of positional or a
             mapping of keyword arguments. With them the plan counts MACs.
         methods: names of the allowed decompositions in order of preference; None for "svd",
             "tucker2", "spatial_svd" and "channel_svd".
         include: glob patterns of layer paths to consider; None for all.
         exclude: glob patterns of layer paths to leave alone.
-        overrides: policies for some layers, by glob pattern; the first match counts.
+        overrides: policies for some layers, objects or texts, by glob pattern; the first match
+            counts.
         placement: "balanced" spreads the scale of a weight evenly over its chain, "classical"
             leaves it in one stage.
         seed: of all randomness.
@@ -90,7 +92,7 @@ def plan(
         >>> plan["2"].reason
         "excluded by '2'"
     """
-    selection = Selection(policy, include, exclude, overrides)
+    selection = registry().selection(policy, include, exclude, overrides)
     session = open_session(model, inputs, settings_of(methods, placement, seed, executor), adapter)
     return plan_only(_task(session, selection, calibration, loss, moments))
 
@@ -98,13 +100,13 @@ def plan(
 @exclusive("model")
 def compress(  # noqa: D417 - the others are those of plan
     model: Any,
-    policy: Policy,
+    policy: Policy | str,
     *,
     inputs: Any = None,
     methods: Sequence[str] | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
-    overrides: Mapping[str, Policy] | None = None,
+    overrides: Mapping[str, Policy | str] | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
     calibration: Any = None,
@@ -121,7 +123,7 @@ def compress(  # noqa: D417 - the others are those of plan
 
     Args:
         model: the model.
-        policy: chooses methods and ranks.
+        policy: chooses methods and ranks; an object or a text.
         refit: whether, with calibration data, every layer is refitted to the original's outputs on
             the inputs that the compressed layers before it give.
         inplace: modify the model itself instead of a copy.
@@ -143,7 +145,7 @@ def compress(  # noqa: D417 - the others are those of plan
         >>> after <= 0.5 * before
         True
     """
-    selection = Selection(policy, include, exclude, overrides)
+    selection = registry().selection(policy, include, exclude, overrides)
     settings = settings_of(methods, placement, seed, executor)
     session = open_session(model, inputs, settings, adapter)
     task = _task(session, selection, calibration, loss, moments)

@@ -14,7 +14,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +34,8 @@ from rankfold.plugins import hookspecs
 from rankfold.plugins.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
 from rankfold.plugins.validation import Declarations, check_api, check_marked
 from rankfold.policies.base import Policy
+from rankfold.policies.from_text import policy_from_text
+from rankfold.policies.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,30 @@ class Registry:
                 text = f"{rule.layer!r} is for an unknown adapter, {rule.adapter!r}; known: {known}"
                 self.problems.append(Problem(plugin, "layer rules", text))
         self._declared_rules.clear()
+
+    def policy(self, given: Policy | str) -> Policy:
+        """Return a policy that may be given as text.
+
+        Raises:
+            RankfoldError: see `policy_from_text`.
+        """
+        return policy_from_text(given, self.policies) if isinstance(given, str) else given
+
+    def selection(
+        self,
+        policy: Policy | str,
+        include: str | Sequence[str] | None,
+        exclude: str | Sequence[str],
+        overrides: Mapping[str, Policy | str] | None,
+    ) -> Selection:
+        """Return the choice of layers and policies, of which some may be given as text.
+
+        Raises:
+            RankfoldError: see `policy_from_text` and `Selection`.
+        """
+        if isinstance(overrides, Mapping):
+            overrides = {pattern: self.policy(given) for pattern, given in overrides.items()}
+        return Selection(self.policy(policy), include, exclude, overrides)  # type: ignore[arg-type]
 
     def adapter(self, model: object) -> Adapter:
         """Return an adapter for a model; frameworks are looked up only where already imported.

@@ -177,7 +177,7 @@ class Budget:
 
     @classmethod
     def from_text(cls, argument: str) -> Self:
-        """`budget:SHARE` of the parameters."""
+        """`budget:SHARE` of the parameters; see `policy_from_text` for the others."""
         return cls(params=fraction("budget", argument))
 
 

@@ -303,3 +303,15 @@ def test_the_demo_shows_a_table_and_writes_a_picture(
     for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):
         assert word in done.stdout
     assert (folder / "[bold]shown" / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", ["--version", "-h"])
+def test_version_and_help_are_told_at_once(run: Run, tmp_path: Path, option: str) -> None:
+    told = run(option, cwd=tmp_path)
+    assert told.returncode == 0
+    assert (f"rankfold {rf.__version__}" if option == "--version" else "compress") in told.stdout
+
+
+def test_names_of_the_package_are_those_for_users() -> None:
+    assert dir(rf) == sorted([*rf.__all__, "__version__"])
+    assert all(hasattr(rf, name) for name in dir(rf))

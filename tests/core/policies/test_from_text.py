@@ -1,0 +1,89 @@
+"""Policies as users write them in a line."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+import rankfold as rf
+from rankfold.plugins.registry import registry
+from rankfold.policies.base import Policy
+from rankfold.policies.from_text import policy_from_text
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("vbmf", rf.VBMF()),
+        ("energy:0.9", rf.Energy(0.9)),
+        ("vbmf:weaken=0.25, sigma2=1e-4", rf.VBMF(0.25, 1e-4)),
+        ("ratio:share=1/4", rf.Ratio(0.25)),
+        ("ranks:ranks=16", rf.Ranks(16)),
+        ("budget:0.5", rf.Budget(params=0.5)),
+        ("budget:macs=0.5,params=2/5", rf.Budget(macs=0.5, params=0.4)),
+        ("budget:latency=0.7,multiple_of=8", rf.Budget(latency=0.7, multiple_of=8)),
+    ],
+)
+def test_every_field_can_be_written(text: str, policy: Policy) -> None:
+    assert policy_from_text(text, registry().policies) == policy
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("svd:16", "policy 'svd' is unknown; use one of budget, energy"),
+        ("budget:mac=0.5", "'mac=0.5'; write budget:FIELD=VALUE.*the fields are params, macs"),
+        ("budget:macs=0.5,macs=0.4", "'macs=0.4' twice"),
+        ("budget:macs=0.5,0.4", "'0.4'; write budget:FIELD=VALUE"),
+        ("budget:macs=half", "macs=half cannot be read; a number"),
+        ("budget:macs=1/0", "not a number"),
+        ("budget:drop=0.1,evaluate=score", "evaluate=score cannot be read.*given in Python"),
+        ("budget:multiple_of=1.5", "multiple_of=1.5 cannot be read"),
+        ("energy:share=2", "share 2.0; use one above 0"),
+    ],
+)
+def test_what_cannot_be_read_is_said(text: str, said: str) -> None:
+    with pytest.raises(rf.RankfoldError, match=said):
+        policy_from_text(text, registry().policies)
+
+
+class Plain:
+    """A policy of a plugin that is no dataclass, and whose text has an equals sign."""
+
+    name: ClassVar[str] = "plain"
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    @classmethod
+    def from_text(cls, argument: str) -> Any:
+        if not argument:
+            raise ValueError("nothing given")
+        return cls(argument)
+
+
+def test_a_class_of_a_plugin_reads_its_text_itself() -> None:
+    known: Any = {"plain": Plain}
+    policy: Any = policy_from_text("plain:a=b", known)
+    assert policy.text == "a=b"
+    with pytest.raises(rf.RankfoldError, match=r"policy 'plain'.*nothing given"):
+        policy_from_text("plain", known)
+
+
+def test_a_registry_takes_text_for_any_policy() -> None:
+    selection = registry().selection("ratio:1/2", None, (), {"a*": "ranks:3", "b": rf.VBMF()})
+    assert selection.policy == rf.Ratio(0.5)
+    assert selection.overrides == {"a*": rf.Ranks(3), "b": rf.VBMF()}
+    with pytest.raises(rf.RankfoldError, match="overrides"):
+        registry().selection("vbmf", None, (), [("a", "vbmf")])  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_is_planned_by_text(tmp_path: Any) -> None:
+    from safetensors.numpy import save_file
+
+    weight = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    save_file({"fc.weight": weight}, tmp_path / "in.safetensors")
+    plan = rf.compress_checkpoint(tmp_path / "in.safetensors", tmp_path / "out", "ranks:8")
+    assert plan["fc"].ranks == (8,)
