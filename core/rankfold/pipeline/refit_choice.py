@@ -80,7 +80,7 @@ def best_refit(problem: RefitProblem, part: LayerPart, sensitivity: float | None
     # The size that rounding is relative to.
     size = error_of_nothing(part.op, validation, metric)
     few = problem.fit.count < _FEW * max(1.0, metric.positions_per_example)
-    for ridge in (_RIDGE_OF_FEW, *RIDGES) if few else RIDGES:
+    for ridge in _RIDGES_OF_FEW if few else RIDGES:
         try:
             refit = problem.solve(ridge)
         except (Refused, RankfoldError, np.linalg.LinAlgError):
