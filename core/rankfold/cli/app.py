@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankfold.cli.options import CompressOptions, with_options
+from rankfold.cli.options import DEFAULT_POLICY, CompressOptions, with_options
 
 app = typer.Typer(
     name="rankfold",
@@ -54,8 +54,8 @@ def demo(
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="As for compress.")],
     policy: Annotated[
-        str, typer.Option(help="Ranks for the savings: vbmf, energy:0.9, ratio:0.33, ...")
-    ] = "energy:0.9",
+        str, typer.Option(help="Ranks for the savings, as for compress.")
+    ] = DEFAULT_POLICY,
 ) -> None:
     """Shows, for each tensor, its EVBMF and energy ranks and what each method would save."""
     from rankfold.cli.inspect import run

@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+DEFAULT_POLICY = "vbmf"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
@@ -34,7 +36,7 @@ class CompressOptions:
             help="vbmf, energy:0.9, ratio:1/3, ranks:16, budget:params=0.5, ... or any field of a "
             "policy, several as budget:macs=0.5,params=0.4."
         ),
-    ] = "vbmf"
+    ] = DEFAULT_POLICY
     methods: Annotated[
         str | None, typer.Option(help="Allowed methods, as svd,tucker2; default: all but cp.")
     ] = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from rich.table import Table
 
 from rankfold.console import literal, wide_console
@@ -22,5 +24,20 @@ def run() -> None:
     console.print(table)
     for problem in installed.problems:
         console.print(literal(str(problem)), style="bold red", soft_wrap=True)
-    if not installed.problems:
+    frameworks = {
+        spec.model_types[0].partition(".")[0].partition(":")[0]
+        for spec in installed.adapters.values()
+        if spec.model_types
+    }
+    if not any(map(find_spec, sorted(frameworks))):
+        told = " or ".join(f"'rankfold[{name}]'" for name in ("torch", "jax"))
+        console.print(
+            literal(
+                f"No framework is installed, so that models cannot be compressed, safetensors "
+                f"files can: pip install {told}"
+            ),
+            style="bold red",
+            soft_wrap=True,
+        )
+    elif not installed.problems:
         console.print("No problems.")

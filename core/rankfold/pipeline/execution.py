@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -221,7 +222,26 @@ def _plan(
         seed=session.settings.seed,
         placement=session.settings.placement,
         predicted_latency=allocated.predicted_latency,
-        notes=(*task.calibrated.remarks, *allocated.notes, *notes, *_uncounted(session, layers)),
+        notes=(
+            *task.calibrated.remarks,
+            *allocated.notes,
+            *notes,
+            *_uncounted(session, layers),
+            *_nothing_replaced(task, layers),
+        ),
+    )
+
+
+def _nothing_replaced(task: Task, layers: Mapping[str, LayerPlan]) -> tuple[str, ...]:
+    """Say what to try where a policy that judges by single layers leaves all of them."""
+    judges = checked_policy(task.selection.policy).judges
+    if judges != "layer" or not layers or any(layer.method for layer in layers.values()):
+        return ()
+    reasons = Counter(layers[path].reason for path in task.session.layer_classes)
+    (reason, count), *_ = reasons.most_common(1)
+    return (
+        f"no layer is replaced, {count} of {len(layers)} since {reason!r}; Budget(params=0.5) "
+        "makes a model smaller whatever its weights are like, and says what that loses",
     )
 
 

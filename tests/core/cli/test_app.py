@@ -315,3 +315,13 @@ def test_version_and_help_are_told_at_once(run: Run, tmp_path: Path, option: str
 def test_names_of_the_package_are_those_for_users() -> None:
     assert dir(rf) == sorted([*rf.__all__, "__version__"])
     assert all(hasattr(rf, name) for name in dir(rf))
+
+
+def test_plugins_without_a_framework_are_told(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = importlib.import_module("rankfold.cli.plugins")
+    monkeypatch.setattr(listing, "find_spec", lambda name: None)
+    told = run("plugins", cwd=tmp_path).stdout
+    assert "pip install 'rankfold[torch]' or 'rankfold[jax]'" in told
+    assert "No problems" not in told
