@@ -95,18 +95,17 @@ def working(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
+def sampled(view: PatchView, op: Op, examples: int) -> int | None:
     """Return how many positions of each image are enough; None where all are needed.
 
     Args:
         view: of the layer.
         op: the layer.
         examples: seen in all; the more, the fewer positions of each are needed.
-        taps: how many rows are made of one position.
     """
     if isinstance(op, Embedding):
         return None
-    wanted = sampled_positions(op, examples, taps)
+    wanted = sampled_positions(op, examples)
     return None if wanted >= view.positions else wanted
 
 

@@ -69,9 +69,7 @@ def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
     return axes if len(shape) == op.weight.ndim else (1, *shape[1:])
 
 
-def sample(
-    op: Layer, shape: Sequence[int], examples: int, rng: np.random.Generator, *, taps: int = 1
-) -> Sample:
+def sample(op: Layer, shape: Sequence[int], examples: int, rng: np.random.Generator) -> Sample:
     """Draw output positions, of each image on its own.
 
     Args:
@@ -79,14 +77,13 @@ def sample(
         shape: of its input.
         examples: how many are seen in all; the more, the fewer positions of each are needed.
         rng: draws.
-        taps: how many rows are made of one position.
 
     Raises:
         RankfoldError: the input leaves no output.
     """
     images, *axes = output_extent(op, extent_of(op, shape))
     positions = math.prod(axes)
-    wanted = sampled_positions(op, examples, taps)
+    wanted = sampled_positions(op, examples)
     if wanted >= positions or images == 0:
         return Sample(images, positions, None)
     # The `wanted` smallest of random keys are a sample without replacement, for all images at once.

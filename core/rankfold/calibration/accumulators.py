@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from rankfold.calibration.moments import RegressionSums
+from rankfold.calibration import patch_sketch
+from rankfold.calibration.moments import RegressionSums, input_form
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_finite
 from rankfold.ops import Op
@@ -22,20 +24,33 @@ _POSITIONS_OF_WIDE = 64
 columns: neighbours are alike, and a moment costs its rows times the square of its columns."""
 
 
-def sampled_positions(op: Op, examples: int, taps: int) -> int:
+def sampled_positions(op: Op, examples: int) -> int:
     """Return how many output positions of each image a second moment needs.
 
     Args:
         op: the layer.
         examples: seen in all; the more, the fewer positions of each are needed.
-        taps: how many rows are made of one position: 1 for whole patches, else one per element of
-            the kernel.
     """
     width = math.prod(op.weight.shape[1:])
-    rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width // taps)
-    if taps == 1 and width > _WIDE:
+    rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width)
+    if input_form(op) == "separable":
+        rows = max(patch_sketch.ROWS, _POSITIONS_OF_WIDE * examples)
+    elif width > _WIDE:
         rows = min(rows, max(width, _POSITIONS_OF_WIDE * examples))
-    return math.ceil(rows / (max(1, examples) * taps))
+    return math.ceil(rows / max(1, examples))
+
+
+def input_moment(op: Op, means: Mapping[str, Array]) -> Array | SeparableMoment:
+    """Return the moment of a layer's inputs from means over its rows.
+
+    Args:
+        op: the layer.
+        means: "inputs" in the form of the layer; where that is "separable", what
+            `patch_sketch.separable` takes.
+    """
+    if input_form(op) != "separable":
+        return means["inputs"]
+    return patch_sketch.separable(patch_sketch.matrix_for(op), means)
 
 
 def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | None:
