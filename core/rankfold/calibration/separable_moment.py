@@ -107,15 +107,13 @@ class SeparableMoment:
         return self._separable_products(rows) + low
 
     def root_products(self, rows: Array) -> Array:
-        """Return A R for A (groups, n, d), where R Rᵀ = C.
-
-        Raises:
-            numpy.linalg.LinAlgError: Q is singular.
-        """
+        """Return A R for A (groups, n, d), where R Rᵀ = C."""
         groups, count, _ = rows.shape
         split = rows.reshape(groups, count, self.variances.shape[1], -1)
         half = split * linalg.root(self.variances)[:, None, :, None]
-        half = linalg.product(half, linalg.cholesky(self.positions)[:, None])
+        eigen = linalg.eigh(self.positions)
+        root = linalg.scaled(eigen.vectors, np.sqrt(eigen.values), 2)
+        half = linalg.product(half, root[:, None])
         return linalg.concatenated(
             (half.reshape(groups, count, -1), linalg.product(rows, self.factor)), 2
         )

@@ -92,7 +92,8 @@ def test_the_share_is_the_oracle_s_with_another_target() -> None:
 
 def test_inputs_that_never_occur_leave_the_identity_regular() -> None:
     zero = SeparableMoment(
-        np.zeros((GROUPS, CHANNELS)), np.tile(np.eye(POSITIONS), (GROUPS, 1, 1)),
+        np.zeros((GROUPS, CHANNELS)),
+        np.tile(np.eye(POSITIONS), (GROUPS, 1, 1)),
         np.zeros((GROUPS, ORDER, RANK)),
     )
     rows = np.ones((GROUPS, 1, ORDER))

@@ -19,6 +19,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.calibration.moments import LayerMoments, RegressionSums
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
@@ -30,7 +31,7 @@ from rankfold.plugins.registry import registry
 from rankfold_torch.layers import stock
 
 RNG = np.random.default_rng(11)
-SumsOrMoments = TypeVar("SumsOrMoments", LayerMoments, RegressionSums)
+SumsOrMoments = TypeVar("SumsOrMoments", LayerMoments, RegressionSums, SeparableMoment)
 
 
 def _numbers(*shape: int) -> Any:
@@ -50,7 +51,7 @@ OPS: dict[str, Op] = {
 FORMS = {
     "matrices": ("full", "full"),
     "single matrices": ("full", "full"),
-    "channels": ("channels", "diagonal"),
+    "separable": ("separable", "diagonal"),
     "diagonals": ("diagonal", "none"),
 }
 
@@ -59,7 +60,7 @@ def _occurs(op: Op, form: str) -> bool:
     """Return whether moments of a layer come in a form."""
     if isinstance(op, Embedding):
         return form == "diagonals"
-    return form != ("channels" if isinstance(op, Linear) else "diagonals")
+    return form != ("separable" if isinstance(op, Linear) else "diagonals")
 
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2")
@@ -73,13 +74,12 @@ CASES = [
 
 
 def _tensors(holder: SumsOrMoments) -> SumsOrMoments:
-    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
-    return type(holder)(
-        **{
-            name: torch.tensor(np.array(value)) if isinstance(value, np.ndarray) else value
-            for name, value in values.items()
-        }
-    )
+    def moved(value: Any) -> Any:
+        if isinstance(value, SeparableMoment):
+            return _tensors(value)
+        return torch.tensor(np.array(value)) if isinstance(value, np.ndarray) else value
+
+    return type(holder)(**{f.name: moved(getattr(holder, f.name)) for f in fields(holder)})
 
 
 def _moved(op: Op) -> Op:
@@ -92,13 +92,22 @@ def _second_moment(groups: int, size: int, form: str) -> Any:
     return np.einsum("gii->gi", moment) if form == "diagonal" else moment
 
 
+def _separable(op: Op) -> SeparableMoment:
+    groups, into, positions = op.groups, op.weight.shape[1], int(np.prod(op.weight.shape[2:]))
+    return SeparableMoment(
+        RNG.uniform(0.1, 1.0, (groups, into)),
+        _second_moment(groups, positions, "full"),
+        RNG.standard_normal((groups, into * positions, 3)),
+    )
+
+
 def _moments(op: Op, form: str) -> LayerMoments:
     inputs, grads = FORMS[form]
     if isinstance(op, Embedding):
         share = RNG.uniform(0.1, 1.0, (1, len(op.weight)))
         return LayerMoments(share, share, _second_moment(1, op.weight.shape[1], grads), 50, 3.0)
-    size = op.weight.shape[1] if inputs == "channels" else int(np.prod(op.weight.shape[1:]))
-    moment = _second_moment(op.groups, size, inputs)
+    size = int(np.prod(op.weight.shape[1:]))
+    moment = _separable(op) if inputs == "separable" else _second_moment(op.groups, size, inputs)
     mean = 0.1 * RNG.standard_normal((op.groups, size))
     out = len(op.weight) // op.groups
     gradients = None if grads == "none" else _second_moment(op.groups, out, grads)
