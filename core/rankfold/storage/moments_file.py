@@ -32,8 +32,8 @@ _VERSIONS = (1, 2)
 _METADATA = "rankfold.moments"
 _MOST = 2**53
 """Of samples and of uses: a float counts no further."""
-# Of each layer: the second moment of its inputs, or in its place the parts of a separable one; their
-# mean, and the moment of the gradients, which may be missing.
+# Of each layer: the second moment of its inputs, or in its place the parts of a separable one;
+# their mean, and the moment of the gradients, which may be missing.
 _SEPARABLE = ("variances", "positions", "factor")
 _ARRAYS = ("inputs", *_SEPARABLE, "mean", "grads")
 _SAFETENSORS = {name: dtype for dtype, name in FLOATS.items()}
