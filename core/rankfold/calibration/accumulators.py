@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from rankfold.calibration import patch_sketch
-from rankfold.calibration.moments import RegressionSums, input_form
+from rankfold.calibration.moments import RegressionSums, input_form, regressors
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_finite
@@ -24,17 +24,19 @@ _POSITIONS_OF_WIDE = 64
 columns: neighbours are alike, and a moment costs its rows times the square of its columns."""
 
 
-def sampled_positions(op: Op, examples: int) -> int:
+def sampled_positions(op: Op, examples: int, basis: Array | None = None) -> int:
     """Return how many output positions of each image a second moment needs.
 
     Args:
         op: the layer.
         examples: seen in all; the more, the fewer positions of each are needed.
+        basis: what wide patches are projected on, where it is not a test matrix.
     """
     width = math.prod(op.weight.shape[1:])
     rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width)
     if input_form(op) == "separable":
-        rows = max(patch_sketch.ROWS, _POSITIONS_OF_WIDE * examples)
+        columns = 0 if basis is None else regressors(op, basis)
+        rows = max(patch_sketch.ROWS, columns, _POSITIONS_OF_WIDE * examples)
     elif width > _WIDE:
         rows = min(rows, max(width, _POSITIONS_OF_WIDE * examples))
     return math.ceil(rows / max(1, examples))

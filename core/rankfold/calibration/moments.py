@@ -19,6 +19,9 @@ from rankfold.ops import Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
 """The largest order of a moment of whole patches: 512 channels of a 3×3 kernel."""
+REGRESSOR_LIMIT = 2048
+"""The largest order of sums over what a basis makes of wider patches: a quarter of the products
+that the largest moment of whole patches takes, for each of the layers of a refit."""
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
 FEWEST = 16
@@ -133,15 +136,29 @@ def input_form(op: Op) -> str:
     return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
 
 
-def has_regression(op: Op) -> bool:
-    """Return whether a layer is refitted: `RegressionSums` hold full rows and squares of outputs.
+def has_regression(op: Op, basis: Array | None) -> bool:
+    """Return whether a layer is refitted: `RegressionSums` of it are gathered.
 
-    The square of the outputs of a large vocabulary would take gigabytes; such a layer is decomposed
-    by its moments alone.
+    The square of the outputs of a large vocabulary would take gigabytes, and so would that of wide
+    patches where nothing shorter stands in for them; such a layer is decomposed by its moments
+    alone.
+
+    Args:
+        op: the layer.
+        basis: (groups, channels, rank), what its inputs are projected on at every position; None
+            where they are taken as they are.
     """
-    if isinstance(op, Embedding) or input_form(op) != "patches":
+    if isinstance(op, Embedding) or op.weight.shape[0] // op.groups > FEATURE_LIMIT:
         return False
-    return bool(op.weight.shape[0] // op.groups <= FEATURE_LIMIT)
+    if input_form(op) != "separable":
+        return input_form(op) == "patches"
+    return basis is not None and regressors(op, basis) <= REGRESSOR_LIMIT
+
+
+def regressors(op: Op, basis: Array | None) -> int:
+    """Return the length of a row of the inputs, projected on a basis if there is one."""
+    width: int = math.prod(op.weight.shape[1:])
+    return width if basis is None else width // basis.shape[1] * basis.shape[2]
 
 
 def full_gradients(op: Op) -> bool:
