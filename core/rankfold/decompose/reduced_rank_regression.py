@@ -97,12 +97,14 @@ class SeparableRoot:
         """Return (L_V ⊗ L_Q)⁻¹ R, or with its transpose."""
         groups, count, columns = right.shape
         size = self._positions.lower.shape[1]
-        beside = right.reshape(groups, count // size, size * columns)
+        rank = count // size
+        beside = right.reshape(groups, rank, size * columns)
         beside = self._channels.solve(beside, transposed=transposed)
-        beside = beside.reshape(groups, -1, size, columns).swapaxes(1, 2)
-        beside = self._positions.solve(beside.reshape(groups, size, -1), transposed=transposed)
-        solved = beside.reshape(groups, size, -1, columns).swapaxes(1, 2)
-        return solved.reshape(groups, count, columns)
+        split = beside.reshape(groups, rank, size, columns).swapaxes(1, 2)
+        beside = split.reshape(groups, size, rank * columns)
+        beside = self._positions.solve(beside, transposed=transposed)
+        split = beside.reshape(groups, size, rank, columns).swapaxes(1, 2)
+        return split.reshape(groups, count, columns)
 
 
 @dataclass(frozen=True, eq=False)
