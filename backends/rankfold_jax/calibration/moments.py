@@ -90,6 +90,8 @@ def moments(
             totals[path].add(sums.pop(path), taps.pop(path))
     count = draws(calibration, total)
     run = [path for path in layers if not totals[path].empty]
+    for path in run:
+        totals[path].finish()
     return StoredMoments({path: partial(totals[path].moments, total, count) for path in run})
 
 
@@ -123,16 +125,21 @@ class _Totals:
         self._rows = rows if self._rows is None else self._rows + rows
         self._positions = positions if self._positions is None else self._positions + positions
 
+    def finish(self) -> None:
+        """Make of the sums what is read from now on."""
+        assert self._rows is not None
+        # Per group: layers of a stack may be called unequally often, and some not at all.
+        rows = np.maximum(self._rows, 1.0)
+        self._mean = lambda name: self._sums[name].over(rows)
+        self._inputs = input_moment(self._op, self._mean, self._store)
+
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
-        assert self._rows is not None
         assert self._positions is not None
-        # Per group: layers of a stack may be called unequally often, and some not at all.
-        rows, positions = (np.maximum(count, 1.0) for count in (self._rows, self._positions))
-        means = {name: total.over(rows) for name, total in self._sums.items()}
+        positions = np.maximum(self._positions, 1.0)
         return LayerMoments(
-            input_moment(self._op, means),
-            means["mean"],
+            self._inputs(),
+            self._mean("mean"),
             self._grads.over(positions * draws) if self._has_gradient else None,
             samples=examples,
             positions_per_example=float(self._positions.mean()) / examples,

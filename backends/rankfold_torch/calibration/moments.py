@@ -102,6 +102,7 @@ def _gathered(
     run = {path: layer for path, layer in sums.items() if layer.sums.rows}
     for layer in run.values():
         layer.check()
+        layer.finish(store)
     return StoredMoments({path: partial(run[path].moments, total, often) for path in run})
 
 
@@ -139,9 +140,9 @@ class _InputSums:
                 self._sums[name] = TensorSum(self._store)
             self._sums[name].add(term)
 
-    def means(self) -> dict[str, Array]:
-        """Return the means over all rows."""
-        return {name: total.over(self.rows) for name, total in self._sums.items()}
+    def mean(self, name: str) -> Array:
+        """Return a mean over all rows."""
+        return self._sums[name].over(self.rows)
 
     @property
     def is_finite(self) -> bool:
@@ -234,12 +235,16 @@ class _Layer:
             if not total.is_finite:
                 raise moment_not_finite(self.path, what, "the data or the loss")
 
+    def finish(self, store: ArrayStore) -> None:
+        """Make of the sums what is read from now on."""
+        self._inputs = input_moment(self.op, self.sums.mean, store)
+
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
-        sums, means = self.sums, self.sums.means()
+        sums = self.sums
         return LayerMoments(
-            input_moment(self.op, means),
-            means["mean"],
+            self._inputs(),
+            sums.mean("mean"),
             # None where nothing came back: the loss does not depend on the layer.
             None if self.grads.empty else self.grads.over(sums.positions * draws),
             samples=examples,

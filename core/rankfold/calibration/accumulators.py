@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
 
 from rankfold.calibration import patch_sketch
+from rankfold.calibration.array_store import ArrayStore
 from rankfold.calibration.moments import RegressionSums, input_form, regressors
 from rankfold.calibration.separable_moment import SeparableMoment
+from rankfold.calibration.weighted_norm import POSITIONS
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_finite
 from rankfold.ops import Op
@@ -36,23 +41,32 @@ def sampled_positions(op: Op, examples: int, basis: Array | None = None) -> int:
     rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width)
     if input_form(op) == "separable":
         columns = 0 if basis is None else regressors(op, basis)
-        rows = max(patch_sketch.ROWS, columns, _POSITIONS_OF_WIDE * examples)
+        rows = max(patch_sketch.ROWS, columns, POSITIONS * examples)
     elif width > _WIDE:
         rows = min(rows, max(width, _POSITIONS_OF_WIDE * examples))
     return math.ceil(rows / max(1, examples))
 
 
-def input_moment(op: Op, means: Mapping[str, Array]) -> Array | SeparableMoment:
-    """Return the moment of a layer's inputs from means over its rows.
+def input_moment(
+    op: Op, mean: Callable[[str], Array], store: ArrayStore
+) -> Callable[[], Array | SeparableMoment]:
+    """Return what reads the moment of a layer's inputs.
 
     Args:
         op: the layer.
-        means: "inputs" in the form of the layer; where that is "separable", what
-            `patch_sketch.separable` takes.
+        mean: reads a mean over its rows by name: "inputs" in the form of the layer; where that is
+            "separable", what `patch_sketch.separable` takes.
+        store: keeps a separable moment, which is made once.
     """
     if input_form(op) != "separable":
-        return means["inputs"]
-    return patch_sketch.separable(patch_sketch.matrix_for(op), means)
+        return partial(mean, "inputs")
+    means = {name: mean(name) for name in patch_sketch.SUMS}
+    moment = patch_sketch.separable(patch_sketch.matrix_for(op), means)
+    parts = (moment.variances, moment.positions, moment.factor)
+    if not isinstance(moment.factor, np.ndarray):  # it stays on its device
+        return lambda: moment
+    kept = [store.keep(part) for part in parts]
+    return lambda: SeparableMoment(*(part.load() for part in kept))
 
 
 def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | None:

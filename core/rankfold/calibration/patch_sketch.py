@@ -23,6 +23,8 @@ COLUMNS = 128
 """Columns of a test matrix."""
 ROWS = 16 * COLUMNS
 """Rows that are enough for a sketch."""
+SUMS = ("inputs", "mean", "squares", "taps")
+"""Names of the sums over rows that a sketch is made of; see `separable`."""
 _CUT = 1e-5
 """Least eigenvalue of Ωᵀ Y over the largest: below it, it is the rounding of sums in float32."""
 _LEFT = 1e-6

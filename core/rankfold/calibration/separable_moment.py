@@ -67,8 +67,9 @@ class SeparableMoment:
         size = self.positions.shape[1]
         level = linalg.traces(self.positions) / size
         base = linalg.diagonal_matrices(linalg.scaled(self.variances, level, 0))
-        factor = self.factor.reshape(groups, count, -1)
-        moment: Array = base + linalg.product(factor, factor.mT) / size
+        # In float32: it is a mean over many positions, and a basis of channels is made of it.
+        factor = linalg.single(self.factor).reshape(groups, count, -1)
+        moment: Array = base + linalg.double(linalg.product(factor, factor.mT)) / size
         return moment
 
     @property

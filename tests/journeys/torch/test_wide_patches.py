@@ -77,7 +77,10 @@ def test_predicted_errors_are_the_measured_ones() -> None:
 
 
 def test_a_sketch_is_nearly_as_good_as_the_moment(request: pytest.FixtureRequest) -> None:
-    whole, blind = distance(compressed(refit=False).model), distance(compressed(moments="none").model)
+    whole, blind = (
+        distance(compressed(refit=False).model),
+        distance(compressed(moments="none").model),
+    )
     request.getfixturevalue("small_limits")
     assert distance(compressed(refit=False).model) < whole + 0.3 * (blind - whole)
 
