@@ -66,7 +66,7 @@ class DenseRoot:
         """Solve with the first rows and columns of L."""
         count = right.shape[1]
         lower = self.lower[:, :count, :count]
-        return linalg.double(linalg.solve_triangular(lower, right, transposed=transposed))
+        return linalg.solve_triangular(lower, right, transposed=transposed)
 
 
 class SeparableRoot:
@@ -158,7 +158,7 @@ class Regression:
         # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
         # rows of Q, and nothing is solved again for another n.
         root = DenseRoot.of(zz)
-        return Regression(root.solve(zy), root)
+        return Regression(linalg.double(root.solve(zy)), root)
 
     def solution(self, count: int) -> Array:
         """Return B (groups, out, count) with y ≈ B z for the first `count` of z.

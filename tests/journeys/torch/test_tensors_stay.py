@@ -19,6 +19,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.calibration.moments import LayerMoments, RegressionSums
+from rankfold.calibration.patch_sketch import separable
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.layers.layer import Layer
@@ -223,6 +224,27 @@ def test_inputs_that_never_occur_are_measured_alike() -> None:
     here, away = Metric(op, dead), Metric(_moved(op), _tensors(dead))
     assert here.unit == away.unit == 0.0
     assert np.array_equal(here.inputs, np.asarray(away.inputs))
+
+
+def test_a_sketch_becomes_a_moment_where_it_is() -> None:
+    rows = RNG.standard_normal((300, 1, 12 * 40)) @ RNG.standard_normal((480, 480)) / 20 + 1.0
+    matrix = RNG.standard_normal((1, 480, 30))
+    split = rows.reshape(-1, 40)
+    means = {
+        "inputs": np.einsum("ngd,ngk->gdk", rows, rows @ matrix[0]) / 300,
+        "mean": rows.mean(0),
+        "squares": np.square(rows).mean(0),
+        "taps": (split.T @ split)[None] / len(split),
+    }
+    usual = separable(matrix, means)
+    tensors: Any = {name: torch.tensor(values) for name, values in means.items()}
+    with staying(40 * 40):
+        away = separable(matrix, tensors)
+    for field in fields(usual):
+        part = getattr(away, field.name)
+        assert isinstance(part, torch.Tensor)
+        expected = np.abs(getattr(usual, field.name))  # eigenvectors have either sign
+        np.testing.assert_allclose(np.abs(part.numpy()), expected, atol=1e-6)
 
 
 def test_the_guard_notices_a_transfer() -> None:
