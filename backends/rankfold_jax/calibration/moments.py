@@ -115,7 +115,7 @@ class _Totals:
     def add(self, terms: Mapping[str, jax.Array], gradients: jax.Array) -> None:
         """Add the sums over a batch, of the inputs and of the gradients."""
         # Sums of one batch are float32 on the device; sums over batches are float64.
-        for name in terms.keys() - _COUNTS:
+        for name in (name for name in terms if name not in _COUNTS):
             if name not in self._sums:
                 self._sums[name] = _Sum(self._store)
             self._sums[name].add(terms[name])
@@ -130,8 +130,8 @@ class _Totals:
         assert self._rows is not None
         # Per group: layers of a stack may be called unequally often, and some not at all.
         rows = np.maximum(self._rows, 1.0)
-        self._mean = lambda name: self._sums[name].over(rows)
-        self._inputs = input_moment(self._op, self._mean, self._store)
+        self._means = {name: partial(total.over, rows) for name, total in self._sums.items()}
+        self._inputs = input_moment(self._op, lambda name: self._means[name](), self._store)
 
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
@@ -139,7 +139,7 @@ class _Totals:
         positions = np.maximum(self._positions, 1.0)
         return LayerMoments(
             self._inputs(),
-            self._mean("mean"),
+            self._means["mean"](),
             self._grads.over(positions * draws) if self._has_gradient else None,
             samples=examples,
             positions_per_example=float(self._positions.mean()) / examples,
