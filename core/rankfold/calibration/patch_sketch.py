@@ -20,9 +20,11 @@ from rankfold.linalg import Array
 from rankfold.ops import Op
 
 COLUMNS = 128
-"""Columns of a test matrix."""
+"""Columns of a test matrix. CREPE tiny at 30 % of its multiply-accumulates, calibrated, without a
+refit, has 82.8 % of the pitches right with 64, 86.1 % with these, and 85.9 % with the whole moment
+of its widest layer; `tests.benchmarks.real` measures it."""
 ROWS = 16 * COLUMNS
-"""Rows that are enough for a sketch."""
+"""Rows that are enough for a sketch: so many for each column that directions hold beyond them."""
 SUMS = ("inputs", "mean", "squares", "taps")
 """Names of the sums over rows that a sketch is made of; see `separable`."""
 _CUT = 1e-5
