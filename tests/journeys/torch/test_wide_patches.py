@@ -49,7 +49,7 @@ def sounds(count: int, seed: int) -> torch.Tensor:
 
 
 def batches() -> Sequence[torch.Tensor]:
-    return sounds(64, 0).split(16)
+    return sounds(256, 0).split(64)
 
 
 def distance(small: nn.Module) -> float:
