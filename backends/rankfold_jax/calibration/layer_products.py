@@ -20,6 +20,7 @@ import numpy.typing as npt
 from jax.extend.core import JaxprEqn
 
 from rankfold.calibration.accumulators import sampled_positions
+from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.patches import PatchView, look_up_view, matrix_view, window_view
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of
@@ -95,18 +96,18 @@ def working(x: jax.Array) -> jax.Array:
     return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
 
 
-def sampled(view: PatchView, op: Op, examples: int, taps: int) -> int | None:
+def sampled(view: PatchView, op: Op, examples: int, basis: Array | None = None) -> int | None:
     """Return how many positions of each image are enough; None where all are needed.
 
     Args:
         view: of the layer.
         op: the layer.
         examples: seen in all; the more, the fewer positions of each are needed.
-        taps: how many rows are made of one position.
+        basis: what wide patches are projected on; see `sampled_positions`.
     """
     if isinstance(op, Embedding):
         return None
-    wanted = sampled_positions(op, examples, taps)
+    wanted = sampled_positions(op, examples, basis)
     return None if wanted >= view.positions else wanted
 
 

@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
 from rankfold.calibration.moments import full_gradients, input_form
+from rankfold.calibration.patch_sketch import matrix_shape
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
 from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
@@ -44,6 +45,7 @@ class Gatherer:
         examples: seen in all calibration data.
         key: draws positions.
         taps: zeros by path, whose gradients are the moments of the gradients.
+        matrices: by path, the test matrices of the layers with wide patches.
         order: the layers met so far.
     """
 
@@ -52,6 +54,7 @@ class Gatherer:
     examples: int
     key: jax.Array
     taps: Mapping[str, jax.Array]
+    matrices: Mapping[str, jax.Array]
     order: dict[str, None] = field(default_factory=dict)
     _drawn: int = 0
 
@@ -124,7 +127,8 @@ class Gatherer:
         x = lax.stop_gradient(arguments[1] if site.side == 0 else arguments[0])
         key = jax.random.fold_in(self.key, self._drawn)
         groups = site.groups()
-        terms = _terms(site, op, x, self.examples, key)
+        matrix = self.matrices[path][groups] if path in self.matrices else None
+        terms = _terms(site, op, x, self.examples, key, matrix)
         layer_sums = {
             name: total.at[groups].add(terms[name]) if total.ndim else total + terms[name]
             for name, total in sums[path].items()
@@ -224,12 +228,14 @@ def empty_sums(op: Op) -> dict[str, jax.Array]:
         shape: tuple[int, ...] = (1, len(op.weight))
         inputs, mean = shape, shape
     else:
-        form = input_form(op)
-        width = op.weight.shape[1] if form == "channels" else op.weight[0].size
-        mean = (op.groups, width)
-        inputs = mean if form == "diagonal" else (*mean, width)
+        mean = (op.groups, op.weight[0].size)
+        inputs = mean if input_form(op) == "diagonal" else (*mean, mean[1])
     # "bad" counts input values that are not finite.
     shapes = {"inputs": inputs, "mean": mean, "rows": (op.groups,), "positions": (op.groups,)}
+    if input_form(op) == "separable":
+        taps = op.weight[0, 0].size
+        shapes["inputs"], shapes["squares"] = matrix_shape(op), mean
+        shapes["taps"] = (op.groups, taps, taps)
     return {**{name: jnp.zeros(shape) for name, shape in shapes.items()}, "bad": jnp.zeros(())}
 
 
@@ -240,7 +246,12 @@ def empty_moment_tap(op: Op) -> jax.Array:
 
 
 def _terms(
-    site: LayerProduct, op: Op, x: jax.Array, examples: int, key: jax.Array
+    site: LayerProduct,
+    op: Op,
+    x: jax.Array,
+    examples: int,
+    key: jax.Array,
+    matrix: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """Return what one product adds to the sums of its layer."""
     view, here = site.view, len(site.layout.rows)
@@ -255,23 +266,34 @@ def _terms(
             "positions": positions,
             "bad": jnp.zeros(()),
         }
-    form = input_form(op)
-    taps = op.weight[0, 0].size if form == "channels" else 1
-    wanted = sampled(view, op, examples, taps)
+    wanted = sampled(view, op, examples)
     chosen = None
     if wanted is not None:
         chance = jax.random.uniform(key, (view.images, view.positions))
         chosen = lax.top_k(chance, wanted)[1]
     patches = site.rows(x, chosen)
-    if form == "channels":
-        split = patches.reshape(len(patches), here, -1, taps)
-        patches = jnp.moveaxis(split, 3, 1).reshape(-1, here, split.shape[2])
     return {
-        "inputs": jnp.square(patches).sum(0) if form == "diagonal" else gram(patches, patches),
+        **_sums_of(op, patches, matrix),
         "mean": patches.sum(0),
         "rows": jnp.full(here, float(len(patches))),
         "positions": positions,
         "bad": jnp.sum(~jnp.isfinite(x)).astype(jnp.float32),
+    }
+
+
+def _sums_of(op: Op, patches: jax.Array, matrix: jax.Array | None) -> dict[str, jax.Array]:
+    """Return the second moments over patches (rows, groups, d) that the form of a layer has."""
+    if matrix is None:
+        diagonal = input_form(op) == "diagonal"
+        return {"inputs": jnp.square(patches).sum(0) if diagonal else gram(patches, patches)}
+    taken = jnp.einsum("ngd,gdk->ngk", patches, matrix, precision=lax.Precision.HIGHEST)
+    # One row for each channel of a patch, over the positions of the kernel.
+    split = patches.reshape(*patches.shape[:2], op.weight.shape[1], -1)
+    beside = jnp.moveaxis(split, 2, 1).reshape(-1, split.shape[1], split.shape[3])
+    return {
+        "inputs": gram(patches, taken),
+        "squares": jnp.square(patches).sum(0),
+        "taps": gram(beside, beside) / split.shape[2],
     }
 
 

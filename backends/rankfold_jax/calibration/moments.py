@@ -13,13 +13,15 @@ import numpy as np
 
 from rankfold.calibration.accumulators import (
     gradient_not_finite,
+    input_moment,
     input_not_finite,
     moment_not_finite,
 )
 from rankfold.calibration.array_store import ArrayStore, StoredSum
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import draws, failure
-from rankfold.calibration.moments import LayerMoments, StoredMoments
+from rankfold.calibration.moments import LayerMoments, StoredMoments, input_form
+from rankfold.calibration.patch_sketch import matrix_for
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Op
@@ -29,6 +31,9 @@ from rankfold_jax.functional import losses
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel, TracedModel
 from rankfold_jax.layouts.sharding import away
+
+_COUNTS = frozenset({"rows", "positions", "bad"})
+"""What the sums over a batch have besides those that moments are made of."""
 
 
 def moments(
@@ -57,7 +62,12 @@ def moments(
     # All draws come from one key by the index of the batch: they do not depend on what is compiled.
     key = jax.random.key(int(rng.integers(2**31)))
     store = ArrayStore()
-    totals = {path: _Totals(store) for path in layers}
+    totals = {path: _Totals(op, store) for path, op in layers.items()}
+    matrices = {
+        path: jnp.asarray(matrix_for(op))
+        for path, op in layers.items()
+        if input_form(op) == "separable"
+    }
     for index, (program, arrays) in enumerate(programs):
         advance(f"batch {index}")
         # The whole batch, labels included, as a loss function gets it.
@@ -66,7 +76,7 @@ def moments(
         if compiled is None:
             compiled = _Pass(flow, program, batch, calibration, layers, total, index)
             passes.append(compiled)
-        sums, taps = compiled(arrays, batch, jax.random.fold_in(key, index), index)
+        sums, taps = compiled(arrays, batch, matrices, jax.random.fold_in(key, index), index)
         _check(sums, taps, compiled.order)
         # A gradient of zero everywhere, for a loss of the user's: nothing of the outputs reached
         # it.
@@ -80,14 +90,19 @@ def moments(
             totals[path].add(sums.pop(path), taps.pop(path))
     count = draws(calibration, total)
     run = [path for path in layers if not totals[path].empty]
+    for path in run:
+        totals[path].finish()
     return StoredMoments({path: partial(totals[path].moments, total, count) for path in run})
 
 
 class _Totals:
     """Sums of one layer over the batches."""
 
-    def __init__(self, store: ArrayStore) -> None:
-        self._inputs, self._mean, self._grads = (_Sum(store) for _ in range(3))
+    def __init__(self, op: Op, store: ArrayStore) -> None:
+        self._op = op
+        self._store = store
+        self._sums: dict[str, _Sum] = {}
+        self._grads = _Sum(store)
         self._rows: Array | None = None
         self._positions: Array | None = None
         self._has_gradient = False
@@ -95,28 +110,36 @@ class _Totals:
     @property
     def empty(self) -> bool:
         """Whether nothing was added."""
-        return self._inputs.empty
+        return not self._sums
 
     def add(self, terms: Mapping[str, jax.Array], gradients: jax.Array) -> None:
         """Add the sums over a batch, of the inputs and of the gradients."""
         # Sums of one batch are float32 on the device; sums over batches are float64.
-        self._inputs.add(terms["inputs"])
-        self._mean.add(terms["mean"])
+        for name in (name for name in terms if name not in _COUNTS):
+            if name not in self._sums:
+                self._sums[name] = _Sum(self._store)
+            self._sums[name].add(terms[name])
         self._grads.add(gradients)
         self._has_gradient |= bool(jnp.any(gradients != 0))
         rows, positions = (np.asarray(terms[n]).astype(np.float64) for n in ("rows", "positions"))
         self._rows = rows if self._rows is None else self._rows + rows
         self._positions = positions if self._positions is None else self._positions + positions
 
+    def finish(self) -> None:
+        """Make of the sums what is read from now on."""
+        assert self._rows is not None
+        # Per group: layers of a stack may be called unequally often, and some not at all.
+        rows = np.maximum(self._rows, 1.0)
+        self._means = {name: partial(total.over, rows) for name, total in self._sums.items()}
+        self._inputs = input_moment(self._op, lambda name: self._means[name](), self._store)
+
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
-        assert self._rows is not None
         assert self._positions is not None
-        # Per group: layers of a stack may be called unequally often, and some not at all.
-        rows, positions = (np.maximum(count, 1.0) for count in (self._rows, self._positions))
+        positions = np.maximum(self._positions, 1.0)
         return LayerMoments(
-            self._inputs.over(rows),
-            self._mean.over(rows),
+            self._inputs(),
+            self._means["mean"](),
             self._grads.over(positions * draws) if self._has_gradient else None,
             samples=examples,
             positions_per_example=float(self._positions.mean()) / examples,
@@ -184,12 +207,25 @@ class _Pass:
         return program is self.program and batch.signature == self.batch.signature
 
     def __call__(
-        self, arrays: Sequence[Any], batch: Inputs, key: jax.Array, index: int
+        self,
+        arrays: Sequence[Any],
+        batch: Inputs,
+        matrices: Mapping[str, jax.Array],
+        key: jax.Array,
+        index: int,
     ) -> tuple[Sums, dict[str, jax.Array]]:
-        """Return the sums of the layers over a batch, and those of their gradients."""
+        """Return the sums of the layers over a batch, and those of their gradients.
+
+        Args:
+            arrays: of the batch, as the program takes them.
+            batch: whole.
+            matrices: test matrices of the layers with wide patches, by path.
+            key: draws.
+            index: of the batch.
+        """
         try:
             sums: tuple[Sums, dict[str, jax.Array]] = self._compiled(
-                self.flow.values, list(arrays), batch.arrays, key
+                self.flow.values, list(arrays), batch.arrays, dict(matrices), key
             )
             jax.block_until_ready(sums)  # type: ignore[no-untyped-call]  # JAX leaves it untyped
         except RankfoldError:
@@ -206,13 +242,15 @@ class _Pass:
             raise failure(index, error) from error
         return sums
 
-    def _gathered(self, values: Any, arrays: Any, batch: Any, key: jax.Array) -> Any:
+    def _gathered(self, values: Any, arrays: Any, batch: Any, matrices: Any, key: jax.Array) -> Any:
         # Which positions are sampled does not depend on how often labels are drawn.
         positions, labels = jax.random.split(key)
         closed = self.program.closed
 
         def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
-            gatherer = Gatherer(self.flow.slots, self.layers, self.examples, positions, taps)
+            gatherer = Gatherer(
+                self.flow.slots, self.layers, self.examples, positions, taps, matrices
+            )
             outputs, sums = gatherer.run(closed, [*values, *arrays])
             # Set while this is traced: the order of the layers is static.
             self.order = list(gatherer.order)
@@ -257,7 +295,7 @@ def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> N
         # In the order of calls: the first layer with a bad input is nearest to the cause.
         if float(sums[path]["bad"]):
             raise input_not_finite(path)
-        if not _finite(sums[path]["inputs"]):
+        if not all(map(_finite, sums[path].values())):
             raise moment_not_finite(path, "inputs", "the data")
     # From the loss backwards: the first layer whose gradients are not finite is nearest to the
     # cause.

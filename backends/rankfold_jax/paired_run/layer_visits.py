@@ -172,15 +172,17 @@ class LayerVisits:
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         """The sums over fitted and over held-out positions; None where there are none."""
         op = self.layers[path]
-        if not has_regression(op):
+        if isinstance(op, Embedding):
             return None, None
         groups = sites[0].layout.groups
         whole = len(groups) == op.groups
         basis = self.visit.basis(path) if whole else self.visit.basis(path, groups.tolist())
+        if not has_regression(op, basis):
+            return None, None
         fit, validation = OutputSums(), OutputSums()
         for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
             view = site.view
-            wanted = sampled(view, op, self.examples, 1)
+            wanted = sampled(view, op, self.examples, basis)
             chosen = None
             if wanted is not None:
                 chance = self.rng.random((view.images, view.positions), dtype=np.float32)

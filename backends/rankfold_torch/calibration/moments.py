@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,6 +13,7 @@ from torch import nn
 
 from rankfold.calibration.accumulators import (
     gradient_not_finite,
+    input_moment,
     input_not_finite,
     moment_not_finite,
 )
@@ -26,15 +26,17 @@ from rankfold.calibration.moments import (
     full_gradients,
     input_form,
 )
+from rankfold.calibration.patch_sketch import matrix_for
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
-from rankfold.ops import Embedding, Linear, Op
+from rankfold.linalg import Array
+from rankfold.ops import Embedding, Op
 from rankfold.progress import Advance
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
-from rankfold_torch.calibration.sums import TensorSum, product, squares, working
+from rankfold_torch.calibration.sums import TensorSum, mixtures, product, squares, working
 from rankfold_torch.temporary_changes import Hook, hooked, parameters_kept, unchanged
 
 
@@ -100,6 +102,7 @@ def _gathered(
     run = {path: layer for path, layer in sums.items() if layer.sums.rows}
     for layer in run.values():
         layer.check()
+        layer.finish(store)
     return StoredMoments({path: partial(run[path].moments, total, often) for path in run})
 
 
@@ -120,15 +123,31 @@ class _InputSums:
     """Sums over the inputs of a layer, or of several that read the same.
 
     Attributes:
-        inputs: Σ x xᵀ, in the layer's form.
-        mean: Σ x.
         rows: how many x.
         positions: at how many positions the layer is used.
     """
 
     def __init__(self, store: ArrayStore) -> None:
-        self.inputs, self.mean = TensorSum(store), TensorSum(store)
+        self._store = store
+        self._sums: dict[str, TensorSum] = {}
         self.rows = self.positions = 0
+
+    def add(self, rows: int, terms: Mapping[str, torch.Tensor]) -> None:
+        """Add sums over rows, by name."""
+        self.rows += rows
+        for name, term in terms.items():
+            if name not in self._sums:
+                self._sums[name] = TensorSum(self._store)
+            self._sums[name].add(term)
+
+    def mean(self, name: str) -> Array:
+        """Return a mean over all rows."""
+        return self._sums[name].over(self.rows)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all sums are finite."""
+        return all(total.is_finite for total in self._sums.values())
 
 
 class _Layer:
@@ -139,6 +158,7 @@ class _Layer:
         self.op = op
         self.form = input_form(op)
         self.full = full_gradients(op)
+        self._matrix: torch.Tensor | None = None
         self.reader = InputReader(_InputSums(store), kind_of(op))
         self.grads = TensorSum(store)
 
@@ -155,18 +175,13 @@ class _Layer:
             # The second moment of one-hot rows is diagonal: how often each row of the table is
             # looked up. The mean is the same.
             counts = torch.bincount(x.detach().reshape(-1).long(), minlength=len(op.weight))
-            sums.inputs.add(counts[None].double())
-            sums.mean.add(counts[None].double())
-            sums.rows += x.numel()
+            share = counts[None].double()
+            sums.add(x.numel(), {"inputs": share, "mean": share})
             sums.positions += x.numel()
             return
-        # In the form "channels" every tap of a position is a row of its own, over the channels of a
-        # group: the kernel is too large for a moment of whole patches.
-        patched = isinstance(op, Linear) or self.form == "patches"
-        taps = 1 if patched else math.prod(op.weight.shape[2:])
         # Inputs are sampled, gradients below are not: a row of a convolution is as large as its
         # kernel, a gradient only as large as the channels.
-        drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng, taps=taps)
+        drawn = patches.sample(op, x.shape, gathering.examples, gathering.rng)
         shared, whole = gathering.shared, drawn.chosen is None
         if shared is not None and shared.covers(self.reader, x, whole=whole):
             return
@@ -175,15 +190,30 @@ class _Layer:
         taken = patches.Inputs(op, x, drawn)
         for chunk in patches.chunks(op, drawn):
             rows = taken.take(chunk)
-            if taps > 1:
-                # A row has its channels first and then the taps.
-                split = rows.reshape(len(rows), op.groups, -1, taps)
-                rows = split.permute(0, 3, 1, 2).reshape(-1, op.groups, split.shape[2])
-            sums.inputs.add(squares(rows) if self.form == "diagonal" else product(rows, rows))
-            sums.mean.add(rows.sum(0))
-            sums.rows += len(rows)
+            sums.add(len(rows), self._terms(rows))
         # Gradients are of all positions, and are divided by these.
         sums.positions += drawn.images * drawn.positions
+
+    def _terms(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the sums over rows (rows, groups, d) that the layer's form asks for."""
+        mean = rows.sum(0)
+        if self.form == "patches":
+            return {"inputs": product(rows, rows), "mean": mean}
+        if self.form == "diagonal":
+            return {"inputs": squares(rows), "mean": mean}
+        if self._matrix is None:
+            matrix: Any = matrix_for(self.op)
+            self._matrix = torch.from_numpy(matrix).to(rows)
+        # One row for each channel of a patch, over the positions of the kernel.
+        channels = self.op.weight.shape[1]
+        split = rows.permute(0, 2, 1).reshape(len(rows), channels, -1, rows.shape[1])
+        beside = split.flatten(0, 1).permute(0, 2, 1)
+        return {
+            "inputs": product(rows, mixtures(rows, self._matrix)),
+            "mean": mean,
+            "squares": squares(rows),
+            "taps": product(beside, beside) / channels,
+        }
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add the gradient at the output of one call."""
@@ -201,16 +231,20 @@ class _Layer:
         Raises:
             RankfoldError: they are not.
         """
-        for what, total in (("inputs", self.sums.inputs), ("gradients", self.grads)):
+        for what, total in (("inputs", self.sums), ("gradients", self.grads)):
             if not total.is_finite:
                 raise moment_not_finite(self.path, what, "the data or the loss")
+
+    def finish(self, store: ArrayStore) -> None:
+        """Make of the sums what is read from now on."""
+        self._inputs = input_moment(self.op, self.sums.mean, store)
 
     def moments(self, examples: int, draws: int) -> LayerMoments:
         """Return the moments, over all calls."""
         sums = self.sums
         return LayerMoments(
-            sums.inputs.over(sums.rows),
-            sums.mean.over(sums.rows),
+            self._inputs(),
+            sums.mean("mean"),
             # None where nothing came back: the loss does not depend on the layer.
             None if self.grads.empty else self.grads.over(sums.positions * draws),
             samples=examples,

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from rankfold.calibration.accumulators import sampled_positions
+from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.ops.geometry import Geometry
 from rankfold_torch.calibration.sums import working
@@ -70,7 +71,11 @@ def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
 
 
 def sample(
-    op: Layer, shape: Sequence[int], examples: int, rng: np.random.Generator, *, taps: int = 1
+    op: Layer,
+    shape: Sequence[int],
+    examples: int,
+    rng: np.random.Generator,
+    basis: Array | None = None,
 ) -> Sample:
     """Draw output positions, of each image on its own.
 
@@ -79,14 +84,14 @@ def sample(
         shape: of its input.
         examples: how many are seen in all; the more, the fewer positions of each are needed.
         rng: draws.
-        taps: how many rows are made of one position.
+        basis: what wide patches are projected on; see `sampled_positions`.
 
     Raises:
         RankfoldError: the input leaves no output.
     """
     images, *axes = output_extent(op, extent_of(op, shape))
     positions = math.prod(axes)
-    wanted = sampled_positions(op, examples, taps)
+    wanted = sampled_positions(op, examples, basis)
     if wanted >= positions or images == 0:
         return Sample(images, positions, None)
     # The `wanted` smallest of random keys are a sample without replacement, for all images at once.

@@ -165,6 +165,14 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a[:, 0].T @ b[:, 0])[None]
 
 
+def mixtures(rows: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Return Ωᵀ x: (rows, groups, k) of (rows, groups, d) and Ω (groups, d, k)."""
+    with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
+        if rows.shape[1] > 1:
+            return torch.bmm(rows.permute(1, 0, 2), matrix).permute(1, 0, 2)
+        return (rows[:, 0] @ matrix[0])[:, None]
+
+
 def _square(rows: torch.Tensor) -> torch.Tensor:
     """Return Σ x xᵀ over rows (rows, d): the lower blocks alone are products."""
     size = rows.shape[1]

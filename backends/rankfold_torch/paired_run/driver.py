@@ -253,9 +253,11 @@ class _Following:
         # Sums of inputs and outputs serve a regression on full rows; embeddings and the forms that
         # keep less have none. Once a batch has parted, some inputs would come from the compressed
         # run and others from the original one.
-        if self._parted or isinstance(op, Embedding) or not has_regression(op):
+        if self._parted or isinstance(op, Embedding):
             return None, None
         basis = self._visit.basis(path)
+        if not has_regression(op, basis):
+            return None, None
         fit, held_out = OutputSums(held_out=False), OutputSums(held_out=True)
         for batch in group:
             call: _Call = batch.original.paused
@@ -263,7 +265,7 @@ class _Following:
             # Rows of inputs and targets are matched by position, so the shapes must agree.
             if x.shape != call.x.shape or call.y is None:
                 return None, None
-            drawn = patches.sample(op, x.shape, self._total, self._rng)
+            drawn = patches.sample(op, x.shape, self._total, self._rng, basis)
             # A layer rule may read a layer whose output has another shape than the op's.
             if call.y.numel() != drawn.images * drawn.positions * len(op.weight):
                 return None, None

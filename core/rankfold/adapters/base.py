@@ -297,8 +297,8 @@ class Calibrates(Protocol):
         with other weights, as a chain of one) that takes the layer's place in the compressed model
         from there on. A quarter of the examples is held out of `fit` and makes `held`, both of the
         inputs projected on `visit.basis(path)`. Both are
-        None for an `Embedding`, for a layer without moments in the form "patches", and for one
-        whose inputs in the two models do not correspond.
+        None for an `Embedding`, for a layer that `has_regression` is false of with that basis, and
+        for one whose inputs in the two models do not correspond.
 
         A stack of layers of which one is called after the other, as in a loop, may be met part by
         part: `visit(path, fit, held, groups)` for each, with the groups of the op that are called.

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from rankfold.calibration.moments import RegressionSums
+import numpy as np
+
+from rankfold.calibration import patch_sketch
+from rankfold.calibration.array_store import ArrayStore
+from rankfold.calibration.moments import RegressionSums, input_form, regressors
+from rankfold.calibration.separable_moment import SeparableMoment
+from rankfold.calibration.weighted_norm import POSITIONS
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, is_finite
 from rankfold.ops import Op
@@ -22,20 +29,46 @@ _POSITIONS_OF_WIDE = 64
 columns: neighbours are alike, and a moment costs its rows times the square of its columns."""
 
 
-def sampled_positions(op: Op, examples: int, taps: int) -> int:
+def sampled_positions(op: Op, examples: int, basis: Array | None = None) -> int:
     """Return how many output positions of each image a second moment needs.
 
     Args:
         op: the layer.
         examples: seen in all; the more, the fewer positions of each are needed.
-        taps: how many rows are made of one position: 1 for whole patches, else one per element of
-            the kernel.
+        basis: what wide patches are projected on, where it is not a test matrix.
     """
     width = math.prod(op.weight.shape[1:])
-    rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width // taps)
-    if taps == 1 and width > _WIDE:
+    rows = max(_LEAST_ROWS, _ROWS_PER_COLUMN * width)
+    if input_form(op) == "separable":
+        # As many positions of an example as count as samples of their own in the shrinkage: four
+        # times as many gave the same on CREPE tiny.
+        columns = 0 if basis is None else regressors(op, basis)
+        rows = max(patch_sketch.ROWS, columns, POSITIONS * examples)
+    elif width > _WIDE:
         rows = min(rows, max(width, _POSITIONS_OF_WIDE * examples))
-    return math.ceil(rows / (max(1, examples) * taps))
+    return math.ceil(rows / max(1, examples))
+
+
+def input_moment(
+    op: Op, mean: Callable[[str], Array], store: ArrayStore
+) -> Callable[[], Array | SeparableMoment]:
+    """Return what reads the moment of a layer's inputs.
+
+    Args:
+        op: the layer.
+        mean: reads a mean over its rows by name: "inputs" in the form of the layer; where that is
+            "separable", what `patch_sketch.separable` takes.
+        store: keeps a separable moment, which is made once.
+    """
+    if input_form(op) != "separable":
+        return partial(mean, "inputs")
+    means = {name: mean(name) for name in patch_sketch.SUMS}
+    moment = patch_sketch.separable(patch_sketch.matrix_for(op), means)
+    parts = (moment.variances, moment.positions, moment.factor)
+    if not isinstance(moment.factor, np.ndarray):  # it stays on its device
+        return lambda: moment
+    kept = [store.keep(part) for part in parts]
+    return lambda: SeparableMoment(*(part.load() for part in kept))
 
 
 def regression_sums(sums: Mapping[str, Array], count: int) -> RegressionSums | None:

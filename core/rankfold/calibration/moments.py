@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.linalg import Array, read_only, selected
 from rankfold.ops import Conv, ConvTranspose, Embedding, Op
 
 PATCH_LIMIT = 4608
-"""The largest order of a patch moment: 512 channels of a 3×3 kernel."""
+"""The largest order of a moment of whole patches: 512 channels of a 3×3 kernel."""
+REGRESSOR_LIMIT = 2048
+"""The largest order of sums over what a basis makes of wider patches: a quarter of the products
+that the largest moment of whole patches takes, for each of the layers of a refit."""
 FEATURE_LIMIT = 16384
 """The largest order of a moment of the features of a `Linear`, and of the gradients."""
 FEWEST = 16
@@ -31,10 +35,10 @@ class LayerMoments:
     Attributes:
         inputs: E[x xᵀ] of the layer's input at one position. (groups, d, d) with
             d = in/groups · positions of the kernel, channels first, as a row of the weight is laid
-            out ("patches"); (groups, in/groups, in/groups), averaged over the positions of the
-            kernel ("channels"); (groups, d), the diagonal alone ("diagonal"). For an `Embedding`
-            (1, rows), how often each row is looked up, as a share.
-        mean: E[x], (groups, d); (groups, in/groups) with "channels"; of an `Embedding` as `inputs`.
+            out ("patches"); (groups, d), the diagonal alone ("diagonal"). For an `Embedding`
+            (1, rows), how often each row is looked up, as a share. Of wider patches a
+            `SeparableMoment` of the covariance E[x xᵀ] − E[x] E[x]ᵀ ("separable").
+        mean: E[x], (groups, d); of an `Embedding` as `inputs`.
         grads: E[g gᵀ] of the gradient of the summed loss at the layer's output at one position,
             (groups, out/groups, out/groups), or the diagonal alone, (groups, out/groups); None for
             the identity.
@@ -42,7 +46,7 @@ class LayerMoments:
         positions_per_example: at how many positions of one example the layer is used.
     """
 
-    inputs: Array
+    inputs: Array | SeparableMoment
     mean: Array
     grads: Array | None
     samples: int
@@ -52,18 +56,21 @@ class LayerMoments:
         # policies and decompositions of plugins read the arrays that the user has gathered
         for name in ("inputs", "mean", "grads"):
             array = getattr(self, name)
-            if array is not None:
+            if array is not None and not isinstance(array, SeparableMoment):
                 object.__setattr__(self, name, read_only(array))
 
     def of_groups(self, groups: Sequence[int]) -> LayerMoments:
         """Select the moments of some of the groups."""
-        inputs, mean, grads = (
-            None if array is None else selected(array, groups)
-            for array in (self.inputs, self.mean, self.grads)
+        inputs, mean, grads = self.inputs, selected(self.mean, groups), self.grads
+        return LayerMoments(
+            inputs.of_groups(groups)
+            if isinstance(inputs, SeparableMoment)
+            else selected(inputs, groups),
+            mean,
+            None if grads is None else selected(grads, groups),
+            self.samples,
+            self.positions_per_example,
         )
-        assert inputs is not None
-        assert mean is not None
-        return LayerMoments(inputs, mean, grads, self.samples, self.positions_per_example)
 
 
 class StoredMoments(Mapping[str, LayerMoments]):
@@ -125,19 +132,33 @@ def input_form(op: Op) -> str:
     if isinstance(op, Embedding):
         return "diagonal"
     if isinstance(op, (Conv, ConvTranspose)):
-        return "patches" if math.prod(op.weight.shape[1:]) <= PATCH_LIMIT else "channels"
+        return "patches" if math.prod(op.weight.shape[1:]) <= PATCH_LIMIT else "separable"
     return "patches" if op.weight.shape[1] <= FEATURE_LIMIT else "diagonal"
 
 
-def has_regression(op: Op) -> bool:
-    """Return whether a layer is refitted: `RegressionSums` hold full rows and squares of outputs.
+def has_regression(op: Op, basis: Array | None) -> bool:
+    """Return whether a layer is refitted: `RegressionSums` of it are gathered.
 
-    The square of the outputs of a large vocabulary would take gigabytes; such a layer is decomposed
-    by its moments alone.
+    The square of the outputs of a large vocabulary would take gigabytes, and so would that of wide
+    patches where nothing shorter stands in for them; such a layer is decomposed by its moments
+    alone.
+
+    Args:
+        op: the layer.
+        basis: (groups, channels, rank), what its inputs are projected on at every position; None
+            where they are taken as they are.
     """
-    if isinstance(op, Embedding) or input_form(op) != "patches":
+    if isinstance(op, Embedding) or op.weight.shape[0] // op.groups > FEATURE_LIMIT:
         return False
-    return bool(op.weight.shape[0] // op.groups <= FEATURE_LIMIT)
+    if input_form(op) != "separable":
+        return input_form(op) == "patches"
+    return basis is not None and regressors(op, basis) <= REGRESSOR_LIMIT
+
+
+def regressors(op: Op, basis: Array | None) -> int:
+    """Return the length of a row of the inputs, projected on a basis if there is one."""
+    width: int = math.prod(op.weight.shape[1:])
+    return width if basis is None else width // basis.shape[1] * basis.shape[2]
 
 
 def full_gradients(op: Op) -> bool:

@@ -12,11 +12,13 @@ import copy
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.shrinkage import Shrinkage, oas_shrinkage, shrunken
 from rankfold.errors import Refused
 from rankfold.linalg import Array
@@ -58,31 +60,15 @@ class Metric:
 
     def __init__(self, op: Op, moments: LayerMoments) -> None:
         check_moments(op, moments)
-        if isinstance(op, Embedding):
-            rows, self._out = op.weight.shape
-            self._into, self._taps = rows, 1
-        else:
-            self._out = op.weight.shape[0] // op.groups
-            self._into = op.weight.shape[1]
-            self._taps = math.prod(op.weight.shape[2:])
+        table = isinstance(op, Embedding)
+        self._into = op.weight.shape[0] if table else op.weight.shape[1]
+        self._taps = 1 if table else math.prod(op.weight.shape[2:])
         self.positions_per_example = moments.positions_per_example
         self.samples = moments.samples
-        inputs = linalg.like(moments.inputs, op.weight)
-        if not linalg.is_single(inputs) or inputs.ndim == 2:
-            inputs = linalg.double(inputs)
-        if not linalg.is_finite(inputs):
-            raise Refused("the moments of its inputs are not finite")
-        self.mean: Array | None = None
-        if op.bias is not None and inputs.ndim == 3:
-            mean = linalg.double(linalg.like(moments.mean, op.weight))
-            self.mean = linalg.read_only(mean) if mean.shape[1] == inputs.shape[1] else None
-            if inputs.shape[1] != self._into * self._taps:
-                self.mean = None
-        if self.mean is not None:
-            inputs = centred(inputs, linalg.cast(self.mean, inputs.dtype))
+        inputs, self.mean = _inputs(op, moments)
         samples = round(moments.samples * min(POSITIONS, max(1.0, moments.positions_per_example)))
         inputs, self.unit = _without_unit(inputs)
-        self._set_inputs(inputs, self.unit, oas_shrinkage(inputs, samples))
+        self._set_inputs(inputs, self.unit, samples)
         self._grads: Array | None = None
         self._root: Array | None = None
         if moments.grads is not None:
@@ -110,19 +96,28 @@ class Metric:
             mean: (groups, d) or None.
         """
         other = copy.copy(self)
-        for derived in ("inputs", "full_inputs", "channels"):  # of the old inputs
+        for derived in ("inputs", "channels"):  # of the old inputs
             vars(other).pop(derived, None)
         inputs, unit = _without_unit(inputs)
         other.unit = self.unit / self._inputs_unit * unit if self._inputs_unit else 0.0
-        groups = len(inputs)
-        other._set_inputs(inputs, unit, Shrinkage(np.ones(groups), np.zeros(groups)))
+        other._set_inputs(inputs, unit, None)
         other.mean = mean
         return other
 
-    def _set_inputs(self, moment: Array, unit: float, shrinkage: Shrinkage) -> None:
-        self._moment = linalg.read_only(_precise(moment, shrinkage))
+    def _set_inputs(
+        self, moment: Array | SeparableMoment, unit: float, samples: int | None
+    ) -> None:
+        """Take a moment over its unit; shrink it unless it is the mean of no samples."""
         self._inputs_unit = unit
-        self._shrinkage = shrinkage
+        self._moment = moment
+        if isinstance(moment, SeparableMoment):
+            self._shrunken = moment if samples is None else moment.shrunken(samples)
+            return
+        ones = np.ones(len(moment))
+        self._shrinkage = (
+            Shrinkage(ones, 0.0 * ones) if samples is None else oas_shrinkage(moment, samples)
+        )
+        self._moment = linalg.read_only(_precise(moment, self._shrinkage))
 
     @property
     def input_variance(self) -> Array:
@@ -130,20 +125,16 @@ class Metric:
 
         (groups,)
         """
-        moment = self._moment
-        diagonal = linalg.host(moment if moment.ndim == 2 else linalg.diagonals(moment))
+        diagonal = linalg.host(_diagonal(self._moment))
         variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
         return variance
 
     @cached_property
-    def inputs(self) -> Array:
+    def inputs(self) -> Array | SeparableMoment:
         """C without units, the largest variance of the inputs being 1."""
+        if isinstance(self._moment, SeparableMoment):
+            return self._shrunken
         return linalg.read_only(shrunken(self._moment, self._shrinkage))
-
-    @property
-    def channels_only(self) -> bool:
-        """Return whether positions of the kernel are taken for independent."""
-        return self._moment.ndim == 3 and self._moment.shape[1] != self._into * self._taps
 
     def weight_outputs(self, rows: Array) -> Array:
         """Return Lᵀ A for A (groups, out/groups, n), where L Lᵀ = G."""
@@ -191,23 +182,18 @@ class Metric:
 
     def apply_input_moment(self, rows: Array) -> Array:
         """Return A C for A (groups, n, d)."""
+        if isinstance(self._moment, SeparableMoment):
+            return self._shrunken.products(rows)
         return self._shrunken_products(rows, self._products(rows))
-
-    @cached_property
-    def full_inputs(self) -> Array:
-        """Second moment C of the inputs as (groups, d, d)."""
-        if self.inputs.ndim == 2:
-            return linalg.diagonal_matrices(self.inputs)
-        if self.channels_only:
-            return linalg.repeated(self.inputs, self._taps)
-        return self.inputs
 
     def times_root(self, rows: Array) -> Array:
         """Return A R for A (groups, n, d), where R Rᵀ = C."""
-        if self.inputs.ndim == 2:
-            scaled: Array = rows * linalg.root(self.inputs)[:, None, :]
+        inputs = self.inputs
+        if isinstance(inputs, SeparableMoment):
+            return inputs.root_products(rows)
+        if inputs.ndim == 2:
+            scaled: Array = rows * linalg.root(inputs)[:, None, :]
             return scaled
-        inputs = self.full_inputs
         try:
             root = linalg.cholesky(inputs)
         except np.linalg.LinAlgError:  # to rounding, C is singular
@@ -218,11 +204,14 @@ class Metric:
     @cached_property
     def channels(self) -> Array:
         """Second moment of the channels, (groups, in/groups, in/groups), a mean over positions."""
-        if self.inputs.ndim == 2:
-            return self.full_inputs
-        if self.channels_only or self._taps == 1:
-            return linalg.double(self.inputs)
-        split = self.inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
+        inputs = self.inputs
+        if isinstance(inputs, SeparableMoment):
+            return inputs.channels
+        if inputs.ndim == 2:
+            return linalg.diagonal_matrices(inputs)
+        if self._taps == 1:
+            return linalg.double(inputs)
+        split = inputs.reshape(-1, self._into, self._taps, self._into, self._taps)
         mean: Array = linalg.contracted(split, 2, 4) / self._taps
         return mean
 
@@ -239,16 +228,17 @@ class Metric:
     def _products(self, rows: Array) -> Array:
         """Return A E[x xᵀ], over the unit of the inputs and without shrinkage."""
         moment = self._moment
+        if isinstance(moment, SeparableMoment):
+            return moment.products(rows)
         if moment.ndim == 2:
             scaled: Array = rows * moment[:, None, :]
             return scaled
         # A product of the two precisions would be made in the higher, at the cost of a copy.
-        narrow = linalg.cast(rows, moment.dtype)
-        if self.channels_only:  # C = moment ⊗ 1 over the positions of the kernel
-            return linalg.double(linalg.along_channels(narrow, moment))
-        return linalg.double(narrow @ moment)
+        return linalg.double(linalg.cast(rows, moment.dtype) @ moment)
 
     def _shrunken_products(self, rows: Array, products: Array) -> Array:
+        if isinstance(self._moment, SeparableMoment):
+            return self._shrunken.products(rows)
         kept, added = self._shrinkage.kept, self._shrinkage.added
         moved: Array = linalg.scaled(products, kept, 0) + linalg.scaled(rows, added, 0)
         return moved
@@ -266,22 +256,54 @@ def check_moments(op: Op, moments: LayerMoments) -> None:
     """
     table = isinstance(op, Embedding)
     rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
-    columns = op.weight.shape[0] if table else op.weight.shape[1]
-    full = columns if table else columns * math.prod(op.weight.shape[2:])
-    _check_shape("inputs", moments.inputs, op.groups, (columns, full))
+    columns = op.weight.shape[0] if table else math.prod(op.weight.shape[1:])
+    inputs = moments.inputs
+    if isinstance(inputs, SeparableMoment):
+        taps = () if table else op.weight.shape[2:]
+        expected = (op.groups, op.weight.shape[1]), (op.groups, *2 * (math.prod(taps),))
+        if (inputs.variances.shape, inputs.positions.shape) != expected or table:
+            raise _mismatch("inputs", inputs.shape)
+    else:
+        _check_shape("inputs", inputs, op.groups, columns)
     if moments.grads is not None:
-        _check_shape("gradients", moments.grads, op.groups, (rows,))
+        _check_shape("gradients", moments.grads, op.groups, rows)
 
 
-def _check_shape(what: str, moment: Array, groups: int, sizes: tuple[int, ...]) -> None:
+def _check_shape(what: str, moment: Array, groups: int, size: int) -> None:
     shape = tuple(np.shape(moment))
-    square = len(shape) in (2, 3) and len({*shape[1:]}) == 1
-    if square and shape[0] == groups and shape[1] in sizes:
-        return
-    raise Mismatch(
-        f"the moments of its {what} have shape {shape}, those of another layer; gather them for "
-        "this model"
+    if shape not in ((groups, size), (groups, size, size)):
+        raise _mismatch(what, shape)
+
+
+def _mismatch(what: str, shape: tuple[int, ...]) -> Mismatch:
+    return Mismatch(
+        f"the moments of its {what} have shape {shape}, those of another layer or of an earlier "
+        "rankfold; gather them for this model"
     )
+
+
+def _inputs(op: Op, moments: LayerMoments) -> tuple[Array | SeparableMoment, Array | None]:
+    """Return the moment of the inputs, and their mean where it is centred about that.
+
+    Raises:
+        Refused: it is not finite.
+    """
+    inputs = moments.inputs
+    if isinstance(inputs, SeparableMoment):
+        separable = inputs.like(op.weight)
+        mean = linalg.double(linalg.like(moments.mean, op.weight))
+        if not separable.is_finite or not linalg.is_finite(mean):
+            raise Refused("the moments of its inputs are not finite")
+        return (separable.with_mean(mean), None) if op.bias is None else (separable, mean)
+    inputs = linalg.like(inputs, op.weight)
+    if not linalg.is_single(inputs) or inputs.ndim == 2:
+        inputs = linalg.double(inputs)
+    if not linalg.is_finite(inputs):
+        raise Refused("the moments of its inputs are not finite")
+    if op.bias is None or inputs.ndim == 2:
+        return inputs, None
+    mean = linalg.read_only(linalg.double(linalg.like(moments.mean, op.weight)))
+    return centred(inputs, linalg.cast(mean, inputs.dtype)), mean
 
 
 def centred(moment: Array, mean: Array) -> Array:
@@ -304,18 +326,33 @@ def variances(mean_square: Array, mean: Array) -> Array:
     return linalg.kept_where(variance > _ROUNDING * mean_square, variance)
 
 
-def _without_unit(moment: Array) -> tuple[Array, float]:
+@overload
+def _without_unit(moment: Array) -> tuple[Array, float]: ...
+@overload
+def _without_unit(moment: SeparableMoment) -> tuple[SeparableMoment, float]: ...
+def _without_unit(moment: Array | SeparableMoment) -> tuple[Array | SeparableMoment, float]:
     """Return a moment over its largest variance, and that; for a zero one the identity and 0.
 
     Squares of moments of the smallest and the largest activations would leave the range of
     float64, and a root of nothing could not be inverted.
     """
-    largest = linalg.largest(moment if moment.ndim == 2 else linalg.diagonals(moment))
+    largest = linalg.largest(_diagonal(moment))
+    if isinstance(moment, SeparableMoment):
+        if largest > 0.0:
+            return moment.over(largest), largest
+        shape = (*moment.variances.shape, moment.positions.shape[1])
+        return SeparableMoment.identity(shape, moment.factor), 0.0
     if largest > 0.0:
         return moment / largest, largest
     if moment.ndim == 2:
         return moment * 0.0 + 1.0, 0.0
     return moment * 0.0 + linalg.identity(moment.shape[1], moment), 0.0
+
+
+def _diagonal(moment: Array | SeparableMoment) -> Array:
+    if isinstance(moment, SeparableMoment):
+        return moment.diagonal
+    return moment if moment.ndim == 2 else linalg.diagonals(moment)
 
 
 def _regular(grads: Array) -> Array:

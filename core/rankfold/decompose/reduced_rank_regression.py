@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.spectrum import Spectrum
-from rankfold.linalg import Array, along_channels, both_sides
+from rankfold.linalg import Array, UpdatedIdentity, along_channels, both_sides
 
 _RIDGE, _RIDGE_OF_SINGLE = 1e-10, 1e-6
 """Relative to the mean eigenvalue: above its rounding, far below moments' noise."""
@@ -30,6 +31,82 @@ ones; there it takes half of the time of a decomposition."""
 T = TypeVar("T")
 
 
+class Root(Protocol):
+    """Lower triangular L with L Lᵀ = E[z zᵀ]."""
+
+    def solve(self, right: Array, *, transposed: bool = False) -> Array:
+        """Return L⁻¹ R, or L^-ᵀ R, for R (groups, n, columns) and the first n of z."""
+
+
+@dataclass(frozen=True, eq=False)
+class DenseRoot:
+    """L as a matrix.
+
+    Attributes:
+        lower: L (groups, m, m).
+    """
+
+    lower: Array
+
+    @staticmethod
+    def of(moment: Array) -> DenseRoot:
+        """Return the root of a moment (groups, m, m), with a ridge where it is singular."""
+        # Collinear rows of z get a ridge, raised until the factorisation succeeds.
+        level = linalg.traces(moment) / moment.shape[1]
+        ridge = np.where(level > 0.0, level, 1.0)
+        loaded, share = moment, _RIDGE_OF_SINGLE if linalg.is_single(moment) else _RIDGE
+        while True:
+            loaded = linalg.loaded(loaded, share * ridge)
+            try:
+                return DenseRoot(linalg.cholesky(loaded))
+            except np.linalg.LinAlgError:
+                share *= 100.0
+
+    def solve(self, right: Array, *, transposed: bool = False) -> Array:
+        """Solve with the first rows and columns of L."""
+        count = right.shape[1]
+        lower = self.lower[:, :count, :count]
+        return linalg.solve_triangular(lower, right, transposed=transposed)
+
+
+class SeparableRoot:
+    """L = (L_V ⊗ L_Q) T of (Vᵀ diag(v) V) ⊗ Q + Z Zᵀ, nested by columns of V.
+
+    With Z̃ = (L_V ⊗ L_Q)⁻¹ Z the moment is (L_V ⊗ L_Q) (1 + Z̃ Z̃ᵀ) (L_V ⊗ L_Q)ᵀ, and T is the factor
+    of what is in the middle. Nothing has the order of z.
+
+    Args:
+        moment: of the inputs.
+        basis: V, (groups, channels, rank).
+    """
+
+    def __init__(self, moment: SeparableMoment, basis: Array) -> None:
+        scaled = basis * moment.variances[:, :, None]
+        self._channels = DenseRoot.of(linalg.product(basis.mT, scaled))
+        self._positions = DenseRoot.of(moment.positions)
+        factor = along_channels(moment.factor.mT, basis).mT  # (V ⊗ 1)ᵀ F
+        self._update = UpdatedIdentity(self._separable(factor, transposed=False))
+
+    def solve(self, right: Array, *, transposed: bool = False) -> Array:
+        """Solve with the rows and columns of L for the first columns of V, at all positions."""
+        if transposed:
+            return self._separable(self._update.solve(right, transposed=True), transposed=True)
+        return self._update.solve(self._separable(right, transposed=False))
+
+    def _separable(self, right: Array, *, transposed: bool) -> Array:
+        """Return (L_V ⊗ L_Q)⁻¹ R, or with its transpose."""
+        groups, count, columns = right.shape
+        size = self._positions.lower.shape[1]
+        rank = count // size
+        beside = right.reshape(groups, rank, size * columns)
+        beside = self._channels.solve(beside, transposed=transposed)
+        split = beside.reshape(groups, rank, size, columns).swapaxes(1, 2)
+        beside = split.reshape(groups, size, rank * columns)
+        beside = self._positions.solve(beside, transposed=transposed)
+        split = beside.reshape(groups, size, rank, columns).swapaxes(1, 2)
+        return split.reshape(groups, count, columns)
+
+
 @dataclass(frozen=True, eq=False)
 class Regression:
     """Regression of y = W x on nested z = Z x.
@@ -37,13 +114,11 @@ class Regression:
     Attributes:
         explained: (groups, m, out/groups), Q = L⁻¹ E[z yᵀ] with L Lᵀ = E[z zᵀ]: the first n rows
             explain Qᵀ Q of the moment of y.
-        lower: L (groups, m / positions, m / positions).
-        positions: how often L is repeated: L ⊗ 1 of that order is the factor of E[z zᵀ].
+        root: L.
     """
 
     explained: Array
-    lower: Array
-    positions: int = 1
+    root: Root
 
     @staticmethod
     def of(metric: Metric, rows: Array, stage: Array) -> Regression:
@@ -66,19 +141,14 @@ class Regression:
         Returns:
             The regression on (groups, rank · positions) of z, those of one vector of V together.
         """
-        groups, out, _ = moved.shape
-        rank = basis.shape[2]
         yz = along_channels(moved, basis)  # E[y zᵀ] = W C (V ⊗ 1)
-        if metric.channels_only:
-            # C = M ⊗ 1: positions are independent and alike, and so E[z zᵀ] = (Vᵀ M V) ⊗ 1. The
-            # outputs at each position are regressed as outputs of their own; nothing has the order
-            # of the patch.
-            zz = linalg.product(along_channels(basis.mT, metric.inputs), basis)
-            beside = yz.reshape(groups, out, rank, positions).swapaxes(1, 2)
-            each = Regression.from_moments(zz, beside.reshape(groups, rank, -1))
-            explained = each.explained.reshape(groups, rank, out, positions).swapaxes(2, 3)
-            return Regression(explained.reshape(groups, -1, out), each.lower, positions)
-        return Regression.from_moments(both_sides(metric.inputs, basis), yz.mT)
+        inputs = metric.inputs
+        if not isinstance(inputs, SeparableMoment):
+            return Regression.from_moments(both_sides(inputs, basis), yz.mT)
+        if positions != inputs.positions.shape[1]:
+            return Regression.from_moments(inputs.both_sides(basis), yz.mT)
+        root = SeparableRoot(inputs, basis)
+        return Regression(root.solve(yz.mT), root)
 
     @staticmethod
     def from_moments(zz: Array, zy: Array) -> Regression:
@@ -86,30 +156,17 @@ class Regression:
         # B_n = E[y z_nᵀ] E[z_n z_nᵀ]⁻¹ for the first n of z. With E[z zᵀ] = L Lᵀ, the leading
         # n × n block of L is the factor of E[z_n z_nᵀ], and the first n rows of Q = L⁻¹ E[z yᵀ]
         # depend on z_n alone. So B_n = Q_nᵀ L_n⁻¹, the error falls by tr(Q_nᵀ Q_n), a sum over
-        # rows of Q, and nothing is solved again for another n. Collinear rows of z get a ridge,
-        # raised until the factorisation succeeds.
-        level = linalg.traces(zz) / zz.shape[1]
-        ridge = np.where(level > 0.0, level, 1.0)
-        loaded, share = zz, _RIDGE_OF_SINGLE if linalg.is_single(zz) else _RIDGE
-        while True:
-            loaded = linalg.loaded(loaded, share * ridge)
-            try:
-                lower = linalg.cholesky(loaded)
-                break
-            except np.linalg.LinAlgError:
-                share *= 100.0
-        return Regression(linalg.double(linalg.solve_triangular(lower, zy)), lower)
+        # rows of Q, and nothing is solved again for another n.
+        root = DenseRoot.of(zz)
+        return Regression(linalg.double(root.solve(zy)), root)
 
     def solution(self, count: int) -> Array:
         """Return B (groups, out, count) with y ≈ B z for the first `count` of z.
 
         Args:
-            count: a multiple of `positions`.
+            count: of a basis at positions, a multiple of these.
         """
-        n = count // self.positions
-        beside = self.explained[:, :count].reshape(len(self.lower), n, -1)
-        solved = linalg.solve_triangular(self.lower[:, :n, :n], beside, transposed=True)
-        return solved.reshape(len(self.lower), count, -1).mT
+        return self.root.solve(self.explained[:, :count], transposed=True).mT
 
     def weighted(self, metric: Metric) -> Regression:
         """Return the regression of G½ y."""

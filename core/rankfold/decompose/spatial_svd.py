@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Placement, RankTuple, decompose
 from rankfold.decompose.matrix_svd import COUNT, MatrixSVD
@@ -130,13 +131,21 @@ class SpatialSVD(MatrixSVD):
         kh, kw = spectrum.kernel
         weighted = spectrum.weighted_rows.reshape(groups, out, into, kh, kw)
         weighted = linalg.permuted(weighted, (0, 1, 4, 2, 3)).reshape(groups, out * kw, into * kh)
-        if metric.channels_only:
-            column = metric.inputs  # ⊗ 1 of the rows of the kernel
-        else:
-            column = metric.inputs.reshape(groups, into, kh, kw, into, kh, kw)
-            columns = (column[:, :, :, w, :, :, w] for w in range(kw))
-            column = functools.reduce(operator.add, columns).reshape(groups, into * kh, -1) / kw
-        if self._side(op) == "spatial_rows":
+        inputs = metric.inputs
+        by_rows = self._side(op) == "spatial_rows"
+        if isinstance(inputs, SeparableMoment):
+            mean = inputs.of_columns(kw)
+            if by_rows:
+                basis = linalg.approximate_leading(
+                    linalg.product(mean.products(weighted), weighted.mT), rank
+                )
+            else:
+                basis = linalg.left_eigen(mean.root_products(weighted)).leading(rank)
+            return linalg.product(basis.mT, weighted)
+        column = inputs.reshape(groups, into, kh, kw, into, kh, kw)
+        columns = (column[:, :, :, w, :, :, w] for w in range(kw))
+        column = functools.reduce(operator.add, columns).reshape(groups, into * kh, -1) / kw
+        if by_rows:
             narrow = linalg.cast(weighted, column.dtype)
             gram = along_channels(narrow, column) @ narrow.mT
             basis = linalg.approximate_leading(gram, rank)

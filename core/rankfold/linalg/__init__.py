@@ -24,6 +24,7 @@ from rankfold.linalg.arrays import (
     taken,
     takes_no_memory,
 )
+from rankfold.linalg.low_rank_update import UpdatedIdentity
 from rankfold.linalg.stacks import (
     added_at,
     along_channels,
@@ -72,6 +73,7 @@ __all__ = [
     "LARGE",
     "Array",
     "Eigen",
+    "UpdatedIdentity",
     "added_at",
     "along_channels",
     "approximate_leading",

@@ -43,8 +43,9 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         sensitivity: of CP stages to noise, as a fine-tuning step makes it: the expected squared
             relative change of the weight per unit variance of noise relative to the factors. About
             one per stage where the rank-1 terms do not cancel; None for other methods.
-        moments: how much of the moments of its inputs was gathered: "patches", "channels" or
-            "diagonal"; "" without calibration data.
+        moments: how much of the moments of its inputs was gathered: "patches", "separable" (of
+            wide patches the directions of most energy, and a separable rest) or "diagonal"; ""
+            without calibration data.
     """
 
     path: str
@@ -305,8 +306,8 @@ def _cells(layer: LayerPlan, traced: bool, informed: bool) -> tuple[str, ...]:
     if informed:
         cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
     remarks = [layer.reason, "refitted" if layer.refit else ""]
-    if layer.moments in ("channels", "diagonal") and layer.predicted is not None:
-        remarks.append(f"moments: {layer.moments} only")
+    if layer.moments not in ("", "patches") and layer.predicted is not None:
+        remarks.append(f"moments: {layer.moments}")
     if layer.sensitivity is not None:
         remarks.append(f"sensitivity {layer.sensitivity:.3g}")
     cells.append("; ".join(remark for remark in remarks if remark))

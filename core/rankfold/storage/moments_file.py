@@ -14,6 +14,7 @@ import numpy as np
 
 from rankfold.calibration.array_store import ArrayStore, StoredArray
 from rankfold.calibration.moments import LayerMoments, StoredMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, host, is_real
 from rankfold.storage.safetensors_file import Safetensors
@@ -26,13 +27,15 @@ from rankfold.storage.safetensors_header import (
     viewed,
 )
 
-_VERSION = 1
+_VERSIONS = (1, 2)
+"""The second one holds separable moments; a file without them is of the first."""
 _METADATA = "rankfold.moments"
 _MOST = 2**53
 """Of samples and of uses: a float counts no further."""
-# Of each layer: the second moment of its inputs, their mean, and the moment of the gradients, which
-# may be missing.
-_ARRAYS = ("inputs", "mean", "grads")
+# Of each layer: the second moment of its inputs, or in its place the parts of a separable one;
+# their mean, and the moment of the gradients, which may be missing.
+_SEPARABLE = ("variances", "positions", "factor")
+_ARRAYS = ("inputs", *_SEPARABLE, "mean", "grads")
 _SAFETENSORS = {name: dtype for dtype, name in FLOATS.items()}
 
 
@@ -82,7 +85,8 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
     ordered = dict(sorted(tensors.items(), key=lambda item: -alignment(item[1][0])))
     begins = accumulate((nbytes(*tensor) for tensor in ordered.values()), initial=0)
     begin_of = dict(zip(ordered, begins, strict=False))
-    about = msgspec.json.encode(About(_VERSION, loss, facts)).decode()
+    separable = any(name.endswith(_SEPARABLE) for name in tensors)
+    about = msgspec.json.encode(About(_VERSIONS[separable], loss, facts)).decode()
     start = header_bytes(ordered, {_METADATA: about})
     try:
         with file.open("wb") as stream:
@@ -95,11 +99,32 @@ def write_moments(file: Path, layers: Mapping[str, LayerMoments], loss: str) -> 
         raise RankfoldError(f"moments cannot be written to {str(file)!r}: {error}") from None
 
 
+def _parts(layer: LayerMoments) -> dict[str, Array]:
+    """Return the arrays of a layer by name, in the order of `_ARRAYS`."""
+    inputs = layer.inputs
+    parts = (
+        {name: getattr(inputs, name) for name in _SEPARABLE}
+        if isinstance(inputs, SeparableMoment)
+        else {"inputs": inputs}
+    )
+    parts["mean"] = layer.mean
+    return parts if layer.grads is None else parts | {"grads": layer.grads}
+
+
+def _of_parts(
+    parts: Mapping[str, Array], samples: int, positions_per_example: float
+) -> LayerMoments:
+    """Return the layer that has some arrays."""
+    inputs = (
+        parts["inputs"]
+        if "inputs" in parts
+        else SeparableMoment(*(parts[name] for name in _SEPARABLE))
+    )
+    return LayerMoments(inputs, parts["mean"], parts.get("grads"), samples, positions_per_example)
+
+
 def _arrays_of(layer: LayerMoments) -> Iterator[tuple[str, Array]]:
-    for name in _ARRAYS:
-        value = getattr(layer, name)
-        if value is None:
-            continue
+    for name, value in _parts(layer).items():
         array = host(value)
         if array.dtype.name not in _SAFETENSORS:
             raise RankfoldError(f"moments: {name} of type {array.dtype}; give floats of 64 bits")
@@ -171,8 +196,9 @@ def _about(metadata: Mapping[str, str]) -> About:
         # The version first, with everything else undecoded: a file of another version would else be
         # told to have fields that are missing or too many.
         version = msgspec.json.decode(text, type=dict[str, msgspec.Raw]).get("version")
-        if version is not None and bytes(version) != str(_VERSION).encode():
-            raise ValueError(f"version {bytes(version)!r}; this rankfold reads version {_VERSION}")
+        known = [str(number).encode() for number in _VERSIONS]
+        if version is not None and bytes(version) not in known:
+            raise ValueError(f"version {bytes(version)!r}; this rankfold reads versions 1 and 2")
         about = msgspec.json.decode(text, type=About)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ValueError(f"{_METADATA!r}: {error}") from None
@@ -201,17 +227,46 @@ def _check_header(header: Header, layers: int) -> None:
             for name in _ARRAYS
             if f"{index}.{name}" in header.entries
         }
-        for name in ("inputs", "mean"):
+        separable = not shapes.keys().isdisjoint(_SEPARABLE)
+        if separable and "inputs" in shapes:
+            raise ValueError(f"array '{index}.inputs' stands beside the parts of a separable one")
+        for name in (*(_SEPARABLE if separable else ("inputs",)), "mean"):
             if name not in shapes:
                 raise ValueError(f"array '{index}.{name}' is missing")
         mean = shapes["mean"]
-        if len(mean) != 2 or shapes["inputs"] not in (mean, (*mean, mean[-1])):
+        if separable:
+            _check_separable(mean, *(shapes[name] for name in _SEPARABLE))
+        elif len(mean) != 2 or shapes["inputs"] not in (mean, (*mean, mean[-1])):
             raise ValueError(f"inputs {shapes['inputs']} and mean {mean} do not fit each other")
         grads = shapes.get("grads", mean[:1] * 2)
         diagonal = len(grads) == 2
         square = len(grads) == 3 and grads[1] == grads[2]
         if not (diagonal or square) or grads[0] != mean[0]:
             raise ValueError(f"grads {grads} do not fit the mean {mean}")
+
+
+def _check_separable(
+    mean: tuple[int, ...],
+    variances: tuple[int, ...],
+    positions: tuple[int, ...],
+    factor: tuple[int, ...],
+) -> None:
+    """Check that the shapes of a separable moment and of a mean fit each other.
+
+    Raises:
+        ValueError: they do not.
+    """
+    fits = len(mean) == len(variances) == 2 and len(positions) == len(factor) == 3
+    if fits:
+        order = (mean[0], variances[1] * positions[1])
+        fits = mean == factor[:2] == order and factor[2] > 0
+        fits = fits and positions == (mean[0], positions[1], positions[1])
+        fits = fits and variances[0] == mean[0]
+    if not fits:
+        raise ValueError(
+            f"variances {variances}, positions {positions}, factor {factor} and mean {mean} do not "
+            "fit each other"
+        )
 
 
 def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
@@ -225,9 +280,7 @@ def _checked(facts: Facts, arrays: Mapping[str, Array]) -> LayerMoments:
             raise ValueError(f"{name} are no finite numbers")
     if not 1 <= facts.samples <= _MOST or not 0.0 <= facts.uses <= _MOST:
         raise ValueError(f"{facts.samples} samples, {facts.uses} uses")
-    return LayerMoments(
-        arrays["inputs"], arrays["mean"], arrays.get("grads"), facts.samples, facts.uses
-    )
+    return _of_parts(arrays, facts.samples, facts.uses)
 
 
 class Moments(Mapping[str, LayerMoments]):
@@ -302,22 +355,12 @@ class Moments(Mapping[str, LayerMoments]):
 
 def _kept(store: ArrayStore, layer: LayerMoments) -> Callable[[], LayerMoments]:
     """Store the arrays of a layer; return what reads them."""
-    inputs, mean = store.keep(layer.inputs), store.keep(layer.mean)
-    grads = None if layer.grads is None else store.keep(layer.grads)
-    return partial(_loaded, inputs, mean, grads, layer.samples, layer.positions_per_example)
+    parts = {name: store.keep(array) for name, array in _parts(layer).items()}
+    return partial(_loaded, parts, layer.samples, layer.positions_per_example)
 
 
 def _loaded(
-    inputs: StoredArray,
-    mean: StoredArray,
-    grads: StoredArray | None,
-    samples: int,
-    positions_per_example: float,
+    parts: Mapping[str, StoredArray], samples: int, positions_per_example: float
 ) -> LayerMoments:
-    return LayerMoments(
-        inputs.load(),
-        mean.load(),
-        None if grads is None else grads.load(),
-        samples,
-        positions_per_example,
-    )
+    arrays = {name: part.load() for name, part in parts.items()}
+    return _of_parts(arrays, samples, positions_per_example)

@@ -52,6 +52,9 @@ CASES: dict[str, Op] = {
 """A layer of every kind, by name."""
 
 
+WIDE: dict[str, Op] = {"convolution, wide patches": _drawn(Conv, 5, 29, 12, 14)}
+"""Layers whose patches are too wide for a moment of their own."""
+
 BRIEF = ("linear", "embedding", "convolution 2-d", "transposed convolution")
 """One case of each kind."""
 
@@ -61,7 +64,7 @@ def supported(
 ) -> Iterator[tuple[str, Op, Any]]:
     """Name, op and native model of every case that the framework has a layer for."""
     for name in names:
-        op = CASES[name]
+        op = CASES[name] if name in CASES else WIDE[name]
         try:
             model = harness.model([op], dtype)
         except Unsupported:

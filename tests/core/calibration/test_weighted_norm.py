@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
+from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
 from rankfold.ops.reference import reconstruct
 from rankfold.plugins.registry import registry
@@ -38,13 +40,31 @@ OPS: dict[str, tuple[Op, tuple[str, ...]]] = {
         ("channel_svd", "spatial_svd", "tucker2"),
     ),
 }
+OPS |= {f"wide {name}": OPS[name] for name in ("conv", "tall conv", "grouped conv", "transposed")}
 CASES = [(name, method) for name, (_, methods) in OPS.items() for method in methods]
 
 
-def moments_of(op: Op, *, grads: str = "full", samples: int = 10**6) -> LayerMoments:
+def separable(op: Op) -> LayerMoments:
+    """Moments as those of wide patches are."""
+    groups, into, positions = op.groups, op.weight.shape[1], int(np.prod(op.weight.shape[2:]))
+    half = RNG.standard_normal((groups, positions, 2 * positions))
+    moment = SeparableMoment(
+        RNG.uniform(0.05, 0.5, (groups, into)),
+        half @ half.swapaxes(1, 2),
+        3.0 * RNG.standard_normal((groups, into * positions, 5)),
+    )
+    return LayerMoments(moment, RNG.standard_normal(moment.shape[:2]), None, 1, 1.0)
+
+
+def moments_of(
+    op: Op, *, grads: str = "full", samples: int = 10**6, wide: bool = False
+) -> LayerMoments:
     rows = rows_of(op)
     groups, out, size = rows.shape
-    if isinstance(op, Embedding):
+    inputs: Array | SeparableMoment
+    if wide:
+        inputs, mean = separable(op).inputs, separable(op).mean
+    elif isinstance(op, Embedding):
         share = RNG.uniform(0.1, 1.0, (1, size))
         inputs = mean = share / share.sum()
     else:
@@ -64,9 +84,14 @@ def layer_of(op: Op, moments: LayerMoments | None) -> Layer:
 
 
 def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:
-    inputs, total = np.asarray(moments.inputs), 0.0
+    inputs, total = moments.inputs, 0.0
+    wide = isinstance(inputs, SeparableMoment)
+    if isinstance(inputs, SeparableMoment):
+        inputs = inputs.products(np.tile(np.eye(apart.shape[2]), (len(apart), 1, 1)))
     for group, rows in enumerate(apart):
         c = np.diag(inputs[group]) if inputs.ndim == 2 else inputs[group]
+        if wide:  # it is the covariance
+            c = c + np.outer(moments.mean[group], moments.mean[group])
         if op.bias is not None:
             c = c - np.outer(moments.mean[group], moments.mean[group])
         g = np.eye(len(rows))
@@ -81,7 +106,7 @@ def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_the_announced_loss_is_the_weighted_error(name: str, method: str, grads: str) -> None:
     op, _ = OPS[name]
-    moments = moments_of(op, grads=grads)
+    moments = moments_of(op, grads=grads, wide=name.startswith("wide"))
     layer = layer_of(op, moments)
     ranks = tuple(max(1, rank // 3) for rank in layer.methods[method].max_ranks(op))
     candidate = layer.candidate(method, ranks)
@@ -92,7 +117,7 @@ def test_the_announced_loss_is_the_weighted_error(name: str, method: str, grads:
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_weighting_loses_less_than_the_plain_decomposition(name: str, method: str) -> None:
     op, _ = OPS[name]
-    moments = moments_of(op)
+    moments = moments_of(op, wide=name.startswith("wide"))
     weighted, plain = layer_of(op, moments), layer_of(op, None)
     for share in (2, 3, 4):
         ranks = tuple(max(1, rank // share) for rank in plain.methods[method].max_ranks(op))
@@ -105,7 +130,7 @@ def test_weighting_loses_less_than_the_plain_decomposition(name: str, method: st
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_offers_announce_what_the_decomposition_loses(name: str, method: str, data: bool) -> None:
     op, _ = OPS[name]
-    layer = layer_of(op, moments_of(op) if data else None)
+    layer = layer_of(op, moments_of(op, wide=name.startswith("wide")) if data else None)
     priced = layer.methods[method].error_at_ranks(op, layer.spectrum, 1)
     assert len(priced) >= min(5, *layer.methods[method].max_ranks(op))
     total = layer._loss(layer.spectrum.weight_of_all)
@@ -125,7 +150,7 @@ def test_offers_announce_what_the_decomposition_loses(name: str, method: str, da
 @pytest.mark.parametrize(("name", "method"), [c for c in CASES if c[1] not in ("cp", "cp3")])
 def test_full_rank_is_exact_under_any_metric(name: str, method: str) -> None:
     op, _ = OPS[name]
-    layer = layer_of(op, moments_of(op, samples=300))
+    layer = layer_of(op, moments_of(op, samples=300, wide=name.startswith("wide")))
     candidate = layer.candidate(method, layer.methods[method].max_ranks(op))
     assert candidate.error < 1e-5
 
@@ -133,7 +158,7 @@ def test_full_rank_is_exact_under_any_metric(name: str, method: str) -> None:
 @pytest.mark.parametrize("name", [name for name, (op, _) in OPS.items() if op.bias is not None])
 def test_the_bias_makes_up_for_the_error_of_the_mean(name: str) -> None:
     op, methods = OPS[name]
-    moments = moments_of(op)
+    moments = moments_of(op, wide=name.startswith("wide"))
     candidate = layer_of(op, moments).candidate(methods[0], (2,))
     lost = rows_of(op) - rows_of(with_weight(op, reconstruct(op, candidate.chain)))
     last = candidate.chain[-1].bias
@@ -157,9 +182,24 @@ def test_moments_of_another_layer_are_refused(
 ) -> None:
     op = Linear(RNG.standard_normal((5, 8)))
     good = moments_of(op)
+    assert not isinstance(good.inputs, SeparableMoment)
     bad = LayerMoments(change(good.inputs), good.mean, good.grads, 9, 1.0)
     with pytest.raises(Exception, match="moments of its inputs"):
         Metric(op, bad)
+
+
+def test_separable_moments_of_another_layer_are_refused() -> None:
+    conv, other = OPS["conv"][0], Conv(RNG.standard_normal((10, 6, 2, 2)))
+    for op in (other, OPS["linear"][0], OPS["table"][0]):
+        with pytest.raises(Exception, match="those of another layer"):
+            Metric(op, separable(conv))
+
+
+def test_moments_of_the_channels_alone_are_refused() -> None:
+    op = OPS["conv"][0]
+    old = LayerMoments(np.eye(6)[None], np.ones((1, 6)), None, 9, 1.0)
+    with pytest.raises(Exception, match="an earlier rankfold; gather them for this model"):
+        Metric(op, old)
 
 
 @pytest.mark.parametrize("mean", [0.0, 1.0, 10.0])

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tests.core.checkpoints.files import normal, sound
 
 import rankfold as rf
 from rankfold.calibration import array_store
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.storage import moments_file
 
 INTO, OUT = 6, 4
@@ -102,6 +104,68 @@ def test_arrays_of_several_types_are_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read["a"].grads, moments().grads)
 
 
+def separable(seed: int = 0) -> LayerMoments:
+    rng = np.random.default_rng(seed)
+    half = rng.standard_normal((2, 4, 4))
+    parts = rng.uniform(1, 2, (2, 3)), half @ half.mT, rng.standard_normal((2, 12, 5))
+    return LayerMoments(SeparableMoment(*parts), rng.standard_normal((2, 12)), None, 9, 2.0)
+
+
+def test_separable_moments_come_back(tmp_path: Path) -> None:
+    file = tmp_path / "moments"
+    rf.Moments({"wide": separable(), "a": moments()}, "outputs").save(file)
+    expected = separable().inputs
+    assert isinstance(expected, SeparableMoment)
+    for read in (
+        rf.Moments.load(file),
+        rf.Moments.of_file(file),
+        rf.Moments.load(file, only="wide"),
+    ):
+        inputs = pickle.loads(pickle.dumps(read))["wide"].inputs
+        assert isinstance(inputs, SeparableMoment)
+        for name in ("variances", "positions", "factor"):
+            np.testing.assert_array_equal(getattr(inputs, name), getattr(expected, name))
+        np.testing.assert_array_equal(read["wide"].mean, separable().mean)
+
+
+def test_only_files_of_separable_moments_need_the_second_version(tmp_path: Path) -> None:
+    versions = []
+    for layer in (moments(), separable()):
+        rf.Moments({"layer": layer}).save(tmp_path / "moments")
+        with safe_open(tmp_path / "moments", "numpy") as opened:
+            versions.append(json.loads(opened.metadata()["rankfold.moments"])["version"])
+    assert versions == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("variances", np.ones((2, 5))),
+        ("variances", np.ones((1, 3))),
+        ("positions", np.ones((2, 4, 3))),
+        ("positions", np.full((2, 4, 4), np.nan)),
+        ("factor", np.ones((2, 11, 5))),
+        ("factor", np.ones((2, 12, 0))),
+        ("factor", np.ones((2, 12))),
+        ("mean", np.ones((2, 11))),
+        ("inputs", np.ones((2, 12))),
+        ("variances", None),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(tmp_path: Path, name: str, array: object) -> None:
+    file = tmp_path / "moments"
+    rf.Moments({"wide": separable()}, "outputs").save(file)
+    with safe_open(file, "numpy") as opened:
+        metadata = opened.metadata()
+    arrays = load_file(file)
+    arrays.pop(f"0.{name}", None)
+    if array is not None:
+        arrays[f"0.{name}"] = array
+    save_file(arrays, file, metadata=metadata)
+    with pytest.raises(rf.RankfoldError, match="holds no moments"):
+        rf.Moments.load(file)
+
+
 def test_a_checkpoint_reads_the_moments_of_one_layer_at_a_time(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +210,7 @@ ABOUT = {
     "nothing": {},
     "deep": "[" * 100_000,
     "long numbers": "9" * 100_000,
-    "another version": {**facts(), "version": 2},
+    "another version": {**facts(), "version": 3},
     "layers that are none": {**facts(), "layers": 1},
     "layers of text": {**facts(), "layers": ["a"]},
     "no layers": {**facts(), "layers": []},

@@ -20,6 +20,7 @@ import rankfold.calibration.moments
 from rankfold.adapters.base import Calibrates
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Linear, Op
@@ -294,10 +295,16 @@ def test_large_layers_are_gathered_in_smaller_forms(monkeypatch: pytest.MonkeyPa
     rngs = nnx.Rngs(0)
     conv, dense = nnx.ConvTranspose(3, 9, (2, 2), (2, 2), rngs=rngs), nnx.Linear(9, 2, rngs=rngs)
     x = normal(3, 2, 2, 3)
-    found, _ = gather(nnx.Sequential(conv, dense), x)
-    rows = x.reshape(-1, 1, 3)  # of four taps one meets the input, three meet zeros
-    np.testing.assert_allclose(found["layers.0"].inputs, gram(rows) / 4, rtol=1e-4, atol=1e-7)
-    np.testing.assert_allclose(found["layers.0"].mean, rows.mean(0) / 4, rtol=1e-4, atol=1e-7)
+    found, ops = gather(nnx.Sequential(conv, dense), x)
+    # Twelve numbers: the sketch has as many columns, and is the covariance.
+    inputs = found["layers.0"].inputs
+    assert isinstance(inputs, SeparableMoment)
+    rows = rows_of(ops["layers.0"], np.moveaxis(x, -1, 1))
+    np.testing.assert_allclose(found["layers.0"].mean, rows.mean(0), rtol=1e-4, atol=1e-7)
+    covariance = np.cov(rows[:, 0].T, bias=True)
+    np.testing.assert_allclose(
+        inputs.products(np.eye(12)[None])[0], covariance, rtol=1e-3, atol=1e-5
+    )
     assert found["layers.0"].grads is not None
     assert found["layers.0"].grads.shape == (1, 9)
     features = np.square(np.asarray(conv(x))).reshape(-1, 9).mean(0)

@@ -19,6 +19,8 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.calibration.moments import LayerMoments, RegressionSums
+from rankfold.calibration.patch_sketch import separable
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
@@ -30,7 +32,7 @@ from rankfold.plugins.registry import registry
 from rankfold_torch.layers import stock
 
 RNG = np.random.default_rng(11)
-SumsOrMoments = TypeVar("SumsOrMoments", LayerMoments, RegressionSums)
+SumsOrMoments = TypeVar("SumsOrMoments", LayerMoments, RegressionSums, SeparableMoment)
 
 
 def _numbers(*shape: int) -> Any:
@@ -50,7 +52,7 @@ OPS: dict[str, Op] = {
 FORMS = {
     "matrices": ("full", "full"),
     "single matrices": ("full", "full"),
-    "channels": ("channels", "diagonal"),
+    "separable": ("separable", "diagonal"),
     "diagonals": ("diagonal", "none"),
 }
 
@@ -59,7 +61,7 @@ def _occurs(op: Op, form: str) -> bool:
     """Return whether moments of a layer come in a form."""
     if isinstance(op, Embedding):
         return form == "diagonals"
-    return form != ("channels" if isinstance(op, Linear) else "diagonals")
+    return form != ("separable" if isinstance(op, Linear) else "diagonals")
 
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2")
@@ -73,13 +75,12 @@ CASES = [
 
 
 def _tensors(holder: SumsOrMoments) -> SumsOrMoments:
-    values = {field.name: getattr(holder, field.name) for field in fields(holder)}
-    return type(holder)(
-        **{
-            name: torch.tensor(np.array(value)) if isinstance(value, np.ndarray) else value
-            for name, value in values.items()
-        }
-    )
+    def moved(value: Any) -> Any:
+        if isinstance(value, SeparableMoment):
+            return _tensors(value)
+        return torch.tensor(np.array(value)) if isinstance(value, np.ndarray) else value
+
+    return type(holder)(**{f.name: moved(getattr(holder, f.name)) for f in fields(holder)})
 
 
 def _moved(op: Op) -> Op:
@@ -92,13 +93,22 @@ def _second_moment(groups: int, size: int, form: str) -> Any:
     return np.einsum("gii->gi", moment) if form == "diagonal" else moment
 
 
+def _separable(op: Op) -> SeparableMoment:
+    groups, into, positions = op.groups, op.weight.shape[1], int(np.prod(op.weight.shape[2:]))
+    return SeparableMoment(
+        RNG.uniform(0.1, 1.0, (groups, into)),
+        _second_moment(groups, positions, "full"),
+        RNG.standard_normal((groups, into * positions, 3)),
+    )
+
+
 def _moments(op: Op, form: str) -> LayerMoments:
     inputs, grads = FORMS[form]
     if isinstance(op, Embedding):
         share = RNG.uniform(0.1, 1.0, (1, len(op.weight)))
         return LayerMoments(share, share, _second_moment(1, op.weight.shape[1], grads), 50, 3.0)
-    size = op.weight.shape[1] if inputs == "channels" else int(np.prod(op.weight.shape[1:]))
-    moment = _second_moment(op.groups, size, inputs)
+    size = int(np.prod(op.weight.shape[1:]))
+    moment = _separable(op) if inputs == "separable" else _second_moment(op.groups, size, inputs)
     mean = 0.1 * RNG.standard_normal((op.groups, size))
     out = len(op.weight) // op.groups
     gradients = None if grads == "none" else _second_moment(op.groups, out, grads)
@@ -214,6 +224,27 @@ def test_inputs_that_never_occur_are_measured_alike() -> None:
     here, away = Metric(op, dead), Metric(_moved(op), _tensors(dead))
     assert here.unit == away.unit == 0.0
     assert np.array_equal(here.inputs, np.asarray(away.inputs))
+
+
+def test_a_sketch_becomes_a_moment_where_it_is() -> None:
+    rows = RNG.standard_normal((300, 1, 12 * 40)) @ RNG.standard_normal((480, 480)) / 20 + 1.0
+    matrix = RNG.standard_normal((1, 480, 30))
+    split = rows.reshape(-1, 40)
+    means = {
+        "inputs": np.einsum("ngd,ngk->gdk", rows, rows @ matrix[0]) / 300,
+        "mean": rows.mean(0),
+        "squares": np.square(rows).mean(0),
+        "taps": (split.T @ split)[None] / len(split),
+    }
+    usual = separable(matrix, means)
+    tensors: Any = {name: torch.tensor(values) for name, values in means.items()}
+    with staying(40 * 40):
+        away = separable(matrix, tensors)
+    for field in fields(usual):
+        part = getattr(away, field.name)
+        assert isinstance(part, torch.Tensor)
+        expected = np.abs(getattr(usual, field.name))  # eigenvectors have either sign
+        np.testing.assert_allclose(np.abs(part.numpy()), expected, atol=1e-6)
 
 
 def test_the_guard_notices_a_transfer() -> None:

@@ -15,6 +15,7 @@ import rankfold.calibration.moments
 from rankfold.calibration import array_store
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Linear
@@ -226,10 +227,16 @@ def test_large_layers_are_gathered_in_smaller_forms(monkeypatch: pytest.MonkeyPa
     )
     x = torch.randn(3, 3, 2, 2)
     found = gather(model, x)
-    rows = x.movedim(1, -1).reshape(-1, 3).double()
-    shared = rows.T @ rows / len(rows) / 4  # of four taps one meets the input, three meet zeros
-    np.testing.assert_allclose(found["0"].inputs[0], shared, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(found["0"].mean[0], rows.mean(0) / 4, rtol=1e-5, atol=1e-7)
+    # Twelve numbers: the sketch has as many columns, and is the covariance.
+    assert isinstance(found["0"].inputs, SeparableMoment)
+    # Stride and kernel are alike: an output position meets one input, at the tap of its own place.
+    pixels = x.movedim(1, -1).reshape(-1, 1, 3, 1)
+    rows = (pixels * torch.eye(4).reshape(1, 4, 1, 4)).reshape(-1, 12).double()
+    np.testing.assert_allclose(found["0"].mean[0], rows.mean(0), rtol=1e-5, atol=1e-7)
+    covariance = np.cov(rows.T, bias=True)
+    np.testing.assert_allclose(
+        found["0"].inputs.products(np.eye(12)[None])[0], covariance, rtol=1e-3, atol=1e-5
+    )
     assert found["0"].grads is not None
     assert found["0"].grads.shape == (1, 9)
     with torch.no_grad():
