@@ -54,6 +54,7 @@ class Metric:
     Attributes:
         mean: E[x] (groups, d) where an error of the mean output can go into a bias, else None.
         positions_per_example: of the layer.
+        samples: how many examples the moments are of.
         unit: what a squared error of 1 is worth in the loss, per position; 0 where the layer never
             counts, because its inputs or its gradients are all zero.
     """

@@ -19,9 +19,9 @@ RIDGES = (3.0, 1e-1)
 digits, fitted to printed ones and tested on handwritten ones at 15 % of their cost, 3 keeps 2 to 3
 points more than 0.1 or less does, with the same loss on held-out printed ones; on a deep residual
 network at 4 % it keeps 3 points fewer, with three times the loss on held-out examples."""
-_RIDGES_OF_FEW, _FEW = (30.0, 3.0), 96
-"""Those where weights are fitted to fewer examples than this. With 24 or 48 of them a classifier of
-photographs keeps 3 to 4 points more at 15 % of its cost, one of digits the same."""
+_RIDGES_OF_FEW, _FEW = (30.0, 3.0), 128
+"""Those where there are fewer examples than this. With 32 or 64 of them a classifier of photographs
+keeps 3 to 4 points more at 15 % of its cost, one of digits the same."""
 _WORTH = 0.01
 """The share of the energy of the outputs that a bolder ridge has to gain over a more cautious one.
 What it gains below this on data of the calibration's kind, it loses on data of another: without it
@@ -79,8 +79,7 @@ def best_refit(problem: RefitProblem, part: LayerPart, sensitivity: float | None
     best = RefitCandidate(part.chain, start, start.squared_error(metric), sensitivity)
     # The size that rounding is relative to.
     size = error_of_nothing(part.op, validation, metric)
-    few = problem.fit.count < _FEW * max(1.0, metric.positions_per_example)
-    for ridge in _RIDGES_OF_FEW if few else RIDGES:
+    for ridge in _RIDGES_OF_FEW if metric.samples < _FEW else RIDGES:
         try:
             refit = problem.solve(ridge)
         except (Refused, RankfoldError, np.linalg.LinAlgError):
