@@ -88,6 +88,22 @@ def failure(index: int, error: BaseException) -> RankfoldError:
     return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
 
 
+def fails_in_training(count: int, error: BaseException) -> RankfoldError:
+    """Return the error for a model that fails on a batch of examples that it is trained on."""
+    return RankfoldError(
+        f"distil: a model fails on a batch of {count} examples with {told(error)}; where it takes "
+        "batches of one size, give batches of that size, of 64 examples at most"
+    )
+
+
+def other_outputs(first: object, second: object) -> RankfoldError:
+    """Return the error for two models whose outputs have other shapes."""
+    return RankfoldError(
+        f"distil: an output has shape {first} in the original and {second} in the compressed "
+        "model; give the model that it was compressed from"
+    )
+
+
 def estranged(calibration: Calibration, divergence: float) -> str | None:
     """Return a remark where a compressed model is so far off that it is another network.
 
