@@ -67,8 +67,8 @@ class TorchStudent:
         self._sizes = [
             max(_SMALLEST, float(master.square().mean().sqrt())) for master in self._masters
         ]
-        self._adam = torch.optim.Adam([{"params": [master]} for master in self._masters])
-        self._kept = self._masters
+        self._adam = self._begun()
+        self.keep()
 
     def step(self, inputs: Any, rate: float) -> None:
         """Take one step of Adam on a batch."""
@@ -101,10 +101,21 @@ class TorchStudent:
         """Note the parameters as they are now."""
         self._kept = [master.clone() for master in self._masters]
 
+    def restore(self) -> None:
+        """Go back to the parameters that were noted last, and forget the steps taken."""
+        for master, value in zip(self._masters, self._kept, strict=True):
+            master.copy_(value)
+        self._adam = self._begun()
+        self._set(self._masters)
+
     def kept(self) -> nn.Module:
         """Return the copy with the parameters that were noted last."""
         self._set(self._kept)
         return self._copy
+
+    def _begun(self) -> torch.optim.Adam:
+        # A group each, as each has a rate of its own.
+        return torch.optim.Adam([{"params": [master]} for master in self._masters])
 
     @torch.no_grad()
     def _set(self, values: Sequence[torch.Tensor]) -> None:

@@ -30,6 +30,9 @@ class Student(Protocol):
     def keep(self) -> None:
         """Note the parameters as they are now."""
 
+    def restore(self) -> None:
+        """Go back to the parameters that were noted last, and forget the steps taken."""
+
     def kept(self) -> Any:
         """Return a copy of the compressed model with the parameters that were noted last."""
 

@@ -6,17 +6,19 @@ import math
 from numbers import Real
 from typing import Any
 
-import msgspec
-
 from rankfold.adapters.base import Adapter
 from rankfold.adapters.capabilities import capabilities
 from rankfold.calibration.batches import Calibration, Loss
-from rankfold.calibration.losses import estranged
 from rankfold.errors import RankfoldError
-from rankfold.pipeline.distillation import STEPS, Distilled, check_steps, distilled
+from rankfold.pipeline.distillation import (
+    STEPS,
+    Distilled,
+    check_steps,
+    distilled,
+    distilled_plan,
+)
 from rankfold.pipeline.result import Compressed
 from rankfold.pipeline.session import check_seed
-from rankfold.plan.plan import Plan
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
 
@@ -84,7 +86,7 @@ def distil(
     outcome = _distilled(model, original, examples, steps, seconds or math.inf, seed, adapter)
     if not isinstance(small, Compressed):
         return outcome.model
-    return Compressed(outcome.model, told(small.plan, examples, outcome))
+    return Compressed(outcome.model, distilled_plan(small.plan, examples, outcome))
 
 
 @exclusive("small", "original")
@@ -106,19 +108,3 @@ def _distilled(
                 "give two models of one framework"
             )
     return distilled(can, small, original, batches, steps=steps, seconds=seconds, seed=seed)
-
-
-def told(plan: Plan, batches: Calibration, outcome: Distilled) -> Plan:
-    """Return the plan of a compressed model as it is after distillation.
-
-    Args:
-        plan: of before.
-        batches: examples and the loss.
-        outcome: of the distillation.
-    """
-    # What was said of a model that is not the original any more is said anew where it still holds.
-    stale = None if plan.loss is None else estranged(batches, plan.loss[1])
-    remark = estranged(batches, outcome.loss[1])
-    notes = [note for note in plan.notes if note != stale]
-    notes += [outcome.note] if remark is None else [outcome.note, remark]
-    return msgspec.structs.replace(plan, loss=outcome.loss, notes=tuple(notes))

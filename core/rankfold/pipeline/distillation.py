@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from rankfold.adapters.capabilities import Capabilities
 from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
+from rankfold.calibration.losses import estranged
 from rankfold.calibration.perturbations import PerturbedBatches
 from rankfold.errors import RankfoldError
 from rankfold.faults import of_adapter
+from rankfold.plan.plan import Plan
 from rankfold.progress import progress
 
 STEPS = 300
@@ -28,11 +31,14 @@ _RATE = 0.03
 """Largest movement of a parameter per step, as a share of the size of its tensor."""
 _WARM_UP = 20
 """Steps in which the rate rises: Adam's first estimates are of single batches."""
-_LOOKS = 12
+_LOOKS = 24
 """Times that the held-out examples are looked at in a full run."""
-_PATIENCE = 5
-"""Looks without a better loss after which training ends. Late in a run the falling rate gains what
-a plateau before did not, so it is nearly half of them."""
+_PATIENCE = 3
+"""Looks without a better loss after which training goes back to the best and on at a lower rate."""
+_LOWER = 0.3
+"""What the rate is multiplied by then: a model that is near the original already overshoots."""
+_LOWEST = 0.01
+"""Share of the first rate below which training ends."""
 _FEWEST = 4
 """Examples of which one can be held out."""
 
@@ -123,6 +129,22 @@ def distilled(
     return Distilled(best, after, before[1], taken)
 
 
+def distilled_plan(plan: Plan, batches: Calibration, outcome: Distilled) -> Plan:
+    """Return the plan of a compressed model as it is after distillation.
+
+    Args:
+        plan: of before.
+        batches: examples and the loss.
+        outcome: of the distillation.
+    """
+    # What was said of a model that is not the original any more is said anew where it still holds.
+    stale = None if plan.loss is None else estranged(batches, plan.loss[1])
+    remark = estranged(batches, outcome.loss[1])
+    notes = [note for note in plan.notes if note != stale]
+    notes += [outcome.note] if remark is None else [outcome.note, remark]
+    return msgspec.structs.replace(plan, loss=outcome.loss, notes=tuple(notes))
+
+
 def _train(
     student: Student,
     draw: Callable[[], Any],
@@ -133,14 +155,14 @@ def _train(
     """Take steps, note the best parameters on the way, and return how many steps were taken."""
     best = student.held_out_loss()
     student.keep()
-    looks_since, every = 0, max(1, steps // _LOOKS)
+    looks_since, every, lowered = 0, max(1, steps // _LOOKS), 1.0
     began = time.monotonic()
     taken, through = 0, 0.0
-    while through < 1.0 and looks_since < _PATIENCE:
+    while through < 1.0 and lowered > _LOWEST:
         advance(f"loss {best:.3g}")
         # The rate falls to nothing at the end, whichever end comes first.
-        rate = _RATE * min(1.0, (taken + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * through))
-        student.step(draw(), rate)
+        falling = 0.5 * (1 + math.cos(math.pi * through))
+        student.step(draw(), _RATE * lowered * min(1.0, (taken + 1) / _WARM_UP) * falling)
         taken += 1
         through = max(taken / steps, (time.monotonic() - began) / seconds)
         if taken % every and through < 1.0:
@@ -149,8 +171,9 @@ def _train(
         if loss < best:
             best, looks_since = loss, 0
             student.keep()
-        elif math.isfinite(loss):
-            looks_since += 1
-        else:  # nothing comes back from there
-            break
+            continue
+        looks_since += 1
+        if looks_since == _PATIENCE or not math.isfinite(loss):
+            student.restore()
+            looks_since, lowered = 0, lowered * _LOWER
     return taken
