@@ -6,7 +6,7 @@ A framework's adapter draws labels and noise and differentiates; it passes outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,10 @@ def fails_in_training(count: int, error: BaseException) -> RankfoldError:
     )
 
 
-def other_outputs(first: object, second: object) -> RankfoldError:
+def other_outputs(first: Sequence[int], second: Sequence[int]) -> RankfoldError:
     """Return the error for two models whose outputs have other shapes."""
     return RankfoldError(
-        f"distil: an output has shape {first} in the original and {second} in the compressed "
+        f"an output has shape {tuple(first)} in the original and {tuple(second)} in the compressed "
         "model; give the model that it was compressed from"
     )
 
@@ -130,6 +130,8 @@ class Divergence:
 
     def add_logits(self, first: Array, second: Array) -> None:
         """Add KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""
+        if first.shape != second.shape:
+            raise other_outputs(first.shape, second.shape)
         if first.shape[1] == 1:
             first, second = (np.concatenate([x, np.zeros_like(x)], 1) for x in (first, second))
         # A few predictions at a time: in float64 those of a large vocabulary take gigabytes.
@@ -143,6 +145,8 @@ class Divergence:
 
     def add_outputs(self, first: Array, second: Array) -> None:
         """Add the squared distance of two outputs; only what is finite in the first counts."""
+        if first.shape != second.shape:
+            raise other_outputs(first.shape, second.shape)
         first, second = first.reshape(-1), second.reshape(-1)
         for start in range(0, first.size, _NUMBERS):
             part = slice(start, start + _NUMBERS)

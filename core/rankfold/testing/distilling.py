@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rankfold.adapters.base import Adapter
 from rankfold.adapters.distils import Distils
 from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
@@ -29,9 +30,7 @@ def check_distil(harness: Harness) -> None:
 
 
 def _distilled(harness: Harness, name: str, op: Op, model: Any) -> None:
-    adapter: Any = fresh_adapter(harness, model, op)
-    if not isinstance(adapter, Distils):
-        raise Unsupported("distillation: its adapter does not distil")
+    adapter: Any = _distilling(fresh_adapter(harness, model, op))
     path = only_path(adapter, model)
     chain = decomposed(op, methods(op)[0], full=False).chain
     small = adapter.replace(model, {path: adapter.build(model, path, chain)}, inplace=False)
@@ -60,6 +59,12 @@ def _distilled(harness: Harness, name: str, op: Op, model: Any) -> None:
     shapes = {key: np.shape(value) for key, value in before[1].items()}
     after = {key: np.shape(value) for key, value in harness.state(trained).items()}
     assert after == shapes, f"{name}: other parameters than before"
+
+
+def _distilling(adapter: Adapter) -> Adapter:
+    if not isinstance(adapter, Distils):
+        raise Unsupported("distillation: its adapter does not distil")
+    return adapter
 
 
 def _agrees(name: str, actual: float, expected: float, what: str) -> None:

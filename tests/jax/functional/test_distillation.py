@@ -64,8 +64,6 @@ def test_a_distilled_model_is_better_and_the_others_are_as_they_were(
     after = arrays(better.model)
     assert [a.shape for a in after] == [a.shape for a in before[1]]
     assert not all(map(np.array_equal, before[1], after))
-    again = rf.distil(small.model, model, BATCHES, steps=40, loss=loss)
-    assert all(map(np.array_equal, after, arrays(again)))
     # One step of a rate that is next to nothing measures the model that was given.
     first = rf.distil(small, model, BATCHES, steps=1, loss=loss).plan.loss
     assert better.plan.loss[1] < 0.8 * first[1]
@@ -88,14 +86,16 @@ def test_a_model_that_cannot_get_better_is_the_very_one_that_was_given() -> None
     assert rf.distil(model, model, BATCHES, steps=2) is model
 
 
-def test_half_precision_is_trained_in_full() -> None:
+def test_half_precision_is_trained_in_full_and_the_same_again() -> None:
     module = linen.Dense(5, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16)
     x = jax.random.normal(jax.random.key(2), (32, 12), jnp.bfloat16)
     model = module.bind(module.init(jax.random.key(0), x[:1]))
     small = rf.compress(model, rf.Ranks(2), inputs=x[:1])
     better = rf.distil(small.model, model, [x], steps=24)
     assert better is not small.model
-    assert {leaf.dtype for leaf in jax.tree.leaves(better.variables)} == {jnp.bfloat16}
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(better.variables)} == {"bfloat16"}
+    again = rf.distil(small.model, model, [x], steps=24)
+    assert all(map(np.array_equal, linen_arrays(better), linen_arrays(again)))
 
 
 def test_models_of_two_frameworks_are_told_apart() -> None:
