@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rankfold.adapters.distils import LARGEST_GRADIENT, SMALLEST_SIZE
 from rankfold.calibration.batches import Calibration, examples
 from rankfold.calibration.losses import Divergence, fails_in_training, other_outputs
 from rankfold.errors import RankfoldError
@@ -18,10 +19,6 @@ from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
 from rankfold_torch.surgery.copies import copied
 from rankfold_torch.temporary_changes import recurrent_differentiable, unchanged
-
-_SMALLEST = 1e-3
-"""Size of a tensor below which it does not move more slowly, or zeros would stay zeros (Shazeer and
-Stern, 1804.04235, algorithm 5)."""
 
 
 @contextmanager
@@ -65,7 +62,7 @@ class TorchStudent:
             for p in parameters
         ]
         self._sizes = [
-            max(_SMALLEST, float(master.square().mean().sqrt())) for master in self._masters
+            max(SMALLEST_SIZE, float(master.square().mean().sqrt())) for master in self._masters
         ]
         self._adam = self._begun()
         self.keep()
@@ -81,6 +78,7 @@ class TorchStudent:
             gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         for master, gradient in zip(self._masters, gradients, strict=True):
             master.grad = None if gradient is None else gradient.to(master.dtype)
+        nn.utils.clip_grad_norm_(self._masters, LARGEST_GRADIENT)
         for group, size in zip(self._adam.param_groups, self._sizes, strict=True):
             group["lr"] = rate * size
         self._adam.step()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rankfold.adapters.distils import LARGEST_GRADIENT, SMALLEST_SIZE
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import Divergence, fails_in_training
 from rankfold.errors import RankfoldError
@@ -17,10 +18,6 @@ from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
 
 Model = TypeVar("Model")
-
-_SMALLEST = 1e-3
-"""Size of an array below which it does not move more slowly, or zeros would stay zeros (Shazeer and
-Stern, 1804.04235, algorithm 5)."""
 
 
 class FlaxStudent(Generic[Model]):
@@ -53,9 +50,10 @@ class FlaxStudent(Generic[Model]):
         # In float32 at least: the last steps are smaller than bfloat16 can tell from none.
         self._masters = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in values]
         self._sizes = [
-            max(_SMALLEST, float(jnp.sqrt(jnp.square(master).mean()))) for master in self._masters
+            max(SMALLEST_SIZE, float(jnp.sqrt(jnp.square(master).mean())))
+            for master in self._masters
         ]
-        self._adam = optax.scale_by_adam()
+        self._adam = optax.chain(optax.clip_by_global_norm(LARGEST_GRADIENT), optax.scale_by_adam())
         self._state = self._adam.init(self._masters)
         self._kept = self._masters
         self._steps: list[tuple[Any, Any]] = []
