@@ -37,11 +37,9 @@ _LOOKS = 24
 _PATIENCE = 12
 """Looks without a better loss, half of a run, after which it goes back to the best and on at a
 lower rate. Before that the falling rate does better: a residual network was worse than at first for
-ten looks, and at half of its loss in the end."""
+ten looks, and at half of its loss in the end. From there on half as many looks end the training."""
 _LOWER = 0.2
 """What the rate is multiplied by then: a model that is near the original already overshoots."""
-_LOWEST = 0.02
-"""Share of the first rate below which training ends."""
 _FEWEST = 4
 """Examples of which one can be held out."""
 
@@ -158,10 +156,10 @@ def _train(
     """Take steps, note the best parameters on the way, and return how many steps were taken."""
     best = student.held_out_loss()
     student.keep()
-    looks_since, every, lowered = 0, max(1, steps // _LOOKS), 1.0
+    looks_since, every, patience, lowered = 0, max(1, steps // _LOOKS), _PATIENCE, 1.0
     began = time.monotonic()
     taken, since, through = 0, 0, 0.0
-    while through < 1.0 and lowered > _LOWEST:
+    while through < 1.0 and patience > _PATIENCE // 4:
         advance(f"loss {best:.3g}")
         # The rate falls to nothing at the end, whichever end comes first.
         falling = 0.5 * (1 + math.cos(math.pi * through))
@@ -176,7 +174,7 @@ def _train(
             student.keep()
             continue
         looks_since += 1
-        if looks_since == _PATIENCE or not math.isfinite(loss):
+        if looks_since == patience or not math.isfinite(loss):
             student.restore()
-            looks_since, since, lowered = 0, 0, lowered * _LOWER
+            looks_since, since, patience, lowered = 0, 0, patience // 2, lowered * _LOWER
     return taken
