@@ -68,9 +68,9 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         RankfoldError: a policy fails, no model is good enough, or the model cannot be copied.
     """
     session, policy = task.session, checked_policy(task.selection.policy)
+    _check_distillation(task, policy, inplace=inplace)
     # A copy is wanted to be returned, to be measured, or to be evaluated; the first two can be done
     # without where the model itself is to be changed and cannot be copied.
-    _check_distillation(task, policy, inplace=inplace)
     copy = not inplace or task.calibrated.batches is not None or policy.looks_at != "plans"
     optional = inplace and policy.looks_at != "models"
     barred = task.barred
