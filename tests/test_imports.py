@@ -37,6 +37,7 @@ ROOMS = {
         ("tracing",),
         ("calibration", "timing"),
         ("paired_run", "surgery", "state_io"),
+        ("distillation",),
         ("adapter", "rules", "turns"),
         ("demo",),
     ),

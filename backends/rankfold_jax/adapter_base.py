@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from rankfold.adapters.base import LayerVisitor
+from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.ops import Chain, Extent, Op
 from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
+from rankfold_jax.functional.distillation import FlaxStudent
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.paired_run import interpreter as following
@@ -26,6 +29,8 @@ Model = TypeVar("Model")
 
 class FlaxAdapter(ABC, Generic[Model]):
     """Methods of an adapter that need no more than a `PureModel` and the dtype of a layer."""
+
+    image_axes = (1, 2)
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:
@@ -46,6 +51,10 @@ class FlaxAdapter(ABC, Generic[Model]):
     @abstractmethod
     def _is_laid_out(self, model: Model, path: str) -> bool:
         """Whether the numbers of the layer's op are to be found among the model's arrays."""
+
+    @abstractmethod
+    def _with_values(self, model: Model, values: Sequence[Any]) -> Model:
+        """A copy of the model with other arrays, in the order of those of `_flow`."""
 
     def thread_state(self) -> Callable[[], object]:
         """Return a function that puts the state of JAX's caches back as it is now."""
@@ -91,6 +100,12 @@ class FlaxAdapter(ABC, Generic[Model]):
     ) -> tuple[float, float]:
         """One compiled forward pass of both models per batch."""
         return losses.divergence(self._flow(model, ()), self._flow(small, ()), calibration)
+
+    @contextmanager
+    def student(self, model: Model, small: Model, held_out: Calibration) -> Iterator[Student]:
+        """One compiled step for each kind of batches, by optax; nothing has to be put back."""
+        flow = self._flow(small, ())
+        yield FlaxStudent(self._flow(model, ()), flow, held_out, partial(self._with_values, small))
 
     def seconds(
         self, model: Model, path: str, chains: Sequence[Chain], extents: Sequence[Extent]

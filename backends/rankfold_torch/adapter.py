@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from rankfold.adapters.base import LayerVisitor, Trace
+from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold.errors import RankfoldError, Refused
@@ -24,8 +26,8 @@ from rankfold.ops.reference import composed
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
 from rankfold.progress import Advance
+from rankfold_torch import distillation, timing, tracing
 from rankfold_torch import state_io as weights
-from rankfold_torch import timing, tracing
 from rankfold_torch.calibration import losses, moments
 from rankfold_torch.layers import set_values as refilling
 from rankfold_torch.layers import stock as layers
@@ -56,6 +58,8 @@ class TorchAdapter:
     An instance serves one call of plan, apply, compress or load, during which the model is
     unchanged until it is replaced.
     """
+
+    image_axes = (2, 3)
 
     def __init__(self) -> None:
         # `ModuleUsage` walks over the whole model and reads source: once a model, not once a layer.
@@ -297,6 +301,12 @@ class TorchAdapter:
     ) -> tuple[float, float]:
         """Return the mean losses of both models, by one forward pass of each per batch."""
         return losses.divergence(model, small, calibration)
+
+    def student(
+        self, model: nn.Module, small: nn.Module, held_out: Calibration
+    ) -> AbstractContextManager[Student]:
+        """Train a copy of the compressed model, with gradients by autograd."""
+        return distillation.student(model, small, held_out)
 
     def seconds(
         self, model: nn.Module, path: str, chains: Sequence[Chain], extents: Sequence[Extent]

@@ -81,6 +81,24 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def recurrent_differentiable(model: nn.Module) -> Iterator[None]:
+    """Let recurrent layers be differentiated in eval mode inside: cuDNN does it in training mode.
+
+    Modes are put back by `unchanged`, in which this is entered.
+    """
+    recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
+
+    def undo() -> None:
+        for module, dropout in recurrent:
+            module.dropout = dropout
+
+    with Restored(undo):
+        for module, _ in recurrent:
+            module.training, module.dropout = True, 0.0
+        yield
+
+
 def _put_items(now: dict[Any, Any], known: Mapping[Any, Any]) -> None:
     """Put the items of a dictionary back such that at no moment one is missing that was there."""
     # The dict is updated, not exchanged: `named_buffers` and others may hold it. A pop that finds

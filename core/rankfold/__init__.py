@@ -12,6 +12,7 @@ from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
 from rankfold.pipeline.api import apply, compress, gather, plan
+from rankfold.pipeline.distil import distil
 from rankfold.pipeline.result import Compressed
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Choice
@@ -50,6 +51,7 @@ __all__ = [
     "compress_checkpoint",
     "cp",
     "cp3",
+    "distil",
     "evbmf",
     "gather",
     "load",

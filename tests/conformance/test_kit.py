@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -261,12 +262,21 @@ class RefillsNothing(TorchAdapter):
         return copy.deepcopy(model.get_submodule(path))
 
 
+class KeepsTheFirstStudent(TorchAdapter):
+    @contextmanager
+    def student(self, model: Any, small: Any, held_out: Any) -> Any:
+        with super().student(model, small, held_out) as student:
+            student.keep = lambda: None
+            yield student
+
+
 WRONG_TORCH = {
     "gradients": Frozen,
     "compiled": CompilesWrongly,
     "moments": GathersTransposed,
     "follow": FollowsWithoutBias,
     "refilled": RefillsNothing,
+    "distil": KeepsTheFirstStudent,
 }
 
 

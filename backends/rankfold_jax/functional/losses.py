@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankfold.calibration import losses
-from rankfold.calibration.batches import Calibration
+from rankfold.calibration.batches import Calibration, examples
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold_jax.functional.pure_function import PureModel
@@ -105,21 +105,67 @@ def divergence(
         RankfoldError: a model fails on a batch.
     """
     total = losses.Divergence()
-    both = zip(_outputs(first, calibration), _outputs(second, calibration), strict=True)
-    for index, ((a, count), (b, _)) in enumerate(both):
-        if calibration.loss == "cross_entropy":
-            total.add_logits(_host(logits(a, count)), _host(logits(b, count)))
-        elif calibration.loss == "outputs":
-            for x, y in zip(map(_host, floats(a)), map(_host, floats(b)), strict=True):
-                total.add_outputs(x, y)
-        else:
-            batch = calibration.batches[index]
-            total.add_losses(*(float(loss_of(calibration, index, o, batch)) for o in (a, b)))
+    both = zip(outputs_of(first, calibration), outputs_of(second, calibration), strict=True)
+    for index, (a, b) in enumerate(both):
+        add_divergence(total, calibration, index, a, b)
     return total.value
 
 
-def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]:
-    """Return the outputs of each batch, and how many examples it has."""
+def add_divergence(
+    total: losses.Divergence, calibration: Calibration, index: int, first: Any, second: Any
+) -> None:
+    """Add the losses of both models on a batch.
+
+    Args:
+        total: to add to.
+        calibration: of the batch.
+        index: of the batch.
+        first: outputs of the model.
+        second: outputs of the compressed one.
+    """
+    if calibration.loss == "cross_entropy":
+        count = examples(calibration.inputs[index])
+        total.add_logits(_host(logits(first, count)), _host(logits(second, count)))
+    elif calibration.loss == "outputs":
+        for x, y in zip(map(_host, floats(first)), map(_host, floats(second)), strict=True):
+            total.add_outputs(x, y)
+    else:
+        batch = calibration.batches[index]
+        total.add_losses(*(float(loss_of(calibration, index, o, batch)) for o in (first, second)))
+
+
+def distance(loss: Any, target: Any, outputs: Any, count: int) -> jax.Array:
+    """Return the loss of a step of distillation; see `rankfold.adapters.distils.Distils`.
+
+    Args:
+        loss: the loss of a `Calibration`.
+        target: outputs of the original.
+        outputs: of the compressed model.
+        count: the number of examples.
+
+    Raises:
+        RankfoldError: the outputs do not suit the loss, or differ in shape.
+    """
+    if loss == "cross_entropy":
+        first, second = logits(target, count), logits(outputs, count)
+        if first.shape[1] == 1:  # one class is a sigmoid's
+            first, second = (jnp.pad(scores, ((0, 0), (0, 1))) for scores in (first, second))
+        p, q = jax.nn.log_softmax(first, 1), jax.nn.log_softmax(second, 1)
+        return jnp.where(p > -jnp.inf, jnp.exp(p) * (p - q), 0.0).sum(1).mean()
+    terms, squares = [], []
+    for first, second in zip(floats(target), floats(outputs), strict=True):
+        if first.shape != second.shape:
+            raise losses.other_outputs(first.shape, second.shape)
+        finite = jnp.isfinite(first)
+        wide = jnp.promote_types(first.dtype, jnp.float32)
+        apart = jnp.where(finite, second.astype(wide) - first.astype(wide), 0.0)
+        terms.append(jnp.square(apart).sum())
+        squares.append(jnp.square(jnp.where(finite, first, 0.0).astype(wide)).sum())
+    return jnp.stack(terms).sum() / jnp.maximum(jnp.stack(squares).sum(), 1e-30)
+
+
+def outputs_of(flow: PureModel, calibration: Calibration) -> list[Any]:
+    """Return the outputs of each batch."""
     every = []
     for index, (program, arrays) in enumerate(flow.programs(calibration.inputs)):
         try:
@@ -127,7 +173,7 @@ def _outputs(flow: PureModel, calibration: Calibration) -> list[tuple[Any, int]]
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
             raise losses.failure(index, error) from error
-        every.append((outputs, program.inputs.examples))
+        every.append(outputs)
     return every
 
 

@@ -25,11 +25,13 @@ class PureModel:
             itself on the way is dropped.
         values: the model's arrays.
         slots: of its layers, by path.
+        params: which of the arrays are parameters.
     """
 
     function: Callable[[Sequence[Any], Inputs, Sequence[Any]], Any]
     values: list[Any]
     slots: Mapping[str, ParameterIndex] = field(default_factory=dict)
+    params: Sequence[int] = ()
 
     def programs(self, inputs: Sequence[Any]) -> list[tuple[TracedModel, list[Any]]]:
         """Return for each batch its program, shared by batches of a kind, and its arrays.

@@ -45,7 +45,7 @@ from rankfold_jax.linen.params import (
     put_params,
     refilled_param,
 )
-from rankfold_jax.linen.pure_function import check_bound, flow
+from rankfold_jax.linen.pure_function import check_bound, flow, with_values
 from rankfold_jax.linen.rules import RuledLayer
 from rankfold_jax.linen.tracing import Recorded, Recording, applied, is_matrix, leaves
 from rankfold_jax.state_io import load_arrays, save_arrays
@@ -310,6 +310,9 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         except Refused:
             return False
         return True
+
+    def _with_values(self, model: nn.Module, values: Sequence[Any]) -> nn.Module:
+        return with_values(model, values)
 
     def _dtype(self, model: nn.Module, path: str) -> Any:
         ruled = self._ruled(model, path)

@@ -31,7 +31,16 @@ def flow(model: nn.Module) -> PureModel:
 
         return inputs.output(call, arrays)
 
-    return PureModel(function, values)
+    return PureModel(function, values, params=range(len(jax.tree.leaves(params))))
+
+
+def with_values(model: nn.Module, values: Sequence[Any]) -> nn.Module:
+    """Return a module bound to other arrays, in the order of `PureModel.values`."""
+    module, variables = model.unbind()
+    others = {name: value for name, value in variables.items() if name != "params"}
+    tree = jax.tree.structure((variables.get("params", {}), others))
+    params, others = jax.tree.unflatten(tree, values)
+    return module.bind({"params": params, **others} if "params" in variables else others)
 
 
 def check_bound(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from rankfold_jax.nnx import stale_layers as stale
 from rankfold_jax.nnx.layer_classes import kernel_name
 from rankfold_jax.nnx.layers import NNXLayer
 from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
-from rankfold_jax.nnx.pure_function import flow, held_in, slot_of
+from rankfold_jax.nnx.pure_function import flow, held_in, slot_of, with_values
 from rankfold_jax.nnx.refusals import ModuleUsage, check_class, check_state
 from rankfold_jax.state_io import load_arrays, save_arrays
 
@@ -219,6 +219,9 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def _flow(self, model: nnx.Module, paths: Iterable[str]) -> PureModel:
         return flow(model, paths, self._seen)
+
+    def _with_values(self, model: nnx.Module, values: Sequence[Any]) -> nnx.Module:
+        return with_values(model, values)
 
     def _dtype(self, model: nnx.Module, path: str) -> Any:
         module = self._modules(model)[path]

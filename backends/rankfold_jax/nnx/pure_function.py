@@ -37,11 +37,14 @@ def flow(
     graphdef, state = nnx.split(copy)
     leaves: dict[int, int] = {}
     values: list[Any] = []
+    params: list[int] = []
     for _, variable in nnx.to_flat_state(state):
         # By identity: layers hold the Variables that the state is made of. A Variable of another
         # kind may have several leaves or none.
         leaves[id(variable)] = len(values)
         values += jax.tree.leaves(variable)
+        if isinstance(variable, nnx.Param):
+            params += range(leaves[id(variable)], len(values))
     tree = jax.tree.structure(state)
     slots = {
         path: slot_of(layer, leaves[id(layer.kernel)], leaves.get(id(layer.bias), 0))
@@ -53,7 +56,14 @@ def flow(
         # ends with the merged copy.
         return inputs.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
-    return PureModel(function, values, slots)
+    return PureModel(function, values, slots, params)
+
+
+def with_values(model: nnx.Module, values: Sequence[Any]) -> nnx.Module:
+    """Return a copy of a model with other arrays, in the order of `PureModel.values`."""
+    copy = nnx.clone(model)
+    nnx.update(copy, jax.tree.unflatten(jax.tree.structure(nnx.state(copy)), list(values)))
+    return copy
 
 
 def held_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:

@@ -154,17 +154,32 @@ def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> 
     """Return the mean losses of the model and of the compressed one (`Calibrates.divergence`)."""
     total = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
-        first, second = (_outputs(m, inputs, index) for m in (model, small))
-        with torch.no_grad():
-            if calibration.loss == "cross_entropy":
-                count = examples(inputs)
-                total.add_logits(_array(logits(first, count)), _array(logits(second, count)))
-            elif calibration.loss == "outputs":
-                for a, b in zip(floats(first), floats(second), strict=True):
-                    total.add_outputs(_array(a), _array(b))
-            else:
-                total.add_losses(*(float(loss_of(calibration, index, o)) for o in (first, second)))
+        first, second = (outputs_of(m, inputs, index) for m in (model, small))
+        add_divergence(total, calibration, index, first, second)
     return total.value
+
+
+@torch.no_grad()
+def add_divergence(
+    total: losses.Divergence, calibration: Calibration, index: int, first: Any, second: Any
+) -> None:
+    """Add the losses of both models on a batch.
+
+    Args:
+        total: to add to.
+        calibration: of the batch.
+        index: of the batch.
+        first: outputs of the model.
+        second: outputs of the compressed one.
+    """
+    if calibration.loss == "cross_entropy":
+        count = examples(calibration.inputs[index])
+        total.add_logits(_array(logits(first, count)), _array(logits(second, count)))
+    elif calibration.loss == "outputs":
+        for a, b in zip(floats(first), floats(second), strict=True):
+            total.add_outputs(_array(a), _array(b))
+    else:
+        total.add_losses(*(float(loss_of(calibration, index, o)) for o in (first, second)))
 
 
 def _array(x: torch.Tensor) -> Array:
@@ -177,9 +192,19 @@ def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:
     return torch.randn(like.shape, generator=generators.on(like.device), device=like.device)
 
 
-def _outputs(model: nn.Module, inputs: Any, index: int) -> Any:
+def outputs_of(model: nn.Module, inputs: Any, index: int) -> Any:
+    """Return the outputs of a model in eval mode, which is left as it was, for a batch.
+
+    Raises:
+        RankfoldError: the model fails on the batch of that index.
+    """
+    try:
+        return evaluated(model, inputs)
+    except Exception as error:  # whatever the model raises on these inputs
+        raise losses.failure(index, error) from error
+
+
+def evaluated(model: nn.Module, inputs: Any) -> Any:
+    """Return the outputs of a model in eval mode, which is left as it was."""
     with unchanged(model), parameters_kept(model), torch.no_grad():
-        try:
-            return tracing.call(model, cloned(inputs))
-        except Exception as error:  # whatever the model raises on these inputs
-            raise losses.failure(index, error) from error
+        return tracing.call(model, cloned(inputs))

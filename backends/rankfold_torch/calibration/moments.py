@@ -37,7 +37,13 @@ from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
 from rankfold_torch.calibration.sums import TensorSum, mixtures, product, squares, working
-from rankfold_torch.temporary_changes import Hook, hooked, parameters_kept, unchanged
+from rankfold_torch.temporary_changes import (
+    Hook,
+    hooked,
+    parameters_kept,
+    recurrent_differentiable,
+    unchanged,
+)
 
 
 def moments(
@@ -78,7 +84,8 @@ def _gathered(
         stack.enter_context(unchanged(model))
         stack.enter_context(parameters_kept(model))
         # After `unchanged`, which puts back the modes that this one sets.
-        stack.enter_context(_differentiable(model))
+        stack.enter_context(recurrent_differentiable(model))
+        stack.enter_context(_without_gradients(model))
         # A caller's inference mode or no_grad would leave no graph to go back through.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -336,22 +343,17 @@ def _batch(
 
 
 @contextmanager
-def _differentiable(model: nn.Module) -> Iterator[None]:
-    """Make every module differentiable in eval mode inside, and no parameter have a gradient."""
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter have a gradient inside."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    recurrent = [(m, m.dropout) for m in model.modules() if isinstance(m, nn.RNNBase)]
 
     def undo() -> None:
         for parameter in trainable:
             parameter.requires_grad_(True)
-        for module, dropout in recurrent:
-            module.dropout = dropout
 
     with Restored(undo):
         for parameter in trainable:
             # Gradients are wanted at outputs of layers alone: none of a parameter is computed or
             # stored. Only those that had the flag get it back.
             parameter.requires_grad_(False)
-        for module, _ in recurrent:  # cuDNN has no backward pass in eval mode
-            module.training, module.dropout = True, 0.0
         yield

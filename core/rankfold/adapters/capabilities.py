@@ -19,6 +19,7 @@ from rankfold.adapters.base import (
     Structured,
     Times,
 )
+from rankfold.adapters.distils import Distils
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class Capabilities:
         adapter: as given.
         name: of its class, for messages.
         calibrates: gathers moments and runs two models side by side.
+        distils: trains a compressed model towards the original.
         times: measures layers and models.
         expands: undoes a compression.
         checked: finds layers that stay at work after they were replaced.
@@ -43,6 +45,7 @@ class Capabilities:
     adapter: ReadsLayers
     name: str
     calibrates: Calibrates | None
+    distils: Distils | None
     times: Times | None
     expands: Expands | None
     checked: Checked | None
@@ -65,6 +68,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter,
         type(adapter).__name__,
         adapter if isinstance(adapter, Calibrates) else None,
+        adapter if isinstance(adapter, Distils) else None,
         adapter if isinstance(adapter, Times) else None,
         adapter if isinstance(adapter, Expands) else None,
         adapter if isinstance(adapter, Checked) else None,

@@ -41,15 +41,27 @@ class Calibration:
             return self.loss
         return getattr(self.loss, "__qualname__", type(self.loss).__name__)
 
+    @property
+    def examples(self) -> int:
+        """Number of examples of all batches."""
+        return sum(examples(inputs) for inputs in self.inputs)
+
     def held_out(self) -> Calibration:
         """Return the examples that no weight is fitted to, by the rule of `is_held_out`.
 
         Arrays whose first axis counts the examples of their batch are cut; whatever else there is
         in a batch stays. With a single example it is everything.
         """
+        return self._part(held_out=True)
+
+    def fitted(self) -> Calibration:
+        """Return the examples that weights are fitted to: those that `held_out` leaves."""
+        return self._part(held_out=False)
+
+    def _part(self, *, held_out: bool) -> Calibration:
         counts = [examples(inputs) for inputs in self.inputs]
         numbers = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
-        chosen = [np.flatnonzero(is_held_out(part, sum(counts))) for part in numbers]
+        chosen = [np.flatnonzero(is_held_out(part, sum(counts)) == held_out) for part in numbers]
         if not any(map(len, chosen)):
             return self
         kept = [

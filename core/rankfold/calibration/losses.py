@@ -6,7 +6,7 @@ A framework's adapter draws labels and noise and differentiates; it passes outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,22 @@ def failure(index: int, error: BaseException) -> RankfoldError:
     return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
 
 
+def fails_in_training(count: int, error: BaseException) -> RankfoldError:
+    """Return the error for a model that fails on a batch of examples that it is trained on."""
+    return RankfoldError(
+        f"distil: a model fails on a batch of {count} examples with {told(error)}; where it takes "
+        "batches of one size, give batches of that size, of 64 examples at most"
+    )
+
+
+def other_outputs(first: Sequence[int], second: Sequence[int]) -> RankfoldError:
+    """Return the error for two models whose outputs have other shapes."""
+    return RankfoldError(
+        f"an output has shape {tuple(first)} in the original and {tuple(second)} in the compressed "
+        "model; give the model that it was compressed from"
+    )
+
+
 def estranged(calibration: Calibration, divergence: float) -> str | None:
     """Return a remark where a compressed model is so far off that it is another network.
 
@@ -114,6 +130,8 @@ class Divergence:
 
     def add_logits(self, first: Array, second: Array) -> None:
         """Add KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""
+        if first.shape != second.shape:
+            raise other_outputs(first.shape, second.shape)
         if first.shape[1] == 1:
             first, second = (np.concatenate([x, np.zeros_like(x)], 1) for x in (first, second))
         # A few predictions at a time: in float64 those of a large vocabulary take gigabytes.
@@ -127,6 +145,8 @@ class Divergence:
 
     def add_outputs(self, first: Array, second: Array) -> None:
         """Add the squared distance of two outputs; only what is finite in the first counts."""
+        if first.shape != second.shape:
+            raise other_outputs(first.shape, second.shape)
         first, second = first.reshape(-1), second.reshape(-1)
         for start in range(0, first.size, _NUMBERS):
             part = slice(start, start + _NUMBERS)

@@ -15,6 +15,7 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
+from rankfold.pipeline.distillation import distilled, distilled_plan
 from rankfold.pipeline.exchange import replaced
 from rankfold.pipeline.refit import is_settled, refitted
 from rankfold.pipeline.replacement import Decision, build, decide
@@ -67,6 +68,7 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         RankfoldError: a policy fails, no model is good enough, or the model cannot be copied.
     """
     session, policy = task.session, checked_policy(task.selection.policy)
+    _check_distillation(task, policy, inplace=inplace)
     # A copy is wanted to be returned, to be measured, or to be evaluated; the first two can be done
     # without where the model itself is to be changed and cannot be copied.
     copy = not inplace or task.calibrated.batches is not None or policy.looks_at != "plans"
@@ -85,7 +87,10 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
         # What could not take its place in one trial cannot in the next: it is not tried again and
         # again.
         barred = done.barred
-        return replace(done.outcome, token=token)
+        outcome = done.outcome
+        if policy.distil_steps:
+            outcome = _distilled(task, outcome, policy.distil_steps)
+        return replace(outcome, token=token)
 
     while True:
         if policy.searching is None:
@@ -109,6 +114,42 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
                 barred = {**barred, **stale}
                 continue
         return model, msgspec.structs.replace(best.plan, policy=named(policy.policy))
+
+
+def _check_distillation(task: Task, policy: CheckedPolicy, *, inplace: bool) -> None:
+    """Check that the models that a policy tries out can be trained, if it wants them to be.
+
+    Raises:
+        RankfoldError: there is no calibration data, or the model itself is to be changed, in which
+            only the layers that are replaced can be exchanged.
+    """
+    if not policy.distil_steps:
+        return
+    if task.calibrated.batches is None:
+        raise RankfoldError(
+            f"policy {shown(policy.policy)}: distil_steps= needs calibration data; pass "
+            "calibration=, at least 16 examples"
+        )
+    if inplace:
+        raise RankfoldError(
+            f"policy {shown(policy.policy)}: distil_steps= trains a copy; leave inplace= out"
+        )
+
+
+def _distilled(task: Task, outcome: Outcome, steps: int) -> Outcome:
+    """Return a model that was tried out, trained on the calibration examples."""
+    session, batches = task.session, task.calibrated.batches
+    assert batches is not None
+    trained = distilled(
+        session.can,
+        outcome.model,
+        session.model,
+        batches,
+        steps=steps,
+        seed=session.settings.seed,
+    )
+    plan = distilled_plan(outcome.plan, batches, trained)
+    return replace(outcome, model=trained.model, plan=plan)
 
 
 def _searched(

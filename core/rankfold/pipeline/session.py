@@ -44,10 +44,19 @@ def settings_of(
         )
     if placement not in ("balanced", "classical"):
         raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise RankfoldError(f"seed {seed!r}; use an int from 0 to 2**63 - 1")
+    check_seed(seed)
     names = METHODS if methods is None else listed(methods)
     return Settings(registry().methods(names), placement, seed, executor)
+
+
+def check_seed(seed: object) -> None:
+    """Check the seed of all randomness.
+
+    Raises:
+        RankfoldError: it is no int from 0 to 2**63 - 1.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise RankfoldError(f"seed {seed!r}; use an int from 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,6 +20,7 @@ from rankfold.adapters.base import (
     Times,
     Trace,
 )
+from rankfold.adapters.distils import Distils, Student
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments, RegressionSums
@@ -55,6 +56,7 @@ from rankfold.policies.base import (
     AllocatesModel,
     Allocation,
     Choice,
+    DistilsModels,
     Judges,
     Outcome,
     Policy,
@@ -80,6 +82,8 @@ __all__ = [
     "CountsParameters",
     "Decomposition",
     "Demo",
+    "Distils",
+    "DistilsModels",
     "Distributed",
     "Embedding",
     "EstimatesErrors",
@@ -119,6 +123,7 @@ __all__ = [
     "Spectrum",
     "StatesScope",
     "Structured",
+    "Student",
     "TensorRule",
     "Times",
     "Trace",

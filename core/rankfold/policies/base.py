@@ -137,6 +137,18 @@ class SearchesModels(Protocol):
         """
 
 
+@runtime_checkable
+class DistilsModels(Protocol):
+    """A policy that wants the models that it tries out trained towards the original's outputs.
+
+    Attributes:
+        distil_steps: how many steps each is trained, on the calibration examples, before it is
+            looked at; 0 for none.
+    """
+
+    distil_steps: int
+
+
 def check_share(policy: str, share: float) -> None:
     """Check the share that a policy is made with.
 

@@ -52,6 +52,8 @@ class Budget:
         drop: the cheapest model instead whose `evaluate(model)` is at most this much below that of
             the original. For `compress`; found by bisection.
         evaluate: gives the score of a model, higher for better ones.
+        distil_steps: steps of `rankfold.distil` that each of these models is trained on the
+            calibration examples before it is evaluated; 0 for none.
         multiple_of: ranks are multiples of it where a layer has room for them.
 
     Raises:
@@ -71,6 +73,7 @@ class Budget:
     drop: float | None = None
     evaluate: Callable[[Any], float] | None = None
     multiple_of: int = 1
+    distil_steps: int = 0
     name: ClassVar[str] = "budget"
     judges: ClassVar[Judges] = "model"
 
@@ -93,9 +96,14 @@ class Budget:
             raise RankfoldError(f"Budget: evaluate {self.evaluate!r}; give a function of a model")
         if self.drop is not None and self.error is not None:
             raise RankfoldError("Budget: drop= and error= exclude each other; give one of them")
-        multiple = self.multiple_of
-        if isinstance(multiple, bool) or not isinstance(multiple, int) or multiple < 1:
-            raise RankfoldError(f"Budget: multiple_of {multiple!r}; use an int from 1 on")
+        for name, least in (("multiple_of", 1), ("distil_steps", 0)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise RankfoldError(f"Budget: {name} {count!r}; use an int from {least} on")
+        if self.distil_steps and self.drop is None:
+            raise RankfoldError(
+                "Budget: distil_steps= is for drop=; else give the result to rankfold.distil()"
+            )
 
     def __repr__(self) -> str:
         arguments = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
@@ -132,7 +140,8 @@ class Budget:
         most = (self.macs if resource == "macs" else self.params) or 1.0
 
         def at(share: float) -> Outcome:
-            limits: dict[str, Any] = {"drop": None, "evaluate": None, resource: share}
+            limits: dict[str, Any] = {"drop": None, "evaluate": None, "distil_steps": 0}
+            limits[resource] = share
             return within(replace(self, **limits))
 
         return cheapest_good_enough(model, at, self.evaluate, self.drop, most, resource)

@@ -23,6 +23,7 @@ class CheckedPolicy:
         of_model: where it weighs all layers against each other.
         searching: where it tries out models.
         looks_at: what it needs to see of these.
+        distil_steps: how many steps these are trained before.
     """
 
     policy: Policy
@@ -30,6 +31,7 @@ class CheckedPolicy:
     of_model: AllocatesModel | None
     searching: SearchesModels | None
     looks_at: Literal["plans", "times", "models"]
+    distil_steps: int = 0
 
 
 def check_scope(policy: object) -> Judges:
@@ -65,12 +67,14 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
         raise RankfoldError(f"{who}{lacks}; use for example rankfold.VBMF()")
     judges = check_scope(policy)
     looks_at: object = "plans"
+    steps = 0
     with contained(who, RankfoldError):
         of_model = cast(AllocatesModel, policy) if allocates else None
         searching = cast(SearchesModels, policy) if searches else None
         if searching is not None:
             looks_at = getattr(policy, "looks_at", None)
+            steps = int(getattr(policy, "distil_steps", 0))
         for known in _LOOKS:
             if looks_at == known:
-                return CheckedPolicy(policy, judges, of_model, searching, known)
+                return CheckedPolicy(policy, judges, of_model, searching, known, steps)
     raise RankfoldError(f"{who}: looks_at is {shown(looks_at)}; use one of {_LOOKS}")

@@ -27,6 +27,16 @@ def test_batches_of_held_out_examples() -> None:
     assert held.batches[1]["scale"].shape == (2,)
 
 
+def test_fitted_examples_are_those_that_are_not_held_out() -> None:
+    x = np.arange(9)
+    calibration = Calibration.of([(x[:5], x[:5]), (x[5:], x[5:])], (x, x), None)
+    fitted = np.concatenate([batch[0] for batch in calibration.fitted().inputs])
+    held = np.concatenate([batch[0] for batch in calibration.held_out().inputs])
+    assert calibration.examples == 9
+    assert fitted.tolist() == [0, 1, 2, 4, 5, 6, 8]
+    assert held.tolist() == [3, 7]
+
+
 def test_a_batch_without_held_out_examples_is_left_out() -> None:
     x = np.zeros((3, 2))
     held = Calibration.of([(x, x[:, 0]), (x, x[:, 0])], x, None).held_out()

@@ -1,0 +1,1 @@
+"""What distillation gains, and what of it: `python -m tests.benchmarks.distillation`."""
