@@ -43,6 +43,7 @@ class Usage:
         params_beside: parameters of the layer that its op has not, as they are folded into the
             weight: they go with the layer.
         folded: what the layer computes the op's weight by; "" where that is its own.
+        not_interpolated: why no interpolative stages can be in its place; "" where they can.
     """
 
     extents: Sequence[Extent] | None = None
@@ -51,3 +52,4 @@ class Usage:
     counted: bool = True
     params_beside: int = 0
     folded: str = ""
+    not_interpolated: str = ""

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from rankfold.errors import RankfoldError
-from rankfold.linalg import Array, selected
+from rankfold.linalg import Array, host, like, selected
 from rankfold.ops.types import Chain, Conv, Linear, Op, Pivots, pivots_of
 
 
@@ -44,14 +44,14 @@ def with_stored_weight(stored: Array, pivots: Sequence[int], *, tall: bool) -> A
     """Return the whole weight, of the dtype of T: what undoes `stored_weight`.
 
     Args:
-        stored: T in NumPy, (m − r, r, ...) for a tall layer and (r, n − r, ...) for a wide one.
+        stored: T, (m − r, r, ...) for a tall layer and (r, n − r, ...) for a wide one.
         pivots: of the layer, r of them.
         tall: as `is_tall` tells it, which the shape of T does not.
 
     Raises:
         RankfoldError: there are more or fewer pivots than T has columns (rows).
     """
-    rank = len(pivots)
+    rank, other, stored = len(pivots), stored, host(stored)
     if stored.shape[1 if tall else 0] != rank:
         raise RankfoldError(f"{rank} pivots do not fit a stored weight of shape {stored.shape}")
     size = stored.shape[0 if tall else 1] + rank
@@ -62,7 +62,7 @@ def with_stored_weight(stored: Array, pivots: Sequence[int], *, tall: bool) -> A
         weight[list(pivots)], weight[index] = np.eye(rank), matrix
     else:
         weight[:, list(pivots)], weight[:, index] = np.eye(rank), matrix
-    return weight.reshape(*weight.shape, *stored.shape[2:])
+    return like(weight.reshape(*weight.shape, *stored.shape[2:]), other)
 
 
 def gather_order(op: Op) -> list[int]:

@@ -23,6 +23,7 @@ class CheckedPolicy:
         of_model: where it weighs all layers against each other.
         searching: where it tries out models.
         looks_at: what it needs to see of these.
+        allows_interpolation: whether interpolative methods are among the default ones.
     """
 
     policy: Policy
@@ -30,6 +31,7 @@ class CheckedPolicy:
     of_model: AllocatesModel | None
     searching: SearchesModels | None
     looks_at: Literal["plans", "times", "models"]
+    allows_interpolation: bool
 
 
 def check_scope(policy: object) -> Judges:
@@ -65,12 +67,14 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
         raise RankfoldError(f"{who}{lacks}; use for example rankfold.VBMF()")
     judges = check_scope(policy)
     looks_at: object = "plans"
+    interpolative = False
     with contained(who, RankfoldError):
+        interpolative = getattr(policy, "allows_interpolation", False) is True
         of_model = cast(AllocatesModel, policy) if allocates else None
         searching = cast(SearchesModels, policy) if searches else None
         if searching is not None:
             looks_at = getattr(policy, "looks_at", None)
         for known in _LOOKS:
             if looks_at == known:
-                return CheckedPolicy(policy, judges, of_model, searching, known)
+                return CheckedPolicy(policy, judges, of_model, searching, known, interpolative)
     raise RankfoldError(f"{who}: looks_at is {shown(looks_at)}; use one of {_LOOKS}")
