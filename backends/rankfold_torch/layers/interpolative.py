@@ -33,8 +33,6 @@ class Interpolative(nn.Module):
         tall: whether there are at least as many outputs as inputs.
     """
 
-    order: torch.Tensor
-
     def __init__(
         self,
         weight: nn.Parameter,
@@ -46,7 +44,8 @@ class Interpolative(nn.Module):
         super().__init__()
         self.weight = weight
         self.register_parameter("bias", bias)
-        self.register_buffer("order", order)
+        self.register_buffer("order", None)
+        self.order = order
         self.tall = tall
         self.axes = weight.ndim - 2
         # The rank is the number of inputs of a tall layer and of outputs of a wide one.
