@@ -129,8 +129,8 @@ class InterpolativeForm:
         """
         matrix = kernel.reshape(self.kernel_shape[-2:])
         order = np.asarray(self.order, np.int32)
-        if not matrix.size:
-            y = jnp.take(x, order, axis=-1)
+        if not matrix.size:  # the identity: pivots are ascending
+            y = x
         elif self.tall:
             y = jnp.take(jnp.concatenate([x, product(x, matrix)], axis=-1), order, axis=-1)
         else:
