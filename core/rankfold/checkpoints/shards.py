@@ -33,6 +33,9 @@ from rankfold.storage.files import sha256_of
 from rankfold.storage.moments_file import Moments
 from rankfold.storage.safetensors_header import alignment, header_bytes, nbytes, numpy_dtype
 
+_ORDER = "I64"
+"""The type of orders of channels, the only integers in a chain."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -249,7 +252,7 @@ def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
     bias and such an order have one axis.
     """
     if stage.dtype.kind == "i":
-        return "I64"
+        return _ORDER
     if slot.bias is not None and stage.ndim == 1:
         return checkpoint.entry(slot.bias).dtype
     return checkpoint.entry(slot.weight).dtype
@@ -304,5 +307,6 @@ def _rounded(stage: Op, dtype: np.dtype[Any]) -> Op:
 
 
 def _bytes(stage: Array, dtype: str) -> Array:
-    values = np.ascontiguousarray(stage.astype(numpy_dtype(dtype)))
+    kind = np.dtype(np.int64) if dtype == _ORDER else numpy_dtype(dtype)
+    values = np.ascontiguousarray(stage.astype(kind))
     return values.reshape(-1).view(np.uint8)
