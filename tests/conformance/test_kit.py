@@ -19,6 +19,7 @@ from torch import nn
 from rankfold import RankfoldError
 from rankfold.adapters.base import Trace
 from rankfold.ops import Conv
+from rankfold.ops.interpolation import without_pivots
 from rankfold.testing import CHECKS, CheckResult, check_adapter
 from rankfold.testing.visits import Visits
 from rankfold_torch.adapter import TorchAdapter
@@ -261,12 +262,18 @@ class RefillsNothing(TorchAdapter):
         return copy.deepcopy(model.get_submodule(path))
 
 
+class StoresTheIdentity(TorchAdapter):
+    def build(self, model: Any, path: str, chain: Any) -> nn.Module:
+        return super().build(model, path, without_pivots(chain))
+
+
 WRONG_TORCH = {
     "gradients": Frozen,
     "compiled": CompilesWrongly,
     "moments": GathersTransposed,
     "follow": FollowsWithoutBias,
     "refilled": RefillsNothing,
+    "interpolated": StoresTheIdentity,
 }
 
 

@@ -7,6 +7,8 @@ rank-revealing QR (Gu and Eisenstat, SIAM J. Sci. Comput. 17, 1996) bound the en
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rankfold.linalg.arrays import Array
@@ -36,11 +38,11 @@ def row_interpolation(matrix: Array) -> tuple[tuple[int, ...], Array]:
     basis, _ = np.linalg.qr(np.asarray(matrix, dtype=np.float64) / (scale or 1.0))
     rank = basis.shape[1]
     _, order = qr(basis.T, mode="r", pivoting=True, check_finite=False)
-    chosen = _swapped(basis, np.array(order[:rank]), np.array(order[rank:]))
+    chosen = swapped(basis, order[:rank])
     return tuple(map(int, chosen)), coefficients(basis, chosen)
 
 
-def coefficients(matrix: Array, pivots: Array | tuple[int, ...]) -> Array:
+def coefficients(matrix: Array, pivots: Array | Sequence[int]) -> Array:
     """Return T with A[rest] = T A[J], where A[J] is regular.
 
     Args:
@@ -55,8 +57,15 @@ def coefficients(matrix: Array, pivots: Array | tuple[int, ...]) -> Array:
     return np.ascontiguousarray(solved.T)
 
 
-def _swapped(basis: Array, pivots: Array, rest: Array) -> Array:
-    """Return pivots, ascending, after swaps until no entry of T is above the bound."""
+def swapped(basis: Array, pivots: Array | Sequence[int]) -> Array:
+    """Return pivots, ascending, after swaps until no entry of T is above 2 in magnitude.
+
+    Args:
+        basis: (m, r).
+        pivots: r rows of it that are independent.
+    """
+    pivots = np.array(pivots)
+    rest = np.delete(np.arange(len(basis)), pivots)
     # With J → J' by exchanging the j-th pivot for row i of the rest, det A_J' = T_ij det A_J. So
     # the largest entry is exchanged while it is above the bound, and |det| grows geometrically.
     solved = np.linalg.solve(basis[pivots].T, basis[rest].T).T

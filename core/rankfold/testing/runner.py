@@ -8,13 +8,13 @@ from typing import Literal, TypeAlias
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, shown
-from rankfold.testing import keeping, learning, reading, replacing
+from rankfold.testing import interpolating, keeping, learning, reading, replacing
 from rankfold.testing.check import Check
 from rankfold.testing.harness import Harness, Unsupported
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (reading, replacing, keeping, learning)
+    for module in (reading, replacing, keeping, interpolating, learning)
     for check in vars(module).values()
     if isinstance(check, Check)
 }
