@@ -260,7 +260,10 @@ def _interpolation(stage: Op, end: End, pivots: Pivots | None) -> tuple[Op, Arra
 def _check_fit(pivots: Pivots, matrix: Array) -> None:
     rows, rank = matrix.shape
     if len(set(pivots)) != rank or not all(0 <= row < rows for row in pivots):
-        raise RankfoldError(f"{len(pivots)} pivots do not fit a stage of {rows} by {rank} channels")
+        raise RankfoldError(
+            f"{len(pivots)} pivots do not fit a stage of {rows} by {rank} channels; a plan without "
+            "pivots chooses new ones"
+        )
 
 
 def _times(stage: Op, factor: Array, axis: int) -> Op:
