@@ -105,7 +105,9 @@ def _at_the_same_ranks(model: nn.Module, x: torch.Tensor, plan: rf.Plan) -> floa
         msgspec.structs.replace(layer, method=_INTERPOLATIVE.get(layer.method, layer.method))
         for layer in plan.layers
     )
-    before, after = rf.apply(model, msgspec.structs.replace(plan, layers=layers), inputs=x).plan.model_params
+    before, after = rf.apply(
+        model, msgspec.structs.replace(plan, layers=layers), inputs=x
+    ).plan.model_params
     return after / before
 
 
@@ -154,7 +156,9 @@ def times() -> Iterator[str]:
     for order in _ORDERS:
         layer = nn.Linear(order, order)
         for rows in _ROWS:
-            yield _line(f"Linear {order}, {rows} rows", timed(layer, torch.randn(rows, order), "svd"))
+            yield _line(
+                f"Linear {order}, {rows} rows", timed(layer, torch.randn(rows, order), "svd")
+            )
     for channels in _CHANNELS:
         conv = nn.Conv2d(channels, channels, 3, padding=1)
         x = torch.randn(4, channels, 16, 16)
@@ -176,7 +180,7 @@ def page(sections: dict[str, list[Row]], timings: Sequence[str]) -> str:
         subject = SUBJECTS[key]
         lines += [f"## {subject.name}", "", f"Test data: {subject.about}.", ""]
         lines += [
-            "| asked | data | methods | left | at these ranks, interpolative | off | score | seconds |",
+            "| asked | data | methods | left | same ranks | off | score | seconds |",
             "|---:|---|---|---:|---:|---:|---:|---:|",
         ]
         lines += [
@@ -202,7 +206,7 @@ python -m tests.benchmarks.interpolative
 
 *Plain* are the methods svd, tucker2, spatial_svd and channel_svd; *interpolative* are these with
 svd_id, tucker2_id and channel_svd_id, which `Budget(params=)` takes by default. *Left* is the share
-of the network's parameters; beside it what is left where the same ranks are made interpolative,
+of the network's parameters, *same ranks* what is left where these ranks are made interpolative,
 which computes the same. *Off* is the distance of the outputs from the original's on test data of
 another kind than the calibration data, ‖y − ŷ‖ / ‖y‖; the score is that of
 [networks that were trained for real tasks](real.md), in per cent. Calibrated ones are refitted.

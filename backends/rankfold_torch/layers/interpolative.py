@@ -44,8 +44,7 @@ class Interpolative(nn.Module):
         super().__init__()
         self.weight = weight
         self.register_parameter("bias", bias)
-        self.register_buffer("order", None)
-        self.order = order
+        self.register_buffer("order", order)
         self.tall = tall
         self.axes = weight.ndim - 2
         # The rank is the number of inputs of a tall layer and of outputs of a wide one.
@@ -61,7 +60,7 @@ class Interpolative(nn.Module):
             # Concatenated and selected from, rather than written to two parts of a new tensor: as
             # fast (0.9 to 1.1 of it, order 512 to 2048), and what all exporters know.
             both = torch.cat([input, self.product(input)], axis)
-            output = both.index_select(axis, self.order)
+            output = both.index_select(axis, self.order)  # type: ignore[arg-type]  # a buffer
         else:
             ordered = input.index_select(axis, self.order)
             rest = ordered.narrow(axis, self.rank, self.order.shape[0] - self.rank)
@@ -89,10 +88,10 @@ class Interpolative(nn.Module):
 
 def build(stage: Linear | Conv, like: nn.Module) -> Interpolative:
     """Build the layer of a stage with dtype, device and mode of the layer replaced."""
-    weight, bias = like.weight, like.bias
+    weight, added = like.weight, None
     assert isinstance(weight, torch.Tensor)
-    added = None
     if stage.bias is not None:
+        bias = like.bias  # which a table has not
         assert isinstance(bias, torch.Tensor)
         added = parameter(stage.bias, bias)
     with torch.inference_mode(mode=False):

@@ -161,8 +161,9 @@ def chain(built: nn.Module) -> Chain:
 def _stage(module: nn.Module) -> Op:
     if not isinstance(module, Interpolative):
         return read(module)
-    bias = None if module.bias is None else to_array(module.bias)
-    return interpolative.read(module, to_array(module.weight), bias)
+    bias: Any = module.bias
+    added = None if bias is None else to_array(bias)
+    return interpolative.read(module, to_array(module.weight), added)
 
 
 def run(module: nn.Module, x: Array) -> Array:

@@ -248,8 +248,8 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
 def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
     """Return the type that a stage is stored as: a bias keeps that of the bias.
 
-    Everything else has that of the weight, but for integers, which order channels. In a chain only a
-    bias and such an order have one axis.
+    Everything else has that of the weight, but for integers, which order channels. In a chain only
+    a bias and such an order have one axis.
     """
     if stage.dtype.kind == "i":
         return _ORDER

@@ -127,9 +127,7 @@ class Interpolative:
         rng: np.random.Generator,
     ) -> Factorization:
         """Decompose by the method, and interpolate."""
-        factored = self.method.decompose(
-            op, ranks, spectrum=spectrum, placement=placement, rng=rng
-        )
+        factored = self.method.decompose(op, ranks, spectrum=spectrum, placement=placement, rng=rng)
         return replace(factored, chain=interpolated(factored.chain, self.ends))
 
     def with_later_stages(
@@ -253,7 +251,9 @@ def _interpolation(stage: Op, end: End, pivots: Pivots | None) -> tuple[Op, Arra
                 "a plan for them"
             ) from None
     whole = with_stored_weight(stored if tall else stored.T, pivots, tall=tall)
-    weight = linalg.contiguous(linalg.cast(linalg.like(whole.reshape(host.shape), stage.weight), dtype))
+    weight = linalg.contiguous(
+        linalg.cast(linalg.like(whole.reshape(host.shape), stage.weight), dtype)
+    )
     return replace(stage, weight=weight, pivots=pivots), matrix[list(pivots)]
 
 
@@ -279,6 +279,4 @@ def _times(stage: Op, factor: Array, axis: int) -> Op:
     product = linalg.like(factor, weight) @ moved.reshape(moved.shape[0], -1)
     product = product.reshape(-1, *moved.shape[1:])
     product = product if axis == 0 else product.swapaxes(0, 1)
-    return replace(
-        stage, weight=linalg.contiguous(linalg.cast(product, stage.weight.dtype))
-    )
+    return replace(stage, weight=linalg.contiguous(linalg.cast(product, stage.weight.dtype)))

@@ -25,7 +25,7 @@ from rankfold.layers.bias_correction import shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
-from rankfold.layers.settings import Settings, Usage
+from rankfold.layers.settings import Settings, Usage, applicable
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.interpolation import pivots_of_chain
@@ -92,8 +92,6 @@ class Layer:
         self._candidates: dict[tuple[str, RankTuple], Candidate] = {}
         self.traced = usage.extents is not None
         self.calls = None if usage.extents is None else len(usage.extents)
-        self.methods: dict[str, Guarded] = {}
-        self.refusals: dict[str, str] = {}
         # Read now, so that a layer that cannot be read is refused before any policy sees it. The
         # outline and the sizes are kept, the op only until `release`.
         op = self.op
@@ -101,18 +99,7 @@ class Layer:
         rows, *rest = op.weight.shape
         self.smaller_side = min(rows, math.prod(rest))
         self.weight_size = math.prod(op.weight.shape)
-        for name, method in settings.methods.items():
-            guarded = Guarded(name, method)
-            try:
-                reason = guarded.refuse(op)
-                if reason is None and guarded.interpolates:
-                    reason = usage.not_interpolated or None
-            except Refused as refused:
-                reason = refused.reason
-            if reason is None:
-                self.methods[name] = guarded
-            else:
-                self.refusals[name] = reason
+        self.methods, self.refusals = applicable(settings.methods, op, usage)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: the op or how to read it, without the model."""

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rankfold.decompose.base import Decomposition, Placement
-from rankfold.ops import Chain, Extent
+from rankfold.decompose.guarded import Guarded
+from rankfold.errors import Refused
+from rankfold.ops import Chain, Extent, Op
 
 Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
 
@@ -53,3 +55,24 @@ class Usage:
     params_beside: int = 0
     folded: str = ""
     not_interpolated: str = ""
+
+
+def applicable(
+    methods: Mapping[str, Decomposition], op: Op, usage: Usage
+) -> tuple[dict[str, Guarded], dict[str, str]]:
+    """Return the methods that apply to a layer by name, and for the others why they do not."""
+    known: dict[str, Guarded] = {}
+    refusals: dict[str, str] = {}
+    for name, method in methods.items():
+        guarded = Guarded(name, method)
+        try:
+            reason = guarded.refuse(op)
+        except Refused as refused:
+            reason = refused.reason
+        if reason is None and guarded.interpolates and usage.not_interpolated:
+            reason = usage.not_interpolated
+        if reason is None:
+            known[name] = guarded
+        else:
+            refusals[name] = reason
+    return known, refusals

@@ -273,15 +273,22 @@ def _check_pivots(op: Linear | Conv) -> None:
         raise RankfoldError(f"{name}: pivots with {op.groups} groups; use them without groups")
     if isinstance(op, Conv):
         geo = geometry(op)
-        if set(geo.kernel) != {1} or set(geo.stride) != {1} or set(geo.pads(geo.kernel)) != {(0, 0)}:
+        if (
+            set(geo.kernel) != {1}
+            or set(geo.stride) != {1}
+            or set(geo.pads(geo.kernel)) != {(0, 0)}
+        ):
             raise RankfoldError(
                 f"{name}: pivots with kernel {geo.kernel}, stride {geo.stride} and padding "
                 f"{geo.padding}; use a kernel of 1 without stride and padding"
             )
     pivots = tuple(op.pivots)
     ascending = all(low < high for low, high in zip(pivots, pivots[1:], strict=False))
-    if not all(map(is_int, pivots)) or len(pivots) != few or not ascending or not (
-        0 <= pivots[0] and pivots[-1] < many
+    if (
+        not all(map(is_int, pivots))
+        or len(pivots) != few
+        or not ascending
+        or not (0 <= pivots[0] and pivots[-1] < many)
     ):
         raise RankfoldError(
             f"{name}: {len(pivots)} pivots for a weight of shape {tuple(op.weight.shape)}; use "

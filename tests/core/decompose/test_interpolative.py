@@ -28,7 +28,9 @@ OPS: dict[str, Op] = {
     "square": Linear(RNG.standard_normal((13, 13))),
     "one output": Linear(RNG.standard_normal((1, 9))),
     "table": Embedding(RNG.standard_normal((29, 8))),
-    "kernel": Conv(RNG.standard_normal((14, 9, 3, 5)), RNG.standard_normal(14), stride=2, padding=1),
+    "kernel": Conv(
+        RNG.standard_normal((14, 9, 3, 5)), RNG.standard_normal(14), stride=2, padding=1
+    ),
     "pointwise": Conv(RNG.standard_normal((10, 6, 1)), stride=2),
     "transposed": ConvTranspose(RNG.standard_normal((12, 7, 3, 2)), stride=(2, 3), padding=1),
 }

@@ -80,7 +80,9 @@ def test_layouts_tell_interpolative_layers_from_others_and_not_by_their_pivots()
     op = drawn(11, 4)
     other = drawn(11, 4, bias=True)
     shifted = Linear(
-        with_stored_weight(stored_weight(other), (0, 1, 2, 3), tall=True), op.bias, pivots=(0, 1, 2, 3)
+        with_stored_weight(stored_weight(other), (0, 1, 2, 3), tall=True),
+        op.bias,
+        pivots=(0, 1, 2, 3),
     )
     assert layout(op) == layout(shifted)
     assert layout(op) != layout(replace(op, pivots=None))

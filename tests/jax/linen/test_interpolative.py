@@ -53,9 +53,7 @@ def test_parameters_are_as_planned_and_floats_alone() -> None:
 
 def test_a_table_and_products_with_it_are_of_one_chain() -> None:
     model = bound(0)
-    small = rf.compress(
-        model, rf.Ranks(7), inputs=TOKENS, include="embed", methods="svd_id"
-    )
+    small = rf.compress(model, rf.Ranks(7), inputs=TOKENS, include="embed", methods="svd_id")
     assert small.plan["embed"].method == "svd_id"
     full = rf.compress(model, rf.Ranks(7), inputs=TOKENS, include="embed", methods="svd")
     assert np.allclose(small.model(TOKENS), full.model(TOKENS), atol=1e-5)

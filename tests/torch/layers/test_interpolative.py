@@ -218,8 +218,6 @@ def test_later_stages_of_wide_layers_are_refitted() -> None:
     assert tuple(stage.order[list(layer.pivots[0])].tolist()) == tuple(range(7))
 
 
-
-
 def test_budgets_of_parameters_take_interpolative_methods_by_default() -> None:
     model = network()
     by_params = rf.plan(model, rf.Budget(params=0.5), inputs=X)
