@@ -7,6 +7,8 @@ of the channels is a buffer of the state, so that a state dictionary holds all t
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -32,6 +34,9 @@ class Interpolative(nn.Module):
         order: indices of its max(in, out) channels, see `rankfold.ops.interpolation.gather_order`.
         tall: whether there are at least as many outputs as inputs.
     """
+
+    if TYPE_CHECKING:  # an annotation that is there at run time is none that TorchScript reads
+        order: torch.Tensor
 
     def __init__(
         self,
@@ -60,7 +65,7 @@ class Interpolative(nn.Module):
             # Concatenated and selected from, rather than written to two parts of a new tensor: as
             # fast (0.9 to 1.1 of it, order 512 to 2048), and what all exporters know.
             both = torch.cat([input, self.product(input)], axis)
-            output = both.index_select(axis, self.order)  # type: ignore[arg-type]  # a buffer
+            output = both.index_select(axis, self.order)
         else:
             ordered = input.index_select(axis, self.order)
             rest = ordered.narrow(axis, self.rank, self.order.shape[0] - self.rank)

@@ -15,6 +15,7 @@ The *extent* of an op's input is its shape without the channel axis: the leading
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
@@ -283,12 +284,12 @@ def _check_pivots(op: Linear | Conv) -> None:
                 f"{geo.padding}; use a kernel of 1 without stride and padding"
             )
     pivots = tuple(op.pivots)
-    ascending = all(low < high for low, high in zip(pivots, pivots[1:], strict=False))
+    ascending = all(low < high for low, high in itertools.pairwise(pivots))
     if (
         not all(map(is_int, pivots))
         or len(pivots) != few
         or not ascending
-        or not (0 <= pivots[0] and pivots[-1] < many)
+        or not (pivots[0] >= 0 and pivots[-1] < many)
     ):
         raise RankfoldError(
             f"{name}: {len(pivots)} pivots for a weight of shape {tuple(op.weight.shape)}; use "

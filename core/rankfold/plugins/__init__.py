@@ -5,6 +5,7 @@ A plugin's declaration module imports its names from here; where they live insid
 
 from rankfold.adapters.base import (
     Adapter,
+    BuildsInterpolations,
     Calibrates,
     Checked,
     CountsParameters,
@@ -20,7 +21,7 @@ from rankfold.adapters.base import (
     Times,
     Trace,
 )
-from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
+from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.decompose.base import (
@@ -28,6 +29,7 @@ from rankfold.decompose.base import (
     Decomposition,
     EstimatesErrors,
     Factorization,
+    Interpolates,
     NamesBetterMethod,
     Placement,
     RankTuple,
@@ -54,6 +56,7 @@ from rankfold.plugins.hookspecs import (
 from rankfold.policies.base import (
     AllocatesModel,
     Allocation,
+    AllowsInterpolation,
     Choice,
     Judges,
     Outcome,
@@ -69,6 +72,8 @@ __all__ = [
     "AdapterSpec",
     "AllocatesModel",
     "Allocation",
+    "AllowsInterpolation",
+    "BuildsInterpolations",
     "Calibrates",
     "Calibration",
     "Chain",
@@ -88,6 +93,7 @@ __all__ = [
     "Factorization",
     "FileFormat",
     "Folding",
+    "Interpolates",
     "Judges",
     "Layer",
     "LayerGroup",
@@ -118,6 +124,7 @@ __all__ = [
     "SearchesModels",
     "Spectrum",
     "StatesScope",
+    "StoresInterpolations",
     "Structured",
     "TensorRule",
     "Times",
