@@ -3,9 +3,10 @@
     python -m tests.benchmarks.interpolative
 
 compresses classifiers of `tests.benchmarks.real`, CREPE tiny, and the transformer and the ResNet of
-`tests.benchmarks.accuracy` to shares of their parameters with and without interpolative methods, measures the CPU time of chains of square linear layers and
-of convolutions at half their parameters, in turns, on one thread, and writes
-docs/results/interpolative.md. Some ten minutes of one thread; `--only mnist` takes one.
+`tests.benchmarks.accuracy` to shares of their parameters with and without interpolative methods,
+measures the CPU time of chains of square linear layers and of convolutions at half their
+parameters, in turns, on one thread, and writes docs/results/interpolative.md. Some ten minutes of
+one thread; `--only mnist` takes one.
 """
 
 from __future__ import annotations
@@ -262,8 +263,8 @@ python -m tests.benchmarks.interpolative
 svd_id, tucker2_id and channel_svd_id, which `Budget(params=)` takes by default. *Left* is the share
 of the network's parameters, *same ranks* what is left where these ranks are made interpolative,
 which computes the same. *Off* is the distance of the outputs from the original's on test data,
-‖y − ŷ‖ / ‖y‖; the score is that of [networks that were trained for real tasks](real.md), in per cent,
-where none is named. Calibrated ones are refitted.
+‖y − ŷ‖ / ‖y‖; the score, where none is named, is that of
+[networks that were trained for real tasks](real.md), in per cent. Calibrated ones are refitted.
 Seconds are CPU time of the compression.
 """
 

@@ -31,7 +31,7 @@ from rankfold.ops import (
 from rankfold.ops.interpolation import stored_weight
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.depthwise import depthwise_conv
-from rankfold_jax.layouts.interpolative import interpolative_stage, multiplied
+from rankfold_jax.layouts.interpolative import form_of, multiplied
 
 _LETTERS = "DHW"
 
@@ -119,7 +119,7 @@ def _weight(stage: Op, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
 def _applied(chain: Chain, weights: Any, x: Any) -> Any:
     for stage, (weight, bias) in zip(chain, weights, strict=True):
         if isinstance(stage, (Linear, Conv)) and stage.pivots is not None:
-            x = interpolative_stage(stage).form.apply(x, weight, bias, multiplied)
+            x = form_of(stage).apply(x, weight, bias, multiplied)
             continue
         if isinstance(stage, Embedding):
             x = jnp.take(weight, x, axis=0)

@@ -140,8 +140,8 @@ class InterpolativeForm:
         return y if bias is None else y + bias
 
 
-def interpolative_stage(op: Linear | Conv, outputs: tuple[int, ...] | None = None) -> Stage:
-    """Return the stage of an interpolative op.
+def form_of(op: Linear | Conv, outputs: tuple[int, ...] | None = None) -> InterpolativeForm:
+    """Return the layout of an interpolative op.
 
     Args:
         op: with pivots.
@@ -151,9 +151,14 @@ def interpolative_stage(op: Linear | Conv, outputs: tuple[int, ...] | None = Non
     outputs = op.weight.shape[:1] if outputs is None else outputs
     assert math.prod(outputs) == len(op.weight)
     axes = op.weight.ndim - 2
-    form = InterpolativeForm(op.pivots, tuple(gather_order(op)), is_tall(op), outputs, axes)
+    return InterpolativeForm(op.pivots, tuple(gather_order(op)), is_tall(op), outputs, axes)
+
+
+def interpolative_stage(op: Linear | Conv, outputs: tuple[int, ...] | None = None) -> Stage:
+    """Return the stage of an interpolative op; arguments as for `form_of`."""
+    form = form_of(op, outputs)
     kernel = contiguous(np.moveaxis(stored_weight(op), (0, 1), (-1, -2)))[None]
-    bias = None if op.bias is None else contiguous(op.bias).reshape(1, *outputs)
+    bias = None if op.bias is None else contiguous(op.bias).reshape(1, *form.outputs)
     return Stage(form, kernel, bias)
 
 

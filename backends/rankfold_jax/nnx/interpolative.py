@@ -62,4 +62,6 @@ class Interpolative(nnx.Module):
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         product = partial(multiplied, precision=self.precision, dtype=self.preferred_element_type)
         y = self.form.apply(inputs, kernel, bias, product)
-        return y if out_sharding is None else jax.sharding.reshard(y, out_sharding)
+        if out_sharding is None:
+            return y
+        return jax.sharding.reshard(y, out_sharding)  # type: ignore[no-untyped-call]  # JAX's own

@@ -37,6 +37,7 @@ class Interpolative(nn.Module):
 
     if TYPE_CHECKING:  # an annotation that is there at run time is none that TorchScript reads
         order: torch.Tensor
+        bias: nn.Parameter | None
 
     def __init__(
         self,

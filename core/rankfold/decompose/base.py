@@ -191,7 +191,8 @@ class Interpolates(Protocol):
 
     At equal ranks it loses what the other one does. It has fewer parameters, and gathers channels,
     so that its time does not go by its multiply-accumulates. It is left out for layers in whose
-    place an adapter builds no interpolative stages.
+    place an adapter builds no interpolative stages. Where it is a `CountsByFormula`, its costs are
+    quadratic in each rank.
 
     Attributes:
         interpolates: the name of the other one.

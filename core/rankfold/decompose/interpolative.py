@@ -59,12 +59,12 @@ class Interpolative:
     Attributes:
         method: gives the chains.
         ends: the stages that are made interpolative.
-        multilinear_costs: False, as the square of each rank is saved.
+        multilinear_costs: as `CountsByFormula` has it, but for the squares of ranks that are saved.
     """
 
     method: _Method
     ends: tuple[End, ...] = ("last",)
-    multilinear_costs: ClassVar[bool] = False
+    multilinear_costs: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -172,11 +172,7 @@ def interpolated(chain: Chain, ends: Sequence[End], pivots: Sequence[Pivots] = (
 
 def interpolated_like(chain: Chain, like: Chain) -> Chain:
     """Return a chain with interpolative stages where another one has them."""
-    ends: list[End] = []
-    if pivots_of(like[0]) is not None:
-        ends.append("first")
-    if pivots_of(like[-1]) is not None:
-        ends.append("last")
+    ends = _interpolative_ends(like)
     return interpolated(chain, ends) if ends and not pivots_of_chain(chain) else chain
 
 
@@ -188,12 +184,7 @@ def with_pivots(chain: Chain, pivots: Sequence[Pivots]) -> Chain:
     """
     if pivots_of_chain(chain) == tuple(pivots):
         return chain
-    ends: list[End] = [
-        end
-        for end, stage in (("first", chain[0]), ("last", chain[-1]))
-        if pivots_of(stage) is not None
-    ]
-    return interpolated(chain, ends, pivots)
+    return interpolated(chain, _interpolative_ends(chain), pivots)
 
 
 def template_with_pivots(chain: Chain, pivots: Sequence[Pivots]) -> Chain:
@@ -214,6 +205,15 @@ def template_with_pivots(chain: Chain, pivots: Sequence[Pivots]) -> Chain:
         else stage
         for stage in chain
     )
+
+
+def _interpolative_ends(chain: Chain) -> list[End]:
+    ends: list[End] = []
+    if pivots_of(chain[0]) is not None:
+        ends.append("first")
+    if pivots_of(chain[-1]) is not None:
+        ends.append("last")
+    return ends
 
 
 def _blank_interpolation(stage: Op) -> Op:
