@@ -185,6 +185,19 @@ def ratios(passes: Sequence[Callable[[], object]]) -> list[float]:
     return [median / medians[0] for median in medians]
 
 
+def passes(case: Case) -> Iterator[str]:
+    """Yield rows of the table of times of a network, compressed by its weights alone."""
+    x = case.test[: case.batch]
+    for share in _SHARES:
+        models = [case.model]
+        for methods in _WAYS.values():
+            budget = rf.Budget(params=share)
+            models.append(rf.compress(case.model, budget, inputs=x[:1], methods=methods).model)
+        with torch.no_grad():
+            _, plain, interpolative = ratios([lambda model=model: model(x) for model in models])
+        yield f"| {case.name} | {share:.0%} | {plain:.2f} | {interpolative:.2f} |"
+
+
 def timed(layer: nn.Module, x: torch.Tensor, method: str) -> list[float]:
     """Return times over that of the layer: the plain chain at half the parameters, then others.
 
@@ -228,7 +241,9 @@ def _line(name: str, values: Sequence[float]) -> str:
     return f"| {name} | " + " | ".join(f"{value:.2f}" for value in cells) + " |"
 
 
-def page(sections: Sequence[tuple[Case, Sequence[Row]]], timings: Sequence[str]) -> str:
+def page(
+    sections: Sequence[tuple[Case, Sequence[Row]]], whole: Sequence[str], timings: Sequence[str]
+) -> str:
     """Return the page of results."""
     lines = [_HEAD.format(machine=statement(1))]
     for case, rows in sections:
@@ -245,7 +260,7 @@ def page(sections: Sequence[tuple[Case, Sequence[Row]]], timings: Sequence[str])
             for row in rows
         ]
         lines.append("")
-    lines += [_TIMES, *timings, ""]
+    lines += [_TIMES, *timings, "", _PASSES, *whole, ""]
     return "\n".join(lines)
 
 
@@ -277,21 +292,30 @@ chain at half the parameters, whose rank is higher. The last two columns are ove
 | layer | plain | interpolative, same rank | interpolative, half | same / plain | half / plain |
 |---|---:|---:|---:|---:|---:|"""
 
+_PASSES = """Of whole networks, compressed by their weights alone, over the original:
+
+| network | asked | plain | interpolative |
+|---|---:|---:|---:|"""
+
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.interpolative")
     parser.add_argument("--only", choices=(*_NETWORKS, *_TRAINED), nargs="*")
+    parser.add_argument("--times", action="store_true", help="measure times alone")
     parser.add_argument("--packages", type=Path, default=default_folder())
     parser.add_argument("-o", "--output", type=Path, default=_FILE)
     options = parser.parse_args()
     torch.manual_seed(0)
     with limited(1):
-        sections = []
+        sections, whole = [], []
         for key in options.only if options.only is not None else (*_NETWORKS, *_TRAINED):
             case = real(key, options.packages) if key in SUBJECTS else trained(key, _TRAINED[key])
             rows = []
-            for row in rows_of(case):
+            for line in passes(case):
+                print(line, flush=True)
+                whole.append(line)
+            for row in () if options.times else rows_of(case):
                 print(key, row, flush=True)
                 rows.append(row)
             sections.append((case, rows))
@@ -299,7 +323,7 @@ def main() -> None:
         for line in times():
             print(line, flush=True)
             timings.append(line)
-        options.output.write_text(page(sections, timings))
+        options.output.write_text(page(sections, whole, timings))
     print(f"written to {options.output}")
 
 

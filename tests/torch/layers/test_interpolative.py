@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import rankfold as rf
+from rankfold.decompose.base import decompose
 from rankfold.ops import Conv, Linear
-from rankfold.ops.interpolation import with_stored_weight
+from rankfold.ops.interpolation import pivots_of_chain, stored_weight, with_stored_weight
 from rankfold.ops.reference import forward
+from rankfold.plugins.registry import registry
 from rankfold_torch.layers import interpolative, stock
 from rankfold_torch.layers.interpolative import Interpolative
 
@@ -232,3 +235,20 @@ def test_budgets_of_parameters_take_interpolative_methods_by_default() -> None:
     assert not any(layer.pivots for layer in by_macs.replaced)
     named = rf.plan(model, rf.Budget(params=0.5), inputs=X, methods=("svd", "tucker2"))
     assert not any(layer.pivots for layer in named.replaced)
+
+
+@pytest.mark.parametrize("name", ["svd_id", "tucker2_id"])
+def test_tensors_are_decomposed_as_arrays_are(name: str) -> None:
+    # Tensors of the CPU stand for those of an accelerator; pivots are chosen on the host.
+    method = registry().methods([name])[name]
+    shape = (22, 30) if name == "svd_id" else (22, 14, 3, 2)
+    values = np.random.default_rng(3).standard_normal(shape)
+    ranks = (7,) * len(method.max_ranks(rf.Linear(values) if name == "svd_id" else Conv(values)))
+    make: Any = rf.Linear if name == "svd_id" else Conv
+    chains = [decompose(method, make(v), ranks, "balanced") for v in (values, torch.tensor(values))]
+    assert pivots_of_chain(chains[0]) == pivots_of_chain(chains[1])
+    for stage, other in zip(*chains, strict=True):
+        assert isinstance(other.weight, torch.Tensor)
+        assert other.weight.is_contiguous()
+        assert np.allclose(stage.weight, other.weight.numpy())
+        assert np.allclose(stored_weight(stage), stored_weight(other).numpy())
