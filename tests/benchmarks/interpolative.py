@@ -56,7 +56,6 @@ class Row:
         same_ranks: the share that is left by interpolative stages at the ranks of the row.
         off: ‖y − ŷ‖ / ‖y‖ of the outputs on the test data.
         score: the main score of the network.
-        seconds: CPU time of the compression.
     """
 
     share: float
@@ -66,7 +65,6 @@ class Row:
     same_ranks: float
     off: float
     score: float
-    seconds: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,17 +139,15 @@ def rows_of(case: Case) -> Iterator[Row]:
         for calibrated in (False, True):
             for way, methods in _WAYS.items():
                 data = {"calibration": case.batches, "loss": case.loss} if calibrated else {}
-                began = time.process_time()
                 small = rf.compress(
                     model, rf.Budget(params=share), inputs=x, methods=methods, **data
                 )
-                seconds = time.process_time() - began
                 before, after = small.plan.model_params
                 actual = outputs(small.model, case.test, case.batch)
                 off = float((actual - original).norm() / original.norm())
                 same = _at_the_same_ranks(model, x, small.plan)
                 score = case.score(small.model)
-                yield Row(share, way, calibrated, after / before, same, off, score, seconds)
+                yield Row(share, way, calibrated, after / before, same, off, score)
 
 
 def _at_the_same_ranks(model: nn.Module, x: torch.Tensor, plan: rf.Plan) -> float:
@@ -250,13 +246,12 @@ def page(
         original = f"The original scores {case.score(case.model):.2f}."
         lines += [f"## {case.name}", "", f"Test data: {case.about}. {original}", ""]
         lines += [
-            "| asked | data | methods | left | same ranks | off | score | seconds |",
-            "|---:|---|---|---:|---:|---:|---:|---:|",
+            "| asked | data | methods | left | same ranks | off | score |",
+            "|---:|---|---|---:|---:|---:|---:|",
         ]
         lines += [
             f"| {row.share:.0%} | {'calibrated' if row.data else 'weights'} | {row.way} "
-            f"| {row.left:.1%} | {row.same_ranks:.1%} | {row.off:.4f} | {row.score:.2f} "
-            f"| {row.seconds:.1f} |"
+            f"| {row.left:.1%} | {row.same_ranks:.1%} | {row.off:.4f} | {row.score:.2f} |"
             for row in rows
         ]
         lines.append("")
@@ -280,7 +275,6 @@ of the network's parameters, *same ranks* what is left where these ranks are mad
 which computes the same. *Off* is the distance of the outputs from the original's on test data,
 ‖y − ŷ‖ / ‖y‖; the score, where none is named, is that of
 [networks that were trained for real tasks](real.md), in per cent. Calibrated ones are refitted.
-Seconds are CPU time of the compression.
 """
 
 _TIMES = """## Time
