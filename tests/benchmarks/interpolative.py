@@ -251,7 +251,7 @@ def page(
         ]
         lines += [
             f"| {row.share:.0%} | {'calibrated' if row.data else 'weights'} | {row.way} "
-            f"| {row.left:.1%} | {row.same_ranks:.1%} | {row.off:.4f} | {row.score:.2f} |"
+            f"| {row.left:.1%} | {row.same_ranks:.1%} | {row.off:.3g} | {row.score:.2f} |"
             for row in rows
         ]
         lines.append("")
