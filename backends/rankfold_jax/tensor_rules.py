@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from rankfold.adapters.tensor_rules import LayerTensor
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Conv, Embedding, Linear, Op
+from rankfold.ops.interpolation import stored_weight
 
 _CONVOLUTIONS = (3, 4, 5)
 
@@ -29,6 +30,7 @@ class FlaxTensors:
     name: str
     root: str
     stage: str
+    stores_interpolations: ClassVar[bool] = True
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
@@ -77,7 +79,7 @@ class FlaxTensors:
             if isinstance(stage, Embedding):
                 tensors[f"{prefix}.embedding"] = stage.weight
                 continue
-            tensors[f"{prefix}.kernel"] = np.moveaxis(stage.weight, (0, 1), (-1, -2))
+            tensors[f"{prefix}.kernel"] = np.moveaxis(stored_weight(stage), (0, 1), (-1, -2))
             if stage.bias is not None:
                 tensors[f"{prefix}.bias"] = stage.bias
         return tensors

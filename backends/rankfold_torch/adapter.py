@@ -148,6 +148,15 @@ class TorchAdapter:
         rule = None if held_at(model, path) else self._rule(model.get_submodule(path))
         return "" if rule is None else rule.folds
 
+    def why_not_interpolated(self, model: nn.Module, path: str) -> str:
+        """Return why a layer takes no interpolative stages."""
+        if held_at(model, path) is not None:
+            return "a parameter is a product of matrices, none of which can be interpolative"
+        rule = self._rule(model.get_submodule(path))
+        if rule is not None and rule.build is not None:
+            return "its layer rule builds the stages, which cannot be interpolative"
+        return ""
+
     def parameters(self, model: nn.Module, path: str, op: Op) -> int:
         """Return the number of parameters of a layer, those folded into its weight included."""
         return params(op) if held_at(model, path) else self.size(model.get_submodule(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from rankfold.adapters.tensor_rules import LayerTensor, numbered
 from rankfold.errors import RankfoldError
@@ -24,6 +24,7 @@ class TorchTensors:
     """Rule that reads "<path>.weight" as `Linear` (out, in) or `Conv` (out, in, *kernel)."""
 
     name = "torch"
+    stores_interpolations: ClassVar[bool] = True
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rankfold.decompose.base import Decomposition
 from rankfold.decompose.channel_svd import CHANNEL_SVD
 from rankfold.decompose.cp import CP3, CP4
+from rankfold.decompose.interpolative import CHANNEL_SVD_ID, SVD_ID, TUCKER2_ID
 from rankfold.decompose.spatial_svd import SPATIAL_SVD
 from rankfold.decompose.svd import SVD
 from rankfold.decompose.tucker2 import TUCKER2
@@ -25,7 +26,7 @@ RANKFOLD_API = (1, 0)
 def rankfold_decompositions() -> Iterable[Decomposition]:
     """Register the methods by the names that `methods=` takes."""
     # The order is that in which names are listed; which methods a call takes is not decided here.
-    return SVD, TUCKER2, SPATIAL_SVD, CHANNEL_SVD, CP4, CP3
+    return SVD, TUCKER2, SPATIAL_SVD, CHANNEL_SVD, CP4, CP3, SVD_ID, CHANNEL_SVD_ID, TUCKER2_ID
 
 
 @hookimpl

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from rankfold.adapters.tensor_rules import LayerTensor, TensorRule, numbered
 from rankfold.errors import RankfoldError
@@ -83,6 +83,7 @@ class Projections:
     name: str
     told: bool
     layout: _Layout
+    stores_interpolations: ClassVar[bool] = True
 
     def recognise(
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]

@@ -20,6 +20,7 @@ from torch import nn
 from rankfold import RankfoldError
 from rankfold.adapters.base import Trace
 from rankfold.ops import Conv
+from rankfold.ops.interpolation import without_pivots
 from rankfold.testing import CHECKS, CheckResult, check_adapter
 from rankfold.testing.visits import Visits
 from rankfold_torch.adapter import TorchAdapter
@@ -270,6 +271,11 @@ class KeepsTheFirstStudent(TorchAdapter):
             yield student
 
 
+class StoresTheIdentity(TorchAdapter):
+    def build(self, model: Any, path: str, chain: Any) -> nn.Module:
+        return super().build(model, path, without_pivots(chain))
+
+
 WRONG_TORCH = {
     "gradients": Frozen,
     "compiled": CompilesWrongly,
@@ -277,6 +283,7 @@ WRONG_TORCH = {
     "follow": FollowsWithoutBias,
     "refilled": RefillsNothing,
     "distil": KeepsTheFirstStudent,
+    "interpolated": StoresTheIdentity,
 }
 
 

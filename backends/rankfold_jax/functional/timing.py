@@ -19,6 +19,7 @@ from rankfold.adapters import timing
 from rankfold.errors import Refused
 from rankfold.ops import (
     Chain,
+    Conv,
     Convolution,
     ConvTranspose,
     Embedding,
@@ -27,8 +28,10 @@ from rankfold.ops import (
     Op,
     geometry,
 )
+from rankfold.ops.interpolation import stored_weight
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.depthwise import depthwise_conv
+from rankfold_jax.layouts.interpolative import form_of, multiplied
 
 _LETTERS = "DHW"
 
@@ -103,8 +106,8 @@ def _filled(x: Any) -> Any:
 
 def _weight(stage: Op, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
     """Return the weight as a Flax layer holds it, and the bias."""
-    weight = np.asarray(stage.weight)
-    if isinstance(stage, Linear):
+    weight = np.asarray(stored_weight(stage))
+    if isinstance(stage, Linear) and stage.pivots is None:
         weight = weight.reshape(stage.groups, -1, weight.shape[1]).swapaxes(1, 2)
         weight = weight[0] if stage.groups == 1 else weight
     elif not isinstance(stage, Embedding):
@@ -115,6 +118,9 @@ def _weight(stage: Op, dtype: Any) -> tuple[jax.Array, jax.Array | None]:
 
 def _applied(chain: Chain, weights: Any, x: Any) -> Any:
     for stage, (weight, bias) in zip(chain, weights, strict=True):
+        if isinstance(stage, (Linear, Conv)) and stage.pivots is not None:
+            x = form_of(stage).apply(x, weight, bias, multiplied)
+            continue
         if isinstance(stage, Embedding):
             x = jnp.take(weight, x, axis=0)
         elif isinstance(stage, Linear):

@@ -14,6 +14,7 @@ from rankfold.ops import Chain, Conv, Convolution, ConvTranspose, geometry
 from rankfold.ops.geometry import Pairs
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign
+from rankfold_jax.layouts.interpolative import interpolative_stage
 from rankfold_jax.layouts.padding import LaxPadding, padding_of, pads, reach_of
 
 
@@ -268,6 +269,9 @@ def stages_of(chain: Chain, stack: int) -> tuple[Stage, ...]:
             raise Refused(f"Flax has no {type(op).__name__} in place of a convolution")
         if op.groups % stack:
             raise Refused(f"the chain has {op.groups} groups for {stack} layers")
+        if isinstance(op, Conv) and op.pivots is not None:
+            stages.append(interpolative_stage(op))
+            continue
         form = _form(op, stack)
         weight = op.weight.reshape(stack, -1, *op.weight.shape[1:])
         if isinstance(op, ConvTranspose):

@@ -14,6 +14,7 @@ from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Linear
 from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 from rankfold_jax.layouts.base import Call, Roles, Stage, contiguous, foreign, linears, matrices
+from rankfold_jax.layouts.interpolative import interpolative_stage
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -73,8 +74,11 @@ class DenseForm:
         stages = []
         ops = linears(chain)
         for index, op in enumerate(ops):
-            weight = matrices(op, stack * math.prod(self.batch))
             last = index == len(ops) - 1
+            if op.pivots is not None:
+                stages.append(interpolative_stage(op, self.outputs if last else None))
+                continue
+            weight = matrices(op, stack * math.prod(self.batch))
             form = replace(
                 self,
                 inputs=self.inputs if index == 0 else weight.shape[1:2],

@@ -21,6 +21,7 @@ from rankfold_jax.jaxpr.parameter_uses import ParameterUse
 from rankfold_jax.layouts.base import Call, LayerLayout, Roles, Stage, contiguous
 from rankfold_jax.layouts.conv import stages_of
 from rankfold_jax.layouts.dense import DenseForm, EmbedForm
+from rankfold_jax.layouts.interpolative import interpolative_stage
 
 _LARGEST = 2**24
 """Places of numbers are exact in float32 up to here."""
@@ -93,7 +94,9 @@ def stages(chain: Chain) -> tuple[Stage, ...]:
     stages = []
     for op in chain:
         bias = None if op.bias is None else contiguous(op.bias)[None]
-        if isinstance(op, Linear):
+        if isinstance(op, Linear) and op.pivots is not None:
+            stages.append(interpolative_stage(op))
+        elif isinstance(op, Linear):
             if op.groups != 1:
                 raise Refused(
                     "its rule reads it as a Linear of several groups and must build the layer in "

@@ -15,6 +15,7 @@ from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
 from rankfold_jax.layouts.depthwise import depthwise_conv
 from rankfold_jax.layouts.padding import lax_padding, per_axis, reach_of, transposed_padding
+from rankfold_jax.layouts.stacks import StackedAxes
 
 OPTIONS = ("dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
 """Options that every layer of a chain has, too, if the layer replaced has them."""
@@ -26,6 +27,8 @@ PRODUCTS = (
     "conv_general_dilated_cls",
 )
 """Arguments by which a layer is given a way of its own to multiply."""
+RULED = "its layer rule builds the stages, which cannot be interpolative"
+"""Why a layer of such a rule takes no interpolative stages."""
 _STOCK_PRODUCTS = (None, lax.dot_general, lax.conv_general_dilated, jnp.einsum)
 
 
@@ -39,6 +42,23 @@ def parameters_of(kind: type) -> Set[str]:
 def has_own_product(module: Any) -> bool:
     """Tell whether a layer multiplies in its own way, which may do anything with the kernel."""
     return any(getattr(module, name, None) not in _STOCK_PRODUCTS for name in PRODUCTS)
+
+
+def not_interpolated(module: Any, form: LayerLayout, stack: StackedAxes) -> str:
+    """Return why a stock layer takes no interpolative stages; "" where it does.
+
+    Args:
+        module: the layer.
+        form: of it.
+        stack: the axes of its kernel that hold more than one layer.
+    """
+    if stack.axes:
+        return "a stack of layers: each would have pivots of its own"
+    if isinstance(form, EinsumForm):
+        return "an einsum, between whose letters no channels can be gathered"
+    if has_own_product(module):
+        return "it multiplies in a way of its own, which interpolative stages have not"
+    return ""
 
 
 def arguments(form: LayerLayout, kind: type, module: Any, *, bias: bool) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from rankfold_jax.layouts.dense import EmbedForm
 from rankfold_jax.layouts.extents import seen_axes
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
+from rankfold_jax.layouts.stock_layers import RULED, not_interpolated
 from rankfold_jax.linen.chain_run import run_chain
 from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
 from rankfold_jax.linen.layers import (
@@ -93,6 +94,18 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         """Return the number of parameters of a layer, those folded into its weight included."""
         ruled = self._ruled(model, path)
         return op_params(op) if ruled is None else ruled.size
+
+    def why_not_interpolated(self, model: nn.Module, path: str) -> str:
+        """Return why a layer takes no interpolative stages."""
+        ruled = self._ruled(model, path)
+        if ruled is not None:
+            return RULED if ruled.has_builder else ""
+        try:
+            layer, _, stacks = self._held(model, path)
+        except Refused as refused:
+            return refused.reason
+        assert not isinstance(layer.form, Refused)
+        return not_interpolated(layer.module, layer.form, stacks[0])
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """Return no further paths: a shared module has one path."""

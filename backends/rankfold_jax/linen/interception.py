@@ -22,6 +22,7 @@ from flax import linen as nn
 
 from rankfold.errors import RankfoldError
 from rankfold_jax.layouts.chain_reader import fixed
+from rankfold_jax.linen.interpolative import Interpolative
 from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make, raw
 from rankfold_jax.versions import replacements
 
@@ -258,7 +259,7 @@ def _stage(spec: StageSpec, module: nn.Module, name: str, label: str | None) -> 
 
 def _matrix(layer: Any, rows: int, dtype: Any) -> Any:
     """Return the matrix (in, out) of a layer without a bias, also where it is a chain itself."""
-    if layer.has_variable("params", "kernel"):
+    if not isinstance(layer, Interpolative) and layer.has_variable("params", "kernel"):
         kernel = nn.meta.unbox(layer.get_variable("params", "kernel"))
         return layer.promote_dtype(kernel, dtype=layer.dtype or dtype)[0]
     return layer(jnp.eye(rows, dtype=dtype))

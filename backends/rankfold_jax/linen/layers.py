@@ -15,7 +15,9 @@ from rankfold.errors import Refused
 from rankfold_jax.layouts.base import LayerLayout
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
+from rankfold_jax.layouts.interpolative import InterpolativeForm
 from rankfold_jax.layouts.stock_layers import OPTIONS, PRODUCTS, arguments, conv_form
+from rankfold_jax.linen.interpolative import Interpolative
 
 KINDS: tuple[type[nn.Module], ...] = (
     nn.Dense,
@@ -145,6 +147,8 @@ def make(
     kind: Any
     sizes: dict[str, Any] = {}
     match form:
+        case InterpolativeForm():
+            kind, sizes = Interpolative, {"form": form}
         case EmbedForm():
             kind = nn.Embed
         case EinsumForm():
@@ -194,7 +198,7 @@ def in_double(module: nn.Module) -> nn.Module:
     """
     known = {field.name for field in dataclasses.fields(module)}
     plain: dict[str, Any] = {"dtype": None, "precision": None, "preferred_element_type": None}
-    if type(module) in KINDS:
+    if type(module) in (*KINDS, Interpolative):
         inits = ("kernel_init", "embedding_init", "bias_init")
         plain |= dict.fromkeys(inits, nn.initializers.zeros)
     options = {name: value for name, value in plain.items() if name in known}

@@ -191,6 +191,11 @@ class RuledLayer:
         return self._module.bind({"params": {n: unboxed(v) for n, v in self._node.items()}})
 
     @property
+    def has_builder(self) -> bool:
+        """Whether its rule builds what takes its place."""
+        return self._rule.build is not None
+
+    @property
     def size(self) -> int:
         """Number of its parameters."""
         return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(self._node))

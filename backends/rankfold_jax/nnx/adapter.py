@@ -20,9 +20,11 @@ from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
 from rankfold_jax.layouts.stacks import ObservedAxes
+from rankfold_jax.layouts.stock_layers import RULED, not_interpolated
 from rankfold_jax.nnx import layers, rules, tracing
 from rankfold_jax.nnx import low_rank_sequential as compressed
 from rankfold_jax.nnx import stale_layers as stale
+from rankfold_jax.nnx.interpolative import Interpolative
 from rankfold_jax.nnx.layer_classes import kernel_name
 from rankfold_jax.nnx.layers import NNXLayer
 from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
@@ -60,6 +62,18 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def size(self, model: nnx.Module) -> int:
         """Return the number of parameters (`nnx.Param`), shared ones counted once."""
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+    def why_not_interpolated(self, model: nnx.Module, path: str) -> str:
+        """Return why a layer takes no interpolative stages."""
+        module = self._modules(model)[path]
+        rule = rules.rule_of(module)
+        if rule is not None:
+            return "" if rule.build is None else RULED
+        try:
+            layer = layers.held(module, self._seen.get(path, ObservedAxes()))
+        except Refused as refused:
+            return refused.reason
+        return not_interpolated(module, layer.form, layer.stack)
 
     def parameters(self, model: nnx.Module, path: str, op: Op) -> int:
         """Return the number of parameters of a layer, those folded into its weight included."""
@@ -128,7 +142,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             # A fine-tuned or edited model may hold anything, down to the stages.
             if not isinstance(stage, nnx.Module):
                 raise Refused(f"{FOREIGN}it holds a {type(stage).__name__}")
-            check_class(stage)
+            if not isinstance(stage, Interpolative):
+                check_class(stage)
             check_state(stage)
         return checked(op, tuple(layers.stage_op(op, stage, held) for stage in stages))
 

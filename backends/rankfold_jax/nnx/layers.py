@@ -19,9 +19,11 @@ from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.base import LayerLayout, Roles, Stage
 from rankfold_jax.layouts.conv import ConvForm, TransposedForm
 from rankfold_jax.layouts.dense import DenseForm, EinsumForm, EmbedForm
+from rankfold_jax.layouts.interpolative import InterpolativeForm
 from rankfold_jax.layouts.sharding import Axes, to_array, wide
 from rankfold_jax.layouts.stacks import ObservedAxes, StackedAxes, find_stacks
 from rankfold_jax.layouts.stock_layers import arguments, conv_form
+from rankfold_jax.nnx.interpolative import Interpolative
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
 from rankfold_jax.nnx.low_rank_sequential import LowRankSequential, chained
 from rankfold_jax.nnx.module_tree import modules
@@ -77,6 +79,8 @@ def form_of(module: Any) -> LayerLayout:
     Raises:
         Refused: it computes what no op does.
     """
+    if isinstance(module, Interpolative):
+        return module.form
     if isinstance(module, nnx.Linear):
         return DenseForm((module.in_features,), (module.out_features,))
     if isinstance(module, nnx.LinearGeneral):
@@ -196,6 +200,8 @@ def stock_layer(stage: Stage, module: Any) -> nnx.Module:
     kind: Any
     sizes: dict[str, Any] = {}
     match form:
+        case InterpolativeForm():
+            kind, sizes = Interpolative, {"form": form}
         case EmbedForm():
             kind = nnx.Embed
         case EinsumForm():
@@ -221,7 +227,7 @@ def in_double(module: T) -> T:
     """Copy a module with float64 arrays; stock layers compute in the dtype of their arrays."""
     double = nnx.clone(module)
     for layer in modules(double).values():
-        if isinstance(layer, KINDS):
+        if isinstance(layer, (*KINDS, Interpolative)):
             for name in ("dtype", "preferred_element_type", "precision"):
                 if hasattr(layer, name):
                     setattr(layer, name, None)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rankfold.errors import Refused
+from rankfold_jax.nnx.interpolative import Interpolative
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.module_tree import children, paths, variables
 
@@ -23,6 +24,8 @@ def check_class(module: nnx.Module) -> None:
         Refused: and why.
     """
     kind, name = kind_of(module), type(module).__name__
+    if isinstance(module, Interpolative):
+        raise Refused("interpolative already: expand the compressed layer to decompose it anew")
     if kind is not None:
         # Classes between the layer's and the stock one. Further public members are an interface
         # that a Sequential in its place would not have.

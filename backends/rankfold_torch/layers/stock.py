@@ -20,6 +20,8 @@ from rankfold.ops import Chain, Conv, ConvTranspose, Embedding, Linear, Op, chan
 from rankfold.ops.geometry import Geometry
 from rankfold.state.restoration import Restored
 from rankfold_torch.layers import geometry as geometry_of
+from rankfold_torch.layers import interpolative
+from rankfold_torch.layers.interpolative import Interpolative
 from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 from rankfold_torch.layers.parameter_memory import parameter
 from rankfold_torch.layers.same_padding import SAME
@@ -126,7 +128,9 @@ def build(chain: Chain, like: nn.Module) -> LowRankSequential:
     """
     modules: list[nn.Module] = []
     for stage in chain:
-        if isinstance(stage, Linear):
+        if isinstance(stage, (Linear, Conv)) and stage.pivots is not None:
+            modules.append(interpolative.build(stage, like))
+        elif isinstance(stage, Linear):
             # No decomposition makes one of an nn.Linear; a rule that reads grouped layers has to
             # build.
             if stage.groups > 1:
@@ -151,7 +155,15 @@ def chain(built: nn.Module) -> Chain:
     if not isinstance(built, nn.Sequential) or not any(isinstance(m, KINDS) for m in built):
         raise Refused(f"a {type(built).__name__} stands in its place, not a chain of layers")
     # Layers that only pad are left out.
-    return tuple(read(stage) for stage in built if isinstance(stage, KINDS))
+    return tuple(_stage(stage) for stage in built if isinstance(stage, (*KINDS, Interpolative)))
+
+
+def _stage(module: nn.Module) -> Op:
+    if not isinstance(module, Interpolative):
+        return read(module)
+    bias: Any = module.bias
+    added = None if bias is None else to_array(bias)
+    return interpolative.read(module, to_array(module.weight), added)
 
 
 def run(module: nn.Module, x: Array) -> Array:

@@ -14,6 +14,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from rankfold.errors import RankfoldError, Refused
+from rankfold_torch.layers.interpolative import Interpolative
 from rankfold_torch.layers.stock import computes_as, stock
 from rankfold_torch.temporary_changes import Hook
 from rankfold_torch.usage.shared_memory import overlap, storage
@@ -91,6 +92,8 @@ def check_class(module: nn.Module) -> None:
         raise Refused("recurrent weights are not decomposed")
     if isinstance(module, nn.MultiheadAttention):
         raise Refused("owned by nn.MultiheadAttention, which reads it itself")
+    if isinstance(module, Interpolative):
+        raise Refused("interpolative already: expand the compressed layer to decompose it anew")
     kind = stock(module)
     if kind is None:
         raise Refused(f"no rule reads a {name}; a layer rule can teach it")

@@ -211,6 +211,18 @@ class Folding(Protocol):
 
 
 @runtime_checkable
+class BuildsInterpolations(Protocol):
+    """Optional: chains may have interpolative stages (`rankfold.ops.interpolation`).
+
+    `build` then gives them modules that store `stored_weight` alone. To an adapter without it, and
+    for layers of which it says why not, no such chain is ever given.
+    """
+
+    def why_not_interpolated(self, model: Any, path: str) -> str:
+        """Return why a layer takes no interpolative stages; "" where it does."""
+
+
+@runtime_checkable
 class CountsParameters(Protocol):
     """Optional: counts the parameters that leave the model with a layer, beside its op's, too."""
 

@@ -7,6 +7,7 @@ from typing import cast
 
 from rankfold.adapters.base import (
     Adapter,
+    BuildsInterpolations,
     Calibrates,
     Checked,
     CountsParameters,
@@ -36,6 +37,7 @@ class Capabilities:
         checked: finds layers that stay at work after they were replaced.
         distributed: reads layers in other processes.
         folding: says what is folded into a weight.
+        builds_interpolations: builds interpolative stages.
         counts_parameters: counts those of a layer that are not of its op, too.
         structured: reads layers without values.
         recalling: takes it that a trace has run.
@@ -51,6 +53,7 @@ class Capabilities:
     checked: Checked | None
     distributed: Distributed | None
     folding: Folding | None
+    builds_interpolations: BuildsInterpolations | None
     counts_parameters: CountsParameters | None
     structured: Structured | None
     recalling: Recalling | None
@@ -74,6 +77,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, Checked) else None,
         adapter if isinstance(adapter, Distributed) else None,
         adapter if isinstance(adapter, Folding) else None,
+        adapter if isinstance(adapter, BuildsInterpolations) else None,
         adapter if isinstance(adapter, CountsParameters) else None,
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,

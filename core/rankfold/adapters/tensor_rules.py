@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
 
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Op
+from rankfold.ops import Chain, Op, pivots_of
+from rankfold.ops.interpolation import gather_order, stored_weight
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:
     """Weights (out, in, *kernel) and biases of stages 0, 1 ... below a path: PyTorch's sequences.
+
+    Of interpolative stages the weight is what is stored of it, with the order of the channels.
 
     Args:
         path: of the layer; "" for a model that is one.
@@ -20,7 +25,9 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
     for index, stage in enumerate(chain):
         prefix = f"{path}.{index}" if path else str(index)
-        tensors[f"{prefix}.weight"] = stage.weight
+        tensors[f"{prefix}.weight"] = stored_weight(stage)
+        if pivots_of(stage) is not None:
+            tensors[f"{prefix}.order"] = np.array(gather_order(stage), np.int64)
         if stage.bias is not None:
             tensors[f"{prefix}.bias"] = stage.bias
     return tensors
@@ -71,3 +78,16 @@ class TensorRule(Protocol):
 
     def stages(self, name: str, chain: Chain) -> Mapping[str, Array]:
         """Return the tensors that take the place of weight and bias, as a loaded model has them."""
+
+
+@runtime_checkable
+class StoresInterpolations(Protocol):
+    """A tensor rule whose `stages` knows interpolative stages (`rankfold.ops.interpolation`).
+
+    Layers of other rules are given none.
+
+    Attributes:
+        stores_interpolations: whether it does.
+    """
+
+    stores_interpolations: ClassVar[bool]

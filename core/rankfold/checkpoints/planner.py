@@ -12,7 +12,7 @@ import numpy as np
 
 from rankfold.adapters.base import Trace
 from rankfold.adapters.output_layers import by_names
-from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
+from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
@@ -189,6 +189,14 @@ class CheckpointAdapter:
                     f"exclude={path!r}"
                 )
         return op
+
+    def why_not_interpolated(self, model: Checkpoint, path: str) -> str:
+        """Return why the stages of a layer cannot be interpolative."""
+        name = self.slots(model)[path].rule
+        rule = rule_of(name)
+        if isinstance(rule, StoresInterpolations) and rule.stores_interpolations:
+            return ""
+        return f"tensor rule {name!r} stores no interpolative stages"
 
     def trace(self, model: Checkpoint, inputs: Any) -> Trace:
         """Return the extents that are given for layers, by glob patterns of their paths."""

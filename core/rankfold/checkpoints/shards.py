@@ -18,6 +18,7 @@ from rankfold.calibration.moments import LayerMoments
 from rankfold.checkpoints.planner import LayerTensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.decompose.base import Placement
+from rankfold.decompose.interpolative import with_pivots
 from rankfold.errors import RankfoldError, Refused, UnfinishedError
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
@@ -31,6 +32,9 @@ from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of
 from rankfold.storage.moments_file import Moments
 from rankfold.storage.safetensors_header import alignment, header_bytes, nbytes, numpy_dtype
+
+_ORDER = "I64"
+"""The type of orders of channels, the only integers in a chain."""
 
 
 @dataclass(frozen=True)
@@ -244,8 +248,11 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
 def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
     """Return the type that a stage is stored as: a bias keeps that of the bias.
 
-    Everything else has that of the weight. In a chain only a bias has one axis.
+    Everything else has that of the weight, but for integers, which order channels. In a chain only
+    a bias and such an order have one axis.
     """
+    if stage.dtype.kind == "i":
+        return _ORDER
     if slot.bias is not None and stage.ndim == 1:
         return checkpoint.entry(slot.bias).dtype
     return checkpoint.entry(slot.weight).dtype
@@ -266,12 +273,14 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
             moments=moments,
         )
         candidate = layer.candidate(planned.method, planned.ranks)
+        # Those of the plan, which is stored, whatever the processor that it was made on.
+        chain = with_pivots(candidate.chain, planned.pivots)
     except Refused as refused:
         raise _not_as_planned(planned, refused) from None
     dtype = numpy_dtype(work.checkpoint.entry(slot.weight).dtype)
     # Rounding to a narrow type may outweigh the decomposition, so the error is that of the rounded
     # factors. Out of the type's range a factor becomes infinite, and so does the error.
-    rounded = tuple(_rounded(stage, dtype) for stage in candidate.chain)
+    rounded = tuple(_rounded(stage, dtype) for stage in chain)
     with threads_for(layer.smaller_side):
         error = relative_distance(layer.op.weight, reconstruct(layer.op, rounded))
     if not math.isfinite(error):
@@ -280,7 +289,7 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
             f"{work.checkpoint.entry(slot.weight).dtype}; exclude it"
         )
     try:
-        stages = slot.stages(candidate.chain)
+        stages = slot.stages(chain)
     except Refused as refused:
         raise _not_as_planned(planned, refused) from None
     return stages, error, candidate.sensitivity
@@ -298,5 +307,6 @@ def _rounded(stage: Op, dtype: np.dtype[Any]) -> Op:
 
 
 def _bytes(stage: Array, dtype: str) -> Array:
-    values = np.ascontiguousarray(stage.astype(numpy_dtype(dtype)))
+    kind = np.dtype(np.int64) if dtype == _ORDER else numpy_dtype(dtype)
+    values = np.ascontiguousarray(stage.astype(kind))
     return values.reshape(-1).view(np.uint8)

@@ -15,7 +15,7 @@ from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, Linear, Op
-from rankfold.pipeline.session import METHODS
+from rankfold.pipeline.session import INTERPOLATIVE, METHODS
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.energy import energy_rank
@@ -33,8 +33,10 @@ def run(checkpoint: Path, policy: str) -> None:
         RankfoldError: the checkpoint or the policy cannot be read.
     """
     chosen = registry().policy(policy)
-    # The default methods first, then those of plugins.
-    names = [*METHODS, *(n for n in registry().decompositions if n not in METHODS)]
+    # The default methods first, then those of plugins. Interpolative ones have the ranks of the
+    # methods that they are made from.
+    told = (*METHODS, *INTERPOLATIVE)
+    names = [*METHODS, *(n for n in registry().decompositions if n not in told)]
     methods = registry().methods(names)
     title = literal(f"{checkpoint.name}: parameters left by {policy}", "table.title")
     table = Table(title=title, title_justify="left")

@@ -81,8 +81,8 @@ class Factorization:
 class Decomposition(Protocol):
     """One way to turn an op into a chain of ops.
 
-    `EstimatesErrors`, `NamesBetterMethod`, `CountsByFormula` and `RegressesLaterStages` are
-    protocols of what it may have beyond this.
+    `EstimatesErrors`, `NamesBetterMethod`, `CountsByFormula`, `RegressesLaterStages` and
+    `Interpolates` are protocols of what it may have beyond this.
     """
 
     @property
@@ -183,6 +183,24 @@ class RegressesLaterStages(Protocol):
             regression: of the layer's outputs on what the first stage gives.
             metric: measures errors of the output.
         """
+
+
+@runtime_checkable
+class Interpolates(Protocol):
+    """A decomposition that gives the chains of another one, with interpolative stages.
+
+    At equal ranks it loses what the other one does. It has fewer parameters, and gathers channels,
+    so that its time does not go by its multiply-accumulates. It is left out for layers in whose
+    place an adapter builds no interpolative stages. Where it is a `CountsByFormula`, its costs are
+    quadratic in each rank.
+
+    Attributes:
+        interpolates: the name of the other one.
+    """
+
+    @property
+    def interpolates(self) -> str:
+        """Name of the decomposition whose chains these are."""
 
 
 def decompose(method: Decomposition, op: Op, ranks: RankTuple | int, placement: Placement) -> Chain:

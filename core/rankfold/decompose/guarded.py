@@ -42,6 +42,7 @@ class Guarded:
     Attributes:
         name: under which the decomposition is registered.
         multilinear_costs: as `CountsByFormula` has it.
+        interpolates: as `Interpolates` has it; "" for a decomposition that is none.
     """
 
     def __init__(self, name: str, method: Decomposition) -> None:
@@ -49,6 +50,8 @@ class Guarded:
         self._method = method
         self._is_ours = is_ours(method)
         self.multilinear_costs = getattr(method, "multilinear_costs", False) is True
+        with contained(name, Refused):
+            self.interpolates = str.__str__(getattr(method, "interpolates", ""))
 
     def refuse(self, op: Op) -> str | None:
         """Call `Decomposition.refuse`."""

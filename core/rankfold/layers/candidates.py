@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.decompose.base import RankTuple
-from rankfold.ops import Chain, Cost
+from rankfold.ops import Chain, Cost, Pivots
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,7 @@ class Candidate:
         output: predicted ‖y − ŷ‖ / ‖y‖ of the output; None without calibration data.
         remark: what to know of how it was found.
         sensitivity: of a CP model; see `rankfold.decompose.base.Factorization`.
+        pivots: of the interpolative stages of the chain.
     """
 
     method: str
@@ -31,6 +32,7 @@ class Candidate:
     output: float | None = None
     remark: str = ""
     sensitivity: float | None = None
+    pivots: tuple[Pivots, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,14 @@ class Priced:
 
     Attributes:
         offers: those that do not grow and that no other one beats.
+        fronts: the same of ordinary chains and of interpolative ones, each for itself: which of
+            them is faster is not told by their costs.
         losses: by method, the loss at all ranks that were looked at, those that grow included.
         failures: by method, why it offers nothing.
     """
 
     offers: list[Offer]
+    fronts: tuple[list[Offer], ...]
     losses: Mapping[str, Mapping[RankTuple, float]]
     failures: Mapping[str, str]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import product
 from typing import Any
 
 from rankfold.decompose.base import RankTuple
@@ -51,7 +51,7 @@ class Costs:
         self._extents = usage.extents
         self._attended = usage.attended
         self._params_beside = usage.params_beside
-        self._formulas: dict[str, _Multilinear] = {}
+        self._formulas: dict[str, _Polynomial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process, with shapes in place of blank arrays.
@@ -98,8 +98,10 @@ class Costs:
         formula = self._formulas.get(method.name)
         if formula is None:
             most = method.max_ranks(self.outline)
-            formula = self._formulas[method.name] = _Multilinear.through(
-                most, lambda corner: self._template(method, corner)
+            # An interpolative stage saves the square of its rank.
+            degree = 2 if method.interpolates else 1
+            formula = self._formulas[method.name] = _Polynomial.through(
+                most, degree, lambda corner: self._template(method, corner)
             )
         if not formula.covers(ranks):  # which the template says in its own words
             return self._with_products(self._template(method, ranks))
@@ -160,36 +162,41 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class _Multilinear:
-    """Counts that are linear in each of some ranks.
+class _Polynomial:
+    """Counts that are polynomials in some ranks.
 
     Attributes:
         most: the largest ranks; the least are 1.
-        terms: by a set of ranks, what the product of (rank − 1) over them is multiplied by.
+        terms: by the degree in each rank, what Π C(rank − 1, degree) is multiplied by.
     """
 
     most: RankTuple
     terms: Mapping[tuple[int, ...], Cost]
 
     @staticmethod
-    def through(most: RankTuple, count: Callable[[RankTuple], Cost]) -> _Multilinear:
-        """Fit to what is counted where each rank is 1 or 2."""
-        free = [i for i, limit in enumerate(most) if limit > 1]
-        corners = {
-            corner: count(tuple(1 + (i in corner) for i in range(len(most))))
-            for corner in _subsets(free)
-        }
+    def through(most: RankTuple, degree: int, count: Callable[[RankTuple], Cost]) -> _Polynomial:
+        """Fit to what is counted at the least ranks.
+
+        Args:
+            most: the largest ranks.
+            degree: of the polynomial in each rank.
+            count: gives the cost at some ranks.
+        """
+        degrees = list(product(*(range(min(degree, limit - 1) + 1) for limit in most)))
+        corners = {corner: count(tuple(1 + step for step in corner)) for corner in degrees}
         terms = {}
-        for corner in corners:
-            # f(1 + e) = Σ_{S ⊆ e} c_S is inverted by c_e = Σ_{S ⊆ e} (−1)^{|e| − |S|} f(1 + S).
+        for corner in degrees:
+            # Newton's forward differences: f(1 + e) = Σ_{s ≤ e} c_s Π C(e_i, s_i) is inverted by
+            # c_e = Σ_{s ≤ e} (−1)^{|e| − |s|} Π C(e_i, s_i) f(1 + s).
             signed = [
-                ((-1) ** (len(corner) - len(part)), corners[part]) for part in _subsets(corner)
+                ((-1) ** (sum(corner) - sum(part)) * _binomials(corner, part), corners[part])
+                for part in product(*(range(step + 1) for step in corner))
             ]
             terms[corner] = Cost(
-                sum(sign * cost.params for sign, cost in signed),
-                sum(sign * cost.macs for sign, cost in signed),
+                sum(factor * cost.params for factor, cost in signed),
+                sum(factor * cost.macs for factor, cost in signed),
             )
-        return _Multilinear(most, terms)
+        return _Polynomial(most, terms)
 
     def covers(self, ranks: RankTuple) -> bool:
         """Return whether these are ranks that there are."""
@@ -200,15 +207,17 @@ class _Multilinear:
 
     def at(self, ranks: RankTuple) -> Cost:
         """Return the counts at given ranks."""
-        weights = {term: math.prod(int(ranks[i]) - 1 for i in term) for term in self.terms}
+        steps = tuple(int(rank) - 1 for rank in ranks)
+        weights = {term: _binomials(steps, term) for term in self.terms}
         return Cost(
             sum(weights[term] * cost.params for term, cost in self.terms.items()),
             sum(weights[term] * cost.macs for term, cost in self.terms.items()),
         )
 
 
-def _subsets(items: Sequence[int]) -> list[tuple[int, ...]]:
-    return [part for count in range(len(items) + 1) for part in combinations(items, count)]
+def _binomials(counts: Sequence[int], chosen: Sequence[int]) -> int:
+    """Return Π C(n, k)."""
+    return math.prod(map(math.comb, counts, chosen))
 
 
 def _outline(op: Op) -> Op:

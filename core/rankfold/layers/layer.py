@@ -25,9 +25,10 @@ from rankfold.layers.bias_correction import shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
 from rankfold.layers.cost_model import Costs
-from rankfold.layers.settings import Settings, Usage
+from rankfold.layers.settings import Settings, Usage, applicable
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Cost, Op, with_weight
+from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
 
@@ -91,8 +92,6 @@ class Layer:
         self._candidates: dict[tuple[str, RankTuple], Candidate] = {}
         self.traced = usage.extents is not None
         self.calls = None if usage.extents is None else len(usage.extents)
-        self.methods: dict[str, Guarded] = {}
-        self.refusals: dict[str, str] = {}
         # Read now, so that a layer that cannot be read is refused before any policy sees it. The
         # outline and the sizes are kept, the op only until `release`.
         op = self.op
@@ -100,16 +99,7 @@ class Layer:
         rows, *rest = op.weight.shape
         self.smaller_side = min(rows, math.prod(rest))
         self.weight_size = math.prod(op.weight.shape)
-        for name, method in settings.methods.items():
-            guarded = Guarded(name, method)
-            try:
-                reason = guarded.refuse(op)
-            except Refused as refused:
-                reason = refused.reason
-            if reason is None:
-                self.methods[name] = guarded
-            else:
-                self.refusals[name] = reason
+        self.methods, self.refusals = applicable(settings.methods, op, usage)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for another process: the op or how to read it, without the model."""
@@ -194,14 +184,22 @@ class Layer:
         return self._priced[multiple_of]
 
     def _price(self, multiple_of: int) -> Priced:
-        offers: list[Offer] = []
+        plain: list[Offer] = []
+        interpolative: list[Offer] = []
         losses: dict[str, dict[RankTuple, float]] = {}
+        estimates: dict[str, Sequence[tuple[RankTuple, float | None]]] = {}
         failures: dict[str, str] = {}
         op = self.op  # read out here: a file that cannot be read is no fault of a method
         for name, method in self.contenders.items():
             points: dict[RankTuple, float] = {}
+            offers = interpolative if method.interpolates else plain
             try:
-                for ranks, squared in method.error_at_ranks(op, self.spectrum, multiple_of):
+                # The errors of an interpolative method are those of the one underneath: estimated
+                # once for both.
+                source = method.interpolates or name
+                if source not in estimates:
+                    estimates[source] = method.error_at_ranks(op, self.spectrum, multiple_of)
+                for ranks, squared in estimates[source]:
                     cost = self.cost_as_ranked(name, ranks)
                     grew = self.why_not_smaller(cost) is not None
                     # Where a method cannot tell its error without decomposing, it is asked only for
@@ -219,10 +217,14 @@ class Layer:
             except (Refused, RankfoldError) as fault:  # ranks of its own, not the user's
                 failures[name] = str(fault)
             losses[name] = points
-        return Priced(undominated(offers), losses, failures)
+        fronts = (undominated(plain), undominated(interpolative))
+        return Priced(undominated([*plain, *interpolative]), fronts, losses, failures)
 
-    def timed_offers(self, offers: Sequence[Offer]) -> tuple[float, list[Offer]]:
+    def timed_offers(self, *fronts: Sequence[Offer]) -> tuple[float, list[Offer]]:
         """Return the seconds of the layer, and a few offers that measure faster, with theirs.
+
+        Args:
+            fronts: offers, of each of which a few are measured.
 
         Raises:
             RankfoldError: nothing measures times here.
@@ -230,7 +232,7 @@ class Layer:
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
         # Few of them, since every one that is timed makes each turn longer.
-        few = tuple(spread(offers, _TIMED))
+        few = tuple(offer for front in fronts for offer in spread(front, _TIMED))
         if few not in self._timed:
             # Times do not depend on values, so templates will do and nothing is decomposed.
             chains = [self.methods[o.method].template(self.op, o.ranks) for o in few]
@@ -350,6 +352,7 @@ class Layer:
             factored.error**2,
             remark=factored.remark,
             sensitivity=factored.sensitivity,
+            pivots=pivots_of_chain(factored.chain),
         )
         metric = spectrum.metric
         if metric is None:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from rankfold.decompose.base import Decomposition, Placement
-from rankfold.ops import Chain, Extent
+from rankfold.decompose.guarded import Guarded
+from rankfold.errors import Refused
+from rankfold.ops import Chain, Extent, Op
 
 Timer: TypeAlias = Callable[[Sequence[Chain]], Sequence[float]]
 
@@ -43,6 +45,7 @@ class Usage:
         params_beside: parameters of the layer that its op has not, as they are folded into the
             weight: they go with the layer.
         folded: what the layer computes the op's weight by; "" where that is its own.
+        not_interpolated: why no interpolative stages can be in its place; "" where they can.
     """
 
     extents: Sequence[Extent] | None = None
@@ -51,3 +54,25 @@ class Usage:
     counted: bool = True
     params_beside: int = 0
     folded: str = ""
+    not_interpolated: str = ""
+
+
+def applicable(
+    methods: Mapping[str, Decomposition], op: Op, usage: Usage
+) -> tuple[dict[str, Guarded], dict[str, str]]:
+    """Return the methods that apply to a layer by name, and for the others why they do not."""
+    known: dict[str, Guarded] = {}
+    refusals: dict[str, str] = {}
+    for name, method in methods.items():
+        guarded = Guarded(name, method)
+        try:
+            reason = guarded.refuse(op)
+        except Refused as refused:
+            reason = refused.reason
+        if reason is None and guarded.interpolates and usage.not_interpolated:
+            reason = usage.not_interpolated
+        if reason is None:
+            known[name] = guarded
+        else:
+            refusals[name] = reason
+    return known, refusals

@@ -24,6 +24,7 @@ from rankfold.linalg.arrays import (
     taken,
     takes_no_memory,
 )
+from rankfold.linalg.interpolative import coefficients, row_interpolation
 from rankfold.linalg.low_rank_update import UpdatedIdentity
 from rankfold.linalg.stacks import (
     added_at,
@@ -82,6 +83,7 @@ __all__ = [
     "both_sides",
     "cast",
     "cholesky",
+    "coefficients",
     "concatenated",
     "contiguous",
     "contracted",
@@ -121,6 +123,7 @@ __all__ = [
     "repeated",
     "ridge_solve",
     "root",
+    "row_interpolation",
     "sampled",
     "scaled",
     "selected",

@@ -20,11 +20,13 @@ from rankfold.ops.types import (
     Extent,
     Linear,
     Op,
+    Pivots,
     as_chain,
     channels,
     geometry,
     is_op,
     layout,
+    pivots_of,
 )
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "Extent",
     "Linear",
     "Op",
+    "Pivots",
     "as_chain",
     "blank",
     "by_group",
@@ -51,6 +54,7 @@ __all__ = [
     "of_groups",
     "output_extent",
     "params",
+    "pivots_of",
     "with_weight",
     "without_geometry",
 ]

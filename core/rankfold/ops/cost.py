@@ -16,15 +16,24 @@ from rankfold.ops.types import (
     Op,
     as_chain,
     geometry,
+    pivots_of,
 )
 
 
 def params(ops: Op | Iterable[Op]) -> int:
-    """Return the number of parameters (weights and biases) of an op or a chain."""
+    """Return the number of parameters (weights and biases) of an op or a chain.
+
+    What an interpolative layer passes on has none.
+    """
     return sum(
-        math.prod(op.weight.shape) + (0 if op.bias is None else op.bias.shape[0])
-        for op in as_chain(ops)
+        _weight_size(op) + (0 if op.bias is None else op.bias.shape[0]) for op in as_chain(ops)
     )
+
+
+def _weight_size(op: Op) -> int:
+    """Return how many numbers of a weight are stored, and multiplied by at each position."""
+    pivots = pivots_of(op)
+    return math.prod(op.weight.shape) - (0 if pivots is None else len(pivots) ** 2)
 
 
 def output_extent(op: Op, extent: Extent) -> Extent:
@@ -69,7 +78,7 @@ def macs(ops: Op | Iterable[Op], extent: Extent) -> int:
     for op in as_chain(ops):
         out = output_extent(op, extent)
         if isinstance(op, (Linear, Conv)):
-            total += math.prod(out) * math.prod(op.weight.shape)
+            total += math.prod(out) * _weight_size(op)
         elif isinstance(op, ConvTranspose):
             total += math.prod(extent) * math.prod(op.weight.shape)
         extent = out

@@ -9,7 +9,7 @@ import numpy as np
 
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, selected, takes_no_memory
-from rankfold.ops.types import Embedding, Linear, Op, channels, geometry
+from rankfold.ops.types import Embedding, Linear, Op, channels, geometry, pivots_of
 
 
 def describe(op: Op) -> str:
@@ -18,6 +18,8 @@ def describe(op: Op) -> str:
     if isinstance(op, Embedding):
         return f"Embedding {into}×{out}"
     text = f"{type(op).__name__} {into}→{out}"
+    if pivots_of(op) is not None:
+        text += " interpolative"
     if isinstance(op, Linear):
         return f"{text} groups {op.groups}" if op.groups > 1 else text
     geo = geometry(op)

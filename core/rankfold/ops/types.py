@@ -15,6 +15,7 @@ The *extent* of an op's input is its shape without the channel axis: the leading
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
@@ -26,6 +27,7 @@ from rankfold.linalg import Array, is_real, taken
 from rankfold.ops.geometry import Geometry, is_int, padding, per_axis
 
 Extent: TypeAlias = tuple[int, ...]
+Pivots: TypeAlias = tuple[int, ...]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _MAX_SPATIAL_AXES = 3
@@ -38,10 +40,16 @@ class Linear:
     With groups W is block diagonal, as in a grouped convolution with a kernel of 1. That is also
     how a stack of layers of one shape is written, each on an input of its own.
 
+    With pivots it is *interpolative*: with at least as many outputs as inputs, the rows of W at the
+    pivots are, in ascending order, those of the identity, so that these outputs are the inputs
+    themselves; with fewer outputs than inputs the columns are. What is left of W is all that is
+    stored (`rankfold.ops.interpolation`).
+
     Args:
         weight: (out, in/groups).
         bias: (out,) or None.
         groups: the number of groups; divides both channel counts.
+        pivots: min(out, in) rows or columns of the weight, ascending; None for an ordinary layer.
 
     Raises:
         RankfoldError: a shape or a value does not fit.
@@ -50,10 +58,12 @@ class Linear:
     weight: Array
     bias: Array | None = None
     groups: int = 1
+    pivots: Pivots | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self, ndim=(2,))
         _check_groups(self)
+        _check_pivots(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +107,7 @@ class Conv:
         dilation: an int or one int per axis; at least 1.
         groups: the number of groups; divides both channel counts.
         padding_mode: what the padding holds: "zeros", "reflect", "replicate" or "circular".
+        pivots: as of a `Linear`, for a kernel of 1 without stride and padding.
 
     Raises:
         RankfoldError: a shape or a value does not fit.
@@ -109,6 +120,7 @@ class Conv:
     dilation: int | Sequence[int] = 1
     groups: int = 1
     padding_mode: str = "zeros"
+    pivots: Pivots | None = None
 
     def __post_init__(self) -> None:
         _check_arrays(self, ndim=(3, 4, 5))
@@ -121,6 +133,7 @@ class Conv:
                 f"Conv: padding_mode {self.padding_mode!r} is unknown; use one of {_PADDING_MODES}"
             )
         _check_groups(self)
+        _check_pivots(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,10 +191,16 @@ def is_op(value: object) -> TypeGuard[Op]:
 
 
 def layout(op: Op) -> tuple[object, ...]:
-    """Return class, shapes and geometry of an op: all but its numbers."""
+    """Return class, shapes and geometry of an op: all but its numbers, which pivots are, too."""
     shapes = [getattr(array, "shape", None) for array in (op.weight, op.bias)]
-    arrays = ("weight", "bias")
-    return (type(op), *shapes, *(v for name, v in vars(op).items() if name not in arrays))
+    numbers = ("weight", "bias", "pivots")
+    others = (value for name, value in vars(op).items() if name not in numbers)
+    return (type(op), *shapes, *others, pivots_of(op) is not None)
+
+
+def pivots_of(op: Op) -> Pivots | None:
+    """Return the pivots of an interpolative layer; None for any other."""
+    return op.pivots if isinstance(op, (Linear, Conv)) else None
 
 
 def geometry(op: Convolution) -> Geometry:
@@ -244,3 +263,46 @@ def _check_groups(op: Linear | Convolution) -> None:
         raise RankfoldError(
             f"{type(op).__name__}: {op.groups} groups do not divide {op.weight.shape[0]} outputs"
         )
+
+
+def _check_pivots(op: Linear | Conv) -> None:
+    if op.pivots is None:
+        return
+    name, (out, into) = type(op).__name__, op.weight.shape[:2]
+    few, many = min(out, into), max(out, into)
+    if op.groups > 1:
+        raise RankfoldError(f"{name}: pivots with {op.groups} groups; use them without groups")
+    if isinstance(op, Conv):
+        geo = geometry(op)
+        if (
+            set(geo.kernel) != {1}
+            or set(geo.stride) != {1}
+            or set(geo.pads(geo.kernel)) != {(0, 0)}
+        ):
+            raise RankfoldError(
+                f"{name}: pivots with kernel {geo.kernel}, stride {geo.stride} and padding "
+                f"{geo.padding}; use a kernel of 1 without stride and padding"
+            )
+    pivots = tuple(op.pivots)
+    ascending = all(low < high for low, high in itertools.pairwise(pivots))
+    if (
+        not all(map(is_int, pivots))
+        or len(pivots) != few
+        or not ascending
+        or not (pivots[0] >= 0 and pivots[-1] < many)
+    ):
+        raise RankfoldError(
+            f"{name}: {len(pivots)} pivots for a weight of shape {tuple(op.weight.shape)}; use "
+            f"{few} ascending ints from 0 to {many - 1}"
+        )
+    _set(op, "pivots", tuple(map(int, pivots)))
+    # Costs and stored weights rest on it. Blank weights have no values, and those on an accelerator
+    # are not copied from it for a check.
+    weight = op.weight
+    if isinstance(weight, np.ndarray) and any(weight.strides):
+        matrix = weight.reshape(out, into)
+        block = matrix[list(pivots)] if out >= into else matrix[:, list(pivots)]
+        if not np.array_equal(block, np.eye(few)):
+            raise RankfoldError(
+                f"{name}: the weight is not the identity at its pivots; use pivots=None for it"
+            )

@@ -14,6 +14,7 @@ from rankfold.calibration.batches import Loss
 from rankfold.calibration.moments import FEWEST
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
+from rankfold.layers.settings import Settings
 from rankfold.pipeline.allocation import Task
 from rankfold.pipeline.calibrate import Calibrated, calibrate
 from rankfold.pipeline.exchange import replaced_where_possible
@@ -27,6 +28,7 @@ from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Choice, Policy
 from rankfold.policies.selection import Selection
+from rankfold.policies.validation import checked_policy
 from rankfold.progress import progress
 from rankfold.storage.moments_file import Moments
 
@@ -58,7 +60,8 @@ def plan(
         inputs: example inputs of one forward pass: a tensor, a tuple or list of positional or a
             mapping of keyword arguments. With them the plan counts MACs.
         methods: names of the allowed decompositions in order of preference; None for "svd",
-            "tucker2", "spatial_svd" and "channel_svd".
+            "tucker2", "spatial_svd" and "channel_svd", and, where the policy limits parameters or
+            latency, for "svd_id", "tucker2_id" and "channel_svd_id".
         include: glob patterns of layer paths to consider; None for all.
         exclude: glob patterns of layer paths to leave alone.
         overrides: policies for some layers, objects or texts, by glob pattern; the first match
@@ -93,7 +96,8 @@ def plan(
         "excluded by '2'"
     """
     selection = registry().selection(policy, include, exclude, overrides)
-    session = open_session(model, inputs, settings_of(methods, placement, seed, executor), adapter)
+    settings = _settings(selection, methods, placement, seed, executor)
+    session = open_session(model, inputs, settings, adapter)
     return plan_only(_task(session, selection, calibration, loss, moments))
 
 
@@ -146,7 +150,7 @@ def compress(  # noqa: D417 - the others are those of plan
         True
     """
     selection = registry().selection(policy, include, exclude, overrides)
-    settings = settings_of(methods, placement, seed, executor)
+    settings = _settings(selection, methods, placement, seed, executor)
     session = open_session(model, inputs, settings, adapter)
     task = _task(session, selection, calibration, loss, moments)
     small = Compressed(*run_policy(task, refit=refit, inplace=inplace))
@@ -198,6 +202,18 @@ def gather(  # noqa: D417 - the others are those of plan
     if gathered is None:
         raise RankfoldError(f"calibration: too little; give at least {FEWEST} examples")
     return gathered
+
+
+def _settings(
+    selection: Selection,
+    methods: Sequence[str] | None,
+    placement: Placement,
+    seed: int,
+    executor: Executor | None,
+) -> Settings:
+    # The default methods are those of the main policy, for overrides, too.
+    interpolative = checked_policy(selection.policy).allows_interpolation
+    return settings_of(methods, placement, seed, executor, interpolative=interpolative)
 
 
 def _task(
@@ -308,7 +324,7 @@ def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decis
         reason = planned.reason or ("" if planned.method else "left alone by the plan")
         decision = decide(layer, Choice(planned.method, planned.ranks, reason))
         layer.release()
-        return decision
+        return decision.with_pivots(planned.pivots)
     except Refused as refused:
         # A layer that the plan leaves alone keeps the plan's reason, even if it cannot be read
         # here.

@@ -28,9 +28,9 @@ STEPS = 300
 """Steps unless told: half a minute of one core for the networks of the benchmark. At three times as
 many the VGG-like one still gained, but less than in the first."""
 _RATE = 0.01
-"""Largest movement of a parameter per step, as a share of the size of its tensor. At three times of
-it a classifier of house numbers, near its original from the start, lost 0.2 points on data of another
-kind where it gains 1.6 at this."""
+"""Largest movement of a parameter per step, as a share of the size of its tensor. At three times
+of it a classifier of house numbers, near its original from the start, lost 0.2 points on data of
+another kind where it gains 1.6 at this."""
 _WARM_UP = 20
 """Steps in which the rate rises, at first and after going back: Adam's estimates are then of single
 batches."""

@@ -93,6 +93,7 @@ def _layer(
         counted=bool(extents) or is_table or not session.uncounted(path),
         params_beside=max(0, session.parameters(path, op) - params(op)),
         folded=session.folded(path),
+        not_interpolated=session.not_interpolated(path),
     )
     return Layer(
         paths,

@@ -17,11 +17,13 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import RegressionSums
+from rankfold.decompose.interpolative import interpolated_like
 from rankfold.faults import of_adapter
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op, by_group, of_groups
+from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import copied
 from rankfold.ops.reference import reconstruct, relative_distance
 from rankfold.pipeline.allocation import Task
@@ -220,6 +222,10 @@ class Refit:
                 problem = self._problem(path, part)
                 if problem is not None:
                     best = best_refit(problem, part, visited.start.layer.sensitivity)
+                    if best.chain is not part.chain:
+                        # Later stages are refitted as ordinary ones. To interpolate them last
+                        # changes nothing of what they compute.
+                        best = replace(best, chain=interpolated_like(best.chain, part.chain))
                     visited.take(best, part)
                     chain = best.chain
         layer.release()
@@ -344,6 +350,7 @@ class _VisitedLayer:
             # that was right.
             dense = reconstruct(self._op, self._chain)
             changes["error"] = relative_distance(self._op.weight, dense)
+            changes["pivots"] = pivots_of_chain(self._chain)
             changes["sensitivity"] = None
             if self._sensitivities:
                 energies, values = zip(*self._sensitivities, strict=True)

@@ -19,6 +19,7 @@ from rankfold.errors import Refused
 from rankfold.layers.bias_correction import shifted
 from rankfold.linalg import Array, along_channels
 from rankfold.ops import Chain, Embedding, Op, with_weight
+from rankfold.ops.interpolation import without_pivots
 from rankfold.ops.reference import reconstruct
 from rankfold.pipeline.ridge_regression import regression
 
@@ -142,7 +143,8 @@ class LaterStages:
     ) -> None:
         self._op = op
         self._method = method
-        self._chain = chain
+        # The first stage stays, so that the others are solved for as ordinary ones.
+        self._chain = without_pivots(chain)
         self.metric = metric
         self._basis = first_basis(op, chain)
         self._positions = fit.xx.shape[1] // self._basis.shape[2]

@@ -12,11 +12,12 @@ import numpy as np
 from rankfold import linalg
 from rankfold.adapters.capabilities import Capabilities
 from rankfold.calibration.moments import input_form
+from rankfold.decompose.interpolative import with_pivots
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
-from rankfold.ops import Chain, Op, describe
+from rankfold.ops import Chain, Op, Pivots, describe
 from rankfold.ops.ownership import copied
 from rankfold.pipeline.verify import check_chain
 from rankfold.plan.plan import LayerPlan
@@ -38,6 +39,24 @@ class Decision:
         """Return the decision with another count of MACs (before, after)."""
         return replace(self, layer=msgspec.structs.replace(self.layer, macs=pair))
 
+    def with_pivots(self, pivots: tuple[Pivots, ...]) -> Decision:
+        """Return the decision with the pivots of a plan; with its own where that has none.
+
+        The weights of a chain go with its pivots. Where a plan pins them, weights that are saved
+        apart from it, and loaded into another model that was made by it, fit there.
+
+        Raises:
+            Refused: they do not fit the chain.
+        """
+        if self.chain is None or not pivots or pivots == self.layer.pivots:
+            return self
+        try:
+            chain = with_pivots(self.chain, pivots)
+        except RankfoldError as error:
+            raise Refused(str(error)) from None
+        layer = msgspec.structs.replace(self.layer, pivots=pivots)
+        return replace(self, layer=layer, chain=chain)
+
 
 def decide(layer: Layer, choice: Choice) -> Decision:
     """Decompose a layer as a policy chose: the chain, its cost and its error.
@@ -49,6 +68,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     op: Op | None = None  # a layer that stays is not read for it
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
     predicted = sensitivity = None
+    pivots: tuple[Pivots, ...] = ()
     # A policy may name a method that does not apply to this layer; that costs the layer, not the
     # call.
     if method is not None and method not in layer.methods:
@@ -63,7 +83,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         else:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
-            sensitivity = candidate.sensitivity
+            sensitivity, pivots = candidate.sensitivity, candidate.pivots
             # Each remark once and in this order: policy and method may have said the same.
             remarks = [reason, layer.remark(after), candidate.remark]
             if layer.folded:
@@ -83,6 +103,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         predicted=predicted,
         sensitivity=sensitivity,
         moments=input_form(outline) if layer.has_moments else "",
+        pivots=pivots,
     )
     return Decision(decided, op if chain is not None else None, chain)
 
@@ -129,6 +150,7 @@ def undone(done: LayerPlan, reason: str) -> LayerPlan:
         predicted=None,
         measured=None,
         sensitivity=None,
+        pivots=(),
         refit=False,
         params=None if done.params is None else (done.params[0], done.params[0]),
         macs=None if done.macs is None else (done.macs[0], done.macs[0]),

@@ -20,12 +20,17 @@ from rankfold.policies.selection import listed
 METHODS = ("svd", "tucker2", "spatial_svd", "channel_svd")
 """The default methods, in order of preference: those with a closed form or as good as one."""
 
+INTERPOLATIVE = ("svd_id", "tucker2_id", "channel_svd_id")
+"""Further default methods, for policies that allow them."""
+
 
 def settings_of(
     methods: str | Sequence[str] | None,
     placement: Placement,
     seed: int,
     executor: Executor | None = None,
+    *,
+    interpolative: bool = False,
 ) -> Settings:
     """Check the settings that a caller gives.
 
@@ -34,6 +39,7 @@ def settings_of(
         placement: how the scale is spread over a chain.
         seed: of all randomness.
         executor: works on several layers at once.
+        interpolative: whether interpolative methods are among the default ones.
 
     Raises:
         RankfoldError: an unknown placement or method, or a seed or an executor that is none.
@@ -45,7 +51,8 @@ def settings_of(
     if placement not in ("balanced", "classical"):
         raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
     check_seed(seed)
-    names = METHODS if methods is None else listed(methods)
+    default = (*METHODS, *INTERPOLATIVE) if interpolative else METHODS
+    names = default if methods is None else listed(methods)
     return Settings(registry().methods(names), placement, seed, executor)
 
 
@@ -109,6 +116,13 @@ class Session:
     def folded(self, path: str) -> str:
         """Say in words how the layer computes the op's weight; "" where it stores it."""
         return "" if self.can.folding is None else self.can.folding.folded(self.model, path)
+
+    def not_interpolated(self, path: str) -> str:
+        """Say why no interpolative stages can be in a layer's place; "" where they can."""
+        builds = self.can.builds_interpolations
+        if builds is None:
+            return f"{self.can.name} builds no interpolative stages"
+        return builds.why_not_interpolated(self.model, path)
 
     def parameters(self, path: str, op: Op) -> int:
         """Return the number of parameters of a layer; those of its op where no more is known."""

@@ -43,6 +43,8 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         sensitivity: of CP stages to noise, as a fine-tuning step makes it: the expected squared
             relative change of the weight per unit variance of noise relative to the factors. About
             one per stage where the rank-1 terms do not cancel; None for other methods.
+        pivots: the channels that interpolative stages pass on, ascending, a tuple for each such
+            stage of the chain; a plan that is carried out on other weights keeps to them.
         moments: how much of the moments of its inputs was gathered: "patches", "separable" (of
             wide patches the directions of most energy, and a separable rest) or "diagonal"; ""
             without calibration data.
@@ -61,6 +63,7 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     refit: bool = False
     sensitivity: float | None = None
     moments: str = ""
+    pivots: tuple[tuple[int, ...], ...] = ()
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -208,6 +211,8 @@ def validate(plan: Plan) -> None:
                 "method needs ranks and ranks need a method"
             )
         _check_counts(f"layer {layer.path!r}", "ranks", layer.ranks, least=1)
+        for pivots in layer.pivots:
+            _check_counts(f"layer {layer.path!r}", "pivots", pivots)
         for name in ("params", "macs"):
             _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
         for name in ("error", "predicted", "measured", "sensitivity"):

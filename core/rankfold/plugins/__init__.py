@@ -5,6 +5,7 @@ A plugin's declaration module imports its names from here; where they live insid
 
 from rankfold.adapters.base import (
     Adapter,
+    BuildsInterpolations,
     Calibrates,
     Checked,
     CountsParameters,
@@ -21,7 +22,7 @@ from rankfold.adapters.base import (
     Trace,
 )
 from rankfold.adapters.distils import Distils, Student
-from rankfold.adapters.tensor_rules import LayerTensor, TensorRule
+from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.decompose.base import (
@@ -29,6 +30,7 @@ from rankfold.decompose.base import (
     Decomposition,
     EstimatesErrors,
     Factorization,
+    Interpolates,
     NamesBetterMethod,
     Placement,
     RankTuple,
@@ -55,6 +57,7 @@ from rankfold.plugins.hookspecs import (
 from rankfold.policies.base import (
     AllocatesModel,
     Allocation,
+    AllowsInterpolation,
     Choice,
     DistilsModels,
     Judges,
@@ -71,6 +74,8 @@ __all__ = [
     "AdapterSpec",
     "AllocatesModel",
     "Allocation",
+    "AllowsInterpolation",
+    "BuildsInterpolations",
     "Calibrates",
     "Calibration",
     "Chain",
@@ -92,6 +97,7 @@ __all__ = [
     "Factorization",
     "FileFormat",
     "Folding",
+    "Interpolates",
     "Judges",
     "Layer",
     "LayerGroup",
@@ -122,6 +128,7 @@ __all__ = [
     "SearchesModels",
     "Spectrum",
     "StatesScope",
+    "StoresInterpolations",
     "Structured",
     "Student",
     "TensorRule",

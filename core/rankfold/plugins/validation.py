@@ -60,6 +60,11 @@ class Declarations:
                     f"decomposition {shown(decomposition)}: multilinear_costs is "
                     f"{shown(multilinear)}; give a bool"
                 )
+            if not isinstance(getattr(decomposition, "interpolates", ""), str):
+                raise TypeError(
+                    f"decomposition {shown(decomposition)}: interpolates is no text; give the name "
+                    "of a method"
+                )
         _check_parts("policy", policies, _POLICY)
         for policy in policies:
             check_scope(policy)

@@ -36,7 +36,7 @@ class Policy(Protocol):
     """Chooses a method and ranks for each layer.
 
     What a policy may have beyond this are protocols of their own: `StatesScope`,
-    `AllocatesModel` and `SearchesModels`.
+    `AllowsInterpolation`, `AllocatesModel` and `SearchesModels`.
 
     Attributes:
         name: the word for it on the command line.
@@ -63,6 +63,22 @@ class StatesScope(Protocol):
     """
 
     judges: Judges
+
+
+@runtime_checkable
+class AllowsInterpolation(Protocol):
+    """A policy that says whether interpolative methods are allowed where no methods are named.
+
+    They save parameters at no loss, and gather channels, which takes time. So a policy that weighs
+    parameters, or times that are measured, gains by them.
+
+    Attributes:
+        allows_interpolation: whether they are; for a policy without it they are not.
+    """
+
+    @property
+    def allows_interpolation(self) -> bool:
+        """Whether interpolative methods are among the default ones."""
 
 
 @dataclass(frozen=True)

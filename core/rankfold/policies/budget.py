@@ -113,6 +113,11 @@ class Budget:
         return f"Budget({', '.join(shown)})"
 
     @property
+    def allows_interpolation(self) -> bool:
+        """Whether parameters are limited, or times that are measured."""
+        return self.params is not None or self.latency is not None
+
+    @property
     def looks_at(self) -> Literal["plans", "times", "models"]:
         """What has to be seen of the models that `search` tries out."""
         if self.drop is not None:
@@ -252,7 +257,7 @@ class _Problem:
                 cost = layer.cost(layer.op)
                 seconds, offers = 0.0, offered.offers
                 if timed:
-                    seconds, offers = layer.timed_offers(offers)
+                    seconds, offers = layer.timed_offers(*offered.fronts)
                 items: list[Offer | None] = [None, *offers]
                 as_it_is = Offer("", (), cost, 0.0, seconds)
                 first_seconds += seconds

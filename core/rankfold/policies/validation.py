@@ -23,6 +23,7 @@ class CheckedPolicy:
         of_model: where it weighs all layers against each other.
         searching: where it tries out models.
         looks_at: what it needs to see of these.
+        allows_interpolation: whether interpolative methods are among the default ones.
         distil_steps: how many steps these are trained before.
     """
 
@@ -31,6 +32,7 @@ class CheckedPolicy:
     of_model: AllocatesModel | None
     searching: SearchesModels | None
     looks_at: Literal["plans", "times", "models"]
+    allows_interpolation: bool
     distil_steps: int = 0
 
 
@@ -67,8 +69,10 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
         raise RankfoldError(f"{who}{lacks}; use for example rankfold.VBMF()")
     judges = check_scope(policy)
     looks_at: object = "plans"
+    interpolative = False
     steps = 0
     with contained(who, RankfoldError):
+        interpolative = getattr(policy, "allows_interpolation", False) is True
         of_model = cast(AllocatesModel, policy) if allocates else None
         searching = cast(SearchesModels, policy) if searches else None
         if searching is not None:
@@ -76,5 +80,6 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
             steps = int(getattr(policy, "distil_steps", 0))
         for known in _LOOKS:
             if looks_at == known:
+                return CheckedPolicy(policy, judges, of_model, searching, known, interpolative)
                 return CheckedPolicy(policy, judges, of_model, searching, known, steps)
     raise RankfoldError(f"{who}: looks_at is {shown(looks_at)}; use one of {_LOOKS}")

@@ -262,6 +262,12 @@ def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool
     folded = "" if can.folding is None else can.folding.folded(model, layer.path)
     if of_tensors and folded:
         raise Refused(f"the tensors of a checkpoint lack its {folded}; compress the model itself")
+    builds = can.builds_interpolations
+    if layer.pivots and builds is not None:  # a plan for a checkpoint knows no model
+        with contained("reading the layer", Refused):
+            refusal = builds.why_not_interpolated(model, layer.path)
+        if refusal:
+            raise Refused(f"no interpolative stages can take its place: {refusal}")
     # A template may hand on the layer's own bias, which is memory of the model; the copy must not
     # share it.
     stages = tuple(map(copied, planned_template(layer, op)))

@@ -20,6 +20,7 @@ from rankfold.plugins.validation import Declarations
 
 RNG = np.random.default_rng(4)
 ALL = ("svd", "tucker2", "spatial_svd", "channel_svd", "cp", "cp3")
+INTERPOLATIVE = ("svd_id", "tucker2_id", "channel_svd_id")
 OPS: list[tuple[Op, Extent | None]] = [
     (Linear(RNG.standard_normal((23, 17)), np.ones(23)), (7,)),
     (Linear(RNG.standard_normal((24, 9)), groups=2), None),
@@ -45,7 +46,7 @@ def test_a_formula_counts_what_the_chain_of_every_method_costs(case: int, attend
     op, extent = OPS[case]
     costs = Costs(op, Usage(None if extent is None else [extent, extent], attended))
     applied = 0
-    for name, method in registry().methods(ALL).items():
+    for name, method in registry().methods((*ALL, *INTERPOLATIVE)).items():
         if method.refuse(op) is not None:
             continue
         applied += 1
@@ -56,9 +57,12 @@ def test_a_formula_counts_what_the_chain_of_every_method_costs(case: int, attend
     assert applied
 
 
-@pytest.mark.parametrize(("case", "most"), [(0, 2), (3, 4 + 2 + 2)])
+@pytest.mark.parametrize(
+    ("case", "methods", "most"),
+    [(0, ALL[:4], 2), (3, ALL[:4], 4 + 2 + 2), (0, INTERPOLATIVE, 3), (3, INTERPOLATIVE, 9 + 3)],
+)
 def test_offers_of_a_layer_build_a_few_templates(
-    case: int, most: int, monkeypatch: pytest.MonkeyPatch
+    case: int, methods: tuple[str, ...], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = []
     usual = Guarded.template
@@ -69,7 +73,7 @@ def test_offers_of_a_layer_build_a_few_templates(
 
     monkeypatch.setattr(Guarded, "template", template)
     op = OPS[case][0]
-    layer = Layer(("x",), lambda: op, Settings(registry().methods(ALL[:4]), "balanced", 0))
+    layer = Layer(("x",), lambda: op, Settings(registry().methods(methods), "balanced", 0))
     assert len(layer.offers()) > 3
     assert len(built) <= most
 
@@ -117,4 +121,12 @@ def test_a_plugin_that_says_neither_yes_nor_no_is_refused() -> None:
         multilinear_costs = "sometimes"  # type: ignore[assignment]  # what is tested
 
     with pytest.raises(TypeError, match="multilinear_costs is 'sometimes'; give a bool"):
+        Declarations.of(lambda hook: [Vague()] if hook == "rankfold_decompositions" else [])
+
+
+def test_a_plugin_that_interpolates_no_method_by_its_name_is_refused() -> None:
+    class Vague(ChannelSVD):
+        interpolates = True
+
+    with pytest.raises(TypeError, match="interpolates is no text; give the name of a method"):
         Declarations.of(lambda hook: [Vague()] if hook == "rankfold_decompositions" else [])

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import rankfold as rf
+from rankfold_torch.layers.interpolative import Interpolative
 
 LIMITS = {"macs": 0.6, "params": 0.95}
 LOOSER = {"macs": 0.85, "params": 1.0}  # what is left alone is counted, too
@@ -30,7 +31,10 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
     found: list[int] = []
 
     def count(module: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, Interpolative):
+            channels = module.rank if not module.tall else len(module.order)
+            found.append(output.numel() // channels * module.weight.numel())
+        elif isinstance(module, nn.Linear):
             found.append(output.numel() * module.weight.shape[1])
         elif isinstance(module, Conv1D):
             found.append(output.numel() * module.weight.shape[0])
@@ -39,7 +43,7 @@ def counting(model: nn.Module) -> Iterator[list[int]]:
         else:
             found.append(args[0].numel() * module.weight[0].numel())
 
-    kinds = (nn.Linear, Conv1D, *CONVS, *TRANSPOSED)
+    kinds = (Interpolative, nn.Linear, Conv1D, *CONVS, *TRANSPOSED)
     handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, kinds)]
     try:
         yield found
