@@ -82,8 +82,5 @@ def test_few_examples_are_met_with_more_caution(examples: int) -> None:
     inputs, outputs = INPUTS[:examples], OUTPUTS[:examples]
     sums, metric = joint(inputs, outputs), Metric(LAYER, moments_of(inputs))
     best_refit(Recorded({}, metric, sums, sums), LayerPart(LAYER, off(0.2), None, sums, sums), None)
-    assert len(tried) == len(RIDGES)
-    if examples == 40:
-        assert all(ridge > usual for ridge, usual in zip(tried, RIDGES, strict=True))
-    else:
-        assert tuple(tried) == RIDGES
+    assert tuple(tried[-2:]) == RIDGES
+    assert [ridge > RIDGES[0] for ridge in tried[:-2]] == ([True] if examples == 40 else [])
