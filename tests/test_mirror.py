@@ -13,6 +13,7 @@ PACKAGES = {
     "jax": "backends/rankfold_jax",
     "transformers": "plugins/rankfold_transformers",
     "timm": "plugins/rankfold_timm",
+    "onnx": "plugins/rankfold_onnx",
 }
 
 

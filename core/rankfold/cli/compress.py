@@ -1,4 +1,4 @@
-"""`rankfold compress`: a checkpoint, or a model made by a factory with weights from a file."""
+"""`rankfold compress`: a checkpoint, a file with a model, or a factory's with its weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.cli.arguments import make_model
+from rankfold.cli.example_inputs import example_inputs
 from rankfold.cli.executors import opened
 from rankfold.cli.options import CompressOptions
 from rankfold.cli.signals import Terminated
@@ -23,6 +24,13 @@ from rankfold.plan.table import as_table
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.storage.folder import check_replaceable
+from rankfold.storage.model_files import (
+    check_writable,
+    file_kind,
+    known_kind,
+    read_model,
+    write_model,
+)
 from rankfold.storage.safetensors_header import check_plain, parse_json
 
 _MOST_INPUTS = 16 * 2**20
@@ -38,9 +46,13 @@ def run(options: CompressOptions) -> None:
     policy = registry().policy(options.policy)
     names = options.methods
     methods = None if names is None else [name.strip() for name in names.split(",")]
+    whole = options.weights is None and known_kind(Path(options.target)) is not None
     # Looked at before a model is made and decomposed, and not only when it is to be written.
-    check_replaceable(options.output)
-    compressed = _checkpoint if options.weights is None else _model
+    if not (whole and known_kind(options.output)):
+        check_replaceable(options.output)
+    if options.calibration is not None and not whole:
+        raise RankfoldError("--calibration is for files of whole models, such as .onnx")
+    compressed = _whole if whole else _checkpoint if options.weights is None else _model
     plan, output = compressed(options, policy, methods), options.output
     try:
         _show(plan, output)
@@ -115,6 +127,37 @@ def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) 
         inplace=False,
     )
     small.save(options.output)
+    return small.plan
+
+
+def _whole(options: CompressOptions, policy: Policy, methods: list[str] | None) -> Plan:
+    """Compress the model of a file into a file of its kind, or a folder."""
+    for name in ("moments", "executor", "drop"):
+        if getattr(options, name):
+            raise RankfoldError(f"--{name} is for checkpoints, and {options.target!r} is a model")
+    source, target = Path(options.target), options.output
+    kind = file_kind(source)
+    if known_kind(target) is not None and file_kind(target) is not kind:
+        raise RankfoldError(
+            f"{str(target)!r} is no name for {kind.kind}; end it in {kind.suffixes[0]}"
+        )
+    check_writable(target, source)
+    model = read_model(source, kind)
+    inputs, batches = example_inputs(options.inputs, options.calibration)
+    small = compress(
+        model,
+        policy,
+        inputs=inputs,
+        calibration=batches,
+        methods=methods,
+        include=options.include,
+        exclude=options.exclude or (),
+        seed=options.seed,
+    )
+    if known_kind(target) is kind:
+        write_model(small.model, small.plan, target, source)
+    else:
+        small.save(target)
     return small.plan
 
 

@@ -1,8 +1,9 @@
-"""`rankfold inspect`: what could be saved in a checkpoint, tensor by tensor."""
+"""`rankfold inspect`: what could be saved in a checkpoint or a model, tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -21,13 +22,14 @@ from rankfold.policies.base import Policy
 from rankfold.policies.energy import energy_rank
 from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
+from rankfold.storage.model_files import file_kind, known_kind, read_model
 
 _SHARE = 0.9
 _KERNELS = (3, 4, 5)
 
 
 def run(checkpoint: Path, policy: str) -> None:
-    """Print a table of all matrices and kernels of a checkpoint.
+    """Print a table of all matrices and kernels of a checkpoint, or of the layers of a model.
 
     Raises:
         RankfoldError: the checkpoint or the policy cannot be read.
@@ -45,12 +47,15 @@ def run(checkpoint: Path, policy: str) -> None:
     for column in ("EVBMF", f"energy {_SHARE:.0%}", *methods):
         table.add_column(column, justify="right")
     skipped = 0
-    stored = Checkpoint(checkpoint)
-    names = sorted(stored.owner)
-    with progress("inspecting", len(names)) as advance:
-        for name in names:
+    ops = _layers(checkpoint) if known_kind(checkpoint) else _tensors(Checkpoint(checkpoint))
+    with progress("inspecting", len(ops)) as advance:
+        for name, read in ops.items():
             advance(name)
-            op = _op(stored, name)
+            try:
+                op = read()
+            except Refused as refused:
+                table.add_row(*map(literal, (name, "–", refused.reason)))
+                continue
             if op is None:
                 skipped += 1
                 continue
@@ -60,10 +65,22 @@ def run(checkpoint: Path, policy: str) -> None:
     console = wide_console()
     console.print(table)
     console.print(
-        f"{len(names) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
+        f"{len(ops) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
         "Ranks of a kernel are (output, input).",
         highlight=False,
     )
+
+
+def _layers(file: Path) -> dict[str, Callable[[], Op | None]]:
+    """Return the layers of a file with a whole model, each to be read."""
+    model = read_model(file, file_kind(file))
+    adapter = registry().adapter(model)
+    return {path: partial(adapter.read, model, path) for path in adapter.layers(model)}
+
+
+def _tensors(stored: Checkpoint) -> dict[str, Callable[[], Op | None]]:
+    """Return the tensors of a checkpoint, each to be read."""
+    return {name: partial(_op, stored, name) for name in sorted(stored.owner)}
 
 
 def _op(stored: Checkpoint, name: str) -> Op | None:

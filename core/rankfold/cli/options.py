@@ -22,10 +22,13 @@ class CompressOptions:
         str,
         typer.Argument(
             help="A checkpoint: a .safetensors or .pt file, a folder with an index, or the index; "
+            "a file with a whole model (.onnx); "
             "or, with --weights, package.module:factory, called without arguments."
         ),
     ]
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to write; of an .onnx model, a file.")
+    ]
     weights: Annotated[
         Path | None,
         typer.Option(help="The weights (.safetensors, or a .pt state dict) of a factory's model."),
@@ -54,7 +57,14 @@ class CompressOptions:
         Path | None,
         typer.Option(
             help="Of a checkpoint: JSON from patterns of layers to the shape of their input "
-            "without channels, to count MACs."
+            "without channels, to count MACs. Of a whole model: an .npz of its inputs by name."
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a whole model: an .npz of inputs by name, with the examples along the first "
+            "axis."
         ),
     ] = None
     moments: Annotated[

@@ -30,6 +30,7 @@ from rankfold.policies.base import Choice, Policy
 from rankfold.policies.selection import Selection
 from rankfold.policies.validation import checked_policy
 from rankfold.progress import progress
+from rankfold.storage.model_files import opened
 from rankfold.storage.moments_file import Moments
 
 
@@ -54,7 +55,8 @@ def plan(
     """Plan what is to be done to each layer of a model, and say why.
 
     Args:
-        model: a model of any framework with an adapter; it is not modified.
+        model: a model of any framework with an adapter, or the path of a file that holds a whole
+            one (.onnx); it is not modified.
         policy: chooses the ranks; as an object or as text, "energy:0.9" or
             "budget:macs=0.5,params=0.4".
         inputs: example inputs of one forward pass: a tensor, a tuple or list of positional or a
@@ -97,7 +99,7 @@ def plan(
     """
     selection = registry().selection(policy, include, exclude, overrides)
     settings = _settings(selection, methods, placement, seed, executor)
-    session = open_session(model, inputs, settings, adapter)
+    session = open_session(opened(model), inputs, settings, adapter)
     return plan_only(_task(session, selection, calibration, loss, moments))
 
 
@@ -151,7 +153,7 @@ def compress(  # noqa: D417 - the others are those of plan
     """
     selection = registry().selection(policy, include, exclude, overrides)
     settings = _settings(selection, methods, placement, seed, executor)
-    session = open_session(model, inputs, settings, adapter)
+    session = open_session(opened(model), inputs, settings, adapter)
     task = _task(session, selection, calibration, loss, moments)
     small = Compressed(*run_policy(task, refit=refit, inplace=inplace))
     registry().model_done(small.model, small.plan)
@@ -197,7 +199,7 @@ def gather(  # noqa: D417 - the others are those of plan
         >>> [plan["0"].ranks for plan in plans]
         [(12,), (24,)]
     """
-    session = open_session(model, inputs, settings_of(None, "balanced", seed), adapter)
+    session = open_session(opened(model), inputs, settings_of(None, "balanced", seed), adapter)
     gathered = calibrate(session, calibration, loss, None).moments
     if gathered is None:
         raise RankfoldError(f"calibration: too little; give at least {FEWEST} examples")
@@ -270,13 +272,13 @@ def apply(
     validate(plan)
     methods = sorted({layer.method for layer in plan.replaced if layer.method is not None})
     settings = settings_of(methods or None, plan.placement, plan.seed)
-    session = open_session(model, inputs, settings, adapter)
+    session = open_session(opened(model), inputs, settings, adapter)
     check_planned(plan.layers, session.layer_classes)
     # A plan with MACs was made on example inputs, whose trace found its layers to be replaceable.
     if any(layer.macs for layer in plan.layers) and session.can.recalling is not None:
         session.can.recalling.recall()
     done, modules = _carried_out(session, plan)
-    small, stale = replaced_where_possible(session.can, model, modules, inplace=inplace)
+    small, stale = replaced_where_possible(session.can, session.model, modules, inplace=inplace)
     # Here the rest of the plan stays as it is: a plan says what to do, and no policy is asked anew.
     done |= {path: undone(done[path], reason) for path, reason in stale.items()}
     for layer in done.values():

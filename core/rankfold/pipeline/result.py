@@ -14,6 +14,7 @@ from rankfold.plan.plan import Plan, check_planned
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
 from rankfold.storage.folder import save
+from rankfold.storage.model_files import opened, write_model, writes
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Compressed:
         Raises:
             RankfoldError: the model is another one, or what stands in a layer's place is no chain.
         """
+        model = opened(model)
         can = capabilities(adapter or registry().adapter(model))
         if inputs is not None:
             can.adapter.trace(model, inputs)
@@ -64,7 +66,16 @@ class Compressed:
     def save(self, folder: str | PathLike[str]) -> None:
         """Write plan.json and weights.safetensors; see `rankfold.load`.
 
+        Where the framework has files that hold a whole model, and the path has the suffix of such a
+        one (.onnx), it is written as that file, with the plan in it, and needs no loading.
+
+        Args:
+            folder: to write, or such a file.
+
         Raises:
-            RankfoldError: the folder cannot be written, or holds something else.
+            RankfoldError: it cannot be written, or the folder holds something else.
         """
-        save(self.model, self.plan, Path(folder))
+        if writes(self.model, Path(folder)):
+            write_model(self.model, self.plan, Path(folder))
+        else:
+            save(self.model, self.plan, Path(folder))

@@ -23,8 +23,22 @@ from rankfold.adapters.base import (
 )
 from rankfold.adapters.distils import Distils, Student
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
-from rankfold.calibration.batches import Calibration
-from rankfold.calibration.moments import LayerMoments, RegressionSums
+from rankfold.adapters.timing import medians
+from rankfold.calibration.accumulators import (
+    RelativeDistance,
+    input_not_finite,
+    moment_not_finite,
+    regression_sums,
+    sampled_positions,
+)
+from rankfold.calibration.batches import Calibration, examples, is_held_out
+from rankfold.calibration.losses import Divergence
+from rankfold.calibration.moments import (
+    LayerMoments,
+    RegressionSums,
+    has_regression,
+    input_form,
+)
 from rankfold.decompose.base import (
     CountsByFormula,
     Decomposition,
@@ -50,6 +64,7 @@ from rankfold.plugins.hookspecs import (
     Demo,
     FileFormat,
     LayerRule,
+    ModelFile,
     ParameterRule,
     Rule,
     hookimpl,
@@ -90,6 +105,7 @@ __all__ = [
     "Distils",
     "DistilsModels",
     "Distributed",
+    "Divergence",
     "Embedding",
     "EstimatesErrors",
     "Expands",
@@ -107,6 +123,7 @@ __all__ = [
     "LayerTensor",
     "LayerVisitor",
     "Linear",
+    "ModelFile",
     "NamesBetterMethod",
     "NamesOutputs",
     "NamesParts",
@@ -124,6 +141,7 @@ __all__ = [
     "RegressesLaterStages",
     "Regression",
     "RegressionSums",
+    "RelativeDistance",
     "Rule",
     "SearchesModels",
     "Spectrum",
@@ -136,5 +154,14 @@ __all__ = [
     "Trace",
     "Unfolding",
     "best_method",
+    "examples",
+    "has_regression",
     "hookimpl",
+    "input_form",
+    "input_not_finite",
+    "is_held_out",
+    "medians",
+    "moment_not_finite",
+    "regression_sums",
+    "sampled_positions",
 ]

@@ -19,7 +19,7 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
-API = (1, 2)
+API = (1, 3)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
@@ -50,6 +50,30 @@ class FileFormat:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """A kind of file that holds a whole model, structure and weights, of one framework.
+
+    Such a file is compressed into another one of its kind. What `read` gives is a model that the
+    adapter handles. Nothing that such a file holds may be run.
+
+    Attributes:
+        kind: in words, for messages: "an ONNX model".
+        suffixes: of such files, the usual one first.
+        read: "module:function" from a path to the model.
+        write: "module:function" of (model, path, plan, source) that writes a model, and its plan
+            where such a file has a place for it; `source` is the path that the model was read
+            from, or None.
+        install: the command that installs what both need.
+    """
+
+    kind: str
+    suffixes: tuple[str, ...]
+    read: str
+    write: str
+    install: str
+
+
+@dataclass(frozen=True)
 class Demo:
     """The network that the demo trains and compresses in a framework.
 
@@ -76,6 +100,7 @@ class AdapterSpec:
             without arguments.
         formats: checkpoint files besides safetensors that the plugin reads.
         demo: what the demo shows of the framework.
+        model_files: files with whole models that the plugin reads and writes.
     """
 
     name: str
@@ -83,6 +108,7 @@ class AdapterSpec:
     target: str
     formats: tuple[FileFormat, ...] = ()
     demo: Demo | None = None
+    model_files: tuple[ModelFile, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ class Declarations:
             # Only the form of a target is checked. To resolve one would import the framework.
             demos = () if spec.demo is None else (spec.demo.target,)
             readers = (file_format.read for file_format in spec.formats)
-            _check_targets(spec, (*spec.model_types, spec.target, *readers, *demos))
+            whole = (target for file in spec.model_files for target in (file.read, file.write))
+            _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))
         for rule in rules:
             build = () if rule.build is None else (rule.build,)
             _check_targets(rule, (rule.layer, rule.read, *build))

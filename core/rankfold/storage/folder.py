@@ -29,6 +29,7 @@ from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.planned_template import planned_template
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of, sync
+from rankfold.storage.model_files import opened
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.work_folder import SAVING, claimed, publish
 from rankfold.storage.wrapper_prefixes import matched
@@ -133,8 +134,8 @@ def load(
     """Return a compressed copy of a fresh model, with the structure and weights that were saved.
 
     Args:
-        model: a model of the architecture that was compressed; its weights do not matter and it is
-            not modified.
+        model: a model of the architecture that was compressed, or the file of one (.onnx); its
+            weights do not matter and it is not modified.
         folder: what `Compressed.save` or `compress_checkpoint` wrote.
         inputs: example inputs of one forward pass, for a framework whose models show their layers
             only when they are called (Flax Linen). Shapes are enough.
@@ -174,6 +175,7 @@ def load(
             )
     if len(files) > 1:
         _check_distinct(files)
+    model = opened(model)
     adapter = adapter or registry().adapter(model)
     with of_adapter(adapter):
         # An adapter may refuse layers by what a trace shows. Without inputs there is no trace, but

@@ -21,6 +21,7 @@ PACKAGES = {
     "skimage": "scikit-image==0.26.0",
     "ccexam": "ccexam==1.0.0",
     "silero_vad": "silero-vad==6.2.3",
+    "rapidocr_onnxruntime": "rapidocr-onnxruntime==1.4.4",
 }
 """What is installed, by the name of the folder that it leaves."""
 

@@ -1,0 +1,28 @@
+"""ONNX: models as graphs of onnx, run by onnxruntime; through the public plugin API alone."""
+
+from collections.abc import Iterable
+
+from rankfold.plugins import AdapterSpec, ModelFile, hookimpl
+
+RANKFOLD_API = (1, 3)
+
+
+@hookimpl
+def rankfold_adapters() -> Iterable[AdapterSpec]:
+    """Declare the adapter of `onnx.ModelProto`, and the files that hold one."""
+    return (
+        AdapterSpec(
+            name="onnx",
+            model_types=("onnx:ModelProto",),
+            target="rankfold_onnx.adapter:OnnxAdapter",
+            model_files=(
+                ModelFile(
+                    kind="an ONNX model",
+                    suffixes=(".onnx",),
+                    read="rankfold_onnx.model_files:read",
+                    write="rankfold_onnx.model_files:write",
+                    install="pip install 'rankfold[onnx]'",
+                ),
+            ),
+        ),
+    )

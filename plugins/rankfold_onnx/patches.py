@@ -1,0 +1,202 @@
+"""Rows of a layer's input that its weight is multiplied with, at sampled output positions.
+
+A row belongs to one output position of one image; the first axis of an activation counts images.
+Rows are (groups, d) with d = in/groups · positions of the kernel, channels first, so that an output
+is `weight.reshape(groups, out/groups, d) @ row` plus the bias. Only sampled rows are ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from rankfold.linalg import Array
+from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
+from rankfold.plugins import sampled_positions
+
+Layer: TypeAlias = Linear | Conv | ConvTranspose
+
+_CHUNK = 2**24
+"""Numbers of a block of rows and of the outputs at them: 64 MiB in float32."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Sampled output positions of one call of a layer.
+
+    Attributes:
+        images: the number of images.
+        positions: output positions of one image.
+        chosen: (images, m), flat positions sampled of each image; None for all.
+    """
+
+    images: int
+    positions: int
+    chosen: Array | None
+
+    @property
+    def rows(self) -> int:
+        """Number of sampled rows, over all images."""
+        return self.images * (self.positions if self.chosen is None else self.chosen.shape[1])
+
+    def of(self, rows: slice) -> tuple[Array, Array]:
+        """Return image and position of each of these rows."""
+        index = np.arange(rows.start, rows.stop)
+        if self.chosen is None:
+            return index // self.positions, index % self.positions
+        return index // self.chosen.shape[1], self.chosen.reshape(-1)[rows]
+
+
+def width(op: Layer) -> int:
+    """Return the length d of a row."""
+    return math.prod(op.weight.shape[1:])
+
+
+def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
+    """Return (images, *axes) of an input of that shape."""
+    if isinstance(op, Linear):
+        return tuple(shape[:-1]) or (1,)
+    return (shape[0], *shape[2:])
+
+
+def sample(
+    op: Layer,
+    shape: Sequence[int],
+    examples: int,
+    rng: np.random.Generator,
+    basis: Array | None = None,
+) -> Sample:
+    """Draw output positions, of each image on its own.
+
+    Args:
+        op: the layer.
+        shape: of its input.
+        examples: how many are seen in all; the more, the fewer positions of each are needed.
+        rng: draws.
+        basis: what wide patches are projected on; see `sampled_positions`.
+    """
+    images, *axes = output_extent(op, extent_of(op, shape))
+    positions = math.prod(axes)
+    wanted = sampled_positions(op, examples, basis)
+    if wanted >= positions or images == 0:
+        return Sample(images, positions, None)
+    # The `wanted` smallest of random keys are a sample without replacement, for all images at once.
+    # Sorted, they are read from memory in order.
+    keys = rng.random((images, positions), dtype=np.float32)
+    chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
+    return Sample(images, positions, chosen)
+
+
+def chunks(op: Layer, drawn: Sample) -> Iterator[slice]:
+    """Yield slices of the rows of a sample that fit into memory."""
+    step = max(1, _CHUNK // (op.groups * (width(op) + op.weight.shape[0] // op.groups)))
+    for start in range(0, drawn.rows, step):
+        yield slice(start, min(start + step, drawn.rows))
+
+
+class Inputs:
+    """Input of one call of a layer, by rows.
+
+    Args:
+        op: the layer.
+        x: its input.
+        drawn: the positions.
+    """
+
+    def __init__(self, op: Layer, x: Array, drawn: Sample) -> None:
+        self._op = op
+        self._drawn = drawn
+        x = working(x)
+        if isinstance(op, Linear):
+            # A linear layer is a kernel of one tap, each position being its own origin.
+            self._taps = np.zeros(1, np.int64)
+            self._origins: Array | None = None
+            self._size = drawn.positions
+            self._flat = x.reshape(-1, x.shape[-1])
+            return
+        geo = geometry(op)
+        spatial = x.shape[2:]
+        out = output_extent(op, (len(x), *spatial))[1:]
+        if isinstance(op, ConvTranspose):
+            padded, stride = _stuffed(op, x), (1,) * geo.axes
+        else:
+            pads = ((0, 0), (0, 0), *geo.pads(spatial))
+            padded, stride = (np.pad(x, pads) if any(map(any, pads)) else x), geo.stride
+        sizes = padded.shape[2:]
+        # A row is gathered from the flat input: the origin of its output position plus the offset
+        # of each tap. Patches of all positions would be made for a few that are sampled.
+        taps = np.indices(geo.kernel).reshape(geo.axes, -1)
+        if isinstance(op, ConvTranspose):
+            # A transposed convolution meets its kernel in reverse.
+            taps = np.array(geo.kernel)[:, None] - 1 - taps
+        self._taps = _flat_index(taps, geo.dilation, sizes)
+        self._origins = _flat_index(np.indices(out).reshape(geo.axes, -1), stride, sizes)
+        self._size = math.prod(sizes)
+        channels = padded.shape[1]
+        # Channels last, so that one index takes all channels of a position.
+        flat = padded.reshape(len(padded), channels, -1).swapaxes(1, 2)
+        self._flat = np.ascontiguousarray(flat).reshape(-1, channels)
+
+    def take(self, rows: slice) -> Array:
+        """Return these rows, (rows, groups, d)."""
+        groups = self._op.groups
+        # A linear layer at all positions needs no index: the rows are the input.
+        if self._origins is None and self._drawn.chosen is None:
+            return self._flat[rows].reshape(rows.stop - rows.start, groups, -1)
+        image, position = self._drawn.of(rows)
+        origin = position if self._origins is None else self._origins[position]
+        index = (image * self._size + origin)[:, None] + self._taps
+        values = np.take(self._flat, index.reshape(-1), axis=0)
+        # (rows, taps, groups, channels of a group) to (rows, groups, channels · taps), as the
+        # weight is.
+        values = values.reshape(len(index), len(self._taps), groups, -1)
+        return np.ascontiguousarray(values.transpose(0, 2, 3, 1)).reshape(len(index), groups, -1)
+
+
+def outputs(op: Layer, y: Array, drawn: Sample, rows: slice) -> Array:
+    """Return an output at rows of a sample, (rows, groups, out/groups)."""
+    out = len(op.weight)
+    image, position = drawn.of(rows)
+    if isinstance(op, Linear):
+        values = y.reshape(-1, out)[image * drawn.positions + position]
+    else:
+        values = y.reshape(drawn.images, out, drawn.positions)[image, :, position]
+    return working(values).reshape(len(image), op.groups, -1)
+
+
+def working(x: Array) -> Array:
+    """Return an array in the precision of products: float64 as it is, all others as float32."""
+    return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
+
+
+def _stuffed(op: ConvTranspose, x: Array) -> Array:
+    """Return the input of the convolution with stride 1 that a transposed convolution is."""
+    geo, spatial = geometry(op), x.shape[2:]
+    sizes = [(n - 1) * s + 1 for n, s in zip(spatial, geo.stride, strict=True)]
+    wide = np.zeros((*x.shape[:2], *sizes), x.dtype)
+    # stride - 1 zeros between neighbours.
+    wide[(slice(None), slice(None), *(slice(None, None, s) for s in geo.stride))] = x
+    for axis, ((low, high), reach, extra) in enumerate(
+        zip(geo.pads(spatial), geo.reach, geo.output_padding, strict=True), start=2
+    ):
+        # Full correlation needs reach - 1 on both sides; padding cuts it, output_padding adds at
+        # the end. What is cut by more than that is cut off the input.
+        sides = (reach - 1 - low, reach - 1 - high + extra)
+        pads = [(0, 0)] * wide.ndim
+        pads[axis] = (max(sides[0], 0), max(sides[1], 0))
+        cut = [slice(None)] * wide.ndim
+        cut[axis] = slice(max(-sides[0], 0), wide.shape[axis] - max(-sides[1], 0))
+        wide = np.pad(wide[tuple(cut)], pads)
+    return wide
+
+
+def _flat_index(places: Array, steps: Sequence[int], sizes: Sequence[int]) -> Array:
+    flat = np.zeros(places.shape[1], dtype=np.int64)
+    for index, step, size in zip(places, steps, sizes, strict=True):
+        # Row-major, one axis at a time.
+        flat = flat * size + index * step
+    return flat

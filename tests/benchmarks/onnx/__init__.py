@@ -1,0 +1,1 @@
+"""Trained ONNX networks, compressed and run by onnxruntime."""
