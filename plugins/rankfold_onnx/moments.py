@@ -10,6 +10,7 @@ import numpy as np
 from rankfold.calibration.accumulators import input_moment
 from rankfold.calibration.array_store import ArrayStore
 from rankfold.calibration.patch_sketch import matrix_for
+from rankfold.calibration.position_sample import chunks
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op
 from rankfold.plugins import (
@@ -108,7 +109,7 @@ class _LayerSums:
             raise input_not_finite(self._path)
         drawn = patches.sample(op, x.shape, self._examples, self._rng)
         taken = patches.Inputs(op, x, drawn)
-        for chunk in patches.chunks(op, drawn):
+        for chunk in chunks(op, drawn):
             rows = taken.take(chunk)
             self._add(len(rows), self._terms(rows))
         self._positions += drawn.images * drawn.positions

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from rankfold.calibration.position_sample import chunks
 from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op
@@ -226,7 +227,7 @@ class _PairedRun:
                 continue
             drawn = patches.sample(op, x.shape, self._total, self._rng, basis)
             taken = patches.Inputs(op, x, drawn)
-            for chunk in patches.chunks(op, drawn):
+            for chunk in chunks(op, drawn):
                 # The input of the compressed run against the output of the original one: the
                 # replacement is fitted to undo errors of the layers before it as well.
                 rows = projected(taken.take(chunk), basis)

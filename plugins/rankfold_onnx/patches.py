@@ -8,52 +8,16 @@ is `weight.reshape(groups, out/groups, d) @ row` plus the bias. Only sampled row
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
-from rankfold.plugins import sampled_positions
+from rankfold.plugins import PositionSample, position_sample
 
 Layer: TypeAlias = Linear | Conv | ConvTranspose
-
-_CHUNK = 2**24
-"""Numbers of a block of rows and of the outputs at them: 64 MiB in float32."""
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Sampled output positions of one call of a layer.
-
-    Attributes:
-        images: the number of images.
-        positions: output positions of one image.
-        chosen: (images, m), flat positions sampled of each image; None for all.
-    """
-
-    images: int
-    positions: int
-    chosen: Array | None
-
-    @property
-    def rows(self) -> int:
-        """Number of sampled rows, over all images."""
-        return self.images * (self.positions if self.chosen is None else self.chosen.shape[1])
-
-    def of(self, rows: slice) -> tuple[Array, Array]:
-        """Return image and position of each of these rows."""
-        index = np.arange(rows.start, rows.stop)
-        if self.chosen is None:
-            return index // self.positions, index % self.positions
-        return index // self.chosen.shape[1], self.chosen.reshape(-1)[rows]
-
-
-def width(op: Layer) -> int:
-    """Return the length d of a row."""
-    return math.prod(op.weight.shape[1:])
 
 
 def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
@@ -69,33 +33,9 @@ def sample(
     examples: int,
     rng: np.random.Generator,
     basis: Array | None = None,
-) -> Sample:
-    """Draw output positions, of each image on its own.
-
-    Args:
-        op: the layer.
-        shape: of its input.
-        examples: how many are seen in all; the more, the fewer positions of each are needed.
-        rng: draws.
-        basis: what wide patches are projected on; see `sampled_positions`.
-    """
-    images, *axes = output_extent(op, extent_of(op, shape))
-    positions = math.prod(axes)
-    wanted = sampled_positions(op, examples, basis)
-    if wanted >= positions or images == 0:
-        return Sample(images, positions, None)
-    # The `wanted` smallest of random keys are a sample without replacement, for all images at once.
-    # Sorted, they are read from memory in order.
-    keys = rng.random((images, positions), dtype=np.float32)
-    chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
-    return Sample(images, positions, chosen)
-
-
-def chunks(op: Layer, drawn: Sample) -> Iterator[slice]:
-    """Yield slices of the rows of a sample that fit into memory."""
-    step = max(1, _CHUNK // (op.groups * (width(op) + op.weight.shape[0] // op.groups)))
-    for start in range(0, drawn.rows, step):
-        yield slice(start, min(start + step, drawn.rows))
+) -> PositionSample:
+    """Draw output positions of an input of that shape; see `position_sample`."""
+    return position_sample(op, extent_of(op, shape), examples, rng, basis)
 
 
 class Inputs:
@@ -107,7 +47,7 @@ class Inputs:
         drawn: the positions.
     """
 
-    def __init__(self, op: Layer, x: Array, drawn: Sample) -> None:
+    def __init__(self, op: Layer, x: Array, drawn: PositionSample) -> None:
         self._op = op
         self._drawn = drawn
         x = working(x)
@@ -157,7 +97,7 @@ class Inputs:
         return np.ascontiguousarray(values.transpose(0, 2, 3, 1)).reshape(len(index), groups, -1)
 
 
-def outputs(op: Layer, y: Array, drawn: Sample, rows: slice) -> Array:
+def outputs(op: Layer, y: Array, drawn: PositionSample, rows: slice) -> Array:
     """Return an output at rows of a sample, (rows, groups, out/groups)."""
     out = len(op.weight)
     image, position = drawn.of(rows)

@@ -27,6 +27,7 @@ from rankfold.calibration.moments import (
     input_form,
 )
 from rankfold.calibration.patch_sketch import matrix_for
+from rankfold.calibration.position_sample import chunks
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.linalg import Array
@@ -195,7 +196,7 @@ class _Layer:
         if not torch.isfinite(x).all():
             raise input_not_finite(self.path)
         taken = patches.Inputs(op, x, drawn)
-        for chunk in patches.chunks(op, drawn):
+        for chunk in chunks(op, drawn):
             rows = taken.take(chunk)
             sums.add(len(rows), self._terms(rows))
         # Gradients are of all positions, and are divided by these.

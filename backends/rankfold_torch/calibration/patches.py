@@ -8,15 +8,14 @@ is `weight.reshape(groups, out/groups, d) @ row` plus the bias. Only sampled row
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from rankfold.calibration.accumulators import sampled_positions
+from rankfold.calibration.position_sample import PositionSample, position_sample
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.ops.geometry import Geometry
@@ -24,42 +23,8 @@ from rankfold_torch.calibration.sums import working
 
 Layer: TypeAlias = Linear | Conv | ConvTranspose
 
-_CHUNK = 2**24
 # Names of padding modes in NumPy.
 _NUMPY_PAD = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
-
-
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """Sampled output positions of one call of a layer.
-
-    Attributes:
-        images: the number of images.
-        positions: output positions of one image.
-        chosen: (images, m), flat positions sampled of each image; None for all.
-    """
-
-    images: int
-    positions: int
-    chosen: torch.Tensor | None
-
-    @property
-    def rows(self) -> int:
-        """Number of sampled rows, over all images."""
-        return self.images * (self.positions if self.chosen is None else self.chosen.shape[1])
-
-    def of(self, rows: slice, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image and position of each of these rows."""
-        index = torch.arange(rows.start, rows.stop, device=device)
-        if self.chosen is None:
-            return index // self.positions, index % self.positions
-        image = index // self.chosen.shape[1]
-        return image, self.chosen.reshape(-1)[rows].to(device)
-
-
-def width(op: Layer) -> int:
-    """Return the length d of a row."""
-    return math.prod(op.weight.shape[1:])
 
 
 def extent_of(op: Layer, shape: Sequence[int]) -> Extent:
@@ -76,37 +41,21 @@ def sample(
     examples: int,
     rng: np.random.Generator,
     basis: Array | None = None,
-) -> Sample:
-    """Draw output positions, of each image on its own.
-
-    Args:
-        op: the layer.
-        shape: of its input.
-        examples: how many are seen in all; the more, the fewer positions of each are needed.
-        rng: draws.
-        basis: what wide patches are projected on; see `sampled_positions`.
+) -> PositionSample:
+    """Draw output positions of an input of that shape; see `position_sample`.
 
     Raises:
         RankfoldError: the input leaves no output.
     """
-    images, *axes = output_extent(op, extent_of(op, shape))
-    positions = math.prod(axes)
-    wanted = sampled_positions(op, examples, basis)
-    if wanted >= positions or images == 0:
-        return Sample(images, positions, None)
-    # The `wanted` smallest of random keys are a sample without replacement, for all images at once.
-    # Sorted, they are read from memory in order.
-    keys = rng.random((images, positions), dtype=np.float32)
-    chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
-    return Sample(images, positions, torch.from_numpy(chosen.astype(np.int64)))
+    return position_sample(op, extent_of(op, shape), examples, rng, basis)
 
 
-def chunks(op: Layer, drawn: Sample) -> Iterator[slice]:
-    """Yield slices of the rows of a sample that fit into memory."""
-    # Elements of a row of the input and of the output together.
-    step = max(1, _CHUNK // (op.groups * (width(op) + op.weight.shape[0] // op.groups)))
-    for start in range(0, drawn.rows, step):
-        yield slice(start, min(start + step, drawn.rows))
+def places(
+    drawn: PositionSample, rows: slice, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return image and position of each of these rows, on a device."""
+    image, position = (torch.from_numpy(part).to(device) for part in drawn.of(rows))
+    return image, position
 
 
 class Inputs:
@@ -118,7 +67,7 @@ class Inputs:
         drawn: the positions.
     """
 
-    def __init__(self, op: Layer, x: torch.Tensor, drawn: Sample) -> None:
+    def __init__(self, op: Layer, x: torch.Tensor, drawn: PositionSample) -> None:
         self._op = op
         self._drawn = drawn
         x = working(x)
@@ -156,7 +105,7 @@ class Inputs:
         # A linear layer at all positions needs no index: the rows are the input.
         if self._origins is None and self._drawn.chosen is None:
             return self._flat[rows].reshape(rows.stop - rows.start, groups, -1)
-        image, position = self._drawn.of(rows, self._flat.device)
+        image, position = places(self._drawn, rows, self._flat.device)
         origin = position if self._origins is None else self._origins[position]
         index = (image * self._size + origin)[:, None] + self._taps
         values = self._flat[index.reshape(-1)]
@@ -166,10 +115,10 @@ class Inputs:
         return values.permute(0, 2, 3, 1).reshape(len(index), groups, -1)
 
 
-def outputs(op: Layer, y: torch.Tensor, drawn: Sample, rows: slice) -> torch.Tensor:
+def outputs(op: Layer, y: torch.Tensor, drawn: PositionSample, rows: slice) -> torch.Tensor:
     """Return an output at rows of a sample, (rows, groups, out/groups)."""
     out = len(op.weight)
-    image, position = drawn.of(rows, y.device)
+    image, position = places(drawn, rows, y.device)
     if isinstance(op, Linear):
         values = y.reshape(-1, out)[image * drawn.positions + position]
     else:

@@ -22,6 +22,7 @@ from rankfold.calibration.accumulators import RelativeDistance
 from rankfold.calibration.batches import Calibration, examples, is_held_out
 from rankfold.calibration.losses import failure
 from rankfold.calibration.moments import RegressionSums, has_regression
+from rankfold.calibration.position_sample import chunks
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
@@ -270,12 +271,12 @@ class _Following:
             if call.y.numel() != drawn.images * drawn.positions * len(op.weight):
                 return None, None
             taken = patches.Inputs(op, x, drawn)
-            for chunk in patches.chunks(op, drawn):
+            for chunk in chunks(op, drawn):
                 # The input of the compressed run against the output of the original one: the
                 # replacement is fitted to undo errors of the layers before it as well.
                 rows = projected(taken.take(chunk), basis)
                 targets = patches.outputs(op, call.y, drawn, chunk)
-                image = drawn.of(chunk, rows.device)[0]
+                image = patches.places(drawn, chunk, rows.device)[0]
                 # A model may fold time or windows into the batch axis: then several images belong
                 # to one example, and are held out or kept together.
                 number = batch.first + image * batch.examples // drawn.images

@@ -39,6 +39,7 @@ from rankfold.calibration.moments import (
     has_regression,
     input_form,
 )
+from rankfold.calibration.position_sample import PositionSample, position_sample
 from rankfold.decompose.base import (
     CountsByFormula,
     Decomposition,
@@ -133,6 +134,7 @@ __all__ = [
     "Placement",
     "Plan",
     "Policy",
+    "PositionSample",
     "RankTuple",
     "RankfoldError",
     "ReadsLayers",
@@ -162,6 +164,7 @@ __all__ = [
     "is_held_out",
     "medians",
     "moment_not_finite",
+    "position_sample",
     "regression_sums",
     "sampled_positions",
 ]

@@ -15,6 +15,7 @@ import rankfold.calibration.moments
 from rankfold.calibration import array_store
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
+from rankfold.calibration.position_sample import PositionSample
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
@@ -81,7 +82,7 @@ def geometries() -> Iterator[Any]:
     yield pytest.param(Linear(weight(8, 3), weight(8), groups=2), (3, 11, 6), id="linear groups")
 
 
-def all_rows(op: Any, x: torch.Tensor, drawn: patches.Sample, step: int = 7) -> torch.Tensor:
+def all_rows(op: Any, x: torch.Tensor, drawn: PositionSample, step: int = 7) -> torch.Tensor:
     taken = patches.Inputs(op, x, drawn)
     return torch.cat(
         [taken.take(slice(i, min(i + step, drawn.rows))) for i in range(0, drawn.rows, step)]
