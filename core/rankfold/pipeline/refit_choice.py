@@ -18,11 +18,8 @@ RIDGES = (3.0, 1e-1)
 """Relative to the mean eigenvalue of the inputs' moment, the most cautious first. On classifiers of
 digits, fitted to printed ones and tested on handwritten ones at 15 % of their cost, 3 keeps 2 to 3
 points more than 0.1 or less does, with the same loss on held-out printed ones; on a deep residual
-network at 4 % it keeps 3 points fewer, with three times the loss on held-out examples."""
-_RIDGE_OF_FEW, _FEW = 30.0, 128
-"""Tried before the others where there are fewer examples than this. With 32 or 64 of them a
-classifier of photographs keeps 2 to 4 points more at 15 % of its cost, one of digits the same.
-Without the smaller ridges behind it a deep recogniser of text is ruined at half of its cost."""
+network at 4 % it keeps 3 points fewer, with three times the loss on held-out examples. A ridge of 30
+before these, where there are few examples, ruins a deep recogniser of text at half of its cost."""
 _WORTH = 0.01
 """The share of the energy of the outputs that a bolder ridge has to gain over a more cautious one.
 What it gains below this on data of the calibration's kind, it loses on data of another: without it
@@ -80,7 +77,7 @@ def best_refit(problem: RefitProblem, part: LayerPart, sensitivity: float | None
     best = RefitCandidate(part.chain, start, start.squared_error(metric), sensitivity)
     # The size that rounding is relative to.
     size = error_of_nothing(part.op, validation, metric)
-    for ridge in (_RIDGE_OF_FEW, *RIDGES) if metric.samples < _FEW else RIDGES:
+    for ridge in RIDGES:
         try:
             refit = problem.solve(ridge)
         except (Refused, RankfoldError, np.linalg.LinAlgError):

@@ -68,19 +68,3 @@ def test_a_bolder_ridge_has_to_be_worth_it(
 
 def test_the_most_cautious_ridge_is_tried_first() -> None:
     assert list(RIDGES) == sorted(RIDGES, reverse=True)
-
-
-@pytest.mark.parametrize("examples", [40, 4000])
-def test_few_examples_are_met_with_more_caution(examples: int) -> None:
-    tried: list[float] = []
-
-    class Recorded(Refits):
-        def solve(self, ridge: float) -> Refitted:
-            tried.append(ridge)
-            return Refitted(off(0.1))
-
-    inputs, outputs = INPUTS[:examples], OUTPUTS[:examples]
-    sums, metric = joint(inputs, outputs), Metric(LAYER, moments_of(inputs))
-    best_refit(Recorded({}, metric, sums, sums), LayerPart(LAYER, off(0.2), None, sums, sums), None)
-    assert tuple(tried[-2:]) == RIDGES
-    assert [ridge > RIDGES[0] for ridge in tried[:-2]] == ([True] if examples == 40 else [])
