@@ -80,6 +80,7 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
             steps = int(getattr(policy, "distil_steps", 0))
         for known in _LOOKS:
             if looks_at == known:
-                return CheckedPolicy(policy, judges, of_model, searching, known, interpolative)
-                return CheckedPolicy(policy, judges, of_model, searching, known, steps)
+                return CheckedPolicy(
+                    policy, judges, of_model, searching, known, interpolative, steps
+                )
     raise RankfoldError(f"{who}: looks_at is {shown(looks_at)}; use one of {_LOOKS}")

@@ -48,7 +48,7 @@ def gathered(
     @jax.jit
     def run(*values: Any) -> Any:
         gatherer = Gatherer(
-            {"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_moment_tap(op)}
+            {"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_moment_tap(op)}, {}
         )
         return gatherer.run(closed, values)
 
