@@ -345,9 +345,8 @@ class TorchAdapter:
     def _found(self, model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
         layers: dict[str, nn.Module | ParameterLayer] = {}
         for path, module in model.named_modules():
-            # A parameter rule takes over the whole module: where one knows the class, its
-            # parameters are the layers, and not the module itself even if that is a subclass of a
-            # stock layer.
+            # A parameter rule takes over the whole module: its parameters are the layers, and not
+            # the module itself, even if that is a subclass of a stock layer.
             names = names_in(module, _NAME)
             if names is not None:
                 for name, parameter in module._parameters.items():
@@ -358,11 +357,8 @@ class TorchAdapter:
         return layers
 
     def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        return {
-            path: layer
-            for path, layer in self._found(model).items()
-            if not isinstance(layer, ParameterLayer)
-        }
+        pairs = self._found(model).items()
+        return {path: layer for path, layer in pairs if not isinstance(layer, ParameterLayer)}
 
     def _is_layer(self, module: nn.Module) -> bool:
         return (
@@ -375,8 +371,7 @@ class TorchAdapter:
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
-        # By exact type: a rule may be for a subclass of nn.Linear, and none can be for nn.Linear
-        # itself.
+        # By exact type: a rule may be for a subclass of nn.Linear, not for nn.Linear itself.
         return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
 
 

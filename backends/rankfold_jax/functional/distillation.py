@@ -39,14 +39,14 @@ class FlaxStudent(Generic[Model]):
     ) -> None:
         self._model, self._small = model, small
         self._held_out, self._rebuilt = held_out, rebuilt
-        self._places = [
-            place
-            for place in small.params
-            if jnp.issubdtype(jnp.result_type(small.values[place]), jnp.floating)
+        self._slots = [
+            slot
+            for slot in small.params
+            if jnp.issubdtype(jnp.result_type(small.values[slot]), jnp.floating)
         ]
-        if not self._places:
+        if not self._slots:
             raise RankfoldError("distil: the compressed model has no floating-point parameters")
-        values = [jnp.asarray(small.values[place]) for place in self._places]
+        values = [jnp.asarray(small.values[slot]) for slot in self._slots]
         # In float32 at least: the last steps are smaller than bfloat16 can tell from none.
         self._masters = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in values]
         self._sizes = [
@@ -105,8 +105,8 @@ class FlaxStudent(Generic[Model]):
     def _values(self, masters: Sequence[Any], values: Sequence[Any]) -> list[Any]:
         """Return the arrays of the model with others for the trained ones, of the same dtypes."""
         changed = list(values)
-        for place, master in zip(self._places, masters, strict=True):
-            changed[place] = master.astype(jnp.result_type(values[place]))
+        for slot, master in zip(self._slots, masters, strict=True):
+            changed[slot] = master.astype(jnp.result_type(values[slot]))
         return changed
 
     def _step_for(self, inputs: Inputs) -> Callable[..., Any]:

@@ -37,7 +37,7 @@ class _Pool:
     Attributes:
         like: inputs of one of these batches: its structure, and all that is no array of examples.
         size: of a batch.
-        parts: by place among the leaves of `like`, the arrays of the batches, on the host.
+        parts: by slot among the leaves of `like`, the arrays of the batches, on the host.
     """
 
     like: Any
@@ -71,12 +71,12 @@ class PerturbedBatches:
             kinds = tuple(_kind(leaf, count, index) for leaf in leaves)
             pool = pools.setdefault((_structure(inputs), kinds), _Pool(inputs, 0))
             pool.size = min(max(pool.size, count), _LARGEST)
-            for place, leaf in enumerate(leaves):
+            for slot, leaf in enumerate(leaves):
                 if _is_of_examples(leaf, count):
-                    pool.parts.setdefault(place, []).append(linalg.host(linalg.taken(leaf)))
+                    pool.parts.setdefault(slot, []).append(linalg.host(linalg.taken(leaf)))
         self._pools = list(pools.values())
         self._arrays = [
-            {place: np.concatenate(parts) for place, parts in pool.parts.items()}
+            {slot: np.concatenate(parts) for slot, parts in pool.parts.items()}
             for pool in self._pools
         ]
         self._orders = [np.empty(0, np.int64) for _ in self._pools]
@@ -89,14 +89,14 @@ class PerturbedBatches:
         if not arrays:  # nothing counts the examples: the batch is one of its own
             return pool.like
         chosen = self._next(which)
-        drawn = {place: array[chosen] for place, array in arrays.items()}
+        drawn = {slot: array[chosen] for slot, array in arrays.items()}
         # Mixtures of tokens, of masks or of lengths mean nothing, and what stands beside them
         # belongs to them.
         if all(array.dtype.kind not in "biu" for array in drawn.values()):
             drawn = self._mixed(self._shifted(drawn))
         leaves = list(_leaves(pool.like))
-        for place, array in drawn.items():
-            leaves[place] = linalg.cast(linalg.like(array, leaves[place]), leaves[place].dtype)
+        for slot, array in drawn.items():
+            leaves[slot] = linalg.cast(linalg.like(array, leaves[slot]), leaves[slot].dtype)
         return _rebuilt(pool.like, iter(leaves))
 
     def _next(self, which: int) -> Array:
@@ -114,8 +114,8 @@ class PerturbedBatches:
         count = len(next(iter(arrays.values())))
         moves = self._rng.uniform(-_SHIFT, _SHIFT, (2, count))
         return {
-            place: _moved(array, self._image_axes, moves) if array.ndim == _IMAGE_AXES else array
-            for place, array in arrays.items()
+            slot: _moved(array, self._image_axes, moves) if array.ndim == _IMAGE_AXES else array
+            for slot, array in arrays.items()
         }
 
     def _mixed(self, arrays: Mapping[int, Array]) -> dict[int, Array]:
@@ -123,8 +123,8 @@ class PerturbedBatches:
         count = len(next(iter(arrays.values())))
         others, share = self._rng.permutation(count), self._rng.random(count, dtype=np.float32)
         return {
-            place: _between(array, array[others], share.reshape(-1, *(1,) * (array.ndim - 1)))
-            for place, array in arrays.items()
+            slot: _between(array, array[others], share.reshape(-1, *(1,) * (array.ndim - 1)))
+            for slot, array in arrays.items()
         }
 
 

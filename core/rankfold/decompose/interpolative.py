@@ -156,15 +156,15 @@ def interpolated(chain: Chain, ends: Sequence[End], pivots: Sequence[Pivots] = (
         RankfoldError: the pivots do not fit the chain.
     """
     stages = list(without_pivots(chain))
-    given = list(pivots)
-    if given and len(given) != len(ends):
-        raise RankfoldError(f"{len(given)} lists of pivots for {len(ends)} interpolative stages")
+    known = list(pivots)
+    if known and len(known) != len(ends):
+        raise RankfoldError(f"{len(known)} lists of pivots for {len(ends)} interpolative stages")
     if "first" in ends:
         first, second = stages[0], stages[1]
-        stage, factor = _interpolation(first, "first", given[0] if given else None)
+        stage, factor = _interpolation(first, "first", known[0] if known else None)
         stages[0], stages[1] = stage, _times(second, factor, axis=1)
     if "last" in ends:
-        stage, factor = _interpolation(stages[-1], "last", given[-1] if given else None)
+        stage, factor = _interpolation(stages[-1], "last", known[-1] if known else None)
         axis = 1 if isinstance(stages[-2], Embedding) else 0
         stages[-1], stages[-2] = stage, _times(stages[-2], factor, axis)
     return tuple(stages)

@@ -150,7 +150,7 @@ class Registry:
             RankfoldError: see `policy_from_text` and `Selection`.
         """
         if isinstance(overrides, Mapping):
-            overrides = {pattern: self.policy(given) for pattern, given in overrides.items()}
+            overrides = {pattern: self.policy(item) for pattern, item in overrides.items()}
         return Selection(self.policy(policy), include, exclude, overrides)  # type: ignore[arg-type]
 
     def adapter(self, model: object) -> Adapter:

@@ -394,9 +394,6 @@ class _Problem:
         return cheapest(self._prices, costs, limits)
 
     def _cost(self, offer: Offer) -> list[float]:
-        every = {
-            "params": float(offer.cost.params),
-            "macs": float(offer.cost.macs),
-            "latency": offer.seconds,
-        }
+        every = {"params": float(offer.cost.params), "macs": float(offer.cost.macs)}
+        every["latency"] = offer.seconds
         return [every[name] for name in self._names]
