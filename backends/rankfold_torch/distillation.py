@@ -92,7 +92,7 @@ class TorchStudent:
         ):
             with torch.no_grad(), _failing(examples(inputs)):
                 outputs = tracing.call(self._copy, losses.cloned(inputs))
-            losses.add_divergence(total, self._held_out, index, target, outputs)
+            total.add(self._held_out, index, target, outputs, losses.READER)
         return total.value[1]
 
     def keep(self) -> None:

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from rankfold.calibration.losses import loss_of
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.plugins import Calibration, Divergence, examples
+from rankfold.plugins import Calibration, Divergence, OutputReader
 from rankfold_onnx import runtime
 from rankfold_onnx.graph import op_of
 from rankfold_onnx.runs import batch_error
@@ -73,20 +73,18 @@ def divergence(
     """Return the mean losses of the model and of the compressed one (`Calibrates.divergence`)."""
     total = Divergence()
     sessions, squash = [runtime.session(m) for m in (model, small)], squash_of(model)
+    read = OutputReader(
+        logits=lambda outputs, count: _logits(outputs, count, squash),
+        floats=_floats,
+        loss=lambda calibration, index, outputs: float(_loss(calibration, index, outputs)),
+    )
     for index, inputs in enumerate(calibration.inputs):
-        count = examples(inputs)
         try:
             feeds = runtime.feeds_of(model, inputs)
             first, second = (runtime.run(running, None, feeds) for running in sessions)
         except RankfoldError as error:
             raise batch_error(index, error) from error
-        if calibration.loss == "cross_entropy":
-            total.add_logits(*(_logits(outputs, count, squash) for outputs in (first, second)))
-        elif calibration.loss == "outputs":
-            for a, b in zip(_floats(first), _floats(second), strict=True):
-                total.add_outputs(a, b)
-        else:
-            total.add_losses(*(float(_loss(calibration, index, o)) for o in (first, second)))
+        total.add(calibration, index, first, second, read)
     return total.value
 
 

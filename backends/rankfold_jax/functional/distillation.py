@@ -87,7 +87,7 @@ class FlaxStudent(Generic[Model]):
         total, values = Divergence(), self._values(self._masters, self._small.values)
         for index, (program, arrays) in enumerate(self._checks):
             outputs = program.rebuilt(program.compiled(values, arrays))
-            losses.add_divergence(total, self._held_out, index, self._targets[index], outputs)
+            total.add(self._held_out, index, self._targets[index], outputs, losses.READER)
         return total.value[1]
 
     def keep(self) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankfold.calibration import losses
-from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold_jax.functional.pure_function import PureModel
@@ -107,31 +107,8 @@ def divergence(
     total = losses.Divergence()
     both = zip(outputs_of(first, calibration), outputs_of(second, calibration), strict=True)
     for index, (a, b) in enumerate(both):
-        add_divergence(total, calibration, index, a, b)
+        total.add(calibration, index, a, b, READER)
     return total.value
-
-
-def add_divergence(
-    total: losses.Divergence, calibration: Calibration, index: int, first: Any, second: Any
-) -> None:
-    """Add the losses of both models on a batch.
-
-    Args:
-        total: to add to.
-        calibration: of the batch.
-        index: of the batch.
-        first: outputs of the model.
-        second: outputs of the compressed one.
-    """
-    if calibration.loss == "cross_entropy":
-        count = examples(calibration.inputs[index])
-        total.add_logits(_host(logits(first, count)), _host(logits(second, count)))
-    elif calibration.loss == "outputs":
-        for x, y in zip(map(_host, floats(first)), map(_host, floats(second)), strict=True):
-            total.add_outputs(x, y)
-    else:
-        batch = calibration.batches[index]
-        total.add_losses(*(float(loss_of(calibration, index, o, batch)) for o in (first, second)))
 
 
 def distance(loss: Any, target: Any, outputs: Any, count: int) -> jax.Array:
@@ -179,6 +156,17 @@ def outputs_of(flow: PureModel, calibration: Calibration) -> list[Any]:
 
 def _host(x: jax.Array) -> Array:
     return np.asarray(x)
+
+
+def _loss_value(calibration: Calibration, index: int, outputs: Any) -> float:
+    return float(loss_of(calibration, index, outputs, calibration.batches[index]))
+
+
+READER = losses.OutputReader(
+    logits=lambda outputs, count: _host(logits(outputs, count)),
+    floats=lambda outputs: map(_host, floats(outputs)),
+    loss=_loss_value,
+)
 
 
 def _is_float(value: Any) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from rankfold.calibration import losses
-from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.state.restoration import settled
@@ -155,37 +155,26 @@ def divergence(model: nn.Module, small: nn.Module, calibration: Calibration) -> 
     total = losses.Divergence()
     for index, inputs in enumerate(calibration.inputs):
         first, second = (outputs_of(m, inputs, index) for m in (model, small))
-        add_divergence(total, calibration, index, first, second)
+        total.add(calibration, index, first, second, READER)
     return total.value
-
-
-@torch.no_grad()
-def add_divergence(
-    total: losses.Divergence, calibration: Calibration, index: int, first: Any, second: Any
-) -> None:
-    """Add the losses of both models on a batch.
-
-    Args:
-        total: to add to.
-        calibration: of the batch.
-        index: of the batch.
-        first: outputs of the model.
-        second: outputs of the compressed one.
-    """
-    if calibration.loss == "cross_entropy":
-        count = examples(calibration.inputs[index])
-        total.add_logits(_array(logits(first, count)), _array(logits(second, count)))
-    elif calibration.loss == "outputs":
-        for a, b in zip(floats(first), floats(second), strict=True):
-            total.add_outputs(_array(a), _array(b))
-    else:
-        total.add_losses(*(float(loss_of(calibration, index, o)) for o in (first, second)))
 
 
 def _array(x: torch.Tensor) -> Array:
     # In float64 only where it is added up, a part at a time.
     array: Array = (x if x.dtype == torch.float64 else x.float()).cpu().numpy()
     return array
+
+
+@torch.no_grad()
+def _loss_value(calibration: Calibration, index: int, outputs: Any) -> float:
+    return float(loss_of(calibration, index, outputs))
+
+
+READER = losses.OutputReader(
+    logits=lambda outputs, count: _array(logits(outputs, count)),
+    floats=lambda outputs: map(_array, floats(outputs)),
+    loss=_loss_value,
+)
 
 
 def _noise(like: torch.Tensor, generators: Generators) -> torch.Tensor:

@@ -6,12 +6,13 @@ A framework's adapter draws labels and noise and differentiates; it passes outpu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rankfold.calibration.batches import Calibration
+from rankfold.calibration.batches import Calibration, examples
 from rankfold.errors import RankfoldError
 from rankfold.faults import told
 from rankfold.linalg import Array
@@ -122,11 +123,48 @@ def estranged(calibration: Calibration, divergence: float) -> str | None:
     )
 
 
+@dataclass(frozen=True)
+class OutputReader:
+    """How a framework's outputs are read, as arrays on the host.
+
+    Attributes:
+        logits: of an output and the number of examples, (predictions, classes).
+        floats: the floating-point arrays of an output.
+        loss: the value of a user's function, of (calibration, index of the batch, output).
+    """
+
+    logits: Callable[[Any, int], Array]
+    floats: Callable[[Any], Iterable[Array]]
+    loss: Callable[[Calibration, int, Any], float]
+
+
 class Divergence:
     """Mean loss of a model and of the compressed one, added up batch by batch."""
 
     def __init__(self) -> None:
         self._losses, self._size = [0.0, 0.0], 0.0
+
+    def add(
+        self, calibration: Calibration, index: int, first: Any, second: Any, read: OutputReader
+    ) -> None:
+        """Add the losses of both models on a batch.
+
+        Args:
+            calibration: of the batch.
+            index: of the batch.
+            first: outputs of the model.
+            second: outputs of the compressed one.
+            read: reads them.
+        """
+        if calibration.loss == "cross_entropy":
+            count = examples(calibration.inputs[index])
+            self.add_logits(read.logits(first, count), read.logits(second, count))
+        elif calibration.loss == "outputs":
+            for a, b in zip(read.floats(first), read.floats(second), strict=True):
+                self.add_outputs(a, b)
+        else:
+            before, after = (read.loss(calibration, index, o) for o in (first, second))
+            self.add_losses(before, after)
 
     def add_logits(self, first: Array, second: Array) -> None:
         """Add KL(first ‖ second) of logits (predictions, classes); one class is a sigmoid's."""

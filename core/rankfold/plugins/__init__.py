@@ -32,7 +32,7 @@ from rankfold.calibration.accumulators import (
     sampled_positions,
 )
 from rankfold.calibration.batches import Calibration, examples, is_held_out
-from rankfold.calibration.losses import Divergence
+from rankfold.calibration.losses import Divergence, OutputReader
 from rankfold.calibration.moments import (
     LayerMoments,
     RegressionSums,
@@ -130,6 +130,7 @@ __all__ = [
     "NamesParts",
     "Op",
     "Outcome",
+    "OutputReader",
     "ParameterRule",
     "Placement",
     "Plan",
