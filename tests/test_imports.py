@@ -32,6 +32,7 @@ ROOMS = {
         ("torch_internals",),
         ("operation_mode",),
         ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors"),
+        ("model_state",),
         ("layers",),
         ("usage",),
         ("tracing",),

@@ -17,8 +17,9 @@ from rankfold.errors import RankfoldError
 from rankfold.state.restoration import Restored
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
+from rankfold_torch.model_state import unchanged
 from rankfold_torch.surgery.copies import copied
-from rankfold_torch.temporary_changes import recurrent_differentiable, unchanged
+from rankfold_torch.temporary_changes import recurrent_differentiable
 
 
 @contextmanager

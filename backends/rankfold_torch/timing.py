@@ -13,7 +13,7 @@ from rankfold.adapters import timing
 from rankfold.ops import Embedding, Extent, Linear, Op, channels
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
-from rankfold_torch.temporary_changes import unchanged
+from rankfold_torch.model_state import unchanged
 
 
 def seconds(

@@ -17,7 +17,8 @@ from rankfold.faults import told
 from rankfold.ops import Extent
 from rankfold.state.restoration import settled
 from rankfold_torch.layers.stock import CONVS, TRANSPOSED
-from rankfold_torch.temporary_changes import Hook, dispatched, hooked, parameters_kept, unchanged
+from rankfold_torch.model_state import parameters_kept, unchanged
+from rankfold_torch.temporary_changes import Hook, dispatched, hooked
 from rankfold_torch.usage.output_layers import OutputLayers
 from rankfold_torch.usage.weight_reads import WeightUses
 

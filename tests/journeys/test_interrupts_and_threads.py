@@ -21,6 +21,7 @@ from torch import nn
 import rankfold as rf
 
 TORCH = (
+    "rankfold_torch/model_state.py",
     "rankfold_torch/temporary_changes.py",
     "rankfold_torch/torch_internals.py",
     "paired_run/attribute_writes.py",

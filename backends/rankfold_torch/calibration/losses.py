@@ -17,7 +17,7 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
-from rankfold_torch.temporary_changes import parameters_kept, unchanged
+from rankfold_torch.model_state import parameters_kept, unchanged
 
 # (batch, classes, height, width), and with a depth: outputs of segmentation.
 _IMAGE_AXES = (4, 5)

@@ -38,13 +38,8 @@ from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
 from rankfold_torch.calibration.sums import TensorSum, mixtures, product, squares, working
-from rankfold_torch.temporary_changes import (
-    Hook,
-    hooked,
-    parameters_kept,
-    recurrent_differentiable,
-    unchanged,
-)
+from rankfold_torch.model_state import parameters_kept, unchanged
+from rankfold_torch.temporary_changes import Hook, hooked, recurrent_differentiable
 
 
 def moments(

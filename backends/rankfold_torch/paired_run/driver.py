@@ -29,9 +29,10 @@ from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.sums import OutputSums, add_distance, projected
+from rankfold_torch.model_state import Watching, parameters_kept, unchanged
 from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
 from rankfold_torch.paired_run.module_state import PerRunState
-from rankfold_torch.temporary_changes import ABSENT, Watching, exchanged, parameters_kept, unchanged
+from rankfold_torch.temporary_changes import ABSENT, exchanged
 
 _ORIGINAL, _COMPRESSED = "original", "compressed"
 

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from rankfold.state.restoration import Restored
+from rankfold_torch.model_state import FRAMEWORK
 from rankfold_torch.paired_run.attribute_writes import WRITES
-from rankfold_torch.temporary_changes import ABSENT, FRAMEWORK, put
+from rankfold_torch.temporary_changes import ABSENT, put
 
 _USUAL = FRAMEWORK | {"forward"}  # which the driver itself exchanges
 Key: TypeAlias = tuple[int, str]

@@ -23,7 +23,8 @@ from rankfold.state.object_graph import closures_of, reached
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
-from rankfold_torch.temporary_changes import Hook, exchanged, hooked, parameters_kept, unchanged
+from rankfold_torch.model_state import parameters_kept, unchanged
+from rankfold_torch.temporary_changes import Hook, exchanged, hooked
 
 _REGISTRIES = ("_parameters", "_buffers")  # whose ties are a matter of the refusals
 _FRAMEWORK = ("torch.",)
