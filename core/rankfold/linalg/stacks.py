@@ -238,7 +238,7 @@ def kept_where(condition: Array, array: Array) -> Array:
 
 def at_least(array: Array, least: float) -> Array:
     """Return an array with smaller elements raised to a number."""
-    raised: Array = namespace(array).clip(array, min=least)
+    raised: Array = namespace(array).clip(array, least, None)
     return raised
 
 
