@@ -74,6 +74,19 @@ def test_of_several_steps_that_are_due_the_last_is_carried_out() -> None:
         gradual.step(model, 5)
 
 
+def test_a_compiled_model_computes_what_is_inside_it() -> None:
+    model = network()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    gradual = rf.Gradual(SCHEDULE, inputs=X[:1])
+    with torch.no_grad():
+        before = compiled(X)
+        for number in (0, 3):
+            gradual.step(model, number)
+            assert torch.equal(compiled(X), model(X))
+        assert not torch.equal(compiled(X), before)
+    assert rf.stages(compiled)[0] == "_orig_mod.0.0"
+
+
 def test_a_saved_model_is_loaded(tmp_path: Any) -> None:
     model = network()
     gradual = rf.Gradual(SCHEDULE, inputs=X[:1])
