@@ -31,11 +31,11 @@ ROOMS = {
     "rankfold_torch": (
         ("torch_internals",),
         ("operation_mode",),
-        ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors"),
+        ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors", "optimizers"),
         ("model_state",),
         ("layers",),
         ("usage",),
-        ("tracing",),
+        ("model_layers", "tracing"),
         ("calibration", "timing"),
         ("paired_run", "surgery", "state_io"),
         ("distillation",),

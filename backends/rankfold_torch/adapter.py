@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from rankfold.adapters.base import LayerVisitor, Trace
 from rankfold.adapters.distils import Student
@@ -23,18 +22,25 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Extent, Op, params
 from rankfold.ops.reference import composed
-from rankfold.plugins.hookspecs import LayerRule
-from rankfold.plugins.layer_rules import carried_out, read_by, rule_for
+from rankfold.plugins.layer_rules import carried_out, read_by
 from rankfold.progress import Advance
 from rankfold_torch import distillation, timing, tracing
 from rankfold_torch import state_io as weights
 from rankfold_torch.calibration import losses, moments
 from rankfold_torch.layers import set_values as refilling
 from rankfold_torch.layers import stock as layers
-from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, held_at, names_in
+from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, held_at
 from rankfold_torch.layers.parameter_memory import settle
 from rankfold_torch.layers.stock import to_array
 from rankfold_torch.meta_tensors import shaped
+from rankfold_torch.model_layers import (
+    layers_of,
+    modules_of,
+    paths_by_module,
+    rule_of,
+    stages_of,
+)
+from rankfold_torch.optimizers import following as optimizers_following
 from rankfold_torch.paired_run import driver as following
 from rankfold_torch.surgery import replace as swapping
 from rankfold_torch.surgery import stale_layers as stale
@@ -45,11 +51,7 @@ from rankfold_torch.usage.refusals import (
     check_parts,
     check_root,
     check_state,
-    is_quantized,
 )
-
-_NAME = "torch"
-_MATRIX_AXES = 2
 
 
 class TorchAdapter:
@@ -66,7 +68,7 @@ class TorchAdapter:
         # The caches are the instance's, as its models do not change while it lives.
         self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
         self._run: stale.Run | None = None
-        self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(_paths)
+        self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(paths_by_module)
 
     def parts(self, model: nn.Module) -> Iterable[object]:
         """Yield the modules, and the tensors that these may share with those of other models."""
@@ -84,17 +86,13 @@ class TorchAdapter:
         return partial(torch.set_grad_enabled, torch.is_grad_enabled())
 
     def layers(self, model: nn.Module) -> Mapping[str, str]:
-        """Return the classes of layers by path.
-
-        Layers are the stock ones, other modules that hold a matrix or a kernel, and parameters that
-        a rule names.
-        """
+        """Return the classes of layers by path."""
         check_root(model)
         return {
             path: f"{type(layer.module).__name__}.{layer.name}"
             if isinstance(layer, ParameterLayer)
             else type(layer).__name__
-            for path, layer in self._found(model).items()
+            for path, layer in layers_of(model).items()
         }
 
     def size(self, model: nn.Module) -> int:
@@ -131,7 +129,7 @@ class TorchAdapter:
             return held.read()
         original = model.get_submodule(path)
         module = valued(original)
-        rule = self._rule(module)
+        rule = rule_of(module)
         if rule is None:
             check_class(module)
         check_state(module)
@@ -145,14 +143,14 @@ class TorchAdapter:
 
     def folded(self, model: nn.Module, path: str) -> str:
         """Return the name of what the layer's rule folds into the weight; "" without a rule."""
-        rule = None if held_at(model, path) else self._rule(model.get_submodule(path))
+        rule = None if held_at(model, path) else rule_of(model.get_submodule(path))
         return "" if rule is None else rule.folds
 
     def why_not_interpolated(self, model: nn.Module, path: str) -> str:
         """Return why a layer takes no interpolative stages."""
         if held_at(model, path) is not None:
             return "a parameter is a product of matrices, none of which can be interpolative"
-        rule = self._rule(model.get_submodule(path))
+        rule = rule_of(model.get_submodule(path))
         if rule is not None and rule.build is not None:
             return "its layer rule builds the stages, which cannot be interpolative"
         return ""
@@ -164,10 +162,10 @@ class TorchAdapter:
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """Trace one forward pass in eval mode without gradients."""
         check_root(model)
-        modules = self._modules(model)
+        modules = modules_of(model)
         trace = tracing.trace(model, modules, inputs)
         # A parameter that is a layer has no calls that could be seen.
-        unseen = frozenset(self._found(model)) - frozenset(modules)
+        unseen = frozenset(layers_of(model)) - frozenset(modules)
         trace = replace(trace, uncounted=trace.uncounted | unseen)
         self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
         self.recall()
@@ -184,7 +182,7 @@ class TorchAdapter:
         if held is not None:
             return held.build(chain)
         module = model.get_submodule(path)
-        rule = self._rule(module)
+        rule = rule_of(module)
         if rule is None or rule.build is None:
             return layers.build(chain, module)
         with torch.inference_mode(mode=False):
@@ -279,7 +277,7 @@ class TorchAdapter:
         if held is not None:
             return held.filled(op.weight)
         module = model.get_submodule(path)
-        rule = self._rule(module)
+        rule = rule_of(module)
         if rule is not None and rule.folds:
             raise Refused(f"its {rule.folds} would change new values")
         read = None if rule is None else partial(read_by, rule)
@@ -288,6 +286,16 @@ class TorchAdapter:
 
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
         """Return a copy of the compressed model with a copy of the layer in place of each chain."""
+        modules = self._dense(model, small, paths)
+        return _whole(swapping.replaced(small, modules, inplace=False))
+
+    def expand(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> None:
+        """Put a copy of the layer in the place of each chain of the compressed model."""
+        _whole(swapping.replaced(small, self._dense(model, small, paths), inplace=True))
+
+    def _dense(
+        self, model: nn.Module, small: nn.Module, paths: Sequence[str]
+    ) -> dict[str, nn.Module | nn.Parameter]:
         modules = {}
         for path in paths:
             op = self.read(model, path)
@@ -303,7 +311,17 @@ class TorchAdapter:
                     "out again"
                 )
             modules[path] = self.refilled(model, path, composed(op, chain))
-        return _whole(swapping.replaced(small, modules, inplace=False))
+        return modules
+
+    def stages(self, model: nn.Module) -> Mapping[str, Sequence[str]]:
+        """Return the stock layers in each chain, by path."""
+        return stages_of(model)
+
+    def following(
+        self, model: nn.Module, optimizers: Sequence[Any]
+    ) -> AbstractContextManager[None]:
+        """Return a context after which optimizers have the model's parameters as they are then."""
+        return optimizers_following(model, optimizers)
 
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration
@@ -342,38 +360,6 @@ class TorchAdapter:
         """Return median seconds of whole forward passes in eval mode without gradients."""
         return timing.model_seconds(models, inputs)
 
-    def _found(self, model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
-        layers: dict[str, nn.Module | ParameterLayer] = {}
-        for path, module in model.named_modules():
-            # A parameter rule takes over the whole module: its parameters are the layers, and not
-            # the module itself, even if that is a subclass of a stock layer.
-            names = names_in(module, _NAME)
-            if names is not None:
-                for name, parameter in module._parameters.items():
-                    if name in names and _is_matrix(parameter):
-                        layers[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
-            elif self._is_layer(module):
-                layers[path] = module
-        return layers
-
-    def _modules(self, model: nn.Module) -> dict[str, nn.Module]:
-        pairs = self._found(model).items()
-        return {path: layer for path, layer in pairs if not isinstance(layer, ParameterLayer)}
-
-    def _is_layer(self, module: nn.Module) -> bool:
-        return (
-            # Modules that will be refused are layers as well, so that the plan can give the reason.
-            isinstance(module, (*layers.KINDS, LazyModuleMixin))
-            or is_quantized(module)
-            or self._rule(module) is not None
-            or any(_is_matrix(p) for p in module._parameters.values())
-        )
-
-    @staticmethod
-    def _rule(module: nn.Module) -> LayerRule | None:
-        # By exact type: a rule may be for a subclass of nn.Linear, not for nn.Linear itself.
-        return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
-
 
 def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
     """Return the model where every layer was replaced; else raise the first reason."""
@@ -381,20 +367,3 @@ def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
     for path, reason in left.items():
         raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
     return model
-
-
-def _is_matrix(parameter: torch.Tensor | None) -> bool:
-    if parameter is None or nn.parameter.is_lazy(parameter):
-        # A lazy parameter has no shape to ask for, and is listed so that its refusal says so.
-        return parameter is not None
-    # Axes of one element are not counted: a (1, 1, d) position bias is a vector.
-    return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
-
-
-def _paths(model: nn.Module) -> Mapping[int, list[str]]:
-    """Return all paths of each module, by its identity."""
-    paths: dict[int, list[str]] = {}
-    # `named_modules` leaves out repetitions unless told otherwise.
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(module), []).append(path)
-    return paths

@@ -107,6 +107,15 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b)
 
 
+def _has_memory(tensor: torch.Tensor) -> bool:
+    """Return whether the values of a tensor lie in its own storage: those of wrappers do not."""
+    try:
+        tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # also where a subclass has no storage at all
+        return False
+    return True
+
+
 def _distinct(
     model: nn.Module, *, valueless: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
@@ -124,6 +133,12 @@ def _distinct(
             raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
         if tensor.is_meta and not valueless:
             raise RankfoldError(f"{name!r} is on the meta device: it has no values; see to_empty()")
+        if not _has_memory(tensor):
+            raise RankfoldError(
+                f"{name!r} of the model's state is a {type(tensor).__name__} without memory of its "
+                "own, as sharded and quantized weights are: give an unsharded model (its state by "
+                "get_model_state_dict with full_state_dict=True), or save before quantizing"
+            )
         # Two names are one tensor where storage, place, shape, strides and dtype agree. Tensors on
         # the meta device all have the pointer 0, so their identity stands for it: `keep_vars` has
         # made `state_dict` give the parameters themselves and not detached copies.

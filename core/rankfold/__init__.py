@@ -13,7 +13,9 @@ from rankfold.layers.layer import Layer
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
 from rankfold.pipeline.api import apply, compress, gather, plan
 from rankfold.pipeline.distil import distil
+from rankfold.pipeline.gradual import Gradual
 from rankfold.pipeline.result import Compressed
+from rankfold.pipeline.stages import stages
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
@@ -37,6 +39,7 @@ __all__ = [
     "ConvTranspose",
     "Embedding",
     "Energy",
+    "Gradual",
     "Layer",
     "LayerPlan",
     "Linear",
@@ -57,6 +60,7 @@ __all__ = [
     "load",
     "plan",
     "spatial_svd",
+    "stages",
     "truncated_svd",
     "tucker2",
 ]

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,22 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+NEEDS = r"^<!-- needs: (.*?) -->\n```python\n(.*?)^```$"
+
+
 def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+    """The blocks of a page that run with what development installs."""
+    text = re.sub(NEEDS, "", page.read_text(), flags=re.M | re.S)
+    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+def demanding_blocks() -> list[pytest.ParameterSet]:
+    """The other blocks, with the packages that each needs."""
+    return [
+        pytest.param(page, packages.split(", "), block, id=f"{page.stem}-{packages}")
+        for page in PAGES
+        for packages, block in re.findall(NEEDS, page.read_text(), flags=re.M | re.S)
+    ]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
@@ -26,6 +41,18 @@ def test_the_code_of_a_page_runs(page: Path) -> None:
     namespace: dict[str, object] = {}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)
+    assert "rf" in namespace
+
+
+@pytest.mark.filterwarnings("default")  # of other packages on one another
+@pytest.mark.parametrize(("page", "packages", "block"), demanding_blocks())
+def test_the_code_that_needs_a_package_runs(page: Path, packages: list[str], block: str) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    namespace: dict[str, object] = {}
+    for part in (blocks(page)[0], block):
+        exec(compile(part, str(page), "exec"), namespace)
     assert "rf" in namespace
 
 
@@ -66,7 +93,11 @@ class _Net(nn.Module):
 def verbs_and_policies() -> list[str]:
     """Public names that are called: all but types of data and the error."""
     public = {name: getattr(rf, name) for name in rf.__all__}
-    return [n for n, v in public.items() if inspect.isfunction(v) or hasattr(v, "allocate")]
+    return [
+        n
+        for n, v in public.items()
+        if inspect.isfunction(v) or hasattr(v, "allocate") or hasattr(v, "step")
+    ]
 
 
 @pytest.mark.parametrize("name", verbs_and_policies())

@@ -129,7 +129,7 @@ class InterpolativeForm:
         """
         matrix = kernel.reshape(self.kernel_shape[-2:])
         order = np.asarray(self.order, np.int32)
-        if not matrix.size:  # the identity: pivots are ascending
+        if 0 in self.kernel_shape:  # the identity: pivots are ascending
             y = x
         elif self.tall:
             y = jnp.take(jnp.concatenate([x, product(x, matrix)], axis=-1), order, axis=-1)

@@ -25,7 +25,7 @@ from rankfold_jax.nnx import layers, rules, tracing
 from rankfold_jax.nnx import low_rank_sequential as compressed
 from rankfold_jax.nnx import stale_layers as stale
 from rankfold_jax.nnx.interpolative import Interpolative
-from rankfold_jax.nnx.layer_classes import kernel_name
+from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
 from rankfold_jax.nnx.layers import NNXLayer
 from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
 from rankfold_jax.nnx.pure_function import flow, held_in, slot_of, with_values
@@ -214,13 +214,33 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def expanded(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> nnx.Module:
         """Return a copy of the compressed model with a copy of the layer in place of each chain."""
-        filled = {
+        return self.replace(small, self._dense(model, small, paths), inplace=False)
+
+    def expand(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> None:
+        """Put a copy of the layer in the place of each chain of the compressed model."""
+        self.replace(small, self._dense(model, small, paths), inplace=True)
+
+    def _dense(
+        self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]
+    ) -> dict[str, nnx.Module]:
+        return {
             path: self.refilled(
                 model, path, composed(self.read(model, path), self.chain(model, small, path))
             )
             for path in paths
         }
-        return self.replace(small, filled, inplace=False)
+
+    def stages(self, model: nnx.Module) -> Mapping[str, Sequence[str]]:
+        """Return the stock layers in each chain, by path."""
+        return {
+            path: [
+                f"{path}.layers.{index}".lstrip(".")
+                for index, stage in enumerate(list(chain.layers))
+                if isinstance(stage, KINDS)
+            ]
+            for path, chain in modules(model).items()
+            if isinstance(chain, compressed.LowRankSequential)
+        }
 
     def _held(self, model: nnx.Module, path: str) -> NNXLayer:
         return held_in(self._modules(model)[path], self._seen.get(path, ObservedAxes()))

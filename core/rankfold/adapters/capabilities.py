@@ -20,6 +20,11 @@ from rankfold.adapters.base import (
     Structured,
     Times,
 )
+from rankfold.adapters.compressed_models import (
+    ExpandsInPlace,
+    FollowsParameters,
+    NamesStages,
+)
 from rankfold.adapters.distils import Distils
 
 
@@ -42,6 +47,9 @@ class Capabilities:
         structured: reads layers without values.
         recalling: takes it that a trace has run.
         names_outputs: knows outputs of a model by their names.
+        names_stages: tells the stages of chains.
+        expands_in_place: undoes a compression in the compressed model.
+        follows_parameters: gives optimizers the parameters of a changed model.
     """
 
     adapter: ReadsLayers
@@ -58,6 +66,9 @@ class Capabilities:
     structured: Structured | None
     recalling: Recalling | None
     names_outputs: NamesOutputs | None
+    names_stages: NamesStages | None
+    expands_in_place: ExpandsInPlace | None
+    follows_parameters: FollowsParameters | None
 
     @property
     def builder(self) -> Adapter:
@@ -82,4 +93,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,
+        adapter if isinstance(adapter, NamesStages) else None,
+        adapter if isinstance(adapter, ExpandsInPlace) else None,
+        adapter if isinstance(adapter, FollowsParameters) else None,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rankfold.adapters.base import Adapter
-from rankfold.adapters.capabilities import capabilities
+from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.errors import RankfoldError, Refused
 from rankfold.plan.plan import Plan, check_planned
 from rankfold.plugins.model_lock import exclusive
@@ -34,7 +34,14 @@ class Compressed:
         return str(self.plan)
 
     @exclusive("model", "self.model")
-    def expanded(self, model: Any, *, inputs: Any = None, adapter: Adapter | None = None) -> Any:
+    def expanded(
+        self,
+        model: Any,
+        *,
+        inputs: Any = None,
+        inplace: bool = False,
+        adapter: Adapter | None = None,
+    ) -> Any:
         """Return the original model with the weights of this one, to be compressed further.
 
         Chains are layers of their own: decomposed again one by one, they lose far more than the
@@ -43,21 +50,21 @@ class Compressed:
         Args:
             model: the model that was compressed; only its structure counts.
             inputs: example inputs, where its framework shows layers only when called.
+            inplace: change the compressed model itself instead of a copy of it; the plan is then no
+                longer of it.
             adapter: as for `plan`.
 
         Raises:
-            RankfoldError: the model is another one, or what stands in a layer's place is no chain.
+            RankfoldError: the model is another one, it cannot be changed in place, or what stands
+                in a layer's place is no chain.
         """
         model = opened(model)
         can = capabilities(adapter or registry().adapter(model))
         if inputs is not None:
             can.adapter.trace(model, inputs)
         check_planned(self.plan.replaced, can.adapter.layers(model))
-        if can.expands is None:
-            raise RankfoldError(f"{can.name} cannot expand models")
         try:
-            paths = [layer.path for layer in self.plan.replaced]
-            dense = can.expands.expanded(model, self.model, paths)
+            dense = _dense(can, model, self, inplace=inplace)
         except Refused as refused:
             raise RankfoldError(f"the model cannot be expanded: {refused.reason}") from refused
         registry().model_expanded(dense, self.plan)
@@ -79,3 +86,16 @@ class Compressed:
             write_model(self.model, self.plan, Path(folder))
         else:
             save(self.model, self.plan, Path(folder))
+
+
+def _dense(can: Capabilities, model: Any, small: Compressed, *, inplace: bool) -> Any:
+    """Undo a compression in the compressed model or in a copy of it; see `Compressed.expanded`."""
+    paths = [layer.path for layer in small.plan.replaced]
+    if inplace:
+        if can.expands_in_place is None:
+            raise RankfoldError(f"{can.name} cannot expand models in place; leave inplace= out")
+        can.expands_in_place.expand(model, small.model, paths)
+        return small.model
+    if can.expands is None:
+        raise RankfoldError(f"{can.name} cannot expand models")
+    return can.expands.expanded(model, small.model, paths)

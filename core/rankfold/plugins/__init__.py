@@ -21,6 +21,7 @@ from rankfold.adapters.base import (
     Times,
     Trace,
 )
+from rankfold.adapters.compressed_models import ExpandsInPlace, FollowsParameters, NamesStages
 from rankfold.adapters.distils import Distils, Student
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.adapters.timing import medians
@@ -110,10 +111,12 @@ __all__ = [
     "Embedding",
     "EstimatesErrors",
     "Expands",
+    "ExpandsInPlace",
     "Extent",
     "Factorization",
     "FileFormat",
     "Folding",
+    "FollowsParameters",
     "Interpolates",
     "Judges",
     "Layer",
@@ -128,6 +131,7 @@ __all__ = [
     "NamesBetterMethod",
     "NamesOutputs",
     "NamesParts",
+    "NamesStages",
     "Op",
     "Outcome",
     "OutputReader",

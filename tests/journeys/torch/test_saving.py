@@ -547,9 +547,33 @@ def sparse_buffer() -> nn.Module:
     return model
 
 
+class Wrapped(torch.Tensor):
+    """A tensor around another one, as those that are sharded and quantized."""
+
+    inner: torch.Tensor
+
+    @classmethod
+    def of(cls, inner: torch.Tensor) -> "Wrapped":
+        wrapped = cls._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        wrapped.inner = inner
+        return wrapped
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        inner = [arg.inner if isinstance(arg, cls) else arg for arg in args]
+        return cls.of(func(*inner, **(kwargs or {})))
+
+
+def wrapped_buffer() -> nn.Module:
+    model = nn.Sequential(nn.Linear(11, 7))
+    model.register_buffer("scale", Wrapped.of(torch.ones(3)))
+    return model
+
+
 UNSAVABLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "meta": (lambda: nn.Sequential(nn.Linear(11, 7, device="meta")), "'0.weight' is on the meta"),
     "sparse": (sparse_buffer, "'mask' of the model's state is no dense tensor"),
+    "wrapper": (wrapped_buffer, "'scale' of the model's state is a Wrapped without memory"),
     "extra state": (lambda: nn.Sequential(WithExtraState(11, 7)), "_extra_state"),
 }
 

@@ -1,0 +1,87 @@
+"""Optimizers that go on with a model whose layers are exchanged while it is trained.
+
+An optimizer holds tensors, and would go on with those of layers that are gone. Each new parameter
+takes the place of a former one in its group, so that the group keeps its options, its learning rate
+and its schedule; it has no state yet, as after the first step of any optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rankfold.errors import RankfoldError
+
+
+@contextmanager
+def following(model: nn.Module, optimizers: Sequence[Any]) -> Iterator[None]:
+    """Exchange the parameters of optimizers for those that a model has when the context ends.
+
+    Args:
+        model: the model, before the change.
+        optimizers: that hold some of its parameters. A parameter whose predecessor an optimizer
+            does not hold, as a frozen one, is not given to it.
+
+    Raises:
+        RankfoldError: one of them is no optimizer of PyTorch.
+    """
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise RankfoldError(
+                f"a {type(optimizer).__name__} is no torch.optim.Optimizer; give the optimizers of "
+                "the model, one by one"
+            )
+    before = dict(model.named_parameters())
+    try:
+        yield
+    finally:
+        after = dict(model.named_parameters())
+        for optimizer in optimizers:
+            _follow(optimizer, before, after)
+
+
+def _follow(
+    optimizer: torch.optim.Optimizer,
+    before: Mapping[str, nn.Parameter],
+    after: Mapping[str, nn.Parameter],
+) -> None:
+    kept = {id(parameter) for parameter in after.values()}
+    gone = {name: p for name, p in before.items() if id(p) not in kept}
+    known = {id(parameter) for parameter in before.values()}
+    successors: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in after.items():
+        if id(parameter) not in known and gone:
+            predecessor = gone[max(gone, key=lambda former: _likeness(name, former))]
+            successors.setdefault(id(predecessor), []).append(parameter)
+    departed = {id(parameter) for parameter in gone.values()}
+    for group in optimizer.param_groups:
+        # A new list: whoever made the optimizer may hold the one that it has.
+        group["params"] = [
+            new
+            for parameter in group["params"]
+            for new in (
+                successors.get(id(parameter), ()) if id(parameter) in departed else (parameter,)
+            )
+        ]
+    for parameter in gone.values():
+        optimizer.state.pop(parameter, None)
+
+
+def _likeness(name: str, former: str) -> tuple[int, bool]:
+    """Rank a former parameter as the predecessor of a new one, by their names.
+
+    A chain "block.up" holds "block.up.0.weight" where its layer held "block.up.weight". The path in
+    common tells the layer, the last part a weight from a bias, which may be in groups of their own.
+    """
+    *path, last = name.split(".")
+    *former_path, former_last = former.split(".")
+    common = 0
+    for part, other in zip(path, former_path, strict=False):
+        if part != other:
+            break
+        common += 1
+    return common, last == former_last

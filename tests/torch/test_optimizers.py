@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+from rankfold import RankfoldError
+from rankfold_torch.optimizers import following
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 5))
+
+
+def names(model: nn.Module, group: dict[str, list[torch.Tensor]]) -> list[str]:
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [known[id(parameter)] for parameter in group["params"]]
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    model(torch.randn(7, 12)).square().mean().backward()
+    optimizer.step()
+
+
+def test_each_group_has_the_successors_of_its_parameters() -> None:
+    model = network()
+    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    biases = [layer.bias for layer in model if isinstance(layer, nn.Linear)]
+    optimizer = torch.optim.Adam(
+        [{"params": weights, "weight_decay": 0.1}, {"params": biases, "lr": 0.5}], lr=0.1
+    )
+    trained(model, optimizer)
+    kept = dict(optimizer.state[model[3].weight])
+    with following(model, [optimizer]):
+        rf.compress(model, rf.Ranks(3), exclude="3", inplace=True)
+    decayed, other = optimizer.param_groups
+    factors = ["0.0.weight", "0.1.weight", "2.0.weight", "2.1.weight"]
+    assert names(model, decayed) == [*factors, "3.weight"]
+    assert names(model, other) == ["0.1.bias", "2.1.bias", "3.bias"]
+    assert (decayed["weight_decay"], other["lr"]) == (0.1, 0.5)
+    assert all(optimizer.state[model[3].weight][name] is value for name, value in kept.items())
+    assert set(optimizer.state) == {model[3].weight, model[3].bias}
+    before = [parameter.clone() for parameter in model.parameters()]
+    trained(model, optimizer)
+    assert not any(map(torch.equal, before, model.parameters()))
+
+
+def test_the_way_back_and_a_refit_are_followed_too() -> None:
+    model, x = network(), torch.randn(64, 12)
+    original = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with following(model, [optimizer]):
+        small = rf.compress(model, "budget:params=0.5", calibration=x.split(16), inplace=True)
+    assert names(model, optimizer.param_groups[0]) == [n for n, _ in model.named_parameters()]
+    with following(model, [optimizer]):
+        small.expanded(original, inplace=True)
+    expected = {name for name, _ in original.named_parameters()}
+    assert set(names(model, optimizer.param_groups[0])) == expected
+
+
+def test_frozen_layers_stay_out_and_errors_change_nothing() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    chosen = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(chosen, lr=0.1)
+    with pytest.raises(RankfoldError, match="matches no layer"), following(model, [optimizer]):
+        rf.compress(model, rf.Ranks(3), exclude="9", inplace=True)
+    assert optimizer.param_groups[0]["params"] == chosen
+    with following(model, [optimizer]):
+        rf.compress(model, rf.Ranks(3), exclude="3", inplace=True)
+    held = names(model, optimizer.param_groups[0])
+    assert set(held) == {"2.0.weight", "2.1.weight", "2.1.bias", "3.weight", "3.bias"}
+
+
+def test_what_is_no_optimizer_is_named() -> None:
+    with pytest.raises(RankfoldError, match="a list is no torch"):
+        following(network(), [[]]).__enter__()
