@@ -19,7 +19,7 @@ from rankfold.adapters.base import LayerVisitor, Trace
 from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
-from rankfold.errors import RankfoldError, Refused
+from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Extent, Op, params
 from rankfold.ops.reference import composed
@@ -31,7 +31,13 @@ from rankfold_torch import state_io as weights
 from rankfold_torch.calibration import losses, moments
 from rankfold_torch.layers import set_values as refilling
 from rankfold_torch.layers import stock as layers
-from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, held_at, names_in
+from rankfold_torch.layers.parameter_layers import (
+    Factors,
+    ParameterLayer,
+    held_at,
+    is_matrix,
+    names_in,
+)
 from rankfold_torch.layers.parameter_memory import settle
 from rankfold_torch.layers.stock import to_array
 from rankfold_torch.meta_tensors import shaped
@@ -49,7 +55,6 @@ from rankfold_torch.usage.refusals import (
 )
 
 _NAME = "torch"
-_MATRIX_AXES = 2
 
 
 class TorchAdapter:
@@ -216,7 +221,7 @@ class TorchAdapter:
         Raises:
             RankfoldError: something holds a layer where no other can take its place.
         """
-        return _whole(swapping.replaced(model, modules, inplace=inplace))
+        return swapping.whole(swapping.replaced(model, modules, inplace=inplace))
 
     def replaced(
         self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
@@ -230,9 +235,15 @@ class TorchAdapter:
 
     def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
         """Fill the model after checking names, shapes and dtypes."""
+        return self.load_renamed(model, {}, file, *more)
+
+    def load_renamed(
+        self, model: nn.Module, names: Mapping[str, str], file: Path, *more: Path
+    ) -> nn.Module:
+        """Fill the model from files that have other names for its tensors."""
         # Under inference mode the values would be set on tensors that can never be trained.
         with torch.inference_mode(mode=False):
-            weights.load_weights(model, file, *more)
+            weights.load_weights(model, file, *more, names=names)
         return model
 
     def moments(
@@ -303,7 +314,7 @@ class TorchAdapter:
                     "out again"
                 )
             modules[path] = self.refilled(model, path, composed(op, chain))
-        return _whole(swapping.replaced(small, modules, inplace=False))
+        return swapping.whole(swapping.replaced(small, modules, inplace=False))
 
     def divergence(
         self, model: nn.Module, small: nn.Module, calibration: Calibration
@@ -350,7 +361,7 @@ class TorchAdapter:
             names = names_in(module, _NAME)
             if names is not None:
                 for name, parameter in module._parameters.items():
-                    if name in names and _is_matrix(parameter):
+                    if name in names and is_matrix(parameter):
                         layers[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
             elif self._is_layer(module):
                 layers[path] = module
@@ -366,29 +377,13 @@ class TorchAdapter:
             isinstance(module, (*layers.KINDS, LazyModuleMixin))
             or is_quantized(module)
             or self._rule(module) is not None
-            or any(_is_matrix(p) for p in module._parameters.values())
+            or any(is_matrix(p) for p in module._parameters.values())
         )
 
     @staticmethod
     def _rule(module: nn.Module) -> LayerRule | None:
         # By exact type: a rule may be for a subclass of nn.Linear, not for nn.Linear itself.
         return None if type(module) in layers.KINDS else rule_for(_NAME, type(module))
-
-
-def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
-    """Return the model where every layer was replaced; else raise the first reason."""
-    model, left = result
-    for path, reason in left.items():
-        raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
-    return model
-
-
-def _is_matrix(parameter: torch.Tensor | None) -> bool:
-    if parameter is None or nn.parameter.is_lazy(parameter):
-        # A lazy parameter has no shape to ask for, and is listed so that its refusal says so.
-        return parameter is not None
-    # Axes of one element are not counted: a (1, 1, d) position bias is a vector.
-    return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES
 
 
 def _paths(model: nn.Module) -> Mapping[int, list[str]]:

@@ -21,6 +21,7 @@ from rankfold.adapters.base import (
     Times,
 )
 from rankfold.adapters.distils import Distils
+from rankfold.adapters.loading import LoadsRenamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class Capabilities:
         counts_parameters: counts those of a layer that are not of its op, too.
         structured: reads layers without values.
         recalling: takes it that a trace has run.
+        loads_renamed: loads files that have other names for tensors.
         names_outputs: knows outputs of a model by their names.
     """
 
@@ -57,6 +59,7 @@ class Capabilities:
     counts_parameters: CountsParameters | None
     structured: Structured | None
     recalling: Recalling | None
+    loads_renamed: LoadsRenamed | None
     names_outputs: NamesOutputs | None
 
     @property
@@ -81,5 +84,6 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, CountsParameters) else None,
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
+        adapter if isinstance(adapter, LoadsRenamed) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,
     )

@@ -23,7 +23,6 @@ from rankfold.plan.plan import Plan, contents
 from rankfold.plan.table import as_table
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
-from rankfold.storage.folder import check_replaceable
 from rankfold.storage.model_files import (
     check_writable,
     file_kind,
@@ -32,6 +31,7 @@ from rankfold.storage.model_files import (
     write_model,
 )
 from rankfold.storage.safetensors_header import check_plain, parse_json
+from rankfold.storage.saved_plan import check_replaceable
 
 _MOST_INPUTS = 16 * 2**20
 

@@ -22,6 +22,7 @@ from rankfold.adapters.base import (
     Trace,
 )
 from rankfold.adapters.distils import Distils, Student
+from rankfold.adapters.loading import Conversion, LoadsRenamed
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.adapters.timing import medians
 from rankfold.calibration.accumulators import (
@@ -66,6 +67,7 @@ from rankfold.plugins.hookspecs import (
     FileFormat,
     LayerRule,
     ModelFile,
+    ModelFolder,
     ParameterRule,
     Rule,
     hookimpl,
@@ -99,6 +101,7 @@ __all__ = [
     "Choice",
     "Conv",
     "ConvTranspose",
+    "Conversion",
     "CountsByFormula",
     "CountsParameters",
     "Decomposition",
@@ -124,7 +127,9 @@ __all__ = [
     "LayerTensor",
     "LayerVisitor",
     "Linear",
+    "LoadsRenamed",
     "ModelFile",
+    "ModelFolder",
     "NamesBetterMethod",
     "NamesOutputs",
     "NamesParts",
