@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import transformers
+from transformers import AutoConfig, initialization
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from rankfold.errors import RankfoldError, Refused
@@ -17,6 +21,7 @@ from rankfold.ops import Op
 from rankfold.ops.transforms import describe, without_geometry
 from rankfold.plugins.registry import registry
 from rankfold_transformers import config_entry
+from rankfold_transformers.companions import CONFIG
 from rankfold_transformers.file_names import FileNames
 
 _WEIGHT = ".weight"
@@ -43,14 +48,24 @@ def _model_of(text: str) -> Any | None:
     cls = getattr(transformers, name, None) if isinstance(name, str) else None
     if not isinstance(cls, type) or "auto_map" in settings or kind not in CONFIG_MAPPING:
         return None
+    # Some models make numbers of tensors of theirs as they are built, which one without values
+    # cannot.
+    safely = getattr(initialization, "meta_device_safe_creation_ops", nullcontext)
     try:
-        with warnings.catch_warnings(), torch.device("meta"):
+        with warnings.catch_warnings(), torch.device("meta"), safely():
             warnings.simplefilter("ignore")
-            return cls(CONFIG_MAPPING[kind].from_dict(settings))
+            return cls(_configuration(text))
     # A configuration from elsewhere may be of another version, or its model may need a package
     # that is not installed. Then names and shapes have to do.
     except Exception:
         return None
+
+
+def _configuration(text: str) -> Any:
+    """Read a configuration as transformers does, which is from a folder."""
+    with TemporaryDirectory() as folder:
+        (Path(folder) / CONFIG).write_text(text)
+        return AutoConfig.from_pretrained(folder)
 
 
 def refusals_of(model: Any, layers: Mapping[str, tuple[str, Op]]) -> dict[str, str]:

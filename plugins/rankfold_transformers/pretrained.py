@@ -171,8 +171,8 @@ class RankfoldQuantizer(HfQuantizer):
 def _align(model: Any) -> None:
     """Give tensors that lie in a mapped file at odd addresses memory of their own.
 
-    Kernels choose their way by alignment, and files align tensors to 8 bytes: the same weights would
-    give other last bits whenever they were saved anew.
+    Kernels choose their way by alignment, and files align tensors to 8 bytes: the same weights
+    would give other last bits whenever they were saved anew.
     """
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:

@@ -153,6 +153,7 @@ def write(model: Any, plans: Sequence[Plan]) -> None:
             setattr(module, name, new)
         if "config" in holders:
             _keep_names(module, kept=bool(plans))
+    _tag(model, tagged=bool(plans))
 
 
 def _keep_names(model: Any, *, kept: bool) -> None:
@@ -165,3 +166,10 @@ def _keep_names(model: Any, *, kept: bool) -> None:
         model._weight_conversions = []
     else:
         vars(model).pop("_weight_conversions", None)
+
+
+def _tag(model: Any, *, tagged: bool) -> None:
+    """Have the model card that is pushed to the Hub name rankfold, or not any more."""
+    others = [tag for tag in model.model_tags or () if tag != METHOD]
+    tags = [*others, METHOD] if tagged else others
+    model.model_tags = tags or None
