@@ -102,4 +102,6 @@ def _refusal(adapter: Any, model: Any, path: str, op: Op) -> str:
     # By its shape alone a layer may be taken for another one: a table, a grouped convolution.
     if describe(without_geometry(actual)) != describe(without_geometry(op)):
         return f"by its name and shape a {describe(op)}, but a {describe(actual)} in the model"
+    if (actual.bias is None) != (op.bias is None):
+        return "its bias has a name in the files that is not that of a bias of it"
     return ""

@@ -11,13 +11,13 @@ import pytest
 import torch
 import transformers as tf
 from safetensors.torch import load_file
+from tests.benchmarks.transformers_sweep import WAYS, row
+from tests.tiny_transformers import ARCHITECTURES
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import rankfold as rf
-from tests.benchmarks.transformers_sweep import WAYS, row
-from tests.tiny_transformers import ARCHITECTURES
 
 IDS = torch.arange(3, 14)[None]
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{number}" for number in range(50))]
@@ -35,7 +35,9 @@ def checkpoint(tmp_path: Path) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
     )
     model = tf.LlamaForCausalLM(config)
     model.generation_config.repetition_penalty = 1.25
