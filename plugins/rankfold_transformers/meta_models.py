@@ -81,7 +81,8 @@ def refusals_of(model: Any, layers: Mapping[str, tuple[str, Op]]) -> dict[str, s
     refusals: dict[str, str] = {}
     for path, (weight, op) in layers.items():
         name, pattern = renamed[weight]
-        layer = name.removesuffix(_WEIGHT) if weight.endswith(_WEIGHT) else name
+        # A parameter that is a layer has its own name for a path.
+        layer = name if path == weight else name.removesuffix(_WEIGHT)
         if pattern is not None:
             reason = "transformers makes other tensors of it when it loads the model"
         elif name not in names.state or layer not in known:
