@@ -13,6 +13,7 @@ from typing import Any
 
 from rankfold.errors import RankfoldError
 from rankfold.plan.plan import Plan
+from rankfold.storage.hub_cache import followed
 from rankfold_transformers import config_entry
 
 CONFIG = "config.json"
@@ -48,17 +49,18 @@ def beside(folder: Path, settings: Mapping[str, Any], plan: Plan) -> Mapping[str
         config_entry.FILE: config_entry.NEEDED,
     }
     text = json.dumps(new, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    return {CONFIG: text.encode(), **{file.name: file for file in companions(folder)}}
+    return {CONFIG: text.encode(), **dict(companions(folder))}
 
 
-def companions(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that a compressed model of it needs, too, by name."""
+def companions(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the names of the files that a compressed model needs, too, and where they lie."""
     for file in sorted(folder.iterdir()):
         known = file.suffix in _SUFFIXES or _LICENCES.fullmatch(file.name)
         if not known or _LEFT.fullmatch(file.name) or file.name.startswith("."):
             continue
-        if not file.is_symlink() and file.is_file() and file.stat().st_size <= _MOST:
-            yield file
+        path = followed(file)
+        if not path.is_symlink() and path.is_file() and path.stat().st_size <= _MOST:
+            yield file.name, path
 
 
 def check_method(settings: Mapping[str, Any]) -> None:

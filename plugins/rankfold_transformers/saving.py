@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rankfold_transformers.companions import companions
+from transformers.utils.hub import cached_file
+
+from rankfold_transformers.companions import CONFIG, companions
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -20,9 +22,24 @@ def save_model(model: Any, folder: Path) -> None:
         OSError: it cannot be written.
     """
     model.save_pretrained(folder)
-    source = Path(model.name_or_path)
-    if not model.name_or_path or not source.is_dir():
+    source = _source(model.name_or_path)
+    if source is None:
         return
-    for file in companions(source):
-        if not (folder / file.name).exists():
-            shutil.copyfile(file, folder / file.name)
+    for name, path in companions(source):
+        if not (folder / name).exists():
+            shutil.copyfile(path, folder / name)
+
+
+def _source(name: str) -> Path | None:
+    """Return the folder that a model was loaded from; None where it is not on this machine."""
+    if not name or Path(name).is_dir():
+        return Path(name) if name else None
+    config = cached_file(
+        name,
+        CONFIG,
+        local_files_only=True,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if config is None else Path(config).parent

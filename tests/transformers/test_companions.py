@@ -23,7 +23,7 @@ def test_tokenizers_and_licences_go_and_weights_stay(tmp_path: Path) -> None:
         (tmp_path / name).write_text("content")
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "link.json").symlink_to(tmp_path / "config.json")
-    assert [file.name for file in companions(tmp_path)] == sorted(GOES)
+    assert list(companions(tmp_path)) == [(name, tmp_path / name) for name in sorted(GOES)]
 
 
 def test_the_plan_stands_where_transformers_looks_for_a_method(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained
 from rankfold.linalg import Array
 from rankfold.progress import progress
-from rankfold.storage.file_formats import reader_of
+from rankfold.storage.file_formats import SAFETENSORS, reader_of
 from rankfold.storage.files import sha256_of
+from rankfold.storage.hub_cache import followed
 from rankfold.storage.model_folders import (
     SETTINGS,
     conversions_of,
@@ -91,14 +92,17 @@ class Checkpoint:
             mapping = _weight_map(index)
             files = [index.parent / name for name in sorted(set(mapping.values()))]
         self.folder = files[0].parent
+        self._paths = [followed(path) for path in files]
         # Checked before the first of them is opened: opening a pipe would wait for its writer.
-        for path in files:
+        for path in self._paths:
             check_plain(path)
-        self._paths = files
         # Stamps before headers: a file that is exchanged between the two gets a stamp that no
         # longer fits and counts as changed, whereas the other order would miss it.
-        self._stamps = _stamps((*files, self.folder / SETTINGS))
-        self.files: dict[str, File] = {file.name: _opened(file) for file in files}
+        self._stamps = _stamps((*self._paths, self._settings_file))
+        self.files: dict[str, File] = {
+            file.name: _opened(path, file.suffix)
+            for file, path in zip(files, self._paths, strict=True)
+        }
         stored: dict[str, str] = {}
         for name, file in self.files.items():
             for tensor in file.header.entries:
@@ -142,6 +146,10 @@ class Checkpoint:
         self._made = ConvertedTensors(conversions, stored)
         self.owner = self._made.owners(self.owner)
         self.notes = (*self.notes, *self._made.notes)
+
+    @property
+    def _settings_file(self) -> Path:
+        return followed(self.folder / SETTINGS)
 
     def __contains__(self, name: str) -> bool:
         return name in self.owner
@@ -241,7 +249,7 @@ class Checkpoint:
             RankfoldError: they cannot be read just now.
         """
         try:
-            if _stamps((*self._paths, self.folder / SETTINGS)) == self._stamps:
+            if _stamps((*self._paths, self._settings_file)) == self._stamps:
                 return True
             # `_content` reads the files now, `content` is the hash that was kept when the run
             # began.
@@ -290,7 +298,7 @@ def _reopened(
 
 def _index_of(path: Path) -> Path | None:
     if path.name.endswith(_INDEX):
-        check_plain(path)
+        check_plain(followed(path))
         return path
     if not path.is_dir():
         return None
@@ -312,8 +320,9 @@ def _single(path: Path) -> Path:
     return files[0]
 
 
-def _opened(file: Path) -> File:
-    reader = reader_of(file)
+def _opened(file: Path, suffix: str) -> File:
+    """Open a file; a blob of a cache has no suffix, and the link to it has one."""
+    reader = reader_of(file) if suffix != SAFETENSORS or file.suffix == suffix else None
     if reader is not None:
         with contained(f"the reader of {str(file)!r}", RankfoldError):
             return reader(file)
@@ -325,7 +334,7 @@ def _opened(file: Path) -> File:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content = read_json(index, _MOST_INDEX)
+        content = read_json(followed(index), _MOST_INDEX)
     except ValueError as error:
         raise RankfoldError(f"{str(index)!r} is damaged: {error}") from None
     mapping = content.get("weight_map") if isinstance(content, dict) else None

@@ -14,6 +14,7 @@ from rankfold.ops import Op
 from rankfold.plan.plan import Plan
 from rankfold.plugins.hookspecs import ModelFolder
 from rankfold.plugins.registry import imported, registry, resolve
+from rankfold.storage.hub_cache import followed
 from rankfold.storage.safetensors_header import check_plain, numpy_dtype, parse_json
 
 SETTINGS = "config.json"
@@ -24,7 +25,7 @@ _MOST_SETTINGS = 16 * 2**20
 
 def read_settings(folder: Path) -> Mapping[str, Any]:
     """Return the configuration beside a model's files; {} for none, as it only helps."""
-    file = folder / SETTINGS
+    file = followed(folder / SETTINGS)
     try:
         if file.is_symlink() or not file.is_file():
             return {}
