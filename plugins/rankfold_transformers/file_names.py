@@ -95,6 +95,8 @@ def chains_in(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the paths of layers in a model, and its names for the tensors of their chains.
 
+    Layers that the model does not have, of another head, are not among them.
+
     Args:
         model: as for `names_in`.
         layers: as for `names_in`.
@@ -125,7 +127,8 @@ def _chains(
     weights = {
         path: f"{path}{_WEIGHT}" if is_module else path for path, is_module in outermost.items()
     }
-    renamed = FileNames(model).of((*weights.values(), *rest))
+    known = FileNames(model)
+    renamed = known.of((*weights.values(), *rest))
     paths: dict[str, str] = {}
     for path, weight in weights.items():
         name, pattern = renamed[weight]
@@ -134,14 +137,18 @@ def _chains(
                 f"transformers makes other tensors of {weight!r} when it loads a model, and it was "
                 "compressed by itself: compress the checkpoint anew where transformers is installed"
             )
-        paths[path] = name.removesuffix(_WEIGHT) if outermost[path] else name
+        # A head that this model has not is none of its layers, as its tensors are none of its.
+        if name in known.state:
+            paths[path] = name.removesuffix(_WEIGHT) if outermost[path] else name
     for path in layers:
         outer = next((o for o in weights if path.startswith(f"{o}.")), None)
-        if outer is not None:
+        if outer in paths:
             paths[path] = paths[outer] + path.removeprefix(outer)
     names = {}
     for name, start in owners.items():
         path = by_start[start]
+        if path not in paths:
+            continue
         target = f"{paths[path]}." if outermost[path] else _factors(paths[path])
         names[name] = target + name.removeprefix(start)
     return paths, names, rest

@@ -99,7 +99,7 @@ class RankfoldQuantizer(HfQuantizer):
             layers = [layer.path for plan in plans for layer in plan.replaced]
             paths, self._names = chains_in(model, layers, tensors)
             plans = tuple(
-                _renamed(plan, [(x, paths.get(x.path, x.path)) for x in plan.replaced])
+                _renamed(plan, [(x, paths[x.path]) for x in plan.replaced if x.path in paths])
                 for plan in plans
             )
         self._plans: list[Plan] = []

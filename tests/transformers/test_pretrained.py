@@ -223,6 +223,26 @@ def test_base_and_other_heads_are_opened(tmp_path: Path) -> None:
         assert torch.equal(back(IDS).last_hidden_state, state)
 
 
+def test_base_and_other_heads_are_opened_from_files(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "whole")
+    rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ratio(0.4), include="*")
+    full = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert type(full.lm_head) is not nn.Linear
+    state = full.model(IDS).last_hidden_state
+    full.model.save_pretrained(tmp_path / "base")
+    rf.compress_checkpoint(tmp_path / "base", tmp_path / "twice", rf.Ranks(3), include="*")
+    for back in (
+        tf.AutoModel.from_pretrained(tmp_path / "small"),
+        tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").model,
+        tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").model,
+    ):
+        assert torch.equal(back(IDS).last_hidden_state, state)
+    for kind in (tf.AutoModel, tf.AutoModelForCausalLM):
+        back, report = kind.from_pretrained(tmp_path / "twice", output_loading_info=True)
+        assert all(name.startswith("lm_head.") for name in report["missing_keys"])
+        assert len(plans(back)) == 2
+
+
 def siglip() -> Any:
     """A tower whose source reads a weight in a branch that its runs do not take."""
     sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
