@@ -36,7 +36,9 @@ def check_call(policy: Policy, executor: Executor | None) -> None:
         )
 
 
-def opened(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tuple[Checkpoint, Path]:
+def opened(
+    checkpoint: str | PathLike[str], output: str | PathLike[str], key: str | None
+) -> tuple[Checkpoint, Path]:
     """Return the checkpoint and the folder to write.
 
     Raises:
@@ -44,7 +46,7 @@ def opened(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tupl
     """
     # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
     # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(_absolute(checkpoint), as_loaded=True)
+    source = Checkpoint(_absolute(checkpoint), key=key, as_loaded=True)
     target = _absolute(output)
     if _same(target, source.path) or _same(target, source.folder):
         raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")

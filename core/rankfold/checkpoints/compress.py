@@ -53,6 +53,7 @@ def compress_checkpoint(
     exclude: str | Sequence[str] = (),
     overrides: Mapping[str, Policy | str] | None = None,
     drop: str | Sequence[str] = (),
+    key: str | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
     moments: str | PathLike[str] | None = None,
@@ -82,6 +83,8 @@ def compress_checkpoint(
         overrides: as for `rankfold.plan`.
         drop: glob patterns of tensors that are not copied: masks and the like that older versions
             of a model stored and its present one does not know.
+        key: of the state that is meant, where a file holds several, {"model": ..., "ema": ...};
+            "a/b" for one within another.
         placement: as for `rankfold.plan`.
         seed: as for `rankfold.plan`.
         moments: a file of `rankfold.Moments.save`, gathered on the live model; those of one
@@ -106,13 +109,13 @@ def compress_checkpoint(
     """
     selection = registry().selection(policy, include, exclude, overrides)
     check_call(selection.policy, executor)
-    source, target = opened(checkpoint, output)
+    source, target = opened(checkpoint, output, key)
     known = moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
     slots = layers_of(source, adapter)
     dropped = dropped_names(source, slots, drop)
     # The executor is no part of the job: it changes the time of a run and no byte of the result.
-    job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
+    job = _job(source, selection, inputs, methods, sorted(dropped), key, placement, seed, known)
     before = _finished(target, job.key)
     # A work folder beside a finished result is that of a run killed after it had published; opening
     # it, below, clears it away. Without one there is nothing to do and nothing to lock.
@@ -207,7 +210,8 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
         content = None if moments is None else sha256_of(Path(str(moments)))
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
-    beside = _beside(source, Plan(layers=()))
+    files = _beside(source, Plan(layers=()))
+    beside = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # Not by `repr`, in which a policy of a plugin may show its address: it would never be resumed.
     facts = description((source.content, selection, others, content, sorted(beside.items())))
     key = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()

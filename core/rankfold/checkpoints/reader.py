@@ -53,6 +53,7 @@ class Checkpoint:
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
             or a file of another kind that a framework's plugin reads (of torch.save).
+        key: of the state that is meant, where a file holds several; "a/b" for one within another.
         as_loaded: with the tensors that the model's library makes of others when it loads them, in
             place of these.
 
@@ -69,8 +70,11 @@ class Checkpoint:
         notes: what to know of how the tensors were found.
     """
 
-    def __init__(self, path: str | PathLike[str], *, as_loaded: bool = False) -> None:
+    def __init__(
+        self, path: str | PathLike[str], *, key: str | None = None, as_loaded: bool = False
+    ) -> None:
         self.path = Path(path)
+        self._key = key
         self._as_loaded = as_loaded
         try:
             self._open()
@@ -81,7 +85,7 @@ class Checkpoint:
         # Open files and headers stay here. With the outline the other process can tell that it sees
         # the same files, and the stamps keep its cache from handing out an older checkpoint of that
         # path.
-        return _reopened, (self.path, self.outline, self._stamps, bool(self._made.notes))
+        return _reopened, (self.path, self.outline, self._stamps, self._key, bool(self._made.notes))
 
     def _open(self) -> None:
         index = _index_of(self.path)
@@ -100,7 +104,7 @@ class Checkpoint:
         # longer fits and counts as changed, whereas the other order would miss it.
         self._stamps = _stamps((*self._paths, self._settings_file))
         self.files: dict[str, File] = {
-            file.name: _opened(path, file.suffix)
+            file.name: _opened(path, file.suffix, key=self._key)
             for file, path in zip(files, self._paths, strict=True)
         }
         stored: dict[str, str] = {}
@@ -285,10 +289,14 @@ def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
 # which a large model has megabytes, each time.
 @lru_cache(maxsize=4)
 def _reopened(
-    path: Path, outline: str, stamps: tuple[_Stamp | None, ...], as_loaded: bool
+    path: Path,
+    outline: str,
+    stamps: tuple[_Stamp | None, ...],
+    key: str | None,
+    as_loaded: bool,
 ) -> Checkpoint:
     """Open a checkpoint in another process; the stamps, which may differ, tell files apart."""
-    checkpoint = Checkpoint(path, as_loaded=as_loaded)
+    checkpoint = Checkpoint(path, key=key, as_loaded=as_loaded)
     if checkpoint.outline != outline:
         raise RankfoldError(
             f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
@@ -320,12 +328,14 @@ def _single(path: Path) -> Path:
     return files[0]
 
 
-def _opened(file: Path, suffix: str) -> File:
+def _opened(file: Path, suffix: str, key: str | None) -> File:
     """Open a file; a blob of a cache has no suffix, and the link to it has one."""
-    reader = reader_of(file) if suffix != SAFETENSORS or file.suffix == suffix else None
+    reader = reader_of(file, key) if suffix != SAFETENSORS or file.suffix == suffix else None
     if reader is not None:
         with contained(f"the reader of {str(file)!r}", RankfoldError):
             return reader(file)
+    if key is not None:
+        raise RankfoldError(f"key: {str(file)!r} is a safetensors file, which holds one state")
     safetensors = Safetensors(file)
     # The header is lazy. Read here, a damaged file is told before any work has begun.
     _ = safetensors.header

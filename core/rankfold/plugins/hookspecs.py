@@ -40,6 +40,7 @@ class FileFormat:
         read: "module:function" from a path to a `rankfold.storage.safetensors_file.File`. Nothing
             that such a file holds may be run.
         install: the command that installs what `read` needs.
+        keyed: whether such a file may hold several states, and `read` takes the key of one, too.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class FileFormat:
     signatures: tuple[bytes, ...]
     read: str
     install: str
+    keyed: bool = False
 
 
 @dataclass(frozen=True)
