@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rankfold.plugins import AdapterSpec, Demo, FileFormat, LayerRule, Rule, hookimpl
 from rankfold_torch.tensor_rules import TORCH_TENSORS
 
-RANKFOLD_API = (1, 0)
+RANKFOLD_API = (1, 4)
 
 
 @hookimpl
@@ -26,6 +26,7 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
                     signatures=(b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
                     read="rankfold_torch.pickle_reader:Pickled",
                     install="pip install 'rankfold[torch]'",
+                    keyed=True,
                 ),
             ),
             demo=Demo("torch", "rankfold_torch.demo:TorchDemo", "pip install 'rankfold[demo]'"),

@@ -18,7 +18,7 @@ from rankfold.adapters.base import LayerVisitor, Trace
 from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
-from rankfold.errors import RankfoldError, Refused
+from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Extent, Op, params
 from rankfold.ops.reference import composed
@@ -214,7 +214,7 @@ class TorchAdapter:
         Raises:
             RankfoldError: something holds a layer where no other can take its place.
         """
-        return _whole(swapping.replaced(model, modules, inplace=inplace))
+        return swapping.whole(swapping.replaced(model, modules, inplace=inplace))
 
     def replaced(
         self, model: nn.Module, modules: Mapping[str, swapping.New], *, inplace: bool
@@ -228,9 +228,15 @@ class TorchAdapter:
 
     def load_weights(self, model: nn.Module, file: Path, *more: Path) -> nn.Module:
         """Fill the model after checking names, shapes and dtypes."""
+        return self.load_renamed(model, {}, file, *more)
+
+    def load_renamed(
+        self, model: nn.Module, names: Mapping[str, str], file: Path, *more: Path
+    ) -> nn.Module:
+        """Fill the model from files that have other names for its tensors."""
         # Under inference mode the values would be set on tensors that can never be trained.
         with torch.inference_mode(mode=False):
-            weights.load_weights(model, file, *more)
+            weights.load_weights(model, file, *more, names=names)
         return model
 
     def moments(
@@ -287,11 +293,11 @@ class TorchAdapter:
     def expanded(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> nn.Module:
         """Return a copy of the compressed model with a copy of the layer in place of each chain."""
         modules = self._dense(model, small, paths)
-        return _whole(swapping.replaced(small, modules, inplace=False))
+        return swapping.whole(swapping.replaced(small, modules, inplace=False))
 
     def expand(self, model: nn.Module, small: nn.Module, paths: Sequence[str]) -> None:
         """Put a copy of the layer in the place of each chain of the compressed model."""
-        _whole(swapping.replaced(small, self._dense(model, small, paths), inplace=True))
+        swapping.whole(swapping.replaced(small, self._dense(model, small, paths), inplace=True))
 
     def _dense(
         self, model: nn.Module, small: nn.Module, paths: Sequence[str]
@@ -359,11 +365,3 @@ class TorchAdapter:
     def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
         """Return median seconds of whole forward passes in eval mode without gradients."""
         return timing.model_seconds(models, inputs)
-
-
-def _whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
-    """Return the model where every layer was replaced; else raise the first reason."""
-    model, left = result
-    for path, reason in left.items():
-        raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
-    return model

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold.plugins.layer_rules import rule_for
 from rankfold_torch.layers.low_rank_sequential import LowRankSequential
-from rankfold_torch.layers.parameter_layers import ParameterLayer, names_in
+from rankfold_torch.layers.parameter_layers import ParameterLayer, is_matrix, names_in
 from rankfold_torch.layers.stock import KINDS
 from rankfold_torch.usage.refusals import is_quantized
 
 NAME = "torch"
 """Name of the adapter, under which rules are declared."""
-_MATRIX_AXES = 2
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
@@ -33,7 +31,7 @@ def layers_of(model: nn.Module) -> dict[str, nn.Module | ParameterLayer]:
         names = names_in(module, NAME)
         if names is not None:
             for name, parameter in module._parameters.items():
-                if name in names and _is_matrix(parameter):
+                if name in names and is_matrix(parameter):
                     layers[f"{path}.{name}".lstrip(".")] = ParameterLayer(module, name)
         elif _is_layer(module):
             layers[path] = module
@@ -80,13 +78,5 @@ def _is_layer(module: nn.Module) -> bool:
         isinstance(module, (*KINDS, LazyModuleMixin))
         or is_quantized(module)
         or rule_of(module) is not None
-        or any(_is_matrix(p) for p in module._parameters.values())
+        or any(is_matrix(p) for p in module._parameters.values())
     )
-
-
-def _is_matrix(parameter: torch.Tensor | None) -> bool:
-    if parameter is None or nn.parameter.is_lazy(parameter):
-        # A lazy parameter has no shape to ask for, and is listed so that its refusal says so.
-        return parameter is not None
-    # Axes of one element are not counted: a (1, 1, d) position bias is a vector.
-    return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES

@@ -52,12 +52,13 @@ _REMEDY = (
 class Pickled:
     """A file of torch.save() behind the interface of `rankfold.storage.safetensors_file.File`."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, key: str | None = None) -> None:
         self._file = file
+        self._key = key
 
     @cached_property
     def _state(self) -> State:
-        return read_state(self._file)
+        return read_state(self._file, self._key)
 
     @cached_property
     def header(self) -> Header:
@@ -105,15 +106,19 @@ class State:
     keys: tuple[str, ...]
 
 
-def read_state(file: Path) -> State:
+def read_state(file: Path, key: str | None = None) -> State:
     """Return the tensors of a file, mapped where its kind allows that.
 
     They are the whole of the file, or what training programs put beside other things, under
     "state_dict", "model" and the like.
 
+    Args:
+        file: to read.
+        key: of the state that is meant; "a/b" for one within another.
+
     Raises:
-        RankfoldError: it cannot be read without running what it holds, or holds no dict of dense
-            tensors.
+        RankfoldError: there is no such key, or it cannot be read without running what it holds,
+            or holds no dict of dense tensors.
     """
     # `weights_only` admits tensors and plain containers and runs no constructor of the file's. It
     # does not bound memory, so the archive is checked before. Mapping is tried first: a mapped file
@@ -135,12 +140,15 @@ def read_state(file: Path) -> State:
                     f"{_REMEDY}"
                 ) from None
     keys: list[str] = []
+    for part in () if key is None else _parts(file, loaded, key):
+        keys.append(part)
+        loaded = loaded[part]
     while len(keys) < _DEPTH and not _all_tensors(loaded):
-        key = _container(file, loaded)
-        if key is None:
+        container = _container(file, loaded)
+        if container is None:
             break
-        keys.append(key)
-        loaded = loaded[key]
+        keys.append(container)
+        loaded = loaded[container]
     return State(_checked(file, loaded), tuple(keys))
 
 
@@ -182,6 +190,28 @@ def _all_tensors(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(v, torch.Tensor) for v in value.values())
 
 
+def _parts(file: Path, loaded: Any, key: str) -> tuple[str, ...]:
+    """Return the keys that a key stands for: itself, or those of dicts within each other.
+
+    Raises:
+        RankfoldError: the file has no such state.
+    """
+    for parts in ((key,), tuple(key.split("/"))):
+        value = loaded
+        for part in parts:
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            return parts
+    keys = [name for name, value in loaded.items() if _leads(value)] if _is_dict(loaded) else []
+    raise RankfoldError(
+        f"key: {str(file)!r} has no dict {key!r}; it has {some(list(map(repr, keys)))}"
+    )
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
 def _container(file: Path, loaded: Any) -> str | None:
     """Return the key of the state of the model in a file with more in it; None without one."""
     if not isinstance(loaded, dict):
@@ -193,8 +223,8 @@ def _container(file: Path, loaded: Any) -> str | None:
         return known[0] if known else None
     if len(inner) > 1:
         raise RankfoldError(
-            f"{str(file)!r} holds several dicts of tensors, {some(list(map(repr, inner)))}; save "
-            "the one that is meant in a file of its own"
+            f"{str(file)!r} holds several dicts of tensors, {some(list(map(repr, inner)))}; name "
+            "the one that is meant with key="
         )
     return inner[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,11 +43,19 @@ def save_weights(model: nn.Module, file: Path) -> None:
         raise OSError(str(error)) from error
 
 
-def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
+def load_weights(
+    model: nn.Module, file: Path, *more: Path, names: Mapping[str, str] | None = None
+) -> None:
     """Fill a model from safetensors files, after checking every name, shape and dtype.
 
     A file of `torch.save` is read with `weights_only=True`. Names may have what wrappers of the
     model add, on either side. What is on the meta device gets its values on the CPU.
+
+    Args:
+        model: to fill.
+        file: of tensors.
+        more: further files.
+        names: of the model for names in the files; others are as they are.
 
     Raises:
         RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
@@ -54,7 +63,7 @@ def load_weights(model: nn.Module, file: Path, *more: Path) -> None:
     """
     stored: dict[str, torch.Tensor] = {}
     for part in (file, *more):
-        stored.update(_read(part))
+        stored |= {(names or {}).get(name, name): value for name, value in _read(part).items()}
     # The whole state is checked before any value is written, so that a misfit leaves the model as
     # it was. `materialise` comes after the checks for the same reason, and makes new tensors, so
     # the state is read again.

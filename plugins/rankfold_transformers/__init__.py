@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from rankfold.plan.plan import Plan
-from rankfold.plugins import LayerRule, ParameterRule, Rule, hookimpl
+from rankfold.plugins import LayerRule, ModelFolder, ParameterRule, Rule, hookimpl
 from rankfold_transformers.registration import is_registered, register
 from rankfold_transformers.tensor_rules import EXPERTS, TENSOR_RULES
 
-RANKFOLD_API = (1, 1)
+RANKFOLD_API = (1, 4)
 
 # On import, as this module is what the entry point names: whoever has loaded the plugins of
 # rankfold can open compressed models.
@@ -44,6 +44,24 @@ def rankfold_layer_rules() -> Iterable[Rule]:
         ParameterRule("torch", "transformers.models.*:*Experts", EXPERTS),
         ParameterRule("torch", "transformers.models.*:*ParallelExperts", ("weight",)),
         *TENSOR_RULES,
+    )
+
+
+@hookimpl
+def rankfold_model_folders() -> Iterable[ModelFolder]:
+    """Declare the folders that `from_pretrained` opens."""
+    return (
+        ModelFolder(
+            name="transformers",
+            model_types=("transformers.modeling_utils:PreTrainedModel",),
+            settings=("model_type", "architectures"),
+            weights="model",
+            save="rankfold_transformers.folders:save",
+            beside="rankfold_transformers.companions:beside",
+            conversions="rankfold_transformers.folders:conversions",
+            refusals="rankfold_transformers.folders:refusals",
+            names="rankfold_transformers.folders:names",
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
@@ -20,13 +21,20 @@ from rankfold.errors import RankfoldError
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
 from rankfold.storage.safetensors_header import read_header
-from rankfold_transformers.records import METHOD, RankfoldConfig, write
+from rankfold_transformers.config_entry import FILE, METHOD
+from rankfold_transformers.config_guard import guard
+from rankfold_transformers.file_names import chains_in
+from rankfold_transformers.records import RankfoldConfig, write
+from rankfold_transformers.renaming import chain_names
 from rankfold_transformers.structure import Exchange, restructured
 
+_ALIGNMENT = 64
+"""Bytes to which PyTorch aligns memory on the CPU."""
 _LOADED = "_is_hf_initialized"
 """By this attribute of a tensor transformers knows that it has its values."""
 
 register_quantization_config(METHOD)(RankfoldConfig)
+guard()
 
 
 @register_quantizer(METHOD)
@@ -52,6 +60,21 @@ class RankfoldQuantizer(HfQuantizer):
         """Always: the chains are layers."""
         return True
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take the entry out of a configuration by which it cannot be opened without rankfold."""
+        # Called for another reason; it is where a method sees the configuration before the files
+        # are looked for.
+        vars(config).pop(FILE, None)
+        return config
+
+    update_tp_plan = update_attn_implementation
+    """The same in versions of transformers before 5.20."""
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> Any:
+        """Have the tensors of chains loaded under their names, and all others as ever."""
+        known = self._state if self._by_model else frozenset[str]()
+        return chain_names(weight_conversions, self._names, known)
+
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, **_: Any
     ) -> Any:
@@ -68,12 +91,26 @@ class RankfoldQuantizer(HfQuantizer):
             )
         assert isinstance(self.quantization_config, RankfoldConfig)
         plans = self.quantization_config.read()
-        _check_compressed(plans, checkpoint_files or ())
+        tensors = _tensors(checkpoint_files or ())
+        _check_compressed(plans, tensors)
+        self._by_model = self.quantization_config.names == "model"
+        self._names: dict[str, str] = {}
+        if not self._by_model:
+            layers = [layer.path for plan in plans for layer in plan.replaced]
+            paths, self._names = chains_in(model, layers, tensors)
+            plans = tuple(
+                _renamed(plan, [(x, paths[x.path]) for x in plan.replaced if x.path in paths])
+                for plan in plans
+            )
         self._plans: list[Plan] = []
         self._exchanges: list[Exchange] = []
         for plan in plans:  # each of the model that the one before it gives
             self._plans.append(_fitted(model, plan))
             self._exchanges += restructured(model, self._plans[-1])
+        # Also by the names that they have in a base model, or in one with a head.
+        names, base = model.state_dict().keys(), _base(model)
+        self._state = frozenset((*names, *(f"{base}{name}" for name in names)))
+        self._state |= {name.removeprefix(base) for name in names}
         # On this one model, past `nn.Module.__setattr__`: the method of its class serves all
         # others, and this one goes again when the model is loaded.
         vars(model)["initialize_weights"] = partial(self._initialize, model)
@@ -127,7 +164,19 @@ class RankfoldQuantizer(HfQuantizer):
         for module in model.modules():
             vars(getattr(module, "config", module)).pop("_is_quantized", None)
         write(model, self._plans)
+        _align(model)
         return model
+
+
+def _align(model: Any) -> None:
+    """Give tensors that lie in a mapped file at odd addresses memory of their own.
+
+    Kernels choose their way by alignment, and files align tensors to 8 bytes: the same weights
+    would give other last bits whenever they were saved anew.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
 
 
 def _fitted(model: Any, plan: Plan) -> Plan:
@@ -187,17 +236,22 @@ def _loaded(exchange: Exchange) -> list[bool]:
     return [getattr(tensor, _LOADED, False) for tensor in exchange.chain.parameters()]
 
 
-def _check_compressed(plans: Sequence[Plan], files: Sequence[str]) -> None:
-    """Check that the files hold no weights of the layers that were replaced.
-
-    They do where a model was made anew from the configuration of a compressed one, and saved.
-    """
-    names = {
+def _tensors(files: Sequence[str]) -> list[str]:
+    """List the names of the tensors in files."""
+    return [
         name
         for file in files
         if file.endswith(".safetensors")
         for name in read_header(Path(file)).entries
-    }
+    ]
+
+
+def _check_compressed(plans: Sequence[Plan], tensors: Sequence[str]) -> None:
+    """Check that the files hold no weights of the layers that were replaced.
+
+    They do where a model was made anew from the configuration of a compressed one, and saved.
+    """
+    names = set(tensors)
     for plan in plans:
         for layer in plan.replaced:
             # A chain's tensors are called "path.0.weight" and so on, so the layer's own name says

@@ -10,12 +10,9 @@ import msgspec
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from rankfold.errors import RankfoldError
-from rankfold.plan.plan import LayerPlan, Plan, validate
+from rankfold.plan.plan import Plan, validate
 from rankfold.plugins.registry import registry
-
-METHOD = "rankfold"
-_ATTRIBUTE = "quantization_config"
-_DEFAULTS = LayerPlan(path="")
+from rankfold_transformers.config_entry import ATTRIBUTE, METHOD, VERSION, Names, written
 
 
 class RankfoldConfig(QuantizationConfigMixin):
@@ -26,26 +23,28 @@ class RankfoldConfig(QuantizationConfigMixin):
             before it gave; the layers that were replaced.
         quant_method: always "rankfold".
         version: of this format.
+        names: whose names the tensors of the files have, and the layers in the plans: "model" for
+            those of the model's state, "file" for those of transformers' files of such a model.
 
     Raises:
         RankfoldError: another version, or not plans.
     """
-
-    VERSION = 1
 
     def __init__(
         self,
         plans: Sequence[Mapping[str, Any]] = (),
         quant_method: str = METHOD,
         version: int = VERSION,
+        names: Names = "file",
     ) -> None:
-        if version != self.VERSION:
+        if version != VERSION:
             raise RankfoldError(
                 f"config.json is of version {version} of rankfold's format; this rankfold reads "
-                f"version {self.VERSION}"
+                f"version {VERSION}"
             )
         self.quant_method = METHOD  # type: ignore[assignment]  # the type lists transformers' own
         self.version = version
+        self.names = names
         # Kept as plain data, as the configuration is written as JSON; read once now, so that a
         # broken one is told when the file is opened.
         self.plans = list(plans)
@@ -60,7 +59,7 @@ class RankfoldConfig(QuantizationConfigMixin):
         try:
             plans = tuple(msgspec.convert(plan, Plan) for plan in self.plans)
         except msgspec.ValidationError as error:
-            raise RankfoldError(f"{_ATTRIBUTE} of config.json holds no plan: {error}") from None
+            raise RankfoldError(f"{ATTRIBUTE} of config.json holds no plan: {error}") from None
         for plan in plans:
             validate(plan)
         return plans
@@ -96,7 +95,7 @@ def erase(model: Any, plan: Plan) -> None:
 
 def recorded(config: Any) -> list[Plan]:
     """List the plans that a configuration holds."""
-    held = getattr(config, _ATTRIBUTE, None)
+    held = getattr(config, ATTRIBUTE, None)
     # A configuration that was read from a file and not used to load a model has it as a dictionary.
     if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
         held = RankfoldConfig(**held)
@@ -138,29 +137,39 @@ def write(model: Any, plans: Sequence[Plan]) -> None:
         plans: that it follows.
     """
     old = model.config
-    if not plans and not hasattr(old, _ATTRIBUTE):
+    if not plans and not hasattr(old, ATTRIBUTE):
         return
     new = copy.copy(old)
     if plans:
-        setattr(new, _ATTRIBUTE, RankfoldConfig([_written(plan) for plan in plans]))
-    elif hasattr(new, _ATTRIBUTE):
-        delattr(new, _ATTRIBUTE)
+        entry = RankfoldConfig([written(plan) for plan in plans], names="model")
+        setattr(new, ATTRIBUTE, entry)
+    elif hasattr(new, ATTRIBUTE):
+        delattr(new, ATTRIBUTE)
     # Its modules hold the same configuration object, and `save_pretrained` of a part reads that
     # part's.
     for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if value is old:
-                setattr(module, name, new)
+        holders = [name for name, value in getattr(module, "__dict__", {}).items() if value is old]
+        for name in holders:
+            setattr(module, name, new)
+        if "config" in holders:
+            _keep_names(module, kept=bool(plans))
+    _tag(model, tagged=bool(plans))
 
 
-def _written(plan: Plan) -> dict[str, Any]:
-    """Return the part of a plan that says how the structure came about, for people and `read`."""
-    layers = [
-        {
-            name: value
-            for name in ("path", "method", "ranks", "op", "error", "params", "refit")
-            if (value := msgspec.to_builtins(getattr(layer, name))) != getattr(_DEFAULTS, name)
-        }
-        for layer in plan.replaced
-    ]
-    return {"policy": plan.policy, "layers": layers}
+def _keep_names(model: Any, *, kept: bool) -> None:
+    """Have a model saved with the names of its state, or as transformers saves it else.
+
+    transformers gives tensors the names that older versions had for them, and splits stacks, by
+    patterns that are not made for the names of chains.
+    """
+    if kept:
+        model._weight_conversions = []
+    else:
+        vars(model).pop("_weight_conversions", None)
+
+
+def _tag(model: Any, *, tagged: bool) -> None:
+    """Have the model card that is pushed to the Hub name rankfold, or not any more."""
+    others = [tag for tag in model.model_tags or () if tag != METHOD]
+    tags = [*others, METHOD] if tagged else others
+    model.model_tags = tags or None

@@ -13,7 +13,8 @@ from torch import nn
 from rankfold.adapters.capabilities import capabilities
 from rankfold.plan.plan import Plan
 from rankfold.plugins.registry import registry
-from rankfold.storage.folder import VERSION, Saved, modules_of
+from rankfold.storage.folder import modules_of
+from rankfold.storage.saved_plan import VERSION, Saved
 from rankfold_torch.layers.parameter_layers import Factors
 
 

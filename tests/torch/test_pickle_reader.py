@@ -257,3 +257,41 @@ def test_shared_views_conjugates_and_parameters_are_copied(tmp_path: Path) -> No
         if name in found:
             assert np.array_equal(found[name], tensor.detach().resolve_conj().resolve_neg().numpy())
     assert {"one", "view", "conj", "negated", "parameter", "nothing"} <= found.keys()
+
+
+class TestKeys:
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        averaged = {name: value / 2 for name, value in state().items()}
+        content = {"net": state(), "ema": averaged, "more": {"teacher": {"state_dict": averaged}}}
+        torch.save(content, tmp_path / "several.pt")
+        return tmp_path / "several.pt"
+
+    @pytest.mark.parametrize("key", ["ema", "more/teacher", "more/teacher/state_dict"])
+    def test_one_of_several_states_is_chosen(self, key: str, file: Path, tmp_path: Path) -> None:
+        save_file({n: v / 2 for n, v in state().items()}, tmp_path / "plain.safetensors")
+        plain = rf.compress_checkpoint(tmp_path / "plain.safetensors", tmp_path / "a", POLICY)
+        plan = rf.compress_checkpoint(file, tmp_path / "b", POLICY, key=key)
+        assert plan.layers == plain.layers
+        assert "ema" in plan.notes[0] or "teacher" in plan.notes[0]
+        first, second = (load_file(tmp_path / out / "weights.safetensors") for out in "ab")
+        assert first.keys() == second.keys()
+        assert all(np.array_equal(first[name], second[name]) for name in first)
+
+    def test_another_key_is_another_result(self, file: Path, tmp_path: Path) -> None:
+        for key in ("ema", "net"):
+            rf.compress_checkpoint(file, tmp_path / "out", POLICY, key=key)
+        found = load_file(tmp_path / "out" / "weights.safetensors")
+        assert np.array_equal(found["fc.bias" if "fc.bias" in found else "fc.1.bias"],
+                              state()["fc.bias"].numpy())  # fmt: skip
+
+    def test_a_key_that_is_not_there_is_told_with_those_that_are(
+        self, file: Path, tmp_path: Path
+    ) -> None:
+        with pytest.raises(rf.RankfoldError, match=r"no dict 'none'; it has 'net', 'ema'"):
+            rf.compress_checkpoint(file, tmp_path / "out", POLICY, key="none")
+
+    def test_a_safetensors_file_has_no_keys(self, tmp_path: Path) -> None:
+        save_file(state(), tmp_path / "plain.safetensors")
+        with pytest.raises(rf.RankfoldError, match="holds one state"):
+            rf.compress_checkpoint(tmp_path / "plain.safetensors", tmp_path / "a", POLICY, key="b")

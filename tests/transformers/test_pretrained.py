@@ -148,6 +148,23 @@ def test_the_configuration_of_the_original_stays_as_it_is() -> None:
     assert config.to_json_string() == original.config.to_json_string() == before
 
 
+def test_interpolative_stages_are_opened(tmp_path: Path) -> None:
+    small = rf.compress(llama(), rf.Ratio(0.4), methods=["svd_id"]).model
+    back = reopened(small, tmp_path / "small")
+    assert torch.equal(logits(back), logits(small))
+    assert torch.equal(logits(reopened(back, tmp_path / "again")), logits(small))
+
+
+def test_a_checkpoint_that_was_compressed_twice_is_opened(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "0", max_shard_size="20KB")
+    for number, policy in enumerate((rf.Ratio(0.6), rf.Ranks(5))):
+        rf.compress_checkpoint(tmp_path / f"{number}", tmp_path / f"{number + 1}", policy)
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "2")
+    first, second = plans(back)
+    assert second > first > 0
+    assert torch.equal(logits(reopened(back, tmp_path / "again")), logits(back))
+
+
 def test_what_is_opened_is_an_ordinary_model(tmp_path: Path) -> None:
     back = reopened(compressed(llama()).model, tmp_path / "small")
     assert not getattr(back, "is_quantized", False)
@@ -204,6 +221,26 @@ def test_base_and_other_heads_are_opened(tmp_path: Path) -> None:
         tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").model,
     ):
         assert torch.equal(back(IDS).last_hidden_state, state)
+
+
+def test_base_and_other_heads_are_opened_from_files(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "whole")
+    rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ratio(0.4), include="*")
+    full = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert type(full.lm_head) is not nn.Linear
+    state = full.model(IDS).last_hidden_state
+    full.model.save_pretrained(tmp_path / "base")
+    rf.compress_checkpoint(tmp_path / "base", tmp_path / "twice", rf.Ranks(3), include="*")
+    for back in (
+        tf.AutoModel.from_pretrained(tmp_path / "small"),
+        tf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").model,
+        tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base").model,
+    ):
+        assert torch.equal(back(IDS).last_hidden_state, state)
+    for kind in (tf.AutoModel, tf.AutoModelForCausalLM):
+        back, report = kind.from_pretrained(tmp_path / "twice", output_loading_info=True)
+        assert all(name.startswith("lm_head.") for name in report["missing_keys"])
+        assert len(plans(back)) == 2
 
 
 def siglip() -> Any:

@@ -26,6 +26,7 @@ from rankfold_torch.layers.stock import to_array
 from rankfold_torch.torch_internals import give_own_class
 
 _FIRST = "original0"
+_MATRIX_AXES = 2
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -226,3 +227,12 @@ def empty(tensor: nn.Parameter) -> nn.Parameter:
     # One element, expanded to the shape by strides of 0.
     shell = torch.empty(1, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return nn.Parameter(shell, requires_grad=tensor.requires_grad)
+
+
+def is_matrix(parameter: torch.Tensor | None) -> bool:
+    """Return whether a parameter has two axes or more."""
+    if parameter is None or nn.parameter.is_lazy(parameter):
+        # A lazy parameter has no shape to ask for, and is listed so that its refusal says so.
+        return parameter is not None
+    # Axes of one element are not counted: a (1, 1, d) position bias is a vector.
+    return sum(size > 1 for size in parameter.shape) >= _MATRIX_AXES

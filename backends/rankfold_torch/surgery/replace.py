@@ -216,3 +216,11 @@ def _tensors(
         if held is not None:  # else it is a product of factors
             owners[identity(held.tensor)] = path
     return owners
+
+
+def whole(result: tuple[nn.Module, Mapping[str, str]]) -> nn.Module:
+    """Return the model where every layer was replaced; else raise the first reason."""
+    model, left = result
+    for path, reason in left.items():
+        raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
+    return model

@@ -26,6 +26,7 @@ from rankfold.adapters.compressed_models import (
     NamesStages,
 )
 from rankfold.adapters.distils import Distils
+from rankfold.adapters.loading import LoadsRenamed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,7 @@ class Capabilities:
         counts_parameters: counts those of a layer that are not of its op, too.
         structured: reads layers without values.
         recalling: takes it that a trace has run.
+        loads_renamed: loads files that have other names for tensors.
         names_outputs: knows outputs of a model by their names.
         names_stages: tells the stages of chains.
         expands_in_place: undoes a compression in the compressed model.
@@ -65,6 +67,7 @@ class Capabilities:
     counts_parameters: CountsParameters | None
     structured: Structured | None
     recalling: Recalling | None
+    loads_renamed: LoadsRenamed | None
     names_outputs: NamesOutputs | None
     names_stages: NamesStages | None
     expands_in_place: ExpandsInPlace | None
@@ -92,6 +95,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, CountsParameters) else None,
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
+        adapter if isinstance(adapter, LoadsRenamed) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,
         adapter if isinstance(adapter, NamesStages) else None,
         adapter if isinstance(adapter, ExpandsInPlace) else None,

@@ -17,8 +17,8 @@ from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.selection import listed
 from rankfold.policies.validation import checked_policy
-from rankfold.storage.folder import check_replaceable
 from rankfold.storage.moments_file import check_moments_file
+from rankfold.storage.saved_plan import check_replaceable
 
 
 def check_call(policy: Policy, executor: Executor | None) -> None:
@@ -36,7 +36,9 @@ def check_call(policy: Policy, executor: Executor | None) -> None:
         )
 
 
-def opened(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tuple[Checkpoint, Path]:
+def opened(
+    checkpoint: str | PathLike[str], output: str | PathLike[str], key: str | None
+) -> tuple[Checkpoint, Path]:
     """Return the checkpoint and the folder to write.
 
     Raises:
@@ -44,12 +46,16 @@ def opened(checkpoint: str | PathLike[str], output: str | PathLike[str]) -> tupl
     """
     # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
     # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(Path(os.path.abspath(checkpoint)))  # noqa: PTH100 - resolve() follows links
-    target = Path(os.path.abspath(output))  # noqa: PTH100
+    source = Checkpoint(_absolute(checkpoint), key=key, as_loaded=True)
+    target = _absolute(output)
     if _same(target, source.path) or _same(target, source.folder):
         raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
     check_replaceable(target)
     return source, target
+
+
+def _absolute(path: str | PathLike[str]) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() follows links
 
 
 def _same(path: Path, other: Path) -> bool:
@@ -68,7 +74,7 @@ def moments_file(moments: str | PathLike[str] | None) -> Path | None:
     """
     if moments is None:
         return None
-    file = Path(os.path.abspath(moments))  # noqa: PTH100 - as the checkpoint
+    file = _absolute(moments)
     check_moments_file(file)
     return file
 

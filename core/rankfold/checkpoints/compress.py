@@ -35,8 +35,9 @@ from rankfold.policies.selection import Selection
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
-from rankfold.storage.folder import INDEX, PLAN, WEIGHTS, Saved, saved_at
+from rankfold.storage.model_folders import files_beside
 from rankfold.storage.moments_file import Moments
+from rankfold.storage.saved_plan import PLAN, WEIGHTS, Saved, index_file, saved_at, weights_file
 from rankfold.storage.work_folder import work_folder
 
 
@@ -52,6 +53,7 @@ def compress_checkpoint(
     exclude: str | Sequence[str] = (),
     overrides: Mapping[str, Policy | str] | None = None,
     drop: str | Sequence[str] = (),
+    key: str | None = None,
     placement: Placement = "balanced",
     seed: int = 0,
     moments: str | PathLike[str] | None = None,
@@ -68,7 +70,8 @@ def compress_checkpoint(
             index, or a file of torch.save() with a state dict in it (with PyTorch), whatever its
             name.
         output: the folder to write, for `rankfold.load`: plan.json and the weights, in as many
-            files as the checkpoint has.
+            files as the checkpoint has. Of a checkpoint of transformers it is one for
+            `from_pretrained`, too, with config.json, the tokenizer's files and so on beside them.
         policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
         inputs: for glob patterns of layer paths, the shape of the layer's input without its
             channels, {"conv*": (1, 32, 32)}; or that and the stride, padding, dilation and groups
@@ -80,6 +83,8 @@ def compress_checkpoint(
         overrides: as for `rankfold.plan`.
         drop: glob patterns of tensors that are not copied: masks and the like that older versions
             of a model stored and its present one does not know.
+        key: of the state that is meant, where a file holds several, {"model": ..., "ema": ...};
+            "a/b" for one within another.
         placement: as for `rankfold.plan`.
         seed: as for `rankfold.plan`.
         moments: a file of `rankfold.Moments.save`, gathered on the live model; those of one
@@ -104,13 +109,13 @@ def compress_checkpoint(
     """
     selection = registry().selection(policy, include, exclude, overrides)
     check_call(selection.policy, executor)
-    source, target = opened(checkpoint, output)
+    source, target = opened(checkpoint, output, key)
     known = moments_file(moments)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
     slots = layers_of(source, adapter)
     dropped = dropped_names(source, slots, drop)
     # The executor is no part of the job: it changes the time of a run and no byte of the result.
-    job = _job(source, selection, inputs, methods, sorted(dropped), placement, seed, known)
+    job = _job(source, selection, inputs, methods, sorted(dropped), key, placement, seed, known)
     before = _finished(target, job.key)
     # A work folder beside a finished result is that of a run killed after it had published; opening
     # it, below, clears it away. Without one there is nothing to do and nothing to lock.
@@ -205,8 +210,10 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
         content = None if moments is None else sha256_of(Path(str(moments)))
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
+    files = _beside(source, Plan(layers=()))
+    beside = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # Not by `repr`, in which a policy of a plugin may show its address: it would never be resumed.
-    facts = description((source.content, selection, others, content))
+    facts = description((source.content, selection, others, content, sorted(beside.items())))
     key = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()
     return Job(key, str(source.path), source.content)
 
@@ -214,13 +221,18 @@ def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
 def _finished(folder: Path, job: str) -> Plan | None:
     """Return the plan of a finished result of this job; None if it is of another or was changed."""
     saved = saved_at(folder)
+    if saved is None or saved.job != job:
+        return None
     # No hash of the index is kept, for it follows from the files; it must only be there.
-    if saved is None or saved.job != job or (len(saved.files) > 1 and not _plain(folder / INDEX)):
+    index = {index_file(saved.stem)} if len(saved.files) > 1 else set()
+    if not all(_plain(folder / name) for name in (*index, *saved.beside)):
         return None
     try:
-        return saved.plan if all(saved.is_of(folder / name) for name in saved.files) else None
-    except RankfoldError:
+        whole = all(saved.is_of(folder / name) for name in saved.files)
+        same = all(sha256_of(folder / name) == hash_ for name, hash_ in saved.beside.items())
+    except (RankfoldError, OSError):
         return None
+    return saved.plan if whole and same else None
 
 
 def _plain(file: Path) -> bool:
@@ -238,7 +250,7 @@ def _parts(
     count = len(source.files)
     parts = []
     for number, file in enumerate(source.files, 1):
-        name = WEIGHTS if count == 1 else f"weights-{number:05}-of-{count:05}.safetensors"
+        name = weights_file(_stem(source), number, count)
         layers = [
             layer for layer in plan.replaced if source.owner[slots[layer.path].weight] == file
         ]
@@ -316,7 +328,12 @@ def _published(
     # The errors so far are those of the factors in working precision; those of the factors as they
     # were rounded for storage are known only when they are written.
     plan = _as_stored(plan, done)
-    saved = Saved.of(plan, workdir.files, {d.file: d.sha256 for d in done}, job.key)
+    beside = _beside(source, plan)
+    for name, content in beside.items():
+        write_whole(workdir.files / name, content)
+    hashes = {name: sha256_of(workdir.files / name) for name in beside}
+    files = {record.file: record.sha256 for record in done}
+    saved = Saved.of(plan, workdir.files, files, job.key, hashes)
     names = _complete(workdir.files, saved, done)
     # Parts are written one by one, and each is right for what was read at the time: a checkpoint
     # that was exchanged in between would give a result of two.
@@ -326,15 +343,39 @@ def _published(
     return plan
 
 
+def _stem(source: Checkpoint) -> str:
+    """Return with what the names of the files of the result begin."""
+    return WEIGHTS if source.kind is None else source.kind.weights
+
+
+def _beside(source: Checkpoint, plan: Plan) -> dict[str, bytes]:
+    """Return what a library needs beside the weights to open them, by the names of files.
+
+    Raises:
+        RankfoldError: it cannot be read.
+    """
+    if source.kind is None:
+        return {}
+    files = files_beside(source.kind, source.folder, source.settings, plan)
+    try:
+        return {
+            name: content if isinstance(content, bytes) else content.read_bytes()
+            for name, content in files.items()
+        }
+    except OSError as error:
+        raise RankfoldError(f"what lies beside the checkpoint cannot be read: {error}") from None
+
+
 def _complete(folder: Path, saved: Saved, done: Sequence[Done]) -> set[str]:
     """Add the plan and, for several files, their index; return the names of all files."""
-    names = {PLAN, *saved.files}
+    names = {PLAN, *saved.files, *saved.beside}
     if len(done) > 1:
         index: dict[str, Any] = {
             "metadata": {"total_size": sum(sum(record.tensors.values()) for record in done)},
             "weight_map": {name: record.file for record in done for name in sorted(record.tensors)},
         }
-        write_whole(folder / INDEX, msgspec.json.format(msgspec.json.encode(index), indent=2))
-        names.add(INDEX)
+        name = index_file(saved.stem)
+        write_whole(folder / name, msgspec.json.format(msgspec.json.encode(index), indent=2))
+        names.add(name)
     write_whole(folder / PLAN, msgspec.json.format(msgspec.json.encode(saved), indent=1))
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from rankfold.linalg import Array, is_finite, read_only
 from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
 from rankfold.ops.geometry import is_int
 from rankfold.plugins.registry import registry
+from rankfold.storage.model_folders import refusals_of
 
 _POSITIONS = 2**40
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
@@ -234,7 +236,24 @@ def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
                 f"tensors {layers[path].weight!r} and {name!r} are both the weight of {path!r}"
             )
         layers[path] = tensors
-    return layers
+    return _refused(checkpoint, layers)
+
+
+def _refused(checkpoint: Checkpoint, layers: dict[str, LayerTensors]) -> dict[str, LayerTensors]:
+    """Return the layers, with refusals for those that must be left alone in the model."""
+    if checkpoint.kind is None:
+        return layers
+    ops: dict[str, tuple[str, Op]] = {}
+    for path, slot in layers.items():
+        # What does not fit is refused when it is read, with its own reason.
+        if not slot.refusal:
+            with suppress(Refused, RankfoldError):
+                ops[path] = slot.weight, slot.blank(checkpoint)
+    reasons = refusals_of(checkpoint.kind, checkpoint.settings, ops)
+    return {
+        path: replace(slot, refusal=slot.refusal or reasons.get(path, ""))
+        for path, slot in layers.items()
+    }
 
 
 def _slot(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from os import PathLike
@@ -12,29 +12,36 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from rankfold.adapters.loading import Conversion
+from rankfold.checkpoints.converted import ConvertedTensors
 from rankfold.console import some
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained
 from rankfold.linalg import Array
 from rankfold.progress import progress
-from rankfold.storage.file_formats import reader_of
+from rankfold.storage.file_formats import SAFETENSORS, reader_of
 from rankfold.storage.files import sha256_of
+from rankfold.storage.hub_cache import followed
+from rankfold.storage.model_folders import (
+    SETTINGS,
+    conversions_of,
+    kind_of_checkpoint,
+    read_json,
+    read_settings,
+)
 from rankfold.storage.safetensors_file import File, Safetensors
 from rankfold.storage.safetensors_header import (
     FLOATS,
     Entry,
     check_name,
     check_plain,
-    parse_json,
     viewed,
 )
 from rankfold.storage.wrapper_prefixes import unwrapped
 
 _INDEX = ".index.json"
-_SETTINGS = "config.json"
-# Limits on files that are read as a whole before anything in them is known.
 _MOST_INDEX = 100_000_000
-_MOST_SETTINGS = 16 * 2**20
+"""Bytes of an index, which is read as a whole before anything in it is known."""
 _PIECE = 8 * 2**20
 
 
@@ -46,6 +53,9 @@ class Checkpoint:
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
             or a file of another kind that a framework's plugin reads (of torch.save).
+        key: of the state that is meant, where a file holds several; "a/b" for one within another.
+        as_loaded: with the tensors that the model's library makes of others when it loads them, in
+            place of these.
 
     Raises:
         RankfoldError: files are missing, damaged, links or outside of the folder, or the index does
@@ -56,11 +66,16 @@ class Checkpoint:
         files: of tensors, by name, in order.
         owner: the file of each tensor, by name; names are without what wrappers of a model add.
         settings: what config.json beside the files says; empty without one.
+        kind: of the folder, where a library opens it as a model.
         notes: what to know of how the tensors were found.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(
+        self, path: str | PathLike[str], *, key: str | None = None, as_loaded: bool = False
+    ) -> None:
         self.path = Path(path)
+        self._key = key
+        self._as_loaded = as_loaded
         try:
             self._open()
         except OSError as error:
@@ -70,7 +85,7 @@ class Checkpoint:
         # Open files and headers stay here. With the outline the other process can tell that it sees
         # the same files, and the stamps keep its cache from handing out an older checkpoint of that
         # path.
-        return _reopened, (self.path, self.outline, self._stamps)
+        return _reopened, (self.path, self.outline, self._stamps, self._key, bool(self._made.notes))
 
     def _open(self) -> None:
         index = _index_of(self.path)
@@ -81,14 +96,17 @@ class Checkpoint:
             mapping = _weight_map(index)
             files = [index.parent / name for name in sorted(set(mapping.values()))]
         self.folder = files[0].parent
+        self._paths = [followed(path) for path in files]
         # Checked before the first of them is opened: opening a pipe would wait for its writer.
-        for path in files:
+        for path in self._paths:
             check_plain(path)
-        self._paths = files
         # Stamps before headers: a file that is exchanged between the two gets a stamp that no
         # longer fits and counts as changed, whereas the other order would miss it.
-        self._stamps = _stamps((*files, self.folder / _SETTINGS))
-        self.files: dict[str, File] = {file.name: _opened(file) for file in files}
+        self._stamps = _stamps((*self._paths, self._settings_file))
+        self.files: dict[str, File] = {
+            file.name: _opened(path, file.suffix, key=self._key)
+            for file, path in zip(files, self._paths, strict=True)
+        }
         stored: dict[str, str] = {}
         for name, file in self.files.items():
             for tensor in file.header.entries:
@@ -117,22 +135,59 @@ class Checkpoint:
         wrappers = (f"names without {some(parts)}, which wrappers of the model add",)
         notes = [note for file in self.files.values() for note in file.header.notes]
         self.notes = (*notes, *(wrappers if parts else ()))
-        self.settings = _settings(self.folder / _SETTINGS)
+        self.settings = read_settings(self.folder)
+        self.kind = kind_of_checkpoint(self.settings)
+        self._convert()
+
+    def _convert(self) -> None:
+        """Put the tensors that are made of others in the place of these."""
+        self._file_of = self.owner
+        stored = {name: self._stored(name) for name in self.owner}
+        conversions: tuple[Conversion, ...] = ()
+        if self._as_loaded and self.kind is not None:
+            kinds = {name: (entry.dtype, entry.shape) for name, entry in stored.items()}
+            conversions = conversions_of(self.kind, self.settings, kinds)
+        self._made = ConvertedTensors(conversions, stored)
+        self.owner = self._made.owners(self.owner)
+        self.notes = (*self.notes, *self._made.notes)
+
+    @property
+    def _settings_file(self) -> Path:
+        return followed(self.folder / SETTINGS)
 
     def __contains__(self, name: str) -> bool:
         return name in self.owner
 
     def entry(self, name: str) -> Entry:
         """Return type, shape and place of a tensor."""
-        return self.files[self.owner[name]].header.entries[self._stored_as[name]]
+        return self._made.entry(name) if name in self._made else self._stored(name)
+
+    def _stored(self, name: str) -> Entry:
+        return self.files[self._file_of[name]].header.entries[self._stored_as[name]]
+
+    def _values(self, name: str) -> Array:
+        """Read a tensor in its own type."""
+        if name in self._made:
+            return self._made.array(name, self._read)
+        return self._read(name)
+
+    def _read(self, name: str) -> Array:
+        """Read a tensor of the files in its own type."""
+        entry = self._stored(name)
+        return viewed(self.files[self._file_of[name]].data(entry), entry)
 
     def data(self, name: str) -> Array:
         """Read the bytes of a tensor: (size,) uint8."""
-        return self.files[self.owner[name]].data(self.entry(name))
+        if name in self._made:
+            return np.ascontiguousarray(self._values(name)).reshape(-1).view(np.uint8)
+        return self.files[self._file_of[name]].data(self._stored(name))
 
     def pieces(self, name: str) -> Iterator[Array]:
         """Read the bytes of a tensor a few megabytes at a time, so that copying takes no memory."""
-        entry, file = self.entry(name), self.files[self.owner[name]]
+        if name in self._made:
+            yield self.data(name)
+            return
+        entry, file = self._stored(name), self.files[self._file_of[name]]
         for begin in range(0, entry.size, _PIECE):
             size = min(_PIECE, entry.size - begin)
             yield file.data(replace(entry, begin=entry.begin + begin, size=size))
@@ -143,8 +198,7 @@ class Checkpoint:
         Types that NumPy computes in only slowly or not at all (half precision, bfloat16, float8)
         come as float32.
         """
-        entry = self.entry(name)
-        array = viewed(self.data(name), entry)
+        array = self._values(name)
         wide = array.dtype in (np.float32, np.float64)
         return array if wide else array.astype(np.float32)
 
@@ -158,7 +212,7 @@ class Checkpoint:
         # Workers compare this one, not the content, which each of them would have to read in full.
         # Inode and time of state are left out: they differ between the clients of a network file
         # system.
-        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        digest = hashlib.sha256(repr((self.settings, self._made)).encode(errors="replace"))
         # The stamps end with that of config.json, whose content is hashed already.
         for file, stamp in zip(self.files.values(), self._stamps, strict=False):
             tensors = [
@@ -182,7 +236,7 @@ class Checkpoint:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
 
     def _content(self) -> str:
-        digest = hashlib.sha256(repr(self.settings).encode(errors="replace"))
+        digest = hashlib.sha256(repr((self.settings, self._made)).encode(errors="replace"))
         with progress("hashing", len(self._paths)) as advance:
             for file in self._paths:
                 advance(file.name)
@@ -199,13 +253,11 @@ class Checkpoint:
             RankfoldError: they cannot be read just now.
         """
         try:
-            if _stamps((*self._paths, self.folder / _SETTINGS)) == self._stamps:
+            if _stamps((*self._paths, self._settings_file)) == self._stamps:
                 return True
             # `_content` reads the files now, `content` is the hash that was kept when the run
             # began.
-            return self.settings == _settings(self.folder / _SETTINGS) and (
-                self.content == self._content()
-            )
+            return self.settings == read_settings(self.folder) and (self.content == self._content())
         # Gone is changed. Any other failure, of a network perhaps, says nothing on the content, and
         # must not cost the work that is done.
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -236,9 +288,15 @@ def _stamps(files: Iterable[Path]) -> tuple[_Stamp | None, ...]:
 # A worker gets the checkpoint anew with every layer. Without a cache it would parse the headers, of
 # which a large model has megabytes, each time.
 @lru_cache(maxsize=4)
-def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Checkpoint:
+def _reopened(
+    path: Path,
+    outline: str,
+    stamps: tuple[_Stamp | None, ...],
+    key: str | None,
+    as_loaded: bool,
+) -> Checkpoint:
     """Open a checkpoint in another process; the stamps, which may differ, tell files apart."""
-    checkpoint = Checkpoint(path)
+    checkpoint = Checkpoint(path, key=key, as_loaded=as_loaded)
     if checkpoint.outline != outline:
         raise RankfoldError(
             f"{str(path)!r} is not the same for all workers, or has changed meanwhile"
@@ -248,7 +306,7 @@ def _reopened(path: Path, outline: str, stamps: tuple[_Stamp | None, ...]) -> Ch
 
 def _index_of(path: Path) -> Path | None:
     if path.name.endswith(_INDEX):
-        check_plain(path)
+        check_plain(followed(path))
         return path
     if not path.is_dir():
         return None
@@ -270,11 +328,14 @@ def _single(path: Path) -> Path:
     return files[0]
 
 
-def _opened(file: Path) -> File:
-    reader = reader_of(file)
+def _opened(file: Path, suffix: str, key: str | None) -> File:
+    """Open a file; a blob of a cache has no suffix, and the link to it has one."""
+    reader = reader_of(file, key) if suffix != SAFETENSORS or file.suffix == suffix else None
     if reader is not None:
         with contained(f"the reader of {str(file)!r}", RankfoldError):
             return reader(file)
+    if key is not None:
+        raise RankfoldError(f"key: {str(file)!r} is a safetensors file, which holds one state")
     safetensors = Safetensors(file)
     # The header is lazy. Read here, a damaged file is told before any work has begun.
     _ = safetensors.header
@@ -283,7 +344,7 @@ def _opened(file: Path) -> File:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content = _json(index, _MOST_INDEX)
+        content = read_json(followed(index), _MOST_INDEX)
     except ValueError as error:
         raise RankfoldError(f"{str(index)!r} is damaged: {error}") from None
     mapping = content.get("weight_map") if isinstance(content, dict) else None
@@ -300,21 +361,3 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not name.endswith(".safetensors"):
             raise RankfoldError(f"{str(index)!r}: {name!r} is no .safetensors file")
     return mapping
-
-
-def _settings(file: Path) -> Mapping[str, Any]:
-    """Return the configuration beside a model's files; {} for none, as it only helps."""
-    try:
-        if file.is_symlink() or not file.is_file():
-            return {}
-        content = _json(file, _MOST_SETTINGS)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _json(file: Path, most: int) -> Any:
-    check_plain(file)
-    if file.stat().st_size > most:
-        raise ValueError("it is larger than any such file")
-    return parse_json(file.read_bytes())

@@ -22,7 +22,7 @@ from rankfold.errors import RankfoldError, UnfinishedError
 from rankfold.plan.plan import Plan
 from rankfold.storage import work_folder as claims
 from rankfold.storage.files import sha256_of, write_whole
-from rankfold.storage.folder import check_replaceable, saved_at
+from rankfold.storage.saved_plan import check_replaceable, saved_at
 from rankfold.storage.work_folder import LOCK, claimed, delete
 
 T = TypeVar("T")

@@ -23,7 +23,6 @@ from rankfold.plan.plan import Plan, contents
 from rankfold.plan.table import as_table
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
-from rankfold.storage.folder import check_replaceable
 from rankfold.storage.model_files import (
     check_writable,
     file_kind,
@@ -32,6 +31,7 @@ from rankfold.storage.model_files import (
     write_model,
 )
 from rankfold.storage.safetensors_header import check_plain, parse_json
+from rankfold.storage.saved_plan import check_replaceable
 
 _MOST_INPUTS = 16 * 2**20
 
@@ -82,6 +82,7 @@ def _checkpoint(options: CompressOptions, policy: Policy, methods: list[str] | N
                 include=options.include,
                 exclude=options.exclude or (),
                 drop=options.drop or (),
+                key=options.key,
                 seed=options.seed,
                 moments=options.moments,
                 executor=executor,
@@ -108,7 +109,7 @@ def _inputs(file: Path | None) -> Any:
 def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) -> Plan:
     weights = options.weights
     assert weights is not None
-    for name in ("inputs", "moments", "executor"):
+    for name in ("inputs", "key", "moments", "executor"):
         if getattr(options, name) is not None:
             raise RankfoldError(f"--{name} is for checkpoints; leave --weights out")
     if not weights.is_file():
@@ -132,7 +133,7 @@ def _model(options: CompressOptions, policy: Policy, methods: list[str] | None) 
 
 def _whole(options: CompressOptions, policy: Policy, methods: list[str] | None) -> Plan:
     """Compress the model of a file into a file of its kind, or a folder."""
-    for name in ("moments", "executor", "drop"):
+    for name in ("moments", "executor", "drop", "key"):
         if getattr(options, name):
             raise RankfoldError(f"--{name} is for checkpoints, and {options.target!r} is a model")
     source, target = Path(options.target), options.output

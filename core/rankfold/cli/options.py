@@ -53,6 +53,10 @@ class CompressOptions:
         list[str] | None,
         typer.Option(help="Of a checkpoint: glob pattern of tensors not to copy."),
     ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(help="Of a .pt with several states: the key of the one that is meant."),
+    ] = None
     inputs: Annotated[
         Path | None,
         typer.Option(

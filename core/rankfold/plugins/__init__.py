@@ -23,6 +23,7 @@ from rankfold.adapters.base import (
 )
 from rankfold.adapters.compressed_models import ExpandsInPlace, FollowsParameters, NamesStages
 from rankfold.adapters.distils import Distils, Student
+from rankfold.adapters.loading import Conversion, LoadsRenamed
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.adapters.timing import medians
 from rankfold.calibration.accumulators import (
@@ -67,6 +68,7 @@ from rankfold.plugins.hookspecs import (
     FileFormat,
     LayerRule,
     ModelFile,
+    ModelFolder,
     ParameterRule,
     Rule,
     hookimpl,
@@ -100,6 +102,7 @@ __all__ = [
     "Choice",
     "Conv",
     "ConvTranspose",
+    "Conversion",
     "CountsByFormula",
     "CountsParameters",
     "Decomposition",
@@ -127,7 +130,9 @@ __all__ = [
     "LayerTensor",
     "LayerVisitor",
     "Linear",
+    "LoadsRenamed",
     "ModelFile",
+    "ModelFolder",
     "NamesBetterMethod",
     "NamesOutputs",
     "NamesParts",

@@ -19,7 +19,7 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
-API = (1, 3)
+API = (1, 4)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
@@ -40,6 +40,7 @@ class FileFormat:
         read: "module:function" from a path to a `rankfold.storage.safetensors_file.File`. Nothing
             that such a file holds may be run.
         install: the command that installs what `read` needs.
+        keyed: whether such a file may hold several states, and `read` takes the key of one, too.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class FileFormat:
     signatures: tuple[bytes, ...]
     read: str
     install: str
+    keyed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,42 @@ class ModelFile:
     read: str
     write: str
     install: str
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A kind of folder that a library opens as a model by itself: weights and a configuration.
+
+    What rankfold writes of such a model, or of a checkpoint of one, is such a folder again.
+    Functions are named as "module:function" and imported when they are called.
+
+    Attributes:
+        name: the word for the library.
+        model_types: "module:Class" of its models, as in `AdapterSpec`.
+        settings: the entries of config.json by which a checkpoint is known to be one of its.
+        weights: with what the names of its safetensors files begin: "model".
+        save: (model, folder) writes a compressed model into an empty folder: its weights by the
+            names of its state, and what goes beside them.
+        beside: (folder, settings, plan) gives the files that go beside the weights of a compressed
+            checkpoint by name, their content or the path of the file to copy, for the folder and
+            the config.json of the checkpoint.
+        conversions: (settings, tensors) gives the `Conversion`s of tensors that the library does
+            not load as they are, for type and shape of each tensor in the files by name.
+        refusals: (settings, layers) says which layers of a checkpoint must be left alone in the
+            model, and why, for the name of the weight and the op, without values, of each by path.
+        names: (model, settings, layers, tensors) gives the paths of layers and the names of
+            tensors in a compressed model by those in the files: two mappings.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    settings: tuple[str, ...]
+    weights: str
+    save: str
+    beside: str
+    conversions: str
+    refusals: str
+    names: str
 
 
 @dataclass(frozen=True)
@@ -161,6 +199,11 @@ Rule: TypeAlias = LayerRule | ParameterRule | TensorRule
 @hookspec
 def rankfold_adapters() -> Iterable[AdapterSpec]:  # type: ignore[empty-body]  # a specification
     """Frameworks: how to recognise their models and where their adapter is."""
+
+
+@hookspec
+def rankfold_model_folders() -> Iterable[ModelFolder]:  # type: ignore[empty-body]  # same
+    """Folders that a library opens as models: how to write compressed ones."""
 
 
 @hookspec

@@ -31,7 +31,13 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, told
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins import hookspecs
-from rankfold.plugins.hookspecs import PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.plugins.hookspecs import (
+    PROJECT,
+    AdapterSpec,
+    LayerRule,
+    ModelFolder,
+    ParameterRule,
+)
 from rankfold.plugins.validation import Declarations, check_api, check_marked
 from rankfold.policies.base import Policy
 from rankfold.policies.from_text import policy_from_text
@@ -63,6 +69,7 @@ class Registry:
         rules: the layer rules of all plugins.
         parameter_rules: those for parameters.
         tensor_rules: those for checkpoints, by name.
+        model_folders: kinds of folders that libraries open as models, by name.
         problems: what went wrong, in order.
     """
 
@@ -75,6 +82,7 @@ class Registry:
     rules: list[LayerRule] = field(default_factory=list)
     parameter_rules: list[ParameterRule] = field(default_factory=list)
     tensor_rules: dict[str, TensorRule] = field(default_factory=dict)
+    model_folders: dict[str, ModelFolder] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -245,6 +253,7 @@ class Registry:
             ("policy", self.policies, new.policies),
             ("adapter", self.adapters, new.adapters),
             ("tensor rule", self.tensor_rules, new.tensor_rules),
+            ("model folder", self.model_folders, new.model_folders),
         ):
             for taken in ours.keys() & theirs.keys():
                 raise ValueError(f"{what} {taken!r} is already registered")
@@ -256,6 +265,7 @@ class Registry:
         self._declared_rules += [(name, rule) for rule in new.parameter_rules]
         self.parameter_rules.extend(new.parameter_rules)
         self.tensor_rules.update(new.tensor_rules)
+        self.model_folders.update(new.model_folders)
         self.declared[name] = new.words
 
     def _forget(self, name: str, module: ModuleType | None) -> None:

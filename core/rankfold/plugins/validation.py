@@ -10,7 +10,14 @@ from typing import Any
 from rankfold.adapters.tensor_rules import TensorRule
 from rankfold.decompose.base import Decomposition
 from rankfold.faults import shown
-from rankfold.plugins.hookspecs import API, PROJECT, AdapterSpec, LayerRule, ParameterRule
+from rankfold.plugins.hookspecs import (
+    API,
+    PROJECT,
+    AdapterSpec,
+    LayerRule,
+    ModelFolder,
+    ParameterRule,
+)
 from rankfold.policies.base import Policy
 from rankfold.policies.validation import check_scope
 
@@ -18,6 +25,8 @@ from rankfold.policies.validation import check_scope
 _DECOMPOSITION = ("refuse", "max_ranks", "modes", "ranks", "template", "decompose")
 _POLICY = ("allocate", "from_text")
 _TENSOR_RULE = ("recognise", "op", "stages")
+# Attributes that name functions.
+_FOLDER = ("save", "beside", "conversions", "refusals", "names")
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class Declarations:
     rules: list[LayerRule]
     parameter_rules: list[ParameterRule]
     tensor_rules: dict[str, TensorRule]
+    model_folders: dict[str, ModelFolder]
 
     @classmethod
     def of(cls, hook: Callable[[str], Iterable[Any]]) -> Declarations:
@@ -48,6 +58,7 @@ class Declarations:
         adapters = list(hook("rankfold_adapters"))
         decompositions = list(hook("rankfold_decompositions"))
         policies = list(hook("rankfold_policies"))
+        folders = list(hook("rankfold_model_folders"))
         declared = list(hook("rankfold_layer_rules"))
         rules = [rule for rule in declared if isinstance(rule, LayerRule)]
         parameter_rules = [rule for rule in declared if isinstance(rule, ParameterRule)]
@@ -69,14 +80,8 @@ class Declarations:
         for policy in policies:
             check_scope(policy)
         _check_parts("layer, parameter or tensor rule", others, _TENSOR_RULE)
-        for spec in adapters:
-            if not isinstance(spec, AdapterSpec):
-                raise TypeError(f"{shown(spec)} is not an AdapterSpec")
-            # Only the form of a target is checked. To resolve one would import the framework.
-            demos = () if spec.demo is None else (spec.demo.target,)
-            readers = (file_format.read for file_format in spec.formats)
-            whole = (target for file in spec.model_files for target in (file.read, file.write))
-            _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))
+        _check_adapters(adapters)
+        _check_folders(folders)
         for rule in rules:
             build = () if rule.build is None else (rule.build,)
             _check_targets(rule, (rule.layer, rule.read, *build))
@@ -93,6 +98,7 @@ class Declarations:
             rules=rules,
             parameter_rules=parameter_rules,
             tensor_rules=_by_name("tensor rule", others),
+            model_folders=_by_name("model folder", folders),
         )
 
     @property
@@ -105,6 +111,7 @@ class Declarations:
             *(f"layer rule {rule.layer}" for rule in self.rules),
             *(f"parameter rule {rule.layer}" for rule in self.parameter_rules),
             *(f"tensor rule {name}" for name in self.tensor_rules),
+            *(f"model folder {name}" for name in self.model_folders),
         ]
 
 
@@ -136,6 +143,29 @@ def check_marked(module: ModuleType) -> None:
             raise TypeError(
                 f"function {name!r} is not marked with rankfold.plugins.hookspecs.hookimpl"
             )
+
+
+def _check_adapters(adapters: Iterable[object]) -> None:
+    for spec in adapters:
+        if not isinstance(spec, AdapterSpec):
+            raise TypeError(f"{shown(spec)} is not an AdapterSpec")
+        # Only the form of a target is checked. To resolve one would import the framework.
+        demos = () if spec.demo is None else (spec.demo.target,)
+        readers = (file_format.read for file_format in spec.formats)
+        whole = (target for file in spec.model_files for target in (file.read, file.write))
+        _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))
+
+
+def _check_folders(folders: Iterable[object]) -> None:
+    for folder in folders:
+        if not isinstance(folder, ModelFolder):
+            raise TypeError(f"{shown(folder)} is not a ModelFolder")
+        functions = (getattr(folder, part) for part in _FOLDER)
+        _check_targets(folder, (*folder.model_types, *functions))
+        if not isinstance(folder.settings, tuple) or not folder.settings:
+            raise TypeError(f"{shown(folder)}: name entries of config.json in a tuple")
+        if not isinstance(folder.weights, str) or not folder.weights.isidentifier():
+            raise TypeError(f"{shown(folder)}: {shown(folder.weights)} is no start of file names")
 
 
 def _check_parts(what: str, items: Iterable[object], parts: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rankfold.errors import RankfoldError
@@ -14,10 +15,14 @@ from rankfold.storage.safetensors_header import LENGTH, check_plain, holds_heade
 SAFETENSORS = ".safetensors"
 
 
-def reader_of(file: Path) -> Callable[[Path], File] | None:
+def reader_of(file: Path, key: str | None = None) -> Callable[[Path], File] | None:
     """Find what a framework's plugin reads a file with; None for a safetensors file.
 
     A damaged file counts as what its name says.
+
+    Args:
+        file: to read.
+        key: of the state that is meant, of several in the file.
 
     Raises:
         RankfoldError: the file cannot be read, is of another kind than its name says, of none that
@@ -55,12 +60,16 @@ def reader_of(file: Path) -> Callable[[Path], File] | None:
             "model as one of these"
         )
     try:
-        reader: Callable[[Path], File] = resolve(named.read)
+        reader: Callable[..., File] = resolve(named.read)
     except ImportError as error:
         raise RankfoldError(
             f"{str(file)!r} is {named.kind}, and {error.name or error} is missing: {named.install}"
         ) from error
-    return reader
+    if key is None:
+        return reader
+    if not named.keyed:
+        raise RankfoldError(f"key: {str(file)!r} is {named.kind}, which holds one state")
+    return partial(reader, key=key)
 
 
 def _formats() -> Iterator[FileFormat]:

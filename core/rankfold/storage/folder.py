@@ -10,8 +10,7 @@ holds.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,32 @@ from rankfold.console import some
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.ops.ownership import copied, protected
-from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same, validate
+from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.planned_template import planned_template
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of, sync
 from rankfold.storage.model_files import opened
+from rankfold.storage.model_folders import (
+    kind_of_model,
+    names_in_model,
+    read_settings,
+    save_model,
+)
 from rankfold.storage.safetensors_header import read_header
+from rankfold.storage.saved_plan import (
+    FILE,
+    PLAN,
+    WEIGHTS,
+    Saved,
+    check_file,
+    check_replaceable,
+    read_plan,
+    weights_file,
+)
 from rankfold.storage.work_folder import SAVING, claimed, publish
 from rankfold.storage.wrapper_prefixes import matched
 
-PLAN = "plan.json"
-WEIGHTS = "weights.safetensors"
-INDEX = f"{WEIGHTS}.index.json"
-VERSION = 2
-_MAX_PLAN_BYTES = 256 * 2**20
 _PATIENCE = 60.0
 """Seconds that a save waits for another one of the same folder, as processes that train together
 make it: longer than it takes to write the weights, shorter than to look for what has hung."""
@@ -47,51 +57,6 @@ _NAMES = (
     "compress one that is stored with the names of the state"
 )
 _EXCLUDED = 50
-# Names that a plan from elsewhere may give; none of them leads out of its folder.
-_FILE = re.compile(r"weights(-\d{5,}-of-\d{5,})?\.safetensors")
-
-
-class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Contents of plan.json.
-
-    Attributes:
-        rankfold: the version of this format.
-        files: the hashes of the files with the weights, by name.
-        plan: of the model.
-        job: tells by which call a checkpoint was compressed; "" for a model. The ops of such a plan
-            need not have the stride, padding and dilation of the model's.
-        sizes: of these files in bytes, by name; older versions wrote none.
-    """
-
-    rankfold: int
-    files: dict[str, str]
-    plan: Plan
-    job: str = ""
-    sizes: dict[str, int] = {}
-
-    @classmethod
-    def of(cls, plan: Plan, folder: Path, files: dict[str, str], job: str = "") -> Saved:
-        """Return the record of a plan and of files that lie in a folder, in the present format."""
-        sizes = {name: (folder / name).stat().st_size for name in files}
-        return cls(rankfold=VERSION, files=files, plan=plan, job=job, sizes=sizes)
-
-    def is_of(self, file: Path) -> bool:
-        """Return whether a file is the one of its name that is meant.
-
-        Its size and what its header says of that are looked at first: a file with holes may be as
-        long as it likes, and take as long to read.
-
-        Raises:
-            RankfoldError: it is not a safetensors file that is whole and sound.
-        """
-        try:
-            size = file.stat().st_size
-            if size != self.sizes.get(file.name, size):
-                return False
-            read_header(file)
-            return sha256_of(file) == self.files[file.name]
-        except OSError as error:
-            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
 
 
 @exclusive("model")
@@ -116,13 +81,21 @@ def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -
         check_replaceable(folder)
         fresh = work / SAVING
         fresh.mkdir()
-        adapter.save_weights(model, fresh / WEIGHTS)
-        saved = Saved.of(plan, fresh, {WEIGHTS: sha256_of(fresh / WEIGHTS)})
+        kind = kind_of_model(model)
+        if kind is None:
+            adapter.save_weights(model, fresh / weights_file(WEIGHTS))
+        else:
+            save_model(kind, model, fresh)
+        hashes = {part.name: sha256_of(part) for part in fresh.iterdir()}
+        files = {name: sha256 for name, sha256 in hashes.items() if FILE.fullmatch(name)}
+        beside = {name: sha256 for name, sha256 in hashes.items() if name not in files}
+        saved = Saved.of(plan, fresh, files, beside=beside)
         (fresh / PLAN).write_bytes(msgspec.json.format(msgspec.json.encode(saved), indent=1))
         # Whoever may read the plan may read the weights: a framework may write its file for the
         # owner only.
-        (fresh / WEIGHTS).chmod((fresh / PLAN).stat().st_mode)
-        for part in (fresh / WEIGHTS, fresh / PLAN):
+        for name in (*files, *beside):
+            (fresh / name).chmod((fresh / PLAN).stat().st_mode)
+        for part in fresh.iterdir():
             sync(part)
         publish(fresh, folder)
 
@@ -162,12 +135,12 @@ def load(
             "first"
         )
     folder = Path(folder)
-    saved = _read_plan(folder)
+    saved = read_plan(folder)
     files = [folder / name for name in sorted(saved.files)]
     # All files are hashed before anything is built, as most damage would show only as outputs that
     # are slightly wrong. The names are of the pattern of rankfold's own, checked with the plan.
     for file in files:
-        _check_file(file)
+        check_file(file)
         if not saved.is_of(file):
             raise RankfoldError(
                 f"{str(file)!r} is not the file that {PLAN} was written with: it is damaged or was "
@@ -184,19 +157,40 @@ def load(
             adapter.trace(model, inputs)
         elif (recalling := capabilities(adapter).recalling) is not None:
             recalling.recall()
+        saved, names = _by_names_of(model, folder, saved, files)
         modules = modules_of(adapter, model, saved)
         small = adapter.replace(model, modules, inplace=False)
-        loaded = adapter.load_weights(small, *files)
+        renaming = capabilities(adapter).loads_renamed
+        if names and renaming is not None:
+            loaded = renaming.load_renamed(small, names, *files)
+        else:
+            loaded = adapter.load_weights(small, *files)
     registry().model_done(loaded, saved.plan)
     return loaded
 
 
-def saved_at(folder: Path) -> Saved | None:
-    """Return what plan.json of a folder says; None where there is no such plan or it is damaged."""
-    try:
-        return _read_plan(folder)
-    except RankfoldError:
-        return None
+def _by_names_of(
+    model: Any, folder: Path, saved: Saved, files: Iterable[Path]
+) -> tuple[Saved, Mapping[str, str]]:
+    """Return the plan with the paths of a model, and its names for the tensors of the files.
+
+    A library may have others for them than the files of its checkpoints.
+
+    Raises:
+        RankfoldError: the files do not fit the model.
+    """
+    kind = kind_of_model(model)
+    if kind is None or not saved.job:  # a model is saved by the names of its state
+        return saved, {}
+    tensors = [name for file in files for name in read_header(file).entries]
+    layers = [layer.path for layer in saved.plan.replaced]
+    paths, names = names_in_model(kind, model, read_settings(folder), layers, tensors)
+    renamed = (
+        msgspec.structs.replace(layer, path=paths.get(layer.path, layer.path))
+        for layer in saved.plan.layers
+    )
+    plan = msgspec.structs.replace(saved.plan, layers=tuple(renamed))
+    return msgspec.structs.replace(saved, plan=plan), names
 
 
 def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
@@ -277,83 +271,9 @@ def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool
         return can.builder.build(model, layer.path, stages)
 
 
-def _read_plan(folder: Path) -> Saved:
-    file = folder / PLAN
-    _check_file(file)
-    if file.stat().st_size > _MAX_PLAN_BYTES:
-        raise RankfoldError(f"{str(file)!r} is larger than any plan; it is not one of rankfold's")
-    try:
-        saved = msgspec.json.decode(file.read_bytes(), type=Saved)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RankfoldError(f"{str(file)!r} is damaged or not a rankfold plan: {error}") from None
-    if saved.rankfold != VERSION:
-        raise RankfoldError(
-            f"{str(file)!r} has version {saved.rankfold}; this rankfold reads version {VERSION}"
-        )
-    if not saved.files or not all(_FILE.fullmatch(name) for name in saved.files):
-        raise RankfoldError(
-            f"{str(file)!r} names files that no rankfold writes: {some(list(saved.files))}"
-        )
-    try:
-        validate(saved.plan)
-    except RankfoldError as error:
-        raise RankfoldError(f"{str(file)!r}: {error}") from None
-    return saved
-
-
 def _check_distinct(files: Iterable[Path]) -> None:
     owner: dict[str, Path] = {}
     for file in files:
         for name in read_header(file).entries:
             if owner.setdefault(name, file) is not file:
                 raise RankfoldError(f"tensor {name!r} is in {str(owner[name])!r} and {str(file)!r}")
-
-
-def _check_file(file: Path) -> None:
-    if file.is_symlink() or not file.is_file():
-        raise RankfoldError(
-            f"{str(file)!r} is missing or not a plain file; give the folder that save() wrote"
-        )
-
-
-def check_replaceable(folder: Path) -> None:
-    """Check that a folder is new, empty or an earlier save.
-
-    Raises:
-        RankfoldError: it is something else, or the working directory is in it.
-    """
-    # Asked first, as the file system's functions raise a ValueError for it, and not an OSError.
-    if "\0" in str(folder):
-        raise RankfoldError(f"{str(folder)!r} is no path")
-    try:
-        if folder.is_symlink():
-            raise RankfoldError(f"{str(folder)!r} is a link; name the folder it leads to")
-        if not folder.exists():
-            return
-        if not folder.is_dir():
-            raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
-        # The whole folder goes when a result is put in its place, so it may hold nothing else.
-        names = {entry.name for entry in folder.iterdir()} - {PLAN, INDEX}
-        foreign = sorted(name for name in names if not _FILE.fullmatch(name))
-        inside = _is_inside(folder)
-    except OSError as error:
-        raise RankfoldError(f"cannot write to {str(folder)!r}: {error}") from None
-    if foreign:
-        raise RankfoldError(
-            f"{str(folder)!r} holds {foreign[0]!r} and would be replaced as a whole; name an empty "
-            "or new folder"
-        )
-    if inside:
-        raise RankfoldError(
-            f"{str(folder)!r} is or holds the working directory and would be replaced as a whole; "
-            "name another folder"
-        )
-
-
-def _is_inside(folder: Path) -> bool:
-    """Return whether the working directory is a folder or lies in it."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # it has been deleted
-        return False
-    return any(folder.samefile(parent) for parent in (here, *here.parents))

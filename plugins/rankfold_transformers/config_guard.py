@@ -1,0 +1,35 @@
+"""Compressed models that are saved cannot be opened by a transformers without rankfold.
+
+It would open them, with a warning, and fill every compressed layer at random: see `config_entry`.
+A configuration writes itself to config.json by a method that knows of no further entries, so the
+method is exchanged, once, in the class of all configurations. What it gives for a configuration of
+a model that is not compressed is what it gave before.
+"""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+from transformers.configuration_utils import PretrainedConfig
+
+from rankfold_transformers.config_entry import ATTRIBUTE, FILE, NEEDED
+from rankfold_transformers.records import RankfoldConfig
+
+_METHOD = "to_diff_dict"
+
+
+def guard() -> None:
+    """Have config.json of compressed models say what it takes to open them."""
+    original = getattr(PretrainedConfig, _METHOD)
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @wraps(original)
+    def guarded(self: Any) -> dict[str, Any]:
+        entries: dict[str, Any] = original(self)
+        if isinstance(getattr(self, ATTRIBUTE, None), RankfoldConfig):
+            entries[FILE] = NEEDED
+        return entries
+
+    setattr(PretrainedConfig, _METHOD, guarded)
