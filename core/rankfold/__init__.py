@@ -15,7 +15,11 @@ from rankfold.ops import Conv, ConvTranspose, Embedding, Linear
 from rankfold.pipeline.api import apply, compress, gather, plan
 from rankfold.pipeline.distil import distil
 from rankfold.pipeline.result import Compressed
+from rankfold.pipeline.sensitivity import sensitivity
+from rankfold.pipeline.tradeoff import tradeoff
 from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plan.sensitivities import LayerScore, Sensitivities
+from rankfold.plan.tradeoff import Tradeoff
 from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
@@ -39,12 +43,15 @@ __all__ = [
     "Energy",
     "Layer",
     "LayerPlan",
+    "LayerScore",
     "Linear",
     "Moments",
     "Plan",
     "RankfoldError",
     "Ranks",
     "Ratio",
+    "Sensitivities",
+    "Tradeoff",
     "apply",
     "channel_svd",
     "compress",
@@ -56,7 +63,9 @@ __all__ = [
     "gather",
     "load",
     "plan",
+    "sensitivity",
     "spatial_svd",
+    "tradeoff",
     "truncated_svd",
     "tucker2",
 ]
