@@ -5,6 +5,7 @@ from importlib.metadata import version
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.decompose.channel_svd import channel_svd
 from rankfold.decompose.cp import cp, cp3
+from rankfold.decompose.evbmf import EVBMF, evbmf
 from rankfold.decompose.spatial_svd import spatial_svd
 from rankfold.decompose.svd import truncated_svd
 from rankfold.decompose.tucker2 import tucker2
@@ -15,12 +16,15 @@ from rankfold.pipeline.api import apply, compress, gather, plan
 from rankfold.pipeline.distil import distil
 from rankfold.pipeline.gradual import Gradual
 from rankfold.pipeline.result import Compressed
+from rankfold.pipeline.sensitivity import sensitivity
 from rankfold.pipeline.stages import stages
+from rankfold.pipeline.tradeoff import tradeoff
 from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plan.sensitivities import LayerScore, Sensitivities
+from rankfold.plan.tradeoff import Tradeoff
 from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
-from rankfold.policies.evbmf import EVBMF, evbmf
 from rankfold.policies.ranks import Ranks
 from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF
@@ -42,12 +46,15 @@ __all__ = [
     "Gradual",
     "Layer",
     "LayerPlan",
+    "LayerScore",
     "Linear",
     "Moments",
     "Plan",
     "RankfoldError",
     "Ranks",
     "Ratio",
+    "Sensitivities",
+    "Tradeoff",
     "apply",
     "channel_svd",
     "compress",
@@ -59,8 +66,10 @@ __all__ = [
     "gather",
     "load",
     "plan",
+    "sensitivity",
     "spatial_svd",
     "stages",
+    "tradeoff",
     "truncated_svd",
     "tucker2",
 ]

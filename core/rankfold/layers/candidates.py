@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.decompose.base import RankTuple
+from rankfold.layers.spectrum_record import SpectrumLog
 from rankfold.ops import Chain, Cost, Pivots
 
 
@@ -62,6 +63,21 @@ class Priced:
     fronts: tuple[list[Offer], ...]
     losses: Mapping[str, Mapping[RankTuple, float]]
     failures: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """What is known of a layer, to be taken to another process or back from there.
+
+    Attributes:
+        priced: by multiple of the ranks.
+        candidates: by method and ranks.
+        spectra: what is recorded of them.
+    """
+
+    priced: Mapping[int, Priced]
+    candidates: Mapping[tuple[str, RankTuple], Candidate]
+    spectra: SpectrumLog
 
 
 def undominated(offers: list[Offer]) -> list[Offer]:

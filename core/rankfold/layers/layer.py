@@ -21,12 +21,19 @@ from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.bias_correction import shifted
+from rankfold.layers.bias_correction import mean_output, shifted
 from rankfold.layers.blas_threads import threads_for
-from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
+from rankfold.layers.candidates import (
+    Candidate,
+    LayerCache,
+    Offer,
+    Priced,
+    spread,
+    undominated,
+)
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.settings import Settings, Usage, applicable
-from rankfold.linalg import Array
+from rankfold.layers.spectrum_record import SpectrumLog
 from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
@@ -82,6 +89,7 @@ class Layer:
         self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
+        self._log = SpectrumLog()
         self._moments = moments
         self.paths = paths
         self._read = read
@@ -108,23 +116,20 @@ class Layer:
         return state | {"_moments": self.moments}
 
     @property
-    def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
-        """Offers and candidates that were computed so far."""
+    def cache(self) -> LayerCache:
+        """What was computed so far."""
         # With a reader the layer was read in the other process so that it need not travel; neither
         # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)
         if self._reader is not None:
-            candidates = {
-                key: replace(candidate, chain=()) for key, candidate in candidates.items()
-            }
-        return dict(self._priced), candidates
+            candidates = {key: replace(chosen, chain=()) for key, chosen in candidates.items()}
+        return LayerCache(dict(self._priced), candidates, self.spectra)
 
-    def merge_cache(
-        self, cache: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
-    ) -> None:
+    def merge_cache(self, cache: LayerCache) -> None:
         """Take over what was computed elsewhere."""
-        self._priced.update(cache[0])
-        self._candidates.update(cache[1])
+        self._priced.update(cache.priced)
+        self._candidates.update(cache.candidates)
+        self._log.merge(cache.spectra)
 
     @property
     def op(self) -> Op:
@@ -265,8 +270,16 @@ class Layer:
             self.release()
             self._op = op
 
+    @property
+    def spectra(self) -> SpectrumLog:
+        """Records of the spectra that were computed so far."""
+        if self._spectrum is not None:
+            self._log.take(self._spectrum)
+        return self._log
+
     def release(self) -> None:
-        """Forget the op, the spectrum and all candidates."""
+        """Forget the op, the spectrum and all candidates, but for what is recorded of them."""
+        _ = self.spectra  # taken down before they go
         self._op = self._spectrum = None
         self._candidates.clear()
 
@@ -370,17 +383,9 @@ class Layer:
         lost = metric.moved(difference)
         loss = self._loss(metric.inner(lost.rows, difference))
         chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = spectrum.moved.output + self._mean_output(metric, rows)
+        power = spectrum.moved.output + mean_output(self.op, metric, rows, spectrum.scale)
         output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
         return replace(plain, chain=chain, loss=loss, output=output)
-
-    def _mean_output(self, metric: Metric, rows: Array) -> float:
-        """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""
-        if metric.mean is None or self.op.bias is None:
-            return 0.0
-        mean = linalg.einsum("god,gd->go", rows, metric.mean).reshape(-1)
-        mean = mean + self.op.bias / self.spectrum.scale
-        return linalg.inner(mean, mean)
 
     def _loss(self, squared: float) -> float:
         """Return a squared error in units of the spectrum as a loss that compares across layers."""

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rankfold.adapters.base import Adapter
 from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.errors import RankfoldError, Refused
+from rankfold.plan.contents import in_notebook, summary
 from rankfold.plan.plan import Plan, check_planned
+from rankfold.plan.sensitivities import Sensitivities
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
 from rankfold.storage.folder import save
 from rankfold.storage.model_files import opened, write_model, writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressed:
     """A compressed model and the plan it was made by.
 
@@ -29,9 +31,39 @@ class Compressed:
     model: Any
     plan: Plan
 
-    def report(self) -> str:
-        """Render the plan as a table: method, ranks, cost, error and reason of each layer."""
-        return str(self.plan)
+    def __repr__(self) -> str:
+        return f"Compressed({type(self.model).__name__}, {summary(self.plan)})"
+
+    def _repr_html_(self) -> str | None:
+        return in_notebook(self.plan, f"Compressed {type(self.model).__name__}")
+
+    @overload
+    def report(self) -> str: ...
+    @overload
+    def report(
+        self, file: str | PathLike[str], *, sensitivity: Sensitivities | None = None
+    ) -> Path: ...
+    def report(
+        self,
+        file: str | PathLike[str] | None = None,
+        *,
+        sensitivity: Sensitivities | None = None,
+    ) -> str | Path:
+        """Render the plan as a table, or write it as an HTML page.
+
+        Args:
+            file: of the page, "report.html" for instance; None for the table.
+            sensitivity: what `rankfold.sensitivity` measured, for the page.
+
+        Returns:
+            The table: method, ranks, cost, error and reason of each layer; or the path of the page.
+
+        Raises:
+            RankfoldError: as `Plan.report`.
+        """
+        if file is None:
+            return str(self.plan)
+        return self.plan.report(file, sensitivity=sensitivity)
 
     @exclusive("model", "self.model")
     def expanded(

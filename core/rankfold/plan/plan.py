@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from rankfold.console import printable
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
+from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Op, describe, without_geometry
-from rankfold.plan.table import Contents, as_text, change
+from rankfold.plan.contents import contents, in_notebook, summary
+from rankfold.plan.sensitivities import Sensitivities
+from rankfold.plan.table import as_text
+from rankfold.plan.tradeoff import Tradeoff
+from rankfold.report.page import write
 
 VERSION = 1
 _MOST = 10**30
@@ -48,6 +54,8 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         moments: how much of the moments of its inputs was gathered: "patches", "separable" (of
             wide patches the directions of most energy, and a separable rest) or "diagonal"; ""
             without calibration data.
+        spectra: singular values of the unfoldings that the ranks are of, where a policy or a
+            method had asked for them; as they were when the ranks were chosen.
     """
 
     path: str
@@ -64,6 +72,18 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sensitivity: float | None = None
     moments: str = ""
     pivots: tuple[tuple[int, ...], ...] = ()
+    spectra: tuple[SpectrumRecord, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"LayerPlan({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Of the fields that were set those that are short: pivots and spectra are hundreds of
+        # numbers.
+        names = [f for f in self.__struct_fields__ if f not in ("pivots", "spectra")]
+        values = ((name, getattr(self, name)) for name in names)
+        return [(name, value) for name, value in values if value not in (None, "", (), False)]
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +118,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         latency: the same, measured on the whole models in turns.
         notes: what the policies have to say of the whole.
         trials: the models that `Budget(drop=)` tried, in order; the original is the first.
+        tradeoff: cost against predicted loss, as a budget saw it; None for other policies.
+        call: that made it, as Python, without the data.
         version: of this format.
     """
 
@@ -111,6 +133,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     latency: float | None = None
     notes: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    tradeoff: Tradeoff | None = None
+    call: str = ""
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:
@@ -180,8 +204,36 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         validate(plan)
         return plan
 
+    def __repr__(self) -> str:
+        return f"Plan({summary(self)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("", summary(self))]
+
+    def _repr_html_(self) -> str | None:
+        return in_notebook(self, "Plan")
+
     def __str__(self) -> str:
         return as_text(contents(self))
+
+    def report(
+        self, file: str | PathLike[str], *, sensitivity: Sensitivities | None = None
+    ) -> Path:
+        """Write the plan as one HTML page: what was done to each layer, why, and what it costs.
+
+        The page needs no network, and nothing but a browser. It takes the extra `report`.
+
+        Args:
+            file: to write, "report.html" for instance; one that is there is replaced.
+            sensitivity: what `rankfold.sensitivity` measured, to be shown as well.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            RankfoldError: Jinja2 is not installed, or the file cannot be written.
+        """
+        return write(self, file, sensitivity)
 
 
 def validate(plan: Plan) -> None:
@@ -200,6 +252,8 @@ def validate(plan: Plan) -> None:
         _check_measure("the plan", name, getattr(plan, name))
     for trial in plan.trials:
         _check_measure("the plan", "trials: share", trial.share)
+    if plan.tradeoff is not None and plan.tradeoff.why_not:
+        raise RankfoldError(f"the plan: tradeoff holds {plan.tradeoff.why_not}")
     seen: set[str] = set()
     for layer in plan.layers:
         if layer.path in seen:
@@ -213,6 +267,9 @@ def validate(plan: Plan) -> None:
         _check_counts(f"layer {layer.path!r}", "ranks", layer.ranks, least=1)
         for pivots in layer.pivots:
             _check_counts(f"layer {layer.path!r}", "pivots", pivots)
+        for record in layer.spectra:
+            if record.why_not:
+                raise RankfoldError(f"layer {layer.path!r}: spectra hold {record.why_not}")
         for name in ("params", "macs"):
             _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
         for name in ("error", "predicted", "measured", "sensitivity"):
@@ -284,55 +341,3 @@ def check_same(planned: LayerPlan, op: Op) -> None:
         raise RankfoldError(
             f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
         )
-
-
-def contents(plan: Plan) -> Contents:
-    """Tabulate a plan: layer, op, method, ranks, parameters, MACs, errors and reason of each."""
-    traced = plan.macs is not None
-    informed = any(layer.predicted is not None for layer in plan.layers)
-    columns = dict.fromkeys(("layer", "op", "method"), False)
-    columns |= dict.fromkeys(("ranks", "params", *(("MACs",) if traced else ()), "error"), True)
-    columns |= dict.fromkeys(("predicted", "measured") if informed else (), True)
-    return Contents(
-        f"Plan by {plan.policy}" if plan.policy else "",
-        columns | {"reason": False},
-        tuple(_cells(layer, traced, informed) for layer in plan.layers),
-        _totals(plan),
-    )
-
-
-def _cells(layer: LayerPlan, traced: bool, informed: bool) -> tuple[str, ...]:
-    cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
-    cells.append(", ".join(map(str, layer.ranks)))
-    cells.append("" if layer.params is None else change(layer.params))
-    if traced:
-        cells.append("" if layer.macs is None else change(layer.macs))
-    cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
-    if informed:
-        cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
-    remarks = [layer.reason, "refitted" if layer.refit else ""]
-    if layer.moments not in ("", "patches") and layer.predicted is not None:
-        remarks.append(f"moments: {layer.moments}")
-    if layer.sensitivity is not None:
-        remarks.append(f"sensitivity {layer.sensitivity:.3g}")
-    cells.append("; ".join(remark for remark in remarks if remark))
-    return tuple(cells)
-
-
-def _totals(plan: Plan) -> str:
-    """One line: how many layers are replaced, parameters and MACs before and after."""
-    replaced = len(plan.replaced)
-    text = f"{replaced} of {len(plan.layers)} layers replaced"
-    text += f"; parameters of the model {change(plan.model_params)}"
-    if plan.macs is not None:
-        text += f"; MACs of its layers {change(plan.macs)}"
-    if plan.loss is not None:
-        text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
-    if plan.predicted_latency is not None:
-        text += f"; time of a pass: predicted {plan.predicted_latency:.1%}"
-        text += "" if plan.latency is None else f", measured {plan.latency:.1%}"
-        text += " of the original's"
-    for trial in plan.trials:
-        text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
-        text += "" if trial.kept else ", too low"
-    return "; ".join([text, *map(printable, plan.notes)])

@@ -1,0 +1,181 @@
+"""What a plan keeps of the spectra of a layer: a few dozen singular values, and where energy ends.
+
+Only spectra that a policy or a method has asked for are recorded: the record costs no eigenvalues.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import msgspec
+import numpy as np
+
+from rankfold.decompose.base import RankTuple
+from rankfold.decompose.spectrum import Spectrum
+from rankfold.linalg import Array, host
+
+SHARES = (0.9, 0.99)
+"""Of the energy, the squared norm, whose ranks are recorded."""
+UNFOLDINGS = ("weight", "output", "input", "spatial", "weighted")
+"""The names of unfoldings, in the order in which they are listed."""
+_POINTS = 24
+"""Of each kind of place: even ones for the eye, geometric ones for the steep beginning."""
+_STEPS = 200.0
+"""Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
+_FIRST = 0.75
+_LOWEST = 1200
+"""The level of 10⁻⁶, at which singular values from squares are rounding."""
+MOST = 2**24
+"""No side of an unfolding is longer."""
+# By method, the place of its rank on an unfolding. With calibration data the rank of a matrix, and
+# the output rank of a kernel, is judged by the weighted one.
+_RANKS: Mapping[str, Mapping[str, int]] = {
+    "svd": {"weight": 0, "weighted": 0},
+    "channel_svd": {"output": 0, "weight": 0, "weighted": 0},
+    "spatial_svd": {"spatial": 0},
+    "tucker2": {"output": 0, "input": 1, "weight": 0, "weighted": 0},
+    "cp": {"output": 0, "input": 0, "weight": 0},
+    "cp3": {"output": 0, "input": 0, "weight": 0},
+}
+
+
+class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Singular values of one unfolding of a weight, as far as a picture shows them.
+
+    Attributes:
+        unfolding: "weight" for a matrix; "output", "input" or "spatial" for a kernel; "weighted"
+            for the matrix in the norm of the calibration data.
+        sides: the (rows, columns) of the unfolding of one group.
+        levels: singular values at `ranks`, in steps of 10^(1/200) below the largest, with blanks
+            between them; of groups the root of their mean square.
+        gap: the rank before the steepest fall among the first three quarters.
+        energy: the ranks that hold 90 and 99 % of the squared norm.
+        evbmf: the rank that EVBMF gives it; None where no policy asked.
+    """
+
+    unfolding: str
+    sides: tuple[int, int]
+    levels: str
+    gap: int
+    energy: tuple[int, int]
+    evbmf: int | None = None
+
+    @classmethod
+    def of(cls, unfolding: str, sides: tuple[int, int], squares: Array) -> SpectrumRecord | None:
+        """Record squared singular values (groups, k), descending; None where all are 0."""
+        total = host(squares).sum(axis=0)[: min(sides)]
+        if not len(total) or not 0.0 < total[0] < math.inf:
+            return None
+        with np.errstate(divide="ignore"):
+            levels = -0.5 * _STEPS * np.log10(np.maximum(total, 0.0) / total[0])
+        levels = np.minimum(levels, _LOWEST)
+        # Of a weight of low rank under noise this is its rank, between two points of any grid.
+        # The smallest values fall steeply by chance.
+        falls = np.diff(levels[: max(2, round(_FIRST * len(levels)))])
+        gap = int(np.argmax(falls)) + 1 if len(falls) else 1
+        steps = np.round(levels[_grid(len(total), gap) - 1]).astype(int)
+        kept = np.cumsum(total)
+        held = [int(np.argmax(kept >= share * kept[-1] * (1.0 - 1e-12))) + 1 for share in SHARES]
+        return cls(
+            unfolding=unfolding,
+            sides=sides,
+            levels=" ".join(map(str, steps.tolist())),
+            gap=gap,
+            energy=(held[0], held[1]),
+        )
+
+    @property
+    def count(self) -> int:
+        """The number of singular values."""
+        return min(self.sides)
+
+    @property
+    def ranks(self) -> Array:
+        """The ranks at which singular values are recorded, ascending, both ends included."""
+        return _grid(self.count, self.gap)
+
+    @property
+    def values(self) -> Array:
+        """The singular values there, over the largest one."""
+        return 10.0 ** (np.array(self.levels.split(), dtype=np.float64) / -_STEPS)
+
+    @property
+    def why_not(self) -> str:
+        """Say what is wrong with a record from elsewhere; "" where nothing is."""
+        if not all(1 <= side <= MOST for side in self.sides):
+            return f"sides {self.sides}"
+        levels = self.levels.split()
+        if not all(level.isascii() and level.isdigit() and len(level) < 6 for level in levels):
+            return "levels that are no numbers"
+        marks = [self.gap, *self.energy, *(() if self.evbmf is None else (self.evbmf,))]
+        if self.gap < 1 or not all(0 <= mark <= self.count for mark in marks):
+            return f"ranks {marks} of {self.count}"
+        if len(levels) != len(self.ranks):
+            return f"{len(levels)} levels of {len(self.ranks)}"
+        return ""
+
+
+def _grid(count: int, gap: int) -> Array:
+    return np.array(sorted(_even_and_steep(count) | {gap, min(gap + 1, count)}))
+
+
+@lru_cache(maxsize=1024)
+def _even_and_steep(count: int) -> frozenset[int]:
+    even = np.linspace(1, count, min(count, _POINTS))
+    steep = np.geomspace(1, count, min(count, _POINTS))
+    return frozenset(np.round(np.concatenate([even, steep])).astype(int).tolist())
+
+
+def rank_on(method: str | None, chosen: RankTuple, unfolding: str) -> int | None:
+    """Return the rank that a method keeps of an unfolding; None where it ranks another."""
+    places = {} if method is None else _RANKS.get(method.removesuffix("_id"), {})
+    index = places.get(unfolding)
+    return None if index is None or index >= len(chosen) else chosen[index]
+
+
+def telling(
+    records: Sequence[SpectrumRecord], method: str | None, chosen: RankTuple
+) -> tuple[SpectrumRecord, ...]:
+    """Return the records that tell of a choice: those whose rank it is, all where none is."""
+    kept = [r for r in records if rank_on(method, chosen, r.unfolding) is not None]
+    return tuple(sorted(kept or records, key=lambda record: UNFOLDINGS.index(record.unfolding)))
+
+
+class SpectrumLog:
+    """The records of one layer, as its spectra are computed and forgotten.
+
+    What was asked for is the same whichever process asked, so that records of several add up to
+    those of one.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, SpectrumRecord] = {}
+        self._evbmf: dict[str, int] = {}
+
+    @property
+    def records(self) -> tuple[SpectrumRecord, ...]:
+        """The records so far."""
+        return tuple(
+            msgspec.structs.replace(record, evbmf=self._evbmf.get(name))
+            for name, record in self._records.items()
+        )
+
+    def take(self, spectrum: Spectrum) -> None:
+        """Record what was computed of a spectrum."""
+        for name, (sides, squares) in spectrum.computed().items():
+            if name not in self._records:  # not anew at each release
+                record = SpectrumRecord.of(name, sides, squares)
+                if record is not None:
+                    self._records[name] = record
+
+    def note_evbmf(self, unfolding: str, rank: int) -> None:
+        """Record the rank that EVBMF gave an unfolding."""
+        if unfolding:
+            self._evbmf[unfolding] = rank
+
+    def merge(self, other: SpectrumLog) -> None:
+        """Take over what was recorded elsewhere."""
+        self._records.update(other._records)
+        self._evbmf.update(other._evbmf)
