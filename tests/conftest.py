@@ -60,6 +60,15 @@ def _drawn_by_numpy(truncated_normal: Any) -> Any:
     return drawn
 
 
+@pytest.fixture
+def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has CP go every way that it goes, with few sweeps on each: for what holds of any fit."""
+    from rankfold.decompose.cp_als import _Effort
+
+    effort = _Effort(starts=3, trial_sweeps=2, sweeps=9, last_sweeps=3)
+    monkeypatch.setattr(_Effort, "of", staticmethod(lambda tensor, rank: effort))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Keeps the tests of a file on one worker: what they share is made and compiled once."""
