@@ -174,12 +174,12 @@ def test_compiled_equals_eager(name: str) -> None:
     np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_the_result_trains(name: str) -> None:
     module, variables, x = apply_of(name)
     others = {k: v for k, v in variables.items() if k != "params"}
     state = TrainState.create(
-        apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2)
+        apply_fn=module.apply, params=variables["params"], tx=optax.sgd(1e-2)
     )
 
     @jax.jit
