@@ -21,8 +21,8 @@ os.environ.setdefault(
     " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
-# Where the code that is lowered stands is told to XLA for its dumps, and the key of a program that no
-# cache keeps is a hash of its text: together a tenth of the time of a small program.
+# XLA is told for its dumps which lines a program comes from, and programs that no cache keeps get a
+# key, a hash of their text: together a tenth of the time of a small one.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 

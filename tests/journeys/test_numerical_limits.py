@@ -96,6 +96,8 @@ def test_a_weight_of_the_methods_own_model_is_found(
 ) -> None:
     if name == "svd" and kind is rf.ConvTranspose:
         pytest.skip("svd does not apply to a ConvTranspose")
+    if name in CP and groups > 1 and kind is rf.ConvTranspose:
+        pytest.skip("CP fits each group by itself, and no kind of convolution differently")
     blank = kind(np.zeros((11 * groups, 7, *kernel_of(name))), groups=groups)
     ranks = ranks_of(name, blank, share)
     op = of_own_model(name, blank, ranks, rng)

