@@ -21,6 +21,11 @@ os.environ.setdefault(
     " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
+# XLA is told for its dumps which lines a program comes from, and programs that no cache keeps get a
+# key, a hash of their text: together a tenth of the time of a small one.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
 # The frameworks alone hold a million objects that a collection walks through in vain. Collected by
 # these numbers of new objects in place of Python's (700, 10, 10), the tests take 6 % less CPU time
 # (those of the architectures, of the layers and of NNX, in a process); what a test wants collected
@@ -58,6 +63,15 @@ def _drawn_by_numpy(truncated_normal: Any) -> Any:
         return jax.device_put(np.clip(numbers, lower, upper).astype(dtype))
 
     return drawn
+
+
+@pytest.fixture
+def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has CP go every way that it goes, with few sweeps on each: for what holds of any fit."""
+    from rankfold.decompose.cp_als import _Effort
+
+    effort = _Effort(starts=3, trial_sweeps=2, sweeps=9, last_sweeps=3)
+    monkeypatch.setattr(_Effort, "of", staticmethod(lambda tensor, rank: effort))
 
 
 @pytest.hookimpl(optionalhook=True)

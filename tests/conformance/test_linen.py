@@ -86,6 +86,7 @@ class LinenHarness(FlaxHarness):
 HARNESS = LinenHarness()
 
 
+@pytest.mark.usefixtures("few_sweeps")
 class TestLinen(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:

@@ -140,6 +140,7 @@ class NNXHarness(FlaxHarness):
 HARNESS = NNXHarness()
 
 
+@pytest.mark.usefixtures("few_sweeps")
 class TestNNX(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:

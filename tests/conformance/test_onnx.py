@@ -89,6 +89,7 @@ class OnnxHarness(Harness):
 HARNESS = OnnxHarness()
 
 
+@pytest.mark.usefixtures("few_sweeps")
 class TestOnnx(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:

@@ -115,6 +115,7 @@ class TorchHarness(Harness):
 HARNESS = TorchHarness()
 
 
+@pytest.mark.usefixtures("few_sweeps")
 class TestTorch(AdapterSuite):
     @pytest.fixture
     def harness(self) -> Harness:

@@ -20,7 +20,7 @@ TENSORS = {
     "e": ("U8", (0, 3), b""),
 }
 QUICK = settings(
-    max_examples=100,
+    max_examples=60,
     deadline=2000,
     derandomize=True,
     database=None,

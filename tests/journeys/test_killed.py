@@ -45,7 +45,7 @@ def started(source: Path, out: Path, script: Path, executor: str = "") -> subpro
     )
 
 
-@pytest.mark.parametrize(("executor", "kills"), [("", 4), ("processes:2", 2)])
+@pytest.mark.parametrize(("executor", "kills"), [("", 3), ("processes:2", 2)])
 def test_runs_killed_at_any_time_end_as_one_that_was_not(
     tmp_path: Path, executor: str, kills: int
 ) -> None:

@@ -96,6 +96,8 @@ def test_a_weight_of_the_methods_own_model_is_found(
 ) -> None:
     if name == "svd" and kind is rf.ConvTranspose:
         pytest.skip("svd does not apply to a ConvTranspose")
+    if name in CP and groups > 1 and kind is rf.ConvTranspose:
+        pytest.skip("CP fits each group by itself, and no kind of convolution differently")
     blank = kind(np.zeros((11 * groups, 7, *kernel_of(name))), groups=groups)
     ranks = ranks_of(name, blank, share)
     op = of_own_model(name, blank, ranks, rng)
@@ -133,6 +135,7 @@ def test_ill_conditioned_matrices_lose_the_least(
     assert measured(op, found) < 1e-14
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("condition", [1e3, 1e6, 1e9, 1e12])
 @pytest.mark.parametrize("name", ["tucker2", *CP])
 def test_ill_conditioned_channels_stay_consistent_and_exact_at_full_rank(
@@ -170,6 +173,7 @@ SCALES = {
 ROUNDING = {np.float64: 1e-14, np.float32: 1e-6, ml_dtypes.bfloat16: 2e-2, np.float16: 2e-3}
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("dtype", SCALES)
 @pytest.mark.parametrize("name", METHODS)
@@ -200,6 +204,7 @@ FLOAT16 = {
 }
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("pattern", FLOAT16)
 @pytest.mark.parametrize(
     ("magnitude", "placement"),
@@ -225,6 +230,7 @@ def test_classical_stages_beyond_float16_are_an_error_that_names_the_remedy(name
         factored(op, name, (4,) * len(method(name).max_ranks(op)), "classical")
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("damage", ["row", "column", "both", "duplicates", "element", "constant"])
 @pytest.mark.parametrize("share", [0.01, 0.5, 1.0])
 @pytest.mark.parametrize("placement", PLACEMENTS)

@@ -42,6 +42,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("name", METHODS)
 def test_denormal_weights(name: str, placement: str, rng: np.random.Generator) -> None:
@@ -54,6 +55,7 @@ def test_denormal_weights(name: str, placement: str, rng: np.random.Generator) -
     factored(least, name, ranks_of(name, op, 0.4), placement)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("ratio", [1e-310, 1e-200, 1e-100])
 @pytest.mark.parametrize("where", ["rows", "columns", "group"])
 @pytest.mark.parametrize("name", METHODS)
@@ -87,7 +89,7 @@ def border(sizes: tuple[int, ...], seed: int) -> np.ndarray:
     return total
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("sizes", [(8, 6, 9), (8, 6, 3, 2), (16, 12, 9), (3, 4, 2)])
 def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int) -> None:
     tensor = border(sizes, seed)
@@ -105,7 +107,6 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
     ("shape", "rank"),
     [
         ((17, 8, 3, 2, 4), 6),
-        ((32, 16, 3, 4, 5), 3),
         ((17, 8, 3, 4, 2), 12),  # above a channel count
         ((17, 9, 3, 4), 6),
         ((7, 13, 3, 4), 7),
@@ -117,7 +118,7 @@ def test_border_rank_tensors_get_bounded_terms(sizes: tuple[int, ...], seed: int
 def test_a_kernel_of_that_very_rank_is_found(
     shape: tuple[int, ...], rank: int, dtype: type
 ) -> None:
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         factors = [rng.standard_normal((size, rank)) for size in shape]
         op = rf.Conv((0.01 * tl.cp_to_tensor((None, factors))).astype(dtype))
@@ -125,7 +126,7 @@ def test_a_kernel_of_that_very_rank_is_found(
         assert found < (1e-4 if dtype == np.float64 else 1e-3)  # its rounding is no such kernel
 
 
-@pytest.mark.parametrize("shape", [(6, 5), (3, 8), (9, 1), (1, 6), (7, 7)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 5), (3, 8), (9, 1), (1, 6), (5, 5)], ids=str)
 @pytest.mark.parametrize("name", METHODS)
 def test_the_error_falls_with_the_rank(name: str, shape: tuple[int, int]) -> None:
     rng = np.random.default_rng(sum(shape))
@@ -135,7 +136,7 @@ def test_the_error_falls_with_the_rank(name: str, shape: tuple[int, int]) -> Non
     slack, floor = (1.02, 2e-3) if name in CP else (1.001, 0.0) if name == "tucker2" else (1, 0)
     for mode in range(len(most)):
         for fixed in itertools.product(*(range(1, m + 1) for m in most[:mode] + most[mode + 1 :])):
-            steps = of_a_few(most[mode]) if name in CP else range(1, most[mode] + 1)
+            steps = of_a_few(most[mode])[::2] if name in CP else range(1, most[mode] + 1)
             ranks = [(*fixed[:mode], r, *fixed[mode:]) for r in steps]
             errors = [factored(op, name, r).error for r in ranks]
             assert all(b <= slack * a + floor + ROOT for a, b in itertools.pairwise(errors))
@@ -149,6 +150,7 @@ SMALLEST = [
 ]
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SMALLEST, ids=str)
 def test_modes_of_one_element_at_small_and_full_ranks(
@@ -233,7 +235,7 @@ BEATEN += [("cp3", seed) for seed in (1148, 1233)]
 
 @pytest.mark.parametrize("name", METHODS)
 def test_no_worse_than_the_oracle(name: str) -> None:
-    seeds = range(12 if name in CP else 40)
+    seeds = range(9 if name in CP else 40)
     assert not worse(name, [s for s in seeds if (name, s) not in BEATEN])
 
 

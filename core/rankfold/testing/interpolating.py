@@ -16,7 +16,7 @@ from rankfold.pipeline.result import Compressed
 from rankfold.plugins.registry import registry
 from rankfold.storage.folder import load, save
 from rankfold.testing.assertions import fresh_adapter, halved, only_path, same
-from rankfold.testing.cases import decomposed, probe, supported
+from rankfold.testing.cases import BRIEF, decomposed, probe, supported
 from rankfold.testing.check import check
 from rankfold.testing.harness import Harness, Unsupported
 
@@ -36,8 +36,9 @@ def check_interpolated(harness: Harness) -> None:
         size = sum(array.size for array in harness.state(small.model).values())
         predicted = small.plan.model_params[1]
         assert size == predicted, f"{what}: {size} parameters, planned {predicted}"
-        loaded = _saved_and_loaded(harness, op, small)
-        same(what, harness.call(loaded, x), actual, "the loaded model computes", exact=True)
+        if name in BRIEF:  # files are alike for layers of one kind
+            loaded = _saved_and_loaded(harness, op, small)
+            same(what, harness.call(loaded, x), actual, "the loaded model computes", exact=True)
 
 
 def _compressed(harness: Harness) -> Iterator[tuple[str, str, Op, Compressed]]:

@@ -57,8 +57,11 @@ def check_follow(harness: Harness) -> None:
     for name, op, model in supported(harness, names=(*_NAMES, *WIDE)):
         # A chain that gives the outputs times a factor f has a relative error of exactly 1 − f,
         # whatever the inputs are, and none for f = 1.
-        for factor in (1.0, 0.5):
-            _followed(harness, name, op, model, factor)
+        _followed(harness, name, op, model, 1.0, None)
+        # The same of two mixtures of the channels, in place of the rows.
+        shape = (op.groups, op.weight.shape[1], 2)
+        basis = np.random.default_rng(1).standard_normal(shape)
+        _followed(harness, name, op, model, 0.5, None if isinstance(op, Embedding) else basis)
 
 
 @check("read", "trace")
@@ -75,7 +78,9 @@ def check_refilled(harness: Harness) -> None:
         assert set(harness.state(other)) == set(before), f"{name}: other parameters than before"
 
 
-def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) -> None:
+def _followed(
+    harness: Harness, name: str, op: Op, model: Any, factor: float, basis: Array | None
+) -> None:
     adapter, path, x = _data_aware(harness, model, op)
     calibration = Calibration.of([harness.inputs(part) for part in _halves(x)], None, None)
     visits: list[tuple[RegressionSums | None, RegressionSums | None]] = []
@@ -91,37 +96,30 @@ def _followed(harness: Harness, name: str, op: Op, model: Any, factor: float) ->
         visits.append((fit, validation))
         return (_scaled(op, factor),)
 
-    def run(basis: Array | None) -> Mapping[str, float]:
-        visitor = Visits(visit, {} if basis is None else {path: basis})
-        rng = np.random.default_rng(0)
-        errors: Mapping[str, float] = adapter.run_paired(
-            model, calibration, {path: op}, visitor, sequential=True, rng=rng
-        )
-        return errors
-
-    errors = run(None)
+    visitor = Visits(visit, {} if basis is None else {path: basis})
+    rng = np.random.default_rng(0)
+    errors: Mapping[str, float] = adapter.run_paired(
+        model, calibration, {path: op}, visitor, sequential=True, rng=rng
+    )
     assert len(visits) == 1, f"{name}: visited {len(visits)} times"
     off = abs(errors[path] - (1.0 - factor))
     assert off < _TOLERANCE, f"{name}: an error of {errors[path]:.3g}, not {1.0 - factor}"
     if isinstance(op, Embedding):
         return
+    if name in WIDE and basis is None:
+        assert visits[0] == (None, None), f"{name}: sums over patches that are too wide for them"
+        return
     rows = _rows(op, x)
     y = np.einsum("god,ngd->ngo", rows_of(op).astype(np.float64), rows)
     y = y + (0.0 if op.bias is None else op.bias.reshape(op.groups, -1))
+    if basis is not None:
+        name = f"{name}, projected"
+        split = rows.reshape(len(rows), op.groups, basis.shape[1], -1)
+        rows = np.einsum("rgnp,gnk->rgkp", split, basis).reshape(len(rows), op.groups, -1)
     # Every fourth example, with all of its positions: positions of one example are alike, and one
     # that is fitted tells of the others.
     held_out = np.repeat(np.arange(len(x)) % _EXAMPLES == _EXAMPLES - 1, len(rows) // len(x))
-    if name in WIDE:
-        assert visits[0] == (None, None), f"{name}: sums over patches that are too wide for them"
-    else:
-        _sums_are_of(name, visits[0], rows, y, held_out)
-    # The same of two mixtures of the channels, in place of the rows.
-    channels = op.weight.shape[1]
-    basis = np.random.default_rng(1).standard_normal((op.groups, channels, 2))
-    run(basis)
-    split = rows.reshape(len(rows), op.groups, channels, -1)
-    mixed = np.einsum("rgnp,gnk->rgkp", split, basis).reshape(len(rows), op.groups, -1)
-    _sums_are_of(f"{name}, projected", visits[1], mixed, y, held_out)
+    _sums_are_of(name, visits[0], rows, y, held_out)
 
 
 def _sums_are_of(
@@ -167,15 +165,13 @@ def _second_moments(op: Op, moments: LayerMoments, rows: Array) -> tuple[Array, 
     if isinstance(op, Embedding):
         assert not isinstance(moments.inputs, SeparableMoment)
         return moments.inputs, rows.mean(0)
-    gram = np.einsum("ngi,ngj->gij", rows, rows) / len(rows)
+    seen = np.moveaxis(rows, 0, 1)
     if not isinstance(moments.inputs, SeparableMoment):
-        return moments.inputs, gram
+        return moments.inputs, seen.mT @ seen / len(rows)
     # The matrix would be a large one; of so few rows, in whose span all of it is, a sketch is exact
     # but for rounding.
-    seen = np.moveaxis(rows, 0, 1)
-    mean = rows.mean(0)
-    covariance = gram - mean[:, :, None] * mean[:, None, :]
-    return moments.inputs.products(seen), seen @ covariance
+    centred = seen - seen.mean(1, keepdims=True)
+    return moments.inputs.products(seen), seen @ centred.mT @ centred / len(rows)
 
 
 def _halves(x: Array) -> tuple[Array, Array]:
@@ -187,12 +183,13 @@ def _rows(op: Op, x: Array) -> Array:
     if isinstance(op, Embedding):
         return np.eye(len(op.weight))[x.reshape(-1)][:, None]
     # A weight whose rows are unit vectors copies each number that an output depends on: so the
-    # reference itself says what a patch is, with strides, padding and groups.
-    width = op.weight[0].size
-    eye = np.tile(np.eye(width), (op.groups, 1)).reshape(-1, *op.weight.shape[1:])
-    y = forward(replace(op, weight=eye, bias=None), x)
+    # reference itself says what a patch is, with strides, padding and groups. Each channel is a
+    # group of its own, or nearly all of a wide weight would be zeros to multiply with.
+    channels, taps = op.groups * op.weight.shape[1], op.weight[0, 0].size
+    eye = np.tile(np.eye(taps), (channels, 1)).reshape(-1, 1, *op.weight.shape[2:])
+    y = forward(replace(op, weight=eye, bias=None, groups=channels), x)
     spatial = op.weight.ndim > 2
-    return (np.moveaxis(y, 1, -1) if spatial else y).reshape(-1, op.groups, width)
+    return (np.moveaxis(y, 1, -1) if spatial else y).reshape(-1, op.groups, op.weight[0].size)
 
 
 def _scaled(op: Op, factor: float) -> Op:

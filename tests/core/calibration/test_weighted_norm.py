@@ -102,6 +102,7 @@ def brute_force(op: Op, moments: LayerMoments, apart: np.ndarray) -> float:
     return total * moments.positions_per_example
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("grads", ["full", "diagonal", "none"])
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_the_announced_loss_is_the_weighted_error(name: str, method: str, grads: str) -> None:
@@ -114,6 +115,7 @@ def test_the_announced_loss_is_the_weighted_error(name: str, method: str, grads:
     assert candidate.loss == pytest.approx(brute_force(op, moments, apart), rel=1e-3)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_weighting_loses_less_than_the_plain_decomposition(name: str, method: str) -> None:
     op, _ = OPS[name]
@@ -126,6 +128,7 @@ def test_weighting_loses_less_than_the_plain_decomposition(name: str, method: st
         assert weighted.candidate(method, ranks).loss <= brute_force(op, moments, apart) * 1.001
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("data", [True, False])
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_offers_announce_what_the_decomposition_loses(name: str, method: str, data: bool) -> None:

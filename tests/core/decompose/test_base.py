@@ -137,6 +137,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_full_rank_reproduces_the_layer(case: str, name: str, rng: np.random.Generator) -> None:
     op = OPS[case](rng)
@@ -145,6 +146,7 @@ def test_full_rank_reproduces_the_layer(case: str, name: str, rng: np.random.Gen
     assert distance(forward(chain, x), forward(op, x)) < 1e-12
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_reduced_rank_is_the_layer_with_the_reconstructed_weight(
     case: str, name: str, rng: np.random.Generator
@@ -155,12 +157,14 @@ def test_reduced_rank_is_the_layer_with_the_reconstructed_weight(
     assert distance(forward(chain, x), expected) < 1e-12
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_the_announced_error_is_the_measured_one(case: str, name: str) -> None:
     op, found = halved(case, name)
     assert found.error == pytest.approx(distance(reconstruct(op, found.chain), op.weight), abs=1e-7)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_the_template_has_the_shapes_of_the_chain(case: str, name: str) -> None:
     op, found = halved(case, name)
@@ -173,6 +177,7 @@ def test_the_template_has_the_shapes_of_the_chain(case: str, name: str) -> None:
         extent = output_extent(stage, extent)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_only_the_last_stage_has_the_bias(case: str, name: str) -> None:
     op, found = halved(case, name)
@@ -182,6 +187,7 @@ def test_only_the_last_stage_has_the_bias(case: str, name: str) -> None:
     assert op.bias is None or np.array_equal(last.bias, op.bias)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_balanced_stages_have_equal_norms(case: str, name: str) -> None:
     _, found = halved(case, name)
@@ -189,6 +195,7 @@ def test_balanced_stages_have_equal_norms(case: str, name: str) -> None:
     assert max(norms) == pytest.approx(min(norms), rel=1e-9)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("case", "name"), CASES)
 def test_placements_stand_for_the_same_weight(case: str, name: str) -> None:
     op, balanced = halved(case, name)
@@ -196,6 +203,7 @@ def test_placements_stand_for_the_same_weight(case: str, name: str) -> None:
     assert distance(*(reconstruct(op, found.chain) for found in (classical, balanced))) < 1e-12
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_chain_has_the_dtype_of_the_weight(
@@ -208,6 +216,7 @@ def test_the_chain_has_the_dtype_of_the_weight(
     }
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e30])
 @pytest.mark.parametrize("name", METHODS)
 def test_the_error_does_not_depend_on_the_scale(
@@ -237,6 +246,7 @@ def test_the_error_falls_with_the_rank(name: str, rng: np.random.Generator) -> N
     assert errors[-1] < 1e-7
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("damage", ["zero rows", "duplicate rows", "rank one", "zero group"])
 def test_degenerate_weights_stay_finite_and_accurate(
@@ -260,6 +270,7 @@ def test_degenerate_weights_stay_finite_and_accurate(
         assert measured == pytest.approx(found.error, abs=1e-7)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_decomposition_is_deterministic(name: str, rng: np.random.Generator) -> None:
     kernel = (1, 1) if name == "svd" else (3, 2)
@@ -268,6 +279,7 @@ def test_a_decomposition_is_deterministic(name: str, rng: np.random.Generator) -
     assert all(np.array_equal(a.weight, b.weight) for a, b in zip(once, again, strict=True))
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @given(data=st.data())
 @settings(max_examples=120, deadline=None)
 def test_random_geometry_is_exact_at_full_rank_and_consistent_below(data: st.DataObject) -> None:

@@ -90,6 +90,7 @@ def weights(chain: Chain) -> list[bytes]:
     ]
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("data", [False, True])
 @pytest.mark.parametrize("name", OPS)
 def test_a_candidate_is_the_same_whatever_was_asked_before(name: str, data: bool) -> None:

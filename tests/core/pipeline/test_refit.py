@@ -124,6 +124,7 @@ def same_chain(found: tuple[Op, ...], expected: tuple[Op, ...]) -> None:
             np.testing.assert_allclose(one.bias, other.bias, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize("same", [(), (1,)])
 @pytest.mark.parametrize("name", OPS)
 def test_part_by_part_like_layers_of_their_own(name: str, same: tuple[int, ...]) -> None:

@@ -167,20 +167,18 @@ def test_init_gives_the_compressed_tree(name: str) -> None:
     assert shapes(made) == shapes(variables)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_compiled_equals_eager(name: str) -> None:
     module, variables, x = apply_of(name)
     expected = halved(name).model(x)
     np.testing.assert_allclose(jax.jit(module.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_the_result_trains(name: str) -> None:
     module, variables, x = apply_of(name)
     others = {k: v for k, v in variables.items() if k != "params"}
-    state = TrainState.create(
-        apply_fn=module.apply, params=variables["params"], tx=optax.adam(1e-2)
-    )
+    state = TrainState.create(apply_fn=module.apply, params=variables["params"], tx=optax.sgd(1e-2))
 
     @jax.jit
     def step(state: TrainState) -> tuple[TrainState, jax.Array]:

@@ -128,7 +128,7 @@ def test_full_rank_reproduces_the_model(name: str, traced: bool, distance: Any) 
     assert distance(compiled(small.model, x), compiled(model, x)) < 1e-5
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_the_predicted_macs_are_those_of_the_result(name: str) -> None:
     small, x = halved(name), MODELS[name][1]
     again = rf.plan(small.model, rf.Ranks(1), inputs=x)
@@ -137,11 +137,11 @@ def test_the_predicted_macs_are_those_of_the_result(name: str) -> None:
     assert small.plan.model_params[1] == held
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", [name for name in MODELS if "axis" not in name])
 def test_the_result_trains(name: str) -> None:
     small, x = nnx.clone(halved(name).model), MODELS[name][1]
     small.train()
-    optimizer = nnx.Optimizer(small, optax.adam(1e-2), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(small, optax.sgd(1e-2), wrt=nnx.Param)
     before = jax.tree.map(jnp.copy, nnx.state(small, nnx.Param))
 
     @nnx.jit

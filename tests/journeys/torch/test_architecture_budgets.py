@@ -18,9 +18,13 @@ from rankfold_torch.layers.interpolative import Interpolative
 LIMITS = {"macs": 0.6, "params": 0.95}
 LOOSER = {"macs": 0.85, "params": 1.0}  # what is left alone is counted, too
 MOSTLY_LEFT_ALONE = ("lstm", "nn.Transformer", "mamba")  # recurrent, packed or read elsewhere
-# Their code is that of bert, llama, vit and bart; the last has the layers of efficientnet, in
-# many more blocks. What is planned and built of them is tested with all other networks.
-ALIKE = ("roberta", "mistral", "qwen", "deit", "marian", "mobilenetv2")
+# Of each of these another network has the same layers, called in the same ways: bert, llama, vit,
+# bart and resnet; the last two have those of efficientnet, in many more blocks. What is planned and
+# built of them is tested with all other networks.
+ALIKE = (
+    *("roberta", "electra", "mpnet", "distilbert", "mistral", "qwen", "gemma", "deit", "beit"),
+    *("marian", "hf resnet", "regnet", "mobilenetv2"),
+)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

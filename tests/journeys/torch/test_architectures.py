@@ -598,16 +598,20 @@ def shrunk(name: str, network: Made) -> Shrunk:
     return Shrunk(sum(p.numel() for p in model.parameters()), small, inputs)
 
 
-@pytest.mark.parametrize("methods", [None, ("svd", "cp3")], ids=["default", "cp3"])
 def test_full_rank_reproduces_the_network(
-    network: Made, methods: Any, untouched: Untouched, distance: Callable[..., float]
+    network: Made, untouched: Untouched, distance: Callable[..., float]
 ) -> None:
     model, inputs = network
-    with untouched(model):
-        small = rf.compress(model, rf.Ranks("full"), methods=methods)
-    pairs = list(zip(tensors(run(small.model, inputs)), tensors(run(model, inputs)), strict=True))
-    assert all(expected.norm() > 1e-3 for _, expected in pairs)
-    assert max(distance(got, expected) for got, expected in pairs) < 1e-3
+    expected = list(tensors(run(model, inputs)))
+    assert all(y.norm() > 1e-3 for y in expected)
+    convs = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
+    by_cp = any(max(conv.kernel_size) > 1 for conv in convs)  # it does nothing else differently
+    for methods in (None, ("svd", "cp3")) if by_cp else (None,):
+        with untouched(model):
+            small = rf.compress(model, rf.Ranks("full"), methods=methods)
+        outputs = tensors(run(small.model, inputs))
+        pairs = zip(outputs, expected, strict=True)
+        assert max(distance(got, y) for got, y in pairs) < 1e-3
 
 
 def test_a_policy_never_adds_parameters(shrunk: Shrunk, count: Callable[[nn.Module], int]) -> None:

@@ -37,6 +37,7 @@ def size(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(
     ("limits", "methods"),
     [

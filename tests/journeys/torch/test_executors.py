@@ -48,8 +48,11 @@ def without(policy: rf.Policy, methods: tuple[str, ...] | None) -> rf.Compressed
     return rf.compress(network(), policy, inputs=X, methods=methods)
 
 
-@pytest.mark.parametrize("methods", [None, ("svd", "cp")], ids=str)
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize(
+    ("policy", "methods"),
+    [*((policy, None) for policy in POLICIES), (rf.Ratio(0.3), ("svd", "cp"))],
+    ids=repr,
+)
 def test_an_executor_changes_nothing(
     policy: rf.Policy, methods: tuple[str, ...] | None, executor: Executor
 ) -> None:

@@ -37,6 +37,7 @@ POLICIES: dict[str, rf.Policy] = {"energy": rf.Energy(0.7), "budget": rf.Budget(
 CASES = [(m, p) for m in ("svd", "channel_svd", "spatial_svd", "tucker2") for p in POLICIES]
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.parametrize(("method", "policy"), [*CASES, ("cp", "energy")])
 def test_every_way_to_the_same_model_gives_the_same_weights(
     method: str, policy: str, tmp_path: Path

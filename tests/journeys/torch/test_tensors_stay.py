@@ -29,6 +29,7 @@ from rankfold.ops.transforms import mapped
 from rankfold.pipeline.refit_choice import LayerPart, best_refit
 from rankfold.pipeline.refit_problem import LaterStages, RefitProblem, WholeLayer, first_basis
 from rankfold.plugins.registry import registry
+from rankfold_torch.calibration import sums
 from rankfold_torch.layers import stock
 
 RNG = np.random.default_rng(11)
@@ -310,15 +311,18 @@ def test_a_model_is_compressed_alike_where_its_tensors_are(policy: rf.Policy, re
     )
 
 
-def test_layers_wider_than_sums_in_double_precision_are_compressed_alike() -> None:
+def test_layers_wider_than_sums_in_double_precision_are_compressed_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def network() -> nn.Module:
         torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(1030, 1040), nn.ReLU(), nn.Linear(1040, 9)).eval()
+        return nn.Sequential(nn.Linear(103, 104), nn.ReLU(), nn.Linear(104, 9)).eval()
 
-    batches = [torch.randn(30, 1030, generator=torch.Generator().manual_seed(n)) for n in range(2)]
+    monkeypatch.setattr(sums, "_LARGE", 100)
+    batches = [torch.randn(30, 103, generator=torch.Generator().manual_seed(n)) for n in range(2)]
     options: Any = {"inputs": batches[0], "calibration": batches}
     usual = rf.compress(network(), rf.Ranks(5), **options)
-    with _stays(30 * 1040):
+    with _stays(30 * 104):
         small = rf.compress(network(), rf.Ranks(5), **options)
     assert usual.plan.loss is not None
     assert small.plan.loss == pytest.approx(usual.plan.loss, rel=1e-3, abs=1e-6)

@@ -24,7 +24,10 @@ CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 EXTENTS = (11, 13, 9)
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel"),
+    pytest.mark.usefixtures("few_sweeps"),
+]
 drawn = settings(
     max_examples=15,
     deadline=None,
@@ -216,7 +219,7 @@ def test_the_op_read_has_the_geometry_of_the_layer(layer: nn.Module) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(drawn, max_examples=8)
+@settings(drawn, max_examples=4)
 @given(data=st.data())
 def test_every_dtype_is_reproduced_up_to_its_rounding(
     dtype: torch.dtype, method: str, data: st.DataObject

@@ -75,9 +75,10 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     return layer, torch.randn(2, into, *(9, 11, 10)[:axes], dtype=options["dtype"])
 
 
+@pytest.mark.usefixtures("few_sweeps")
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @given(drawn=layers(), name=st.sampled_from(METHODS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_random_geometry(drawn: tuple[nn.Module, torch.Tensor], name: str) -> None:
     layer, x = drawn
     op = TorchAdapter().read(layer, "")
