@@ -54,7 +54,7 @@ def names(
     Raises:
         RankfoldError: the files hold tensors that are converted when they are loaded.
     """
-    if (recorded(settings) or ((), "file"))[1] == "model":
+    if not _installed() or (recorded(settings) or ((), "file"))[1] == "model":
         return {}, {}
     from rankfold_transformers.file_names import names_in
 
@@ -69,4 +69,6 @@ def save(model: Any, folder: Any) -> None:
 
 
 def _installed() -> bool:
-    return all(find_spec(name) is not None for name in ("torch", "transformers"))
+    # transformers has rules for names in files that can be asked for from version 5 on.
+    needed = ("torch", "transformers", "transformers.core_model_loading")
+    return all(find_spec(name) is not None for name in needed)

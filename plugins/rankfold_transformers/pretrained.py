@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import torch
+from transformers.configuration_utils import PretrainedConfig
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
@@ -23,9 +24,7 @@ from rankfold.plugins.registry import registry
 from rankfold.storage.safetensors_header import read_header
 from rankfold_transformers.config_entry import FILE, METHOD
 from rankfold_transformers.config_guard import guard
-from rankfold_transformers.file_names import chains_in
 from rankfold_transformers.records import RankfoldConfig, write
-from rankfold_transformers.renaming import chain_names
 from rankfold_transformers.structure import Exchange, restructured
 
 _ALIGNMENT = 64
@@ -72,6 +71,9 @@ class RankfoldQuantizer(HfQuantizer):
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> Any:
         """Have the tensors of chains loaded under their names, and all others as ever."""
+        # Not before: older versions, which do not call it, have no such renamings.
+        from rankfold_transformers.renaming import chain_names
+
         known = self._state if self._by_model else frozenset[str]()
         return chain_names(weight_conversions, self._names, known)
 
@@ -96,6 +98,8 @@ class RankfoldQuantizer(HfQuantizer):
         self._by_model = self.quantization_config.names == "model"
         self._names: dict[str, str] = {}
         if not self._by_model:
+            from rankfold_transformers.file_names import chains_in
+
             layers = [layer.path for plan in plans for layer in plan.replaced]
             paths, self._names = chains_in(model, layers, tensors)
             plans = tuple(
@@ -162,7 +166,9 @@ class RankfoldQuantizer(HfQuantizer):
         model.is_quantized = False
         # Parts of a model that are models have configurations of their own.
         for module in model.modules():
-            vars(getattr(module, "config", module)).pop("_is_quantized", None)
+            config = getattr(module, "config", None)
+            if isinstance(config, PretrainedConfig):
+                vars(config).pop("_is_quantized", None)
         write(model, self._plans)
         _align(model)
         return model

@@ -52,13 +52,14 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*words: object) -> str:
-    """Run Python on some words, offline; return what it prints."""
+def run(*words: object, home: Path | None = None) -> str:
+    """Run Python on some words, offline, with a cache in a folder; return what it prints."""
+    cache = {} if home is None else {"HF_HOME": str(home)}
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **cache},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -133,6 +134,37 @@ import sys
 from transformers import AutoModelForCausalLM
 
 AutoModelForCausalLM.from_pretrained(sys.argv[1])
+"""
+
+
+def test_a_model_of_a_cache_is_compressed_with_its_tokenizer(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "home" / "hub" / "models--someone--model"
+    snapshot = repository / "snapshots" / "0123"
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    for number, file in enumerate(sorted(checkpoint.iterdir())):
+        file.rename(repository / "blobs" / f"{number:04}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:04}")
+    small = compressed(snapshot)
+    assert (small / "tokenizer.json").is_file()
+    assert not (small / "tokenizer.json").is_symlink()
+    run("-c", CACHED, tmp_path / "saved", home=tmp_path / "home")
+    assert (tmp_path / "saved" / "tokenizer.json").is_file()
+    for folder in (small, tmp_path / "saved"):
+        run("-c", OPENED, folder, folder.with_name(f"{folder.name}-again"))
+
+
+CACHED = """
+import sys
+from transformers import AutoModelForCausalLM
+
+import rankfold as rf
+
+model = AutoModelForCausalLM.from_pretrained("someone/model")
+rf.compress(model, rf.Ratio(0.4)).save(sys.argv[1])
 """
 
 
