@@ -32,11 +32,13 @@ class Unfolding:
         sides: the (rows, columns) of the matrix of one group.
         channels: the channel count that a rank given as a share refers to.
         scale: what the weight was divided by.
+        name: of the unfolding in the records of a plan; "" for one that is not recorded.
 
     Attributes:
         sides: the (rows, columns) of the matrix of one group.
         channels: the channel count that a rank given as a share refers to.
         scale: what the weight was divided by.
+        name: of the unfolding in the records of a plan.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Unfolding:
         sides: tuple[int, int],
         channels: int,
         scale: float,
+        name: str = "",
     ) -> None:
         self._values = values
         self.sides = sides
         self.channels = channels
         self.scale = scale
+        self.name = name
 
     @property
     def values(self) -> Array:

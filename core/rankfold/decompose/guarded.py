@@ -175,7 +175,14 @@ class Guarded:
                     raise TypeError(f"values of a mode are {squares.dtype} of {squares.shape}")
                 return read_only(squares)
 
-        return Unfolding(values, (rows, columns), operator.index(mode.channels), float(mode.scale))
+        # Of a plugin's unfolding nothing is recorded, whatever it calls itself.
+        return Unfolding(
+            values,
+            (rows, columns),
+            operator.index(mode.channels),
+            float(mode.scale),
+            mode.name if self._is_ours else "",
+        )
 
 
 def _ranks(values: Iterable[Any]) -> RankTuple:

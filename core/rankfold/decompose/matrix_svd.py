@@ -74,12 +74,13 @@ class MatrixSVD(ABC):
 
     def modes(self, op: Op, spectrum: Spectrum) -> tuple[Unfolding, ...]:
         """Return the matrix, the only one whose rank a policy chooses."""
-        sides = self._sides(op)
+        sides, side = self._sides(op), self._side(op)
 
         def values() -> Array:
-            return spectrum.values(self._side(op))[:, : min(sides)]
+            return spectrum.values(side)[:, : min(sides)]
 
-        return (Unfolding(values, sides, self._channels(op), spectrum.scale),)
+        name = spectrum.name_of(side)
+        return (Unfolding(values, sides, self._channels(op), spectrum.scale, name),)
 
     def ranks(self, unfolding_ranks: RankTuple) -> RankTuple:
         """Return the rank of the matrix."""

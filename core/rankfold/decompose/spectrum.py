@@ -76,6 +76,7 @@ class Spectrum:
         self._grams: dict[Side, Array] = {}
         self._values: dict[Side, Array] = {}
         self._eigen: dict[Side, Eigen] = {}
+        self._weighted_values: Array | None = None
 
     @property
     def rows(self) -> Array:
@@ -107,10 +108,12 @@ class Spectrum:
             return self.energy
         return inner(self.weighted_moved, self.weighted_rows)
 
-    @cached_property
+    @property
     def weighted_values(self) -> Array:
         """Squared errors of dropping the singular directions of G½ W C½, (groups, k)."""
-        return read_only(eigenvalues(self._weighted_gram[0]))
+        if self._weighted_values is None:
+            self._weighted_values = read_only(eigenvalues(self._weighted_gram[0]))
+        return self._weighted_values
 
     def weighted_leading(self, rank: int) -> Array:
         """Return the leading left singular vectors (groups, out/groups, rank) of G½ W C½."""
@@ -226,6 +229,27 @@ class Spectrum:
         if side not in self._values:
             self._values[side] = read_only(eigenvalues(self._gram(side)))
         return self._values[side]
+
+    def name_of(self, side: Side) -> str:
+        """Return the name of an unfolding; both sides of a matrix are the weight."""
+        if side.startswith("spatial"):
+            return "spatial"
+        return "weight" if self.tensor.shape[3] == 1 else side
+
+    def computed(self) -> dict[str, tuple[tuple[int, int], Array]]:
+        """Return the sides and the squared singular values of what was asked for, by name."""
+        known = {
+            self.name_of(side): (self._sides_of(side), values)
+            for side, values in self._values.items()
+        }
+        if self._weighted_values is not None:
+            rows, columns = self.rows.shape[1:]
+            known["weighted"] = ((rows, columns), self._weighted_values)
+        return known
+
+    def _sides_of(self, side: Side) -> tuple[int, int]:
+        rows, columns = self._unfolding(side).shape[1:]
+        return rows, columns
 
     def eigen(self, side: Side) -> Eigen:
         """Return the eigenpairs of the Gram matrices of an unfolding."""

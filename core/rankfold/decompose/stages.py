@@ -95,8 +95,10 @@ def channel_unfoldings(spectrum: Spectrum) -> tuple[Unfolding, Unfolding]:
         return spectrum.values("input")[:, : out * positions]
 
     return (
-        Unfolding(outputs, (out, into * positions), out, spectrum.scale),
-        Unfolding(inputs, (into, out * positions), into, spectrum.scale),
+        Unfolding(
+            outputs, (out, into * positions), out, spectrum.scale, spectrum.name_of("output")
+        ),
+        Unfolding(inputs, (into, out * positions), into, spectrum.scale, spectrum.name_of("input")),
     )
 
 

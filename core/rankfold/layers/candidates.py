@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.decompose.base import RankTuple
+from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Chain, Cost, Pivots
 
 
@@ -62,6 +63,23 @@ class Priced:
     fronts: tuple[list[Offer], ...]
     losses: Mapping[str, Mapping[RankTuple, float]]
     failures: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerCache:
+    """What is known of a layer, to be taken to another process or back from there.
+
+    Attributes:
+        priced: by multiple of the ranks.
+        candidates: by method and ranks.
+        records: of spectra, by unfolding.
+        evbmf: the ranks that EVBMF gave, by unfolding.
+    """
+
+    priced: Mapping[int, Priced]
+    candidates: Mapping[tuple[str, RankTuple], Candidate]
+    records: Mapping[str, SpectrumRecord]
+    evbmf: Mapping[str, int]
 
 
 def undominated(offers: list[Offer]) -> list[Offer]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from rankfold import linalg
@@ -23,9 +24,17 @@ from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.bias_correction import shifted
 from rankfold.layers.blas_threads import threads_for
-from rankfold.layers.candidates import Candidate, Offer, Priced, spread, undominated
+from rankfold.layers.candidates import (
+    Candidate,
+    LayerCache,
+    Offer,
+    Priced,
+    spread,
+    undominated,
+)
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.settings import Settings, Usage, applicable
+from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.interpolation import pivots_of_chain
@@ -82,6 +91,8 @@ class Layer:
         self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
+        self._records: dict[str, SpectrumRecord] = {}
+        self._evbmf: dict[str, int] = {}
         self._moments = moments
         self.paths = paths
         self._read = read
@@ -108,8 +119,8 @@ class Layer:
         return state | {"_moments": self.moments}
 
     @property
-    def cache(self) -> tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]:
-        """Offers and candidates that were computed so far."""
+    def cache(self) -> LayerCache:
+        """What was computed so far."""
         # With a reader the layer was read in the other process so that it need not travel; neither
         # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)
@@ -117,14 +128,15 @@ class Layer:
             candidates = {
                 key: replace(candidate, chain=()) for key, candidate in candidates.items()
             }
-        return dict(self._priced), candidates
+        self._record()
+        return LayerCache(dict(self._priced), candidates, dict(self._records), dict(self._evbmf))
 
-    def merge_cache(
-        self, cache: tuple[dict[int, Priced], dict[tuple[str, RankTuple], Candidate]]
-    ) -> None:
+    def merge_cache(self, cache: LayerCache) -> None:
         """Take over what was computed elsewhere."""
-        self._priced.update(cache[0])
-        self._candidates.update(cache[1])
+        self._priced.update(cache.priced)
+        self._candidates.update(cache.candidates)
+        self._records.update(cache.records)
+        self._evbmf.update(cache.evbmf)
 
     @property
     def op(self) -> Op:
@@ -265,8 +277,31 @@ class Layer:
             self.release()
             self._op = op
 
+    @property
+    def spectra(self) -> tuple[SpectrumRecord, ...]:
+        """Records of the spectra that were computed so far, `release` or not."""
+        self._record()
+        return tuple(
+            msgspec.structs.replace(record, evbmf=self._evbmf.get(name))
+            for name, record in self._records.items()
+        )
+
+    def note_evbmf(self, unfolding: str, rank: int) -> None:
+        """Keep the rank that EVBMF gave an unfolding, for the record."""
+        if unfolding:
+            self._evbmf[unfolding] = rank
+
+    def _record(self) -> None:
+        computed = {} if self._spectrum is None else self._spectrum.computed()
+        for name, (sides, squares) in computed.items():
+            if name not in self._records:
+                record = SpectrumRecord.of(name, sides, squares)
+                if record is not None:
+                    self._records[name] = record
+
     def release(self) -> None:
-        """Forget the op, the spectrum and all candidates."""
+        """Forget the op, the spectrum and all candidates; records stay."""
+        self._record()
         self._op = self._spectrum = None
         self._candidates.clear()
 

@@ -26,6 +26,7 @@ from rankfold.pipeline.calibrate import Calibrated
 from rankfold.pipeline.model_layers import ModelLayers
 from rankfold.pipeline.session import Session
 from rankfold.plan.plan import LayerPlan
+from rankfold.plan.tradeoff import Tradeoff
 from rankfold.policies.base import Choice, Policy
 from rankfold.policies.selection import Selection
 from rankfold.policies.validation import CheckedPolicy, checked_policy
@@ -78,12 +79,14 @@ class Allocated(Generic[T]):
         results: by path, what carrying out a choice gave; in the order of the choices.
         notes: what the policies say of the whole.
         predicted_latency: the time of a pass as a share of the original's, where it is limited.
+        tradeoff: cost against loss as the policy of the selection saw it; None where it did not.
     """
 
     settled: Mapping[str, LayerPlan]
     results: Mapping[str, T]
     notes: tuple[str, ...]
     predicted_latency: float | None
+    tradeoff: Tradeoff | None = None
 
 
 def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T]:
@@ -109,6 +112,7 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
     costs = {path: Cost(0, (plan.macs or (0, 0))[0]) for path, plan in settled.items()}
     costs |= {path: layer.cost(layer.costs.outline) for path, layer in layers.layers.items()}
     predicted: float | None = None
+    curve: Tradeoff | None = None
     with progress("planning", len(session.layer_classes)) as advance:
 
         def done(layer: Layer, choice: Choice) -> None:
@@ -138,7 +142,8 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
             notes.extend(answer.notes)
             if answer.seconds is not None:
                 predicted = answer.seconds[1] / answer.seconds[0]
-    return Allocated(settled, results, tuple(notes), predicted)
+            curve = answer.tradeoff  # that of the selection comes last
+    return Allocated(settled, results, tuple(notes), predicted, curve)
 
 
 def named(policy: Policy) -> str:
@@ -227,6 +232,7 @@ class _Answer:
     pairs: Iterable[tuple[Layer, Choice]]
     notes: tuple[str, ...] = ()
     seconds: tuple[float, float] | None = None
+    tradeoff: Tradeoff | None = None
 
 
 def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
@@ -253,7 +259,10 @@ def _ask(checked: CheckedPolicy, group: LayerGroup) -> _Answer:
             if not (0.0 < before < math.inf and 0.0 <= after / before < math.inf):
                 raise ValueError(f"seconds {before}, {after}: two finite times, the first above 0")
             seconds = (before, after)
-    return _Answer(_pairs(policy, group, choices), notes, seconds)
+        curve = allocation.tradeoff
+        if curve is not None and (not isinstance(curve, Tradeoff) or curve.why_not):
+            raise ValueError(f"tradeoff {shown(curve)}; give a Tradeoff of finite numbers")
+    return _Answer(_pairs(policy, group, choices), notes, seconds, curve)
 
 
 def _pairs(

@@ -326,7 +326,7 @@ def _planned(session: Session, layers: ModelLayers, planned: LayerPlan) -> Decis
         reason = planned.reason or ("" if planned.method else "left alone by the plan")
         decision = decide(layer, Choice(planned.method, planned.ranks, reason))
         layer.release()
-        return decision.with_pivots(planned.pivots)
+        return decision.with_pivots(planned.pivots).with_spectra(planned.spectra)
     except Refused as refused:
         # A layer that the plan leaves alone keeps the plan's reason, even if it cannot be read
         # here.

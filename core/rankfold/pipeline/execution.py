@@ -15,6 +15,7 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
+from rankfold.pipeline.call_text import call_text
 from rankfold.pipeline.distillation import distilled, distilled_plan
 from rankfold.pipeline.exchange import replaced
 from rankfold.pipeline.refit import is_settled, refitted
@@ -113,7 +114,8 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
             if stale:
                 barred = {**barred, **stale}
                 continue
-        return model, msgspec.structs.replace(best.plan, policy=named(policy.policy))
+        called = _call(task, refit=refit)
+        return model, msgspec.structs.replace(best.plan, policy=named(policy.policy), call=called)
 
 
 def _check_distillation(task: Task, policy: CheckedPolicy, *, inplace: bool) -> None:
@@ -211,7 +213,8 @@ def _attempt(task: Task, refit: bool, *, copy: bool, optional: bool) -> _Attempt
                 task = replace(task, barred={**task.barred, **stale})
                 continue
         break
-    plan = _plan(task, allocated, {path: done.plan for path, done in replacements.items()}, notes)
+    done = {path: replacement.plan for path, replacement in replacements.items()}
+    plan = _plan(task, allocated, done, notes, refit=refit)
     # Observers hear of each layer once, when it is certain; rounds that were given up are not told.
     for layer in plan.layers:
         registry().layer_done(layer)
@@ -252,6 +255,8 @@ def _plan(
     allocated: Allocated[Any],
     done: Mapping[str, LayerPlan],
     notes: tuple[str, ...] = (),
+    *,
+    refit: bool = True,
 ) -> Plan:
     """Return the plan, in the model's order."""
     session = task.session
@@ -263,6 +268,8 @@ def _plan(
         seed=session.settings.seed,
         placement=session.settings.placement,
         predicted_latency=allocated.predicted_latency,
+        call=_call(task, refit=refit),
+        tradeoff=allocated.tradeoff,
         notes=(
             *task.calibrated.remarks,
             *allocated.notes,
@@ -271,6 +278,12 @@ def _plan(
             *_nothing_replaced(task, layers),
         ),
     )
+
+
+def _call(task: Task, *, refit: bool) -> str:
+    # Without data there is nothing to refit to, and the argument decides nothing.
+    refits = refit or task.calibrated.batches is None
+    return call_text(task.selection, task.session.settings, refit=refits)
 
 
 def _nothing_replaced(task: Task, layers: Mapping[str, LayerPlan]) -> tuple[str, ...]:

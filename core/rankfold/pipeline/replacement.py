@@ -17,6 +17,7 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.layer import Layer
+from rankfold.layers.spectrum_record import SpectrumRecord, telling
 from rankfold.ops import Chain, Op, Pivots, describe
 from rankfold.ops.ownership import copied
 from rankfold.pipeline.verify import check_chain
@@ -38,6 +39,10 @@ class Decision:
     def with_macs(self, pair: tuple[int, int] | None) -> Decision:
         """Return the decision with another count of MACs (before, after)."""
         return replace(self, layer=msgspec.structs.replace(self.layer, macs=pair))
+
+    def with_spectra(self, spectra: tuple[SpectrumRecord, ...]) -> Decision:
+        """Return the decision with the spectra that its ranks were chosen by."""
+        return replace(self, layer=msgspec.structs.replace(self.layer, spectra=spectra))
 
     def with_pivots(self, pivots: tuple[Pivots, ...]) -> Decision:
         """Return the decision with the pivots of a plan; with its own where that has none.
@@ -104,6 +109,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         sensitivity=sensitivity,
         moments=input_form(outline) if layer.has_moments else "",
         pivots=pivots,
+        spectra=telling(layer.spectra, method, choice.ranks),
     )
     return Decision(decided, op if chain is not None else None, chain)
 

@@ -11,8 +11,10 @@ import msgspec
 from rankfold.console import printable
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
+from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan.table import Contents, as_text, change
+from rankfold.plan.tradeoff import Tradeoff
 
 VERSION = 1
 _MOST = 10**30
@@ -48,6 +50,8 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         moments: how much of the moments of its inputs was gathered: "patches", "separable" (of
             wide patches the directions of most energy, and a separable rest) or "diagonal"; ""
             without calibration data.
+        spectra: singular values of the unfoldings that the ranks are of, where a policy or a
+            method had asked for them; as they were when the ranks were chosen.
     """
 
     path: str
@@ -64,6 +68,7 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     sensitivity: float | None = None
     moments: str = ""
     pivots: tuple[tuple[int, ...], ...] = ()
+    spectra: tuple[SpectrumRecord, ...] = ()
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +103,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         latency: the same, measured on the whole models in turns.
         notes: what the policies have to say of the whole.
         trials: the models that `Budget(drop=)` tried, in order; the original is the first.
+        tradeoff: cost against predicted loss, as a budget saw it; None for other policies.
+        call: the arguments of `rankfold.compress` that decided, as Python, but for model and data.
         version: of this format.
     """
 
@@ -111,6 +118,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     latency: float | None = None
     notes: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    tradeoff: Tradeoff | None = None
+    call: str = ""
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:
@@ -200,6 +209,8 @@ def validate(plan: Plan) -> None:
         _check_measure("the plan", name, getattr(plan, name))
     for trial in plan.trials:
         _check_measure("the plan", "trials: share", trial.share)
+    if plan.tradeoff is not None and plan.tradeoff.why_not:
+        raise RankfoldError(f"the plan: tradeoff holds {plan.tradeoff.why_not}")
     seen: set[str] = set()
     for layer in plan.layers:
         if layer.path in seen:
@@ -213,6 +224,9 @@ def validate(plan: Plan) -> None:
         _check_counts(f"layer {layer.path!r}", "ranks", layer.ranks, least=1)
         for pivots in layer.pivots:
             _check_counts(f"layer {layer.path!r}", "pivots", pivots)
+        for record in layer.spectra:
+            if record.why_not:
+                raise RankfoldError(f"layer {layer.path!r}: spectra hold {record.why_not}")
         for name in ("params", "macs"):
             _check_counts(f"layer {layer.path!r}", name, getattr(layer, name) or ())
         for name in ("error", "predicted", "measured", "sensitivity"):

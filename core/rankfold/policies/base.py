@@ -19,6 +19,7 @@ from rankfold.decompose.base import RankTuple
 from rankfold.errors import RankfoldError
 from rankfold.layers.group import LayerGroup
 from rankfold.plan.plan import Plan
+from rankfold.plan.tradeoff import Tradeoff
 
 Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
@@ -89,11 +90,13 @@ class Allocation:
         choices: one per layer, in their order.
         notes: what is to be said of the whole in the plan.
         seconds: of one forward pass (before, after), where the policy predicts them.
+        tradeoff: cost against loss, where the policy has seen that; for the report.
     """
 
     choices: Iterable[Choice]
     notes: tuple[str, ...] = ()
     seconds: tuple[float, float] | None = None
+    tradeoff: Tradeoff | None = None
 
 
 @runtime_checkable

@@ -26,6 +26,7 @@ from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.linalg import Array
 from rankfold.policies.base import Allocation, Choice, Judges, Outcome, Policy, fraction
+from rankfold.policies.budget_curve import tradeoff
 from rankfold.policies.budget_remainder import Rungs, raised
 from rankfold.policies.budget_search import cheapest_good_enough, fast_enough
 from rankfold.policies.knapsack import Solution, cheapest, least_share
@@ -187,6 +188,7 @@ class Budget:
             tuple(choices),
             (f"proven within {solution.gap:.2%} of the best on offer",),
             None if self.latency is None else problem.predicted_seconds(solution),
+            tradeoff(group, problem.offers, solution.chosen),
         )
 
     @classmethod

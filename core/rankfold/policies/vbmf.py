@@ -66,7 +66,10 @@ class VBMF:
 
         def rank(mode: Unfolding) -> int:
             ranked.append(mode)
-            return self._rank(mode)
+            plain = self._plain_rank(mode)
+            if self.sigma2 is None:
+                layer.note_evbmf(mode.name, plain)
+            return plain and plain + round(self.weaken * (min(mode.sides) - plain))
 
         nothing = "rank 0: EVBMF found no structure above the noise"
         choice = best_method(layer, rank, zero_rank_reason=nothing)
@@ -76,12 +79,9 @@ class VBMF:
         few = f"EVBMF had {rows} rows to go by: fewer than {_FEW_ROWS} say little of a rank"
         return replace(choice, reason=f"{choice.reason}; {few}" if choice.reason else few)
 
-    def _rank(self, mode: Unfolding) -> int:
+    def _plain_rank(self, mode: Unfolding) -> int:
         noise = None if self.sigma2 is None else self.sigma2 / mode.scale / mode.scale
-        rank = max(from_squares(group, mode.sides, noise).rank for group in mode.values)
-        if rank == 0:
-            return 0
-        return rank + round(self.weaken * (min(mode.sides) - rank))
+        return max(from_squares(group, mode.sides, noise).rank for group in mode.values)
 
     @classmethod
     def from_text(cls, argument: str) -> Self:

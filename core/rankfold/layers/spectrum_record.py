@@ -1,0 +1,125 @@
+"""What a plan keeps of the spectra of a layer: a few dozen singular values, and where energy ends.
+
+Only spectra that a policy or a method has asked for are recorded: the record costs no eigenvalues.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from rankfold.decompose.base import RankTuple
+from rankfold.linalg import Array, host
+
+SHARES = (0.9, 0.99)
+"""Of the energy, the squared norm, whose ranks are recorded."""
+UNFOLDINGS = ("weight", "output", "input", "spatial", "weighted")
+"""The names of unfoldings, in the order in which they are listed."""
+_POINTS = 24
+"""Of each kind of place: even ones for the eye, geometric ones for the steep beginning."""
+_STEPS = 200.0
+"""Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
+_LOWEST = 1200
+"""The level of 10⁻⁶, at which singular values from squares are rounding."""
+MOST = 2**31
+"""No side of an unfolding is longer."""
+# By method, the place of its rank on an unfolding. With calibration data the rank of a matrix, and
+# the output rank of a kernel, is judged by the weighted one.
+_RANKS: Mapping[str, Mapping[str, int]] = {
+    "svd": {"weight": 0, "weighted": 0},
+    "channel_svd": {"output": 0, "weight": 0, "weighted": 0},
+    "spatial_svd": {"spatial": 0},
+    "tucker2": {"output": 0, "input": 1, "weight": 0, "weighted": 0},
+    "cp": {"output": 0, "input": 0, "weight": 0},
+    "cp3": {"output": 0, "input": 0, "weight": 0},
+}
+
+
+class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Singular values of one unfolding of a weight, as far as a picture shows them.
+
+    Attributes:
+        unfolding: "weight" for a matrix; "output", "input" or "spatial" for a kernel; "weighted"
+            for the matrix in the norm of the calibration data.
+        sides: the (rows, columns) of the unfolding of one group.
+        levels: singular values at the ranks of `ranks`, in steps of 10^(1/200) below the largest,
+            with blanks between them; of groups the root of their mean square.
+        energy: the ranks that hold 90 and 99 % of the squared norm.
+        evbmf: the rank that EVBMF gives it; None where no policy asked.
+    """
+
+    unfolding: str
+    sides: tuple[int, int]
+    levels: str
+    energy: tuple[int, int]
+    evbmf: int | None = None
+
+    @classmethod
+    def of(cls, unfolding: str, sides: tuple[int, int], squares: Array) -> SpectrumRecord | None:
+        """Record squared singular values (groups, k), descending; None where all are 0."""
+        total = host(squares).sum(axis=0)[: min(sides)]
+        if not len(total) or not 0.0 < total[0] < math.inf:
+            return None
+        at = ranks(len(total)) - 1
+        with np.errstate(divide="ignore"):
+            levels = -0.5 * _STEPS * np.log10(np.maximum(total[at], 0.0) / total[0])
+        steps = np.minimum(np.round(levels), _LOWEST).astype(int)
+        kept = np.cumsum(total)
+        held = [int(np.argmax(kept >= share * kept[-1] * (1.0 - 1e-12))) + 1 for share in SHARES]
+        return cls(
+            unfolding=unfolding,
+            sides=sides,
+            levels=" ".join(map(str, steps.tolist())),
+            energy=(held[0], held[1]),
+        )
+
+    @property
+    def count(self) -> int:
+        """The number of singular values."""
+        return min(self.sides)
+
+    @property
+    def points(self) -> tuple[tuple[int, float], ...]:
+        """Ranks with the singular values there, over the largest one."""
+        values = [10.0 ** (-int(level) / _STEPS) for level in self.levels.split()]
+        return tuple(zip(ranks(self.count).tolist(), values, strict=True))
+
+    @property
+    def why_not(self) -> str:
+        """Say what is wrong with a record from elsewhere; "" where nothing is."""
+        if not all(1 <= side <= MOST for side in self.sides):
+            return f"sides {self.sides}"
+        levels = self.levels.split()
+        if not all(level.isascii() and level.isdigit() and len(level) < 6 for level in levels):
+            return "levels that are no numbers"
+        if len(levels) != len(ranks(self.count)):
+            return f"{len(levels)} levels of {len(ranks(self.count))}"
+        marks = [*self.energy, *(() if self.evbmf is None else (self.evbmf,))]
+        if not all(0 <= mark <= self.count for mark in marks):
+            return f"ranks {marks} of {self.count}"
+        return ""
+
+
+def ranks(count: int) -> Array:
+    """Return the ranks at which singular values are recorded, ascending, the last one included."""
+    even = np.linspace(1, count, min(count, _POINTS))
+    steep = np.geomspace(1, count, min(count, _POINTS))
+    return np.unique(np.round(np.concatenate([even, steep])).astype(np.int64))
+
+
+def rank_on(method: str | None, chosen: RankTuple, unfolding: str) -> int | None:
+    """Return the rank that a method keeps of an unfolding; None where it ranks another."""
+    places = {} if method is None else _RANKS.get(method.removesuffix("_id"), {})
+    index = places.get(unfolding)
+    return None if index is None or index >= len(chosen) else chosen[index]
+
+
+def telling(
+    records: Sequence[SpectrumRecord], method: str | None, chosen: RankTuple
+) -> tuple[SpectrumRecord, ...]:
+    """Return the records that tell of a choice: those whose rank it is, all where none is."""
+    kept = [r for r in records if rank_on(method, chosen, r.unfolding) is not None]
+    return tuple(sorted(kept or records, key=lambda record: UNFOLDINGS.index(record.unfolding)))
