@@ -19,6 +19,7 @@ ROOMS = {
         ("calibration",),
         ("decompose",),
         ("layers",),
+        ("report",),
         ("plan",),
         ("policies",),
         ("adapters",),

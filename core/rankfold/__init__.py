@@ -5,6 +5,7 @@ from importlib.metadata import version
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.decompose.channel_svd import channel_svd
 from rankfold.decompose.cp import cp, cp3
+from rankfold.decompose.evbmf import EVBMF, evbmf
 from rankfold.decompose.spatial_svd import spatial_svd
 from rankfold.decompose.svd import truncated_svd
 from rankfold.decompose.tucker2 import tucker2
@@ -20,7 +21,6 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
-from rankfold.policies.evbmf import EVBMF, evbmf
 from rankfold.policies.ranks import Ranks
 from rankfold.policies.ratio import Ratio
 from rankfold.policies.vbmf import VBMF

@@ -57,6 +57,23 @@ def literal(text: str, style: str = "") -> Text:
     return Text(printable(text), style)
 
 
+def change(pair: tuple[int, int]) -> str:
+    """Write a count before and after, and the share that is left."""
+    before, after = pair
+    if before == after:
+        return count(before)
+    share = f" ({after / before:.1%})" if before else ""
+    return f"{count(before)} → {count(after)}{share}"
+
+
+def count(number: float) -> str:
+    """Write a count with three digits and a unit: 1.23M."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
 _WIDTH = 120
 
 

@@ -16,13 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from rich.table import Table
 
-from rankfold.console import literal, wide_console
+from rankfold.console import count, literal, wide_console
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.pipeline.api import compress
 from rankfold.pipeline.result import Compressed
 from rankfold.plan.plan import Plan
-from rankfold.plan.table import count
 from rankfold.plugins.registry import registry, resolve
 from rankfold.policies.vbmf import VBMF
 from rankfold.progress import progress

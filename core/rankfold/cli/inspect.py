@@ -11,6 +11,7 @@ from rich.table import Table
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.console import literal, wide_console
 from rankfold.decompose.base import Decomposition
+from rankfold.decompose.evbmf import from_squares
 from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
@@ -20,7 +21,6 @@ from rankfold.pipeline.session import INTERPOLATIVE, METHODS
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.energy import energy_rank
-from rankfold.policies.evbmf import from_squares
 from rankfold.progress import progress
 from rankfold.storage.model_files import file_kind, known_kind, read_model
 

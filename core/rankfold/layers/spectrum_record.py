@@ -24,7 +24,7 @@ _STEPS = 200.0
 """Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
 _LOWEST = 1200
 """The level of 10⁻⁶, at which singular values from squares are rounding."""
-MOST = 2**31
+MOST = 2**24
 """No side of an unfolding is longer."""
 # By method, the place of its rank on an unfolding. With calibration data the rank of a matrix, and
 # the output rank of a kernel, is judged by the weighted one.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from rankfold.adapters.base import Adapter
 from rankfold.adapters.capabilities import Capabilities, capabilities
@@ -29,9 +29,23 @@ class Compressed:
     model: Any
     plan: Plan
 
-    def report(self) -> str:
-        """Render the plan as a table: method, ranks, cost, error and reason of each layer."""
-        return str(self.plan)
+    @overload
+    def report(self) -> str: ...
+    @overload
+    def report(self, file: str | PathLike[str]) -> Path: ...
+    def report(self, file: str | PathLike[str] | None = None) -> str | Path:
+        """Render the plan as a table, or write it as an HTML page.
+
+        Args:
+            file: of the page, "report.html" for instance; None for the table.
+
+        Returns:
+            The table: method, ranks, cost, error and reason of each layer; or the path of the page.
+
+        Raises:
+            RankfoldError: as `Plan.report`.
+        """
+        return str(self.plan) if file is None else self.plan.report(file)
 
     @exclusive("model", "self.model")
     def expanded(

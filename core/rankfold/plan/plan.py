@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from numbers import Integral
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from rankfold.console import printable
+from rankfold.console import change, printable
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Op, describe, without_geometry
-from rankfold.plan.table import Contents, as_text, change
+from rankfold.plan.table import Contents, as_text
 from rankfold.plan.tradeoff import Tradeoff
+from rankfold.report.page import write
 
 VERSION = 1
 _MOST = 10**30
@@ -191,6 +194,22 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __str__(self) -> str:
         return as_text(contents(self))
+
+    def report(self, file: str | PathLike[str]) -> Path:
+        """Write the plan as one HTML page: what was done to each layer, why, and what it costs.
+
+        The page needs no network, and nothing but a browser. It takes the extra `report`.
+
+        Args:
+            file: to write, "report.html" for instance; one that is there is replaced.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            RankfoldError: Jinja2 is not installed, or the file cannot be written.
+        """
+        return write(self, file)
 
 
 def validate(plan: Plan) -> None:

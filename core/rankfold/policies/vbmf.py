@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self, SupportsFloat
 
 from rankfold.decompose.base import Unfolding
+from rankfold.decompose.evbmf import from_squares
 from rankfold.errors import RankfoldError
 from rankfold.layers.layer import Layer
 from rankfold.layers.parallel import each
 from rankfold.policies.base import Choice, Judges, fraction
 from rankfold.policies.best_method import best_method
-from rankfold.policies.evbmf import from_squares
 
 _FEW_ROWS = 32
 """EVBMF is exact where both sides of a matrix are large. On a trained ten-row classifier it gave

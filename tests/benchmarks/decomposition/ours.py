@@ -9,7 +9,7 @@ from rankfold.decompose.tucker2 import TUCKER2
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op
 from rankfold.ops.reference import reconstruct
-from rankfold.policies.evbmf import from_squares
+from rankfold.decompose.evbmf import from_squares
 
 
 def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:

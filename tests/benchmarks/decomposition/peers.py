@@ -15,7 +15,7 @@ from sklearn.utils.extmath import randomized_svd
 from tensorly import decomposition
 
 from rankfold.linalg import Array
-from rankfold.policies.evbmf import EVBMF, from_squares
+from rankfold.decompose.evbmf import EVBMF, from_squares
 
 ITERATIONS = 100
 """Of alternating least squares: as many as TensorLy makes by itself."""

@@ -1,0 +1,116 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const table = document.getElementById("table");
+  const bodies = [...table.tBodies];
+  // By an interpreter of expressions: the page forbids code made from text.
+  const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, mode: "vega-lite" };
+
+  const draw = (element, spec) =>
+    vegaEmbed(element, spec, options).then((result) => {
+      // What is drawn is told by the label of its element; its parts are none to walk through.
+      for (const part of element.querySelectorAll("[role], [tabindex]")) {
+        part.removeAttribute("role");
+        part.removeAttribute("tabindex");
+        part.removeAttribute("aria-roledescription");
+      }
+      element.querySelectorAll("svg").forEach((svg) => {
+        svg.setAttribute("aria-hidden", "true");
+        svg.setAttribute("focusable", "false");
+      });
+      return result;
+    });
+
+  const open = (row, wanted) => {
+    const body = document.getElementById(`layer-${row}`);
+    const details = document.getElementById(`details-${row}`);
+    const button = body.querySelector("th button");
+    button.setAttribute("aria-expanded", String(wanted));
+    details.hidden = !wanted;
+    if (!wanted || details.dataset.drawn) return;
+    details.dataset.drawn = "yes";
+    for (const element of details.querySelectorAll(".spectrum")) {
+      const { values, marks } = data.spectra[row][Number(element.dataset.spectrum)];
+      draw(element, { ...data.spectrum, datasets: { values, marks } });
+    }
+  };
+
+  const go = (row) => {
+    const body = document.getElementById(`layer-${row}`);
+    if (!body) return;
+    clear();
+    open(row, true);
+    body.scrollIntoView({ block: "center" });
+    body.querySelector("th button").focus({ preventScroll: true });
+  };
+
+  for (const [name, spec] of Object.entries(data.charts)) {
+    draw(document.getElementById(name), spec).then(({ view }) => {
+      view.addEventListener("click", (_, item) => {
+        const row = item && item.datum && item.datum.row;
+        if (row !== undefined && row < bodies.length) go(row);
+      });
+    });
+  }
+
+  for (const body of bodies) {
+    const row = Number(body.dataset.row);
+    const button = body.querySelector("th button");
+    button.addEventListener("click", () => open(row, button.getAttribute("aria-expanded") !== "true"));
+  }
+  for (const link of document.querySelectorAll('.hints a')) {
+    link.addEventListener("click", (event) => {
+      event.preventDefault();
+      go(Number(link.hash.replace("#layer-", "")));
+    });
+  }
+
+  const heads = [...table.tHead.rows[0].cells];
+  const sorter = document.getElementById("sort");
+  const value = (body, column) => body.rows[0].cells[column].dataset.value;
+  const sort = (column, direction) => {
+    const numeric = heads[column].classList.contains("number") || column === 0;
+    const compare = (a, b) => {
+      const left = value(a, column), right = value(b, column);
+      // What is not known comes last, whichever way the others go.
+      if (left === "" || right === "") return (left === "") - (right === "");
+      const order = numeric ? Number(left) - Number(right) : left.localeCompare(right);
+      return direction * order || Number(a.dataset.row) - Number(b.dataset.row);
+    };
+    heads.forEach((head) => head.removeAttribute("aria-sort"));
+    heads[column].setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+    sorter.value = String(column);
+    table.append(...bodies.toSorted(compare));
+  };
+  // The first press of a column of numbers puts the largest on top, where one looks for them.
+  const first = (column) => (heads[column].classList.contains("number") ? -1 : 1);
+  heads.forEach((head, column) => {
+    head.querySelector("button").addEventListener("click", () => {
+      const now = head.getAttribute("aria-sort");
+      sort(column, now === null ? first(column) : now === "ascending" ? -1 : 1);
+    });
+  });
+  sorter.addEventListener("change", () => sort(Number(sorter.value), first(Number(sorter.value))));
+
+  const find = document.getElementById("find"), show = document.getElementById("show");
+  const texts = new Map(bodies.map((body) => [body, body.rows[0].textContent.toLowerCase()]));
+  const filter = () => {
+    const words = find.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let count = 0;
+    for (const body of bodies) {
+      const fits = words.every((word) => texts.get(body).includes(word));
+      body.hidden = !(fits && (!show.value || body.classList.contains(show.value)));
+      count += body.hidden ? 0 : 1;
+    }
+    const all = bodies.length;
+    document.getElementById("shown").value = count === all ? `${all} layers` : `${count} of ${all} layers`;
+    document.getElementById("none").hidden = count > 0;
+  };
+  const clear = () => {
+    find.value = show.value = "";
+    filter();
+  };
+  find.addEventListener("input", filter);
+  show.addEventListener("change", filter);
+  document.querySelector(".filter").addEventListener("submit", (event) => event.preventDefault());
+})();

@@ -1,0 +1,165 @@
+"""The page: everything that a plan says, in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from importlib.resources import files
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rankfold.console import printable
+from rankfold.errors import RankfoldError
+from rankfold.report.charts import SPECTRUM, charts, spectrum_data
+from rankfold.report.facts import PlanFacts
+from rankfold.report.rows import rows_of
+from rankfold.report.summary import figures, headline, hints
+from rankfold.report.words import meanings
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_TITLE = 60
+"""Letters of a headline in the title of a tab."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    name: str
+    sort_name: str
+    kind: str = "number"
+
+
+def write(plan: PlanFacts, file: str | PathLike[str]) -> Path:
+    """Write the page of a plan; a file that is there is replaced.
+
+    Args:
+        plan: the plan.
+        file: to write, by its name an HTML file.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        RankfoldError: Jinja2 is not installed, or the file cannot be written.
+    """
+    path = Path(file)
+    text = rendered(plan)
+    try:
+        path.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:  # a name with a null is a ValueError
+        raise RankfoldError(f"cannot write the report to {str(path)!r}: {error}") from None
+    return path
+
+
+def rendered(plan: PlanFacts) -> str:
+    """Return the page of a plan as HTML.
+
+    Raises:
+        RankfoldError: Jinja2 is not installed.
+    """
+    template = _environment().get_template("page.html.j2")
+    from markupsafe import Markup  # it comes with Jinja2
+
+    rows = rows_of(plan.layers)
+    drawn = charts(plan, rows)
+    title = headline(plan)
+    informed = any(row.predicted is not None or row.measured is not None for row in rows)
+    scripts = {"vega": _asset("vega.js"), "script": _asset("page.js")}
+    data = {
+        "charts": {chart.name: chart.spec for chart in drawn},
+        "spectrum": SPECTRUM,
+        "spectra": [[spectrum_data(spectrum) for spectrum in row.spectra] for row in rows],
+    }
+    call, placeholders = _call(plan, informed=informed)
+    # Autoescaping writes everything from the plan as text. Only files of this package are markup.
+    return template.render(
+        {name: Markup(text) for name, text in scripts.items()},
+        style=Markup(_asset("page.css")),
+        policy=_policy(tuple(scripts.values())),
+        title=title if len(title) <= _TITLE else f"{title[: _TITLE - 1]}…",
+        headline=title,
+        plan_policy=printable(plan.policy),
+        figures=figures(plan, rows),
+        hints=hints(plan, rows),
+        charts=drawn,
+        has_curve=any(chart.name == "curve" for chart in drawn),
+        rows=rows,
+        columns=_columns(plan, informed=informed),
+        has_macs=plan.macs is not None,
+        informed=informed,
+        words=meanings(plan, informed=informed),
+        call=call,
+        placeholders=placeholders,
+        version=version("rankfold"),
+        data=data,
+    )
+
+
+def _columns(plan: PlanFacts, *, informed: bool) -> list[_Column]:
+    columns = [
+        _Column("Layer", "order in the model", "text"),
+        _Column("What was done", "what was done", "text"),
+        _Column("Parameters", "parameters left"),
+    ]
+    if plan.macs is not None:
+        columns.append(_Column("Multiply-accumulates", "multiply-accumulates left"))
+    columns.append(_Column("Error of the weight", "error of the weight"))
+    if informed:
+        columns.append(_Column("Error predicted", "error of the output, predicted"))
+        columns.append(_Column("Error measured", "error of the output, measured"))
+    return columns
+
+
+def _call(plan: PlanFacts, *, informed: bool) -> tuple[str, str]:
+    """Return the call that made a plan, and what its names of data stand for."""
+    if not plan.call:
+        return "", ""
+    arguments, meanings = ["model", printable(plan.call)], []
+    if plan.macs is not None:
+        arguments.insert(2, "inputs=x")
+        meanings.append("x is your example input")
+    if informed or plan.loss is not None:
+        arguments.append("calibration=batches")
+        meanings.append("batches are your calibration data")
+    text = f"small = rf.compress({', '.join(arguments)})"
+    return f"import rankfold as rf\n\n{text}", " and ".join(meanings)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, PackageLoader
+    except ImportError as error:
+        raise RankfoldError("the report needs Jinja2: pip install 'rankfold[report]'") from error
+    loader = PackageLoader("rankfold.report")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+@lru_cache(maxsize=3)
+def _asset(name: str) -> str:
+    text = (files("rankfold.report") / "assets" / name).read_text(encoding="utf-8")
+    # Two sequences end or change how a script is read, wherever they stand in it.
+    assert "</script" not in text.lower()
+    assert "<!--" not in text
+    return text
+
+
+@lru_cache(maxsize=1)
+def _policy(scripts: tuple[str, ...]) -> str:
+    """Return the content security policy: these scripts, styles of the page, nothing else."""
+    digests = (hashlib.sha256(text.encode()).digest() for text in scripts)
+    hashes = " ".join(f"'sha256-{base64.b64encode(d).decode()}'" for d in digests)
+    sources: dict[str, Any] = {
+        "default-src": "'none'",
+        "script-src": hashes,
+        "style-src": "'unsafe-inline'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in sources.items())
