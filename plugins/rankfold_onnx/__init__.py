@@ -22,6 +22,7 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
                     read="rankfold_onnx.model_files:read",
                     write="rankfold_onnx.model_files:write",
                     install="pip install 'rankfold[onnx]'",
+                    plan="rankfold_onnx.model_files:read_plan",
                 ),
             ),
         ),

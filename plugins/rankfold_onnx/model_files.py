@@ -28,8 +28,21 @@ def read(file: Path) -> ModelProto:
     Raises:
         RankfoldError: the file or its data is missing or damaged.
     """
+    return _loaded(file, with_data=True)
+
+
+def read_plan(file: Path) -> Plan | None:
+    """Return the plan by which the model of a file was compressed; None for one that was not.
+
+    Raises:
+        RankfoldError: the file is missing or damaged, or the plan in it is.
+    """
+    return plan_of(_loaded(file, with_data=False))
+
+
+def _loaded(file: Path, *, with_data: bool) -> ModelProto:
     try:
-        model = onnx.load(os.fspath(file))
+        model = onnx.load(os.fspath(file), load_external_data=with_data)
     except (OSError, DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise RankfoldError(f"{str(file)!r} cannot be read as an ONNX model: {error}") from None
     if not model.HasField("graph"):

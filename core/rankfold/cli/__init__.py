@@ -1,4 +1,4 @@
-"""The command line: `rankfold demo`, `inspect`, `compress` and `plugins`."""
+"""The command line: `rankfold demo`, `inspect`, `compress`, `report` and `plugins`."""
 
 from __future__ import annotations
 

@@ -73,6 +73,22 @@ app.command(name="compress", help=CompressOptions.__doc__)(with_options(_compres
 
 
 @app.command()
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of a compressed model, its .onnx file, or a plan as JSON."),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Writes one HTML page: what was done to each layer, why, and what it costs."""
+    from rankfold.cli.report import run
+
+    run(source, output)
+
+
+@app.command()
 def plugins() -> None:
     """Lists the plugins, what they declare and what went wrong."""
     from rankfold.cli.plugins import run

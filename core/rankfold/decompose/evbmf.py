@@ -96,13 +96,20 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     return EVBMF(scaled.rank, variance, scaled.singular_values * scale)
 
 
-def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = None) -> EVBMF:
+def from_squares(
+    squares: Array,
+    sides: tuple[int, int],
+    sigma2: float | None = None,
+    *,
+    rounds: int = _ROUNDS,
+) -> EVBMF:
     """EVBMF from squared singular values.
 
     Args:
         squares: all min(sides) of them, descending and not negative.
         sides: the (rows, columns) of the matrix, in any order.
         sigma2: the noise variance of an entry, where it is known.
+        rounds: of narrowing the cells of the grid on which it is looked for.
     """
     short, long = sorted(sides)
     alpha = short / long
@@ -111,7 +118,7 @@ def from_squares(squares: Array, sides: tuple[int, int], sigma2: float | None = 
         return EVBMF(0, 0.0, np.empty(0))
     unit = np.maximum(squares / mean_square, _CLAMP * squares[0] / mean_square)
     threshold = detection_threshold(alpha)
-    noise = _global_minimum(unit, long, alpha) if sigma2 is None else sigma2 / mean_square
+    noise = _global_minimum(unit, long, alpha, rounds) if sigma2 is None else sigma2 / mean_square
     x = unit / (long * max(noise, _LEAST_NOISE))  # less would shrink no less
     rank = int(np.count_nonzero(x > threshold))
     kept = x[:rank]
@@ -155,7 +162,7 @@ def free_energy(log_noise: Array, unit: Array, long: int, alpha: float) -> Array
     return total
 
 
-def _global_minimum(unit: Array, long: int, alpha: float) -> float:
+def _global_minimum(unit: Array, long: int, alpha: float, rounds: int) -> float:
     """Return the σ² in units of the mean square that minimises Ω between its bounds."""
     # Ω is smooth but for the σ² at which a component crosses the threshold, x_h = x̄, i.e.
     # σ² = γ_h²/(M·x̄): ψ is continuous there, its slope is not, so between two such `entries` Ω
@@ -181,7 +188,7 @@ def _global_minimum(unit: Array, long: int, alpha: float) -> float:
     cells = np.argsort(values, kind="stable")[:_CELLS]
     low_ends = grid[np.maximum(cells - 1, 0)]
     high_ends = grid[np.minimum(cells + 1, len(grid) - 1)]
-    for _ in range(_ROUNDS):  # all cells are narrowed at once
+    for _ in range(rounds):  # all cells are narrowed at once
         points = np.linspace(low_ends, high_ends, _POINTS, axis=1)
         values = free_energy(points.ravel(), unit, long, alpha).reshape(points.shape)
         inner = np.argmin(values, axis=1)

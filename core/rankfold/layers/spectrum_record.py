@@ -22,6 +22,7 @@ _POINTS = 24
 """Of each kind of place: even ones for the eye, geometric ones for the steep beginning."""
 _STEPS = 200.0
 """Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
+_FIRST = 0.75
 _LOWEST = 1200
 """The level of 10⁻⁶, at which singular values from squares are rounding."""
 MOST = 2**24
@@ -45,8 +46,9 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         unfolding: "weight" for a matrix; "output", "input" or "spatial" for a kernel; "weighted"
             for the matrix in the norm of the calibration data.
         sides: the (rows, columns) of the unfolding of one group.
-        levels: singular values at the ranks of `ranks`, in steps of 10^(1/200) below the largest,
-            with blanks between them; of groups the root of their mean square.
+        levels: singular values at `ranks`, in steps of 10^(1/200) below the largest, with blanks
+            between them; of groups the root of their mean square.
+        gap: the rank before the steepest fall among the first three quarters.
         energy: the ranks that hold 90 and 99 % of the squared norm.
         evbmf: the rank that EVBMF gives it; None where no policy asked.
     """
@@ -54,6 +56,7 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     unfolding: str
     sides: tuple[int, int]
     levels: str
+    gap: int
     energy: tuple[int, int]
     evbmf: int | None = None
 
@@ -63,16 +66,21 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         total = host(squares).sum(axis=0)[: min(sides)]
         if not len(total) or not 0.0 < total[0] < math.inf:
             return None
-        at = ranks(len(total)) - 1
         with np.errstate(divide="ignore"):
-            levels = -0.5 * _STEPS * np.log10(np.maximum(total[at], 0.0) / total[0])
-        steps = np.minimum(np.round(levels), _LOWEST).astype(int)
+            levels = -0.5 * _STEPS * np.log10(np.maximum(total, 0.0) / total[0])
+        levels = np.minimum(levels, _LOWEST)
+        # Of a weight of low rank under noise this is its rank, between two points of any grid.
+        # The smallest values fall steeply by chance.
+        falls = np.diff(levels[: max(2, round(_FIRST * len(levels)))])
+        gap = int(np.argmax(falls)) + 1 if len(falls) else 1
+        steps = np.round(levels[_grid(len(total), gap) - 1]).astype(int)
         kept = np.cumsum(total)
         held = [int(np.argmax(kept >= share * kept[-1] * (1.0 - 1e-12))) + 1 for share in SHARES]
         return cls(
             unfolding=unfolding,
             sides=sides,
             levels=" ".join(map(str, steps.tolist())),
+            gap=gap,
             energy=(held[0], held[1]),
         )
 
@@ -82,10 +90,14 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return min(self.sides)
 
     @property
-    def points(self) -> tuple[tuple[int, float], ...]:
-        """Ranks with the singular values there, over the largest one."""
-        values = [10.0 ** (-int(level) / _STEPS) for level in self.levels.split()]
-        return tuple(zip(ranks(self.count).tolist(), values, strict=True))
+    def ranks(self) -> Array:
+        """The ranks at which singular values are recorded, ascending, both ends included."""
+        return _grid(self.count, self.gap)
+
+    @property
+    def values(self) -> Array:
+        """The singular values there, over the largest one."""
+        return 10.0 ** (np.array(self.levels.split(), dtype=np.float64) / -_STEPS)
 
     @property
     def why_not(self) -> str:
@@ -95,19 +107,19 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         levels = self.levels.split()
         if not all(level.isascii() and level.isdigit() and len(level) < 6 for level in levels):
             return "levels that are no numbers"
-        if len(levels) != len(ranks(self.count)):
-            return f"{len(levels)} levels of {len(ranks(self.count))}"
-        marks = [*self.energy, *(() if self.evbmf is None else (self.evbmf,))]
+        marks = [self.gap, *self.energy, *(() if self.evbmf is None else (self.evbmf,))]
         if not all(0 <= mark <= self.count for mark in marks):
             return f"ranks {marks} of {self.count}"
+        if len(levels) != len(self.ranks):
+            return f"{len(levels)} levels of {len(self.ranks)}"
         return ""
 
 
-def ranks(count: int) -> Array:
-    """Return the ranks at which singular values are recorded, ascending, the last one included."""
+def _grid(count: int, gap: int) -> Array:
     even = np.linspace(1, count, min(count, _POINTS))
     steep = np.geomspace(1, count, min(count, _POINTS))
-    return np.unique(np.round(np.concatenate([even, steep])).astype(np.int64))
+    around = np.clip([gap, gap + 1], 1, count)
+    return np.unique(np.round(np.concatenate([even, steep, around])).astype(np.int64))
 
 
 def rank_on(method: str | None, chosen: RankTuple, unfolding: str) -> int | None:

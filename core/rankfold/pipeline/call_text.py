@@ -27,7 +27,7 @@ def call_text(selection: Selection, settings: Settings, *, refit: bool = True) -
         refit: whether layers are refitted where there is calibration data.
     """
     given: dict[str, object] = {}
-    default = METHODS
+    default: tuple[str, ...] = METHODS
     if checked_policy(selection.policy).allows_interpolation:
         default = (*METHODS, *INTERPOLATIVE)
     if tuple(settings.methods) != default:

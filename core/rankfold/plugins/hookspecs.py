@@ -64,6 +64,8 @@ class ModelFile:
             where such a file has a place for it; `source` is the path that the model was read
             from, or None.
         install: the command that installs what both need.
+        plan: "module:function" from a path to the plan that `write` put there, or None where there
+            is none; "" where such a file has no place for it.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class ModelFile:
     read: str
     write: str
     install: str
+    plan: str = ""
 
 
 @dataclass(frozen=True)

@@ -94,8 +94,8 @@ def _costs(plan: PlanFacts, rows: Sequence[Row]) -> Chart:
     fits = "datum.state == 'replaced' && width * datum.share > 6.5 * length(datum.layer) + 8"
     opacity = {"expr": f"{fits} ? 1 : 0"}
     marks = [
-        layer(pieces, "bar", bars, stroke=PAPER, strokeWidth=1),
-        layer(pieces, "text", middles, color=PAPER, fontSize=11, opacity=opacity),
+        layer(None, "bar", bars, stroke=PAPER, strokeWidth=1),
+        layer(None, "text", middles, color=PAPER, fontSize=11, opacity=opacity),
     ]
     return Chart(
         "costs",
@@ -103,7 +103,7 @@ def _costs(plan: PlanFacts, rows: Sequence[Row]) -> Chart:
         f"Bars of all layers in the model's order. {'; '.join(names)}.",
         "Each piece is a layer, in the model's order. Solid pieces are replaced, hatched ones stay "
         "as they are. Point at a piece for its name, or click it to open its row.",
-        chart(40 * len(names), marks),
+        chart(40 * len(names), marks, pieces),
     )
 
 
@@ -128,7 +128,7 @@ def _pieces(
             "row": index,
             "layer": name,
             "state": "replaced" if replaced else "left alone",
-            "share": size / max(1, model[0]),
+            "share": round(size / max(1, model[0]), 6),
             "text": percent(size / max(1, model[0])),
         }
         for index, name, size, replaced in sizes
@@ -138,7 +138,7 @@ def _pieces(
 
 def _payoff(rows: Sequence[Row], total: int) -> Chart | None:
     """Draw what each replaced layer saves of the model against its error; None for few layers."""
-    points = []
+    points: list[Spec] = []
     for row in rows:
         change = row.macs or row.params
         if row.replaced and change is not None and row.output_error is not None and total:
@@ -263,12 +263,11 @@ def _trials(plan: PlanFacts) -> Chart:
 
 def spectrum_data(spectrum: Spectrum) -> Spec:
     """Return the data of one spectrum, which `SPECTRUM` draws."""
+    # As short as can be: of a large network these are most of the page.
     return {
-        "values": [{"rank": rank, "value": round(value, 5)} for rank, value in spectrum.points],
-        "marks": [
-            {"rank": mark.rank, "text": mark.text, "kind": mark.kind, "line": line}
-            for line, mark in enumerate(spectrum.marks)
-        ],
+        "ranks": " ".join(map(str, spectrum.ranks.tolist())),
+        "values": " ".join(f"{value:.3g}" for value in spectrum.values.tolist()),
+        "marks": [[mark.rank, mark.text, mark.kind] for mark in spectrum.marks],
     }
 
 

@@ -34,12 +34,13 @@ _CONFIG: Spec = {
 }
 
 
-def chart(height: int, layers: Sequence[Spec]) -> Spec:
+def chart(height: int, layers: Sequence[Spec], values: Sequence[Spec] = ()) -> Spec:
     """Return the specification of layers one above the other, as wide as the page lets them be.
 
     Args:
         height: of the plot, in pixels.
         layers: of `layer`, the lowest first.
+        values: of the layers that have none of their own.
     """
     return {
         "$schema": _SCHEMA,
@@ -48,21 +49,25 @@ def chart(height: int, layers: Sequence[Spec]) -> Spec:
         "autosize": {"type": "fit-x", "contains": "padding"},
         "config": _CONFIG,
         "layer": list(layers),
+        **({"data": {"values": list(values)}} if values else {}),
     }
 
 
-def layer(values: Sequence[Spec] | str, kind: str, encoding: Spec, **mark: Any) -> Spec:
+def layer(values: Sequence[Spec] | str | None, kind: str, encoding: Spec, **mark: Any) -> Spec:
     """Return marks of one kind.
 
     Args:
-        values: a mark each; or the name of data that are set when the chart is drawn.
+        values: a mark each; the name of data that are set when the chart is drawn; or None for
+            those of the chart.
         kind: of the marks.
         encoding: what of a mark is read from its values.
         mark: what is the same for all.
     """
-    data = {"name": values} if isinstance(values, str) else {"values": list(values)}
+    data: Spec = {}
+    if values is not None:
+        data["data"] = {"name": values} if isinstance(values, str) else {"values": list(values)}
     # The label of the whole chart tells what it shows: hundreds of marks would each be read out.
-    return {"data": data, "mark": {"type": kind, "aria": False, **mark}, "encoding": encoding}
+    return {**data, "mark": {"type": kind, "aria": False, **mark}, "encoding": encoding}
 
 
 def axis(field: str, title: str | None, *, scale: Spec | None = None, **options: Any) -> Spec:

@@ -191,6 +191,15 @@ def load(
     return loaded
 
 
+def plan_at(folder: Path) -> Plan:
+    """Return the plan of a folder that `save` or `compress_checkpoint` wrote.
+
+    Raises:
+        RankfoldError: there is none, or it is damaged or of another version.
+    """
+    return _read_plan(folder).plan
+
+
 def saved_at(folder: Path) -> Saved | None:
     """Return what plan.json of a folder says; None where there is no such plan or it is damaged."""
     try:

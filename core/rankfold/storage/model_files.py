@@ -57,6 +57,21 @@ def read_model(path: Path, kind: ModelFile) -> Any:
     return _call(kind, kind.read, path, path)
 
 
+def plan_in(path: Path) -> Plan:
+    """Return the plan in a file of a compressed model.
+
+    Raises:
+        RankfoldError: there is none, what reads it is not installed, or the file is damaged.
+    """
+    kind = file_kind(path)
+    plan = _call(kind, kind.plan, path, path) if kind.plan else None
+    if not isinstance(plan, Plan):
+        raise RankfoldError(
+            f"{str(path)!r} holds no plan; give a file or a folder that rankfold wrote"
+        )
+    return plan
+
+
 def write_model(model: Any, plan: Plan, path: Path, source: Path | None = None) -> None:
     """Write a model and its plan into one file, which takes the place of an earlier one.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from rankfold.decompose.evbmf import from_squares
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.decompose.tucker2 import TUCKER2
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op
 from rankfold.ops.reference import reconstruct
-from rankfold.decompose.evbmf import from_squares
 
 
 def tucker(op: Op) -> tuple[tuple[int, ...], Chain]:

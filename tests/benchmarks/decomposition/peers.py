@@ -14,8 +14,8 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from tensorly import decomposition
 
-from rankfold.linalg import Array
 from rankfold.decompose.evbmf import EVBMF, from_squares
+from rankfold.linalg import Array
 
 ITERATIONS = 100
 """Of alternating least squares: as many as TensorLy makes by itself."""

@@ -6,20 +6,14 @@
   // By an interpreter of expressions: the page forbids code made from text.
   const options = { ast: true, actions: false, renderer: "svg", defaultStyle: false, mode: "vega-lite" };
 
-  const draw = (element, spec) =>
-    vegaEmbed(element, spec, options).then((result) => {
-      // What is drawn is told by the label of its element; its parts are none to walk through.
-      for (const part of element.querySelectorAll("[role], [tabindex]")) {
-        part.removeAttribute("role");
-        part.removeAttribute("tabindex");
-        part.removeAttribute("aria-roledescription");
-      }
-      element.querySelectorAll("svg").forEach((svg) => {
-        svg.setAttribute("aria-hidden", "true");
-        svg.setAttribute("focusable", "false");
-      });
-      return result;
-    });
+  // What is drawn is told by the label of its element or in words beside it: its parts, of which
+  // Vega would say that they are a document, are hidden from readers.
+  const draw = (element, spec) => {
+    const inner = document.createElement("div");
+    inner.setAttribute("aria-hidden", "true");
+    element.append(inner);
+    return vegaEmbed(inner, spec, options);
+  };
 
   const open = (row, wanted) => {
     const body = document.getElementById(`layer-${row}`);
@@ -30,7 +24,10 @@
     if (!wanted || details.dataset.drawn) return;
     details.dataset.drawn = "yes";
     for (const element of details.querySelectorAll(".spectrum")) {
-      const { values, marks } = data.spectra[row][Number(element.dataset.spectrum)];
+      const shown = data.spectra[row][Number(element.dataset.spectrum)];
+      const ranks = shown.ranks.split(" ").map(Number);
+      const values = shown.values.split(" ").map((text, i) => ({ rank: ranks[i], value: Number(text) }));
+      const marks = shown.marks.map(([rank, text, kind], line) => ({ rank, text, kind, line }));
       draw(element, { ...data.spectrum, datasets: { values, marks } });
     }
   };
@@ -67,7 +64,10 @@
 
   const heads = [...table.tHead.rows[0].cells];
   const sorter = document.getElementById("sort");
-  const value = (body, column) => body.rows[0].cells[column].dataset.value;
+  const value = (body, column) => {
+    const cell = body.rows[0].cells[column];
+    return cell.dataset.value ?? cell.textContent;
+  };
   const sort = (column, direction) => {
     const numeric = heads[column].classList.contains("number") || column === 0;
     const compare = (a, b) => {

@@ -1,0 +1,62 @@
+"""The call that made a plan, as text: it makes the plan again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import rankfold as rf
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 80), nn.Linear(80, 40))
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "rf.Energy(share=0.8)": {"policy": rf.Energy(0.8)},
+    "rf.Energy(share=0.7)": {"policy": "energy:0.7"},
+    "rf.Budget(params=0.5)": {"policy": "budget:0.5"},
+    "rf.Budget(params=0.5), methods=('svd',), exclude='2'": {
+        "policy": rf.Budget(params=0.5),
+        "methods": ["svd"],
+        "exclude": ["2"],
+    },
+    "rf.Ratio(share=0.3), include=('0', '2'), overrides={'2': rf.Energy(share=0.5)}, "
+    "placement='classical', seed=7": {
+        "policy": rf.Ratio(0.3),
+        "include": ("0", "2"),
+        "overrides": {"2": "energy:0.5"},
+        "placement": "classical",
+        "seed": 7,
+    },
+}
+
+
+@pytest.mark.parametrize("text", CALLS)
+def test_the_text_says_what_decided_and_makes_the_plan_again(text: str) -> None:
+    plan = rf.plan(model(), **CALLS[text])
+    assert plan.call == text
+    assert eval(f"rf.compress(model(), {plan.call})").plan == plan
+
+
+def test_data_are_no_part_of_it() -> None:
+    batches = torch.randn(64, 48).split(16)
+    moments = rf.gather(model(), batches)
+    text = rf.plan(model(), rf.Ratio(0.3), calibration=batches).call
+    assert rf.plan(model(), rf.Ratio(0.3), moments=moments).call == text == "rf.Ratio(share=0.3)"
+    assert rf.compress(model(), rf.Ratio(0.3), calibration=batches, refit=False).plan.call == (
+        "rf.Ratio(share=0.3), refit=False"
+    )
+
+
+def test_a_search_is_told_as_it_was_asked_for() -> None:
+    def score(model: nn.Module) -> float:
+        return 1.0
+
+    small = rf.compress(model(), rf.Budget(drop=0.1, evaluate=score))
+    assert small.plan.call.startswith("rf.Budget(drop=0.1, evaluate=")
+    assert " at 0x" not in small.plan.call
