@@ -191,7 +191,7 @@ def _curve(tradeoff: TradeoffFacts) -> Chart:
     # has none, and no place on a logarithmic one.
     points = [{"share": s, "loss": v} for s, v in tradeoff.points if v > 0 or not informed]
     here = [{"share": share, "loss": loss, "text": f"this plan, {percent(share)}"}]
-    small = min((point["loss"] for point in points), default=1.0) < _SMALL
+    small = max((point["loss"] for point in points), default=1.0) < _SMALL
     options = {"format": "~e" if small and informed else "~g", "tickCount": 4}
     position = {
         "x": axis(

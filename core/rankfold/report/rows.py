@@ -90,6 +90,7 @@ def rows_of(layers: Sequence[LayerFacts]) -> list[Row]:
 
 def _row(index: int, layer: LayerFacts) -> Row:
     replaced = layer.method is not None
+    spectra = spectra_of(layer.spectra, layer.method, layer.ranks)
     return Row(
         index=index,
         name=printable(layer.path) or "(the model)",
@@ -102,8 +103,8 @@ def _row(index: int, layer: LayerFacts) -> Row:
         error=layer.error if replaced else None,
         predicted=layer.predicted,
         measured=layer.measured,
-        spectra=spectra_of(layer.spectra, layer.method, layer.ranks),
-        facts=tuple(_facts(layer)),
+        spectra=spectra,
+        facts=tuple(_facts(layer, spectra)),
     )
 
 
@@ -114,8 +115,13 @@ def _what(layer: LayerFacts) -> str:
     return f"{printable(method_name(layer.method))}, rank{'s' * (len(layer.ranks) > 1)} {ranks}"
 
 
-def _facts(layer: LayerFacts) -> list[tuple[str, str]]:
+def _facts(layer: LayerFacts, spectra: Sequence[Spectrum]) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
+    shown = [mark.rank for spectrum in spectra for mark in spectrum.marks if mark.kind == "chosen"]
+    hidden = [rank for rank in layer.ranks if rank not in shown]
+    if spectra and hidden:
+        text = "no spectrum of it: nothing had to compute one to choose it"
+        facts.append((f"Rank {' and '.join(map(str, hidden))}", text))
     if layer.refit:
         facts.append(("Refit", "to the original's outputs, on the inputs it gets here"))
     if layer.moments not in ("", "patches") and layer.predicted is not None:

@@ -128,7 +128,7 @@ def hints(plan: PlanFacts, rows: Sequence[Row]) -> list[Hint]:
     if left and reasons:
         reason, times = reasons.most_common(1)[0]
         if times > 1:
-            named.append(Hint(f"{times} of {len(left)} layers are left alone since: {reason}"))
+            named.append(Hint(f"Left alone, {times} of {len(left)} layers: {reason}"))
     return [*named, *(Hint(f"The policy notes: {printable(note)}") for note in plan.notes)]
 
 

@@ -63,7 +63,7 @@ def test_a_layer_that_measures_far_above_its_prediction_is_named() -> None:
 
 def test_reasons_and_notes_are_told() -> None:
     texts = [hint.text for hint in hints(network(), rows_of(network().layers))]
-    assert "4 of 4 layers are left alone since: kept by the budget" in texts
+    assert "Left alone, 4 of 4 layers: kept by the budget" in texts
     assert "The policy notes: proven within 0.10% of the best on offer" in texts
 
 
