@@ -1,29 +1,45 @@
-"""A progress bar on long work, shown on terminals only: elapsed < left, and what is worked on."""
+"""A progress bar on long work: elapsed < left, and what is worked on.
+
+Shown on terminals and in notebooks; nothing where there is neither.
+"""
 
 from __future__ import annotations
 
+import html
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 _SHOWN: ContextVar[Progress | None] = ContextVar("_SHOWN", default=None)
+_PAUSE = 0.1
+"""Seconds between two messages to a notebook: each is drawn anew by the browser."""
 
 Advance: TypeAlias = Callable[[str], None]
 """Called with the name of each item as it begins."""
 
 
-@contextmanager
-def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show a bar over a number of items, on standard error; nothing where that is no terminal."""
+def progress(what: str, total: int) -> AbstractContextManager[Advance]:
+    """Show a bar over a number of items, on standard error or in a notebook."""
     # Before rich is imported, which a library call in a script has no use for.
-    if not sys.stderr.isatty():
-        yield _silent
-        return
+    if sys.stderr.isatty():
+        return _on_terminal(what, total)
+    show = _of_notebook()
+    return _nowhere() if show is None else _in_notebook(what, total, show)
+
+
+@contextmanager
+def _nowhere() -> Iterator[Advance]:
+    yield _silent
+
+
+@contextmanager
+def _on_terminal(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -69,6 +85,57 @@ def progress(what: str, total: int) -> Iterator[Advance]:
             started += 1
 
         yield advance
+
+
+def _of_notebook() -> Callable[..., Any] | None:
+    """Return IPython's `display` where a notebook runs this; None elsewhere."""
+    # A notebook has imported IPython before it runs anything.
+    get_shell = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    if get_shell is None or type(get_shell()).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import display
+
+    show: Callable[..., Any] = display
+    return show
+
+
+@contextmanager
+def _in_notebook(what: str, total: int, show: Callable[..., Any]) -> Iterator[Advance]:
+    # By the display itself, of which every notebook has one: rich's bars need ipywidgets in the
+    # kernel and in the front end.
+    begun = time.monotonic()
+    handle = show(_bar(what, 0, total, 0.0, ""), raw=True, display_id=True)
+    started, last = 0, begun
+
+    def advance(item: str) -> None:
+        nonlocal started, last
+        now = time.monotonic()
+        if now - last >= _PAUSE or not started:
+            handle.update(_bar(what, started, total, now - begun, item), raw=True)
+            last = now
+        started += 1
+
+    try:
+        yield advance
+    finally:
+        handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+def _bar(what: str, done: int, total: int, seconds: float, item: str) -> dict[str, str]:
+    from rankfold.console import printable
+
+    left = f" &lt; {_clock(seconds / done * (total - done))}" if done else ""
+    text = f"{what} {done}/{total} {printable(item)}".rstrip()
+    return {
+        "text/plain": text,
+        "text/html": f"{html.escape(what)} <progress value={done} max={max(1, total)}></progress> "
+        f"{done}/{total} {_clock(seconds)}{left} {html.escape(printable(item))}",
+    }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _silent(item: str) -> None:

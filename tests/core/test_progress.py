@@ -1,7 +1,10 @@
-"""The progress bar on a terminal."""
+"""The progress bar on a terminal and in a notebook."""
 
 import io
+import sys
 from importlib.metadata import version
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -39,3 +42,82 @@ def test_a_bar_within_another_is_a_line_below_it(monkeypatch: pytest.MonkeyPatch
     assert shown.index("planning") < shown.index("pricing")
     assert "second" in shown
     assert "<" in shown
+
+
+class ZMQInteractiveShell:
+    """Named as the shell of a notebook's kernel."""
+
+
+class Display:
+    """What a notebook's front end is told."""
+
+    def __init__(self) -> None:
+        self.told: list[dict[str, str]] = []
+
+    def __call__(self, data: dict[str, str], *, raw: bool, display_id: bool) -> "Display":
+        assert raw
+        assert display_id
+        self.told.append(data)
+        return self
+
+    def update(self, data: dict[str, str], *, raw: bool) -> None:
+        assert raw
+        self.told.append(data)
+
+
+def in_shell(monkeypatch: pytest.MonkeyPatch, shell: Any) -> Display:
+    display = Display()
+    ipython, of_display = ModuleType("IPython"), ModuleType("IPython.display")
+    ipython.get_ipython = lambda: shell  # type: ignore[attr-defined]
+    of_display.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", of_display)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    return display
+
+
+def test_a_notebook_shows_a_bar_and_clears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = in_shell(monkeypatch, ZMQInteractiveShell())
+    monkeypatch.setattr("rankfold.progress._PAUSE", 0.0)
+    with progress("planning", 3) as advance:
+        for name in ("a", "<b>", "c\x1b"):
+            advance(name)
+    assert [data["text/plain"] for data in display.told] == [
+        "planning 0/3",
+        "planning 0/3 a",
+        "planning 1/3 <b>",
+        "planning 2/3 c\\x1b",
+        "",
+    ]
+    assert "<progress value=1 max=3>" in display.told[2]["text/html"]
+    assert "&lt;b&gt;" in display.told[2]["text/html"]
+
+
+def test_a_notebook_is_not_told_of_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = in_shell(monkeypatch, ZMQInteractiveShell())
+    monkeypatch.setattr("rankfold.progress._PAUSE", 1e9)
+    with progress("planning", 1000) as advance:
+        for index in range(1000):
+            advance(str(index))
+    assert len(display.told) == 3  # the empty bar, the first item, and nothing in the end
+
+
+@pytest.mark.parametrize("shell", [None, object()])
+def test_elsewhere_nothing_is_shown(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    display = in_shell(monkeypatch, shell)
+    with progress("planning", 1) as advance:
+        advance("a")
+    assert display.told == []
+
+
+def test_an_error_leaves_no_bar_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = in_shell(monkeypatch, ZMQInteractiveShell())
+
+    def fail() -> None:
+        with progress("planning", 2) as advance:
+            advance("a")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert display.told[-1] == {"text/plain": "", "text/html": ""}

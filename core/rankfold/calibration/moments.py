@@ -28,7 +28,7 @@ FEWEST = 16
 """Predictions below which moments do more harm than good: most classes are not seen."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerMoments:
     """Second moments and mean of one layer, as arrays of NumPy or of the library of the model.
 
@@ -58,6 +58,12 @@ class LayerMoments:
             array = getattr(self, name)
             if array is not None and not isinstance(array, SeparableMoment):
                 object.__setattr__(self, name, read_only(array))
+
+    def __repr__(self) -> str:
+        inputs, grads = self.inputs, self.grads
+        form = "separable" if isinstance(inputs, SeparableMoment) else tuple(inputs.shape)
+        gradients = "no grads" if grads is None else f"grads {tuple(grads.shape)}"
+        return f"LayerMoments(inputs {form}, {gradients}, of {self.samples} examples)"
 
     def of_groups(self, groups: Sequence[int]) -> LayerMoments:
         """Select the moments of some of the groups."""

@@ -19,7 +19,8 @@ from rankfold.cli.signals import Terminated
 from rankfold.console import printable, wide_console
 from rankfold.errors import RankfoldError
 from rankfold.pipeline.api import compress
-from rankfold.plan.plan import Plan, contents
+from rankfold.plan.contents import contents
+from rankfold.plan.plan import Plan
 from rankfold.plan.table import as_table
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankfold.decompose.base import RankTuple
-from rankfold.layers.spectrum_record import SpectrumRecord
+from rankfold.layers.spectrum_record import SpectrumLog
 from rankfold.ops import Chain, Cost, Pivots
 
 
@@ -72,14 +72,12 @@ class LayerCache:
     Attributes:
         priced: by multiple of the ranks.
         candidates: by method and ranks.
-        records: of spectra, by unfolding.
-        evbmf: the ranks that EVBMF gave, by unfolding.
+        spectra: what is recorded of them.
     """
 
     priced: Mapping[int, Priced]
     candidates: Mapping[tuple[str, RankTuple], Candidate]
-    records: Mapping[str, SpectrumRecord]
-    evbmf: Mapping[str, int]
+    spectra: SpectrumLog
 
 
 def undominated(offers: list[Offer]) -> list[Offer]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from rankfold import linalg
@@ -22,7 +21,7 @@ from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.bias_correction import shifted
+from rankfold.layers.bias_correction import mean_output, shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import (
     Candidate,
@@ -34,8 +33,7 @@ from rankfold.layers.candidates import (
 )
 from rankfold.layers.cost_model import Costs
 from rankfold.layers.settings import Settings, Usage, applicable
-from rankfold.layers.spectrum_record import SpectrumRecord
-from rankfold.linalg import Array
+from rankfold.layers.spectrum_record import SpectrumLog
 from rankfold.ops import Chain, Cost, Op, with_weight
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
@@ -91,8 +89,7 @@ class Layer:
         self._timer = usage.timer
         self._priced: dict[int, Priced] = {}
         self._timed: dict[tuple[Offer, ...], tuple[float, list[Offer]]] = {}
-        self._records: dict[str, SpectrumRecord] = {}
-        self._evbmf: dict[str, int] = {}
+        self._log = SpectrumLog()
         self._moments = moments
         self.paths = paths
         self._read = read
@@ -125,18 +122,14 @@ class Layer:
         # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)
         if self._reader is not None:
-            candidates = {
-                key: replace(candidate, chain=()) for key, candidate in candidates.items()
-            }
-        self._record()
-        return LayerCache(dict(self._priced), candidates, dict(self._records), dict(self._evbmf))
+            candidates = {key: replace(chosen, chain=()) for key, chosen in candidates.items()}
+        return LayerCache(dict(self._priced), candidates, self.spectra)
 
     def merge_cache(self, cache: LayerCache) -> None:
         """Take over what was computed elsewhere."""
         self._priced.update(cache.priced)
         self._candidates.update(cache.candidates)
-        self._records.update(cache.records)
-        self._evbmf.update(cache.evbmf)
+        self._log.merge(cache.spectra)
 
     @property
     def op(self) -> Op:
@@ -278,30 +271,15 @@ class Layer:
             self._op = op
 
     @property
-    def spectra(self) -> tuple[SpectrumRecord, ...]:
-        """Records of the spectra that were computed so far, `release` or not."""
-        self._record()
-        return tuple(
-            msgspec.structs.replace(record, evbmf=self._evbmf.get(name))
-            for name, record in self._records.items()
-        )
-
-    def note_evbmf(self, unfolding: str, rank: int) -> None:
-        """Keep the rank that EVBMF gave an unfolding, for the record."""
-        if unfolding:
-            self._evbmf[unfolding] = rank
-
-    def _record(self) -> None:
-        computed = {} if self._spectrum is None else self._spectrum.computed()
-        for name, (sides, squares) in computed.items():
-            if name not in self._records:
-                record = SpectrumRecord.of(name, sides, squares)
-                if record is not None:
-                    self._records[name] = record
+    def spectra(self) -> SpectrumLog:
+        """Records of the spectra that were computed so far."""
+        if self._spectrum is not None:
+            self._log.take(self._spectrum)
+        return self._log
 
     def release(self) -> None:
-        """Forget the op, the spectrum and all candidates; records stay."""
-        self._record()
+        """Forget the op, the spectrum and all candidates, but for what is recorded of them."""
+        _ = self.spectra  # taken down before they go
         self._op = self._spectrum = None
         self._candidates.clear()
 
@@ -405,17 +383,9 @@ class Layer:
         lost = metric.moved(difference)
         loss = self._loss(metric.inner(lost.rows, difference))
         chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = spectrum.moved.output + self._mean_output(metric, rows)
+        power = spectrum.moved.output + mean_output(self.op, metric, rows, spectrum.scale)
         output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
         return replace(plain, chain=chain, loss=loss, output=output)
-
-    def _mean_output(self, metric: Metric, rows: Array) -> float:
-        """‖E[y]‖², over the scale of the weight, where that is no part of the moment."""
-        if metric.mean is None or self.op.bias is None:
-            return 0.0
-        mean = linalg.einsum("god,gd->go", rows, metric.mean).reshape(-1)
-        mean = mean + self.op.bias / self.spectrum.scale
-        return linalg.inner(mean, mean)
 
     def _loss(self, squared: float) -> float:
         """Return a squared error in units of the spectrum as a loss that compares across layers."""

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from rankfold.decompose.base import RankTuple
+from rankfold.decompose.spectrum import Spectrum
 from rankfold.linalg import Array, host
 
 SHARES = (0.9, 0.99)
@@ -135,3 +136,41 @@ def telling(
     """Return the records that tell of a choice: those whose rank it is, all where none is."""
     kept = [r for r in records if rank_on(method, chosen, r.unfolding) is not None]
     return tuple(sorted(kept or records, key=lambda record: UNFOLDINGS.index(record.unfolding)))
+
+
+class SpectrumLog:
+    """The records of one layer, as its spectra are computed and forgotten.
+
+    What was asked for is the same whichever process asked, so that records of several add up to
+    those of one.
+    """
+
+    def __init__(self) -> None:
+        self._records: dict[str, SpectrumRecord] = {}
+        self._evbmf: dict[str, int] = {}
+
+    @property
+    def records(self) -> tuple[SpectrumRecord, ...]:
+        """The records so far."""
+        return tuple(
+            msgspec.structs.replace(record, evbmf=self._evbmf.get(name))
+            for name, record in self._records.items()
+        )
+
+    def take(self, spectrum: Spectrum) -> None:
+        """Record what was computed of a spectrum."""
+        for name, (sides, squares) in spectrum.computed().items():
+            if name not in self._records:
+                record = SpectrumRecord.of(name, sides, squares)
+                if record is not None:
+                    self._records[name] = record
+
+    def note_evbmf(self, unfolding: str, rank: int) -> None:
+        """Record the rank that EVBMF gave an unfolding."""
+        if unfolding:
+            self._evbmf[unfolding] = rank
+
+    def merge(self, other: SpectrumLog) -> None:
+        """Take over what was recorded elsewhere."""
+        self._records.update(other._records)
+        self._evbmf.update(other._evbmf)

@@ -109,7 +109,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         sensitivity=sensitivity,
         moments=input_form(outline) if layer.has_moments else "",
         pivots=pivots,
-        spectra=telling(layer.spectra, method, choice.ranks),
+        spectra=telling(layer.spectra.records, method, choice.ranks),
     )
     return Decision(decided, op if chain is not None else None, chain)
 

@@ -10,6 +10,7 @@ from typing import Any, overload
 from rankfold.adapters.base import Adapter
 from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.errors import RankfoldError, Refused
+from rankfold.plan.contents import in_notebook, summary
 from rankfold.plan.plan import Plan, check_planned
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
@@ -17,7 +18,7 @@ from rankfold.storage.folder import save
 from rankfold.storage.model_files import opened, write_model, writes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Compressed:
     """A compressed model and the plan it was made by.
 
@@ -28,6 +29,12 @@ class Compressed:
 
     model: Any
     plan: Plan
+
+    def __repr__(self) -> str:
+        return f"Compressed({type(self.model).__name__}, {summary(self.plan)})"
+
+    def _repr_html_(self) -> str | None:
+        return in_notebook(self.plan, f"Compressed {type(self.model).__name__}")
 
     @overload
     def report(self) -> str: ...

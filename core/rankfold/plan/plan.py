@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 
-from rankfold.console import change, printable
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Op, describe, without_geometry
-from rankfold.plan.table import Contents, as_text
+from rankfold.plan.contents import contents, in_notebook, summary
+from rankfold.plan.table import as_text
 from rankfold.plan.tradeoff import Tradeoff
 from rankfold.report.page import write
 
@@ -72,6 +72,17 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     moments: str = ""
     pivots: tuple[tuple[int, ...], ...] = ()
     spectra: tuple[SpectrumRecord, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"LayerPlan({shown})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # Of the fields that were set those that are short: pivots and spectra are hundreds of
+        # numbers.
+        names = [f for f in self.__struct_fields__ if f not in ("pivots", "spectra")]
+        values = ((name, getattr(self, name)) for name in names)
+        return [(name, value) for name, value in values if value not in (None, "", (), False)]
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,6 +202,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise RankfoldError(f"not a rankfold plan: {error}") from None
         validate(plan)
         return plan
+
+    def __repr__(self) -> str:
+        return f"Plan({summary(self)})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("", summary(self))]
+
+    def _repr_html_(self) -> str | None:
+        return in_notebook(self, "Plan")
 
     def __str__(self) -> str:
         return as_text(contents(self))
@@ -317,55 +337,3 @@ def check_same(planned: LayerPlan, op: Op) -> None:
         raise RankfoldError(
             f"layer {planned.path!r} is {describe(op)}, but the plan is for {planned.op}"
         )
-
-
-def contents(plan: Plan) -> Contents:
-    """Tabulate a plan: layer, op, method, ranks, parameters, MACs, errors and reason of each."""
-    traced = plan.macs is not None
-    informed = any(layer.predicted is not None for layer in plan.layers)
-    columns = dict.fromkeys(("layer", "op", "method"), False)
-    columns |= dict.fromkeys(("ranks", "params", *(("MACs",) if traced else ()), "error"), True)
-    columns |= dict.fromkeys(("predicted", "measured") if informed else (), True)
-    return Contents(
-        f"Plan by {plan.policy}" if plan.policy else "",
-        columns | {"reason": False},
-        tuple(_cells(layer, traced, informed) for layer in plan.layers),
-        _totals(plan),
-    )
-
-
-def _cells(layer: LayerPlan, traced: bool, informed: bool) -> tuple[str, ...]:
-    cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
-    cells.append(", ".join(map(str, layer.ranks)))
-    cells.append("" if layer.params is None else change(layer.params))
-    if traced:
-        cells.append("" if layer.macs is None else change(layer.macs))
-    cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
-    if informed:
-        cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
-    remarks = [layer.reason, "refitted" if layer.refit else ""]
-    if layer.moments not in ("", "patches") and layer.predicted is not None:
-        remarks.append(f"moments: {layer.moments}")
-    if layer.sensitivity is not None:
-        remarks.append(f"sensitivity {layer.sensitivity:.3g}")
-    cells.append("; ".join(remark for remark in remarks if remark))
-    return tuple(cells)
-
-
-def _totals(plan: Plan) -> str:
-    """One line: how many layers are replaced, parameters and MACs before and after."""
-    replaced = len(plan.replaced)
-    text = f"{replaced} of {len(plan.layers)} layers replaced"
-    text += f"; parameters of the model {change(plan.model_params)}"
-    if plan.macs is not None:
-        text += f"; MACs of its layers {change(plan.macs)}"
-    if plan.loss is not None:
-        text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
-    if plan.predicted_latency is not None:
-        text += f"; time of a pass: predicted {plan.predicted_latency:.1%}"
-        text += "" if plan.latency is None else f", measured {plan.latency:.1%}"
-        text += " of the original's"
-    for trial in plan.trials:
-        text += f"\ntried a share of {trial.share:.3f}: score {trial.score:.4g}"
-        text += "" if trial.kept else ", too low"
-    return "; ".join([text, *map(printable, plan.notes)])

@@ -107,10 +107,8 @@ class Budget:
             )
 
     def __repr__(self) -> str:
-        arguments = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
-        shown = (
-            f"{name}={_shown(value)}" for name, value, default in arguments if value != default
-        )
+        values = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        shown = (f"{name}={_shown(value)}" for name, value, usual in values if value != usual)
         return f"Budget({', '.join(shown)})"
 
     @property

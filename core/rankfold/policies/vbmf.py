@@ -68,7 +68,7 @@ class VBMF:
             ranked.append(mode)
             plain = self._plain_rank(mode)
             if self.sigma2 is None:
-                layer.note_evbmf(mode.name, plain)
+                layer.spectra.note_evbmf(mode.name, plain)
             return plain and plain + round(self.weaken * (min(mode.sides) - plain))
 
         nothing = "rank 0: EVBMF found no structure above the noise"

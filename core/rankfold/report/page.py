@@ -10,7 +10,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rankfold.console import printable
 from rankfold.errors import RankfoldError
@@ -18,10 +18,8 @@ from rankfold.report.charts import SPECTRUM, charts, spectrum_data
 from rankfold.report.facts import PlanFacts
 from rankfold.report.rows import rows_of
 from rankfold.report.summary import figures, headline, hints
+from rankfold.report.templating import environment
 from rankfold.report.words import meanings
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
 
 _TITLE = 60
 """Letters of a headline in the title of a tab."""
@@ -62,7 +60,7 @@ def rendered(plan: PlanFacts) -> str:
     Raises:
         RankfoldError: Jinja2 is not installed.
     """
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     from markupsafe import Markup  # it comes with Jinja2
 
     rows = rows_of(plan.layers)
@@ -128,16 +126,6 @@ def _call(plan: PlanFacts, *, informed: bool) -> tuple[str, str]:
         meanings.append("batches are your calibration data")
     text = f"small = rf.compress({', '.join(arguments)})"
     return f"import rankfold as rf\n\n{text}", " and ".join(meanings)
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    try:
-        from jinja2 import Environment, PackageLoader
-    except ImportError as error:
-        raise RankfoldError("the report needs Jinja2: pip install 'rankfold[report]'") from error
-    loader = PackageLoader("rankfold.report")
-    return Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 @lru_cache(maxsize=3)

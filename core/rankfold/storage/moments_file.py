@@ -15,8 +15,10 @@ import numpy as np
 from rankfold.calibration.array_store import ArrayStore, StoredArray
 from rankfold.calibration.moments import LayerMoments, StoredMoments
 from rankfold.calibration.separable_moment import SeparableMoment
+from rankfold.console import some
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array, host, is_real
+from rankfold.report.notebook import folded_table
 from rankfold.storage.safetensors_file import Safetensors
 from rankfold.storage.safetensors_header import (
     FLOATS,
@@ -309,6 +311,18 @@ class Moments(Mapping[str, LayerMoments]):
 
     def __len__(self) -> int:
         return len(self._layers)
+
+    def __repr__(self) -> str:
+        return f"Moments({self._told()})"
+
+    def _repr_html_(self) -> str | None:
+        # Paths alone: the arrays may be on disk, and each would be read to tell its size.
+        return folded_table(f"Moments of {self._told()}", {"layer": False}, [(p,) for p in self])
+
+    def _told(self) -> str:
+        paths = list(self)
+        text = f"{len(paths)} layers: {some(list(map(repr, paths)))}"
+        return f"{text}; loss {self.loss!r}" if self.loss else text
 
     def save(self, file: str | PathLike[str]) -> None:
         """Write a safetensors file.

@@ -17,6 +17,7 @@ from tests.core.report.plans import EVIL, network
 
 import rankfold as rf
 from rankfold.report.page import rendered
+from rankfold.report.templating import environment
 
 
 class Parts(HTMLParser):
@@ -152,9 +153,7 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_without_the_template_engine_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rankfold.report import page as module
-
-    module._environment.cache_clear()
+    environment.cache_clear()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(rf.RankfoldError, match=r"pip install 'rankfold\[report\]'"):
         rendered(network(1))
