@@ -16,8 +16,12 @@ from rankfold.pipeline.api import apply, compress, gather, plan
 from rankfold.pipeline.distil import distil
 from rankfold.pipeline.gradual import Gradual
 from rankfold.pipeline.result import Compressed
+from rankfold.pipeline.sensitivity import sensitivity
 from rankfold.pipeline.stages import stages
+from rankfold.pipeline.tradeoff import tradeoff
 from rankfold.plan.plan import LayerPlan, Plan
+from rankfold.plan.sensitivities import LayerScore, Sensitivities
+from rankfold.plan.tradeoff import Tradeoff
 from rankfold.policies.base import Choice
 from rankfold.policies.budget import Budget
 from rankfold.policies.energy import Energy
@@ -42,12 +46,15 @@ __all__ = [
     "Gradual",
     "Layer",
     "LayerPlan",
+    "LayerScore",
     "Linear",
     "Moments",
     "Plan",
     "RankfoldError",
     "Ranks",
     "Ratio",
+    "Sensitivities",
+    "Tradeoff",
     "apply",
     "channel_svd",
     "compress",
@@ -59,8 +66,10 @@ __all__ = [
     "gather",
     "load",
     "plan",
+    "sensitivity",
     "spatial_svd",
     "stages",
+    "tradeoff",
     "truncated_svd",
     "tucker2",
 ]

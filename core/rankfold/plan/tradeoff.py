@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
+
+from rankfold.errors import RankfoldError
+from rankfold.report.notebook import folded_table
 
 
 class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,6 +28,61 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     measure: Literal["error", "loss"]
     points: tuple[tuple[float, float], ...]
     plan: tuple[float, float]
+
+    def loss_at(self, share: float) -> float:
+        """Return the predicted loss at a share of the cost, between the nearest two points.
+
+        Raises:
+            RankfoldError: no model on offer is as cheap, or the share is above that of the
+                original.
+        """
+        shares, losses = self._ascending()
+        if not shares[0] <= share <= max(1.0, shares[-1]):
+            least = f"{shares[0]:.4g}, the cheapest on offer"
+            raise RankfoldError(f"loss_at: share {share!r}; use one from {least}, to 1")
+        return float(np.interp(share, shares, losses))
+
+    def share_at(self, loss: float) -> float:
+        """Return the least share of the cost with a predicted loss of at most that.
+
+        Raises:
+            RankfoldError: the loss is below 0 or not a number.
+        """
+        if not loss >= 0.0:
+            raise RankfoldError(f"share_at: loss {loss!r}; use a number from 0 on")
+        shares, losses = self._ascending()
+        return float(np.interp(loss, losses[::-1], shares[::-1]))
+
+    def _ascending(self) -> tuple[list[float], list[float]]:
+        ordered = self.points[::-1]
+        return [share for share, _ in ordered], [loss for _, loss in ordered]
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` with a row for each point: share and loss.
+
+        Raises:
+            RankfoldError: pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise RankfoldError("to_pandas needs pandas: pip install pandas") from error
+        return DataFrame(list(self.points), columns=["share", "loss"])
+
+    def __repr__(self) -> str:
+        share, loss = self.points[-1] if self.points else (1.0, 0.0)
+        return (
+            f"Tradeoff({len(self.points)} points of predicted {self.measure} against "
+            f"{self.resource}, down to a share of {share:.3g} with {loss:.3g})"
+        )
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("", repr(self))]
+
+    def _repr_html_(self) -> str | None:
+        rows = [(f"{share:.1%}", f"{loss:.4g}") for share, loss in self.points]
+        columns = {f"share of {self.resource}": True, f"predicted {self.measure}": True}
+        return folded_table(repr(self), columns, rows)
 
     @property
     def why_not(self) -> str:

@@ -52,12 +52,12 @@ def cheapest_good_enough(
     Raises:
         RankfoldError: `evaluate` fails or gives no finite number, or no trial is good enough.
     """
-    first = _score(evaluate, model)
+    first = score_of(evaluate, model)
     trials = [Trial(share=1.0, score=first, kept=True)]
 
     def good_at(share: float) -> Outcome | None:
         outcome = attempt(share)
-        score = _score(evaluate, outcome.model)
+        score = score_of(evaluate, outcome.model)
         is_good = score >= first - drop
         trials.append(Trial(share=share, score=score, kept=is_good))
         return outcome if is_good else None
@@ -115,11 +115,21 @@ def fast_enough(attempt: Callable[[float], Outcome], latency: float) -> Outcome:
     return replace(best, plan=msgspec.structs.replace(best.plan, notes=notes))
 
 
-def _score(evaluate: Callable[[Any], float], model: Any) -> float:
+def score_of(evaluate: Callable[[Any], float], model: Any, who: str = "Budget") -> float:
+    """Return the score of a model.
+
+    Args:
+        evaluate: the caller's function.
+        model: to score.
+        who: asks, for messages.
+
+    Raises:
+        RankfoldError: `evaluate` fails or gives no finite number.
+    """
     try:
         score = float(evaluate(model))
     except Exception as error:  # whatever the caller's function raises
-        raise RankfoldError(f"Budget: evaluate fails with {shown(error)}") from error
+        raise RankfoldError(f"{who}: evaluate fails with {shown(error)}") from error
     if not math.isfinite(score):
-        raise RankfoldError(f"Budget: evaluate gave {score}; a finite score is needed")
+        raise RankfoldError(f"{who}: evaluate gave {score}; a finite score is needed")
     return score
