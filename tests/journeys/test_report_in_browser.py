@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.core.report.plans import EVIL, network
+from tests.core.report.plans import EVIL, network, sensitivities
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -247,4 +247,17 @@ def test_without_scripts_the_table_is_whole(browser: Any, file: Path) -> None:
     page.goto(file.as_uri())
     assert page.locator("tbody").count() == len(network().layers)
     assert "Without JavaScript the charts" in page.inner_text("body")
+    page.context.close()
+
+
+def test_scores_of_single_layers_are_drawn(browser: Any, tmp_path: Path) -> None:
+    plan = network()
+    file = plan.report(tmp_path / "report.html", sensitivity=sensitivities(plan))
+    shown = opened(browser, file)
+    page = shown.page
+    assert page.locator("#sensitivity svg path").count() > 0
+    page.locator("tbody th button").first.click()
+    page.wait_for_function("document.querySelectorAll('#details-0 .scores svg').length === 1")
+    assert "0.928 with 50 % of its cost" in page.locator("#details-0").inner_text()
+    assert shown.said == []
     page.context.close()

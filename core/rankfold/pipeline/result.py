@@ -12,6 +12,7 @@ from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.errors import RankfoldError, Refused
 from rankfold.plan.contents import in_notebook, summary
 from rankfold.plan.plan import Plan, check_planned
+from rankfold.plan.sensitivities import Sensitivities
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.registry import registry
 from rankfold.storage.folder import save
@@ -39,12 +40,20 @@ class Compressed:
     @overload
     def report(self) -> str: ...
     @overload
-    def report(self, file: str | PathLike[str]) -> Path: ...
-    def report(self, file: str | PathLike[str] | None = None) -> str | Path:
+    def report(
+        self, file: str | PathLike[str], *, sensitivity: Sensitivities | None = None
+    ) -> Path: ...
+    def report(
+        self,
+        file: str | PathLike[str] | None = None,
+        *,
+        sensitivity: Sensitivities | None = None,
+    ) -> str | Path:
         """Render the plan as a table, or write it as an HTML page.
 
         Args:
             file: of the page, "report.html" for instance; None for the table.
+            sensitivity: what `rankfold.sensitivity` measured, for the page.
 
         Returns:
             The table: method, ranks, cost, error and reason of each layer; or the path of the page.
@@ -52,7 +61,9 @@ class Compressed:
         Raises:
             RankfoldError: as `Plan.report`.
         """
-        return str(self.plan) if file is None else self.plan.report(file)
+        if file is None:
+            return str(self.plan)
+        return self.plan.report(file, sensitivity=sensitivity)
 
     @exclusive("model", "self.model")
     def expanded(

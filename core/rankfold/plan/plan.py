@@ -15,6 +15,7 @@ from rankfold.errors import RankfoldError
 from rankfold.layers.spectrum_record import SpectrumRecord
 from rankfold.ops import Op, describe, without_geometry
 from rankfold.plan.contents import contents, in_notebook, summary
+from rankfold.plan.sensitivities import Sensitivities
 from rankfold.plan.table import as_text
 from rankfold.plan.tradeoff import Tradeoff
 from rankfold.report.page import write
@@ -215,13 +216,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def __str__(self) -> str:
         return as_text(contents(self))
 
-    def report(self, file: str | PathLike[str]) -> Path:
+    def report(
+        self, file: str | PathLike[str], *, sensitivity: Sensitivities | None = None
+    ) -> Path:
         """Write the plan as one HTML page: what was done to each layer, why, and what it costs.
 
         The page needs no network, and nothing but a browser. It takes the extra `report`.
 
         Args:
             file: to write, "report.html" for instance; one that is there is replaced.
+            sensitivity: what `rankfold.sensitivity` measured, to be shown as well.
 
         Returns:
             The path of the file.
@@ -229,7 +233,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             RankfoldError: Jinja2 is not installed, or the file cannot be written.
         """
-        return write(self, file)
+        return write(self, file, sensitivity)
 
 
 def validate(plan: Plan) -> None:

@@ -11,6 +11,7 @@ from rankfold.report.spectra import Spectrum
 from rankfold.report.vega import (
     ACCENT,
     HATCH,
+    HATCH_LINE,
     INK,
     PAPER,
     Spec,
@@ -55,6 +56,9 @@ def charts(plan: PlanFacts, rows: Sequence[Row]) -> list[Chart]:
         drawn.append(_curve(plan.tradeoff))
     if len(plan.trials) > 1:
         drawn.append(_trials(plan))
+    scored = [row for row in rows if row.scores]
+    if scored:
+        drawn.append(_sensitivity(scored, len(rows)))
     bargain = _payoff(rows, Change(*model).before)
     return drawn if bargain is None else [*drawn, bargain]
 
@@ -216,6 +220,60 @@ def _curve(tradeoff: TradeoffFacts) -> Chart:
     )
 
 
+def _sensitivity(rows: Sequence[Row], layers: int) -> Chart:
+    """Draw the scores of the model with one layer compressed, over the place of the layer."""
+    original = rows[0].scores[0][1]
+    points = [
+        {
+            "row": row.index,
+            "layer": row.name,
+            "score": score,
+            "text": f"{percent(share)} of its cost: {score:.4g}",
+        }
+        for row in rows
+        for share, score in row.scores[1:]
+    ]
+    lines = [
+        {
+            "row": row.index,
+            "score": max(score for _, score in row.scores),
+            "least": min(score for _, score in row.scores),
+        }
+        for row in rows
+    ]
+    worst = sorted(rows, key=lambda row: min(score for _, score in row.scores))[:2]
+    named = [
+        {"row": row.index, "layer": row.name, "score": min(score for _, score in row.scores)}
+        for row in worst
+    ]
+    scale = {"zero": False, "padding": 12}
+    x = axis("row", "layers, in the model's order", scale={"domain": [-1, layers]}, labels=False)
+    x["axis"] |= {"grid": False, "ticks": False}
+    position = {"x": x, "y": axis("score", "score", scale=scale)}
+    tooltip = [{"field": "layer"}, {"field": "text", "title": "alone, at"}]
+    marks = [
+        layer([{"score": original}], "rule", {"y": position["y"]}, strokeDash=[4, 3]),
+        layer(lines, "rule", {**position, "y2": {"field": "least"}}, color=HATCH_LINE),
+        layer(points, "point", {**position, "tooltip": tooltip}, filled=True, size=45),
+        layer(named, "text", {**position, "text": text("layer")}, **beside("row", 8)),
+    ]
+    names = ", ".join(f"{point['layer']} at {point['score']:.4g}" for point in named)
+    return Chart(
+        "sensitivity",
+        "The score when one layer alone is compressed",
+        f"The original scores {original:.4g}. The lowest scores are those of {names}.",
+        "Each line is a layer, each dot the score of the model with this layer alone compressed. "
+        "The lower the dot, the more the layer is needed; the dashed line is the original.",
+        chart(_HEIGHT, marks),
+    )
+
+
+def _scores_of_layer() -> Spec:
+    x = axis("share", "what is left of the layer's cost", scale={"domain": [0, 1]}, format=".0%")
+    y = axis("score", "score of the model", scale={"zero": False, "padding": 10})
+    return chart(150, [layer("values", "line", {"x": x, "y": y}, point={"filled": True})])
+
+
 def _trials(plan: PlanFacts) -> Chart:
     """Draw the scores of the models that a budget tried."""
     first, *tried = plan.trials
@@ -274,8 +332,8 @@ def spectrum_data(spectrum: Spectrum) -> Spec:
 def _spectrum() -> Spec:
     x = axis("rank", "rank", scale={"nice": False, "domainMin": 0}, grid=False)
     scale = {"type": "log", "nice": False}
-    decades = [10.0**-power for power in range(7)]
-    y = axis("value", "singular value", scale=scale, values=decades, format="~g")
+    ticks = [round(first * 10.0**-power, 7) for power in range(7) for first in (1.0, 0.5, 0.2)]
+    y = axis("value", "singular value", scale=scale, values=ticks, format="~g", grid=False)
     kinds = ["chosen", "evbmf", "energy"]
     dashes = {"domain": kinds, "range": [[1, 0], [6, 3], [1, 3]]}
     dash = {"field": "kind", "type": "nominal", "scale": dashes, "legend": None}
@@ -291,4 +349,4 @@ def _spectrum() -> Spec:
     )
 
 
-SPECTRUM = _spectrum()
+SPECTRUM, SCORES = _spectrum(), _scores_of_layer()

@@ -107,6 +107,34 @@ class TradeoffFacts(Protocol):
         """Share and loss of what was chosen."""
 
 
+class ScoreFacts(Protocol):
+    """The score of the model with one layer compressed; see `rankfold.LayerScore`."""
+
+    @property
+    def path(self) -> str:
+        """Path of the layer."""
+
+    @property
+    def share(self) -> float:
+        """What is left of its cost."""
+
+    @property
+    def score(self) -> float:
+        """What `evaluate` gave."""
+
+
+class SensitivityFacts(Protocol):
+    """Scores of a model with one layer compressed at a time; see `rankfold.Sensitivities`."""
+
+    @property
+    def scores(self) -> Sequence[ScoreFacts]:
+        """The scores, in the model's order."""
+
+    @property
+    def original(self) -> float:
+        """The score of the original."""
+
+
 class PlanFacts(Protocol):
     """A plan; see `rankfold.Plan`."""
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from rankfold.console import printable
 from rankfold.errors import RankfoldError
-from rankfold.report.charts import SPECTRUM, charts, spectrum_data
-from rankfold.report.facts import PlanFacts
+from rankfold.report.charts import SCORES, SPECTRUM, charts, spectrum_data
+from rankfold.report.facts import PlanFacts, SensitivityFacts
 from rankfold.report.rows import rows_of
 from rankfold.report.summary import figures, headline, hints
 from rankfold.report.templating import environment
@@ -32,12 +32,15 @@ class _Column:
     kind: str = "number"
 
 
-def write(plan: PlanFacts, file: str | PathLike[str]) -> Path:
+def write(
+    plan: PlanFacts, file: str | PathLike[str], sensitivity: SensitivityFacts | None = None
+) -> Path:
     """Write the page of a plan; a file that is there is replaced.
 
     Args:
         plan: the plan.
         file: to write, by its name an HTML file.
+        sensitivity: scores of the model with one layer compressed, where they were measured.
 
     Returns:
         The path of the file.
@@ -46,7 +49,7 @@ def write(plan: PlanFacts, file: str | PathLike[str]) -> Path:
         RankfoldError: Jinja2 is not installed, or the file cannot be written.
     """
     path = Path(file)
-    text = rendered(plan)
+    text = rendered(plan, sensitivity)
     try:
         path.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:  # a name with a null is a ValueError
@@ -54,8 +57,12 @@ def write(plan: PlanFacts, file: str | PathLike[str]) -> Path:
     return path
 
 
-def rendered(plan: PlanFacts) -> str:
+def rendered(plan: PlanFacts, sensitivity: SensitivityFacts | None = None) -> str:
     """Return the page of a plan as HTML.
+
+    Args:
+        plan: the plan.
+        sensitivity: as for `write`.
 
     Raises:
         RankfoldError: Jinja2 is not installed.
@@ -63,7 +70,7 @@ def rendered(plan: PlanFacts) -> str:
     template = environment().get_template("page.html.j2")
     from markupsafe import Markup  # it comes with Jinja2
 
-    rows = rows_of(plan.layers)
+    rows = rows_of(plan.layers, sensitivity)
     drawn = charts(plan, rows)
     title = headline(plan)
     informed = any(row.predicted is not None or row.measured is not None for row in rows)
@@ -71,6 +78,8 @@ def rendered(plan: PlanFacts) -> str:
     data = {
         "charts": {chart.name: chart.spec for chart in drawn},
         "spectrum": SPECTRUM,
+        "score": SCORES,
+        "scores": [row.scores for row in rows],
         "spectra": [[spectrum_data(spectrum) for spectrum in row.spectra] for row in rows],
     }
     call, placeholders = _call(plan, informed=informed)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankfold.console import count, printable
-from rankfold.report.facts import LayerFacts
+from rankfold.report.facts import LayerFacts, SensitivityFacts
 from rankfold.report.spectra import Spectrum, spectra_of
 from rankfold.report.words import method_name
 
@@ -58,6 +58,8 @@ class Row:
         measured: error of the output from a run.
         spectra: that are recorded.
         facts: further ones, each with its name.
+        scores: of the model with this layer alone compressed: (share of its cost, score), from the
+            original on.
     """
 
     index: int
@@ -73,6 +75,7 @@ class Row:
     measured: float | None
     spectra: tuple[Spectrum, ...]
     facts: tuple[tuple[str, str], ...]
+    scores: tuple[tuple[float, float], ...] = ()
 
     @property
     def output_error(self) -> float | None:
@@ -83,9 +86,22 @@ class Row:
         return None
 
 
-def rows_of(layers: Sequence[LayerFacts]) -> list[Row]:
-    """Return the rows of all layers, in the model's order."""
-    return [_row(index, layer) for index, layer in enumerate(layers)]
+def rows_of(layers: Sequence[LayerFacts], sensitivity: SensitivityFacts | None = None) -> list[Row]:
+    """Return the rows of all layers, in the model's order.
+
+    Args:
+        layers: of the plan.
+        sensitivity: scores of the model with one layer compressed, where they were measured.
+    """
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for score in () if sensitivity is None else sensitivity.scores:
+        assert sensitivity is not None
+        scores.setdefault(score.path, [(1.0, sensitivity.original)])
+        scores[score.path].append((score.share, score.score))
+    return [
+        replace(_row(index, layer), scores=tuple(scores.get(layer.path, ())))
+        for index, layer in enumerate(layers)
+    ]
 
 
 def _row(index: int, layer: LayerFacts) -> Row:

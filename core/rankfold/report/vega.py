@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 Spec: TypeAlias = dict[str, Any]
 INK, FAINT, LINE = "var(--ink)", "var(--faint)", "var(--line)"
-ACCENT, PAPER, HATCH = "var(--accent)", "var(--paper)", "url(#hatch)"
+ACCENT, PAPER = "var(--accent)", "var(--paper)"
+HATCH, HATCH_LINE = "url(#hatch)", "var(--hatch)"
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 _CONFIG: Spec = {
     "background": None,

@@ -77,3 +77,14 @@ def network(layers: int = 21, *, informed: bool = True, first: str | None = None
         tradeoff=Tradeoff(resource="macs", measure="loss", points=curve, plan=(0.5, 1e-4 * 25**2)),
         call="rf.Budget(macs=0.5), exclude='stem'",
     )
+
+
+def sensitivities(plan: rf.Plan) -> rf.Sensitivities:
+    """Score each layer of a plan alone, later ones lower."""
+    scores = [
+        rf.LayerScore(item.path, "svd", (7,), share, 0.01, 0.1, 0.93 - drop, drop)
+        for index, item in enumerate(plan.layers)
+        for share in (0.5, 0.2)
+        for drop in [0.001 * (index + 1) / share]
+    ]
+    return rf.Sensitivities(tuple(scores), 0.93, "macs", {})

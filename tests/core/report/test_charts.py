@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.core.report.plans import network
+from tests.core.report.plans import network, sensitivities
 
 import rankfold as rf
 from rankfold.report.charts import Chart, charts
@@ -77,3 +77,15 @@ def test_what_is_not_there_is_not_drawn() -> None:
     plan = msgspec.structs.replace(network(2), tradeoff=None, trials=())
     assert list(drawn(plan)) == ["costs"]
     assert list(drawn(rf.Plan(layers=()))) == ["costs"]
+
+
+def test_scores_of_single_layers_are_shown_with_the_original() -> None:
+    plan = network()
+    rows = rows_of(plan.layers, sensitivities(plan))
+    chart = {chart.name: chart for chart in charts(plan, rows)}["sensitivity"]
+    measured = sensitivities(plan)
+    assert values(chart)[0]["score"] == measured.original
+    points = [(point["layer"], point["score"]) for point in values(chart, 2)]
+    assert points == [(score.path, score.score) for score in measured]
+    assert [point["layer"] for point in values(chart, 3)] == list(measured.most_sensitive()[:2])
+    assert rows[3].scores == ((1.0, 0.93), *((s.share, s.score) for s in measured.of(rows[3].name)))

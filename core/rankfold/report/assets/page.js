@@ -30,6 +30,10 @@
       const marks = shown.marks.map(([rank, text, kind], line) => ({ rank, text, kind, line }));
       draw(element, { ...data.spectrum, datasets: { values, marks } });
     }
+    for (const element of details.querySelectorAll(".scores")) {
+      const values = data.scores[row].map(([share, score]) => ({ share, score }));
+      draw(element, { ...data.score, datasets: { values } });
+    }
   };
 
   const go = (row) => {
