@@ -37,7 +37,10 @@ def demanding_blocks() -> list[pytest.ParameterSet]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
-def test_the_code_of_a_page_runs(page: Path) -> None:
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # pages write files by their names alone
     namespace: dict[str, object] = {}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), namespace)

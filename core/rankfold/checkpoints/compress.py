@@ -28,6 +28,7 @@ from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import working
 from rankfold.pipeline.api import plan as planned
+from rankfold.pipeline.call_text import of_checkpoint
 from rankfold.plan.plan import LayerPlan, Plan, validate
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
@@ -157,7 +158,9 @@ def _resumed(
     # of plugins are no part of the job's key; with others it may be of other layers by now.
     if plan is None or not _fits(plan, slots):
         plan = new_plan()
-        plan = msgspec.structs.replace(plan, notes=(*source.notes, *plan.notes))
+        plan = msgspec.structs.replace(
+            plan, notes=(*source.notes, *plan.notes), call=of_checkpoint(plan.call)
+        )
         workdir.note(PLANNED, plan)
     return plan
 

@@ -16,10 +16,12 @@ from rankfold.policies.selection import Selection, listed
 from rankfold.policies.validation import checked_policy
 
 _LONGEST = 2000
+_MODEL = "rf.compress(model, "
+_CHECKPOINT = "rf.compress_checkpoint(checkpoint, output, "
 
 
 def call_text(selection: Selection, settings: Settings, *, refit: bool = True) -> str:
-    """Return the arguments of `rankfold.compress` behind the model that are not data.
+    """Return a call of `rankfold.compress` without its data.
 
     Args:
         selection: the policies, and the layers that they decide on.
@@ -48,7 +50,12 @@ def call_text(selection: Selection, settings: Settings, *, refit: bool = True) -
         arguments.append(f"seed={settings.seed}")
     if not refit:
         arguments.append("refit=False")
-    return ", ".join(arguments)
+    return f"{_MODEL}{', '.join(arguments)})"
+
+
+def of_checkpoint(call: str) -> str:
+    """Return the call of `rankfold.compress_checkpoint` that decides as one on a model does."""
+    return f"{_CHECKPOINT}{call.removeprefix(_MODEL)}"
 
 
 def _overrides(overrides: Mapping[str, Policy]) -> str:

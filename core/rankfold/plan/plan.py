@@ -119,7 +119,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         notes: what the policies have to say of the whole.
         trials: the models that `Budget(drop=)` tried, in order; the original is the first.
         tradeoff: cost against predicted loss, as a budget saw it; None for other policies.
-        call: the arguments of `rankfold.compress` that decided, as Python, but for model and data.
+        call: that made it, as Python, without the data.
         version: of this format.
     """
 

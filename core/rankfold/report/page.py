@@ -126,15 +126,20 @@ def _call(plan: PlanFacts, *, informed: bool) -> tuple[str, str]:
     """Return the call that made a plan, and what its names of data stand for."""
     if not plan.call:
         return "", ""
-    arguments, meanings = ["model", printable(plan.call)], []
-    if plan.macs is not None:
-        arguments.insert(2, "inputs=x")
-        meanings.append("x is your example input")
-    if informed or plan.loss is not None:
-        arguments.append("calibration=batches")
-        meanings.append("batches are your calibration data")
-    text = f"small = rf.compress({', '.join(arguments)})"
-    return f"import rankfold as rf\n\n{text}", " and ".join(meanings)
+    # Data have no text. What the plan shows of them tells which there were.
+    of_model = not plan.call.startswith("rf.compress_checkpoint(")
+    data: dict[str, str] = {}
+    if plan.macs is not None and of_model:
+        data["inputs=x"] = "x is your example input"
+    elif plan.macs is not None:
+        data["inputs=shapes"] = "shapes are those of the inputs of layers"
+    if (informed or plan.loss is not None) and of_model:
+        data["calibration=batches"] = "batches are your calibration data"
+    elif informed:
+        data["moments=file"] = "file holds the moments of your calibration data"
+    text = ", ".join([printable(plan.call).removesuffix(")"), *data])
+    name = "small" if of_model else "plan"
+    return f"import rankfold as rf\n\n{name} = {text})", " and ".join(data.values())
 
 
 @lru_cache(maxsize=3)

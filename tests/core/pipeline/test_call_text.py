@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 import rankfold as rf
@@ -39,18 +42,29 @@ CALLS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("text", CALLS)
 def test_the_text_says_what_decided_and_makes_the_plan_again(text: str) -> None:
     plan = rf.plan(model(), **CALLS[text])
-    assert plan.call == text
-    assert eval(f"rf.compress(model(), {plan.call})").plan == plan
+    assert plan.call == f"rf.compress(model, {text})"
+    assert eval(plan.call, {"rf": rf, "model": model()}).plan == plan
 
 
 def test_data_are_no_part_of_it() -> None:
     batches = torch.randn(64, 48).split(16)
     moments = rf.gather(model(), batches)
     text = rf.plan(model(), rf.Ratio(0.3), calibration=batches).call
-    assert rf.plan(model(), rf.Ratio(0.3), moments=moments).call == text == "rf.Ratio(share=0.3)"
+    assert rf.plan(model(), rf.Ratio(0.3), moments=moments).call == text
+    assert text == "rf.compress(model, rf.Ratio(share=0.3))"
     assert rf.compress(model(), rf.Ratio(0.3), calibration=batches, refit=False).plan.call == (
-        "rf.Ratio(share=0.3), refit=False"
+        "rf.compress(model, rf.Ratio(share=0.3), refit=False)"
     )
+
+
+def test_that_of_a_checkpoint_makes_it_again(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((64, 48), dtype=np.float32)
+    save_file({"fc.weight": weight}, tmp_path / "model.safetensors")
+    names = {"checkpoint": tmp_path / "model.safetensors", "rf": rf}
+    plan = rf.compress_checkpoint(names["checkpoint"], tmp_path / "a", rf.Ranks(8), seed=3)
+    assert plan.call == "rf.compress_checkpoint(checkpoint, output, rf.Ranks(ranks=8), seed=3)"
+    again = eval(plan.call, {**names, "output": tmp_path / "b"})
+    assert again == plan
 
 
 def test_a_search_is_told_as_it_was_asked_for() -> None:
@@ -58,5 +72,5 @@ def test_a_search_is_told_as_it_was_asked_for() -> None:
         return 1.0
 
     small = rf.compress(model(), rf.Budget(drop=0.1, evaluate=score))
-    assert small.plan.call.startswith("rf.Budget(drop=0.1, evaluate=")
+    assert small.plan.call.startswith("rf.compress(model, rf.Budget(drop=0.1, evaluate=")
     assert " at 0x" not in small.plan.call

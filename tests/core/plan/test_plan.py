@@ -30,6 +30,15 @@ def test_json_goes_both_ways(plan: rf.Plan) -> None:
     assert rf.Plan.from_json(plan.to_json()) == plan
 
 
+def test_plans_from_before_the_report_are_read(plan: rf.Plan) -> None:
+    old = json.loads(plan.to_json())
+    for name in ("tradeoff", "call"):
+        del old[name]
+    for layer in old["layers"]:
+        del layer["spectra"]
+    assert rf.Plan.from_json(json.dumps(old)) == plan
+
+
 def test_the_table_shows_every_layer_and_the_totals(plan: rf.Plan) -> None:
     text = str(plan)
     for word in ("features.0", "tucker2", "7, 5", "0.1250", "Conv 11→13 3×3", "head", "tied: its"):

@@ -75,7 +75,7 @@ def network(layers: int = 21, *, informed: bool = True, first: str | None = None
             Trial(share=0.5, score=0.92, kept=True),
         ),
         tradeoff=Tradeoff(resource="macs", measure="loss", points=curve, plan=(0.5, 1e-4 * 25**2)),
-        call="rf.Budget(macs=0.5), exclude='stem'",
+        call="rf.compress(model, rf.Budget(macs=0.5), exclude='stem')",
     )
 
 

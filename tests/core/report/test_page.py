@@ -132,6 +132,12 @@ def test_every_layer_its_numbers_and_its_reason_are_there(page: str) -> None:
         assert words in text
 
 
+def test_the_call_of_a_checkpoint_has_data_of_its_own() -> None:
+    call = "rf.compress_checkpoint(checkpoint, output, rf.Ratio(share=0.5))"
+    text = " ".join(Parts(rendered(msgspec.structs.replace(network(), call=call))).text.split())
+    assert "rf.Ratio(share=0.5), inputs=shapes, moments=file)" in text
+
+
 def test_a_layer_without_a_spectrum_says_so() -> None:
     plan = rf.Plan(layers=(rf.LayerPlan(path="a", reason="tied", op="Linear"),))
     text = Parts(rendered(plan)).text
