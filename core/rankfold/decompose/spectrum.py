@@ -248,8 +248,14 @@ class Spectrum:
         return known
 
     def _sides_of(self, side: Side) -> tuple[int, int]:
-        rows, columns = self._unfolding(side).shape[1:]
-        return rows, columns
+        # From shapes alone: a spatial unfolding is a copy of the weight.
+        _, out, into, positions = self.tensor.shape
+        if side == "output":
+            return out, into * positions
+        if side == "input":
+            return into, out * positions
+        kh, kw = self.kernel
+        return (out * kw, into * kh) if side == "spatial_rows" else (into * kh, out * kw)
 
     def eigen(self, side: Side) -> Eigen:
         """Return the eigenpairs of the Gram matrices of an unfolding."""

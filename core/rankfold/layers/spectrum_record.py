@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -109,7 +110,7 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         if not all(level.isascii() and level.isdigit() and len(level) < 6 for level in levels):
             return "levels that are no numbers"
         marks = [self.gap, *self.energy, *(() if self.evbmf is None else (self.evbmf,))]
-        if not all(0 <= mark <= self.count for mark in marks):
+        if self.gap < 1 or not all(0 <= mark <= self.count for mark in marks):
             return f"ranks {marks} of {self.count}"
         if len(levels) != len(self.ranks):
             return f"{len(levels)} levels of {len(self.ranks)}"
@@ -117,10 +118,14 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def _grid(count: int, gap: int) -> Array:
+    return np.array(sorted(_even_and_steep(count) | {gap, min(gap + 1, count)}))
+
+
+@lru_cache(maxsize=1024)
+def _even_and_steep(count: int) -> frozenset[int]:
     even = np.linspace(1, count, min(count, _POINTS))
     steep = np.geomspace(1, count, min(count, _POINTS))
-    around = np.clip([gap, gap + 1], 1, count)
-    return np.unique(np.round(np.concatenate([even, steep, around])).astype(np.int64))
+    return frozenset(np.round(np.concatenate([even, steep])).astype(int).tolist())
 
 
 def rank_on(method: str | None, chosen: RankTuple, unfolding: str) -> int | None:
@@ -160,7 +165,7 @@ class SpectrumLog:
     def take(self, spectrum: Spectrum) -> None:
         """Record what was computed of a spectrum."""
         for name, (sides, squares) in spectrum.computed().items():
-            if name not in self._records:
+            if name not in self._records:  # not anew at each release
                 record = SpectrumRecord.of(name, sides, squares)
                 if record is not None:
                     self._records[name] = record

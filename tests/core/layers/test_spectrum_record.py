@@ -69,6 +69,7 @@ WRONG = {
     "words": {"levels": "0 a 3"},
     "other digits": {"levels": "0 ² 3"},
     "too few": {"levels": "0"},
+    "no gap": {"gap": 0},
     "a gap beyond all": {"gap": 99},
     "energy beyond all": {"energy": (3, 99)},
     "EVBMF beyond all": {"evbmf": 99},
