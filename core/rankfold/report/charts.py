@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rankfold.report.facts import PlanFacts, TradeoffFacts
+from rankfold.report.facts import PlanFacts, TradeoffFacts, TrialFacts
 from rankfold.report.rows import Change, Row, percent
 from rankfold.report.spectra import Spectrum
 from rankfold.report.vega import (
@@ -54,8 +55,9 @@ def charts(plan: PlanFacts, rows: Sequence[Row]) -> list[Chart]:
     drawn = [_costs(plan, rows)]
     if plan.tradeoff is not None and plan.tradeoff.points:
         drawn.append(_curve(plan.tradeoff))
-    if len(plan.trials) > 1:
-        drawn.append(_trials(plan))
+    tried = [trial for trial in plan.trials if math.isfinite(trial.score)]
+    if len(tried) > 1:
+        drawn.append(_trials(tried))
     scored = [row for row in rows if row.scores]
     if scored:
         drawn.append(_sensitivity(scored, len(rows)))
@@ -274,9 +276,9 @@ def _scores_of_layer() -> Spec:
     return chart(150, [layer("values", "line", {"x": x, "y": y}, point={"filled": True})])
 
 
-def _trials(plan: PlanFacts) -> Chart:
+def _trials(trials: Sequence[TrialFacts]) -> Chart:
     """Draw the scores of the models that a budget tried."""
-    first, *tried = plan.trials
+    first, *tried = trials
     points = [
         {
             "share": trial.share,

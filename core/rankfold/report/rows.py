@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -116,12 +117,17 @@ def _row(index: int, layer: LayerFacts) -> Row:
         note=printable(layer.reason),
         params=None if layer.params is None else Change(*layer.params),
         macs=None if layer.macs is None else Change(*layer.macs),
-        error=layer.error if replaced else None,
-        predicted=layer.predicted,
-        measured=layer.measured,
+        error=_finite(layer.error) if replaced else None,
+        predicted=_finite(layer.predicted),
+        measured=_finite(layer.measured),
         spectra=spectra,
         facts=tuple(_facts(layer, spectra)),
     )
+
+
+def _finite(value: float | None) -> float | None:
+    # A model whose outputs overflow has errors that are no numbers, and JSON knows none such.
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _what(layer: LayerFacts) -> str:

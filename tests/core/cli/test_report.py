@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
+from rankfold.cli.app import app
 from rankfold.cli.report import run
 
 
@@ -57,6 +58,13 @@ def test_of_an_onnx_file(tmp_path: Path) -> None:
     assert "Truncated SVD, rank 4" in (tmp_path / "a.html").read_text(encoding="utf-8")
     with pytest.raises(rf.RankfoldError, match="holds no plan"):
         run(tmp_path / "whole.onnx", tmp_path / "b.html")
+
+
+def test_the_command_takes_a_folder_and_a_file(small: rf.Compressed, tmp_path: Path) -> None:
+    small.save(tmp_path / "small")
+    page = tmp_path / "page.html"
+    app(args=["report", str(tmp_path / "small"), "-o", str(page)], standalone_mode=False)
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])

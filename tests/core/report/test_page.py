@@ -145,6 +145,21 @@ def test_a_layer_without_a_spectrum_says_so() -> None:
     assert "No curve: this policy decides on each layer by itself" in text
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300, 0.0])
+def test_numbers_that_are_none_leave_the_data_json(value: float) -> None:
+    plan = network(5)
+    odd = msgspec.structs.replace(plan.layers[0], error=value, predicted=value, measured=value)
+    trials = (*plan.trials, msgspec.structs.replace(plan.trials[0], score=value))
+    plan = msgspec.structs.replace(
+        plan, layers=(odd, *plan.layers[1:]), loss=(0.1, value), trials=trials
+    )
+    page = rendered(plan)
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert match is not None
+    json.loads(match[1], parse_constant=pytest.fail)
+    assert max(map(len, Parts(page).text.split())) < 60
+
+
 def test_it_is_written_and_replaced(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("old")
