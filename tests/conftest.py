@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,16 @@ def _drawn_by_numpy(truncated_normal: Any) -> Any:
         return jax.device_put(np.clip(numbers, lower, upper).astype(dtype))
 
     return drawn
+
+
+@pytest.fixture(autouse=True)
+def _compiles_afresh() -> Iterator[None]:
+    """Has torch.compile forget the code of others: it gives up on code that it met in many forms."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        import torch
+
+        torch._dynamo.reset()
 
 
 @pytest.fixture
