@@ -68,7 +68,7 @@ def _drawn_by_numpy(truncated_normal: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _compiles_afresh() -> Iterator[None]:
-    """Has torch.compile forget the code of others: it gives up on code that it met in many forms."""
+    """Has torch.compile forget what it met: it gives up on code that came in many forms."""
     yield
     if "torch._dynamo" in sys.modules:
         import torch
