@@ -159,7 +159,7 @@ def test_a_layer_that_cannot_be_read_is_an_error_whoever_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: object
 ) -> None:
     source = sharded(tmp_path / "source", files=1, layers=2)
-    read, count, last = Checkpoint.data, 0, 0
+    read, count, last = Checkpoint.array, 0, 0
 
     def failing(self: Checkpoint, name: str):
         nonlocal count
@@ -168,7 +168,7 @@ def test_a_layer_that_cannot_be_read_is_an_error_whoever_reads_it(
             raise rf.RankfoldError(f"{name!r} cannot be read")
         return read(self, name)
 
-    monkeypatch.setattr(Checkpoint, "data", failing)
+    monkeypatch.setattr(Checkpoint, "array", failing)
     rf.compress_checkpoint(source, tmp_path / "whole", policy)
     reads = count
     for last in range(1, reads + 1):

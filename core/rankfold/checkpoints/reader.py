@@ -85,7 +85,7 @@ class Checkpoint:
         # Open files and headers stay here. With the outline the other process can tell that it sees
         # the same files, and the stamps keep its cache from handing out an older checkpoint of that
         # path.
-        return _reopened, (self.path, self.outline, self._stamps, self._key, bool(self._made.notes))
+        return _reopened, (self.path, self.outline, self._stamps, self._key, bool(self._converted.notes))
 
     def _open(self) -> None:
         index = _index_of(self.path)
@@ -147,9 +147,9 @@ class Checkpoint:
         if self._as_loaded and self.kind is not None:
             kinds = {name: (entry.dtype, entry.shape) for name, entry in stored.items()}
             conversions = conversions_of(self.kind, self.settings, kinds)
-        self._made = ConvertedTensors(conversions, stored)
-        self.owner = self._made.owners(self.owner)
-        self.notes = (*self.notes, *self._made.notes)
+        self._converted = ConvertedTensors(conversions, stored)
+        self.owner = self._converted.owners(self.owner)
+        self.notes = (*self.notes, *self._converted.notes)
 
     @property
     def _settings_file(self) -> Path:
@@ -160,15 +160,15 @@ class Checkpoint:
 
     def entry(self, name: str) -> Entry:
         """Return type, shape and place of a tensor."""
-        return self._made.entry(name) if name in self._made else self._stored(name)
+        return self._converted.entry(name) if name in self._converted else self._stored(name)
 
     def _stored(self, name: str) -> Entry:
         return self.files[self._file_of[name]].header.entries[self._stored_as[name]]
 
     def _values(self, name: str) -> Array:
         """Read a tensor in its own type."""
-        if name in self._made:
-            return self._made.array(name, self._read)
+        if name in self._converted:
+            return self._converted.array(name, self._read)
         return self._read(name)
 
     def _read(self, name: str) -> Array:
@@ -178,13 +178,13 @@ class Checkpoint:
 
     def data(self, name: str) -> Array:
         """Read the bytes of a tensor: (size,) uint8."""
-        if name in self._made:
+        if name in self._converted:
             return np.ascontiguousarray(self._values(name)).reshape(-1).view(np.uint8)
         return self.files[self._file_of[name]].data(self._stored(name))
 
     def pieces(self, name: str) -> Iterator[Array]:
         """Read the bytes of a tensor a few megabytes at a time, so that copying takes no memory."""
-        if name in self._made:
+        if name in self._converted:
             yield self.data(name)
             return
         entry, file = self._stored(name), self.files[self._file_of[name]]
@@ -212,7 +212,7 @@ class Checkpoint:
         # Workers compare this one, not the content, which each of them would have to read in full.
         # Inode and time of state are left out: they differ between the clients of a network file
         # system.
-        digest = hashlib.sha256(repr((self.settings, self._made)).encode(errors="replace"))
+        digest = hashlib.sha256(repr((self.settings, self._converted)).encode(errors="replace"))
         # The stamps end with that of config.json, whose content is hashed already.
         for file, stamp in zip(self.files.values(), self._stamps, strict=False):
             tensors = [
@@ -236,7 +236,7 @@ class Checkpoint:
             raise RankfoldError(f"{str(self.path)!r} cannot be read: {error}") from None
 
     def _content(self) -> str:
-        digest = hashlib.sha256(repr((self.settings, self._made)).encode(errors="replace"))
+        digest = hashlib.sha256(repr((self.settings, self._converted)).encode(errors="replace"))
         with progress("hashing", len(self._paths)) as advance:
             for file in self._paths:
                 advance(file.name)

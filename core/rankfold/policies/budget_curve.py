@@ -76,13 +76,11 @@ def _count(cost: Cost, resource: Resource) -> float:
 
 def _hull(items: Sequence[Offer | None], first: float, resource: Resource) -> list[Point]:
     """Return the steps down the lower convex hull of a layer: (cost, loss), the cost negative."""
-    points = sorted(
-        {(_count(o.cost, resource), o.loss) for o in items if o is not None} | {(first, 0.0)},
-        key=lambda point: (-point[0], point[1]),
-    )
-    hull: list[Point] = []
-    for cost, loss in points:
-        if hull and cost == hull[-1][0]:
+    offered = {(_count(o.cost, resource), o.loss) for o in items if o is not None}
+    hull: list[Point] = [(first, 0.0)]
+    for cost, loss in sorted(offered, key=lambda point: (-point[0], point[1])):
+        # A factored table saves parameters and costs multiply-accumulates.
+        if cost >= first or cost == hull[-1][0]:
             continue
         while len(hull) > 1 and _is_above(hull[-2], hull[-1], (cost, loss)):
             hull.pop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,16 @@ def test_no_choice_within_the_same_cost_loses_less(share: float) -> None:
         least = np.interp(sum(costs) / total, shares[::-1], losses[::-1] ** 2) ** 0.5
         # Points are rounded to four digits, and thinned on a convex curve, which lifts it.
         assert loss >= least * (1 - 0.02) - 1e-3
+
+
+def test_offers_that_cost_more_are_no_part_of_it() -> None:
+    group = LayerGroup.of(layers(2))
+    offers = [[None, *layer.offers()] for layer in group]
+    dearer = [
+        [*items, replace(items[1], cost=group.original_cost, loss=items[1].loss / 2)]
+        for items in offers
+    ]
+    assert tradeoff(group, dearer, [0, 0, 0]) == tradeoff(group, offers, [0, 0, 0])
 
 
 def test_what_lies_outside_of_the_layers_counts() -> None:
