@@ -85,7 +85,13 @@ class Checkpoint:
         # Open files and headers stay here. With the outline the other process can tell that it sees
         # the same files, and the stamps keep its cache from handing out an older checkpoint of that
         # path.
-        return _reopened, (self.path, self.outline, self._stamps, self._key, bool(self._converted.notes))
+        return _reopened, (
+            self.path,
+            self.outline,
+            self._stamps,
+            self._key,
+            bool(self._converted.notes),
+        )
 
     def _open(self) -> None:
         index = _index_of(self.path)

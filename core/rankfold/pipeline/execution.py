@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -98,7 +99,10 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
             best = attempt(policy.policy)
         else:
             resource: Literal["params", "macs"] = "params" if session.trace is None else "macs"
-            kept = _searched(policy, policy.searching, session.model, attempt, resource)
+            original = session.model
+            if policy.looks_at == "models":  # whose score may be taken in ways that change it
+                original, _ = replaced(session.can, original, {}, inplace=False)
+            kept = _searched(policy, policy.searching, original, attempt, resource)
             if not isinstance(kept, Outcome) or kept.token is not token:
                 raise RankfoldError(
                     f"policy {shown(policy.policy)}: search gave {shown(kept)}; give back one of "
@@ -325,6 +329,10 @@ def _judged(plan: Plan, session: Session, calibrated: Calibrated, small: Any) ->
         loss = calibrates.divergence(session.model, small, batches.held_out())
     except RankfoldError:  # a model that takes batches of one size only
         loss = calibrates.divergence(session.model, small, batches)
+    if not all(map(math.isfinite, loss)):
+        first, second = loss
+        note = f"the loss on held-out examples is {first:g}, of the result {second:g}: no numbers"
+        return msgspec.structs.replace(plan, notes=(*plan.notes, note))
     remark = estranged(batches, loss[1])
     notes = plan.notes if remark is None else (*plan.notes, remark)
     return msgspec.structs.replace(plan, loss=loss, notes=notes)

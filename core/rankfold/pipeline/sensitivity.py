@@ -102,7 +102,10 @@ def sensitivity(
     )
     resource: Resource = "macs" if counted else "params"
     total = sum(_count(layer.costs.before, resource) for layer in layers.layers.values())
-    original = score_of(evaluate, session.model, "sensitivity")
+    # A copy, as the others are: a score may be taken in ways that change the model.
+    original = score_of(
+        evaluate, replaced(session.can, session.model, {}, inplace=False)[0], "sensitivity"
+    )
     left_out = dict(layers.refusals)
     scores: list[LayerScore] = []
     task = Task(session, calibrated, layers, paths, selection, {})

@@ -252,6 +252,9 @@ def validate(plan: Plan) -> None:
         _check_measure("the plan", name, getattr(plan, name))
     for trial in plan.trials:
         _check_measure("the plan", "trials: share", trial.share)
+        _check_finite("trials: score", trial.score)
+    for loss in plan.loss or ():
+        _check_finite("loss", loss)
     if plan.tradeoff is not None and plan.tradeoff.why_not:
         raise RankfoldError(f"the plan: tradeoff holds {plan.tradeoff.why_not}")
     seen: set[str] = set()
@@ -295,6 +298,14 @@ def _check_measure(owner: str, field: str, value: Any) -> None:
     if not number or not 0.0 <= value <= _LARGEST:
         raise RankfoldError(
             f"{owner}: {field} is {_shown(value)}; use a number from 0 to {_LARGEST:.0e}, or None"
+        )
+
+
+def _check_finite(field: str, value: Any) -> None:
+    """Check a number of any sign: JSON has none for what is not finite."""
+    if not isinstance(value, (Integral, float)) or not -_LARGEST <= value <= _LARGEST:
+        raise RankfoldError(
+            f"the plan: {field} is {_shown(value)}; use a number of a size up to {_LARGEST:.0e}"
         )
 
 

@@ -75,6 +75,20 @@ def test_the_model_stays_as_it_was() -> None:
     assert type(model[0]) is nn.Conv2d
 
 
+def test_a_score_that_changes_a_model_changes_a_copy() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 3)).eval()
+    before = copy.deepcopy(model.state_dict())
+
+    def score(candidate: nn.Module) -> float:
+        candidate.train()(X)
+        return 0.0
+
+    rf.sensitivity(model, evaluate=score, shares=(0.5,))
+    rf.compress(model, rf.Budget(drop=0.5, evaluate=score))
+    assert not any(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_moments_that_were_gathered_are_used() -> None:
     model = network()
     moments = rf.gather(model, X.split(16))

@@ -1,12 +1,14 @@
 """A plan as JSON and as a table."""
 
 import json
+from typing import Any
 
 import msgspec
 import pytest
 
 import rankfold as rf
 from rankfold.errors import Infeasible, Refused
+from rankfold.plan.plan import Trial
 
 
 @pytest.fixture
@@ -125,6 +127,17 @@ def test_a_plan_made_by_hand_is_checked_too(plan: rf.Plan, value: object) -> Non
     layer = msgspec.structs.replace(plan.layers[0], error=value)
     with pytest.raises(rf.RankfoldError, match=r"layer 'features.0': error "):
         rf.apply(None, msgspec.structs.replace(plan, layers=(layer,)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e301])
+@pytest.mark.parametrize("field", ["loss", "score"])
+def test_scores_and_losses_that_are_no_numbers_are_refused(
+    plan: rf.Plan, field: str, value: float
+) -> None:
+    trials = (Trial(share=0.5, score=value, kept=True),)
+    changes: dict[str, Any] = {"loss": (0.1, value)} if field == "loss" else {"trials": trials}
+    with pytest.raises(rf.RankfoldError, match=field):
+        rf.apply(None, msgspec.structs.replace(plan, **changes))
 
 
 @pytest.mark.parametrize(

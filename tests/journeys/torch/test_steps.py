@@ -695,3 +695,16 @@ def test_a_model_that_is_not_the_same_any_more_is_told_of() -> None:
     ruined = rf.compress(model, rf.Ranks(1), calibration=batches)
     assert "not the same network" not in str(kept.plan)
     assert "not the same network" in str(ruined.plan)
+
+
+def test_a_loss_that_is_no_number_is_a_note_of_a_plan_that_can_be_read_again() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    small = rf.compress(
+        model,
+        rf.Ranks(8),
+        calibration=[torch.randn(64, 32)],
+        loss=lambda outputs, batch: outputs.square().sum() + float("inf"),
+    )
+    assert small.plan.loss is None
+    assert any("no numbers" in note for note in small.plan.notes)
+    assert rf.Plan.from_json(small.plan.to_json()) == small.plan
