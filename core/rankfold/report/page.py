@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from rankfold.report.summary import figures, headline, hints
 from rankfold.report.templating import environment
 from rankfold.report.words import meanings
 
+_FUNCTION = re.compile(r"evaluate=[^,)]+")
 _TITLE = 60
 """Letters of a headline in the title of a tab."""
 
@@ -137,9 +139,14 @@ def _call(plan: PlanFacts, *, informed: bool) -> tuple[str, str]:
         data["calibration=batches"] = "batches are your calibration data"
     elif informed:
         data["moments=file"] = "file holds the moments of your calibration data"
-    text = ", ".join([printable(plan.call).removesuffix(")"), *data])
+    # A function is told by its name, which may be that of a lambda.
+    asked, functions = _FUNCTION.subn("evaluate=evaluate", printable(plan.call).removesuffix(")"))
+    names = list(data.values())
+    if functions:
+        names.append("evaluate gives the score of a model")
+    text = ", ".join([asked, *data])
     name = "small" if of_model else "plan"
-    return f"import rankfold as rf\n\n{name} = {text})", " and ".join(data.values())
+    return f"import rankfold as rf\n\n{name} = {text})", " and ".join(names)
 
 
 @lru_cache(maxsize=3)

@@ -138,6 +138,13 @@ def test_the_call_of_a_checkpoint_has_data_of_its_own() -> None:
     assert "rf.Ratio(share=0.5), inputs=shapes, moments=file)" in text
 
 
+def test_a_function_in_the_call_has_a_name_that_can_be_typed() -> None:
+    call = "rf.compress(model, rf.Budget(drop=0.5, evaluate=Run.<locals>.<lambda>), seed=3)"
+    text = Parts(rendered(msgspec.structs.replace(network(), call=call))).text
+    assert "rf.Budget(drop=0.5, evaluate=evaluate), seed=3" in text
+    assert "evaluate gives the score of a model" in text
+
+
 def test_a_layer_without_a_spectrum_says_so() -> None:
     plan = rf.Plan(layers=(rf.LayerPlan(path="a", reason="tied", op="Linear"),))
     text = Parts(rendered(plan)).text
