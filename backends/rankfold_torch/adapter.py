@@ -308,7 +308,10 @@ class TorchAdapter:
             held = held_at(model, path)
             if held is None:
                 # The factors as they are now, after any fine-tuning.
-                chain = layers.chain(small.get_submodule(path))
+                try:
+                    chain = layers.chain(small.get_submodule(path))
+                except Refused as refused:
+                    raise Refused(f"layer {path!r}: {refused.reason}") from None
             else:
                 chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
             if folds := self.folded(model, path):

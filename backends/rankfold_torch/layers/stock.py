@@ -48,6 +48,7 @@ _PADS: dict[str, dict[int, type[nn.Module]]] = {
     "replicate": {1: nn.ReplicationPad1d, 2: nn.ReplicationPad2d, 3: nn.ReplicationPad3d},
     "circular": {1: nn.CircularPad1d, 2: nn.CircularPad2d, 3: nn.CircularPad3d},
 }
+_PADDING = tuple(pad for pads in _PADS.values() for pad in pads.values())
 
 
 def stays(device: torch.device) -> bool:
@@ -154,7 +155,12 @@ def chain(built: nn.Module) -> Chain:
     """
     if not isinstance(built, nn.Sequential) or not any(isinstance(m, KINDS) for m in built):
         raise Refused(f"a {type(built).__name__} stands in its place, not a chain of layers")
-    # Layers that only pad are left out.
+    for module in built:
+        if not isinstance(module, (*KINDS, Interpolative, *_PADDING)):
+            raise Refused(
+                f"a {type(module).__name__} stands in its chain, which is then no layer any more; "
+                "take it out"
+            )
     return tuple(_stage(stage) for stage in built if isinstance(stage, (*KINDS, Interpolative)))
 
 

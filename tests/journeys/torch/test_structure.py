@@ -412,3 +412,12 @@ def test_planned_total_macs_are_those_of_the_models(
     assert small.plan.macs == tuple(
         measured_macs(model, lambda model=model: model(x)) for model in (network, small.model)
     )
+
+
+def test_a_chain_with_something_else_in_it_is_not_expanded() -> None:
+    model = nn.Sequential(nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 16))
+    small = rf.compress(model, rf.Ranks({"0": 8}))
+    first, last = small.model[0]
+    small.model[0] = nn.Sequential(first, nn.ReLU(), last)
+    with pytest.raises(rf.RankfoldError, match=r"'0'.*ReLU stands in its chain"):
+        small.expanded(model)
