@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from rankfold.adapters.base import Adapter
 from rankfold.calibration.batches import Loss
 from rankfold.decompose.base import RankTuple
-from rankfold.errors import Refused
+from rankfold.errors import RankfoldError, Refused
 from rankfold.layers.layer import Layer
 from rankfold.ops import Cost
 from rankfold.pipeline.allocation import Task
@@ -88,6 +88,8 @@ def sensitivity(
         >>> [(one.path, one.share <= 0.5, one.drop > 0) for one in result.of("0")]
         [('0', True, True), ('0', True, True)]
     """
+    if not isinstance(shares, Iterable):
+        raise RankfoldError(f"sensitivity: shares {shares!r}; give several, as in ({shares!r},)")
     for share in shares:
         check_share("sensitivity", share)
     selection = Selection(Ratio(1.0), include, exclude)

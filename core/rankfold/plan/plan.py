@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import msgspec
 
@@ -233,6 +233,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         Raises:
             RankfoldError: Jinja2 is not installed, or the file cannot be written.
         """
+        if not isinstance(sensitivity, Sensitivities | None):
+            raise RankfoldError(
+                f"sensitivity: {type(sensitivity).__name__}; give what rankfold.sensitivity() gave"
+            )
         return write(self, file, sensitivity)
 
 
@@ -303,7 +307,7 @@ def _check_measure(owner: str, field: str, value: Any) -> None:
 
 def _check_finite(field: str, value: Any) -> None:
     """Check a number of any sign: JSON has none for what is not finite."""
-    if not isinstance(value, (Integral, float)) or not -_LARGEST <= value <= _LARGEST:
+    if not isinstance(value, SupportsFloat) or not abs(float(value)) <= _LARGEST:
         raise RankfoldError(
             f"the plan: {field} is {_shown(value)}; use a number of a size up to {_LARGEST:.0e}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import msgspec
 import numpy as np
@@ -37,7 +37,7 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 original.
         """
         shares, losses = self._ascending()
-        if not shares[0] <= share <= max(1.0, shares[-1]):
+        if not isinstance(share, SupportsFloat) or not shares[0] <= share <= max(1.0, shares[-1]):
             least = f"{shares[0]:.4g}, the cheapest on offer"
             raise RankfoldError(f"loss_at: share {share!r}; use one from {least}, to 1")
         return float(np.interp(share, shares, losses))
@@ -48,7 +48,7 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             RankfoldError: the loss is below 0 or not a number.
         """
-        if not loss >= 0.0:
+        if not isinstance(loss, SupportsFloat) or not loss >= 0.0:
             raise RankfoldError(f"share_at: loss {loss!r}; use a number from 0 on")
         shares, losses = self._ascending()
         return float(np.interp(loss, losses[::-1], shares[::-1]))
@@ -89,4 +89,6 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Say what is wrong with a curve from elsewhere; "" where nothing is."""
         numbers = [number for point in (*self.points, self.plan) for number in point]
         bad = [number for number in numbers if not (math.isfinite(number) and number >= 0.0)]
+        if not self.points:
+            return "no points; the original is the first"
         return f"{bad[0]}; use finite numbers from 0 on" if bad else ""

@@ -48,9 +48,14 @@ def write(
         The path of the file.
 
     Raises:
-        RankfoldError: Jinja2 is not installed, or the file cannot be written.
+        RankfoldError: Jinja2 is not installed, or the file cannot be written or is no path.
     """
-    path = Path(file)
+    try:
+        path = Path(file)
+    except TypeError:
+        raise RankfoldError(
+            f"report: {type(file).__name__} is not a path; give one, 'report.html' for instance"
+        ) from None
     text = rendered(plan, sensitivity)
     try:
         path.write_text(text, encoding="utf-8")

@@ -112,6 +112,7 @@ def test_layers_that_are_not_tried_have_a_reason() -> None:
     ("arguments", "message"),
     [
         ({"shares": (0.5, 1.5)}, "sensitivity: share 1.5"),
+        ({"shares": 0.5}, r"sensitivity: shares 0.5; give several"),
         ({"include": "none"}, "matches no layer"),
         ({"evaluate": lambda model: float("nan")}, "sensitivity: evaluate gave nan"),
         ({"evaluate": lambda model: {}["a"]}, "sensitivity: evaluate fails with KeyError"),

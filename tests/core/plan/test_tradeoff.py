@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
+import msgspec
 import pytest
 
 import rankfold as rf
@@ -31,9 +33,10 @@ def test_what_is_not_on_offer_is_an_error(share: float) -> None:
         CURVE.loss_at(share)
 
 
-def test_a_loss_below_none_is_an_error() -> None:
-    with pytest.raises(rf.RankfoldError, match="share_at: loss -1"):
-        CURVE.share_at(-1)
+@pytest.mark.parametrize("loss", [-1, float("nan"), "a"])
+def test_a_loss_that_is_none_is_an_error(loss: Any) -> None:
+    with pytest.raises(rf.RankfoldError, match=f"share_at: loss {loss!r}"):
+        CURVE.share_at(loss)
 
 
 def test_it_is_shown_in_a_line_and_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,3 +56,6 @@ def test_a_curve_from_elsewhere_is_checked() -> None:
     bad = Tradeoff(resource="macs", measure="error", points=((1.0, float("nan")),), plan=(1.0, 0.0))
     with pytest.raises(rf.RankfoldError, match="the plan: tradeoff holds nan"):
         rf.apply(None, rf.Plan(layers=(), tradeoff=bad))
+    empty = msgspec.structs.replace(bad, points=())
+    with pytest.raises(rf.RankfoldError, match="tradeoff holds no points"):
+        rf.apply(None, rf.Plan(layers=(), tradeoff=empty))

@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -178,6 +179,17 @@ def test_it_is_written_and_replaced(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_an_error(tmp_path: Path, name: str) -> None:
     with pytest.raises(rf.RankfoldError, match="cannot write the report"):
         network(1).report(tmp_path / name)
+
+
+@pytest.mark.parametrize("arguments", [(3,), (b"x.html",)])
+def test_what_is_no_path_is_an_error(arguments: tuple[Any]) -> None:
+    with pytest.raises(rf.RankfoldError, match="is not a path"):
+        network().report(*arguments)
+
+
+def test_scores_of_something_else_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(rf.RankfoldError, match="sensitivity: str"):
+        network().report(tmp_path / "x.html", sensitivity="a")  # type: ignore[arg-type]
 
 
 def test_without_the_template_engine_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
