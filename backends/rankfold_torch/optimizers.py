@@ -27,21 +27,47 @@ def following(model: nn.Module, optimizers: Sequence[Any]) -> Iterator[None]:
             does not hold, as a frozen one, is not given to it.
 
     Raises:
-        RankfoldError: one of them is no optimizer of PyTorch.
+        RankfoldError: one of them is no optimizer of PyTorch, or holds parameters besides those of
+            its groups, as `torch.optim.LBFGS` does.
     """
+    before = dict(model.named_parameters())
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise RankfoldError(
                 f"a {type(optimizer).__name__} is no torch.optim.Optimizer; give the optimizers of "
                 "the model, one by one"
             )
-    before = dict(model.named_parameters())
+        _check_holds_groups_only(optimizer, before)
     try:
         yield
     finally:
         after = dict(model.named_parameters())
         for optimizer in optimizers:
             _follow(optimizer, before, after)
+
+
+def _check_holds_groups_only(
+    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuse an optimizer, or one that it wraps, that keeps a list of parameters of its own."""
+    known = {id(parameter) for parameter in before.values()}
+    wrapped = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+    for holder in (optimizer, *wrapped):
+        for attribute, value in vars(holder).items():
+            if attribute in ("param_groups", "state"):
+                continue
+            items = [value]
+            if isinstance(value, Mapping):
+                items = [*value.keys(), *value.values()]
+            elif isinstance(value, (list, tuple, set, frozenset)):
+                items = list(value)
+            if any(id(item) in known for item in items):
+                kind = type(holder).__name__
+                raise RankfoldError(
+                    f"a {kind} holds parameters in {attribute!r} besides those of its groups, and "
+                    "cannot go on with others; leave it out, and make it anew after each step() "
+                    "that returns True"
+                )
 
 
 def _follow(

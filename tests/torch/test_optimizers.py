@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,28 @@ def test_frozen_layers_stay_out_and_errors_change_nothing() -> None:
 def test_what_is_no_optimizer_is_named() -> None:
     with pytest.raises(RankfoldError, match="a list is no torch"):
         following(network(), [[]]).__enter__()
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Stand for wrappers such as accelerate's, which show the groups of the optimizer inside."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Wrapper])
+def test_an_optimizer_with_a_list_of_its_own_is_refused_before_anything_changes(wrap: Any) -> None:
+    model = network()
+    before = dict(model.named_parameters())
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    first = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradual = rf.Gradual({0: rf.Ranks(3)})
+    with pytest.raises(RankfoldError, match=r"a LBFGS holds .*'_params'.*make it anew after each"):
+        gradual.step(model, 0, [first, wrap(lbfgs)])
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is parameter for name, parameter in after.items())
+    assert first.param_groups[0]["params"] == lbfgs.param_groups[0]["params"] == [*after.values()]
+    other = torch.optim.LBFGS(network().parameters())  # holds nothing of the model
+    assert gradual.step(model, 0, [first, other])
