@@ -100,14 +100,17 @@ def _follow(
 def _likeness(name: str, former: str) -> tuple[int, bool]:
     """Rank a former parameter as the predecessor of a new one, by their names.
 
-    A chain "block.up" holds "block.up.0.weight" where its layer held "block.up.weight". The path in
-    common tells the layer, the last part a weight from a bias, which may be in groups of their own.
+    A chain "block.up" holds "block.up.0.weight" where its layer held "block.up.weight", and the
+    factors of a parameter "experts.up" are "experts.parametrizations.up.original0" and so on. The
+    path in common tells the layer or the parameter, the last part a weight from a bias, which may
+    be in groups of their own.
     """
-    *path, last = name.split(".")
-    *former_path, former_last = former.split(".")
+    parts, former_parts = (
+        [part for part in each.split(".") if part != "parametrizations"] for each in (name, former)
+    )
     common = 0
-    for part, other in zip(path, former_path, strict=False):
+    for part, other in zip(parts, former_parts, strict=False):
         if part != other:
             break
         common += 1
-    return common, last == former_last
+    return common, parts[-1] == former_parts[-1]

@@ -8,12 +8,24 @@ from torch import nn
 
 import rankfold as rf
 from rankfold import RankfoldError
+from rankfold.plugins.hookspecs import ParameterRule
+from rankfold.plugins.registry import registry
 from rankfold_torch.optimizers import following
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 5))
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 24, 16))
+        self.down = nn.Parameter(torch.randn(3, 16, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.up.mT @ self.down.mT
 
 
 def names(model: nn.Module, group: dict[str, list[torch.Tensor]]) -> list[str]:
@@ -105,3 +117,25 @@ def test_an_optimizer_with_a_list_of_its_own_is_refused_before_anything_changes(
     assert first.param_groups[0]["params"] == lbfgs.param_groups[0]["params"] == [*after.values()]
     other = torch.optim.LBFGS(network().parameters())  # holds nothing of the model
     assert gradual.step(model, 0, [first, other])
+
+
+def test_factors_of_experts_come_into_the_groups_of_their_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rule = ParameterRule("torch", f"{Experts.__module__}:Experts", ("up", "down"))
+    monkeypatch.setattr(registry(), "parameter_rules", [rule])
+    model = nn.Sequential(nn.Linear(16, 16), Experts())
+    before = list(dict(model.named_parameters()))
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1} for p in model.parameters()])
+    gradual = rf.Gradual({0: rf.Ranks(3), 1: rf.Ranks(2)}, exclude="0")
+    for number in (0, 1):
+        gradual.step(model, number, [optimizer])
+        groups = [names(model, group) for group in optimizer.param_groups]
+        by_name = dict(zip(before, groups, strict=True))
+        for name in ("up", "down"):
+            factors = [f"1.parametrizations.{name}.original{i}" for i in (0, 1)]
+            assert by_name[f"1.{name}"] == factors
+    assert gradual.compressed is not None
+    with following(model, [optimizer]):
+        gradual.compressed.expanded(nn.Sequential(nn.Linear(16, 16), Experts()), inplace=True)
+    assert [names(model, group) for group in optimizer.param_groups] == [[n] for n in before]
