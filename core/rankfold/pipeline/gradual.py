@@ -8,7 +8,7 @@ for. So all policies refer to the original model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any
@@ -31,7 +31,8 @@ class Gradual:
     Args:
         schedule: policies, objects or texts, by the number of the training step (or epoch) from
             which they hold; each refers to the original model.
-        options: what `rankfold.compress` takes besides: inputs, calibration, methods, ...
+        options: what `rankfold.compress` takes besides: inputs, calibration, methods, ... Of an
+            iterator, as a generator of batches, a list is kept for all steps.
 
     Attributes:
         compressed: the model with its plan, to be saved; None before the first step is due.
@@ -70,6 +71,11 @@ class Gradual:
                     f"Gradual: no option {name!r}; use those of compress: "
                     f"{', '.join(sorted(_OPTIONS))}"
                 )
+        # An iterator would be at its end where the second step is due.
+        options = {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in options.items()
+        }
         # Whatever can be told of them now is not left for the middle of a training run.
         selectors = (options.get("include"), options.get("exclude", ()), options.get("overrides"))
         for policy in schedule.values():

@@ -114,6 +114,20 @@ def test_a_failing_step_leaves_a_dense_model_in_its_optimizer() -> None:
     assert held == {id(parameter) for parameter in model.parameters()}
 
 
+def test_iterators_serve_every_step() -> None:
+    def plans(calibration: Any, include: Any) -> list[Any]:
+        model, listed = network(), []
+        gradual = rf.Gradual(SCHEDULE, inputs=X[:1], calibration=calibration, include=include)
+        for number in (0, 3):
+            gradual.step(model, number)
+            assert gradual.compressed is not None
+            listed.append(gradual.compressed.plan)
+        return listed
+
+    batches = X.split(16)
+    assert plans(iter(batches), iter(["0", "2"])) == plans(batches, ["0", "2"])
+
+
 @pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
