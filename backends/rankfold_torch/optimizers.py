@@ -27,21 +27,47 @@ def following(model: nn.Module, optimizers: Sequence[Any]) -> Iterator[None]:
             does not hold, as a frozen one, is not given to it.
 
     Raises:
-        RankfoldError: one of them is no optimizer of PyTorch.
+        RankfoldError: one of them is no optimizer of PyTorch, or holds parameters besides those of
+            its groups, as `torch.optim.LBFGS` does.
     """
+    before = dict(model.named_parameters())
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise RankfoldError(
                 f"a {type(optimizer).__name__} is no torch.optim.Optimizer; give the optimizers of "
                 "the model, one by one"
             )
-    before = dict(model.named_parameters())
+        _check_holds_groups_only(optimizer, before)
     try:
         yield
     finally:
         after = dict(model.named_parameters())
         for optimizer in optimizers:
             _follow(optimizer, before, after)
+
+
+def _check_holds_groups_only(
+    optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuse an optimizer, or one that it wraps, that keeps a list of parameters of its own."""
+    known = {id(parameter) for parameter in before.values()}
+    wrapped = [v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer)]
+    for holder in (optimizer, *wrapped):
+        for attribute, value in vars(holder).items():
+            if attribute in ("param_groups", "state"):
+                continue
+            items = [value]
+            if isinstance(value, Mapping):
+                items = [*value.keys(), *value.values()]
+            elif isinstance(value, (list, tuple, set, frozenset)):
+                items = list(value)
+            if any(id(item) in known for item in items):
+                kind = type(holder).__name__
+                raise RankfoldError(
+                    f"a {kind} holds parameters in {attribute!r} besides those of its groups, and "
+                    "cannot go on with others; leave it out, and make it anew after each step() "
+                    "that returns True"
+                )
 
 
 def _follow(
@@ -74,14 +100,17 @@ def _follow(
 def _likeness(name: str, former: str) -> tuple[int, bool]:
     """Rank a former parameter as the predecessor of a new one, by their names.
 
-    A chain "block.up" holds "block.up.0.weight" where its layer held "block.up.weight". The path in
-    common tells the layer, the last part a weight from a bias, which may be in groups of their own.
+    A chain "block.up" holds "block.up.0.weight" where its layer held "block.up.weight", and the
+    factors of a parameter "experts.up" are "experts.parametrizations.up.original0" and so on. The
+    path in common tells the layer or the parameter, the last part a weight from a bias, which may
+    be in groups of their own.
     """
-    *path, last = name.split(".")
-    *former_path, former_last = former.split(".")
+    parts, former_parts = (
+        [part for part in each.split(".") if part != "parametrizations"] for each in (name, former)
+    )
     common = 0
-    for part, other in zip(path, former_path, strict=False):
+    for part, other in zip(parts, former_parts, strict=False):
         if part != other:
             break
         common += 1
-    return common, last == former_last
+    return common, parts[-1] == former_parts[-1]

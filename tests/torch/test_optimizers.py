@@ -1,17 +1,31 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import rankfold as rf
 from rankfold import RankfoldError
+from rankfold.plugins.hookspecs import ParameterRule
+from rankfold.plugins.registry import registry
 from rankfold_torch.optimizers import following
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(12, 40), nn.ReLU(), nn.Linear(40, 30), nn.Linear(30, 5))
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(3, 24, 16))
+        self.down = nn.Parameter(torch.randn(3, 16, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.up.mT @ self.down.mT
 
 
 def names(model: nn.Module, group: dict[str, list[torch.Tensor]]) -> list[str]:
@@ -78,3 +92,50 @@ def test_frozen_layers_stay_out_and_errors_change_nothing() -> None:
 def test_what_is_no_optimizer_is_named() -> None:
     with pytest.raises(RankfoldError, match="a list is no torch"):
         following(network(), [[]]).__enter__()
+
+
+class Wrapper(torch.optim.Optimizer):
+    """Stand for wrappers such as accelerate's, which show the groups of the optimizer inside."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Wrapper])
+def test_an_optimizer_with_a_list_of_its_own_is_refused_before_anything_changes(wrap: Any) -> None:
+    model = network()
+    before = dict(model.named_parameters())
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    first = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradual = rf.Gradual({0: rf.Ranks(3)})
+    with pytest.raises(RankfoldError, match=r"a LBFGS holds .*'_params'.*make it anew after each"):
+        gradual.step(model, 0, [first, wrap(lbfgs)])
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is parameter for name, parameter in after.items())
+    assert first.param_groups[0]["params"] == lbfgs.param_groups[0]["params"] == [*after.values()]
+    other = torch.optim.LBFGS(network().parameters())  # holds nothing of the model
+    assert gradual.step(model, 0, [first, other])
+
+
+def test_factors_of_experts_come_into_the_groups_of_their_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rule = ParameterRule("torch", f"{Experts.__module__}:Experts", ("up", "down"))
+    monkeypatch.setattr(registry(), "parameter_rules", [rule])
+    model = nn.Sequential(nn.Linear(16, 16), Experts())
+    before = list(dict(model.named_parameters()))
+    optimizer = torch.optim.SGD([{"params": [p], "lr": 0.1} for p in model.parameters()])
+    gradual = rf.Gradual({0: rf.Ranks(3), 1: rf.Ranks(2)}, exclude="0")
+    for number in (0, 1):
+        gradual.step(model, number, [optimizer])
+        groups = [names(model, group) for group in optimizer.param_groups]
+        by_name = dict(zip(before, groups, strict=True))
+        for name in ("up", "down"):
+            factors = [f"1.parametrizations.{name}.original{i}" for i in (0, 1)]
+            assert by_name[f"1.{name}"] == factors
+    assert gradual.compressed is not None
+    with following(model, [optimizer]):
+        gradual.compressed.expanded(nn.Sequential(nn.Linear(16, 16), Experts()), inplace=True)
+    assert [names(model, group) for group in optimizer.param_groups] == [[n] for n in before]

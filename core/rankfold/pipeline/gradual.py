@@ -8,7 +8,8 @@ for. So all policies refer to the original model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from typing import Any
@@ -31,7 +32,8 @@ class Gradual:
     Args:
         schedule: policies, objects or texts, by the number of the training step (or epoch) from
             which they hold; each refers to the original model.
-        options: what `rankfold.compress` takes besides: inputs, calibration, methods, ...
+        options: what `rankfold.compress` takes besides: inputs, calibration, methods, ... Of an
+            iterator, as a generator of batches, a list is kept for all steps.
 
     Attributes:
         compressed: the model with its plan, to be saved; None before the first step is due.
@@ -70,6 +72,11 @@ class Gradual:
                     f"Gradual: no option {name!r}; use those of compress: "
                     f"{', '.join(sorted(_OPTIONS))}"
                 )
+        # An iterator would be at its end where the second step is due.
+        options = {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in options.items()
+        }
         # Whatever can be told of them now is not left for the middle of a training run.
         selectors = (options.get("include"), options.get("exclude", ()), options.get("overrides"))
         for policy in schedule.values():
@@ -80,7 +87,7 @@ class Gradual:
         self._original: Any = None
         self._last: int | None = None
 
-    def step(self, model: Any, number: int, optimizers: Iterable[Any] = ()) -> bool:
+    def step(self, model: Any, number: float, optimizers: Any = ()) -> bool:
         """Compress the model if a step of the schedule is due.
 
         Of several that are due the last one is carried out. In PyTorch the optimizers go on: each
@@ -91,22 +98,25 @@ class Gradual:
             model: the model, always the same one; it is changed in place. Not a wrapper of
                 `DistributedDataParallel` or alike, which holds the parameters besides.
             number: of the training step (or epoch) that comes next.
-            optimizers: of the model, where the framework's adapter can change them.
+            optimizers: of the model, one or an iterable of them, where the framework's adapter can
+                change them.
 
         Returns:
             Whether the model was changed; whatever else holds parameters of it (an optimizer that
             was not given, an average of weights) is then to be made anew.
 
         Raises:
-            RankfoldError: as `compress`, the model is another one than before, or its framework
-                cannot change models or optimizers in place. Where `compress` fails the model is
-                dense, with the weights that it had.
+            RankfoldError: as `compress`, `number` is no number, the model is another one than
+                before, or its framework cannot change models or optimizers in place. Where
+                `compress` fails the model is dense, with the weights that it had.
         """
+        _check_number(number)
         due = max((n for n in self._schedule if n <= number), default=None)
         if due is None or due == self._last:
             return False
         can = self._checked(model)
-        with self._following(can, model, list(optimizers)):
+        several = isinstance(optimizers, Iterable)
+        with self._following(can, model, list(optimizers) if several else [optimizers]):
             if self._original is None:
                 self._original = can.builder.replace(model, {}, inplace=False)
             if self.compressed is not None:
@@ -148,3 +158,16 @@ class Gradual:
                 "returns True"
             )
         return can.follows_parameters.following(model, optimizers)
+
+
+def _check_number(number: Any) -> None:
+    """Refuse what is neither a number nor a scalar array of one."""
+    try:
+        # Texts have numbers, too, but do not compare with them.
+        wrong = isinstance(number, (str, bytes)) or math.isnan(float(number))
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        wrong = True
+    if wrong:
+        raise RankfoldError(
+            f"step {number!r}; give the number of the training step or epoch, as step(model, 100)"
+        )

@@ -115,6 +115,47 @@ def test_a_failing_step_leaves_a_dense_model_in_its_optimizer() -> None:
 
 
 @pytest.mark.parametrize(
+    "number",
+    ["a", "1", None, float("nan"), torch.ones(2), network()],
+    ids=lambda n: type(n).__name__,
+)
+def test_what_is_no_number_is_named(number: Any) -> None:
+    with pytest.raises(RankfoldError, match=r"(?s)step .*; give the number of the training step"):
+        rf.Gradual(SCHEDULE).step(network(), number)
+
+
+@pytest.mark.parametrize("number", [0, 0.5, np.int64(2), torch.tensor(1), jnp.asarray(1)])
+def test_numbers_of_any_library_count(number: Any) -> None:
+    model = network()
+    gradual = rf.Gradual({0: rf.Ratio(0.3), 3: rf.Ratio(0.2)})
+    assert gradual.step(model, number)
+    assert not gradual.step(model, number)
+
+
+def test_a_single_optimizer_needs_no_list() -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert rf.Gradual({0: rf.Ratio(0.3)}).step(model, 0, optimizer)
+    assert [*map(id, optimizer.param_groups[0]["params"])] == [*map(id, model.parameters())]
+    with pytest.raises(RankfoldError, match=r"a int is no torch.optim.Optimizer"):
+        rf.Gradual(SCHEDULE).step(network(), 0, 3)
+
+
+def test_iterators_serve_every_step() -> None:
+    def plans(calibration: Any, include: Any) -> list[Any]:
+        model, listed = network(), []
+        gradual = rf.Gradual(SCHEDULE, inputs=X[:1], calibration=calibration, include=include)
+        for number in (0, 3):
+            gradual.step(model, number)
+            assert gradual.compressed is not None
+            listed.append(gradual.compressed.plan)
+        return listed
+
+    batches = X.split(16)
+    assert plans(iter(batches), iter(["0", "2"])) == plans(batches, ["0", "2"])
+
+
+@pytest.mark.parametrize(
     ("schedule", "options", "message"),
     [
         ({}, {}, "give a mapping"),
