@@ -83,18 +83,32 @@ def _follow(
         if id(parameter) not in known and gone:
             predecessor = gone[max(gone, key=lambda former: _likeness(name, former))]
             successors.setdefault(id(predecessor), []).append(parameter)
-    departed = {id(parameter) for parameter in gone.values()}
+    for parameter in gone.values():
+        successors.setdefault(id(parameter), [])
+    former_names = {id(parameter): name for name, parameter in before.items()}
+    new_names = {id(parameter): name for name, parameter in after.items()}
     for group in optimizer.param_groups:
+        exchanged = [(p, successors.get(id(p), [p])) for p in group["params"]]
+        if "param_names" in group:
+            group["param_names"] = [
+                _renamed(name, former_names.get(id(former), ""), new_names.get(id(new), ""))
+                for name, (former, new_ones) in zip(group["param_names"], exchanged, strict=True)
+                for new in new_ones
+            ]
         # A new list: whoever made the optimizer may hold the one that it has.
-        group["params"] = [
-            new
-            for parameter in group["params"]
-            for new in (
-                successors.get(id(parameter), ()) if id(parameter) in departed else (parameter,)
-            )
-        ]
+        group["params"] = [new for _, new_ones in exchanged for new in new_ones]
     for parameter in gone.values():
         optimizer.state.pop(parameter, None)
+
+
+def _renamed(name: str, former: str, new: str) -> str:
+    """Return an optimizer's name of a parameter, with what it has in front of the model's name.
+
+    An empty name in the model says that the parameter is of another one, and keeps its name.
+    """
+    if former == new:
+        return name
+    return name.removesuffix(former) + new if name.endswith(former) else new
 
 
 def _likeness(name: str, former: str) -> tuple[int, bool]:

@@ -12,6 +12,11 @@ from rankfold.plugins.hookspecs import ParameterRule
 from rankfold.plugins.registry import registry
 from rankfold_torch.optimizers import following
 
+takes_names = pytest.mark.skipif(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6),
+    reason="optimizers take no named parameters",
+)
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
@@ -139,3 +144,30 @@ def test_factors_of_experts_come_into_the_groups_of_their_parameters(
     with following(model, [optimizer]):
         gradual.compressed.expanded(nn.Sequential(nn.Linear(16, 16), Experts()), inplace=True)
     assert [names(model, group) for group in optimizer.param_groups] == [[n] for n in before]
+
+
+@takes_names
+@pytest.mark.parametrize("prefix", ["", "module"])
+def test_named_parameters_are_renamed(prefix: str) -> None:
+    model, other = network(), nn.Linear(2, 2)
+    named = [*model.named_parameters(prefix=prefix), *other.named_parameters(prefix="other")]
+    optimizer = torch.optim.AdamW(named)
+    gradual = rf.Gradual({0: rf.Ranks(3), 1: rf.Ranks(2)}, exclude="3")
+    for number in (0, 1):
+        gradual.step(model, number, optimizer)
+        trained(model, optimizer)
+        named = [*model.named_parameters(prefix=prefix), *other.named_parameters(prefix="other")]
+        [group] = optimizer.param_groups
+        assert group["param_names"] == [name for name, _ in named]
+        assert [*map(id, group["params"])] == [id(parameter) for _, parameter in named]
+    torch.optim.AdamW(named).load_state_dict(optimizer.state_dict())
+
+
+@takes_names
+def test_names_of_the_users_own_give_way_to_those_of_the_model() -> None:
+    model = network()
+    weight = model[0].weight
+    optimizer = torch.optim.SGD([("first", weight), ("head", model[3].weight)], lr=0.1)
+    with following(model, [optimizer]):
+        rf.compress(model, rf.Ranks(3), exclude="3", inplace=True)
+    assert optimizer.param_groups[0]["param_names"] == ["0.0.weight", "0.1.weight", "head"]
