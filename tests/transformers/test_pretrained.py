@@ -165,6 +165,18 @@ def test_a_checkpoint_that_was_compressed_twice_is_opened(tmp_path: Path) -> Non
     assert torch.equal(logits(reopened(back, tmp_path / "again")), logits(back))
 
 
+def test_interpolative_stages_are_left_alone_in_a_second_compression(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "0")
+    rf.compress_checkpoint(tmp_path / "0", tmp_path / "1", rf.Ratio(0.6), methods=["svd_id"])
+    plan = rf.compress_checkpoint(tmp_path / "1", tmp_path / "2", rf.Ratio(0.5))
+    assert plan.replaced
+    assert any(layer.reason.startswith("interpolative already") for layer in plan.layers)
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "2")
+    assert plans(back)[1] == len(plan.replaced)
+    once = rf.load(llama(), tmp_path / "1")
+    assert torch.equal(logits(rf.load(once, tmp_path / "2")), logits(back))
+
+
 def test_what_is_opened_is_an_ordinary_model(tmp_path: Path) -> None:
     back = reopened(compressed(llama()).model, tmp_path / "small")
     assert not getattr(back, "is_quantized", False)

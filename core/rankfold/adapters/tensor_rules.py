@@ -12,6 +12,9 @@ from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, pivots_of
 from rankfold.ops.interpolation import gather_order, stored_weight
 
+ORDER = "order"
+"""The last part of the name of an interpolative stage's order of channels, beside its weight."""
+
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:
     """Weights (out, in, *kernel) and biases of stages 0, 1 ... below a path: PyTorch's sequences.
@@ -27,7 +30,7 @@ def numbered(path: str, chain: Chain) -> dict[str, Array]:
         prefix = f"{path}.{index}" if path else str(index)
         tensors[f"{prefix}.weight"] = stored_weight(stage)
         if pivots_of(stage) is not None:
-            tensors[f"{prefix}.order"] = np.array(gather_order(stage), np.int64)
+            tensors[f"{prefix}.{ORDER}"] = np.array(gather_order(stage), np.int64)
         if stage.bias is not None:
             tensors[f"{prefix}.bias"] = stage.bias
     return tensors

@@ -13,7 +13,7 @@ import numpy as np
 
 from rankfold.adapters.base import Trace
 from rankfold.adapters.output_layers import by_names
-from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
+from rankfold.adapters.tensor_rules import ORDER, LayerTensor, StoresInterpolations, TensorRule
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, shown
@@ -300,7 +300,19 @@ def _checked(checkpoint: Checkpoint, rule: str, name: str, known: LayerTensor) -
         refusal = "it is quantised: its values stand for others, with a scale beside them"
     elif bias is not None and not checkpoint.is_float(bias):
         refusal = f"its bias is stored as {checkpoint.entry(bias).dtype}"
+    elif _is_interpolative(checkpoint, name):
+        refusal = "interpolative already: compress the original checkpoint to decompose it anew"
     return LayerTensors(rule, name, bias, refusal)
+
+
+def _is_interpolative(checkpoint: Checkpoint, name: str) -> bool:
+    """Return whether an order of channels lies beside a weight, which is then a part of a stage."""
+    owner, dot, _ = name.rpartition(".")
+    order = f"{owner}{dot}{ORDER}"
+    if order not in checkpoint:
+        return False
+    entry = checkpoint.entry(order)
+    return entry.dtype.startswith("I") and len(entry.shape) == 1
 
 
 def _given(inputs: Any) -> dict[str, _Given]:

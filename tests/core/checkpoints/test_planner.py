@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.core.checkpoints.files import normal, sound
 
+import rankfold as rf
 from rankfold.adapters.capabilities import capabilities
 from rankfold.checkpoints.planner import CheckpointAdapter
 from rankfold.checkpoints.reader import Checkpoint
@@ -41,3 +43,34 @@ def test_nothing_is_offered_that_a_file_cannot_do() -> None:
     assert offered.distributed is adapter
     assert offered.names_outputs is adapter
     assert offered.calibrates is offered.times is offered.expands is None
+
+
+def test_an_interpolative_stage_is_left_alone(tmp_path: Path) -> None:
+    order = np.arange(11, dtype=np.int64).tobytes()
+    tensors = {
+        "fc.0.weight": ("F32", (4, 7), normal(0, 4, 7)),
+        "fc.1.weight": ("F32", (7, 4), normal(1, 7, 4)),
+        "fc.1.order": ("I64", (11,), order),
+        "sorted.weight": ("F32", (11, 7), normal(2, 11, 7)),
+        "sorted.order": ("F32", (11,), normal(3, 11)),  # no order of channels
+    }
+    slots = CheckpointAdapter().slots(Checkpoint(sound(tmp_path / "a.safetensors", tensors)))
+    assert "interpolative already" in slots["fc.1"].refusal
+    assert not slots["fc.0"].refusal
+    assert not slots["sorted"].refusal
+
+
+def test_a_folder_with_interpolative_stages_is_compressed_anew(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(48, 64), torch.nn.Linear(64, 32)).eval()
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    once = rf.compress_checkpoint(
+        tmp_path / "whole.pt", tmp_path / "once", rf.Ratio(0.7), methods=["svd_id"]
+    )
+    assert {layer.method for layer in once.replaced} == {"svd_id"}
+    twice = rf.compress_checkpoint(tmp_path / "once", tmp_path / "twice", rf.Ranks(3))
+    assert twice.replaced
+    assert twice["0.1"].reason.startswith("interpolative already")
+    back = rf.load(rf.load(model, tmp_path / "once"), tmp_path / "twice")
+    assert back(torch.ones(1, 48)).shape == (1, 32)
