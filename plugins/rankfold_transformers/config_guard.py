@@ -13,23 +13,28 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-from rankfold_transformers.config_entry import ATTRIBUTE, FILE, NEEDED
+from rankfold_transformers.config_entry import ATTRIBUTE, FILE, NEEDED, recorded
 from rankfold_transformers.records import RankfoldConfig
 
 _METHOD = "to_diff_dict"
+_MARK = "_rankfold_guards"
+"""An attribute of the method that guards, and of what others wrap around it by functools.wraps."""
 
 
 def guard() -> None:
     """Have config.json of compressed models say what it takes to open them."""
     original = getattr(PretrainedConfig, _METHOD)
-    if hasattr(original, "__wrapped__"):
+    if hasattr(original, _MARK):
         return
 
     @wraps(original)
     def guarded(self: Any) -> dict[str, Any]:
         entries: dict[str, Any] = original(self)
-        if isinstance(getattr(self, ATTRIBUTE, None), RankfoldConfig):
+        held = getattr(self, ATTRIBUTE, None)
+        # One that was read from a file and not used to load a model has it as a dictionary.
+        if isinstance(held, RankfoldConfig) or recorded({ATTRIBUTE: held}) is not None:
             entries[FILE] = NEEDED
         return entries
 
+    setattr(guarded, _MARK, True)
     setattr(PretrainedConfig, _METHOD, guarded)
