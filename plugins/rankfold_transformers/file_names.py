@@ -7,6 +7,7 @@ transformers does it, and its chain stands where the model has the layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from rankfold.errors import RankfoldError
 
 _WEIGHT = ".weight"
 _FACTORS = "parametrizations"
+_FACTOR = re.compile(rf"(?P<owner>(.+\.)?){_FACTORS}\.(?P<name>[^.]+)\.original(?P<number>\d+)")
 
 
 class FileNames:
@@ -107,6 +109,42 @@ def chains_in(
     """
     paths, names, _ = _chains(model, layers, tensors)
     return paths, names
+
+
+def chains_of(tensors: Iterable[str]) -> list[tuple[str, str]]:
+    """List what may be layers that a chain stands for, by names alone: modules 0 and 1 of a parent.
+
+    Args:
+        tensors: of the files.
+
+    Returns:
+        The path of each, and the name that its weight would have, which is no tensor of the files.
+    """
+    names = set(tensors)
+    stages: dict[tuple[str, str], set[str]] = {}
+    for name in names:
+        words = name.split(".")[:-1]
+        # A stage may have become a chain of its own: "fc.0.1.weight".
+        while words and words[-1].isdigit():
+            stage = words.pop()
+            path = ".".join(words)
+            stages.setdefault((path, f"{path}{_WEIGHT}"), set()).add(stage)
+        if match := _FACTOR.fullmatch(name):
+            path = match["owner"] + match["name"]
+            stages.setdefault((path, path), set()).add(match["number"])
+    return sorted(
+        chain for chain, seen in stages.items() if {"0", "1"} <= seen and chain[1] not in names
+    )
+
+
+def names_of(model: Any, tensors: Sequence[str]) -> dict[str, str]:
+    """Return the model's names for tensors of its files.
+
+    Args:
+        model: of transformers.
+        tensors: all that are renamed, as for `FileNames.of`.
+    """
+    return {name: renamed for name, (renamed, _) in FileNames(model).of(tensors).items()}
 
 
 def _chains(

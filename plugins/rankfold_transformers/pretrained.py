@@ -7,7 +7,7 @@ ordinary model, and no quantized one: it can be cast, trained and saved.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from transformers.quantizers.base import HfQuantizer
 from rankfold.errors import RankfoldError
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins.registry import registry
+from rankfold.storage.model_folders import read_settings
 from rankfold.storage.safetensors_header import read_header
-from rankfold_transformers.config_entry import FILE, METHOD
+from rankfold_transformers.config_entry import ATTRIBUTE, FILE, METHOD
 from rankfold_transformers.config_guard import guard
 from rankfold_transformers.records import RankfoldConfig, write
 from rankfold_transformers.structure import Exchange, restructured
@@ -92,10 +93,12 @@ class RankfoldQuantizer(HfQuantizer):
                 "from_pretrained compresses nothing: load the model, then call rankfold.compress"
             )
         assert isinstance(self.quantization_config, RankfoldConfig)
-        plans = self.quantization_config.read()
+        entry = _entry(checkpoint_files or (), self.quantization_config)
+        plans = entry.read()
         tensors = _tensors(checkpoint_files or ())
         _check_compressed(plans, tensors)
-        self._by_model = self.quantization_config.names == "model"
+        planned = {layer.path for plan in plans for layer in plan.replaced}
+        self._by_model = entry.names == "model"
         self._names: dict[str, str] = {}
         if not self._by_model:
             from rankfold_transformers.file_names import chains_in
@@ -115,10 +118,31 @@ class RankfoldQuantizer(HfQuantizer):
         names, base = model.state_dict().keys(), _base(model)
         self._state = frozenset((*names, *(f"{base}{name}" for name in names)))
         self._state |= {name.removeprefix(base) for name in names}
+        self._check_planned(model, planned, tensors)
         # On this one model, past `nn.Module.__setattr__`: the method of its class serves all
         # others, and this one goes again when the model is loaded.
         vars(model)["initialize_weights"] = partial(self._initialize, model)
         return model
+
+    def _check_planned(self, model: Any, planned: set[str], tensors: Sequence[str]) -> None:
+        """Check that no layer is whole in the model, with its plans, and a chain in the files.
+
+        Raises:
+            RankfoldError: one is: transformers would fill it at random.
+        """
+        from rankfold_transformers.file_names import chains_of, names_of
+
+        chains = {path: weight for path, weight in chains_of(tensors) if path not in planned}
+        if not chains:
+            return
+        names = {} if self._by_model else names_of(model, (*chains.values(), *tensors))
+        for path, weight in chains.items():
+            if names.get(weight, weight) in self._state:
+                raise RankfoldError(
+                    f"the files hold a chain in the place of layer {path!r}, of which the plans in "
+                    "config.json say nothing: it is not the config.json that was written with "
+                    "them; save the compressed model anew"
+                )
 
     def _initialize(self, model: Any) -> None:
         """Give values to what the files lack, as transformers does after loading.
@@ -240,6 +264,18 @@ def _without(plan: Plan, heads: Sequence[Exchange]) -> Plan:
 def _loaded(exchange: Exchange) -> list[bool]:
     """List for each parameter of a chain whether it was in the files."""
     return [getattr(tensor, _LOADED, False) for tensor in exchange.chain.parameters()]
+
+
+def _entry(files: Sequence[str], passed: RankfoldConfig) -> RankfoldConfig:
+    """Return the entry of the config.json beside files; without one, that of the configuration.
+
+    They differ where the caller passes the configuration of a model that was opened from the files:
+    it has the names of that model, and maybe plans of later compressions.
+    """
+    held = read_settings(Path(files[0]).parent).get(ATTRIBUTE) if files else None
+    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
+        return RankfoldConfig(**held)
+    return passed
 
 
 def _tensors(files: Sequence[str]) -> list[str]:

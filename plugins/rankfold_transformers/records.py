@@ -64,6 +64,10 @@ class RankfoldConfig(QuantizationConfigMixin):
             validate(plan)
         return plans
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an entry: transformers asks a configuration that is passed on as a dictionary."""
+        return vars(self).get(name, default)
+
 
 def record(model: Any, plan: Plan) -> None:
     """Add a plan to the configuration of the models of transformers that a model is or holds.

@@ -4,7 +4,7 @@ import pytest
 from tests.tiny_transformers import tiny
 
 import rankfold as rf
-from rankfold_transformers.file_names import FileNames, chains_in, names_in
+from rankfold_transformers.file_names import FileNames, chains_in, chains_of, names_in
 
 
 def test_a_chain_goes_where_the_layer_is_renamed_to() -> None:
@@ -47,3 +47,20 @@ def test_an_expert_that_was_compressed_by_itself_is_an_error() -> None:
     path = "model.layers.0.block_sparse_moe.experts.1.w2"
     with pytest.raises(rf.RankfoldError, match=r"compressed by itself: compress .* anew"):
         chains_in(tiny("mixtral"), [path], [f"{path}.0.weight"])
+
+
+def test_chains_are_told_by_the_numbers_of_their_stages() -> None:
+    tensors = [
+        *("fc.0.weight", "fc.1.weight", "fc.1.bias"),
+        *("up.0.weight", "up.1.0.weight", "up.1.1.weight"),
+        *("h.0.mlp.weight", "h.1.mlp.weight"),
+        *("head.0.weight", "head.2.weight"),
+        *("whole.weight", "whole.0.weight", "whole.1.weight"),
+        *("m.parametrizations.stack.original0", "m.parametrizations.stack.original1"),
+    ]
+    assert chains_of(tensors) == [
+        ("fc", "fc.weight"),
+        ("m.stack", "m.stack"),
+        ("up", "up.weight"),
+        ("up.1", "up.1.weight"),
+    ]

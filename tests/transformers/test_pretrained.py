@@ -1,6 +1,7 @@
 """Compressed models of transformers: saved by `save_pretrained`, opened by `from_pretrained`."""
 
 import json
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.plugins.registry import registry
+from rankfold_transformers import folders
 
 IDS = torch.arange(3, 14)[None]
 SIZES: dict[str, Any] = {
@@ -331,6 +333,50 @@ def test_a_plan_that_does_not_fit_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(rf.RankfoldError, match=message):
         type(small).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "mixtral", "vit"])
+@pytest.mark.parametrize("by_file", [False, True], ids=["model", "file"])
+def test_a_plan_that_lacks_a_layer_is_refused(name: str, by_file: bool, tmp_path: Path) -> None:
+    model = MODELS[name][0]()
+    if by_file:
+        model.save_pretrained(tmp_path / "whole")
+        rf.compress_checkpoint(tmp_path / "whole", tmp_path / "small", rf.Ratio(0.4), include="*")
+    else:
+        compressed(model).model.save_pretrained(tmp_path / "small")
+    file = tmp_path / "small" / "config.json"
+    config = json.loads(file.read_text())
+    (plan,) = config["quantization_config"]["plans"]
+    layers = plan["layers"]
+    for without in (0, len(layers) // 2, len(layers) - 1):
+        plan["layers"] = layers[:without] + layers[without + 1 :]
+        file.write_text(json.dumps(config))
+        path = re.escape(repr(layers[without]["path"]))
+        with pytest.raises(rf.RankfoldError, match=f"chain in the place of layer {path}"):
+            type(model).from_pretrained(tmp_path / "small")
+    config["quantization_config"]["plans"] = []
+    file.write_text(json.dumps(config))
+    with pytest.raises(rf.RankfoldError, match="chain in the place of layer"):
+        type(model).from_pretrained(tmp_path / "small")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with", "without"])
+def test_the_configuration_of_an_opened_model_opens_the_files_again(
+    *, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixtral().save_pretrained(tmp_path / "whole")
+    with monkeypatch.context() as absent:
+        if not known:  # transformers: the experts stay apart in the files, and are stacked later
+            absent.setattr(folders, "_installed", lambda: False)
+        rf.compress_checkpoint(
+            tmp_path / "whole", tmp_path / "small", rf.Ratio(0.4), exclude="*experts*"
+        )
+    once = tf.MixtralForCausalLM.from_pretrained(tmp_path / "small")
+    twice = rf.compress(once, rf.Ranks(3), exclude="*experts*").model
+    for config in (once.config, twice.config):
+        again = tf.MixtralForCausalLM.from_pretrained(tmp_path / "small", config=config)
+        assert torch.equal(logits(again), logits(once))
+        assert plans(again) == plans(once)
 
 
 def test_from_pretrained_does_not_compress(tmp_path: Path) -> None:
