@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 
-def train(model: nn.Module, data: Data, *, epochs: float, rate: float, seed: int) -> None:
-    """AdamW with a one-cycle learning rate, in place."""
+def train(
+    model: nn.Module, data: Data, *, epochs: float, rate: float, seed: int, size: int = 64
+) -> None:
+    """AdamW with a one-cycle learning rate on batches of that size, in place."""
     x, y = data.train
-    size = 64
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02)
     steps = max(1, round(epochs * len(x) / size))
