@@ -77,14 +77,16 @@ def _kronecker_uniform(task: Task, share: float) -> nn.Module:
     low, high = 0.0, 1.0
     target = share * size(task.model)
 
-    def plan(ratio: float) -> rf.Plan:
-        return rf.plan(
+    def left(ratio: float) -> int:
+        plan = rf.plan(
             task.model, rf.Ratio(ratio), methods=("svd",), exclude="head", moments=task.moments
         )
+        before, after = plan.params
+        return size(task.model) - before + after
 
     for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if plan(middle).params[1] <= target else (low, middle)
+        low, high = (middle, high) if left(middle) <= target else (low, middle)
     return rf.compress(
         task.model, rf.Ratio(low), methods=("svd",), exclude="head", moments=task.moments
     ).model
