@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.language
 
-trains a model of 12 blocks of width 384 on Python source text (half an hour of two cores; kept in the
-user's cache, or where `--model` says), compresses it in every way at several shares of its
+trains a model of 12 blocks of width 384 on Python source text (half an hour of two cores; kept in
+the user's cache, or where `--model` says), compresses it in every way at several shares of its
 parameters, and writes docs/results/language.md: perplexity on modules that it was not trained on,
-and tokens per second. Half an hour on two cores.
+and tokens per second. Another half hour.
 """
 
 from __future__ import annotations
@@ -80,9 +80,7 @@ def rows_of(task: Task, data: Data, shares: Sequence[float]) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def _speeds(
-    original: nn.Module, models: dict[str, nn.Module], x: torch.Tensor
-) -> dict[str, float]:
+def _speeds(original: nn.Module, models: dict[str, nn.Module], x: torch.Tensor) -> dict[str, float]:
     passes = [lambda model=model: model(x) for model in (original, *models.values())]
     whole, *times = medians(passes, _TURNS_FOR)
     return {way: whole / each for way, each in zip(models, times, strict=True)}
@@ -105,8 +103,8 @@ def page(rows: Sequence[Row], original: float, machine: str) -> str:
         "modules of Python's standard library and tested on the others, as bytes in windows of 64.",
         f"Perplexity per byte of the original: {original:.2f}. {_CALIBRATION} windows of the",
         "training text calibrate; nothing is fine-tuned. *left* is the share of all parameters.",
-        "*rankfold, refitted* takes interpolative factors as well, as `Budget(params=)` does unless",
-        "told; *plain SVD* is without them. *KFAC-SVD* weighs by the moments of inputs and of",
+        "*rankfold, refitted* takes interpolative factors as well, as `Budget(params=)` does",
+        "unless told; *plain SVD* is without them. *KFAC-SVD* weighs by the moments of inputs and of",
         "gradients, at one ratio for all layers but the head. BALF and SVD-LLM are",
         "re-implementations (`tests/benchmarks/real/peers.py`). *speed* is tokens per second over",
         "those of the original, medians of passes of 8 windows in turns. Seconds are CPU time,",
