@@ -23,8 +23,9 @@ from rankfold.cli.executors import opened
 if __name__ == "__main__":
     end_in_order()
     with opened("processes:1") as pool:
-        print(pool.submit(os.getpid).result(), flush=True)
+        worker = pool.submit(os.getpid).result()
         pool.submit(time.sleep, 60)
+        print(worker, flush=True)
         time.sleep(60)
 """
 
