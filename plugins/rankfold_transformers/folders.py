@@ -25,7 +25,7 @@ def conversions(
     """
     check_method(settings)
     # Of a compressed model that was saved, the tensors are those of the model already.
-    if not _installed() or (recorded(settings) or ((), "file"))[1] == "model":
+    if not _installed() or _has_names_of_model(settings):
         return ()
     from rankfold_transformers.meta_models import model_of
     from rankfold_transformers.tensor_conversions import conversions_of
@@ -54,7 +54,7 @@ def names(
     Raises:
         RankfoldError: the files hold tensors that are converted when they are loaded.
     """
-    if not _installed() or (recorded(settings) or ((), "file"))[1] == "model":
+    if not _installed() or _has_names_of_model(settings):
         return {}, {}
     from rankfold_transformers.file_names import names_in
 
@@ -66,6 +66,12 @@ def save(model: Any, folder: Any) -> None:
     from rankfold_transformers.saving import save_model
 
     save_model(model, folder)
+
+
+def _has_names_of_model(settings: Mapping[str, Any]) -> bool:
+    """Return whether the files of a compressed model have the names of its state."""
+    record = recorded(settings)
+    return record is not None and record[1] == "model"
 
 
 def _installed() -> bool:

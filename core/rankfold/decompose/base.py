@@ -5,7 +5,7 @@ They are structural types: nothing is inherited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -166,6 +166,19 @@ class CountsByFormula(Protocol):
     """
 
     multilinear_costs: ClassVar[bool]
+
+
+@runtime_checkable
+class RanksUnfoldings(Protocol):
+    """A decomposition that says which of its ranks is that of an unfolding, for the report.
+
+    Attributes:
+        ranks_of_unfoldings: by the name of an unfolding in the records of a plan, the place of its
+            rank. With calibration data the rank of a matrix, and the output rank of a kernel, is
+            judged by the "weighted" one.
+    """
+
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]]
 
 
 @runtime_checkable

@@ -6,6 +6,7 @@ All of the geometry stays on the first stage, the bias goes to the last.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ class ChannelSVD(MatrixSVD):
     """Two stages, k×k then 1×1; ranks are (rank,), per group."""
 
     name: str = "channel_svd"
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]] = {"output": 0, "weight": 0, "weighted": 0}
     _limit: ClassVar[str] = "output channels (or kernel elements) of a group"
 
     def refuse(self, op: Op) -> str | None:

@@ -11,7 +11,7 @@ axis's kernel, stride, padding and dilation, and none elsewhere. How the factors
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,6 +61,7 @@ class CP:
     name: str
     separable: bool
     multilinear_costs: ClassVar[bool] = True
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]] = {"output": 0, "input": 0, "weight": 0}
     error_bound: float | None = None
 
     def refuse(self, op: Op) -> str | None:

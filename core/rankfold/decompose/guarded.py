@@ -43,6 +43,7 @@ class Guarded:
         name: under which the decomposition is registered.
         multilinear_costs: as `CountsByFormula` has it.
         interpolates: as `Interpolates` has it; "" for a decomposition that is none.
+        ranks_of_unfoldings: as `RanksUnfoldings` has it; empty for a decomposition that is none.
     """
 
     def __init__(self, name: str, method: Decomposition) -> None:
@@ -52,6 +53,8 @@ class Guarded:
         self.multilinear_costs = getattr(method, "multilinear_costs", False) is True
         with contained(name, Refused):
             self.interpolates = str.__str__(getattr(method, "interpolates", ""))
+            places = dict(getattr(method, "ranks_of_unfoldings", {}))
+            self.ranks_of_unfoldings = {n: operator.index(place) for n, place in places.items()}
 
     def refuse(self, op: Op) -> str | None:
         """Call `Decomposition.refuse`."""

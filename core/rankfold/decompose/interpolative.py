@@ -13,7 +13,7 @@ the weight itself, whatever the placement is, as an identity cannot be scaled.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
@@ -27,6 +27,7 @@ from rankfold.decompose.base import (
     Factorization,
     NamesBetterMethod,
     Placement,
+    RanksUnfoldings,
     RankTuple,
     RegressesLaterStages,
     Unfolding,
@@ -48,7 +49,7 @@ from rankfold.ops.interpolation import (
 End = Literal["first", "last"]
 
 
-class _Method(Decomposition, EstimatesErrors, RegressesLaterStages, Protocol):
+class _Method(Decomposition, EstimatesErrors, RanksUnfoldings, RegressesLaterStages, Protocol):
     """What the method underneath has to be."""
 
 
@@ -75,6 +76,11 @@ class Interpolative:
     def interpolates(self) -> str:
         """Name of the method whose errors these are; see `Interpolates`."""
         return self.method.name
+
+    @property
+    def ranks_of_unfoldings(self) -> Mapping[str, int]:
+        """Those of the method; see `RanksUnfoldings`."""
+        return self.method.ranks_of_unfoldings
 
     def refuse(self, op: Op) -> str | None:
         """Refuse what the method refuses, and layers with groups."""

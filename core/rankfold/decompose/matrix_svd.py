@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -39,6 +39,7 @@ class MatrixSVD(ABC):
 
     name: str
     multilinear_costs: ClassVar[bool] = True
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]]
     _limit: ClassVar[str]
     """Name of what limits the rank, for error texts."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +37,7 @@ class SpatialSVD(MatrixSVD):
     """Two stages, kh×1 then 1×kw; ranks are (rank,), per group."""
 
     name: str = "spatial_svd"
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]] = {"spatial": 0}
     _limit: ClassVar[str] = "rows (out·kw) or columns (in·kh) of a group"
 
     def refuse(self, op: Op) -> str | None:

@@ -8,6 +8,7 @@ the geometry of a convolution stays on the first.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,6 +34,7 @@ class TruncatedSVD(MatrixSVD):
 
     name: str = "svd"
     exact: bool = False
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]] = {"weight": 0, "weighted": 0}
     _limit: ClassVar[str] = "input or output channels of a group"
 
     def refuse(self, op: Op) -> str | None:

@@ -9,7 +9,7 @@ on the core; the bias goes to the last stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -50,6 +50,12 @@ class Tucker2:
 
     name = "tucker2"
     multilinear_costs: ClassVar[bool] = True
+    ranks_of_unfoldings: ClassVar[Mapping[str, int]] = {
+        "output": 0,
+        "input": 1,
+        "weight": 0,
+        "weighted": 0,
+    }
 
     def refuse(self, op: Op) -> str | None:
         """Refuse what is not a convolution."""

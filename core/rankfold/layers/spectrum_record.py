@@ -29,16 +29,6 @@ _LOWEST = 1200
 """The level of 10⁻⁶, at which singular values from squares are rounding."""
 MOST = 2**24
 """No side of an unfolding is longer."""
-# By method, the place of its rank on an unfolding. With calibration data the rank of a matrix, and
-# the output rank of a kernel, is judged by the weighted one.
-_RANKS: Mapping[str, Mapping[str, int]] = {
-    "svd": {"weight": 0, "weighted": 0},
-    "channel_svd": {"output": 0, "weight": 0, "weighted": 0},
-    "spatial_svd": {"spatial": 0},
-    "tucker2": {"output": 0, "input": 1, "weight": 0, "weighted": 0},
-    "cp": {"output": 0, "input": 0, "weight": 0},
-    "cp3": {"output": 0, "input": 0, "weight": 0},
-}
 
 
 class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,6 +43,8 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         gap: the rank before the steepest fall among the first three quarters.
         energy: the ranks that hold 90 and 99 % of the squared norm.
         evbmf: the rank that EVBMF gives it; None where no policy asked.
+        kept: the rank that the layer's method keeps of it; None where it ranks others or there is
+            none.
     """
 
     unfolding: str
@@ -61,6 +53,7 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     gap: int
     energy: tuple[int, int]
     evbmf: int | None = None
+    kept: int | None = None
 
     @classmethod
     def of(cls, unfolding: str, sides: tuple[int, int], squares: Array) -> SpectrumRecord | None:
@@ -104,6 +97,8 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def why_not(self) -> str:
         """Say what is wrong with a record from elsewhere; "" where nothing is."""
+        if self.unfolding not in UNFOLDINGS:
+            return f"an unfolding {self.unfolding!r}"
         if not all(1 <= side <= MOST for side in self.sides):
             return f"sides {self.sides}"
         levels = self.levels.split()
@@ -112,6 +107,8 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         marks = [self.gap, *self.energy, *(() if self.evbmf is None else (self.evbmf,))]
         if self.gap < 1 or not all(0 <= mark <= self.count for mark in marks):
             return f"ranks {marks} of {self.count}"
+        if self.kept is not None and self.kept < 1:
+            return f"a rank of {self.kept}"
         if len(levels) != len(self.ranks):
             return f"{len(levels)} levels of {len(self.ranks)}"
         return ""
@@ -128,19 +125,21 @@ def _even_and_steep(count: int) -> frozenset[int]:
     return frozenset(np.round(np.concatenate([even, steep])).astype(int).tolist())
 
 
-def rank_on(method: str | None, chosen: RankTuple, unfolding: str) -> int | None:
-    """Return the rank that a method keeps of an unfolding; None where it ranks another."""
-    places = {} if method is None else _RANKS.get(method.removesuffix("_id"), {})
-    index = places.get(unfolding)
-    return None if index is None or index >= len(chosen) else chosen[index]
-
-
 def telling(
-    records: Sequence[SpectrumRecord], method: str | None, chosen: RankTuple
+    records: Sequence[SpectrumRecord], places: Mapping[str, int], chosen: RankTuple
 ) -> tuple[SpectrumRecord, ...]:
-    """Return the records that tell of a choice: those whose rank it is, all where none is."""
-    kept = [r for r in records if rank_on(method, chosen, r.unfolding) is not None]
-    return tuple(sorted(kept or records, key=lambda record: UNFOLDINGS.index(record.unfolding)))
+    """Return the records that tell of a choice: those whose rank it is, all where none is.
+
+    Args:
+        records: of a layer.
+        places: the place of its rank in a choice, by the name of an unfolding; see
+            `RanksUnfoldings`. Empty for a layer that is left alone.
+        chosen: the ranks.
+    """
+    ranks = {name: chosen[place] for name, place in places.items() if place < len(chosen)}
+    marked = [msgspec.structs.replace(r, kept=ranks.get(r.unfolding)) for r in records]
+    kept = [record for record in marked if record.kept is not None]
+    return tuple(sorted(kept or marked, key=lambda record: UNFOLDINGS.index(record.unfolding)))
 
 
 class SpectrumLog:

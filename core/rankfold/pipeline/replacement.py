@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,6 +43,8 @@ class Decision:
 
     def with_spectra(self, spectra: tuple[SpectrumRecord, ...]) -> Decision:
         """Return the decision with the spectra that its ranks were chosen by."""
+        if self.layer.method is None:
+            spectra = telling(spectra, {}, ())
         return replace(self, layer=msgspec.structs.replace(self.layer, spectra=spectra))
 
     def with_pivots(self, pivots: tuple[Pivots, ...]) -> Decision:
@@ -74,6 +77,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
     after, error, chain, method, reason = before, None, None, choice.method, choice.reason
     predicted = sensitivity = None
     pivots: tuple[Pivots, ...] = ()
+    places: Mapping[str, int] = {}
     # A policy may name a method that does not apply to this layer; that costs the layer, not the
     # call.
     if method is not None and method not in layer.methods:
@@ -89,6 +93,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
             after, error, chain = candidate.cost, candidate.error, candidate.chain
             predicted = candidate.output
             sensitivity, pivots = candidate.sensitivity, candidate.pivots
+            places = layer.methods[method].ranks_of_unfoldings
             # Each remark once and in this order: policy and method may have said the same.
             remarks = [reason, layer.remark(after), candidate.remark]
             if layer.folded:
@@ -109,7 +114,7 @@ def decide(layer: Layer, choice: Choice) -> Decision:
         sensitivity=sensitivity,
         moments=input_form(outline) if layer.has_moments else "",
         pivots=pivots,
-        spectra=telling(layer.spectra.records, method, choice.ranks),
+        spectra=telling(layer.spectra.records, places, choice.ranks),
     )
     return Decision(decided, op if chain is not None else None, chain)
 
@@ -157,6 +162,7 @@ def undone(done: LayerPlan, reason: str) -> LayerPlan:
         measured=None,
         sensitivity=None,
         pivots=(),
+        spectra=telling(done.spectra, {}, ()),
         refit=False,
         params=None if done.params is None else (done.params[0], done.params[0]),
         macs=None if done.macs is None else (done.macs[0], done.macs[0]),

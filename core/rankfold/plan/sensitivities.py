@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, overload
 
 from rankfold.console import some
-from rankfold.errors import RankfoldError
+from rankfold.plan.data_frame import data_frame
 from rankfold.plan.table import Contents, as_text
 from rankfold.report.notebook import folded_table
 
@@ -83,12 +83,8 @@ class Sensitivities(Sequence[LayerScore]):
         Raises:
             RankfoldError: pandas is not installed.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise RankfoldError("to_pandas needs pandas: pip install pandas") from error
         names = [field.name for field in fields(LayerScore)]
-        return DataFrame([[getattr(s, n) for n in names] for s in self.scores], columns=names)
+        return data_frame([[getattr(s, n) for n in names] for s in self.scores], names)
 
     def to_csv(self) -> str:
         """Return a line of comma-separated values for each score, below one of names."""

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from rankfold.errors import RankfoldError
+from rankfold.plan.data_frame import data_frame
 from rankfold.report.notebook import folded_table
 
 
@@ -63,11 +64,7 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Raises:
             RankfoldError: pandas is not installed.
         """
-        try:
-            from pandas import DataFrame
-        except ImportError as error:
-            raise RankfoldError("to_pandas needs pandas: pip install pandas") from error
-        return DataFrame(list(self.points), columns=["share", "loss"])
+        return data_frame(self.points, ["share", "loss"])
 
     def __repr__(self) -> str:
         share, loss = self.points[-1] if self.points else (1.0, 0.0)

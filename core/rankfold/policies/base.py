@@ -147,7 +147,8 @@ class SearchesModels(Protocol):
         """The outcome to keep.
 
         Args:
-            model: the original, which must stay as it is.
+            model: the original; where the policy looks at models a copy of it, for a score may be
+                taken in ways that change what it is taken of.
             attempt: compresses the original by a policy.
             resource: what is known to become cheaper.
 

@@ -107,7 +107,7 @@ def rows_of(layers: Sequence[LayerFacts], sensitivity: SensitivityFacts | None =
 
 def _row(index: int, layer: LayerFacts) -> Row:
     replaced = layer.method is not None
-    spectra = spectra_of(layer.spectra, layer.method, layer.ranks)
+    spectra = spectra_of(layer.spectra, layer.ranks)
     return Row(
         index=index,
         name=printable(layer.path) or "(the model)",

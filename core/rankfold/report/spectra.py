@@ -10,7 +10,7 @@ import numpy as np
 
 from rankfold.console import count
 from rankfold.decompose.evbmf import from_squares
-from rankfold.layers.spectrum_record import SHARES, SpectrumRecord, rank_on
+from rankfold.layers.spectrum_record import SHARES, SpectrumRecord
 from rankfold.linalg import Array
 
 _SAMPLE = 64
@@ -61,17 +61,15 @@ class Spectrum:
     words: str
 
 
-def spectra_of(
-    records: Sequence[SpectrumRecord], method: str | None, ranks: tuple[int, ...]
-) -> tuple[Spectrum, ...]:
+def spectra_of(records: Sequence[SpectrumRecord], ranks: tuple[int, ...]) -> tuple[Spectrum, ...]:
     """Return the spectra of a layer.
 
     Args:
         records: of the plan.
-        method: that replaces the layer; None where it stays.
-        ranks: of the method.
+        ranks: of the method that replaces the layer; none where it stays.
     """
-    return tuple(_spectrum(record, rank_on(method, ranks, record.unfolding)) for record in records)
+    # A plan that was changed by hand may have records of other ranks.
+    return tuple(_spectrum(r, r.kept if r.kept in ranks else None) for r in records)
 
 
 def _spectrum(record: SpectrumRecord, chosen: int | None) -> Spectrum:

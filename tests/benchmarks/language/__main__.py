@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.language
 
-trains a model of 12 blocks of width 384 on Python source text (half an hour of two cores; kept in
+trains a model of 12 blocks of width 384 on Python source text (500 steps, the longest part; kept in
 the user's cache, or where `--model` says), compresses it in every way at several shares of its
 parameters, and writes docs/results/language.md: perplexity on modules that it was not trained on,
-and tokens per second. Another half hour.
+and tokens per second.
 """
 
 from __future__ import annotations

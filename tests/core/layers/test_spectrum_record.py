@@ -6,7 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from rankfold.layers.spectrum_record import SpectrumRecord, rank_on, telling
+from rankfold.layers.spectrum_record import SpectrumRecord, telling
+from rankfold.pipeline.session import settings_of
 
 
 def squares(count: int, seed: int = 0) -> np.ndarray:
@@ -73,6 +74,8 @@ WRONG = {
     "a gap beyond all": {"gap": 99},
     "energy beyond all": {"energy": (3, 99)},
     "EVBMF beyond all": {"evbmf": 99},
+    "a rank of none": {"kept": 0},
+    "another unfolding": {"unfolding": "diagonal"},
 }
 
 
@@ -89,23 +92,24 @@ def test_what_no_spectrum_is_has_a_reason(fields: dict[str, object]) -> None:
         ("svd_id", "weight", 9),
         ("tucker2", "output", 9),
         ("tucker2", "input", 5),
+        ("tucker2_id", "input", 5),
         ("tucker2", "spatial", None),
+        ("channel_svd", "weighted", 9),
         ("spatial_svd", "spatial", 9),
         ("cp", "input", 9),
-        ("of_a_plugin", "weight", None),
-        (None, "weight", None),
     ],
 )
-def test_a_method_ranks_its_own_unfoldings(
-    method: str | None, unfolding: str, rank: int | None
-) -> None:
-    chosen = (9, 5) if method == "tucker2" else (9,)
-    assert rank_on(method, chosen, unfolding) == rank
+def test_a_method_ranks_its_own_unfoldings(method: str, unfolding: str, rank: int | None) -> None:
+    chosen = (9, 5) if method.startswith("tucker2") else (9,)
+    places = settings_of((method,), "balanced", 0).methods[method].ranks_of_unfoldings
+    (record,) = telling([recorded(unfolding)], places, chosen)
+    assert record.kept == rank
 
 
 def test_records_that_tell_nothing_of_a_choice_are_left_out() -> None:
     records = [recorded("spatial"), recorded("input"), recorded("output")]
-    kept = telling(records, "tucker2", (9, 5))
-    assert [record.unfolding for record in kept] == ["output", "input"]
-    every = telling(records, None, ())
+    kept = telling(records, {"output": 0, "input": 1}, (9, 5))
+    assert [(record.unfolding, record.kept) for record in kept] == [("output", 9), ("input", 5)]
+    every = telling([*kept, recorded("spatial")], {}, ())
     assert [record.unfolding for record in every] == ["output", "input", "spatial"]
+    assert {record.kept for record in every} == {None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 
 import rankfold as rf
@@ -15,7 +16,9 @@ EVIL = (
 """A layer's name that is markup wherever it is not written as text."""
 
 
-def record(unfolding: str, sides: tuple[int, int], seed: int) -> SpectrumRecord:
+def record(
+    unfolding: str, sides: tuple[int, int], seed: int, kept: int | None = None
+) -> SpectrumRecord:
     """Record the spectrum of a random matrix of those sides, steep and then flat."""
     rng = np.random.default_rng(seed)
     decay = np.exp(-np.arange(min(sides)) / (3 + seed % 7)) + 0.03
@@ -23,7 +26,7 @@ def record(unfolding: str, sides: tuple[int, int], seed: int) -> SpectrumRecord:
         unfolding, sides, (decay * rng.uniform(0.9, 1.0, len(decay)))[None]
     )
     assert spectrum is not None
-    return spectrum
+    return msgspec.structs.replace(spectrum, kept=kept)
 
 
 def layer(index: int, path: str | None = None, *, informed: bool = True) -> rf.LayerPlan:
@@ -51,7 +54,7 @@ def layer(index: int, path: str | None = None, *, informed: bool = True) -> rf.L
         predicted=0.02 + 0.001 * (index % 40) if informed else None,
         measured=0.03 + 0.001 * (index % 40) if informed else None,
         refit=informed,
-        spectra=(record("output", (48, 576), index), record("input", (64, 432), index + 1)),
+        spectra=(record("output", (48, 576), index, 9), record("input", (64, 432), index + 1, 7)),
     )
 
 

@@ -50,7 +50,7 @@ def test_small_shares_keep_a_digit(share: float, text: str) -> None:
 
 
 def test_a_rank_without_a_spectrum_is_told() -> None:
-    weighted = msgspec.structs.replace(layer(0), spectra=(record("weighted", (48, 576), 1),))
+    weighted = msgspec.structs.replace(layer(0), spectra=(record("weighted", (48, 576), 1, 9),))
     assert dict(row(weighted).facts)["Rank 7"].startswith("no spectrum of it")
     assert not any(name.startswith("Rank") for name, _ in row(layer(0)).facts)
 

@@ -26,8 +26,8 @@ def test_evbmf_of_the_record_is_about_that_of_all_values(sides: tuple[int, int],
 
 
 def test_marks_are_the_chosen_rank_evbmf_and_energy() -> None:
-    kept = msgspec.structs.replace(record("output", (48, 576), 3), evbmf=11)
-    (shown,) = spectra_of([kept], "tucker2", (9, 7))
+    kept = msgspec.structs.replace(record("output", (48, 576), 3, 9), evbmf=11)
+    (shown,) = spectra_of([kept], (9, 7))
     assert [(mark.rank, mark.kind) for mark in shown.marks] == [
         (9, "chosen"),
         (11, "evbmf"),
@@ -42,12 +42,17 @@ def test_marks_are_the_chosen_rank_evbmf_and_energy() -> None:
 
 def test_what_the_record_lacks_is_marked_as_estimated() -> None:
     kept = record("output", (48, 576), 3)
-    (shown,) = spectra_of([kept], None, ())
+    (shown,) = spectra_of([kept], ())
     about = about_evbmf(kept.sides, kept.levels, kept.gap)
     assert f"EVBMF ≈ {about}" in [mark.text for mark in shown.marks]
     assert "chosen" not in [mark.kind for mark in shown.marks]
 
 
+def test_the_rank_of_a_plan_that_was_changed_since_is_not_marked() -> None:
+    (shown,) = spectra_of([record("output", (48, 576), 3, 9)], (8, 7))
+    assert "chosen" not in [mark.kind for mark in shown.marks]
+
+
 def test_a_weighted_norm_has_no_evbmf() -> None:
-    (shown,) = spectra_of([record("weighted", (48, 64), 3)], "svd", (9,))
+    (shown,) = spectra_of([record("weighted", (48, 64), 3, 9)], (9,))
     assert [mark.kind for mark in shown.marks] == ["chosen", "energy", "energy"]
