@@ -145,9 +145,7 @@ def read_state(file: Path, key: str | None = None) -> State:
                 pickled = _GLOBAL.search(str(error))
                 if pickled:  # a page of advice to run what the file holds, in torch's words
                     why = f"it holds {pickled[1]}, a pickled object whose code is not run"
-                    raise RankfoldError(
-                        f"{str(file)!r} cannot be read: {why}; {_REMEDY}"
-                    ) from None
+                    raise RankfoldError(f"{str(file)!r} cannot be read: {why}; {_REMEDY}") from None
                 raise RankfoldError(
                     f"{str(file)!r} cannot be read: {error}; where it holds more than tensors, "
                     f"{_REMEDY}"

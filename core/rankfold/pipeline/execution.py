@@ -16,7 +16,7 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
-from rankfold.pipeline.call_text import call_text
+from rankfold.pipeline.call_text import call_text, command_text
 from rankfold.pipeline.distillation import distilled, distilled_plan
 from rankfold.pipeline.exchange import replaced
 from rankfold.pipeline.refit import is_settled, refitted
@@ -118,8 +118,12 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
             if stale:
                 barred = {**barred, **stale}
                 continue
-        called = _call(task, refit=refit)
-        return model, msgspec.structs.replace(best.plan, policy=named(policy.policy), call=called)
+        return model, msgspec.structs.replace(
+            best.plan,
+            policy=named(policy.policy),
+            call=_call(call_text, task, refit=refit),
+            command=_call(command_text, task, refit=refit),
+        )
 
 
 def _check_distillation(task: Task, policy: CheckedPolicy, *, inplace: bool) -> None:
@@ -272,7 +276,8 @@ def _plan(
         seed=session.settings.seed,
         placement=session.settings.placement,
         predicted_latency=allocated.predicted_latency,
-        call=_call(task, refit=refit),
+        call=_call(call_text, task, refit=refit),
+        command=_call(command_text, task, refit=refit),
         tradeoff=allocated.tradeoff,
         notes=(
             *task.calibrated.remarks,
@@ -284,10 +289,10 @@ def _plan(
     )
 
 
-def _call(task: Task, *, refit: bool) -> str:
+def _call(words: Callable[..., str], task: Task, *, refit: bool) -> str:
     # Without data there is nothing to refit to, and the argument decides nothing.
     refits = refit or task.calibrated.batches is None
-    return call_text(task.selection, task.session.settings, refit=refits)
+    return words(task.selection, task.session.settings, refit=refits)
 
 
 def _nothing_replaced(task: Task, layers: Mapping[str, LayerPlan]) -> tuple[str, ...]:
