@@ -239,6 +239,14 @@ class TorchAdapter:
             weights.load_weights(model, file, *more, names=names)
         return model
 
+    def input_of(self, model: nn.Module, array: Array) -> torch.Tensor:
+        """Return an array as a tensor, on the device and in the type of the parameters."""
+        tensor = torch.from_numpy(np.array(array))  # a copy, as the array may be read-only
+        like = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if like is None:
+            return tensor
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
     def moments(
         self,
         model: nn.Module,

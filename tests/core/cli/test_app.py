@@ -231,7 +231,7 @@ BAD = {
         ("compress", "w.pt", "-o", "out", "--executor", "dask://127.0.0.1:1"),
         "no scheduler answers",
     ),
-    "inputs of a factory": ((*COMPRESS, "--inputs", "w.pt"), "--inputs is for checkpoints"),
+    "inputs of a factory": ((*COMPRESS, "--inputs", "w.pt"), "inputs 'w.pt'; write a shape"),
     "inputs that are no JSON": (
         ("compress", "w.pt", "-o", "out", "--inputs", "text.safetensors"),
         "cannot be read",

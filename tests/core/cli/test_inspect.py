@@ -8,6 +8,7 @@ from tests.core.checkpoints.files import normal, sound
 
 import rankfold as rf
 from rankfold.cli import inspect
+from rankfold.cli.options import Recipe
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
 from rankfold.plugins.registry import registry
@@ -24,7 +25,8 @@ def test_every_policy_is_asked_about_every_method(
         "a.weight": ("F32", matrix, normal(0, *matrix)),
         "b.weight": ("F32", kernel, normal(1, *kernel)),
     }
-    inspect.run(sound(tmp_path / "x.safetensors", tensors), policy)
+    file = sound(tmp_path / "x.safetensors", tensors)
+    inspect.run(Recipe(target=str(file), policy=policy))
     assert "2 tensors; 0 others" in capsys.readouterr().out
 
 
