@@ -83,9 +83,8 @@ def _compress(
 ) -> None:
     """Compresses a checkpoint, or a model, and writes plan.json and the weights."""
     from rankfold.cli.compress import run
-    from rankfold.cli.recipes import merged
 
-    run(merged(Recipe(**options), config), plan, dry_run=dry_run, as_json=json)
+    run(Recipe(**options), config, plan, dry_run=dry_run, as_json=json)
 
 
 app.command(name="inspect")(with_options(_inspect, ("target", "policy", "key")))

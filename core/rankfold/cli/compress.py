@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from rankfold.adapters.loading import TakesArrays
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.checkpoints.planning import request
@@ -19,7 +21,7 @@ from rankfold.cli.example_inputs import example_inputs, model_inputs
 from rankfold.cli.executors import opened
 from rankfold.cli.options import Recipe
 from rankfold.cli.plans import plan_at
-from rankfold.cli.recipes import overrides_of, policy_of
+from rankfold.cli.recipes import merged, overrides_of, policy_of
 from rankfold.cli.results import quiet, show
 from rankfold.cli.signals import Terminated
 from rankfold.cli.weights import filled
@@ -42,7 +44,10 @@ from rankfold.storage.safetensors_header import check_plain, parse_json
 from rankfold.storage.saved_plan import check_replaceable
 
 _MOST_INPUTS = 16 * 2**20
-_DECIDED = ("policy", "methods", "include", "exclude", "overrides", "calibration", "loss", "refit")
+_DECIDED = (
+    *("policy", "methods", "include", "exclude", "overrides"),
+    *("calibration", "loss", "refit", "moments", "placement", "seed"),
+)
 """What a plan has decided already."""
 
 
@@ -65,11 +70,14 @@ class _Task:
     dry: bool
 
 
-def run(recipe: Recipe, plan: Path | None, *, dry_run: bool, as_json: bool) -> None:
+def run(
+    flags: Recipe, config: Path | None, plan: Path | None, *, dry_run: bool, as_json: bool
+) -> None:
     """Compress, save and print the plan.
 
     Args:
-        recipe: the options.
+        flags: the options of the command line.
+        config: a file with a recipe for what they leave out; None for none.
         plan: a file with the plan to carry out; None where a policy decides.
         dry_run: plan only, and write nothing.
         as_json: print the plan as JSON, and nothing else.
@@ -78,6 +86,10 @@ def run(recipe: Recipe, plan: Path | None, *, dry_run: bool, as_json: bool) -> N
         RankfoldError: any argument is wrong, and nothing is written then; or only the plan could
             not be printed, and the message says so.
     """
+    recipe = merged(flags, config)
+    if plan is not None:
+        _refuse(flags, _DECIDED, "has been decided by the plan; leave it out")
+        recipe = msgspec.structs.replace(recipe, **dict.fromkeys(_DECIDED))
     if recipe.target is None:
         raise RankfoldError("Missing argument TARGET: name what to compress, or set it in a recipe")
     if recipe.output is None and not dry_run:
@@ -89,17 +101,15 @@ def run(recipe: Recipe, plan: Path | None, *, dry_run: bool, as_json: bool) -> N
     if recipe.output is not None and not (whole and known_kind(recipe.output)):
         check_replaceable(recipe.output)
     decided = policy_of(recipe.policy) if plan is None else plan_at(plan)
-    task = _Task(recipe, recipe.target, decided, _choices(recipe, plan), dry_run)
+    task = _Task(recipe, recipe.target, decided, _choices(recipe), dry_run)
     compressed = _whole if whole else _checkpoint if recipe.weights is None else _model
     with quiet(as_json), _interruptible(recipe.output):
         done = compressed(task)
     show(done, None if dry_run else recipe.output, as_json=as_json)
 
 
-def _choices(recipe: Recipe, plan: Path | None) -> dict[str, Any]:
+def _choices(recipe: Recipe) -> dict[str, Any]:
     """Return the keywords of the verbs that a recipe gives."""
-    if plan is not None:
-        return {}
     methods = recipe.methods
     if methods is not None:
         names = methods.split(",") if isinstance(methods, str) else methods
@@ -131,7 +141,7 @@ def _refuse(recipe: Recipe, names: tuple[str, ...], why: str) -> None:
     """Raise an error at the first of these options that is given."""
     for name in names:
         if getattr(recipe, name) not in (None, []):
-            raise RankfoldError(f"--{name} is for {why}")
+            raise RankfoldError(f"--{'override' if name == 'overrides' else name} {why}")
 
 
 def _checkpoint(task: _Task) -> Plan:
@@ -140,7 +150,9 @@ def _checkpoint(task: _Task) -> Plan:
         factory = ":" in task.target
         hint = "; a factory needs --weights" if factory else ""
         raise RankfoldError(f"checkpoint {task.target!r} is not a file or a folder{hint}")
-    _refuse(recipe, ("calibration", "loss", "refit"), "models: name a factory, with --weights")
+    _refuse(
+        recipe, ("calibration", "loss", "refit"), "is for models: name a factory, with --weights"
+    )
     # The executor is closed before anything is said of an interrupt: by then no worker writes any
     # more.
     with opened(recipe.executor) as executor:
@@ -176,7 +188,7 @@ def _shapes(inputs: str | list[int] | dict[str, Any] | None) -> Any:
 def _model(task: _Task) -> Plan:
     recipe = task.recipe
     assert recipe.weights is not None
-    _refuse(recipe, ("moments", "executor", "drop"), "checkpoints; leave --weights out")
+    _refuse(recipe, ("moments", "executor", "drop"), "is for checkpoints; leave --weights out")
     if not recipe.weights.is_file():
         raise RankfoldError(f"weights {str(recipe.weights)!r} is not a file")
     model = filled(called(task.target, "factory"), recipe.weights, recipe.key)
@@ -191,7 +203,7 @@ def _model(task: _Task) -> Plan:
 def _whole(task: _Task) -> Plan:
     """Compress the model of a file into a file of its kind, or a folder."""
     recipe = task.recipe
-    why = f"checkpoints, and {task.target!r} is a model"
+    why = f"is for checkpoints, and {task.target!r} is a model"
     _refuse(recipe, ("moments", "executor", "drop", "key"), why)
     if not isinstance(recipe.inputs, str | None):
         raise RankfoldError(f"inputs of {task.target!r} come from a file: name an .npz")

@@ -117,10 +117,10 @@ def _table(title: str, rows: list[_Row], methods: list[str], totals: str) -> Con
     """Tabulate the rows; in brief without ranks of methods, and at last without the slow ones."""
     energy = f"energy {_SHARE:.0%}"
 
-    def cells(saving: Callable[[_Saving], str]) -> tuple[tuple[str, ...], ...]:
+    def cells(saving: Callable[[_Saving], str], end: str = "") -> tuple[tuple[str, ...], ...]:
         return tuple(
             (
-                row.tensor,
+                row.tensor.removesuffix(end),
                 row.reason.split(":")[0] or "×".join(map(str, row.shape)),
                 ", ".join(map(str, row.evbmf)),
                 ", ".join(map(str, row.energy)),
@@ -135,7 +135,7 @@ def _table(title: str, rows: list[_Row], methods: list[str], totals: str) -> Con
     brief = Contents(
         title,
         columns | dict.fromkeys((energy.replace(" ", "\n"), *short.values()), True),
-        cells(_share),
+        cells(_share, ".weight"),
         totals,
         optional=(*others, "shape"),
     )

@@ -36,9 +36,14 @@ def read_recipe(file: Path) -> Recipe:
     except (OSError, ValueError) as error:  # of which tomllib's are a kind
         raise RankfoldError(f"recipe {str(file)!r} cannot be read: {error}") from None
     try:
-        return msgspec.convert(table, Recipe, dec_hook=_path)
+        recipe = msgspec.convert(table, Recipe, dec_hook=_path)
+        policy_of(recipe.policy)
+        overrides_of(recipe)
     except msgspec.ValidationError as error:
         raise RankfoldError(f"recipe {str(file)!r}: {_told(str(error), table)}") from None
+    except RankfoldError as error:
+        raise RankfoldError(f"recipe {str(file)!r}: {error}") from None
+    return recipe
 
 
 def merged(flags: Recipe, file: Path | None) -> Recipe:
@@ -96,5 +101,5 @@ def _told(error: str, table: dict[str, Any]) -> str:
         field = unknown[1] if unknown else ""
         return f"field {shown(field)} is unknown; use {', '.join(Recipe.__struct_fields__)}"
     name = place[1]
-    what = error.partition(" - at ")[0].replace("`", "").lower()
+    what = error.partition(" - at ")[0].replace("`", "").replace(" | null", "").lower()
     return f"{name} = {shown(table.get(name))}: {what}; it takes: {described(name)}"
