@@ -127,9 +127,9 @@ def test_a_factory_takes_inputs_and_calibration_data(kind: str, folder: Path, ru
         "def batches(): return BATCHES\n"
     )
     inputs, calibration = DATA[kind]
-    options = [*POLICY, "--loss", "cross_entropy"]
+    options = [*POLICY]
     options += ["--inputs", inputs] if inputs else []
-    options += ["--calibration", calibration] if calibration else []
+    options += ["--calibration", calibration, "--loss", "cross_entropy"] if calibration else []
     done = run(*MODEL, *options, "-o", "out", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     plan = rf.Plan.from_json(done.stdout)
