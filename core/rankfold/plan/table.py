@@ -53,16 +53,28 @@ def fitted(contents: Contents, width: int) -> Contents:
             break
         contents = _without(contents, name)
     room = max(_LEAST, _room(contents, width))
-    rows = tuple((shortened(printable(name), room), *cells) for name, *cells in contents.rows)
+    names = shortened([printable(name) for name, *_ in contents.rows], room)
+    rows = tuple((name, *row[1:]) for name, row in zip(names, contents.rows, strict=True))
     return replace(contents, rows=rows)
 
 
-def shortened(text: str, most: int) -> str:
-    """Return a text of at most that many letters: a longer one without its middle."""
-    if len(text) <= most:
-        return text
-    end = (most - 1) // 2
-    return f"{text[: most - 1 - end]}…{text[len(text) - end :]}"
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Return names of at most that many letters: longer ones without their middle.
+
+    The gap goes to the left as far as names need it to differ: layers.0.mlp.up, layers.1.mlp.up.
+    """
+    middle = most // 2
+    for begin in range(middle, -1, -1):
+        short = [_cut(name, most, begin) for name in names]
+        if len(set(short)) == len(set(names)):
+            return short
+    return [_cut(name, most, middle) for name in names]
+
+
+def _cut(name: str, most: int, begin: int) -> str:
+    if len(name) <= most:
+        return name
+    return f"{name[:begin]}…{name[len(name) - (most - 1 - begin) :]}"
 
 
 def numbered(texts: Sequence[str]) -> tuple[list[str], list[str]]:

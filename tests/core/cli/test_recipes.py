@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,18 @@ def test_lists_that_are_empty_leave_the_recipe_alone(tmp_path: Path) -> None:
     assert recipe.exclude == ["a"]
     assert recipe.seed == 0
     assert overrides_of(recipe) == {"b": rf.Energy(0.5)}
+
+
+def documented() -> list[str]:
+    page = Path(__file__).parents[3] / "docs" / "command-line.md"
+    return re.findall(r"^```toml\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+
+
+def test_the_recipes_of_the_documentation_are_read(tmp_path: Path) -> None:
+    recipes = documented()
+    assert recipes
+    for text in recipes:
+        (tmp_path / "r.toml").write_text(text)
+        recipe = read_recipe(tmp_path / "r.toml")
+        assert recipe.target
+        assert recipe.policy

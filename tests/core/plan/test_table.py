@@ -76,10 +76,12 @@ def test_what_cannot_fit_keeps_its_other_columns() -> None:
     assert fitted(table, 20).rows == (("nnnnnnn…nnnnnn", "1" * 30),)
 
 
-def test_a_text_is_shortened_in_its_middle() -> None:
-    assert shortened("layer1.0.downsample.0", 14) == "layer1.…mple.0"
-    assert shortened("short", 14) == "short"
-    assert all(len(shortened("x" * 40, most)) == most for most in range(3, 40))
+def test_names_are_shortened_in_their_middle_and_stay_apart() -> None:
+    assert shortened(["layer1.0.downsample.0", "short"], 14) == ["layer1.…mple.0", "short"]
+    names = [f"model.layers.{index}.mlp.down_proj" for index in range(3)]
+    assert shortened(names, 18) == [f"mo…{index}.mlp.down_proj" for index in range(3)]
+    assert shortened(["x" * 40, "x" * 41], 5) == ["xx…xx", "xx…xx"]  # whatever is left out
+    assert all(len(shortened(["x" * 40], most)[0]) == most for most in range(2, 40))
 
 
 def test_equal_texts_have_one_number() -> None:
