@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from rankfold.adapters.loading import TakesArrays
+from rankfold.checkpoints.arguments import dropped_names
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.checkpoints.planning import request
 from rankfold.checkpoints.workdir import keeps_work
@@ -163,12 +164,13 @@ def _checkpoint(task: _Task) -> Plan:
             "executor": executor,
             **task.choices,
         }
+        drop = listed(recipe.drop or ())
         if task.dry:
-            return request(task.target, task.decided, **how).plan()
+            asked = request(task.target, task.decided, **how)
+            dropped_names(asked.source, asked.slots, drop)  # an error where a pattern is wrong
+            return asked.plan()
         assert recipe.output is not None
-        return compress_checkpoint(
-            task.target, recipe.output, task.decided, drop=listed(recipe.drop or ()), **how
-        )
+        return compress_checkpoint(task.target, recipe.output, task.decided, drop=drop, **how)
 
 
 def _shapes(inputs: str | list[int] | dict[str, Any] | None) -> Any:

@@ -99,7 +99,9 @@ def in_notebook(plan: PlanFacts, name: str) -> str | None:
         name: of what it is shown for.
     """
     table = contents(plan)
-    return folded_table(f"{name}: {summary(plan)}", table.columns, table.rows, (table.totals,))
+    return folded_table(
+        f"{name}: {summary(plan)}", table.columns, table.rows, table.totals.split("\n")
+    )
 
 
 def _totals(plan: PlanFacts) -> str:

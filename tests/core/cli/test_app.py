@@ -234,6 +234,20 @@ def test_version_and_help_are_told_at_once(run: Run, tmp_path: Path, option: str
     assert (f"rankfold {rf.__version__}" if option == "--version" else "compress") in told.stdout
 
 
+def test_help_loads_no_framework(tmp_path: Path) -> None:
+    heavy = "torch", "jax", "flax", "onnx", "onnxruntime", "scipy", "tensorly", "transformers"
+    script = (
+        "import sys; from rankfold.cli import main; sys.argv = ['rankfold', 'compress', '--help']\n"
+        "try: main()\n"
+        f"finally: assert not {set(heavy)!r} & set(sys.modules), sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout
+
+
 def test_names_of_the_package_are_those_for_users() -> None:
     assert dir(rf) == sorted([*rf.__all__, "__version__"])
     assert all(hasattr(rf, name) for name in dir(rf))

@@ -188,6 +188,10 @@ WRONG = {
         (*CHECKPOINT, "-o", "out", "--calibration", "c.npz"),
         "--calibration is for models",
     ),
+    "a pattern of no tensor": (
+        (*CHECKPOINT, "--dry-run", "--drop", "x*"),
+        "drop: 'x*' matches no tensor",
+    ),
     "no plan": ((*CHECKPOINT, "-o", "out", "--plan", "w.safetensors"), "not a rankfold plan"),
     "no shape": ((*MODEL, "-o", "out", "--inputs", "1,x"), "inputs '1,x'; write a shape"),
     "no type": ((*MODEL, "-o", "out", "--inputs", "1,3:int5"), "write a shape as 1,3,224,224"),
