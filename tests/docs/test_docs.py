@@ -15,16 +15,28 @@ import rankfold as rf
 from rankfold.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "examples" not in p.parts)
 
 
-NEEDS = r"^<!-- needs: (.*?) -->\n```python\n(.*?)^```$"
+BLOCK = re.compile(r"^(?:<!-- needs: (.*?) -->\n)?```python\n(.*?)^```$", flags=re.M | re.S)
+
+
+def code(page: Path) -> list[tuple[str | None, str]]:
+    """The blocks of a page with the packages that each needs besides what development installs.
+
+    Each has as many empty lines in front as there are lines above it: where a class is defined,
+    rankfold reads the source of its methods, which Python then finds in the page.
+    """
+    text = page.read_text()
+    return [
+        (match[1], "\n" * text.count("\n", 0, match.start(2)) + match[2])
+        for match in BLOCK.finditer(text)
+    ]
 
 
 def blocks(page: Path) -> list[str]:
     """The blocks of a page that run with what development installs."""
-    text = re.sub(NEEDS, "", page.read_text(), flags=re.M | re.S)
-    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.M | re.S)
+    return [block for packages, block in code(page) if packages is None]
 
 
 def demanding_blocks() -> list[pytest.ParameterSet]:
@@ -32,11 +44,12 @@ def demanding_blocks() -> list[pytest.ParameterSet]:
     return [
         pytest.param(page, packages.split(", "), block, id=f"{page.stem}-{packages}")
         for page in PAGES
-        for packages, block in re.findall(NEEDS, page.read_text(), flags=re.M | re.S)
+        for packages, block in code(page)
+        if packages is not None
     ]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: "/".join(p.parts[-2:]))
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +143,7 @@ def hooks() -> list[str]:
 @pytest.mark.parametrize("hook", hooks())
 def test_every_hook_is_documented_with_its_arguments(hook: str) -> None:
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
-    assert f"`{hook}({arguments})`" in (ROOT / "docs" / "plugins.md").read_text()
+    assert f"`{hook}({arguments})`" in (ROOT / "docs" / "how-to" / "plugins.md").read_text()
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES], ids=str)
