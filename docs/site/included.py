@@ -1,7 +1,7 @@
 """Puts parts of files outside docs/ into pages of the site; mkdocs calls it for each page.
 
-A line `<!-- include: README.md#What is supported -->` is replaced by what stands below that heading, without the
-heading one `<!-- include: CHANGELOG.md -->` by the file below its title.
+A line `<!-- include: README.md#What is supported -->` is replaced by what stands below that heading,
+one without a heading, `<!-- include: CHANGELOG.md -->`, by the file below its title.
 """
 
 import posixpath

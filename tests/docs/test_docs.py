@@ -49,7 +49,9 @@ def demanding_blocks() -> list[pytest.ParameterSet]:
     ]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: "/".join(p.parts[-2:]))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p)], ids=lambda p: "/".join(p.parts[-2:])
+)
 def test_the_code_of_a_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,17 +108,7 @@ class _Net(nn.Module):
         return self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
 
 
-def verbs_and_policies() -> list[str]:
-    """Public names that are called: all but types of data and the error."""
-    public = {name: getattr(rf, name) for name in rf.__all__}
-    return [
-        n
-        for n, v in public.items()
-        if inspect.isfunction(v) or hasattr(v, "allocate") or hasattr(v, "step")
-    ]
-
-
-@pytest.mark.parametrize("name", verbs_and_policies())
+@pytest.mark.parametrize("name", sorted({*rf.__all__} - {"Layer"}))  # Choice shows one
 def test_the_example_of_a_public_name_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
