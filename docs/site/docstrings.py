@@ -1,4 +1,4 @@
-"""Shows the examples of docstrings as code: Griffe knows a section "Examples", ours are headed "Example"."""
+"""Shows the examples of docstrings as code: for Griffe a section of them is headed "Examples"."""
 
 import re
 from typing import Any

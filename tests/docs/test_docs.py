@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import pkgutil
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
+from rankfold import plugins, testing
 from rankfold.plugins import hookspecs
 
 ROOT = Path(__file__).parents[2]
@@ -122,6 +124,31 @@ def test_the_example_of_a_public_name_runs(
     outcome = doctest.DocTestRunner().run(example, out=log.append)
     assert outcome.attempted
     assert not outcome.failed, "".join(log)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    paths = [path for page in pages for path in re.findall(r"^::: (\S+)$", page.read_text(), re.M)]
+    documented = [pkgutil.resolve_name(path) for path in paths]
+    names = {rf: dir(rf), plugins: plugins.__all__, testing: testing.__all__}
+    missing = [
+        f"{module.__name__}.{name}"
+        for module, listed in names.items()
+        for name in listed
+        if not any(getattr(module, name) is value for value in documented)
+    ]
+    assert missing == []
+
+
+def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
+    files = [f for folder in ("core", "backends", "plugins") for f in (ROOT / folder).rglob("*.py")]
+    # A message that is broken into several literals is one text again.
+    code = "".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
+    page = (ROOT / "docs" / "explanation" / "messages.md").read_text()
+    cells = re.findall(r"^\| (`.*?) \|", page, re.M)
+    parts = [part.strip() for cell in cells for part in re.split(r"\.\.\.|`, `|`", cell)]
+    assert len(parts) > 100
+    assert [part for part in parts if part not in code] == []
 
 
 def hooks() -> list[str]:
