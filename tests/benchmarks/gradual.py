@@ -122,7 +122,7 @@ def page(rows: Sequence[Row], steps: int, machine: str) -> str:
         "",
         "Four convolutions with BatchNorm on scikit-learn's digits, compressed to a share of their",
         f"multiply-accumulates while they are trained for {steps} steps with labels, by",
-        "[`rf.Gradual`](../after.md#compress-while-you-train): in 1, 2 or 4 compressions at equal",
+        "[`rf.Gradual`](../how-to/after.md#compress-while-you-train): in 1, 2 or 4 compressions at equal",
         "distances in the first half of training, each by the same factor. Test error in per cent,",
         f"mean and standard deviation over {seeds} seeds; one of the 449 test images is 0.22, and",
         f"the original has {_spread(rows, 1.0, False, 0)}.",
