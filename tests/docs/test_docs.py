@@ -143,12 +143,12 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_the_messages_that_are_explained_are_those_of_the_code() -> None:
     files = [f for folder in ("core", "backends", "plugins") for f in (ROOT / folder).rglob("*.py")]
     # A message that is broken into several literals is one text again.
-    code = "".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
+    source = "".join(re.sub(r'"\s*\n\s*f?"', "", file.read_text()) for file in files)
     page = (ROOT / "docs" / "explanation" / "messages.md").read_text()
     cells = re.findall(r"^\| (`.*?) \|", page, re.M)
     parts = [part.strip() for cell in cells for part in re.split(r"\.\.\.|`, `|`", cell)]
     assert len(parts) > 100
-    assert [part for part in parts if part not in code] == []
+    assert [part for part in parts if part not in source] == []
 
 
 def hooks() -> list[str]:
