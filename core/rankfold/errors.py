@@ -9,6 +9,12 @@ class RankfoldError(ValueError):
     """A call that cannot be carried out: the message names the layer, the value and the remedy.
 
     What it quotes may come from a file, so it can be printed and is no longer than can be read.
+
+    Example:
+        >>> rf.Ratio(2.0)
+        Traceback (most recent call last):
+        ...
+        rankfold.errors.RankfoldError: Ratio: share 2.0; use one above 0 and up to 1
     """
 
     def __init__(self, text: str = "") -> None:

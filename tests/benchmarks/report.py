@@ -1,7 +1,7 @@
 """How long the report of a large network takes, and how large it is; and the pictures in its docs.
 
     python -m tests.benchmarks.report
-    python -m tests.benchmarks.report --pictures docs/report
+    python -m tests.benchmarks.report --pictures docs/how-to/report
 
 The first prints the CPU seconds of writing the page of 300 layers, each with two spectra, in a
 process that has written none before and once more, and the size of the page. The second trains a

@@ -7,108 +7,21 @@ import sys
 from operator import attrgetter
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import linen, nnx
-from torch import nn
+from tests.journeys.frameworks import FRAMEWORKS, X
 
 import rankfold as rf
-
-X = np.random.default_rng(1).standard_normal((2, 9, 10, 5)).astype(np.float32)
-SIZES = ((5, 24), (24, 30))
-RANKED = 12
-
-
-def weights() -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kernels (*kernel, in, out) of two convolutions and a matrix, of low rank and some noise."""
-    rng = np.random.default_rng(0)
-    made = []
-    for shape in ((3, 3, 5, 24), (3, 3, 24, 30), (30, 40)):
-        into, out = shape[-2:]
-        rank = min(into, out) // 3
-        core = rng.standard_normal((*shape[:-2], rank, rank))
-        kernel = np.einsum(
-            "ir,...rs,so->...io",
-            rng.standard_normal((into, rank)),
-            core,
-            rng.standard_normal((rank, out)),
-        )
-        kernel = kernel / kernel.std() + 0.2 * rng.standard_normal(shape)
-        made.append((kernel.astype(np.float32) / 20, rng.standard_normal(out).astype(np.float32)))
-    return made
-
-
-class LinenNet(linen.Module):
-    def setup(self) -> None:
-        self.a = linen.Conv(24, (3, 3), strides=2, padding=1)
-        self.b = linen.Conv(30, (3, 3), padding="SAME")
-        self.c = linen.Dense(40)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.c(linen.relu(self.b(linen.relu(self.a(x)))).mean((1, 2)))
-
-
-class NNXNet(nnx.Module):
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.a = nnx.Conv(5, 24, (3, 3), strides=2, padding=1, rngs=rngs)
-        self.b = nnx.Conv(24, 30, (3, 3), padding="SAME", rngs=rngs)
-        self.c = nnx.Linear(30, 40, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.c(nnx.relu(self.b(nnx.relu(self.a(x)))).mean((1, 2)))
-
-
-class TorchNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Conv2d(5, 24, 3, stride=2, padding=1)
-        self.b = nn.Conv2d(24, 30, 3, padding="same")
-        self.c = nn.Linear(30, 40)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c(self.b(self.a(x).relu()).relu().mean((2, 3)))
-
-
-def in_torch() -> tuple[Any, Any]:
-    model = TorchNet()
-    for layer, (kernel, bias) in zip((model.a, model.b, model.c), weights(), strict=True):
-        weight = np.moveaxis(kernel, (-1, -2), (0, 1))
-        layer.weight.data = torch.from_numpy(np.ascontiguousarray(weight))
-        layer.bias.data = torch.from_numpy(bias)
-    return model, torch.from_numpy(np.moveaxis(X, -1, 1).copy())
-
-
-def in_nnx() -> tuple[Any, Any]:
-    model = NNXNet(nnx.Rngs(0))
-    for layer, (kernel, bias) in zip((model.a, model.b, model.c), weights(), strict=True):
-        layer.kernel[...] = jnp.asarray(kernel)
-        layer.bias[...] = jnp.asarray(bias)
-    return model, jnp.asarray(X)
-
-
-def in_linen() -> tuple[Any, Any]:
-    params = {
-        name: {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
-        for name, (kernel, bias) in zip("abc", weights(), strict=True)
-    }
-    return LinenNet().bind({"params": params}), jnp.asarray(X)
-
-
-FRAMEWORKS = {"torch": in_torch, "nnx": in_nnx, "linen": in_linen}
-
 
 PLANNED = attrgetter("path", "method", "ranks", "params", "macs", "op")
 REFITTED = attrgetter("path", "method", "ranks", "refit")
 
 
 def compressed(framework: str, policy: Any) -> tuple[rf.Plan, np.ndarray]:
-    model, x = FRAMEWORKS[framework]()
+    model, x = FRAMEWORKS[framework].network()
     small = rf.compress(model, policy, inputs=x)
-    output = small.model(x)
-    return small.plan, output.detach().numpy() if framework == "torch" else np.asarray(output)
+    return small.plan, FRAMEWORKS[framework].outputs(small.model, x)
 
 
 @pytest.mark.parametrize("policy", [rf.VBMF(), rf.Energy(0.9), rf.Ratio(0.4)], ids=repr)
@@ -126,7 +39,7 @@ def test_plans_and_outputs_are_those_of_torch(framework: str, policy: Any) -> No
 
 def calibrated(framework: str) -> tuple[rf.Moments, rf.Plan, np.ndarray]:
     """Moments, plan and outputs with a loss that draws nothing and positions that are all taken."""
-    model, _ = FRAMEWORKS[framework]()
+    model, _ = FRAMEWORKS[framework].network()
     rng = np.random.default_rng(3)
     x = rng.standard_normal((18, *X.shape[1:])).astype(np.float32)
     target = rng.standard_normal((18, 40)).astype(np.float32)
@@ -138,12 +51,10 @@ def calibrated(framework: str) -> tuple[rf.Moments, rf.Plan, np.ndarray]:
     def loss(outputs: Any, batch: Any) -> Any:
         return ((outputs - batch[1]) ** 2).mean(0).sum()
 
-    given = {"inputs": batches[0][0], "calibration": batches, "loss": loss}
+    options = {"inputs": batches[0][0], "calibration": batches, "loss": loss}
     moments = rf.gather(model, batches, inputs=batches[0][0], loss=loss)
-    small = rf.compress(model, rf.Budget(macs=0.3), **given)
-    output = small.model(batches[1][0])
-    array = output.detach().numpy() if framework == "torch" else np.asarray(output)
-    return moments, small.plan, array
+    small = rf.compress(model, rf.Budget(macs=0.3), **options)
+    return moments, small.plan, FRAMEWORKS[framework].outputs(small.model, batches[1][0])
 
 
 @pytest.mark.parametrize("framework", ["nnx", "linen"])

@@ -1,4 +1,4 @@
-"""What a library does to tensors when it loads a model: others are made of them, or renamed."""
+"""What a library does to tensors when it loads a model, and what its models take for arrays."""
 
 from __future__ import annotations
 

@@ -147,13 +147,13 @@ def _refuse(recipe: Recipe, names: tuple[str, ...], why: str) -> None:
 
 def _checkpoint(task: _Task) -> Plan:
     recipe = task.recipe
+    _refuse(
+        recipe, ("calibration", "loss", "refit"), "is for models: name a factory, with --weights"
+    )
     if not Path(task.target).exists():
         factory = ":" in task.target
         hint = "; a factory needs --weights" if factory else ""
         raise RankfoldError(f"checkpoint {task.target!r} is not a file or a folder{hint}")
-    _refuse(
-        recipe, ("calibration", "loss", "refit"), "is for models: name a factory, with --weights"
-    )
     # The executor is closed before anything is said of an interrupt: by then no worker writes any
     # more.
     with opened(recipe.executor) as executor:

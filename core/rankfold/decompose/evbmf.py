@@ -42,6 +42,12 @@ class EVBMF:
         rank: the number of components above the noise; 0 where no structure is found.
         sigma2: the noise variance of a matrix entry.
         singular_values: (rank,), shrunk to the posterior means, descending.
+
+    Example:
+        >>> noise = np.random.default_rng(0).standard_normal((60, 80))
+        >>> result = rf.evbmf(noise + np.outer(np.ones(60), np.ones(80)), sigma2=1.0)
+        >>> result.rank, result.singular_values.shape
+        (1, (1,))
     """
 
     rank: int

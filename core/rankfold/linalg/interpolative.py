@@ -32,28 +32,40 @@ def row_interpolation(matrix: Array) -> tuple[tuple[int, ...], Array]:
     """
     from scipy.linalg import qr  # here: importing rankfold loads no SciPy
 
+    basis = _basis(matrix)
+    rank = basis.shape[1]
+    _, order = qr(basis.T, mode="r", pivoting=True, check_finite=False)
+    chosen = swapped(basis, order[:rank])
+    return tuple(map(int, chosen)), _solved(basis, chosen)
+
+
+def coefficients(matrix: Array, pivots: Sequence[int]) -> Array:
+    """Return T with A[rest] = T A[J], as `row_interpolation` does for the pivots that it chooses.
+
+    Args:
+        matrix: (m, r) with m ≥ r, of NumPy.
+        pivots: J.
+
+    Raises:
+        numpy.linalg.LinAlgError: the rows J are dependent to half of the digits.
+    """
+    return _solved(_basis(matrix), pivots)
+
+
+def _basis(matrix: Array) -> Array:
     # Columns of a trained factor differ by orders of magnitude. With A = Q R the coefficients are
     # those of Q, whose columns do not: T = Q_rest Q_J⁻¹, and rank-deficient A still has r of them.
     scale = float(abs(matrix).max()) if matrix.size else 0.0
     basis, _ = np.linalg.qr(np.asarray(matrix, dtype=np.float64) / (scale or 1.0))
-    rank = basis.shape[1]
-    _, order = qr(basis.T, mode="r", pivoting=True, check_finite=False)
-    chosen = swapped(basis, order[:rank])
-    return tuple(map(int, chosen)), coefficients(basis, chosen)
+    return basis
 
 
-def coefficients(matrix: Array, pivots: Array | Sequence[int]) -> Array:
-    """Return T with A[rest] = T A[J], where A[J] is regular.
-
-    Args:
-        matrix: (m, r).
-        pivots: J.
-
-    Raises:
-        numpy.linalg.LinAlgError: A[J] is singular.
-    """
-    rest = np.delete(np.arange(len(matrix)), np.asarray(pivots))
-    solved: Array = np.linalg.solve(matrix[np.asarray(pivots)].T, matrix[rest].T)
+def _solved(basis: Array, pivots: Array | Sequence[int]) -> Array:
+    rest = np.delete(np.arange(len(basis)), np.asarray(pivots))
+    solved: Array = np.linalg.solve(basis[np.asarray(pivots)].T, basis[rest].T)
+    # Whether a singular matrix has a pivot of exactly zero hangs on rounding; how T grows does not.
+    if solved.size and not np.max(np.abs(solved)) < np.finfo(np.float64).eps ** -0.5:
+        raise np.linalg.LinAlgError("Singular matrix")
     return np.ascontiguousarray(solved.T)
 
 

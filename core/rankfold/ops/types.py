@@ -53,6 +53,11 @@ class Linear:
 
     Raises:
         RankfoldError: a shape or a value does not fit.
+
+    Example:
+        >>> op = rf.Linear(np.ones((64, 48)), bias=np.zeros(64))
+        >>> [stage.weight.shape for stage in rf.truncated_svd(op, 8)]
+        [(8, 48), (64, 8)]
     """
 
     weight: Array
@@ -75,6 +80,11 @@ class Embedding:
 
     Raises:
         RankfoldError: the weight is not a matrix of floating-point numbers.
+
+    Example:
+        >>> table, last = rf.truncated_svd(rf.Embedding(np.eye(90, 24)), 8)
+        >>> table.weight.shape, last.weight.shape
+        ((90, 8), (24, 8))
     """
 
     weight: Array
@@ -111,6 +121,11 @@ class Conv:
 
     Raises:
         RankfoldError: a shape or a value does not fit.
+
+    Example:
+        >>> op = rf.Conv(np.ones((64, 48, 3, 3)), stride=2, padding=1)
+        >>> op.stride, op.padding
+        ((2, 2), ((1, 1), (1, 1)))
     """
 
     weight: Array
@@ -155,6 +170,11 @@ class ConvTranspose:
 
     Raises:
         RankfoldError: a shape or a value does not fit.
+
+    Example:
+        >>> op = rf.ConvTranspose(np.ones((24, 48, 4, 4)), stride=2, padding=1)  # 48 channels to 24
+        >>> [type(stage).__name__ for stage in rf.channel_svd(op, 8)]
+        ['ConvTranspose', 'Conv']
     """
 
     weight: Array

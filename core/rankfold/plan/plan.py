@@ -56,6 +56,12 @@ class LayerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             without calibration data.
         spectra: singular values of the unfoldings that the ranks are of, where a policy or a
             method had asked for them; as they were when the ranks were chosen.
+
+    Example:
+        >>> plan = rf.plan(nn.Sequential(nn.Linear(48, 64), nn.ReLU()), rf.Ranks(8))
+        >>> layer = plan["0"]
+        >>> layer.method, layer.ranks, layer.params, layer.reason
+        ('svd', (8,), (3136, 960), '')
     """
 
     path: str
@@ -124,6 +130,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             for package.module:factory --weights FILE; PLAN, where there is no other way, for a file
             with this plan.
         version: of this format.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = rf.plan(network, rf.Ratio(0.25))
+        >>> [layer.path for layer in plan.replaced], plan.model_params
+        (['0'], (3786, 2058))
+        >>> rf.Plan.from_json(plan.to_json()) == plan
+        True
     """
 
     layers: tuple[LayerPlan, ...]

@@ -28,6 +28,12 @@ class LayerScore:
             without.
         score: what `evaluate` gave.
         drop: the score of the original less this one.
+
+    Example:
+        >>> model, x = nn.Sequential(nn.Linear(48, 64), nn.ReLU()), torch.randn(1, 48)
+        >>> [score] = rf.sensitivity(model, evaluate=lambda m: 1.0, inputs=x, shares=(0.5,))
+        >>> score.path, score.method, score.drop
+        ('0', 'svd', 0.0)
     """
 
     path: str
@@ -49,6 +55,13 @@ class Sensitivities(Sequence[LayerScore]):
         original: the score of the original.
         resource: "macs" or "params": what shares are of.
         left_out: by path of each layer that was not tried, or not at every share, why.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
+        >>> x = torch.randn(1, 48)
+        >>> scores = rf.sensitivity(model, evaluate=lambda m: -m(x).detach().norm(), inputs=x)
+        >>> sorted(scores.most_sensitive()), scores.resource
+        (['0', '2'], 'macs')
     """
 
     scores: tuple[LayerScore, ...]

@@ -23,6 +23,12 @@ class Tradeoff(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             calibration data.
         points: (share, loss), the original first.
         plan: (share, loss) of what was chosen, before what is left of the limits is used up.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 96))
+        >>> curve = rf.tradeoff(model, inputs=torch.randn(1, 48))
+        >>> curve.loss_at(1.0) <= curve.loss_at(0.5) <= curve.loss_at(0.25)
+        True
     """
 
     resource: Literal["params", "macs"]

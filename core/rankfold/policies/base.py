@@ -26,7 +26,21 @@ Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a policy wants done to one layer: a method with ranks, or None and a reason."""
+    """What a policy wants done to one layer: a method with ranks, or None and a reason.
+
+    Example:
+        What a policy gives for each `rankfold.Layer`:
+
+        >>> class Quarter:
+        ...     name = "quarter"
+        ...
+        ...     def allocate(self, layers):
+        ...         for layer in layers:
+        ...             rank = min(layer.op.weight.shape) // 4
+        ...             yield rf.Choice("svd", (rank,)) if rank else rf.Choice(None, reason="tiny")
+        >>> rf.plan(nn.Sequential(nn.Linear(40, 32), nn.ReLU()), Quarter())["0"].ranks
+        (8,)
+    """
 
     method: str | None
     ranks: RankTuple = ()

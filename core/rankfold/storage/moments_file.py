@@ -294,6 +294,13 @@ class Moments(Mapping[str, LayerMoments]):
     Args:
         layers: moments by path.
         loss: the name of the loss that the gradients are of; "" where there are none.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(48, 64), nn.ReLU())
+        >>> rf.gather(model, torch.randn(64, 48).split(16)).save("moments.safetensors")
+        >>> moments = rf.Moments.load("moments.safetensors")
+        >>> list(moments), moments["0"].inputs.shape
+        (['0'], (1, 48, 48))
     """
 
     def __init__(self, layers: Mapping[str, LayerMoments], loss: str = "") -> None:

@@ -26,7 +26,8 @@ if __name__ == "__main__":
         worker = pool.submit(os.getpid).result()
         pool.submit(time.sleep, 60)
         print(worker, flush=True)
-        time.sleep(60)
+        while True:  # a signal just before a long sleep begins is only seen at its end
+            time.sleep(0.05)
 """
 
 

@@ -112,7 +112,7 @@ def test_lists_that_are_empty_leave_the_recipe_alone(tmp_path: Path) -> None:
 
 
 def documented() -> list[str]:
-    page = Path(__file__).parents[3] / "docs" / "command-line.md"
+    page = Path(__file__).parents[3] / "docs" / "reference" / "command-line.md"
     return re.findall(r"^```toml\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
 
 

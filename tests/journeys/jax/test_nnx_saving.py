@@ -219,12 +219,6 @@ def test_a_model_of_shapes_alone_cannot_be_saved(tmp_path: Path) -> None:
         small.save(tmp_path / "saved")
 
 
-def test_a_plan_goes_through_json_and_is_applied() -> None:
-    plan = rf.plan(sequence(), rf.Ranks(2), inputs=X)
-    again = rf.Plan.from_json(plan.to_json())
-    assert same(rf.apply(sequence(), again).model, rf.compress(sequence(), rf.Ranks(2)).model)
-
-
 @pytest.mark.parametrize("name", ["sequence", "noisy", "stacked"])
 def test_orbax_restores_the_state_of_the_compressed_model(name: str, tmp_path: Path) -> None:
     ocp = pytest.importorskip("orbax.checkpoint")
