@@ -87,13 +87,22 @@ def run(
         RankfoldError: any argument is wrong, and nothing is written then; or only the plan could
             not be printed, and the message says so.
     """
+    with quiet(as_json):
+        done, output = _carried_out(flags, config, plan, dry=dry_run)
+    show(done, output, as_json=as_json)
+
+
+def _carried_out(
+    flags: Recipe, config: Path | None, plan: Path | None, *, dry: bool
+) -> tuple[Plan, Path | None]:
+    """Do what is to be done; return the plan, and where the result was written."""
     recipe = merged(flags, config)
     if plan is not None:
         _refuse(flags, _DECIDED, "has been decided by the plan; leave it out")
         recipe = msgspec.structs.replace(recipe, **dict.fromkeys(_DECIDED))
     if recipe.target is None:
         raise RankfoldError("Missing argument TARGET: name what to compress, or set it in a recipe")
-    if recipe.output is None and not dry_run:
+    if recipe.output is None and not dry:
         raise RankfoldError(
             "--output is missing; name the folder to write with -o, or add --dry-run"
         )
@@ -102,11 +111,10 @@ def run(
     if recipe.output is not None and not (whole and known_kind(recipe.output)):
         check_replaceable(recipe.output)
     decided = policy_of(recipe.policy) if plan is None else plan_at(plan)
-    task = _Task(recipe, recipe.target, decided, _choices(recipe), dry_run)
+    task = _Task(recipe, recipe.target, decided, _choices(recipe), dry)
     compressed = _whole if whole else _checkpoint if recipe.weights is None else _model
-    with quiet(as_json), _interruptible(recipe.output):
-        done = compressed(task)
-    show(done, None if dry_run else recipe.output, as_json=as_json)
+    with _interruptible(recipe.output):
+        return compressed(task), None if dry else recipe.output
 
 
 def _choices(recipe: Recipe) -> dict[str, Any]:

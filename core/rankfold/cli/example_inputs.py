@@ -107,7 +107,8 @@ def _is_file(text: str) -> bool:
 
 
 def _of_code(text: str, what: str) -> Any:
-    return called(text, what) if callable(imported(text, what)) else imported(text, what)
+    value = imported(text, what)
+    return called(text, what) if callable(value) else value
 
 
 def _arguments(arrays: Mapping[str, Array], tensor: Callable[[Array], Any]) -> Any:

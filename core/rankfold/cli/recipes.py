@@ -50,12 +50,12 @@ def merged(flags: Recipe, file: Path | None) -> Recipe:
     """Return what flags say, and where they say nothing what a recipe in a file says."""
     if file is None:
         return flags
-    given = {
+    flagged = {
         name: value
         for name in flags.__struct_fields__
         if (value := getattr(flags, name)) is not None and value != []
     }
-    return msgspec.structs.replace(read_recipe(file), **given)
+    return msgspec.structs.replace(read_recipe(file), **flagged)
 
 
 def policy_of(spec: str | dict[str, Any] | None) -> Policy:
@@ -96,10 +96,10 @@ def _path(kind: type[Any], value: Any) -> Any:
 def _told(error: str, table: dict[str, Any]) -> str:
     """Tell an error of msgspec by the field, its value and what the field takes."""
     unknown = re.search(r"unknown field `(.*)`", error)
-    place = re.search(r"at `\$\.(\w+)", error)
-    if place is None:
+    field_path = re.search(r"at `\$\.(\w+)", error)
+    if field_path is None:
         field = unknown[1] if unknown else ""
         return f"field {shown(field)} is unknown; use {', '.join(Recipe.__struct_fields__)}"
-    name = place[1]
+    name = field_path[1]
     what = error.partition(" - at ")[0].replace("`", "").replace(" | null", "").lower()
     return f"{name} = {shown(table.get(name))}: {what}; it takes: {described(name)}"

@@ -25,14 +25,14 @@ def contents(plan: PlanFacts) -> Contents:
     columns |= dict.fromkeys(("ranks", *(_COUNTS[name] for name in counted), *errors), True)
     totals = "\n".join(filter(None, (_meanings(plan, errors), _totals(plan))))
 
-    def rows(count: Callable[[tuple[int, int]], str], last: Sequence[str]) -> Rows:
+    def rows(written: Callable[[tuple[int, int]], str], last: Sequence[str]) -> Rows:
         return tuple(
             (
                 layer.path or "(the model)",
                 layer.op,
                 layer.method or "–",
                 ", ".join(map(str, layer.ranks)),
-                *("" if (pair := getattr(layer, n)) is None else count(pair) for n in counted),
+                *("" if (pair := getattr(layer, n)) is None else written(pair) for n in counted),
                 *(_error(layer, name) for name in errors),
                 reason,
             )

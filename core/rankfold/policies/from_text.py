@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
@@ -67,24 +67,31 @@ def policy_from_table(
 
 def text_of(policy: Policy, known: Mapping[str, type[Policy]]) -> str | None:
     """Return the text that stands for a policy; None where none does, as for one of functions."""
-    name = getattr(policy, "name", "")
+    # Fields and comparisons of plugins are code of others, which fails as it likes.
+    with suppress(RankfoldError), contained("policy", RankfoldError):
+        for text in _texts(policy, known):
+            with suppress(RankfoldError):
+                if policy_from_text(text, known) == policy:
+                    return text
+    return None
+
+
+def _texts(policy: Policy, known: Mapping[str, type[Policy]]) -> Iterator[str]:
+    """Yield texts that may stand for a policy, the shortest first."""
+    name = policy.name
     if known.get(name) is not type(policy) or not dataclasses.is_dataclass(policy):
-        return None
+        return
     fields = {
-        field.name: getattr(policy, field.name)
+        field.name: value
         for field in dataclasses.fields(policy)
-        if getattr(policy, field.name) != field.default
+        if (value := getattr(policy, field.name)) != field.default
     }
-    texts = [f"{name}:{','.join(f'{n}={v}' for n, v in fields.items())}" if fields else name]
     if len(fields) == 1:
         (value,) = fields.values()
         parts = value if isinstance(value, tuple) else (value,)
-        texts.insert(0, f"{name}:{','.join(map(str, parts))}")
-    for text in texts:
-        with suppress(RankfoldError), contained(f"policy {name!r}", RankfoldError):
-            if policy_from_text(text, known) == policy:
-                return text
-    return None
+        yield f"{name}:{','.join(map(str, parts))}"
+    pairs = ",".join(f"{field}={value}" for field, value in fields.items())
+    yield f"{name}:{pairs}" if fields else name
 
 
 def _class_of(name: str, known: Mapping[str, type[Policy]]) -> type[Policy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -140,3 +141,25 @@ def test_a_checkpoint_is_planned_by_text(tmp_path: Any) -> None:
     save_file({"fc.weight": weight}, tmp_path / "in.safetensors")
     plan = rf.compress_checkpoint(tmp_path / "in.safetensors", tmp_path / "out", "ranks:8")
     assert plan["fc"].ranks == (8,)
+
+
+@dataclass(frozen=True, eq=False)
+class Awkward:
+    """A policy of a plugin with a field that cannot be compared, and no equality of its own."""
+
+    name: ClassVar[str] = "awkward"
+    weights: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("not to be compared")
+
+    @classmethod
+    def from_text(cls, argument: str) -> Any:
+        return cls()
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(3)])
+def test_a_policy_that_cannot_be_compared_has_no_text(weights: Any) -> None:
+    known: Any = {"awkward": Awkward}
+    policy: Any = Awkward(weights)
+    assert text_of(policy, known) is None
