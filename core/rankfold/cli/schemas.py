@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,15 @@ def _of_plan() -> dict[str, Any]:
 
 def _describe(definition: dict[str, Any]) -> None:
     """Give each field its line of the docstring, in place of the docstring as a whole."""
-    head, _, attributes = definition.get("description", "").partition("Attributes:")
+    # As Python 3.13 compiles docstrings, without their common indentation.
+    text, _, _ = cleandoc(definition.get("description", "")).partition("\nExample:")
+    head, _, attributes = text.partition("Attributes:")
     definition["description"] = " ".join(head.split())
     name = ""
     texts: dict[str, list[str]] = {}
     for line in attributes.splitlines():
-        # Names stand at eight letters from the left, what goes on below them at twelve.
-        if line.startswith(" " * 8) and not line.startswith(" " * 12):
+        # Names stand at four letters from the left, what goes on below them at eight.
+        if line.startswith(" " * 4) and not line.startswith(" " * 8):
             name, _, line = line.strip().partition(": ")
         texts.setdefault(name, []).append(line.strip())
     for field, value in definition.get("properties", {}).items():

@@ -81,13 +81,19 @@ def test_the_folder_of_a_result_is_a_plan_too(folder: Path, run: Run) -> None:
 
 
 def test_json_is_all_there_is_on_standard_output(folder: Path) -> None:
-    (folder / "loud.py").write_text("print('loading')\nfrom mymodels import make\n")
+    score = "def score(model): return 1.0"
+    (folder / "loud.py").write_text(f"print('loading')\nfrom mymodels import make\n{score}\n")
     what = ("compress", "loud:make", "--weights", "w.safetensors")
     done = process(*what, *POLICY, "-o", "out", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     plan = rf.Plan.from_json(done.stdout)
     assert plan.policy == "Energy(share=0.6)"
     assert done.stderr == "loading\n"
+    searched = process(
+        *MODEL, "--policy", "budget:drop=0.1,evaluate=loud:score", "-o", "b", "--json", cwd=folder
+    )
+    assert rf.Plan.from_json(searched.stdout).trials
+    assert searched.stderr == "loading\n"
     saved = json.loads((folder / "out" / "plan.json").read_text())["plan"]
     assert saved == json.loads(done.stdout)
 
