@@ -97,9 +97,10 @@ def report(
         Path,
         typer.Argument(help="Folder of a compressed model, its .onnx file, or a plan as JSON."),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The HTML file to write.")] = Path(
-        "report.html"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="The HTML file to write; a model card if it is a .md."),
+    ] = Path("report.html"),
 ) -> None:
     """Writes one HTML page: what was done to each layer, why, and what it costs."""
     from rankfold.cli.report import run

@@ -57,10 +57,11 @@ class Compressed:
         *,
         sensitivity: Sensitivities | None = None,
     ) -> str | Path:
-        """Render the plan as a table, or write it as an HTML page.
+        """Render the plan as a table, or write it as an HTML page or as a model card.
 
         Args:
-            file: of the page, "report.html" for instance; None for the table.
+            file: of the page, "report.html" for instance; "README.md" for the card; None for the
+                table.
             sensitivity: what `rankfold.sensitivity` measured, for the page.
 
         Returns:

@@ -239,7 +239,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ) -> Path:
         """Write the plan as one HTML page: what was done to each layer, why, and what it costs.
 
-        The page needs no network, and nothing but a browser. It takes the extra `report`.
+        The page needs no network, and nothing but a browser. It takes the extra `report`. A file
+        that ends in .md is a model card instead: Markdown with what the plan knows filled in, and
+        what its author has yet to say in capital letters.
 
         Args:
             file: to write, "report.html" for instance; one that is there is replaced.

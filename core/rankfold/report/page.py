@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -15,14 +14,15 @@ from typing import Any
 
 from rankfold.console import printable
 from rankfold.errors import RankfoldError
+from rankfold.report.call import call_of
 from rankfold.report.charts import SCORES, SPECTRUM, charts, spectrum_data
 from rankfold.report.facts import PlanFacts, SensitivityFacts
+from rankfold.report.model_card import model_card
 from rankfold.report.rows import rows_of
 from rankfold.report.summary import figures, headline, hints
 from rankfold.report.templating import environment
-from rankfold.report.words import meanings
+from rankfold.report.words import meanings, spectrum_meanings
 
-_FUNCTION = re.compile(r"evaluate=[^,)]+")
 _TITLE = 60
 """Letters of a headline in the title of a tab."""
 
@@ -37,11 +37,11 @@ class _Column:
 def write(
     plan: PlanFacts, file: str | PathLike[str], sensitivity: SensitivityFacts | None = None
 ) -> Path:
-    """Write the page of a plan; a file that is there is replaced.
+    """Write the page of a plan, or a model card of it; a file that is there is replaced.
 
     Args:
         plan: the plan.
-        file: to write, by its name an HTML file.
+        file: to write: a model card where it ends in .md, else an HTML page.
         sensitivity: scores of the model with one layer compressed, where they were measured.
 
     Returns:
@@ -56,7 +56,7 @@ def write(
         raise RankfoldError(
             f"report: {type(file).__name__} is not a path; give one, 'report.html' for instance"
         ) from None
-    text = rendered(plan, sensitivity)
+    text = model_card(plan) if path.suffix == ".md" else rendered(plan, sensitivity)
     try:
         path.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:  # a name with a null is a ValueError
@@ -89,7 +89,7 @@ def rendered(plan: PlanFacts, sensitivity: SensitivityFacts | None = None) -> st
         "scores": [row.scores for row in rows],
         "spectra": [[spectrum_data(spectrum) for spectrum in row.spectra] for row in rows],
     }
-    call, placeholders = _call(plan, informed=informed)
+    call, placeholders = call_of(plan, informed=informed)
     # Autoescaping writes everything from the plan as text. Only files of this package are markup.
     return template.render(
         {name: Markup(text) for name, text in scripts.items()},
@@ -106,7 +106,7 @@ def rendered(plan: PlanFacts, sensitivity: SensitivityFacts | None = None) -> st
         columns=_columns(plan, informed=informed),
         has_macs=plan.macs is not None,
         informed=informed,
-        words=meanings(plan, informed=informed),
+        words=meanings(plan, informed=informed) + spectrum_meanings(plan),
         call=call,
         placeholders=placeholders,
         command=printable(plan.command),
@@ -128,31 +128,6 @@ def _columns(plan: PlanFacts, *, informed: bool) -> list[_Column]:
         columns.append(_Column("Error predicted", "error of the output, predicted"))
         columns.append(_Column("Error measured", "error of the output, measured"))
     return columns
-
-
-def _call(plan: PlanFacts, *, informed: bool) -> tuple[str, str]:
-    """Return the call that made a plan, and what its names of data stand for."""
-    if not plan.call:
-        return "", ""
-    # Data have no text. What the plan shows of them tells which there were.
-    of_model = not plan.call.startswith("rf.compress_checkpoint(")
-    data: dict[str, str] = {}
-    if plan.macs is not None and of_model:
-        data["inputs=x"] = "x is your example input"
-    elif plan.macs is not None:
-        data["inputs=shapes"] = "shapes are those of the inputs of layers"
-    if (informed or plan.loss is not None) and of_model:
-        data["calibration=batches"] = "batches are your calibration data"
-    elif informed:
-        data["moments=file"] = "file holds the moments of your calibration data"
-    # A function is told by its name, which may be that of a lambda.
-    asked, functions = _FUNCTION.subn("evaluate=evaluate", printable(plan.call).removesuffix(")"))
-    names = list(data.values())
-    if functions:
-        names.append("evaluate gives the score of a model")
-    text = ", ".join([asked, *data])
-    name = "small" if of_model else "plan"
-    return f"import rankfold as rf\n\n{name} = {text})", " and ".join(names)
 
 
 @lru_cache(maxsize=3)

@@ -52,8 +52,8 @@ def headline(plan: PlanFacts) -> str:
     replaced, total = len(plan.replaced), len(plan.layers)
     if not replaced:
         return f"None of the {total} layers is replaced: the model stays as it is."
-    layers = "layer is" if replaced == 1 else "layers are"
-    text = f"{replaced} of {total} {layers} replaced by smaller ones. "
+    layers, verb = "layer" if total == 1 else "layers", "is" if replaced == 1 else "are"
+    text = f"{replaced} of {total} {layers} {verb} replaced by smaller ones. "
     text += f"The model keeps {percent(Change(*plan.model_params).share)} of its parameters"
     if plan.macs is not None and plan.macs[0]:
         text += f" and {percent(Change(*plan.macs).share)} of its multiply-accumulates"

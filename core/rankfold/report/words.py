@@ -90,7 +90,7 @@ def method_name(method: str) -> str:
 
 
 def meanings(plan: PlanFacts, *, informed: bool) -> list[tuple[str, str]]:
-    """Return the words that the page of a plan uses, each with its meaning.
+    """Return the words that a plan takes to be read, each with its meaning.
 
     Args:
         plan: the plan.
@@ -101,9 +101,12 @@ def meanings(plan: PlanFacts, *, informed: bool) -> list[tuple[str, str]]:
         words.append(_INFORMED)
     if plan.macs is not None:
         words.append(_MACS)
-    if any(layer.spectra for layer in plan.layers):
-        words += _SPECTRUM
     return words
+
+
+def spectrum_meanings(plan: PlanFacts) -> list[tuple[str, str]]:
+    """Return the words that the spectra of a plan take, where it has any."""
+    return list(_SPECTRUM) if any(layer.spectra for layer in plan.layers) else []
 
 
 def _method_meanings(plan: PlanFacts) -> list[tuple[str, str]]:
