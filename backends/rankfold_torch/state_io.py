@@ -15,6 +15,7 @@ from rankfold.storage.file_formats import reader_of
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.state_checks import check_alike, renamed
 from rankfold_torch.meta_tensors import materialise
+from rankfold_torch.offloading import check_not_offloaded, state_of
 from rankfold_torch.pickle_reader import read_state
 
 
@@ -58,9 +59,10 @@ def load_weights(
         names: of the model for names in the files; others are as they are.
 
     Raises:
-        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
-            the model does not take the values, because it ties what the file does not.
+        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; it
+            is offloaded; or it does not take the values, because it ties what the file does not.
     """
+    check_not_offloaded(model, "load into a model without offload, then dispatch it")
     stored: dict[str, torch.Tensor] = {}
     for part in (file, *more):
         stored |= {(names or {}).get(name, name): value for name, value in _read(part).items()}
@@ -137,7 +139,8 @@ def _distinct(
     kept: dict[str, torch.Tensor] = {}
     aliases: dict[str, list[str]] = {}
     owners: dict[tuple[object, ...], str] = {}
-    for name, tensor in model.state_dict(keep_vars=valueless).items():
+    state = model.state_dict(keep_vars=True) if valueless else state_of(model)
+    for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
             raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
         if tensor.is_meta and not valueless:
