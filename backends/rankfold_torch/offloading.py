@@ -194,8 +194,8 @@ def source(module: nn.Module, name: str) -> torch.Tensor | Hashable | None:
     Either the tensor in memory, or a key that is equal for one tensor in a file.
     """
     hook = offloading(module)
-    tensor = module._parameters.get(name)
-    if hook is None or tensor is None or not tensor.is_meta:
+    tensor = None if hook is None else module._parameters.get(name)
+    if tensor is None or not tensor.is_meta:
         return None
     try:
         return Store.of(hook).source(name)
@@ -212,7 +212,7 @@ def is_tied(module: nn.Module, name: str) -> bool:
 def in_memory(model: nn.Module) -> Iterator[torch.Tensor]:
     """Yield the values of offloaded parameters that are in memory."""
     for module in model.modules():
-        for name in module._parameters:
+        for name in () if offloading(module) is None else module._parameters:
             value = source(module, name)
             if isinstance(value, torch.Tensor):
                 yield value
