@@ -18,6 +18,9 @@ from rankfold.plugins.registry import registry
 from rankfold_transformers import folders
 
 IDS = torch.arange(3, 14)[None]
+NEEDS_ACCELERATE = pytest.mark.skipif(
+    find_spec("accelerate") is None, reason="transformers needs accelerate for it"
+)
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -120,14 +123,10 @@ def test_a_compressed_model_is_opened_from_shards_and_saved_again(
     [
         {"attn_implementation": "eager"},
         {"dtype": torch.bfloat16},
-        pytest.param(
-            {"device_map": "cpu"},
-            marks=pytest.mark.skipif(
-                find_spec("accelerate") is None, reason="transformers needs accelerate for it"
-            ),
-        ),
+        pytest.param({"device_map": "cpu"}, marks=NEEDS_ACCELERATE),
+        pytest.param({"device_map": {"": "disk"}}, marks=NEEDS_ACCELERATE),
     ],
-    ids=["attn_implementation", "dtype", "device_map"],
+    ids=["attn_implementation", "dtype", "device_map", "disk"],
 )
 def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: Path) -> None:
     small = compressed(llama()).model
@@ -138,6 +137,25 @@ def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: 
     generated = back.generate(IDS, max_new_tokens=3, do_sample=False)
     if "dtype" not in options:
         assert torch.equal(generated, small.generate(IDS, max_new_tokens=3, do_sample=False))
+
+
+@NEEDS_ACCELERATE
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_on_disk_is_compressed_and_saved(tied: bool, tmp_path: Path) -> None:
+    original = llama(tie_word_embeddings=tied)
+    original.save_pretrained(tmp_path / "whole")
+    on_disk = tf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    small = rf.compress(on_disk, rf.Ratio(0.4), include="*", inputs=TEXT)
+    plain = rf.compress(original, rf.Ratio(0.4), include="*", inputs=TEXT)
+    assert [x.reason for x in small.plan.layers] == [x.reason for x in plain.plan.layers]
+    assert torch.equal(logits(small.model), logits(plain.model))
+    assert all(parameter.is_meta for parameter in small.model.parameters())
+    small.save(tmp_path / "small")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(back), logits(plain.model))
 
 
 def test_the_configuration_of_the_original_stays_as_it_is() -> None:
