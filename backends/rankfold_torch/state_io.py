@@ -14,6 +14,7 @@ from rankfold.errors import RankfoldError
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.state_checks import check_alike, renamed
+from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 from rankfold_torch.meta_tensors import materialise
 from rankfold_torch.offloading import check_not_offloaded, state_of
 from rankfold_torch.pickle_reader import read_state
@@ -23,9 +24,10 @@ def save_weights(model: nn.Module, file: Path) -> None:
     """Write every parameter and buffer; tensors that share memory are written once.
 
     Raises:
-        RankfoldError: the state holds something other than dense tensors.
+        RankfoldError: the state holds something other than dense tensors, or that of adapters.
         OSError: the file cannot be written.
     """
+    check_merged(model)
     kept, _ = _distinct(model)
     taken: set[int] = set()
     tensors: dict[str, torch.Tensor] = {}
@@ -42,6 +44,24 @@ def save_weights(model: nn.Module, file: Path) -> None:
     except SafetensorError as error:
         # All that safetensors can fail on here is writing: layouts and ties have been seen to.
         raise OSError(str(error)) from error
+
+
+def check_merged(model: nn.Module) -> None:
+    """Check that no adapters of peft are on the stages of chains: nobody would know their names.
+
+    Raises:
+        RankfoldError: one is.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, LowRankSequential):
+            for name, stage in module.named_children():
+                # By name: peft need not be installed.
+                if type(stage).__module__.startswith("peft."):
+                    raise RankfoldError(
+                        f"stage {f'{path}.{name}'!r} has an adapter of peft, under whose names it "
+                        "would not be loaded: save what merge_and_unload() gives, or save before "
+                        "get_peft_model() and the adapters by save_pretrained() of the peft model"
+                    )
 
 
 def load_weights(

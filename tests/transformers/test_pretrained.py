@@ -408,3 +408,39 @@ def test_from_pretrained_does_not_compress(tmp_path: Path) -> None:
 def test_the_hooks_report_no_problem() -> None:
     compressed(llama())
     assert not registry().problems
+
+
+def test_files_of_a_tokenizer_stay_where_a_model_is_saved(tmp_path: Path) -> None:
+    small, folder = compressed(llama()), tmp_path / "small"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    for _ in range(2):
+        small.save(folder)
+        assert (folder / "tokenizer.json").read_text() == "{}"
+    assert torch.equal(logits(tf.AutoModelForCausalLM.from_pretrained(folder)), logits(small.model))
+    (folder / "notes.pdf").write_text("mine")
+    with pytest.raises(rf.RankfoldError, match=r"holds 'notes\.pdf'"):
+        small.save(folder)
+
+
+def test_a_folder_of_save_pretrained_is_told_from_one_with_a_plan(tmp_path: Path) -> None:
+    compressed(llama()).model.save_pretrained(tmp_path)
+    with pytest.raises(rf.RankfoldError, match="opened by its from_pretrained"):
+        rf.load(llama(), tmp_path)
+
+
+@NEEDS_ACCELERATE
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_model_with_adapters_on_its_chains_is_not_saved(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    small = compressed(llama())
+    tuned = peft.get_peft_model(small.model, peft.LoraConfig(target_modules=["q_proj.0"], r=2))
+    with pytest.raises(
+        rf.RankfoldError, match=r"q_proj\.0' has an adapter of peft.*merge_and_unload"
+    ):
+        small.save(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    merged = rf.Compressed(tuned.merge_and_unload(), small.plan)
+    merged.save(tmp_path / "small")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(back), logits(merged.model))
