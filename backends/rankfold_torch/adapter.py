@@ -246,6 +246,14 @@ class TorchAdapter:
             weights.load_weights(model, file, *more, names=names)
         return model
 
+    def input_of(self, model: nn.Module, array: Array) -> torch.Tensor:
+        """Return an array as a tensor, on the device and in the type of the parameters."""
+        tensor = torch.from_numpy(np.array(array))  # a copy, as the array may be read-only
+        like = next((p for p in model.parameters() if p.is_floating_point()), None)
+        if like is None:
+            return tensor
+        return tensor.to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
     def moments(
         self,
         model: nn.Module,
@@ -276,10 +284,9 @@ class TorchAdapter:
             # A chain of one op of the layer's own shape is a refit at full rank: the layer stays
             # what it is, with other values.
             same = type(first) is type(op) and first.weight.shape == op.weight.shape
-            # (parameters have no calls that a run could meet)
             refills = len(chain) == 1 and same
             new = self.refilled(model, path, first) if refills else self.build(model, path, chain)
-            assert isinstance(new, nn.Module)
+            assert isinstance(new, nn.Module)  # a parameter has no calls that a run could meet
             return aligned(new, model.get_submodule(path))
 
         return following.run_paired(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _DEPTH = 3  # keys deep: {"model": {"state_dict": {...}}} and a level to spare
 _ARCHIVE = b"PK\x03\x04"
 # The pickle has names and shapes alone, some hundred bytes a tensor: room for above 10^5 tensors.
 _MOST_PICKLE = 256 * 2**20
+_GLOBAL = re.compile(r"GLOBAL (\S{1,200})")
 _REMEDY = (
     "load it with torch where you trust it and save its state dict alone: "
     "torch.save(model.state_dict(), file)"
@@ -79,8 +81,11 @@ class Pickled:
             # Offsets are within each tensor: `data` slices its bytes, whatever the file is like.
             entries[name] = Entry(name, _NAMES[tensor.dtype], tuple(tensor.shape), 0, size)
         keys = self._state.keys
-        notes = (f"tensors from {' in '.join(map(repr, reversed(keys)))} of the file",)
-        return Header(entries, {"format": "pt"}, notes if keys else ())
+        note = f"tensors from {' in '.join(map(repr, reversed(keys)))} of the file"
+        if self._state.others:
+            others = some(list(map(repr, self._state.others)))
+            note += f", which has others in {others}: key= (--key on the command line) chooses"
+        return Header(entries, {"format": "pt"}, (note,) if keys else ())
 
     def data(self, entry: Entry) -> Array:
         """Return the bytes of a tensor, or of a part of it."""
@@ -100,10 +105,12 @@ class State:
     Attributes:
         tensors: by name.
         keys: where in the file they are; the outermost first.
+        others: keys of further states that were passed over.
     """
 
     tensors: dict[str, torch.Tensor]
     keys: tuple[str, ...]
+    others: tuple[object, ...] = ()
 
 
 def read_state(file: Path, key: str | None = None) -> State:
@@ -135,11 +142,16 @@ def read_state(file: Path, key: str | None = None) -> State:
             break
         except Exception as error:  # torch.load raises whatever the unpickler raises
             if not mapped:
+                pickled = _GLOBAL.search(str(error))
+                if pickled:  # a page of advice to run what the file holds, in torch's words
+                    why = f"it holds {pickled[1]}, a pickled object whose code is not run"
+                    raise RankfoldError(f"{str(file)!r} cannot be read: {why}; {_REMEDY}") from None
                 raise RankfoldError(
                     f"{str(file)!r} cannot be read: {error}; where it holds more than tensors, "
                     f"{_REMEDY}"
                 ) from None
     keys: list[str] = []
+    others: list[object] = []
     for part in () if key is None else _parts(file, loaded, key):
         keys.append(part)
         loaded = loaded[part]
@@ -148,8 +160,9 @@ def read_state(file: Path, key: str | None = None) -> State:
         if container is None:
             break
         keys.append(container)
+        others += [name for name, value in loaded.items() if name != container and _leads(value)]
         loaded = loaded[container]
-    return State(_checked(file, loaded), tuple(keys))
+    return State(_checked(file, loaded), tuple(keys), tuple(others))
 
 
 def _check_archive(file: Path) -> bool:
@@ -224,7 +237,7 @@ def _container(file: Path, loaded: Any) -> str | None:
     if len(inner) > 1:
         raise RankfoldError(
             f"{str(file)!r} holds several dicts of tensors, {some(list(map(repr, inner)))}; name "
-            "the one that is meant with key="
+            "the one that is meant with key= (--key on the command line)"
         )
     return inner[0]
 

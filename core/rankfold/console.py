@@ -5,6 +5,7 @@ Errors are written with this module, so that it imports nothing heavy before it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,17 @@ def some(names: Sequence[object], shown: int = _SHOWN) -> str:
     """List the first few of some names and how many there are besides; "nothing" for none."""
     text = ", ".join(str(name) for name in names[:shown]) or "nothing"
     return text + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them: layers.9 before layers.10."""
+    # Numbers of more digits are larger; by their length, as Python reads none of thousands.
+    numbers = (part.lstrip("0") for part in re.split("([0-9]+)", name)[1::2])
+    texts = re.split("[0-9]+", name)
+    keys = [(0, texts[0])]
+    for number, text in zip(numbers, texts[1:], strict=True):
+        keys += [(len(number), number), (0, text)]
+    return keys
 
 
 def literal(text: str, style: str = "") -> Text:

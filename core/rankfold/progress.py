@@ -1,11 +1,12 @@
-"""A progress bar on long work: elapsed < left, and what is worked on.
+"""Progress of long work: how much is done, the time left, and what is worked on.
 
-Shown on terminals and in notebooks; nothing where there is neither.
+A bar on terminals and in notebooks; elsewhere lines of the logger "rankfold" at level INFO.
 """
 
 from __future__ import annotations
 
 import html
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,17 +21,23 @@ _SHOWN: ContextVar[Progress | None] = ContextVar("_SHOWN", default=None)
 _PAUSE = 0.1
 """Seconds between two messages to a notebook: each is drawn anew by the browser."""
 
+_SILENCE = 5.0
+"""Seconds between two lines of a log: a run of an hour has some hundred."""
+_LOG = logging.getLogger("rankfold")
+
 Advance: TypeAlias = Callable[[str], None]
 """Called with the name of each item as it begins."""
 
 
 def progress(what: str, total: int) -> AbstractContextManager[Advance]:
-    """Show a bar over a number of items, on standard error or in a notebook."""
+    """Show a bar over a number of items, on standard error or in a notebook; or log it."""
     # Before rich is imported, which a library call in a script has no use for.
     if sys.stderr.isatty():
         return _on_terminal(what, total)
     show = _of_notebook()
-    return _nowhere() if show is None else _in_notebook(what, total, show)
+    if show is not None:
+        return _in_notebook(what, total, show)
+    return _in_log(what, total) if _LOG.isEnabledFor(logging.INFO) else _nowhere()
 
 
 @contextmanager
@@ -119,6 +126,34 @@ def _in_notebook(what: str, total: int, show: Callable[..., Any]) -> Iterator[Ad
         yield advance
     finally:
         handle.update({"text/plain": "", "text/html": ""}, raw=True)
+
+
+class _Pace:
+    """When the log has had its last line, of whichever bar."""
+
+    last = 0.0
+
+
+@contextmanager
+def _in_log(what: str, total: int) -> Iterator[Advance]:
+    from rankfold.console import printable
+
+    begun = time.monotonic()
+    started = 0
+
+    def advance(item: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        # Short work has no line at all.
+        if started and now - max(begun, _Pace.last) >= _SILENCE:
+            _Pace.last = now
+            left = _clock((now - begun) / started * (total - started))
+            share = started / max(1, total)
+            _LOG.info("%s %d/%d (%.0f %%), %s left: %s", what, started, total, 100 * share, left,
+                      printable(item))  # fmt: skip
+        started += 1
+
+    yield advance
 
 
 def _bar(what: str, done: int, total: int, seconds: float, item: str) -> dict[str, str]:

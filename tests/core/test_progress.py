@@ -1,6 +1,7 @@
-"""The progress bar on a terminal and in a notebook."""
+"""Progress on a terminal, in a notebook and in a log."""
 
 import io
+import logging
 import sys
 from importlib.metadata import version
 from types import ModuleType
@@ -121,3 +122,54 @@ def test_an_error_leaves_no_bar_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyError):
         fail()
     assert display.told[-1] == {"text/plain": "", "text/html": ""}
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that progress sees, in the only place."""
+    clock = [1000.0]
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr("rankfold.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rankfold.progress._Pace.last", 0.0)
+    return clock
+
+
+def test_a_log_has_a_line_every_few_seconds(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "rankfold"), progress("planning", 12) as advance:
+        for index in range(12):
+            advance(f"layer\x1b{index}")
+            seconds[0] += 2.0
+    assert caplog.messages == [
+        "planning 3/12 (25 %), 0:00:18 left: layer\\x1b3",
+        "planning 6/12 (50 %), 0:00:12 left: layer\\x1b6",
+        "planning 9/12 (75 %), 0:00:06 left: layer\\x1b9",
+    ]
+
+
+def test_a_bar_within_another_does_not_double_the_lines(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "rankfold"), progress("outer", 9) as outer:
+        for _ in range(9):
+            outer("a")
+            with progress("inner", 4) as inner:
+                for _ in range(4):
+                    inner("b")
+                    seconds[0] += 2.0
+    assert 0 < len(caplog.messages) <= 9 * 4 * 2.0 / 5.0
+
+
+def test_short_work_and_a_log_that_nobody_asked_for_have_no_line(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with progress("planning", 9) as advance:
+        for _ in range(9):
+            advance("a")
+            seconds[0] += 9.0
+    with caplog.at_level(logging.INFO, "rankfold"), progress("planning", 9) as advance:
+        for _ in range(9):
+            advance("a")
+            seconds[0] += 0.5
+    assert caplog.messages == []

@@ -214,9 +214,9 @@ def test_a_plan_that_was_made_is_not_made_again(
         patched.setattr(writing._Fresh, "finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             rf.compress_checkpoint(source, out, POLICY)
-    from rankfold.checkpoints import compress as compression
+    from rankfold.checkpoints import planning
 
     with monkeypatch.context() as patched:
-        patched.setattr(compression, "planned", interrupted)
+        patched.setattr(planning, "planned", interrupted)
         rf.compress_checkpoint(source, out, POLICY)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out", "source"]

@@ -14,6 +14,7 @@ from tests.core.checkpoints.files import contents, sharded
 
 import rankfold as rf
 from rankfold.checkpoints import compress as compression
+from rankfold.checkpoints import planning
 from rankfold.checkpoints.workdir import open_workdir
 from rankfold.storage.work_folder import work_folder
 
@@ -159,7 +160,7 @@ def test_a_run_that_starts_as_another_ends_takes_its_result(
         return open_workdir(folder, job)
 
     monkeypatch.setattr(compression, "open_workdir", late)
-    monkeypatch.setattr(compression, "planned", None)
+    monkeypatch.setattr(planning, "planned", None)
     assert rf.compress_checkpoint(source, out, POLICY) == first
     assert not work_folder(out).exists()
 

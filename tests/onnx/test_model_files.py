@@ -75,6 +75,16 @@ def test_the_command_line_takes_data(file: Path, capsys: Any) -> None:
     assert opened(target).shape == (2, 5)
 
 
+def test_a_plan_from_a_dry_run_is_carried_out(file: Path, capsys: Any) -> None:
+    cli("compress", file, "--policy", "ranks:3", "--dry-run", "--json")
+    plan = file.with_name("plan.json")
+    plan.write_text(capsys.readouterr().out)
+    assert sorted(p.name for p in file.parent.iterdir()) == sorted([file.name, plan.name])
+    cli("compress", file, "-o", file.with_name("small.onnx"), "--plan", plan)
+    expected = rf.compress(file, rf.Ranks(3)).model
+    graphs.near(opened(file.with_name("small.onnx")), graphs.run(expected, x=X))
+
+
 def test_a_folder_may_be_written_too(file: Path) -> None:
     cli("compress", file, "-o", file.with_name("out"), "--policy", "ranks:3")
     loaded = rf.load(file, file.with_name("out"))
@@ -109,7 +119,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(message: str, fi
 
 
 def test_calibration_is_for_whole_models(tmp_path: Path) -> None:
-    with pytest.raises(rf.RankfoldError, match="--calibration is for files of whole models"):
+    with pytest.raises(rf.RankfoldError, match="--calibration is for models"):
         cli("compress", tmp_path / "x.safetensors", "-o", tmp_path / "o", "--calibration", "c")
 
 

@@ -59,7 +59,8 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path, suffix: str, legacy: bool
 
 def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 4), tmp_path / "x.pt")
-    refused(tmp_path / "x.pt", "cannot be read")
+    # Without torch's page of advice to run what the file holds.
+    refused(tmp_path / "x.pt", r"^.{0,200}holds torch\.nn\S*Linear, a pickled.{0,200}save\(model")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -277,6 +278,14 @@ class TestKeys:
         first, second = (load_file(tmp_path / out / "weights.safetensors") for out in "ab")
         assert first.keys() == second.keys()
         assert all(np.array_equal(first[name], second[name]) for name in first)
+
+    def test_a_known_state_is_taken_and_the_others_are_told(self, tmp_path: Path) -> None:
+        torch.save({"ema": state(), "model": state()}, tmp_path / "two.pt")
+        plan = rf.compress_checkpoint(tmp_path / "two.pt", tmp_path / "out", POLICY)
+        assert plan.notes[0] == (
+            "tensors from 'model' of the file, which has others in 'ema': key= (--key on the "
+            "command line) chooses"
+        )
 
     def test_another_key_is_another_result(self, file: Path, tmp_path: Path) -> None:
         for key in ("ema", "net"):

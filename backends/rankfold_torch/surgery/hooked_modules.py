@@ -13,7 +13,7 @@ import copy
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from pathlib import Path
@@ -66,7 +66,7 @@ class HookedModules:
     def prepare(self, changes: Changes) -> None:
         """Prepare that the stores of the model hold what the new modules need."""
         for stores in self._stores.values():
-            _contents(stores.before, changes, stores.memory, stores.files, frozenset())
+            _contents(stores.before, changes, stores.memory, stores.files, ())
 
     def drop(self) -> None:
         """Drop what layers needed that are gone."""
@@ -116,7 +116,7 @@ class HookedModules:
         if any(name in store.files for name in stores.dropped if name.startswith(store.prefix)):
             stores.files |= _written(tensors, Path(store.mapping.save_folder))
         else:
-            # Where the original computes on the CPU these are of the same memory as its weights.
+            # In the memory of the module that was given, where that is the CPU's.
             stores.memory |= {name: tensor.to("cpu") for name, tensor in tensors.items()}
         return PrefixedDataset(stores.after.mapping, store.prefix)
 
@@ -256,7 +256,7 @@ def _contents(
     changes: Changes,
     memory: Mapping[str, torch.Tensor],
     files: Mapping[str, Any],
-    gone: frozenset[str] | set[str],
+    gone: Collection[str],
 ) -> None:
     """Prepare that a store has more entries, and some no longer."""
     after = [

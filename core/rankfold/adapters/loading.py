@@ -1,4 +1,4 @@
-"""What a library does to tensors when it loads a model: others are made of them, or renamed."""
+"""What a library does to tensors when it loads a model, and what its models take for arrays."""
 
 from __future__ import annotations
 
@@ -39,3 +39,11 @@ class LoadsRenamed(Protocol):
             file: of tensors.
             more: further files.
         """
+
+
+@runtime_checkable
+class TakesArrays(Protocol):
+    """Optional: makes inputs of a model from arrays, where it does not take these themselves."""
+
+    def input_of(self, model: Any, array: Array) -> Any:
+        """Return an array as the model takes it: where it lives, real numbers in its own type."""

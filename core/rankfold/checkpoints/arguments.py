@@ -36,22 +36,28 @@ def check_call(policy: Policy, executor: Executor | None) -> None:
         )
 
 
-def opened(
-    checkpoint: str | PathLike[str], output: str | PathLike[str], key: str | None
-) -> tuple[Checkpoint, Path]:
-    """Return the checkpoint and the folder to write.
+def opened(checkpoint: str | PathLike[str], key: str | None) -> Checkpoint:
+    """Return the checkpoint.
 
     Raises:
-        RankfoldError: they are the same, or what is there is not to be replaced.
+        RankfoldError: it cannot be read.
     """
-    # Absolute paths, because the checkpoint travels to workers, which may run in another folder.
-    # The output is not resolved: a link in its place is to be refused, not followed.
-    source = Checkpoint(_absolute(checkpoint), key=key, as_loaded=True)
+    # An absolute path, because the checkpoint travels to workers, which may run in another folder.
+    return Checkpoint(_absolute(checkpoint), key=key, as_loaded=True)
+
+
+def target_of(output: str | PathLike[str], source: Checkpoint) -> Path:
+    """Return the folder to write.
+
+    Raises:
+        RankfoldError: it is the checkpoint, or what is there is not to be replaced.
+    """
+    # Not resolved: a link in its place is to be refused, not followed.
     target = _absolute(output)
     if _same(target, source.path) or _same(target, source.folder):
         raise RankfoldError(f"output {str(target)!r} is the checkpoint itself; name another folder")
     check_replaceable(target)
-    return source, target
+    return target
 
 
 def _absolute(path: str | PathLike[str]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed, wait
 from contextlib import contextmanager
 from os import PathLike
@@ -12,32 +12,22 @@ from typing import Any
 
 import msgspec
 
-from rankfold.checkpoints.arguments import (
-    check_call,
-    dropped_names,
-    layers_of,
-    moments_file,
-    opened,
-)
+from rankfold.checkpoints.arguments import dropped_names, target_of
 from rankfold.checkpoints.descriptions import description
-from rankfold.checkpoints.planner import CheckpointAdapter, LayerTensors
+from rankfold.checkpoints.planner import LayerTensors
+from rankfold.checkpoints.planning import PlanRequest, request
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.checkpoints.shards import Done, Part, Work, write
 from rankfold.checkpoints.workdir import PLANNED, Job, Workdir, open_workdir
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError
 from rankfold.layers.parallel import working
-from rankfold.pipeline.api import plan as planned
-from rankfold.pipeline.call_text import of_checkpoint
 from rankfold.plan.plan import LayerPlan, Plan, validate
-from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
-from rankfold.policies.selection import Selection
 from rankfold.progress import Advance, progress
 from rankfold.state.restoration import settled
 from rankfold.storage.files import sha256_of, write_whole
 from rankfold.storage.model_folders import files_beside
-from rankfold.storage.moments_file import Moments
 from rankfold.storage.saved_plan import PLAN, WEIGHTS, Saved, index_file, saved_at, weights_file
 from rankfold.storage.work_folder import work_folder
 
@@ -46,7 +36,7 @@ from rankfold.storage.work_folder import work_folder
 def compress_checkpoint(
     checkpoint: str | PathLike[str],
     output: str | PathLike[str],
-    policy: Policy | str,
+    policy: Policy | str | Plan,
     *,
     inputs: Mapping[str, Sequence[int] | Mapping[str, Any]] | None = None,
     methods: Sequence[str] | None = None,
@@ -74,6 +64,7 @@ def compress_checkpoint(
             files as the checkpoint has. Of a checkpoint of transformers it is one for
             `from_pretrained`, too, with config.json, the tokenizer's files and so on beside them.
         policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
+            Or a plan to be carried out, whose methods, ranks, placement and seed count.
         inputs: for glob patterns of layer paths, the shape of the layer's input without its
             channels, {"conv*": (1, 32, 32)}; or that and the stride, padding, dilation and groups
             of a convolution, {"conv*": {"shape": (1, 32, 32), "stride": 2}}, which are else taken
@@ -108,64 +99,48 @@ def compress_checkpoint(
         >>> rf.compress_checkpoint("model.safetensors", "small", rf.Ranks(8))["fc"].params
         (3072, 896)
     """
-    selection = registry().selection(policy, include, exclude, overrides)
-    check_call(selection.policy, executor)
-    source, target = opened(checkpoint, output, key)
-    known = moments_file(moments)
-    adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
-    slots = layers_of(source, adapter)
-    dropped = dropped_names(source, slots, drop)
-    # The executor is no part of the job: it changes the time of a run and no byte of the result.
-    job = _job(source, selection, inputs, methods, sorted(dropped), key, placement, seed, known)
+    asked = request(
+        checkpoint,
+        policy,
+        inputs=inputs,
+        methods=methods,
+        include=include,
+        exclude=exclude,
+        overrides=overrides,
+        key=key,
+        placement=placement,
+        seed=seed,
+        moments=moments,
+        executor=executor,
+    )
+    source = asked.source
+    target = target_of(output, source)
+    dropped = dropped_names(source, asked.slots, drop)
+    job = _job(asked, sorted(dropped), key)
     before = _finished(target, job.key)
     # A work folder beside a finished result is that of a run killed after it had published; opening
     # it, below, clears it away. Without one there is nothing to do and nothing to lock.
     if before is not None and not work_folder(target).exists():
         return before
-
-    def new_plan() -> Plan:
-        return planned(
-            source,
-            policy,
-            inputs=inputs,
-            methods=methods,
-            include=include,
-            exclude=exclude,
-            overrides=overrides,
-            placement=placement,
-            seed=seed,
-            moments=None if known is None else Moments.of_file(known),
-            executor=executor,
-            adapter=adapter,
-        )
-
     with open_workdir(target, job) as workdir, _watched(source, workdir):
         before = _finished(target, job.key)  # by a run that has just ended or was killed
         if before is not None:
             return before
-        plan = _resumed(workdir, source, slots, new_plan)
+        plan = _resumed(workdir, asked)
         # Only the slots of layers that are replaced travel to the workers.
-        used = {layer.path: slots[layer.path] for layer in plan.replaced}
-        work = Work(source, used, workdir.files, placement, seed, known)
+        used = {layer.path: asked.slots[layer.path] for layer in plan.replaced}
+        work = Work(source, used, workdir.files, asked.placement, asked.seed, asked.moments)
         done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
         return _published(source, target, plan, done, workdir, job)
 
 
-def _resumed(
-    workdir: Workdir,
-    source: Checkpoint,
-    slots: Mapping[str, LayerTensors],
-    new_plan: Callable[[], Plan],
-) -> Plan:
+def _resumed(workdir: Workdir, asked: PlanRequest) -> Plan:
     """Return the plan that an earlier run left, or a new one."""
     plan = workdir.read(PLANNED, Plan)
     # The plan is about half of the work, so one that an earlier run left is taken. The tensor rules
     # of plugins are no part of the job's key; with others it may be of other layers by now.
-    if plan is None or not _fits(plan, slots):
-        plan = new_plan()
-        plan = msgspec.structs.replace(
-            plan, notes=(*source.notes, *plan.notes), call=of_checkpoint(plan.call)
-        )
+    if plan is None or not _fits(plan, asked.slots):
+        plan = asked.plan()
         workdir.note(PLANNED, plan)
     return plan
 
@@ -205,18 +180,20 @@ def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
     return [layer.path for layer in plan.layers] == list(slots)
 
 
-def _job(source: Checkpoint, selection: Selection, *settings: object) -> Job:
+def _job(asked: PlanRequest, dropped: list[str], key: str | None) -> Job:
     """Return the identity of a call: two calls with equal keys are for the same result."""
+    source, moments = asked.source, asked.moments
+    # The executor is no part of the job: it changes the time of a run and no byte of the result.
+    others = [asked.inputs, asked.methods, dropped, key, asked.placement, asked.seed]
     # The moments count by their content: a file of that name may have been written anew since.
-    *others, moments = settings
     try:
-        content = None if moments is None else sha256_of(Path(str(moments)))
+        content = None if moments is None else sha256_of(moments)
     except OSError as error:
         raise RankfoldError(f"moments {str(moments)!r} cannot be read: {error}") from None
     files = _beside(source, Plan(layers=()))
     beside = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     # Not by `repr`, in which a policy of a plugin may show its address: it would never be resumed.
-    facts = description((source.content, selection, others, content, sorted(beside.items())))
+    facts = description((source.content, asked.selection, others, content, sorted(beside.items())))
     key = hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()
     return Job(key, str(source.path), source.content)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rankfold.adapters.loading import Conversion
 from rankfold.checkpoints.converted import ConvertedTensors
-from rankfold.console import some
+from rankfold.console import natural_order, some
 from rankfold.errors import RankfoldError
 from rankfold.faults import contained
 from rankfold.linalg import Array
@@ -115,7 +115,10 @@ class Checkpoint:
         }
         stored: dict[str, str] = {}
         for name, file in self.files.items():
-            for tensor in file.header.entries:
+            names = list(file.header.entries)
+            if isinstance(file, Safetensors):  # which has them by the alphabet, 10 before 9
+                names.sort(key=natural_order)
+            for tensor in names:
                 if tensor in stored:
                     raise RankfoldError(
                         f"{str(self.folder)!r}: tensor {tensor!r} is in {stored[tensor]!r} and "

@@ -198,6 +198,11 @@ class Workdir:
         return hashlib.sha256(f"{self._job.key}\n{name}\n".encode() + content).hexdigest()
 
 
+def keeps_work(output: Path) -> bool:
+    """Return whether an interrupted run has left work that the next run of its job goes on from."""
+    return (claims.work_folder(output) / _JOB).exists()
+
+
 @contextmanager
 def open_workdir(output: Path, job: Job) -> Iterator[Workdir]:
     """Open the folder of an unfinished result, locked, for as long as the context lasts.

@@ -1,4 +1,4 @@
-"""The command line: `rankfold demo`, `inspect`, `compress`, `report` and `plugins`."""
+"""The command line: `rankfold demo`, `inspect`, `compress`, `report`, `plugins` and `schema`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rankfold.faults import told
 def main() -> None:
     """Run the command line; an error is one line on standard error and exit code 2."""
     from rankfold.cli.app import app
+    from rankfold.cli.logs import progress_logged
     from rankfold.cli.signals import Terminated, end_in_order
 
     _replace_what_cannot_be_encoded()
@@ -21,7 +22,8 @@ def main() -> None:
     try:
         # Not in click's standalone mode, which would print errors in its own way and end the
         # process.
-        code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
+        with progress_logged():
+            code = app(args=sys.argv[1:] or ["--help"], standalone_mode=False)
     except RankfoldError as error:
         _fail(str(error))
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rankfold.cli.options import DEFAULT_POLICY, CompressOptions, with_options
+from rankfold.cli.options import Recipe, with_options
 
 app = typer.Typer(
     name="rankfold",
@@ -50,26 +50,45 @@ def demo(
     run(output, backend, epochs, seed)
 
 
-@app.command()
-def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="As for compress.")],
-    policy: Annotated[
-        str, typer.Option(help="Ranks for the savings, as for compress.")
-    ] = DEFAULT_POLICY,
-) -> None:
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="A recipe: a TOML file of these options. Options given here come first."
+    ),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Prints JSON in place of the table.")]
+
+
+def _inspect(config: _Config = None, json: _Json = False, **options: Any) -> None:
     """Shows, for each tensor, its EVBMF and energy ranks and what each method would save."""
     from rankfold.cli.inspect import run
+    from rankfold.cli.recipes import merged
 
-    run(checkpoint, policy)
+    run(merged(Recipe(**options), config), as_json=json)
 
 
-def _compress(**options: Any) -> None:
+def _compress(
+    config: _Config = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan", help="A plan to carry out: JSON, or a folder or a file that has one."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plans everything and writes nothing.")
+    ] = False,
+    json: _Json = False,
+    **options: Any,
+) -> None:
+    """Compresses a checkpoint, or a model, and writes plan.json and the weights."""
     from rankfold.cli.compress import run
 
-    run(CompressOptions(**options))
+    run(Recipe(**options), config, plan, dry_run=dry_run, as_json=json)
 
 
-app.command(name="compress", help=CompressOptions.__doc__)(with_options(_compress, CompressOptions))
+app.command(name="inspect")(with_options(_inspect, ("target", "policy", "key")))
+app.command(name="compress")(with_options(_compress))
 
 
 @app.command()
@@ -94,3 +113,13 @@ def plugins() -> None:
     from rankfold.cli.plugins import run
 
     run()
+
+
+@app.command()
+def schema(
+    what: Annotated[str, typer.Argument(help="plan or recipe.")],
+) -> None:
+    """Prints the JSON schema of plans or of recipes."""
+    from rankfold.cli.schemas import run
+
+    run(what)

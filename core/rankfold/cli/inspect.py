@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from rich.table import Table
-
 from rankfold.checkpoints.reader import Checkpoint
-from rankfold.console import literal, wide_console
+from rankfold.cli.options import DEFAULT_POLICY, Recipe
+from rankfold.cli.recipes import policy_of
+from rankfold.cli.results import print_json, print_table
 from rankfold.decompose.base import Decomposition
 from rankfold.decompose.evbmf import from_squares
 from rankfold.errors import RankfoldError, Refused
@@ -18,6 +19,7 @@ from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
 from rankfold.ops import Conv, Linear, Op
 from rankfold.pipeline.session import INTERPOLATIVE, METHODS
+from rankfold.plan.table import Contents
 from rankfold.plugins.registry import registry
 from rankfold.policies.base import Policy
 from rankfold.policies.energy import energy_rank
@@ -28,47 +30,125 @@ _SHARE = 0.9
 _KERNELS = (3, 4, 5)
 
 
-def run(checkpoint: Path, policy: str) -> None:
+@dataclass(frozen=True)
+class _Row:
+    """What is known of one tensor.
+
+    Attributes:
+        tensor: its name.
+        shape: of it; empty where it cannot be read.
+        reason: why it cannot be decomposed; "" where it can.
+        evbmf: ranks of its unfoldings by EVBMF.
+        energy: ranks that keep a share of their energy.
+        methods: by name, what each method does.
+    """
+
+    tensor: str
+    shape: tuple[int, ...] = ()
+    reason: str = ""
+    evbmf: tuple[int, ...] = ()
+    energy: tuple[int, ...] = ()
+    methods: Mapping[str, _Saving] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Saving:
+    """What a method does to a tensor.
+
+    Attributes:
+        ranks: that it gets.
+        share: of the parameters that is left; None where it is not decomposed.
+        reason: why not, in a word.
+    """
+
+    ranks: tuple[int, ...] = ()
+    share: float | None = None
+    reason: str = ""
+
+
+def run(recipe: Recipe, *, as_json: bool = False) -> None:
     """Print a table of all matrices and kernels of a checkpoint, or of the layers of a model.
+
+    Args:
+        recipe: of which the target, the policy and the key count.
+        as_json: print the rows as JSON.
 
     Raises:
         RankfoldError: the checkpoint or the policy cannot be read.
     """
-    chosen = registry().policy(policy)
+    if recipe.target is None:
+        raise RankfoldError("Missing argument TARGET: name a checkpoint, or set it in a recipe")
+    checkpoint, chosen = Path(recipe.target), policy_of(recipe.policy)
     # The default methods first, then those of plugins. Interpolative ones have the ranks of the
     # methods that they are made from.
     told = (*METHODS, *INTERPOLATIVE)
     names = [*METHODS, *(n for n in registry().decompositions if n not in told)]
     methods = registry().methods(names)
-    title = literal(f"{checkpoint.name}: parameters left by {policy}", "table.title")
-    table = Table(title=title, title_justify="left")
-    for column in ("tensor", "shape"):
-        table.add_column(column, overflow="fold")
-    for column in ("EVBMF", f"energy {_SHARE:.0%}", *methods):
-        table.add_column(column, justify="right")
-    skipped = 0
-    ops = _layers(checkpoint) if known_kind(checkpoint) else _tensors(Checkpoint(checkpoint))
+    notes: tuple[str, ...] = ()
+    if known_kind(checkpoint):
+        ops = _layers(checkpoint)
+    else:
+        stored = Checkpoint(checkpoint, key=recipe.key)
+        ops, notes = _tensors(stored), stored.notes
+    rows: list[_Row] = []
     with progress("inspecting", len(ops)) as advance:
         for name, read in ops.items():
             advance(name)
             try:
                 op = read()
             except Refused as refused:
-                table.add_row(*map(literal, (name, "–", refused.reason)))
+                rows.append(_Row(name, reason=refused.reason))
                 continue
-            if op is None:
-                skipped += 1
-                continue
-            shape = "×".join(map(str, op.weight.shape))
-            cells = (name, shape, *_cells(name, op, methods, chosen))
-            table.add_row(*map(literal, cells))
-    console = wide_console()
-    console.print(table)
-    console.print(
-        f"{len(ops) - skipped} tensors; {skipped} others are neither matrices nor kernels. "
-        "Ranks of a kernel are (output, input).",
-        highlight=False,
+            if op is not None:
+                rows.append(_row(name, op, methods, chosen))
+    if as_json:
+        print_json(rows)
+        return
+    title = f"{checkpoint.name}: parameters left by {recipe.policy or DEFAULT_POLICY}"
+    totals = (
+        f"{len(rows)} tensors; {len(ops) - len(rows)} others are neither matrices nor kernels. "
+        "Ranks of a kernel are (output, input); in brackets the share of the parameters that is "
+        "left; rank 0: no structure above the noise."
     )
+    print_table(_table(title, rows, names, "\n".join((totals, *notes))))
+
+
+def _table(title: str, rows: list[_Row], methods: list[str], totals: str) -> Contents:
+    """Tabulate the rows; in brief without ranks of methods, and at last without the slow ones."""
+    energy = f"energy {_SHARE:.0%}"
+
+    def cells(saving: Callable[[_Saving], str], end: str = "") -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            (
+                row.tensor.removesuffix(end),
+                row.reason.split(":")[0] or "×".join(map(str, row.shape)),
+                ", ".join(map(str, row.evbmf)),
+                ", ".join(map(str, row.energy)),
+                *(saving(row.methods[name]) if name in row.methods else "" for name in methods),
+            )
+            for row in rows
+        )
+
+    short = {name: name.replace("_", "_\n", 1) for name in methods}
+    columns = {"tensor": False, "shape": False, "EVBMF": True}
+    others = tuple(short[name] for name in reversed(methods) if name not in METHODS)
+    brief = Contents(
+        title,
+        columns | dict.fromkeys((energy.replace(" ", "\n"), *short.values()), True),
+        cells(_share, ".weight"),
+        totals,
+        optional=(*others, "shape"),
+    )
+    full = columns | dict.fromkeys((energy, *methods), True)
+    return Contents(title, full, cells(_ranks_and_share), totals, brief)
+
+
+def _ranks_and_share(saving: _Saving) -> str:
+    return saving.reason or f"{', '.join(map(str, saving.ranks))} ({saving.share:.0%})"
+
+
+def _share(saving: _Saving) -> str:
+    return saving.reason or f"{saving.share:.0%}"
 
 
 def _layers(file: Path) -> dict[str, Callable[[], Op | None]]:
@@ -80,7 +160,7 @@ def _layers(file: Path) -> dict[str, Callable[[], Op | None]]:
 
 def _tensors(stored: Checkpoint) -> dict[str, Callable[[], Op | None]]:
     """Return the tensors of a checkpoint, each to be read."""
-    return {name: partial(_op, stored, name) for name in sorted(stored.owner)}
+    return {name: partial(_op, stored, name) for name in stored.owner}
 
 
 def _op(stored: Checkpoint, name: str) -> Op | None:
@@ -92,7 +172,8 @@ def _op(stored: Checkpoint, name: str) -> Op | None:
     return Linear(stored.array(name)) if axes == 2 else Conv(stored.array(name))
 
 
-def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> list[str]:
+def _row(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> _Row:
+    shape = op.weight.shape
     try:
         layer = Layer((name,), lambda: op, Settings(methods, "balanced", 0))
         # The unfoldings are the same for every policy: of a kernel by output and by input channels,
@@ -100,24 +181,23 @@ def _cells(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Poli
         anchor = methods["tucker2" if op.weight.ndim > 2 else "svd"]
         unfoldings = anchor.modes(op, layer.spectrum)
     except Refused as refused:
-        return [refused.reason]
+        return _Row(name, shape, refused.reason)
     # Of a grouped layer the group with the largest rank, since all groups have one rank.
-    evbmf = [max(from_squares(group, m.sides).rank for group in m.values) for m in unfoldings]
-    energy = [energy_rank(m.values.sum(axis=0), _SHARE) for m in unfoldings]
-    savings = [_saving(layer.with_method(method), policy) for method in methods]
-    return [", ".join(map(str, evbmf)), ", ".join(map(str, energy)), *savings]
+    evbmf = (max(from_squares(group, m.sides).rank for group in m.values) for m in unfoldings)
+    energy = (energy_rank(m.values.sum(axis=0), _SHARE) for m in unfoldings)
+    savings = {method: _saving(layer.with_method(method), policy) for method in methods}
+    return _Row(name, shape, "", tuple(evbmf), tuple(energy), savings)
 
 
-def _saving(layer: Layer, policy: Policy) -> str:
+def _saving(layer: Layer, policy: Policy) -> _Saving:
     """Return the ranks one method gets and the share of parameters left; why not, in a word."""
     if not layer.methods:
-        return "–"
+        return _Saving(reason="–")
     try:
         choice = next(policy.allocate(LayerGroup.of([layer])))
     except RankfoldError as error:
-        return str(error).split(":")[0]
+        return _Saving(reason=str(error).split(":")[0])
     if choice.method is None:
-        return choice.reason.split(":")[0]
+        return _Saving(reason=choice.reason.split(":")[0])
     cost = layer.template_cost(choice.method, choice.ranks)
-    ranks = ", ".join(map(str, choice.ranks))
-    return f"{ranks} ({cost.params / layer.op.weight.size:.0%})"
+    return _Saving(choice.ranks, cost.params / layer.op.weight.size)

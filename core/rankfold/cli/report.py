@@ -6,10 +6,7 @@ from pathlib import Path
 
 import typer
 
-from rankfold.errors import RankfoldError
-from rankfold.plan.plan import Plan
-from rankfold.storage.model_files import known_kind, plan_in
-from rankfold.storage.saved_plan import PLAN, read_plan, saved_at
+from rankfold.cli.plans import plan_at
 
 
 def run(source: Path, output: Path) -> None:
@@ -18,18 +15,4 @@ def run(source: Path, output: Path) -> None:
     Raises:
         RankfoldError: there is no plan, or the page cannot be written.
     """
-    typer.echo(f"written to {_plan(source).report(output)}")
-
-
-def _plan(source: Path) -> Plan:
-    """Return the plan of a folder, of a file with a whole model, or of a file that is a plan."""
-    if known_kind(source) is not None:
-        return plan_in(source)
-    if not source.is_file():
-        return read_plan(source).plan
-    if source.name == PLAN and saved_at(source.parent) is not None:
-        return read_plan(source.parent).plan
-    try:
-        return Plan.from_json(source.read_bytes())
-    except OSError as error:
-        raise RankfoldError(f"{str(source)!r} cannot be read: {error}") from None
+    typer.echo(f"written to {plan_at(source).report(output)}")

@@ -16,7 +16,7 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained, is_ours, shown
 from rankfold.pipeline.allocation import Allocated, Task, allocate, named
 from rankfold.pipeline.calibrate import Calibrated
-from rankfold.pipeline.call_text import call_text
+from rankfold.pipeline.call_text import call_text, command_text
 from rankfold.pipeline.distillation import distilled, distilled_plan
 from rankfold.pipeline.exchange import replaced
 from rankfold.pipeline.refit import is_settled, refitted
@@ -118,8 +118,8 @@ def run_policy(task: Task, *, refit: bool, inplace: bool) -> tuple[Any, Plan]:
             if stale:
                 barred = {**barred, **stale}
                 continue
-        called = _call(task, refit=refit)
-        return model, msgspec.structs.replace(best.plan, policy=named(policy.policy), call=called)
+        name, (call, command) = named(policy.policy), _calls(task, refit=refit)
+        return model, msgspec.structs.replace(best.plan, policy=name, call=call, command=command)
 
 
 def _check_distillation(task: Task, policy: CheckedPolicy, *, inplace: bool) -> None:
@@ -265,6 +265,7 @@ def _plan(
     """Return the plan, in the model's order."""
     session = task.session
     layers = {**allocated.settled, **done}
+    call, command = _calls(task, refit=refit)
     return Plan(
         layers=tuple(layers[path] for path in session.layer_classes),
         policy=named(task.selection.policy),
@@ -272,7 +273,8 @@ def _plan(
         seed=session.settings.seed,
         placement=session.settings.placement,
         predicted_latency=allocated.predicted_latency,
-        call=_call(task, refit=refit),
+        call=call,
+        command=command,
         tradeoff=allocated.tradeoff,
         notes=(
             *task.calibrated.remarks,
@@ -284,10 +286,15 @@ def _plan(
     )
 
 
-def _call(task: Task, *, refit: bool) -> str:
+def _calls(task: Task, *, refit: bool) -> tuple[str, str]:
+    """Return the call that makes a plan, in Python and on the command line."""
     # Without data there is nothing to refit to, and the argument decides nothing.
     refits = refit or task.calibrated.batches is None
-    return call_text(task.selection, task.session.settings, refit=refits)
+    selection, settings = task.selection, task.session.settings
+    return (
+        call_text(selection, settings, refit=refits),
+        command_text(selection, settings, refit=refits),
+    )
 
 
 def _nothing_replaced(task: Task, layers: Mapping[str, LayerPlan]) -> tuple[str, ...]:

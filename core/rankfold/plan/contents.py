@@ -2,43 +2,85 @@
 
 from __future__ import annotations
 
-from rankfold.console import change, printable
-from rankfold.plan.table import Contents
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from rankfold.console import change, count, printable
+from rankfold.plan.table import Contents, numbered
 from rankfold.report.facts import LayerFacts, PlanFacts
 from rankfold.report.notebook import folded_table
+
+Rows: TypeAlias = tuple[tuple[str, ...], ...]
+_COUNTS = {"params": "params", "macs": "MACs"}
+_ERRORS = ("error", "predicted", "measured")
 
 
 def contents(plan: PlanFacts) -> Contents:
     """Tabulate a plan: layer, op, method, ranks, parameters, MACs, errors and reason of each."""
-    traced = plan.macs is not None
-    informed = any(layer.predicted is not None for layer in plan.layers)
+    title = f"Plan by {plan.policy}" if plan.policy else ""
+    reasons = [_remarks(layer) for layer in plan.layers]
+    counted = [name for name in ("params", "macs") if name == "params" or plan.macs is not None]
+    errors = [name for name in _ERRORS if name == "error" or _any(plan, name)]
     columns = dict.fromkeys(("layer", "op", "method"), False)
-    columns |= dict.fromkeys(("ranks", "params", *(("MACs",) if traced else ()), "error"), True)
-    columns |= dict.fromkeys(("predicted", "measured") if informed else (), True)
-    return Contents(
-        f"Plan by {plan.policy}" if plan.policy else "",
-        columns | {"reason": False},
-        tuple(_cells(layer, traced, informed) for layer in plan.layers),
-        _totals(plan),
-    )
+    columns |= dict.fromkeys(("ranks", *(_COUNTS[name] for name in counted), *errors), True)
+    totals = "\n".join(filter(None, (_meanings(plan, errors), _totals(plan))))
+
+    def rows(written: Callable[[tuple[int, int]], str], last: Sequence[str]) -> Rows:
+        return tuple(
+            (
+                layer.path or "(the model)",
+                layer.op,
+                layer.method or "–",
+                ", ".join(map(str, layer.ranks)),
+                *("" if (pair := getattr(layer, n)) is None else written(pair) for n in counted),
+                *(_error(layer, name) for name in errors),
+                reason,
+            )
+            for layer, reason in zip(plan.layers, last, strict=True)
+        )
+
+    numbers, notes = numbered(reasons)
+    explained = "\n".join((*map(printable, notes), totals))
+    noted = columns | {"note": True}
+    optional = ("op", *errors[:-1])
+    brief = Contents(title, noted, rows(_share_left, numbers), explained, optional=optional)
+    middle = Contents(title, noted, rows(change, numbers), explained, brief)
+    return Contents(title, columns | {"reason": False}, rows(change, reasons), totals, middle)
 
 
-def _cells(layer: LayerFacts, traced: bool, informed: bool) -> tuple[str, ...]:
-    cells = [layer.path or "(the model)", layer.op, layer.method or "–"]
-    cells.append(", ".join(map(str, layer.ranks)))
-    cells.append("" if layer.params is None else change(layer.params))
-    if traced:
-        cells.append("" if layer.macs is None else change(layer.macs))
-    cells.append("" if layer.error is None or layer.method is None else f"{layer.error:.4f}")
-    if informed:
-        cells.extend("" if e is None else f"{e:.4f}" for e in (layer.predicted, layer.measured))
+def _share_left(pair: tuple[int, int]) -> str:
+    before, after = pair
+    return "" if before == after else f"{after / before:.1%}" if before else count(after)
+
+
+def _any(plan: PlanFacts, name: str) -> bool:
+    return any(getattr(layer, name) is not None for layer in plan.layers)
+
+
+def _error(layer: LayerFacts, name: str) -> str:
+    value = getattr(layer, name)
+    if value is None or (name == "error" and layer.method is None):
+        return ""
+    return f"{value:.4f}"
+
+
+def _remarks(layer: LayerFacts) -> str:
     remarks = [layer.reason, "refitted" if layer.refit else ""]
     if layer.moments not in ("", "patches") and layer.predicted is not None:
         remarks.append(f"moments: {layer.moments}")
     if layer.sensitivity is not None:
         remarks.append(f"sensitivity {layer.sensitivity:.3g}")
-    cells.append("; ".join(remark for remark in remarks if remark))
-    return tuple(cells)
+    return "; ".join(remark for remark in remarks if remark)
+
+
+def _meanings(plan: PlanFacts, errors: Sequence[str]) -> str:
+    """Say what the columns of errors are of; "" where nothing is replaced."""
+    if not plan.replaced:
+        return ""
+    text = "error: ‖W − Ŵ‖ / ‖W‖ of the weight"
+    if len(errors) > 1:
+        text += f"; {', '.join(errors[1:])}: ‖y − ŷ‖ / ‖y‖ of the output on the calibration data"
+    return text
 
 
 def summary(plan: PlanFacts) -> str:
@@ -57,7 +99,9 @@ def in_notebook(plan: PlanFacts, name: str) -> str | None:
         name: of what it is shown for.
     """
     table = contents(plan)
-    return folded_table(f"{name}: {summary(plan)}", table.columns, table.rows, (table.totals,))
+    return folded_table(
+        f"{name}: {summary(plan)}", table.columns, table.rows, table.totals.split("\n")
+    )
 
 
 def _totals(plan: PlanFacts) -> str:
@@ -66,7 +110,7 @@ def _totals(plan: PlanFacts) -> str:
     text = f"{replaced} of {len(plan.layers)} layers replaced"
     text += f"; parameters of the model {change(plan.model_params)}"
     if plan.macs is not None:
-        text += f"; MACs of its layers {change(plan.macs)}"
+        text += f"; MACs of its layers {change(plan.macs)}, products within attention not counted"
     if plan.loss is not None:
         text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
     if plan.predicted_latency is not None:

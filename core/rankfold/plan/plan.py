@@ -126,6 +126,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         trials: the models that `Budget(drop=)` tried, in order; the original is the first.
         tradeoff: cost against predicted loss, as a budget saw it; None for other policies.
         call: that made it, as Python, without the data.
+        command: the command line that makes it again, without the data: MODEL stands for a file, or
+            for package.module:factory --weights FILE; PLAN, where there is no other way, for a file
+            with this plan.
         version: of this format.
 
     Example:
@@ -149,6 +152,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     trials: tuple[Trial, ...] = ()
     tradeoff: Tradeoff | None = None
     call: str = ""
+    command: str = ""
     version: int = VERSION
 
     def __getitem__(self, path: str) -> LayerPlan:

@@ -23,7 +23,7 @@ from rankfold.adapters.base import (
 )
 from rankfold.adapters.compressed_models import ExpandsInPlace, FollowsParameters, NamesStages
 from rankfold.adapters.distils import Distils, Student
-from rankfold.adapters.loading import Conversion, LoadsRenamed
+from rankfold.adapters.loading import Conversion, LoadsRenamed, TakesArrays
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.adapters.timing import medians
 from rankfold.calibration.accumulators import (
@@ -163,6 +163,7 @@ __all__ = [
     "StoresInterpolations",
     "Structured",
     "Student",
+    "TakesArrays",
     "TensorRule",
     "Times",
     "Trace",

@@ -19,7 +19,7 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
-API = (1, 4)
+API = (1, 5)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 

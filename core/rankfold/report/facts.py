@@ -155,6 +155,10 @@ class PlanFacts(Protocol):
         """Arguments of the call that made it."""
 
     @property
+    def command(self) -> str:
+        """Command line that makes it again."""
+
+    @property
     def params(self) -> tuple[int, int]:
         """Parameters (before, after) of the layers."""
 

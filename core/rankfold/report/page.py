@@ -109,6 +109,7 @@ def rendered(plan: PlanFacts, sensitivity: SensitivityFacts | None = None) -> st
         words=meanings(plan, informed=informed),
         call=call,
         placeholders=placeholders,
+        command=printable(plan.command),
         version=version("rankfold"),
         data=data,
     )

@@ -108,8 +108,8 @@ def read_plan(folder: Path) -> Saved:
     file = folder / PLAN
     if not file.exists() and (folder / "config.json").is_file():
         raise RankfoldError(
-            f"{str(folder)!r} has no {PLAN}, which Compressed.save and compress_checkpoint write; a "
-            "folder that save_pretrained of a library wrote is opened by its from_pretrained"
+            f"{str(folder)!r} has no {PLAN}, which Compressed.save and compress_checkpoint write; "
+            "a folder that save_pretrained of a library wrote is opened by its from_pretrained"
         )
     check_file(file)
     if file.stat().st_size > _MAX_PLAN_BYTES:

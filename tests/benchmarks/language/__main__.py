@@ -59,7 +59,7 @@ class Row:
     def line(self) -> str:
         """Return the row of a table."""
         return (
-            f"| {self.asked:.0%} | {self.way} | {self.share:.1%} | {self.perplexity:.2f} | "
+            f"| {self.asked:.0%} | {self.way} | {self.share:.1%} | {self.perplexity:.3f} | "
             f"{self.speed:.2f} | {self.seconds:.0f} |"
         )
 
@@ -101,14 +101,15 @@ def page(rows: Sequence[Row], original: float, machine: str) -> str:
         "",
         f"A transformer of {network.DEPTH} blocks of width {network.WIDTH}, trained on half of the",
         "modules of Python's standard library and tested on the others, as bytes in windows of 64.",
-        f"Perplexity per byte of the original: {original:.2f}. {_CALIBRATION} windows of the",
+        f"Perplexity per byte of the original: {original:.3f}. {_CALIBRATION} windows of the",
         "training text calibrate; nothing is fine-tuned. *left* is the share of all parameters.",
         "*rankfold, refitted* takes interpolative factors as well, as `Budget(params=)` does",
-        "unless told; *plain SVD* is without them. *KFAC-SVD* weighs by the moments of inputs and",
-        "of gradients, at one ratio for all layers but the head. BALF and SVD-LLM are",
-        "re-implementations (`tests/benchmarks/real/peers.py`). *speed* is tokens per second over",
-        "those of the original, medians of passes of 8 windows in turns. Seconds are CPU time,",
-        "without the pass for the moments.",
+        "unless told; *plain SVD* is without them. *q, k, v as one* is of the same model with one",
+        "layer for the three, so that they share their first factor. *KFAC-SVD* weighs by the",
+        "moments of inputs and of gradients, at one ratio for all layers but the head. BALF and",
+        "SVD-LLM are re-implementations (`tests/benchmarks/real/peers.py`). *speed* is tokens per",
+        "second over those of the original, medians of passes of 8 windows in turns. Seconds are",
+        "CPU time, without the pass for the moments.",
         "",
         "| asked | way | left | perplexity | speed | seconds |",
         "|---:|---|---:|---:|---:|---:|",
@@ -127,7 +128,7 @@ def main() -> None:
     with limited(count()):
         model, data = network.trained(options.model), network.text()
         original = perplexity(model, data)
-        print(f"original: perplexity {original:.2f}, {size(model)} parameters", flush=True)
+        print(f"original: perplexity {original:.3f}, {size(model)} parameters", flush=True)
         task = Task(model, data.calibration(_CALIBRATION, seed=0))
         rows = []
         for row in rows_of(task, data, options.shares):

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from tests.benchmarks.language import network
 from tests.benchmarks.real import peers
 from torch import nn
 
@@ -40,6 +41,11 @@ class Task:
         return rf.gather(self.model, self.batches, inputs=self.x, loss=_LOSS)
 
     @cached_property
+    def joint(self) -> Task:
+        """The same with one layer for q, k and v."""
+        return Task(network.joint(self.model), self.batches)
+
+    @cached_property
     def statistics(self) -> dict[str, peers.Statistics]:
         """Of the peers; each layer weighs what it has in parameters, not in positions."""
         gathered = peers.gather(self.model, self.batches)
@@ -70,6 +76,9 @@ def _budget(*, informed: bool, methods: tuple[str, ...] | None = None) -> Way:
         ).model
 
     return way
+
+
+_refitted = _budget(informed=True)
 
 
 def _kronecker_uniform(task: Task, share: float) -> nn.Module:
@@ -114,8 +123,9 @@ def _balf(task: Task, share: float) -> nn.Module:
 
 
 WAYS: dict[str, Way] = {
-    "rankfold, refitted": _budget(informed=True),
+    "rankfold, refitted": _refitted,
     "rankfold, refitted, plain SVD": _budget(informed=True, methods=("svd",)),
+    "rankfold, refitted, q, k, v as one": lambda task, share: _refitted(task.joint, share),
     "rankfold, weights alone": _budget(informed=False),
     "KFAC-SVD, uniform ratio": _kronecker_uniform,
     "BALF": _balf,

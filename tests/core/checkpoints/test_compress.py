@@ -9,7 +9,7 @@ import pytest
 from tests.core.checkpoints.files import contents, normal, sharded, sound
 
 import rankfold as rf
-from rankfold.checkpoints import compress as compression
+from rankfold.checkpoints import planning
 
 POLICY = rf.Ratio(0.4)
 
@@ -72,7 +72,7 @@ def test_a_copy_is_the_same_checkpoint(tmp_path: Path, monkeypatch: pytest.Monke
     source = sharded(tmp_path / "source", files=2, layers=1)
     plan = rf.compress_checkpoint(source, tmp_path / "out", POLICY)
     copied = shutil.copytree(source, tmp_path / "copied", copy_function=shutil.copyfile)
-    monkeypatch.setattr(compression, "planned", None)
+    monkeypatch.setattr(planning, "planned", None)
     assert rf.compress_checkpoint(copied, tmp_path / "out", POLICY) == plan
 
 

@@ -12,6 +12,7 @@ from tests.core.checkpoints.files import contents, sharded, sound
 
 import rankfold as rf
 from rankfold.checkpoints import compress as compression
+from rankfold.checkpoints import planning
 
 POLICY = rf.Ratio(0.4)
 
@@ -73,7 +74,7 @@ def test_what_is_as_it_was_left_is_not_done_again(
     monkeypatch.setattr(
         compression, "write", lambda w, part: written.append(part.name) or write(w, part)
     )
-    monkeypatch.setattr(compression, "planned", lambda *a, **k: pytest.fail("planned again"))
+    monkeypatch.setattr(planning, "planned", lambda *a, **k: pytest.fail("planned again"))
     old = {file.name: file.stat().st_ino for file in work.glob("new-*/*.safetensors")}
     assert finished(source, work) == expected
     assert written == ["weights-00003-of-00003.safetensors"]
@@ -285,7 +286,7 @@ def test_a_policy_without_a_repr_goes_on_from_its_own_work(
     stop(source, tmp_path / "out", monkeypatch, Unnamed(0.4))
     with pytest.raises(rf.RankfoldError, match="unfinished run"):
         rf.compress_checkpoint(source, tmp_path / "out", Unnamed(0.3))
-    monkeypatch.setattr(compression, "planned", lambda *a, **k: pytest.fail("planned again"))
+    monkeypatch.setattr(planning, "planned", lambda *a, **k: pytest.fail("planned again"))
     rf.compress_checkpoint(source, tmp_path / "out", Unnamed(0.4))
 
 
@@ -319,7 +320,7 @@ def test_a_copy_of_the_checkpoint_goes_on_from_the_same_work(
     source: Path, work: Path, expected: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copied = shutil.copytree(source, work.parent / "elsewhere")
-    monkeypatch.setattr(compression, "planned", lambda *a, **k: pytest.fail("planned again"))
+    monkeypatch.setattr(planning, "planned", lambda *a, **k: pytest.fail("planned again"))
     assert finished(copied, work) == expected
 
 

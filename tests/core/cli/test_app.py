@@ -2,10 +2,8 @@
 
 import importlib
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,86 +12,10 @@ import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.utils import Bunch
-from torch import nn
+from tests.core.cli.commands import Run, network, process
 
 import rankfold as rf
 from rankfold.checkpoints.reader import Checkpoint
-from rankfold.cli import main
-
-FACTORY = """
-import torch
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Conv2d(3, 17, 3), nn.ReLU(), nn.Conv2d(17, 13, 3), nn.Flatten(),
-                         nn.Linear(13 * 4, 11))
-
-def broken():
-    raise KeyError("no such thing")
-
-def leaves():
-    raise SystemExit(0)
-
-def coloured():
-    raise ValueError(chr(27) + "[31mred")
-"""
-
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """As a user runs it."""
-    command = [sys.executable, "-m", "rankfold.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """The same in this process, which is left as it was."""
-    ending = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handlers = {number: signal.getsignal(number) for number in ending}
-    modules = set(sys.modules)
-
-    def call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["rankfold", *arguments])
-        importlib.invalidate_caches()
-        with pytest.raises(SystemExit) as left:
-            main()
-        written = capfd.readouterr()
-        assert isinstance(left.value.code, int)
-        return subprocess.CompletedProcess(arguments, left.value.code, written.out, written.err)
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    for name in {"mymodels", "script"} & (set(sys.modules) - modules):
-        del sys.modules[name]
-
-
-def network() -> nn.Module:
-    namespace: dict[str, object] = {}
-    exec(FACTORY, namespace)
-    torch.manual_seed(0)
-    return namespace["make"]()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "mymodels.py").write_text(FACTORY)
-    (tmp_path / "script.py").write_text("import sys; sys.exit()")
-    save_file(network().state_dict(), tmp_path / "w.safetensors")
-    torch.save(network().state_dict(), tmp_path / "w.pt")
-    halves = {"half": torch.randn(19, 23).bfloat16(), "kernel": torch.randn(7, 5, 3, 2).half()}
-    save_file({**halves, "steps": torch.arange(3)}, tmp_path / "half.safetensors")
-    (tmp_path / "shapes.json").write_text('{"nothing": [1]}')
-    (tmp_path / "text.safetensors").write_text("this is not a checkpoint")
-    cut = (tmp_path / "w.safetensors").read_bytes()[:-100]
-    (tmp_path / "cut.safetensors").write_bytes(cut)
-    return tmp_path
 
 
 @pytest.mark.parametrize("weights", ["w.safetensors", "w.pt"])
@@ -231,7 +153,7 @@ BAD = {
         ("compress", "w.pt", "-o", "out", "--executor", "dask://127.0.0.1:1"),
         "no scheduler answers",
     ),
-    "inputs of a factory": ((*COMPRESS, "--inputs", "w.pt"), "--inputs is for checkpoints"),
+    "inputs of a factory": ((*COMPRESS, "--inputs", "w.pt"), "inputs 'w.pt'; write a shape"),
     "inputs that are no JSON": (
         ("compress", "w.pt", "-o", "out", "--inputs", "text.safetensors"),
         "cannot be read",
@@ -310,6 +232,20 @@ def test_version_and_help_are_told_at_once(run: Run, tmp_path: Path, option: str
     told = run(option, cwd=tmp_path)
     assert told.returncode == 0
     assert (f"rankfold {rf.__version__}" if option == "--version" else "compress") in told.stdout
+
+
+def test_help_loads_no_framework(tmp_path: Path) -> None:
+    heavy = "torch", "jax", "flax", "onnx", "onnxruntime", "scipy", "tensorly", "transformers"
+    script = (
+        "import sys; from rankfold.cli import main; sys.argv = ['rankfold', 'compress', '--help']\n"
+        "try: main()\n"
+        f"finally: assert not {set(heavy)!r} & set(sys.modules), sys.modules.keys()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--dry-run" in done.stdout
 
 
 def test_names_of_the_package_are_those_for_users() -> None:

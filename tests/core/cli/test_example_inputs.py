@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import rankfold as rf
-from rankfold.cli.example_inputs import example_inputs
+from rankfold.cli.example_inputs import example_inputs, model_inputs
 
 
 def stored(file: Path, **arrays: np.ndarray) -> Path:
@@ -65,3 +66,50 @@ def test_files_that_hold_no_arrays_by_name_are_an_error(tmp_path: Path) -> None:
             example_inputs(tmp_path / name, None)
     with pytest.raises(rf.RankfoldError, match="has no examples"):
         example_inputs(None, stored(tmp_path / "numbers.npz", rate=np.array(1)))
+
+
+def seen(array: np.ndarray) -> list[object]:
+    """What a framework makes of an array, here its shape and type."""
+    return [array.shape, array.dtype.name]
+
+
+SHAPES: dict[str, tuple[object, object]] = {
+    "one": ("1,3,8,8", [(1, 3, 8, 8), "float32"]),
+    "of integers": ("2,7:int64", [(2, 7), "int64"]),
+    "a list": ([1, 3], [(1, 3), "float32"]),
+    "by place": ("1,3 1,5", ([(1, 3), "float32"], [(1, 5), "float32"])),
+    "by name": (
+        "ids=1,7:int64 mask=1,7",
+        {"ids": [(1, 7), "int64"], "mask": [(1, 7), "float32"]},
+    ),
+    "a table": (
+        {"ids": "1,7:int64", "mask": [1, 7]},
+        {"ids": [(1, 7), "int64"], "mask": [(1, 7), "float32"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_shapes_are_inputs(kind: str) -> None:
+    shapes, expected = SHAPES[kind]
+    inputs, batches = model_inputs(shapes, None, seen)  # type: ignore[arg-type]
+    assert inputs == expected
+    assert batches is None
+
+
+def test_arrays_are_arguments_by_place_or_by_name(tmp_path: Path) -> None:
+    a, b = np.zeros((2, 3)), np.zeros((2, 5))
+    np.savez(tmp_path / "places.npz", a, b)
+    np.savez(tmp_path / "names.npz", a=a, b=b)
+    np.savez(tmp_path / "one.npz", b=b)
+    first, second = [(2, 3), "float64"], [(2, 5), "float64"]
+    assert model_inputs(str(tmp_path / "places.npz"), None, seen)[0] == (first, second)
+    assert model_inputs(str(tmp_path / "names.npz"), None, seen)[0] == {"a": first, "b": second}
+    assert model_inputs(str(tmp_path / "one.npz"), None, seen)[0] == second
+
+
+def test_batches_of_a_file_are_made_as_inputs_are(tmp_path: Path) -> None:
+    save_file({"x": np.zeros((37, 3), np.float32)}, tmp_path / "c.safetensors")
+    inputs, batches = model_inputs(None, str(tmp_path / "c.safetensors"), seen)
+    assert inputs == [(1, 3), "float32"]
+    assert batches == [[(16, 3), "float32"]] * 2

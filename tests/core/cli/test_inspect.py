@@ -1,13 +1,16 @@
 """What each method would save, by every policy."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.core.checkpoints.files import normal, sound
 
 import rankfold as rf
 from rankfold.cli import inspect
+from rankfold.cli.options import Recipe
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
 from rankfold.plugins.registry import registry
@@ -24,7 +27,8 @@ def test_every_policy_is_asked_about_every_method(
         "a.weight": ("F32", matrix, normal(0, *matrix)),
         "b.weight": ("F32", kernel, normal(1, *kernel)),
     }
-    inspect.run(sound(tmp_path / "x.safetensors", tensors), policy)
+    file = sound(tmp_path / "x.safetensors", tensors)
+    inspect.run(Recipe(target=str(file), policy=policy))
     assert "2 tensors; 0 others" in capsys.readouterr().out
 
 
@@ -42,3 +46,41 @@ def test_one_method_of_a_layer_offers_what_it_offers_alone() -> None:
         view.release()
         offers = [(o.method, o.ranks, o.cost) for o in view.offers()]
         assert offers == [(o.method, o.ranks, o.cost) for o in layer(name).offers()]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_each_tensor_takes_one_line(
+    width: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"layer{stage}.{block}.downsample.0" for stage in range(2) for block in (9, 10)]
+    tensors = {f"{n}.weight": ("F32", (48, 40, 3, 3), normal(0, 48, 40, 3, 3)) for n in names}
+    file = sound(tmp_path / "x.safetensors", tensors)
+    monkeypatch.setattr(
+        "rankfold.cli.results.wide_console", lambda: Console(width=width, color_system=None)
+    )
+    inspect.run(Recipe(target=str(file), policy="energy:0.9"))
+    out = capsys.readouterr().out.splitlines()
+    rows = [line for line in out if line.startswith("│")]
+    assert len(rows) == len(names)
+    # 9 comes before 10, though files have their tensors by the alphabet.
+    assert [".9." in row or ".9…" in row for row in rows] == [True, False, True, False]
+    assert all(len(line) <= width for line in out if "│" in line or "━" in line)
+
+
+def test_json_has_what_the_table_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tensors = {
+        "a.weight": ("F32", (40, 30), normal(0, 40, 30)),
+        "b.weight": ("F32", (14, 10, 3, 5), normal(1, 14, 10, 3, 5)),
+        "c": ("F32", (7,), normal(2, 7)),
+    }
+    file = sound(tmp_path / "x.safetensors", tensors)
+    inspect.run(Recipe(target=str(file), policy="ranks:3"), as_json=True)
+    matrix, kernel = json.loads(capsys.readouterr().out)
+    assert matrix["tensor"] == "a.weight"
+    assert matrix["shape"] == [40, 30]
+    svd = matrix["methods"]["svd"]
+    assert svd["ranks"] == [3]
+    assert svd["share"] == pytest.approx(3 * (40 + 30) / (40 * 30))
+    assert len(kernel["evbmf"]) == len(kernel["energy"]) == 2
+    assert kernel["methods"]["tucker2"]["ranks"] == [3, 3]
+    assert kernel["methods"]["svd"]["share"] is None

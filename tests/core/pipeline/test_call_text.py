@@ -74,3 +74,28 @@ def test_a_search_is_told_as_it_was_asked_for() -> None:
     small = rf.compress(model(), rf.Budget(drop=0.1, evaluate=score))
     assert small.plan.call.startswith("rf.compress(model, rf.Budget(drop=0.1, evaluate=")
     assert " at 0x" not in small.plan.call
+
+
+def test_the_command_says_what_decided() -> None:
+    plan = rf.plan(
+        model(),
+        rf.Ratio(0.3),
+        methods=("svd",),
+        include=("0", "2*"),
+        exclude="3",
+        overrides={"2": "energy:0.5"},
+        placement="classical",
+        seed=7,
+    )
+    assert plan.command == (
+        "rankfold compress MODEL -o OUTPUT --policy ratio:0.3 --methods svd --include 0 "
+        "--include '2*' --exclude 3 --override 2=energy:0.5 --placement classical --seed 7"
+    )
+    assert rf.compress(model(), "vbmf").plan.command == (
+        "rankfold compress MODEL -o OUTPUT --policy vbmf"
+    )
+
+
+def test_a_policy_without_a_text_is_carried_out_by_its_plan() -> None:
+    plan = rf.plan(model(), rf.Ratio(0.3), overrides={"2": rf.Ranks({"2": 5})})
+    assert plan.command == "rankfold compress MODEL -o OUTPUT --plan PLAN"

@@ -1,0 +1,38 @@
+"""The weights of a factory's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rankfold.checkpoints.reader import Checkpoint
+from rankfold.plugins.registry import registry
+from rankfold.storage.safetensors_header import header_bytes
+
+
+def filled(model: Any, weights: Path, key: str | None) -> Any:
+    """Return the model with the weights of a file.
+
+    Args:
+        model: of any framework with an adapter.
+        weights: a .safetensors file, or a .pt with a state dict.
+        key: of the state that is meant, where the file has several.
+
+    Raises:
+        RankfoldError: the file cannot be read, or is of another model; the whole of it must fit.
+    """
+    adapter = registry().adapter(model)
+    if key is None:
+        return adapter.load_weights(model, weights)
+    state = Checkpoint(weights, key=key)
+    # Adapters read files of one state, so that this one becomes such a file.
+    with TemporaryDirectory(prefix="rankfold-") as folder:
+        file = Path(folder) / "weights.safetensors"
+        entries = {name: state.entry(name) for name in state.owner}
+        with file.open("wb") as stream:
+            stream.write(header_bytes({n: (e.dtype, e.shape) for n, e in entries.items()}, {}))
+            for name in entries:
+                for piece in state.pieces(name):
+                    stream.write(piece.data)
+        return adapter.load_weights(model, file)
