@@ -3,11 +3,13 @@
 import copy
 import gc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.interrupting import interrupted
 from tests.torch.conftest import state
 from torch import nn
 
@@ -165,6 +167,29 @@ def test_a_model_is_as_it_was_where_it_cannot_be_changed(tmp_path: Path) -> None
     assert state(model) == before
     assert loader.dataset.index == entries
     assert set(tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize("way", [on_cpu, on_disk])
+def test_an_interrupted_call_leaves_the_model_whole(
+    way: Callable[[Path], nn.Module], tmp_path: Path
+) -> None:
+    new = nn.Sequential(nn.Linear(13, 3, bias=False), nn.Linear(3, 11))
+    files = ("surgery/replace.py", "surgery/hooked_modules.py", "state/transaction.py")
+    whole = network()
+    outputs = {False: whole(X), True: TorchAdapter().replace(whole, {"head": new}, inplace=True)(X)}
+    replaced = set()
+
+    def change(model: nn.Module) -> None:
+        TorchAdapter().replace(model, {"head": new}, inplace=True)
+
+    lines = interrupted(lambda: change(way(tmp_path / "count")), files)
+    for line in range(1, lines + 1, 5):
+        model = way(tmp_path / f"{line}")
+        interrupted(partial(change, model), files, line)
+        has_new = isinstance(model.head, nn.Sequential)
+        assert torch.equal(model(X), outputs[has_new])
+        replaced.add(has_new)
+    assert replaced == {False, True}
 
 
 @pytest.mark.parametrize("way", WAYS)
