@@ -7,6 +7,7 @@ in memory, or an `OffloadedWeightsLoader`, which has a dictionary and an index o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
 from collections.abc import Hashable, Iterator
@@ -201,6 +202,21 @@ def source(module: nn.Module, name: str) -> torch.Tensor | Hashable | None:
         return Store.of(hook).source(name)
     except Refused:
         return None
+
+
+def declared_ties(model: nn.Module) -> dict[tuple[int, str], tuple[nn.Module, str]]:
+    """Return owner and name of the parameters that others are tied to, as transformers says.
+
+    By id of the owner and name of the others. `disk_offload` writes a file for each of them, by
+    which nothing tells that they are tied.
+    """
+    ties: dict[tuple[int, str], tuple[nn.Module, str]] = {}
+    for module in model.modules():
+        for other, origin in vars(module).get("all_tied_weights_keys", {}).items():
+            (owner, _, name), (first, _, kept) = other.rpartition("."), origin.rpartition(".")
+            with contextlib.suppress(AttributeError):  # of a module that has been taken out
+                ties[id(module.get_submodule(owner)), name] = module.get_submodule(first), kept
+    return ties
 
 
 def is_tied(module: nn.Module, name: str) -> bool:

@@ -158,6 +158,15 @@ def test_a_model_on_disk_is_compressed_and_saved(tied: bool, tmp_path: Path) -> 
     assert torch.equal(logits(back), logits(plain.model))
 
 
+@NEEDS_ACCELERATE
+def test_ties_are_known_of_weights_that_were_written_to_disk(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.disk_offload(llama(tie_word_embeddings=True), tmp_path)
+    plan = rf.plan(model, rf.Ratio(0.4), include="*", inputs=TEXT)
+    assert plan["lm_head"].reason == "tied: its weight is also 'model.embed_tokens.weight'"
+    assert plan["model.embed_tokens"].reason == "tied: its weight is also 'lm_head.weight'"
+
+
 def test_the_configuration_of_the_original_stays_as_it_is() -> None:
     config = tf.LlamaConfig(**SIZES, **WORDS)
     shared, original = tf.LlamaForCausalLM(config), tf.LlamaForCausalLM(config)

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from rankfold.errors import RankfoldError, Refused
 from rankfold_torch.layers.interpolative import Interpolative
 from rankfold_torch.layers.stock import computes_as, stock
-from rankfold_torch.offloading import is_tied, source
+from rankfold_torch.offloading import declared_ties, is_tied, source
 from rankfold_torch.temporary_changes import Hook
 from rankfold_torch.usage.shared_memory import overlap, storage
 from rankfold_torch.usage.source_analysis import reads_of
@@ -203,6 +203,7 @@ class ModuleUsage:
         self._reads = reads_of(model, traced=traced)
         self._holders: dict[int, list[tuple[nn.Module, str, torch.Tensor]]] = {}
         self._filed: dict[Hashable, torch.Tensor] = {}
+        self._ties = declared_ties(model)
         for path, module in model.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
@@ -243,6 +244,8 @@ class ModuleUsage:
         """Return what stands for the values of a tensor, equal for tensors that share them."""
         # Of offloaded parameters each module has a tensor of its own, without values.
         values = source(module, name)
+        if (id(module), name) in self._ties and values is not None:
+            values = source(*self._ties[id(module), name])
         if isinstance(values, torch.Tensor):
             return values
         return tensor if values is None else self._filed.setdefault(values, tensor)
