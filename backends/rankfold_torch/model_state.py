@@ -121,7 +121,7 @@ def _is_lazy(module: nn.Module) -> bool:
 
 
 class _Attributes:
-    """Plain attributes of a module and the registry of its parameters, as they were.
+    """Plain attributes of a module and the registries of its parameters and parts, as they were.
 
     Containers among the attributes are restored with the items they had: a cache is filled in
     place. What lies deeper is not looked at.
@@ -130,6 +130,7 @@ class _Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._parameters = dict(module._parameters)
+        self._parts = dict(module._modules)  # some models make them at their first call
         self._plain = {k: v for k, v in vars(module).items() if k not in FRAMEWORK}
         self._items = [
             (value, value.copy())
@@ -140,6 +141,7 @@ class _Attributes:
     def put_back(self) -> None:
         """Put everything back, however often it is called."""
         _put_items(self._module._parameters, self._parameters)
+        _put_items(self._module._modules, self._parts)
         now = vars(self._module)
         now.update(self._plain)
         for name in [k for k in now if k not in FRAMEWORK and k not in self._plain]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,22 @@ ABSENT: Any = object()
 
 
 class Hook(partial[Any]):
-    """A hook of this package, told by its class from those of others."""
+    """A hook of this package, told by its class from those of others.
+
+    Copies do nothing: a model may copy a part of itself while it runs, and what the hook works for
+    is neither the copy's nor fit to be copied.
+    """
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return _idle_hook, ()
+
+
+def _idle_hook() -> Callable[..., None]:
+    return _idle
+
+
+def _idle(*arguments: Any, **options: Any) -> None:
+    """Do nothing."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import nn
 
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold.ops import Extent
 from rankfold.state.restoration import settled
 from rankfold_torch.layers.stock import CONVS, TRANSPOSED
@@ -64,6 +64,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             # tell.
             uses.note(output)
         except Exception as error:  # whatever the model raises on these inputs
+            let_through(error)
             raise RankfoldError(
                 f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
             ) from error

@@ -85,6 +85,12 @@ def is_users(error: BaseException) -> bool:
     return False
 
 
+def let_through(error: BaseException) -> None:
+    """Raise an error of the user again: for whoever catches all that a model raises."""
+    if is_users(error):
+        raise error
+
+
 def told(error: BaseException) -> str:
     """Return the class and the text of an error, in one short line."""
     return _safe(lambda: f"{type(error).__name__}: {error!s}", error, LONGEST)

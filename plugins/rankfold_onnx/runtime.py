@@ -10,7 +10,7 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper
 
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold.linalg import Array
 
 _PROTOBUF_LIMIT = 2**31 - 2**20
@@ -49,6 +49,7 @@ def session(model: ModelProto, *, optimized: bool = True) -> onnxruntime.Inferen
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # of classes that onnxruntime does not name
+        let_through(error)
         raise NotRunError(f"onnxruntime cannot run the model: {told(error)}") from error
 
 
@@ -63,6 +64,7 @@ def run(
     try:
         results: list[Any] = running.run(None if outputs is None else list(outputs), dict(feeds))
     except Exception as error:  # of classes that onnxruntime does not name
+        let_through(error)
         raise FailedError(f"the model fails with {told(error)}") from error
     return results
 

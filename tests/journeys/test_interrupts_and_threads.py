@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import signal
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +139,37 @@ def test_a_second_interrupt_while_the_first_is_dealt_with_changes_nothing(again:
         assert torch_state(model) == before, line
 
 
+@pytest.mark.parametrize("verb", ["plan", "gather", "compress"])
+def test_an_interrupt_as_a_stack_of_contexts_is_left_leaves_pytorch_working(verb: str) -> None:
+    model = torch_model()
+    work = FRAMEWORKS["torch"].call(verb, model)
+    before = torch_state(model)
+    for count in itertools.count(1):
+        remaining = count
+
+        def profile(frame: Any, event: str, _: Any) -> None:
+            nonlocal remaining
+            code = frame.f_code
+            if event == "call" and code.co_name == "__exit__" and "contextlib" in code.co_filename:
+                remaining -= "rankfold" in frame.f_back.f_code.co_filename
+                if remaining == 0:
+                    remaining = -1
+                    raise KeyboardInterrupt
+
+        sys.setprofile(profile)
+        try:
+            work()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0)), count
+        assert torch_state(model) == before, count
+        if remaining > 0:
+            break
+    assert count > 5
+
+
 @pytest.mark.parametrize("name", ["nnx", "linen"])
 def test_an_interrupt_while_a_compressed_model_runs_leaves_nothing_behind(name: str) -> None:
     model, x = FRAMEWORKS[name].make(), jnp.ones((2, 7))
@@ -146,6 +180,33 @@ def test_an_interrupt_while_a_compressed_model_runs_leaves_nothing_behind(name: 
         interrupted(lambda: small(x), FLAX, line)
         assert np.array_equal(model(x), expected[0]), line
         assert np.array_equal(small(x), expected[1]), line
+
+
+class Slow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(7, 11)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.3)
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("verb", ["plan", "gather"])
+def test_what_a_signal_handler_raises_while_the_model_runs_is_no_fault_of_the_model(
+    verb: str,
+) -> None:
+    def ring(*_: Any) -> None:
+        raise TimeoutError("too long")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(TimeoutError, match="too long"):
+            FRAMEWORKS["torch"].call(verb, Slow())()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)

@@ -1,5 +1,6 @@
 """A model that changes itself when it runs is as it was after every call of rankfold."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -115,3 +116,48 @@ def test_the_copy_begins_where_the_model_did(
     expected = model.eval()(x)
     assert distance(small.model.eval()(x), expected) < 1e-5
     assert distance(loaded.eval()(x), expected) < 1e-5
+
+
+class MadeAtTheFirstCall(Net):
+    """Registers a layer when it is first called, under a name that `__init__` sets to None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: Any = None
+
+    def change(self, x: torch.Tensor) -> None:
+        if self.late is None:
+            self.late = nn.Linear(SIZE, SIZE)
+            self.add_module("later", nn.Linear(SIZE, SIZE))
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_layers_made_at_the_first_call_are_gone_afterwards(calibrated: bool) -> None:
+    model, x = MadeAtTheFirstCall(), torch.randn(16, SIZE)
+    attributes, parts = sorted(vars(model)), list(model._modules)
+    data = {"calibration": [x]} if calibrated else {}
+    small = rf.compress(model, rf.Ranks(3), inputs=x, **data)
+    assert len(small.plan.replaced) == 2
+    assert (sorted(vars(model)), list(model._modules)) == (attributes, parts)
+    assert model.late is None
+    assert model(x).shape == small.model(x).shape
+
+
+class CopiesAPart(Net):
+    """Copies a layer when it runs, as models with a slowly following target do."""
+
+    def change(self, x: torch.Tensor) -> None:
+        if not self.sizes:
+            self.cache["target"] = copy.deepcopy(self.a)
+        self.sizes.append(len(x))
+        self.cache["target"](x)
+
+
+def test_a_part_that_is_copied_while_the_model_runs_has_no_hooks_at_work() -> None:
+    model, x = CopiesAPart().eval(), torch.randn(16, SIZE)
+    wanted = copy.deepcopy(model)(x)
+    for _ in range(3):
+        small = rf.compress(model, rf.Ranks("full"), inputs=x, calibration=[x])
+    assert small.plan["b"].method == "svd"
+    assert not model.cache
+    torch.testing.assert_close(small.model(x), wanted, rtol=1e-4, atol=1e-5)

@@ -23,6 +23,7 @@ from rankfold.calibration.losses import draws, failure
 from rankfold.calibration.moments import LayerMoments, StoredMoments, input_form
 from rankfold.calibration.patch_sketch import matrix_for
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold.linalg import Array
 from rankfold.ops import Op
 from rankfold.progress import Advance
@@ -231,6 +232,7 @@ class _Pass:
         except RankfoldError:
             raise
         except Exception as error:  # whatever the model raises on these inputs
+            let_through(error)
             # JAX has no class of its own for this error.
             if "Reverse-mode differentiation" in str(error):
                 raise RankfoldError(

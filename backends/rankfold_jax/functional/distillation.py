@@ -13,6 +13,7 @@ from rankfold.adapters.distils import LARGEST_GRADIENT, SMALLEST_SIZE
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.losses import Divergence, fails_in_training
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold_jax.functional import losses
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
@@ -80,6 +81,7 @@ class FlaxStudent(Generic[Model]):
         except RankfoldError:
             raise
         except Exception as error:  # whatever a model raises on these inputs
+            let_through(error)
             raise fails_in_training(whole.examples, error) from error
 
     def held_out_loss(self) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from rankfold.calibration import losses
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold.linalg import Array
 from rankfold_jax.functional.pure_function import PureModel
 
@@ -149,6 +150,7 @@ def outputs_of(flow: PureModel, calibration: Calibration) -> list[Any]:
             # Compiled: what stands around the arrays was noted by the trace that `programs` made.
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
+            let_through(error)
             raise losses.failure(index, error) from error
         every.append(outputs)
     return every

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr
 
 from rankfold.calibration.losses import failure
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold_jax.functional.inputs import Inputs, is_array
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
@@ -53,6 +54,7 @@ class PureModel:
                 except RankfoldError:
                     raise
                 except Exception as error:  # whatever the model raises on these inputs
+                    let_through(error)
                     raise failure(index, error) from error
                 known.append(program)
             programs.append((program, whole.arrays))

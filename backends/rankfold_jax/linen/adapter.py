@@ -14,7 +14,7 @@ from flax.core import freeze, unfreeze
 
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops import params as op_params
@@ -379,6 +379,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         try:
             fired = noting(lambda: jax.eval_shape(forward, variables, recording.inputs.arrays))
         except Exception as error:  # whatever the model raises without its layers
+            let_through(error)
             raise RankfoldError(f"the compressed model fails with {told(error)}") from error
         missed = sorted(".".join(path) for path in planned - fired)
         if missed:

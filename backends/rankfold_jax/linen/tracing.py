@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr
 
 from rankfold.adapters.base import Trace
 from rankfold.errors import Refused
+from rankfold.faults import let_through
 from rankfold.ops import Extent
 from rankfold.plugins.hookspecs import LayerRule
 from rankfold_jax.functional.inputs import Inputs, failed
@@ -120,6 +121,7 @@ class Recording:
         try:
             closed = copy_context().run(traced)
         except Exception as error:  # whatever the model raises on these inputs
+            let_through(error)
             raise failed(error) from error
         self.dataflow = jaxprs.find(closed, labels)
         # A matrix has its path for an owner, whether a known layer or not, so that what is

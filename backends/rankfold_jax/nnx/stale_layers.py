@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from rankfold.errors import RankfoldError
-from rankfold.state.object_graph import closures_of, reached
+from rankfold.state.object_graph import held_by, reached
 from rankfold_jax.nnx.module_tree import attributes, modules, variables
 
 _FRAMEWORK = ("jax.", "flax.")
@@ -73,5 +73,4 @@ def _starts(model: nnx.Module) -> Iterator[tuple[str, object]]:
     for path, module in modules(model).items():
         for name, value in attributes(module):
             yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
-        for function in closures_of(type(module), _FRAMEWORK):
-            yield f"the method {function.__qualname__}", function
+        yield from held_by(type(module), _FRAMEWORK)

@@ -19,6 +19,7 @@ from jax.extend.core import ClosedJaxpr
 
 from rankfold.adapters.base import Trace
 from rankfold.errors import Refused
+from rankfold.faults import let_through
 from rankfold.ops import Extent, Op
 from rankfold.state.restoration import settled
 from rankfold_jax.functional.inputs import Inputs, failed
@@ -161,6 +162,7 @@ def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr
     try:
         closed = copy_context().run(run)
     except Exception as error:  # whatever the model raises on these inputs
+        let_through(error)
         raise failed(error) from error
     # a Variable that holds several arrays stands for each of them
     return closed, [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]

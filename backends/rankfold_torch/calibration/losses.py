@@ -14,6 +14,7 @@ from torch.nn import functional
 from rankfold.calibration import losses
 from rankfold.calibration.batches import Calibration
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold.linalg import Array
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
@@ -190,6 +191,7 @@ def outputs_of(model: nn.Module, inputs: Any, index: int) -> Any:
     try:
         return evaluated(model, inputs)
     except Exception as error:  # whatever the model raises on these inputs
+        let_through(error)
         raise losses.failure(index, error) from error
 
 

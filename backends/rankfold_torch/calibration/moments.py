@@ -29,7 +29,7 @@ from rankfold.calibration.moments import (
 from rankfold.calibration.patch_sketch import matrix_for
 from rankfold.calibration.position_sample import chunks
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op
 from rankfold.progress import Advance
@@ -78,13 +78,15 @@ def _gathered(
     store = ArrayStore()
     sums = {path: _Layer(path, op, store) for path, op in layers.items()}
     with ExitStack() as stack:
+        # A caller's inference mode or no_grad would leave no graph to go back through. Before any
+        # mode that sees operations: PyTorch's guard puts back what it found, also where an
+        # interrupt has it collected long after that mode is gone.
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(unchanged(model))
         stack.enter_context(parameters_kept(model))
         # After `unchanged`, which puts back the modes that this one sets.
         stack.enter_context(recurrent_differentiable(model))
         stack.enter_context(_without_gradients(model))
-        # A caller's inference mode or no_grad would leave no graph to go back through.
-        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         modules = [(model.get_submodule(path), layer) for path, layer in sums.items()]
         hooks = [
@@ -309,6 +311,7 @@ def _batch(
     except RankfoldError:
         raise
     except Exception as error:  # whatever the model raises on these inputs
+        let_through(error)
         raise failure(index, error) from error
     finally:
         gathering.forward = False
@@ -332,6 +335,7 @@ def _batch(
             # Several draws of labels share one forward pass; the last one frees the graph.
             loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
         except Exception as error:  # whatever the backward pass of the model raises
+            let_through(error)
             raise RankfoldError(
                 f"calibration: the gradient of the loss on batch {index} fails with {told(error)}"
             ) from error

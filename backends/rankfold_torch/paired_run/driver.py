@@ -24,6 +24,7 @@ from rankfold.calibration.losses import failure
 from rankfold.calibration.moments import RegressionSums, has_regression
 from rankfold.calibration.position_sample import chunks
 from rankfold.errors import RankfoldError, Refused
+from rankfold.faults import let_through
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
@@ -234,6 +235,7 @@ class _Following:
             except RankfoldError:
                 raise
             except Exception as error:  # whatever the model raises on these inputs
+                let_through(error)
                 raise failure(batch.index, error) from error
         # The original is through; what the compressed run would still do has no counterpart.
         if batch.original.paused is None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold_torch.surgery.hooked_modules import rebind
 
 _OWN = tuple(vars(nn.Module()))
@@ -49,6 +49,7 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         rebind(model, memo)
         _complete(model, copied, memo, others)
     except Exception as error:  # whatever the copied attributes raise
+        let_through(error)
         raise RankfoldError(
             f"the model cannot be copied ({told(error)}); pass inplace=True to change it itself"
         ) from error

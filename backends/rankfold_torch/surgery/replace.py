@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold.state.transaction import Changes
 from rankfold_torch.layers.parameter_layers import Factors, empty, held_at, prepare, put
 from rankfold_torch.surgery.copies import copied
@@ -122,6 +123,7 @@ def _changed(
     try:
         changes.make()
     except Exception as error:  # whatever a container of the model raises
+        let_through(error)
         raise RankfoldError(
             f"the model cannot be changed ({error}); leave inplace= out to have a copy"
         ) from error

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
-from rankfold.state.object_graph import closures_of, reached
+from rankfold.faults import let_through, told
+from rankfold.state.object_graph import held_by, reached
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
@@ -87,8 +87,7 @@ def _attributes(model: nn.Module, exempt: Collection[int]) -> Iterator[tuple[str
             if name in _REGISTRIES:
                 continue
             yield f"{f'{path}.{name}'.lstrip('.')!r} ({type(value).__name__})", value
-        for function in closures_of(type(module), _FRAMEWORK):
-            yield f"the method {function.__qualname__}", function
+        yield from held_by(type(module), _FRAMEWORK)
 
 
 def miscalled(
@@ -165,6 +164,7 @@ def calls(
         try:
             tracing.call(model, losses.cloned(inputs))
         except Exception as error:  # whatever the model raises without its layers
+            let_through(error)
             raise RankfoldError(
                 f"the compressed model fails on the inputs with {told(error)}"
             ) from error

@@ -14,7 +14,7 @@ import numpy as np
 
 from rankfold.calibration.batches import Calibration, examples
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
+from rankfold.faults import let_through, told
 from rankfold.linalg import Array
 
 _ENOUGH_EXAMPLES = 64
@@ -79,6 +79,7 @@ def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> A
     try:
         return calibration.loss(outputs, batch)
     except Exception as error:  # whatever a user's function raises
+        let_through(error)
         raise RankfoldError(
             f"loss {calibration.loss_name!r}: it fails on batch {index} with {told(error)}"
         ) from error

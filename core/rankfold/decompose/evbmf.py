@@ -16,11 +16,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from rankfold import linalg
 from rankfold.errors import RankfoldError
+from rankfold.faults import told
 from rankfold.linalg import Array
 
 _CLAMP = 1e-13
@@ -72,15 +74,7 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
         >>> rf.evbmf(left @ right + noise).rank
         8
     """
-    matrix = linalg.taken(matrix)
-    if not isinstance(matrix, np.ndarray) and linalg.is_real(matrix):
-        matrix = linalg.host(matrix)
-    try:
-        matrix = np.asarray(matrix, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise RankfoldError(
-            f"evbmf: {type(matrix).__name__} is no matrix of numbers: {error}"
-        ) from None
+    matrix = _real(matrix)
     if matrix.ndim != 2 or matrix.size == 0:
         raise RankfoldError(f"evbmf: shape {matrix.shape}; give a matrix with elements")
     if sigma2 is not None and not (sigma2 > 0.0 and math.isfinite(sigma2)):
@@ -100,6 +94,19 @@ def evbmf(matrix: Array, sigma2: float | None = None) -> EVBMF:
     scaled = from_squares(linalg.eigenvalues(gram), (short, long), noise)
     variance = scaled.sigma2 * scale * scale if sigma2 is None else sigma2
     return EVBMF(scaled.rank, variance, scaled.singular_values * scale)
+
+
+def _real(matrix: Any) -> Array:
+    kind = type(matrix).__name__
+    try:
+        matrix = linalg.taken(matrix)
+        matrix = linalg.host(matrix) if hasattr(matrix, "dtype") else np.asarray(matrix)
+        if np.iscomplexobj(matrix):
+            raise TypeError("it is complex; its rank is not that of its real part")
+        return np.asarray(matrix, dtype=np.float64)
+    # Tensors without values (meta), without strides (sparse) and of dtypes that NumPy lacks.
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise RankfoldError(f"evbmf: {kind} is no matrix of real numbers: {told(error)}") from None
 
 
 def from_squares(

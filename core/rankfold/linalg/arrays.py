@@ -29,9 +29,9 @@ def namespace(array: Array) -> Any:
 def taken(array: Any) -> Any:
     """Convert an argument to an array that decompositions can compute with.
 
-    A tensor is detached from its graph. Bfloat16 becomes float32, in which it is exact. An array of
-    JAX becomes NumPy's unless it stays (`stays_in_jax`). Anything else, what is no array included,
-    is returned as it is.
+    A tensor is detached from its graph, and one that PyTorch negates only when it is read is
+    negated. Bfloat16 becomes float32, in which it is exact. An array of JAX becomes NumPy's unless
+    it stays (`stays_in_jax`). Anything else, what is no array included, is returned as it is.
     """
     if hasattr(array, "detach") and hasattr(array, "requires_grad"):
         array = array.detach()
@@ -45,8 +45,9 @@ def taken(array: Any) -> Any:
         if not stays_in_jax(array):
             return taken(np.asarray(array))
         return array.astype("float32") if array.dtype.itemsize < 4 else array
-    if array_api_compat.is_torch_array(array) and str(array.dtype) == "torch.bfloat16":
-        return array.float()
+    if array_api_compat.is_torch_array(array):
+        array = array.resolve_neg()
+        return array.float() if str(array.dtype) == "torch.bfloat16" else array
     return array
 
 
@@ -63,8 +64,11 @@ def stays_in_jax(array: Any) -> bool:
 
 
 def is_real(array: Any) -> bool:
-    """Return whether a value is an array of real floats, of NumPy or the array API."""
-    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+    """Return whether a value is an array of real floats of 16 bits or more.
+
+    Of NumPy or the array API; neither computes with those of 8 bits and less.
+    """
+    if not hasattr(array, "dtype") or not hasattr(array, "shape") or array.dtype.itemsize < 2:
         return False
     import array_api_compat
 

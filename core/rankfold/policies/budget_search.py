@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from rankfold.errors import Infeasible, RankfoldError
-from rankfold.faults import shown
+from rankfold.faults import let_through, shown
 from rankfold.plan.plan import Trial
 from rankfold.policies.base import Outcome
 from rankfold.progress import progress
@@ -129,6 +129,7 @@ def score_of(evaluate: Callable[[Any], float], model: Any, who: str = "Budget") 
     try:
         score = float(evaluate(model))
     except Exception as error:  # whatever the caller's function raises
+        let_through(error)
         raise RankfoldError(f"{who}: evaluate fails with {shown(error)}") from error
     if not math.isfinite(score):
         raise RankfoldError(f"{who}: evaluate gave {score}; a finite score is needed")

@@ -1,6 +1,7 @@
 """EVBMF against an independent global minimiser, and its laws."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,3 +210,17 @@ def test_small_and_zero_matrices_have_rank_0() -> None:
 def test_bad_input_is_an_error(matrix: np.ndarray, sigma2: float | None, message: str) -> None:
     with pytest.raises(rf.RankfoldError, match=message):
         rf.evbmf(matrix, sigma2=sigma2)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (1j * np.ones((4, 5)), "it is complex"),
+        (np.array([["a", "b"]]), "no matrix of real numbers"),
+        ([[1.0, 2.0], [3.0]], "no matrix of real numbers"),
+    ],
+    ids=["complex", "text", "ragged"],
+)
+def test_what_is_no_matrix_of_real_numbers_is_an_error(matrix: Any, message: str) -> None:
+    with pytest.raises(rf.RankfoldError, match=message):
+        rf.evbmf(matrix)

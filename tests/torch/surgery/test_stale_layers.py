@@ -6,10 +6,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import MethodType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -234,7 +236,67 @@ class FromRegistry(nn.Module):
         REGISTRY["layer"] = self.a
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(from_registry()(x))
+
+
+def from_registry() -> nn.Module:
+    return REGISTRY["layer"]
+
+
+CURRENT: ContextVar[nn.Module] = ContextVar("CURRENT")
+
+
+class FromClass(FromRegistry):
+    """Holds its layer in a list of the class."""
+
+    layers: ClassVar[list[nn.Module]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).layers[:] = [self.a]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.layers[0](x))
+
+
+class FromGlobal(FromRegistry):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.b(REGISTRY["layer"](x))
+
+
+class FromContext(FromRegistry):
+    def __init__(self) -> None:
+        super().__init__()
+        CURRENT.set(self.a)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(CURRENT.get()(x))
+
+
+class FromArray(FromRegistry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = np.empty(1, dtype=object)
+        self.layers[0] = self.a
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.layers[0](x))
+
+
+@pytest.mark.parametrize("make", [FromClass, FromGlobal, FromContext, FromArray])
+def test_without_a_run_too_a_layer_held_outside_the_modules_is_left_alone(make: Any) -> None:
+    model = make()
+    small = rf.compress(model, rf.Ranks(2), inplace=True)
+    assert "it is also held by" in small.plan["a"].reason
+    assert small.plan["b"].method == "svd"
+    REGISTRY.clear()
+
+
+@pytest.mark.parametrize("make", [FromClass, FromGlobal, FromContext])
+def test_no_copy_computes_with_a_layer_of_the_original_held_outside_its_modules(make: Any) -> None:
+    with pytest.raises(rf.RankfoldError, match="holds the model's 'a'"):
+        rf.compress(make(), rf.Ranks(2))
+    REGISTRY.clear()
 
 
 def test_what_nothing_in_the_model_holds_shows_when_the_result_is_run() -> None:
