@@ -32,7 +32,14 @@ ROOMS = {
     "rankfold_torch": (
         ("torch_internals",),
         ("operation_mode",),
-        ("temporary_changes", "tensor_rules", "pickle_reader", "meta_tensors", "optimizers"),
+        (
+            "temporary_changes",
+            "tensor_rules",
+            "pickle_reader",
+            "meta_tensors",
+            "offloading",
+            "optimizers",
+        ),
         ("model_state",),
         ("layers",),
         ("usage",),

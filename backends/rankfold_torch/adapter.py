@@ -40,10 +40,12 @@ from rankfold_torch.model_layers import (
     rule_of,
     stages_of,
 )
+from rankfold_torch.offloading import check_owners, loaded, unhooked
 from rankfold_torch.optimizers import following as optimizers_following
 from rankfold_torch.paired_run import driver as following
 from rankfold_torch.surgery import replace as swapping
 from rankfold_torch.surgery import stale_layers as stale
+from rankfold_torch.surgery.hooked_modules import aligned
 from rankfold_torch.usage.refusals import (
     ModuleUsage,
     check_class,
@@ -109,26 +111,31 @@ class TorchAdapter:
 
     def read(self, model: nn.Module, path: str) -> Op:
         """Return the layer at a path as an op; refuse it for what it is or what surrounds it."""
-        return self._read(model, path, lambda module: module)
+        held = held_at(model, path)
+        if held is not None:
+            return self._read_parameter(model, path, held)
+        check_owners(model, path)
+        return self._read_module(model, path, loaded(model.get_submodule(path)))
 
     def structure(self, model: nn.Module, path: str) -> Op:
         """Return the layer at a path as an op; one on the meta device has zeros for values."""
-        return self._read(model, path, shaped)
-
-    def _read(self, model: nn.Module, path: str, valued: Callable[[nn.Module], nn.Module]) -> Op:
-        """Read a layer, with the values that a function gives its module."""
         held = held_at(model, path)
         if held is not None:
-            held = ParameterLayer(valued(held.module), held.name)
-            check_parameter(held.module, held.name)
-            owner = path.rpartition(".")[0]
-            # Ties are looked for by identity of modules: the one in the model is asked, not the
-            # shell with zeros that `valued` may have made.
-            surrounded = model.get_submodule(owner)
-            self._surroundings(model).check_parameter(owner, surrounded, held.name)
-            return held.read()
-        original = model.get_submodule(path)
-        module = valued(original)
+            shell = ParameterLayer(shaped(held.module), held.name)
+            return self._read_parameter(model, path, shell)
+        return self._read_module(model, path, shaped(unhooked(model.get_submodule(path))))
+
+    def _read_parameter(self, model: nn.Module, path: str, layer: ParameterLayer) -> Op:
+        check_parameter(layer.module, layer.name)
+        owner = path.rpartition(".")[0]
+        # Ties are looked for by identity of modules: the one in the model is asked, not a shell of
+        # it.
+        surrounded = model.get_submodule(owner)
+        self._surroundings(model).check_parameter(owner, surrounded, layer.name)
+        return layer.read()
+
+    def _read_module(self, model: nn.Module, path: str, module: nn.Module) -> Op:
+        """Read a layer, by the module or by a shell of it with the values that are to be read."""
         rule = rule_of(module)
         if rule is None:
             check_class(module)
@@ -138,7 +145,7 @@ class TorchAdapter:
         # In this order the reason given is the one nearest to the layer: its class, how it holds
         # its weight, what else it holds, and only then its surroundings. A rule answers for the
         # class and the parts of its layers; what rules cannot know is checked for them, too.
-        self._surroundings(model).check(path, original)
+        self._surroundings(model).check(path, model.get_submodule(path))
         return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
@@ -181,7 +188,7 @@ class TorchAdapter:
         held = held_at(model, path)
         if held is not None:
             return held.build(chain)
-        module = model.get_submodule(path)
+        module = loaded(model.get_submodule(path))
         rule = rule_of(module)
         if rule is None or rule.build is None:
             return layers.build(chain, module)
@@ -277,9 +284,10 @@ class TorchAdapter:
             # A chain of one op of the layer's own shape is a refit at full rank: the layer stays
             # what it is, with other values.
             same = type(first) is type(op) and first.weight.shape == op.weight.shape
-            if len(chain) == 1 and same:
-                return self.refilled(model, path, first)
-            return self.build(model, path, chain)
+            refills = len(chain) == 1 and same
+            new = self.refilled(model, path, first) if refills else self.build(model, path, chain)
+            assert isinstance(new, nn.Module)  # a parameter has no calls that a run could meet
+            return aligned(new, model.get_submodule(path))
 
         return following.run_paired(
             model, calibration, layers, visit, build, sequential=sequential, rng=rng
@@ -290,7 +298,7 @@ class TorchAdapter:
         held = held_at(model, path)
         if held is not None:
             return held.filled(op.weight)
-        module = model.get_submodule(path)
+        module = loaded(model.get_submodule(path))
         rule = rule_of(module)
         if rule is not None and rule.folds:
             raise Refused(f"its {rule.folds} would change new values")
@@ -317,7 +325,7 @@ class TorchAdapter:
             if held is None:
                 # The factors as they are now, after any fine-tuning.
                 try:
-                    chain = layers.chain(small.get_submodule(path))
+                    chain = layers.chain(loaded(small.get_submodule(path)))
                 except Refused as refused:
                     raise Refused(f"layer {path!r}: {refused.reason}") from None
             else:
@@ -371,7 +379,8 @@ class TorchAdapter:
                 built.append(module)
             except Refused:
                 built.append(None)
-        return timing.seconds(model.get_submodule(path), self.read(model, path), built, extents)
+        layer = loaded(model.get_submodule(path))
+        return timing.seconds(layer, self.read(model, path), built, extents)
 
     def model_seconds(self, models: Sequence[nn.Module], inputs: Any) -> tuple[float, ...]:
         """Return median seconds of whole forward passes in eval mode without gradients."""

@@ -19,6 +19,7 @@ from rankfold.state.restoration import Restored
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses
 from rankfold_torch.model_state import unchanged
+from rankfold_torch.offloading import check_not_offloaded
 from rankfold_torch.surgery.copies import copied
 from rankfold_torch.temporary_changes import recurrent_differentiable
 
@@ -27,6 +28,7 @@ from rankfold_torch.temporary_changes import recurrent_differentiable
 def student(model: nn.Module, small: nn.Module, held_out: Calibration) -> Iterator[TorchStudent]:
     """Train a copy of a compressed model within the context; see `Distils.student`."""
     with ExitStack() as stack:
+        check_not_offloaded(small, "distil one that is not offloaded")
         # A caller's inference mode or no_grad would leave no graph to go back through.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

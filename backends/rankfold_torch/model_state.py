@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from rankfold.state.restoration import Restored, Shared
+from rankfold_torch.offloading import cuda_devices, in_memory
 from rankfold_torch.operation_mode import OperationMode
 from rankfold_torch.temporary_changes import dispatched
 
@@ -53,7 +54,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for buffer in known.values()
         if buffer is not None and buffer.device.type != "meta"
     }
-    devices = ["cpu", *{str(p.device) for p in model.parameters() if p.device.type == "cuda"}]
+    devices = ["cpu", *map(str, cuda_devices(model))]
 
     def undo() -> None:
         for module, mode in modes:
@@ -89,7 +90,7 @@ def parameters_kept(model: nn.Module) -> Iterator[Watching]:
     before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     # By memory, as `.data` and views are other tensors; one memory may be of several.
     owners: dict[int, list[torch.Tensor]] = {}
-    for parameter in model.parameters():
+    for parameter in (*model.parameters(), *in_memory(model)):
         if (key := _memory(parameter)) is not None:
             owners.setdefault(key, []).append(parameter)
 

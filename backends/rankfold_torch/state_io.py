@@ -14,7 +14,9 @@ from rankfold.errors import RankfoldError
 from rankfold.storage.file_formats import reader_of
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.state_checks import check_alike, renamed
+from rankfold_torch.layers.low_rank_sequential import LowRankSequential
 from rankfold_torch.meta_tensors import materialise
+from rankfold_torch.offloading import check_not_offloaded, state_of
 from rankfold_torch.pickle_reader import read_state
 
 
@@ -22,9 +24,10 @@ def save_weights(model: nn.Module, file: Path) -> None:
     """Write every parameter and buffer; tensors that share memory are written once.
 
     Raises:
-        RankfoldError: the state holds something other than dense tensors.
+        RankfoldError: the state holds something other than dense tensors, or that of adapters.
         OSError: the file cannot be written.
     """
+    check_merged(model)
     kept, _ = _distinct(model)
     taken: set[int] = set()
     tensors: dict[str, torch.Tensor] = {}
@@ -43,6 +46,24 @@ def save_weights(model: nn.Module, file: Path) -> None:
         raise OSError(str(error)) from error
 
 
+def check_merged(model: nn.Module) -> None:
+    """Check that no adapters of peft are on the stages of chains: nobody would know their names.
+
+    Raises:
+        RankfoldError: one is.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, LowRankSequential):
+            for name, stage in module.named_children():
+                # By name: peft need not be installed.
+                if type(stage).__module__.startswith("peft."):
+                    raise RankfoldError(
+                        f"stage {f'{path}.{name}'!r} has an adapter of peft, under whose names it "
+                        "would not be loaded: save what merge_and_unload() gives, or save before "
+                        "get_peft_model() and the adapters by save_pretrained() of the peft model"
+                    )
+
+
 def load_weights(
     model: nn.Module, file: Path, *more: Path, names: Mapping[str, str] | None = None
 ) -> None:
@@ -58,9 +79,10 @@ def load_weights(
         names: of the model for names in the files; others are as they are.
 
     Raises:
-        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; or
-            the model does not take the values, because it ties what the file does not.
+        RankfoldError: the file is damaged or does not fit the model, which is then unchanged; it
+            is offloaded; or it does not take the values, because it ties what the file does not.
     """
+    check_not_offloaded(model, "load into a model without offload, then dispatch it")
     stored: dict[str, torch.Tensor] = {}
     for part in (file, *more):
         stored |= {(names or {}).get(name, name): value for name, value in _read(part).items()}
@@ -137,7 +159,8 @@ def _distinct(
     kept: dict[str, torch.Tensor] = {}
     aliases: dict[str, list[str]] = {}
     owners: dict[tuple[object, ...], str] = {}
-    for name, tensor in model.state_dict(keep_vars=valueless).items():
+    state = model.state_dict(keep_vars=True) if valueless else state_of(model)
+    for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
             raise RankfoldError(f"{name!r} of the model's state is no dense tensor; remove it")
         if tensor.is_meta and not valueless:

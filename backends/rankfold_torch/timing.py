@@ -14,6 +14,7 @@ from rankfold.ops import Embedding, Extent, Linear, Op, channels
 from rankfold.state.restoration import settled
 from rankfold_torch import tracing
 from rankfold_torch.model_state import unchanged
+from rankfold_torch.offloading import cuda_devices
 
 
 def seconds(
@@ -53,7 +54,7 @@ def _measured(
 ) -> tuple[float, ...]:
     whole = [module for module in modules if module is not None]
     # CUDA calls return before the work is done: without waiting, the clock would measure launches.
-    devices = {p.device for module in whole for p in module.parameters() if p.is_cuda}
+    devices = {device for module in whole for device in cuda_devices(module)}
 
     def wait(result: object) -> None:
         for device in devices:

@@ -263,7 +263,8 @@ def _without(plan: Plan, heads: Sequence[Exchange]) -> Plan:
 
 def _loaded(exchange: Exchange) -> list[bool]:
     """List for each parameter of a chain whether it was in the files."""
-    return [getattr(tensor, _LOADED, False) for tensor in exchange.chain.parameters()]
+    # What goes to disk stays on the meta device; what the files lack has been given memory by now.
+    return [getattr(t, _LOADED, False) or t.is_meta for t in exchange.chain.parameters()]
 
 
 def _entry(files: Sequence[str], passed: RankfoldConfig) -> RankfoldConfig:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from rankfold_torch.state_io import check_merged
 from rankfold_transformers.companions import CONFIG, companions
 
 
@@ -19,8 +20,10 @@ def save_model(model: Any, folder: Path) -> None:
         folder: that is there and empty.
 
     Raises:
+        RankfoldError: adapters of peft are on its chains.
         OSError: it cannot be written.
     """
+    check_merged(model)
     model.save_pretrained(folder)
     source = _source(model.name_or_path)
     if source is None:

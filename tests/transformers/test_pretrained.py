@@ -18,6 +18,9 @@ from rankfold.plugins.registry import registry
 from rankfold_transformers import folders
 
 IDS = torch.arange(3, 14)[None]
+NEEDS_ACCELERATE = pytest.mark.skipif(
+    find_spec("accelerate") is None, reason="transformers needs accelerate for it"
+)
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 40,
@@ -120,14 +123,10 @@ def test_a_compressed_model_is_opened_from_shards_and_saved_again(
     [
         {"attn_implementation": "eager"},
         {"dtype": torch.bfloat16},
-        pytest.param(
-            {"device_map": "cpu"},
-            marks=pytest.mark.skipif(
-                find_spec("accelerate") is None, reason="transformers needs accelerate for it"
-            ),
-        ),
+        pytest.param({"device_map": "cpu"}, marks=NEEDS_ACCELERATE),
+        pytest.param({"device_map": {"": "disk"}}, marks=NEEDS_ACCELERATE),
     ],
-    ids=["attn_implementation", "dtype", "device_map"],
+    ids=["attn_implementation", "dtype", "device_map", "disk"],
 )
 def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: Path) -> None:
     small = compressed(llama()).model
@@ -138,6 +137,34 @@ def test_the_options_of_from_pretrained_hold(options: dict[str, Any], tmp_path: 
     generated = back.generate(IDS, max_new_tokens=3, do_sample=False)
     if "dtype" not in options:
         assert torch.equal(generated, small.generate(IDS, max_new_tokens=3, do_sample=False))
+
+
+@NEEDS_ACCELERATE
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_on_disk_is_compressed_and_saved(tied: bool, tmp_path: Path) -> None:
+    original = llama(tie_word_embeddings=tied)
+    original.save_pretrained(tmp_path / "whole")
+    on_disk = tf.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", device_map={"": "disk"}, offload_folder=tmp_path / "offload"
+    )
+    small = rf.compress(on_disk, rf.Ratio(0.4), include="*", inputs=TEXT)
+    plain = rf.compress(original, rf.Ratio(0.4), include="*", inputs=TEXT)
+    assert [x.reason for x in small.plan.layers] == [x.reason for x in plain.plan.layers]
+    assert torch.equal(logits(small.model), logits(plain.model))
+    assert all(parameter.is_meta for parameter in small.model.parameters())
+    small.save(tmp_path / "small")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(back), logits(plain.model))
+
+
+@NEEDS_ACCELERATE
+def test_ties_are_known_of_weights_that_were_written_to_disk(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = accelerate.disk_offload(llama(tie_word_embeddings=True), tmp_path)
+    plan = rf.plan(model, rf.Ratio(0.4), include="*", inputs=TEXT)
+    assert plan["lm_head"].reason == "tied: its weight is also 'model.embed_tokens.weight'"
+    assert plan["model.embed_tokens"].reason == "tied: its weight is also 'lm_head.weight'"
 
 
 def test_the_configuration_of_the_original_stays_as_it_is() -> None:
@@ -390,3 +417,39 @@ def test_from_pretrained_does_not_compress(tmp_path: Path) -> None:
 def test_the_hooks_report_no_problem() -> None:
     compressed(llama())
     assert not registry().problems
+
+
+def test_files_of_a_tokenizer_stay_where_a_model_is_saved(tmp_path: Path) -> None:
+    small, folder = compressed(llama()), tmp_path / "small"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    for _ in range(2):
+        small.save(folder)
+        assert (folder / "tokenizer.json").read_text() == "{}"
+    assert torch.equal(logits(tf.AutoModelForCausalLM.from_pretrained(folder)), logits(small.model))
+    (folder / "notes.pdf").write_text("mine")
+    with pytest.raises(rf.RankfoldError, match=r"holds 'notes\.pdf'"):
+        small.save(folder)
+
+
+def test_a_folder_of_save_pretrained_is_told_from_one_with_a_plan(tmp_path: Path) -> None:
+    compressed(llama()).model.save_pretrained(tmp_path)
+    with pytest.raises(rf.RankfoldError, match="opened by its from_pretrained"):
+        rf.load(llama(), tmp_path)
+
+
+@NEEDS_ACCELERATE
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_a_model_with_adapters_on_its_chains_is_not_saved(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    small = compressed(llama())
+    tuned = peft.get_peft_model(small.model, peft.LoraConfig(target_modules=["q_proj.0"], r=2))
+    with pytest.raises(
+        rf.RankfoldError, match=r"q_proj\.0' has an adapter of peft.*merge_and_unload"
+    ):
+        small.save(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    merged = rf.Compressed(tuned.merge_and_unload(), small.plan)
+    merged.save(tmp_path / "small")
+    back = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(logits(back), logits(merged.model))

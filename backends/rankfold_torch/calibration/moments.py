@@ -39,6 +39,7 @@ from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
 from rankfold_torch.calibration.sums import TensorSum, mixtures, product, squares, working
 from rankfold_torch.model_state import parameters_kept, unchanged
+from rankfold_torch.offloading import brought
 from rankfold_torch.temporary_changes import Hook, hooked, recurrent_differentiable
 
 
@@ -271,7 +272,7 @@ def _after(
         return output
     # Checkpointed blocks run forward again during the backward pass: that call is not another one.
     if gathering.forward:
-        layer.add(x, gathering)
+        layer.add(brought(module, x), gathering)
     # No parameter takes a gradient, so the graph begins here: at the first layer on each way. A
     # zero that needs one joins it to the output and changes no value.
     if not output.requires_grad and torch.is_grad_enabled():

@@ -31,6 +31,7 @@ from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.sums import OutputSums, add_distance, projected
 from rankfold_torch.model_state import Watching, parameters_kept, unchanged
+from rankfold_torch.offloading import brought, cuda_devices
 from rankfold_torch.paired_run.coroutine_threads import CoroutineThread
 from rankfold_torch.paired_run.module_state import PerRunState
 from rankfold_torch.temporary_changes import ABSENT, exchanged
@@ -170,7 +171,7 @@ class _Following:
     def begun(self, calibration: Calibration, watching: Watching) -> list[_Batch]:
         """Build the runs of all batches, not started."""
         # Only devices of the model: to read the random state of another would make a context on it.
-        devices = sorted({p.device for p in self._model.parameters() if p.is_cuda}, key=str)
+        devices = cuda_devices(self._model)
         batches = []
         for index, inputs in enumerate(calibration.inputs):
             count = examples(inputs)
@@ -299,7 +300,7 @@ class _Following:
         if not isinstance(turn, CoroutineThread) or not isinstance(x, torch.Tensor):
             return usual(*args, **kwargs)
         turn.calls[path] += 1
-        call = _Call(path, turn.calls[path], x)
+        call = _Call(path, turn.calls[path], brought(self._watched[path][0], x))
         if turn.role == _ORIGINAL:
             call.y = usual(*args, **kwargs)
             turn.pause(call)

@@ -10,6 +10,7 @@ from torch import nn
 
 from rankfold.state.restoration import Restored
 from rankfold_torch.model_state import FRAMEWORK
+from rankfold_torch.offloading import offloaded, offloading
 from rankfold_torch.paired_run.attribute_writes import WRITES
 from rankfold_torch.temporary_changes import ABSENT, put
 
@@ -28,6 +29,12 @@ class PerRunState:
         # Watchers see the writes of all threads, to modules of other models, too.
         self._modules = {id(module) for module in model.modules()}
         self._first: dict[Key, tuple[nn.Module, Any]] = {}
+        # What a hook of accelerate brings for a call it takes away at its end, in whatever run:
+        # between the two, other runs enter and leave the same module.
+        for module in model.modules():
+            hook = offloading(module)
+            for owner, name, _ in () if hook is None else offloaded(module, hook):
+                self._first[id(owner), name] = owner, _home(owner, name)[name]
         self._values: dict[Hashable, dict[Key, Any]] = {}
 
     @contextmanager
@@ -75,4 +82,5 @@ class PerRunState:
 
 def _home(module: nn.Module, name: str) -> dict[str, Any]:
     """Return the dictionary that an attribute lies in: a cache may be a registered buffer."""
-    return module._buffers if name in module._buffers else vars(module)
+    registries = (module._parameters, module._buffers)
+    return next((known for known in registries if name in known), vars(module))

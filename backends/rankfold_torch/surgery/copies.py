@@ -15,6 +15,7 @@ from torch import nn
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
+from rankfold_torch.surgery.hooked_modules import rebind
 
 _OWN = tuple(vars(nn.Module()))
 """Attributes of every module: its mode, registries and hooks."""
@@ -45,6 +46,7 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     memo.update(_computed(model))
     try:
         copied: nn.Module = copy.deepcopy(model, memo)
+        rebind(model, memo)
         _complete(model, copied, memo, others)
     except Exception as error:  # whatever the copied attributes raise
         let_through(error)

@@ -15,6 +15,7 @@ from rankfold.state.transaction import Changes
 from rankfold_torch.layers.parameter_layers import Factors, empty, held_at, prepare, put
 from rankfold_torch.surgery.copies import copied
 from rankfold_torch.surgery.exchange import exchange
+from rankfold_torch.surgery.hooked_modules import HookedModules
 from rankfold_torch.surgery.stale_layers import Run, calls, holders, identity, miscalled
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
@@ -38,16 +39,18 @@ def replaced(
     parameters = {path: item for path, item in new.items() if not isinstance(item, nn.Module)}
     # Copies made under inference mode would be inference tensors, which can never be trained.
     with torch.inference_mode(mode=False):
-        return (_changed if inplace else _copied)(model, modules, parameters, run)
+        hooked = HookedModules(model, modules, inplace=inplace)
+        return (_changed if inplace else _copied)(model, hooked, parameters, run)
 
 
 def _copied(
     model: nn.Module,
-    modules: Mapping[str, nn.Module],
+    hooked: HookedModules,
     parameters: Mapping[str, Factors | nn.Parameter],
     run: Run | None,
 ) -> tuple[nn.Module, Left]:
     """Return a copy with modules in place of layers, which are never copied themselves."""
+    modules = hooked.modules
     old = {path: model.get_submodule(path) for path in modules}
     tensors = _tensors(model, old, parameters)
     # `deepcopy` takes what the memo has for an object's id in place of a copy. So replacements get
@@ -58,6 +61,7 @@ def _copied(
         if held is not None:
             # A parameter is replaced after the copy; until then a shell of its shape stands there.
             memo[id(held.tensor)] = empty(held.tensor)
+    hooked.seed(memo)
     small = copied(model, memo)
     for path, item in parameters.items():
         owner, _, name = path.rpartition(".")
@@ -95,11 +99,12 @@ def _copied(
 
 def _changed(
     model: nn.Module,
-    modules: Mapping[str, nn.Module],
+    hooked: HookedModules,
     parameters: Mapping[str, Factors | nn.Parameter],
     run: Run | None,
 ) -> tuple[nn.Module, Left]:
     """Change the model itself; take that back where something replaced is still at work."""
+    modules = hooked.modules
     # No other object can take the place of the one that the caller holds.
     if "" in modules:
         raise RankfoldError("a model that is a single layer cannot be replaced in place")
@@ -113,6 +118,7 @@ def _changed(
         items = {path.rpartition(".")[2]: parameters[path] for path in paths}
         prepare(model.get_submodule(owner), items, changes)
     exchange(model, {id(old[path]): module for path, module in modules.items()}, changes)
+    hooked.prepare(changes)
     counts: Mapping[str, int] = {}
     try:
         changes.make()
@@ -134,6 +140,7 @@ def _changed(
         # The model does not run a second time by itself, so that its run proves nothing: the change
         # stays.
         changes.make()
+        hooked.drop()
         return model, {}
     except BaseException:
         changes.take_back()
@@ -143,8 +150,10 @@ def _changed(
     if left or counts:
         changes.take_back()
         left = left or _unlike(model, old, counts, run)
-        if not left:
-            changes.make()
+        if left:
+            return model, left
+        changes.make()
+    hooked.drop()
     return model, left
 
 

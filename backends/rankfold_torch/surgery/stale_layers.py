@@ -144,8 +144,10 @@ def calls(
         RankfoldError: the model fails.
     """
     counts: Counter[Any] = Counter()
+    # What acts may be a part of another model.
+    whole = nn.ModuleList([model, *(acting or {}).values()])
     with ExitStack() as stack:
-        stack.enter_context(unchanged(model))
+        stack.enter_context(unchanged(whole))
         stack.enter_context(parameters_kept(model))
         stack.enter_context(torch.no_grad())
         hooks = [

@@ -148,7 +148,11 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         )
 
     def _state(self, tensor: torch.Tensor) -> State | None:
-        reference, state = self._states.get(_key(tensor), (None, None))
+        key = _key(tensor)
+        # Offloaded parameters are made anew for each call.
+        if isinstance(tensor, nn.Parameter) and key not in self._states and tensor.numel() > 1:
+            self._set(tensor, _LEARNED)
+        reference, state = self._states.get(key, (None, None))
         # The storage is gone and its address may belong to another tensor now.
         if reference is None or reference.expired():  # type: ignore[no-untyped-call]  # same
             return None

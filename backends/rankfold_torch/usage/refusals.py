@@ -6,7 +6,7 @@ A layer is replaced only if nothing but its own `forward` uses its weight. Whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from rankfold.errors import RankfoldError, Refused
 from rankfold_torch.layers.interpolative import Interpolative
 from rankfold_torch.layers.stock import computes_as, stock
+from rankfold_torch.offloading import declared_ties, is_tied, source
 from rankfold_torch.temporary_changes import Hook
 from rankfold_torch.usage.shared_memory import overlap, storage
 from rankfold_torch.usage.source_analysis import reads_of
@@ -97,24 +98,8 @@ def check_class(module: nn.Module) -> None:
     kind = stock(module)
     if kind is None:
         raise Refused(f"no rule reads a {name}; a layer rule can teach it")
-    _check_dispatched(module)
     if not computes_as(module, kind):
         raise Refused(f"{name} has a forward of its own; a layer rule can teach it")
-
-
-def _check_dispatched(module: nn.Module) -> None:
-    """Refuse a layer whose forward is exchanged by accelerate, which moves its weight about."""
-    # accelerate puts a `forward` on the instance that moves inputs and weights between devices; a
-    # replacement would not have it.
-    hook = vars(module).get("_hf_hook")
-    if hook is not None:
-        away = any(t is not None and t.device.type == "meta" for t in module._parameters.values())
-        raise Refused(
-            f"it has a hook of accelerate, {type(hook).__name__}"
-            f"{', and its weight is offloaded' if away else ''}: take all of them off with "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True), or load the model "
-            "without device_map and offload; compress, then dispatch the result"
-        )
 
 
 def check_state(module: nn.Module) -> None:
@@ -123,7 +108,6 @@ def check_state(module: nn.Module) -> None:
     Raises:
         Refused: and why.
     """
-    _check_dispatched(module)
     if parametrize.is_parametrized(module):
         raise Refused(
             "parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
@@ -161,6 +145,11 @@ def check_parameter(module: nn.Module, name: str) -> None:
         raise Refused("lazy: run the model once on example inputs first")
     if isinstance(module, torch.jit.ScriptModule):
         raise Refused("its module is a ScriptModule")
+    if source(module, name) is not None:
+        raise Refused(
+            "accelerate offloads it, and knows no factors of a parameter: load the model without "
+            "offload, or leave its module out of that"
+        )
     _check_tensor(name, tensor)
     if not tensor.numel():
         raise Refused("it is empty")
@@ -213,11 +202,14 @@ class ModuleUsage:
         self._model = model
         self._reads = reads_of(model, traced=traced)
         self._holders: dict[int, list[tuple[nn.Module, str, torch.Tensor]]] = {}
+        self._filed: dict[Hashable, torch.Tensor] = {}
+        self._ties = declared_ties(model)
         for path, module in model.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
-                    holder = (module, f"{path}.{name}".lstrip("."), tensor)
-                    self._holders.setdefault(storage(tensor), []).append(holder)
+                    values = self._values(module, name, tensor)
+                    holder = (module, f"{path}.{name}".lstrip("."), values)
+                    self._holders.setdefault(storage(values), []).append(holder)
 
     def check(self, path: str, module: nn.Module) -> None:
         """Refuse a layer for what surrounds it in the model.
@@ -230,7 +222,10 @@ class ModuleUsage:
             if tensor is not None:
                 # A module that stands in several places is one module, whose replacement stands in
                 # all of them. Only other modules that hold the tensor would keep the old weight.
-                self._check_ties(tensor, part, lambda other, _: other is module)
+                values = self._values(module, part, tensor)
+                self._check_ties(values, part, lambda other, _: other is module)
+                if is_tied(module, part):
+                    raise Refused(f"tied: accelerate keeps its {part} with that of another module")
         if id(module) in self._reads:
             raise Refused(self._reads[id(module)])
 
@@ -244,6 +239,16 @@ class ModuleUsage:
         tensor = module._parameters[name]
         assert tensor is not None
         self._check_ties(tensor, name, lambda other, part: other is module and part == name)
+
+    def _values(self, module: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what stands for the values of a tensor, equal for tensors that share them."""
+        # Of offloaded parameters each module has a tensor of its own, without values.
+        values = source(module, name)
+        if (id(module), name) in self._ties and values is not None:
+            values = source(*self._ties[id(module), name])
+        if isinstance(values, torch.Tensor):
+            return values
+        return tensor if values is None else self._filed.setdefault(values, tensor)
 
     def _check_owners(self, path: str) -> None:
         for owner_path, owner in _owners(self._model, path):

@@ -181,7 +181,9 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
             reason = f"its {', '.join(changed)} is set while the model runs"
             self.refusals.setdefault(path, reason)
         for name, tensor in self._tensors[path].items():
-            if module._parameters.get(name) is not tensor:
+            # An offloaded one is another tensor after every call, with the values that it had.
+            away = tensor is not None and tensor.is_meta
+            if not away and module._parameters.get(name) is not tensor:
                 reason = f"it runs with another {name} than its own (functional_call or alike)"
                 self.refusals.setdefault(path, reason)
 

@@ -10,6 +10,7 @@ holds.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -24,12 +25,14 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import contained, of_adapter
 from rankfold.ops.ownership import copied, protected
 from rankfold.plan.plan import LayerPlan, Plan, check_planned, check_same
+from rankfold.plugins.hookspecs import ModelFolder
 from rankfold.plugins.model_lock import exclusive
 from rankfold.plugins.planned_template import planned_template
 from rankfold.plugins.registry import registry
 from rankfold.storage.files import sha256_of, sync
 from rankfold.storage.model_files import opened
 from rankfold.storage.model_folders import (
+    files_beside,
     kind_of_model,
     names_in_model,
     read_settings,
@@ -70,22 +73,27 @@ def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -
         adapter: as for `rankfold.plan`.
 
     Raises:
-        RankfoldError: the folder cannot be written or holds other files; nothing is left behind.
+        RankfoldError: the folder cannot be written or holds other files than such that go with the
+            model, as a tokenizer's do; nothing is left behind.
     """
     adapter = adapter or registry().adapter(model)
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link
-    check_replaceable(folder)
+    kind = kind_of_model(model)
+    check_replaceable(folder, _companions(kind, folder, plan))
     with claimed(folder, _PATIENCE) as work:
         # Again, now with the lock: the first look was to leave nothing behind where the folder
         # cannot be replaced at all, and may have been a minute ago.
-        check_replaceable(folder)
+        companions = _companions(kind, folder, plan)
+        check_replaceable(folder, companions)
         fresh = work / SAVING
         fresh.mkdir()
-        kind = kind_of_model(model)
         if kind is None:
             adapter.save_weights(model, fresh / weights_file(WEIGHTS))
         else:
             save_model(kind, model, fresh)
+        for name, file in companions.items():
+            if not (fresh / name).exists():
+                shutil.copyfile(file, fresh / name)
         hashes = {part.name: sha256_of(part) for part in fresh.iterdir()}
         files = {name: sha256 for name, sha256 in hashes.items() if FILE.fullmatch(name)}
         beside = {name: sha256 for name, sha256 in hashes.items() if name not in files}
@@ -98,6 +106,14 @@ def save(model: Any, plan: Plan, folder: Path, adapter: Adapter | None = None) -
         for part in fresh.iterdir():
             sync(part)
         publish(fresh, folder)
+
+
+def _companions(kind: ModelFolder | None, folder: Path, plan: Plan) -> dict[str, Path]:
+    """Return the files of a folder that go with a model's weights, such as its tokenizer's."""
+    if kind is None or not folder.is_dir():
+        return {}
+    files = files_beside(kind, folder, {}, plan)
+    return {name: file for name, file in files.items() if isinstance(file, Path)}
 
 
 @exclusive("model")

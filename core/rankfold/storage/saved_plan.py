@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -105,6 +106,11 @@ def read_plan(folder: Path) -> Saved:
         RankfoldError: it is missing, damaged or of another version.
     """
     file = folder / PLAN
+    if not file.exists() and (folder / "config.json").is_file():
+        raise RankfoldError(
+            f"{str(folder)!r} has no {PLAN}, which Compressed.save and compress_checkpoint write; "
+            "a folder that save_pretrained of a library wrote is opened by its from_pretrained"
+        )
     check_file(file)
     if file.stat().st_size > _MAX_PLAN_BYTES:
         raise RankfoldError(f"{str(file)!r} is larger than any plan; it is not one of rankfold's")
@@ -147,8 +153,12 @@ def check_file(file: Path) -> None:
         )
 
 
-def check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path, kept: Collection[str] = ()) -> None:
     """Check that a folder is new, empty or an earlier save.
+
+    Args:
+        folder: to be replaced as a whole.
+        kept: names of files in it that the next one will have, too.
 
     Raises:
         RankfoldError: it is something else, or the working directory is in it.
@@ -164,7 +174,7 @@ def check_replaceable(folder: Path) -> None:
         if not folder.is_dir():
             raise RankfoldError(f"{str(folder)!r} is a file; name a folder")
         # The whole folder goes when a result is put in its place, so it may hold nothing else.
-        ours = _names_of_results(folder)
+        ours = _names_of_results(folder).union(kept)
         foreign = sorted(
             entry.name
             for entry in folder.iterdir()
