@@ -6,7 +6,7 @@ RANKFOLD_API = (1, 0)
 
 
 @hookimpl
-def rankfold_adapters():
+def rankfold_adapters() -> tuple[AdapterSpec, ...]:
     """Registers "numpy_example" for the framework's models."""
     return (
         AdapterSpec(
