@@ -14,10 +14,13 @@ from rankfold.adapters.base import LayerVisitor
 from rankfold.adapters.distils import Student
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
+from rankfold.errors import Refused
 from rankfold.ops import Chain, Extent, Op
+from rankfold.ops.reference import composed
 from rankfold.progress import Advance
 from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
+from rankfold_jax.functional.agreement import Reference
 from rankfold_jax.functional.distillation import FlaxStudent
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
@@ -41,6 +44,10 @@ class FlaxAdapter(ABC, Generic[Model]):
         """See `rankfold.adapters.base.Adapter`."""
 
     @abstractmethod
+    def chain(self, model: Model, small: Model, path: str) -> Chain:
+        """See `rankfold.adapters.base.Adapter`."""
+
+    @abstractmethod
     def _flow(self, model: Model, paths: Iterable[str]) -> PureModel:
         """The model as a pure function, with the places of these layers among its arrays."""
 
@@ -55,6 +62,22 @@ class FlaxAdapter(ABC, Generic[Model]):
     @abstractmethod
     def _with_values(self, model: Model, values: Sequence[Any]) -> Model:
         """A copy of the model with other arrays, in the order of those of `_flow`."""
+
+    def _reference(self, model: Model, paths: Iterable[str], inputs: Any) -> Reference | None:
+        """Return the model to compare with; None without inputs or where layers are not known."""
+        if inputs is None or not all(self._is_laid_out(model, path) for path in paths):
+            return None
+        return Reference(self._flow(model, paths), inputs)
+
+    def _ops(self, model: Model, small: Model, paths: Iterable[str]) -> dict[str, Op] | None:
+        """Return what chains multiply out to; None where a layer rule built other modules."""
+        try:
+            return {
+                path: composed(self.read(model, path), self.chain(model, small, path))
+                for path in paths
+            }
+        except Refused:
+            return None
 
     def thread_state(self) -> Callable[[], object]:
         """Return a function that puts the state of JAX's caches back as it is now."""

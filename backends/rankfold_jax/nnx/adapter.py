@@ -47,6 +47,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         self._surroundings = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, ObservedAxes] = {}
+        self._inputs: Any = None
         # By id, with the module beside it so that the id cannot be used again.
         self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
 
@@ -104,6 +105,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def trace(self, model: nnx.Module, inputs: Any) -> Trace:
         """Trace one abstract forward pass; nothing is computed."""
+        self._inputs = inputs
         trace, self._seen = tracing.trace(model, tracing.array_holders(model), inputs)
         return trace
 
@@ -160,7 +162,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         Raises:
             RankfoldError: something holds a layer where no other can take its place.
         """
-        target, left = self.replaced(model, modules, inplace=inplace)
+        target, left = self._exchanged(model, modules, inplace=inplace)
         for path, reason in left.items():
             raise RankfoldError(f"layer {path!r} cannot be replaced: {reason}")
         return target
@@ -168,7 +170,43 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def replaced(
         self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
     ) -> tuple[nnx.Module, Mapping[str, str]]:
-        """Replace layers and say which must be left; a model to be changed is then as before."""
+        """Replace layers and say which must be left; a model to be changed is then as before.
+
+        After a trace the result is compared with the original, on the same inputs.
+        """
+        if "" in modules or not modules:
+            return self._exchanged(model, modules, inplace=inplace)
+        by_path = self._modules(model)
+        old = {path: by_path[path] for path in modules}
+        # Before the layers are out of a model that is to be changed itself.
+        reference = self._reference(model, modules, self._inputs)
+        target, left = self._exchanged(model, modules, inplace=inplace)
+        if left or reference is None:
+            return target, left
+
+        def small(some: Iterable[str]) -> PureModel:
+            chosen = {path: modules[path] for path in some}
+            if len(chosen) == len(modules):
+                return self._flow(target, ())
+            if inplace:  # a search for the layers that matter is only made of a model that differs
+                _restored(target, modules, old)
+            return self._flow(self._exchanged(model, chosen, inplace=False)[0], ())
+
+        try:
+            ops = self._ops(model, target, modules)
+            left = {} if ops is None else reference.left(ops, small)
+        except BaseException:
+            if inplace:
+                _restored(target, modules, old)
+            raise
+        if left and inplace:
+            _restored(target, modules, old)
+        return target, left
+
+    def _exchanged(
+        self, model: nnx.Module, modules: Mapping[str, nnx.Module], *, inplace: bool
+    ) -> tuple[nnx.Module, Mapping[str, str]]:
+        """Replace layers and say which something still holds; such a model is then as before."""
         if "" in modules:
             # Nothing can take the place of the object that the caller holds.
             if inplace:

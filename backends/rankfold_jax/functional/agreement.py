@@ -1,0 +1,194 @@
+"""Check that a compressed model computes what its original does, apart from the factorisation.
+
+A model may ask a layer for its class, count its arrays or take a gradient by its weight; replaced,
+the layer answers otherwise, and the model computes something else though the chain is exact. So the
+compressed model is run beside the original whose kernels are what the chains multiply out to: what
+lies between the two is rounding. How much of it a model brings about is measured, not supposed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from rankfold.faults import let_through, told
+from rankfold.ops import Op
+from rankfold_jax.functional.inputs import Inputs
+from rankfold_jax.functional.pure_function import PureModel, TracedModel
+from rankfold_jax.layouts.sharding import epsilon
+
+DIFFERS = (
+    "the model computes something else once it is replaced: it asks for the class of the layer, "
+    "for the number of its arrays or for a gradient by its weight"
+)
+_ROUNDINGS = 100
+"""How far above a change of every weight in its last digit the outputs of a chain may lie: its
+stages round several times, and terms of CP stages cancel each other."""
+_DRAWS = 3
+_TRIALS = 16
+"""Runs that a search for the layers that matter may take; each compiles a model."""
+
+Numbers = npt.NDArray[Any]
+
+
+class Reference:
+    """Original model on its example inputs, to which compressed ones are compared.
+
+    Args:
+        flow: the original, with slots of the layers that are replaced.
+        inputs: example inputs; numbers are drawn for those that have only a shape.
+    """
+
+    def __init__(self, flow: PureModel, inputs: Any) -> None:
+        rng = np.random.default_rng(0)
+        self._flow = flow
+        self._inputs = Inputs(inputs)
+        self._arrays = [_numbers(array, rng) for array in self._inputs.arrays]
+        self._program = TracedModel(flow, self._inputs)
+
+    def left(
+        self, ops: Mapping[str, Op], small: Callable[[Sequence[str]], PureModel]
+    ) -> dict[str, str]:
+        """Return by path why layers must be left alone; nothing where the models agree.
+
+        Args:
+            ops: what the chains multiply out to, by path.
+            small: gives the model in which the layers at some paths are replaced.
+        """
+        waiting = [(list(ops), self._difference(ops, small(list(ops))))]
+        left: dict[str, str] = {}
+        trials = 0
+        while waiting:
+            paths, reason = waiting.pop(0)
+            if not reason:
+                continue
+            middle = len(paths) // 2
+            halves = [] if trials >= _TRIALS or not middle else [paths[:middle], paths[middle:]]
+            trials += len(halves)
+            parts = [
+                (half, self._difference({path: ops[path] for path in half}, small(half)))
+                for half in halves
+            ]
+            waiting += parts
+            # Neither half alone, but both together, or a layer by itself.
+            if not any(told_of_half for _, told_of_half in parts):
+                left.update(dict.fromkeys(paths, reason))
+        return left
+
+    def _difference(self, ops: Mapping[str, Op], small: PureModel) -> str:
+        """Return what a compressed model does differently; "" if nothing."""
+        values = self._with(ops)
+        try:
+            expected = self._outputs(self._program, values)
+        except Exception as error:  # in eval mode, or on numbers that were drawn: nothing is known
+            let_through(error)
+            return ""
+        try:
+            outputs = self._outputs(TracedModel(small, self._inputs), small.values)
+        except Exception as error:  # whatever the model raises without its layers
+            let_through(error)
+            return f"the model fails with {told(error)} once it is replaced"
+        if [y.shape for y in outputs] != [y.shape for y in expected]:
+            return DIFFERS
+        distances = _distances(outputs, expected)
+        eps = _coarsest(self._program.closed)
+        allowed = [math.sqrt(eps)] * len(expected)
+        if not _within(distances, allowed):
+            # Only now, as a model that agrees at once is the rule: what the model makes of a change
+            # in the last digit, and whether two runs of it agree at all.
+            runs = [self._outputs(self._program, _changed(values, eps, n)) for n in range(_DRAWS)]
+            runs.append(self._outputs(TracedModel(self._flow, self._inputs), values))
+            changes = zip(*(_distances(run, expected) for run in runs), strict=True)
+            allowed = [max(math.sqrt(eps), _ROUNDINGS * max(change)) for change in changes]
+        return "" if _within(distances, allowed) else DIFFERS
+
+    def _with(self, ops: Mapping[str, Op]) -> list[Any]:
+        """Return the arrays of the original, with the numbers of ops in its layers."""
+        values = list(self._flow.values)
+        for path, op in ops.items():
+            slot = self._flow.slots[path]
+            kernel, bias = slot.filled(op)
+            values[slot.kernel] = _like(kernel, values[slot.kernel])
+            if slot.bias is not None and bias is not None:
+                values[slot.bias] = _like(bias, values[slot.bias])
+        return values
+
+    def _outputs(self, program: TracedModel, values: Sequence[Any]) -> list[Numbers]:
+        # An accelerator multiplies with fewer digits than its numbers have unless it is told to.
+        with jax.default_matmul_precision("highest"):
+            outputs = program.compiled(values, self._arrays)
+        return [np.asarray(y) for y in outputs if jnp.issubdtype(y.dtype, jnp.inexact)]
+
+
+def _numbers(array: Any, rng: np.random.Generator) -> Any:
+    """Return an example input; drawn where it has only a shape, or is blank as examples often are.
+
+    A layer gives 0 for 0, and twice as much is 0, too.
+    """
+    known = not isinstance(array, jax.ShapeDtypeStruct)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array if known else jnp.zeros(array.shape, array.dtype)
+    if known and np.unique(np.asarray(array).astype(np.float64)).size > 1:
+        return array
+    return jnp.asarray(rng.standard_normal(array.shape), array.dtype)
+
+
+def _like(numbers: Any, array: Any) -> Any:
+    """Return numbers with the dtype of an array, where it lies."""
+    return jax.device_put(np.asarray(numbers).astype(array.dtype), array.sharding)
+
+
+def _changed(values: Sequence[Any], eps: float, seed: int) -> list[Any]:
+    """Return arrays of which each number is changed by its last digit, up or down."""
+    rng = np.random.default_rng(seed)
+
+    def changed(array: Any) -> Any:
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            return array
+        signs = rng.choice((-eps, eps), array.shape)
+        return _like(np.asarray(array).astype(np.float64) * (1 + signs), array)
+
+    return [changed(array) for array in values]
+
+
+def _distances(outputs: Sequence[Numbers], expected: Sequence[Numbers]) -> list[float]:
+    """Return the distance of each output to what is expected, in parts of the latter."""
+    distances = []
+    for output, before in zip(outputs, expected, strict=True):
+        y, x = (a.astype(np.result_type(a.dtype, np.float64)) for a in (output, before))
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        size = np.linalg.norm(x[np.isfinite(x)])
+        distance = np.linalg.norm(np.where(same, 0, y - np.where(same, y, x)))
+        distances.append(float(distance / size) if size else float(distance))
+    return distances
+
+
+def _within(distances: Sequence[float], allowed: Sequence[float]) -> bool:
+    # A distance that is no number is not within anything.
+    return all(a <= b for a, b in zip(distances, allowed, strict=True))
+
+
+def _coarsest(closed: ClosedJaxpr) -> float:
+    """Return the largest machine epsilon of what a jaxpr computes in."""
+    dtypes = {variable.aval.dtype for variable in _variables(closed.jaxpr)}
+    return max(
+        (epsilon(dtype) for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)), default=0.0
+    )
+
+
+def _variables(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Yield the results of a jaxpr and of those within it, as far as they are arrays."""
+    for eqn in jaxpr.eqns:
+        yield from (variable for variable in eqn.outvars if hasattr(variable.aval, "dtype"))
+        for inner in jax.tree.leaves(
+            list(eqn.params.values()), is_leaf=lambda value: isinstance(value, Jaxpr | ClosedJaxpr)
+        ):
+            if isinstance(inner, Jaxpr | ClosedJaxpr):
+                yield from _variables(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
