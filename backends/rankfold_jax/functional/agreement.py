@@ -22,7 +22,7 @@ from rankfold.faults import let_through, told
 from rankfold.ops import Op
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel, TracedModel
-from rankfold_jax.layouts.sharding import epsilon
+from rankfold_jax.layouts.sharding import epsilon, put
 
 DIFFERS = (
     "the model computes something else once it is replaced: it asks for the class of the layer, "
@@ -142,7 +142,7 @@ def _numbers(array: Any, rng: np.random.Generator) -> Any:
 
 def _like(numbers: Any, array: Any) -> Any:
     """Return numbers with the dtype of an array, where it lies."""
-    return jax.device_put(np.asarray(numbers).astype(array.dtype), array.sharding)
+    return put(np.asarray(numbers).astype(array.dtype), getattr(array, "sharding", None))
 
 
 def _changed(values: Sequence[Any], eps: float, seed: int) -> list[Any]:
@@ -184,9 +184,10 @@ def _coarsest(closed: ClosedJaxpr) -> float:
 
 
 def _variables(jaxpr: Jaxpr) -> Iterator[Any]:
-    """Yield the results of a jaxpr and of those within it, as far as they are arrays."""
+    """Yield the inputs and results of a jaxpr and of those within it, as far as they are arrays."""
+    results = (variable for eqn in jaxpr.eqns for variable in eqn.outvars)
+    yield from (v for v in (*jaxpr.invars, *results) if hasattr(v.aval, "dtype"))
     for eqn in jaxpr.eqns:
-        yield from (variable for variable in eqn.outvars if hasattr(variable.aval, "dtype"))
         for inner in jax.tree.leaves(
             list(eqn.params.values()), is_leaf=lambda value: isinstance(value, Jaxpr | ClosedJaxpr)
         ):
