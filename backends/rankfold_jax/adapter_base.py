@@ -22,6 +22,7 @@ from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
 from rankfold_jax.functional.agreement import Reference
 from rankfold_jax.functional.distillation import FlaxStudent
+from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.paired_run import interpreter as following
@@ -63,21 +64,33 @@ class FlaxAdapter(ABC, Generic[Model]):
     def _with_values(self, model: Model, values: Sequence[Any]) -> Model:
         """A copy of the model with other arrays, in the order of those of `_flow`."""
 
-    def _reference(self, model: Model, paths: Iterable[str], inputs: Any) -> Reference | None:
+    def _reference(
+        self, model: Model, paths: Iterable[str], inputs: Inputs | None
+    ) -> Reference | None:
         """Return the model to compare with; None without inputs or where layers are not known."""
         if inputs is None or not all(self._is_laid_out(model, path) for path in paths):
             return None
         return Reference(self._flow(model, paths), inputs)
 
-    def _ops(self, model: Model, small: Model, paths: Iterable[str]) -> dict[str, Op] | None:
-        """Return what chains multiply out to; None where a layer rule built other modules."""
-        try:
-            return {
-                path: composed(self.read(model, path), self.chain(model, small, path))
-                for path in paths
-            }
-        except Refused:
-            return None
+    def _left(
+        self,
+        reference: Reference,
+        model: Model,
+        paths: Sequence[str],
+        replaced: Callable[[Sequence[str]], Model],
+    ) -> dict[str, str]:
+        """Return by path why layers must be left alone: without them the model fails or differs."""
+
+        def trial(some: Sequence[str]) -> tuple[PureModel, Mapping[str, Op]] | None:
+            small = replaced(some)
+            try:
+                chains = {path: self.chain(model, small, path) for path in some}
+            except Refused:  # a layer rule built other modules
+                return None
+            ops = {path: composed(self.read(model, path), chains[path]) for path in some}
+            return self._flow(small, ()), ops
+
+        return reference.left(paths, trial)
 
     def thread_state(self) -> Callable[[], object]:
         """Return a function that puts the state of JAX's caches back as it is now."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
 from rankfold.ops import Op
 from rankfold_jax.functional.inputs import Inputs
@@ -35,7 +36,8 @@ _DRAWS = 3
 _TRIALS = 16
 """Runs that a search for the layers that matter may take; each compiles a model."""
 
-Numbers = npt.NDArray[Any]
+Trial: TypeAlias = Callable[[Sequence[str]], "tuple[PureModel, Mapping[str, Op]] | None"]
+Numbers: TypeAlias = npt.NDArray[Any]
 
 
 class Reference:
@@ -46,44 +48,47 @@ class Reference:
         inputs: example inputs; numbers are drawn for those that have only a shape.
     """
 
-    def __init__(self, flow: PureModel, inputs: Any) -> None:
+    def __init__(self, flow: PureModel, inputs: Inputs) -> None:
         rng = np.random.default_rng(0)
         self._flow = flow
-        self._inputs = Inputs(inputs)
+        self._inputs = inputs
         self._arrays = [_numbers(array, rng) for array in self._inputs.arrays]
         self._program = TracedModel(flow, self._inputs)
 
-    def left(
-        self, ops: Mapping[str, Op], small: Callable[[Sequence[str]], PureModel]
-    ) -> dict[str, str]:
+    def left(self, paths: Sequence[str], trial: Trial) -> dict[str, str]:
         """Return by path why layers must be left alone; nothing where the models agree.
 
         Args:
-            ops: what the chains multiply out to, by path.
-            small: gives the model in which the layers at some paths are replaced.
+            paths: of the layers that are to be replaced.
+            trial: gives the model in which some of them are, and what their chains multiply out to;
+                None where that is not known. It may raise a `RankfoldError`.
         """
-        waiting = [(list(ops), self._difference(ops, small(list(ops))))]
+        waiting = [(list(paths), self._difference(trial, paths))]
         left: dict[str, str] = {}
         trials = 0
         while waiting:
-            paths, reason = waiting.pop(0)
+            group, reason = waiting.pop(0)
             if not reason:
                 continue
-            middle = len(paths) // 2
-            halves = [] if trials >= _TRIALS or not middle else [paths[:middle], paths[middle:]]
+            middle = len(group) // 2
+            halves = [] if trials >= _TRIALS or not middle else [group[:middle], group[middle:]]
             trials += len(halves)
-            parts = [
-                (half, self._difference({path: ops[path] for path in half}, small(half)))
-                for half in halves
-            ]
+            parts = [(half, self._difference(trial, half)) for half in halves]
             waiting += parts
-            # Neither half alone, but both together, or a layer by itself.
-            if not any(told_of_half for _, told_of_half in parts):
-                left.update(dict.fromkeys(paths, reason))
+            # A layer by itself, or one half and the other that differ together alone.
+            if not any(reason_of_half for _, reason_of_half in parts):
+                left.update(dict.fromkeys(group, reason))
         return left
 
-    def _difference(self, ops: Mapping[str, Op], small: PureModel) -> str:
-        """Return what a compressed model does differently; "" if nothing."""
+    def _difference(self, trial: Trial, paths: Sequence[str]) -> str:
+        """Return what the model does differently without some layers; "" if nothing."""
+        try:
+            known = trial(paths)
+        except RankfoldError as error:
+            return str(error)
+        if known is None:
+            return ""
+        small, ops = known
         values = self._with(ops)
         try:
             expected = self._outputs(self._program, values)
@@ -98,16 +103,21 @@ class Reference:
         if [y.shape for y in outputs] != [y.shape for y in expected]:
             return DIFFERS
         distances = _distances(outputs, expected)
+        return "" if _within(distances, self._allowed(distances, values, expected)) else DIFFERS
+
+    def _allowed(
+        self, distances: Sequence[float], values: Sequence[Any], expected: Sequence[Numbers]
+    ) -> list[float]:
+        """Return how far from each expected output rounding may lead, in parts of it."""
         eps = _coarsest(self._program.closed)
         allowed = [math.sqrt(eps)] * len(expected)
-        if not _within(distances, allowed):
-            # Only now, as a model that agrees at once is the rule: what the model makes of a change
-            # in the last digit, and whether two runs of it agree at all.
-            runs = [self._outputs(self._program, _changed(values, eps, n)) for n in range(_DRAWS)]
-            runs.append(self._outputs(TracedModel(self._flow, self._inputs), values))
-            changes = zip(*(_distances(run, expected) for run in runs), strict=True)
-            allowed = [max(math.sqrt(eps), _ROUNDINGS * max(change)) for change in changes]
-        return "" if _within(distances, allowed) else DIFFERS
+        if _within(distances, allowed):  # the rule, for which no more is run
+            return allowed
+        # What the model makes of a change in the last digit, and whether two runs of it agree.
+        runs = [self._outputs(self._program, _changed(values, eps, n)) for n in range(_DRAWS)]
+        runs.append(self._outputs(TracedModel(self._flow, self._inputs), values))
+        changes = zip(*(_distances(run, expected) for run in runs), strict=True)
+        return [max(math.sqrt(eps), _ROUNDINGS * max(change)) for change in changes]
 
     def _with(self, ops: Mapping[str, Op]) -> list[Any]:
         """Return the arrays of the original, with the numbers of ops in its layers."""

@@ -14,7 +14,6 @@ from flax.core import freeze, unfreeze
 
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import let_through, told
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, with_weight
 from rankfold.ops import params as op_params
@@ -28,7 +27,7 @@ from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.stacks import StackedAxes, find_stacks
 from rankfold_jax.layouts.stock_layers import RULED, not_interpolated
 from rankfold_jax.linen.chain_run import run_chain
-from rankfold_jax.linen.interception import Path, compressed, noting, specs_of
+from rankfold_jax.linen.interception import Path, compressed, specs_of
 from rankfold_jax.linen.layers import (
     StageSpec,
     array_name,
@@ -46,9 +45,9 @@ from rankfold_jax.linen.params import (
     put_params,
     refilled_param,
 )
-from rankfold_jax.linen.pure_function import check_bound, flow, with_values
+from rankfold_jax.linen.pure_function import check_bound, check_replaced, flow, with_values
 from rankfold_jax.linen.rules import RuledLayer
-from rankfold_jax.linen.tracing import Recorded, Recording, applied, is_matrix, leaves
+from rankfold_jax.linen.tracing import Recorded, Recording, is_matrix, leaves
 from rankfold_jax.state_io import load_arrays, save_arrays
 
 
@@ -239,8 +238,28 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         changed = {**variables, "params": params}
         # Before anything is handed out: a layer that is called in a way that no interceptor sees
         # would look for a kernel that is no longer there, or go on unreplaced.
-        self._check(small, changed, {path for path, *_ in table})
+        inputs = self._recorded(model).inputs
+        check_replaced(small, changed, {path for path, *_ in table}, inputs)
         return small.bind(changed)
+
+    def replaced(
+        self, model: nn.Module, modules: Mapping[str, Built | Refilled], *, inplace: bool
+    ) -> tuple[nn.Module, Mapping[str, str]]:
+        """Replace layers and say which must be left, as the model then fails or differs."""
+        reference = None
+        if modules and not inplace and self._recording is not None:
+            reference = self._reference(model, modules, self._recording.inputs)
+        if reference is None:
+            return self.replace(model, modules, inplace=inplace), {}
+        last = model
+
+        def small(paths: Sequence[str]) -> nn.Module:
+            nonlocal last
+            last = self.replace(model, {path: modules[path] for path in paths}, inplace=False)
+            return last
+
+        left = self._left(reference, model, list(modules), small)
+        return last, left
 
     def save_weights(self, model: nn.Module, file: File) -> None:
         """Write every variable of every collection."""
@@ -365,25 +384,6 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         stacks = find_stacks(shapes[0], form.kernel_shape, bias, form.bias_shape, seen)
         # Without a bias there is no second stack.
         return layer, arrays, list(stacks[: len(arrays)])
-
-    def _check(self, small: nn.Module, variables: Any, planned: set[Path]) -> None:
-        """Trace the compressed model: every planned layer must have been replaced."""
-        recording = self._recording
-        assert recording is not None
-
-        def forward(variables: Any, arrays: list[Any]) -> Any:
-            return recording.inputs.call(
-                lambda *args, **kwargs: applied(small, variables, *args, **kwargs), arrays
-            )
-
-        try:
-            fired = noting(lambda: jax.eval_shape(forward, variables, recording.inputs.arrays))
-        except Exception as error:  # whatever the model raises without its layers
-            let_through(error)
-            raise RankfoldError(f"the compressed model fails with {told(error)}") from error
-        missed = sorted(".".join(path) for path in planned - fired)
-        if missed:
-            raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")
 
 
 def _slot(

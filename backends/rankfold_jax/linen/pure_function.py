@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jax
 from flax import linen as nn
 
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through, told
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
+from rankfold_jax.linen.interception import Path, noting
 from rankfold_jax.linen.tracing import applied
 
 
@@ -49,3 +51,25 @@ def check_bound(model: nn.Module) -> None:
         raise RankfoldError(
             "the Linen module has no variables: pass module.bind(variables) instead of module"
         )
+
+
+def check_replaced(small: nn.Module, variables: Any, planned: Set[Path], inputs: Inputs) -> None:
+    """Trace a compressed module, unbound: every planned layer must have been replaced.
+
+    Raises:
+        RankfoldError: one was not, or the module fails.
+    """
+
+    def forward(variables: Any, arrays: list[Any]) -> Any:
+        return inputs.call(
+            lambda *args, **kwargs: applied(small, variables, *args, **kwargs), arrays
+        )
+
+    try:
+        fired = noting(lambda: jax.eval_shape(forward, variables, inputs.arrays))
+    except Exception as error:  # whatever the model raises without its layers
+        let_through(error)
+        raise RankfoldError(f"the compressed model fails with {told(error)}") from error
+    missed = sorted(".".join(path) for path in planned - fired)
+    if missed:
+        raise RankfoldError(f"layer {missed[0]!r} is called in a way that cannot be replaced")

@@ -16,6 +16,7 @@ from rankfold.linalg import Array
 from rankfold.ops import Chain, Op, blank, params, with_weight
 from rankfold.ops.reference import composed
 from rankfold_jax.adapter_base import FlaxAdapter
+from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import dataflow as jaxprs
 from rankfold_jax.layouts.chain_reader import FOREIGN, checked
@@ -47,7 +48,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         self._surroundings = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, ObservedAxes] = {}
-        self._inputs: Any = None
+        self._inputs: Inputs | None = None
         # By id, with the module beside it so that the id cannot be used again.
         self._built: dict[int, tuple[nnx.Module, Callable[[Array], Array]]] = {}
 
@@ -105,7 +106,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def trace(self, model: nnx.Module, inputs: Any) -> Trace:
         """Trace one abstract forward pass; nothing is computed."""
-        self._inputs = inputs
+        self._inputs = Inputs(inputs)
         trace, self._seen = tracing.trace(model, tracing.array_holders(model), inputs)
         return trace
 
@@ -184,17 +185,16 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         if left or reference is None:
             return target, left
 
-        def small(some: Iterable[str]) -> PureModel:
-            chosen = {path: modules[path] for path in some}
-            if len(chosen) == len(modules):
-                return self._flow(target, ())
+        def small(some: Sequence[str]) -> nnx.Module:
+            if len(some) == len(modules):
+                return target
             if inplace:  # a search for the layers that matter is only made of a model that differs
                 _restored(target, modules, old)
-            return self._flow(self._exchanged(model, chosen, inplace=False)[0], ())
+            chosen = {path: modules[path] for path in some}
+            return self._exchanged(model, chosen, inplace=False)[0]
 
         try:
-            ops = self._ops(model, target, modules)
-            left = {} if ops is None else reference.left(ops, small)
+            left = self._left(reference, model, list(modules), small)
         except BaseException:
             if inplace:
                 _restored(target, modules, old)
