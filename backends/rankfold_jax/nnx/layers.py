@@ -127,7 +127,8 @@ def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSeq
             )
             layer_of_stage.bias = variable
         built.append(layer_of_stage)
-    return chained(built, module)
+    shape = None if layer.stack.axes else tuple(layer.kernel.get_raw_value().shape)
+    return chained(built, module, shape)
 
 
 def stage_op(op: Op, stage: Any, layer: NNXLayer) -> Op:

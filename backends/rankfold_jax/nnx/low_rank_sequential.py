@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,18 +11,72 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from rankfold.errors import RankfoldError
 from rankfold_jax.layouts import chain_reader as chains
 from rankfold_jax.layouts.stock_layers import OPTIONS
-from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS
+from rankfold_jax.nnx.layer_classes import ARRAYS, CONSTANTS, kernel_name
 
+PLAIN = ("shape", "dtype", "ndim", "size")
+"""Names of what can be asked of an array that has no values."""
+_SHAPE = "dense_shape"
 _DATA = (nnx.Variable, nnx.Pytree, jax.Array, np.ndarray)
+
+
+class AbsentKernel:
+    """Kernel of a layer that was replaced, as far as it is known without values.
+
+    Args:
+        label: its name in the layer.
+        shape: as the layer had it.
+        dtype: of the stages that stand in its place.
+
+    Raises:
+        RankfoldError: something is asked of it that needs values.
+    """
+
+    def __init__(self, label: str, shape: tuple[int, ...], dtype: Any) -> None:
+        self.label, self.shape, self.dtype = label, shape, dtype
+        self.ndim, self.size = len(shape), math.prod(shape)
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise an error: the values are not there."""
+        # `copy`, `pickle` and `hasattr` look for methods that are no use of the values.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self._no_values(name)
+
+    def __repr__(self) -> str:
+        """Return a text with label, shape and dtype."""
+        return f"<{self.label} of a compressed layer: {self.shape}, {self.dtype}>"
+
+    def _no_values(self, use: str) -> RankfoldError:
+        return RankfoldError(
+            f"the {self.label} {self.shape} of a compressed layer has no values, which {use!r} "
+            "needs: they are in its stages, layer.layers[0] and so on; or compress with exclude= "
+            "for this layer"
+        )
+
+
+def _needs_values(name: str) -> Any:
+    def method(self: AbsentKernel, *args: Any, **kwargs: Any) -> Any:
+        raise self._no_values(name)
+
+    return method
+
+
+_BINARY = ("add", "sub", "mul", "matmul", "truediv", "pow")
+for _name in (
+    *("getitem", "setitem", "iter", "float", "bool", "neg", "abs", "array", "jax_array"),
+    *(f"{_side}{_operator}" for _operator in _BINARY for _side in ("", "r")),
+):
+    setattr(AbsentKernel, f"__{_name}__", _needs_values(f"__{_name}__"))
 
 
 class LowRankSequential(nnx.Sequential):
     """Layers of a chain, called as the one layer that they replace.
 
-    It goes on telling what the layer was made with. An option, such as its dtype, is that of the
-    stages and can be set on both; sizes and geometry cannot.
+    It goes on telling what the layer was made with, and shape and dtype of its kernel. An option,
+    such as its dtype, is that of the stages and can be set on both; sizes and geometry cannot.
 
     Args:
         layers: stock NNX layers.
@@ -29,6 +84,22 @@ class LowRankSequential(nnx.Sequential):
     Raises:
         RankfoldError: a constant of the layer, its kernel or its bias is set.
     """
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the kernel as far as it is known, or the bias, which the last stage has.
+
+        Raises:
+            AttributeError: there is no such attribute, or no answer: of a stack, whose layers are
+                seen with fewer axes under vmap, or of stages that are no stock layers.
+        """
+        label, shape = vars(self).get(_SHAPE, ("", ()))
+        stages: list[Any] = list(vars(self).get("layers", ()))
+        if label and stages and name == "bias":
+            return getattr(stages[-1], name)
+        if label and stages and name == label:
+            kernel = getattr(stages[0], kernel_name(stages[0]))
+            return AbsentKernel(label, shape, kernel.dtype)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute: hand options on to the stages, refuse what would have no effect."""
@@ -80,13 +151,23 @@ class LowRankSequential(nnx.Sequential):
         return table.attend(query, out_sharding=out_sharding)
 
 
-def chained(stages: Sequence[Any], module: nnx.Module) -> LowRankSequential:
-    """Return stock layers as one module for the place of a layer, with its other attributes."""
+def chained(
+    stages: Sequence[Any], module: nnx.Module, shape: tuple[int, ...] | None = None
+) -> LowRankSequential:
+    """Return stock layers as one module for the place of a layer, with its other attributes.
+
+    Args:
+        stages: the stock layers.
+        module: the layer.
+        shape: of its kernel; None where that is a stack or a layer rule reads it.
+    """
     chain = LowRankSequential(*stages)
     for name, value in vars(module).items():
         # Plain attributes alone: arrays and modules of the layer are what has been replaced.
         if not name.startswith("_") and not isinstance(value, _DATA) and not hasattr(chain, name):
             setattr(chain, name, value)
+    if shape is not None:
+        setattr(chain, _SHAPE, (kernel_name(module), shape))
     return chain
 
 

@@ -33,6 +33,7 @@ from rankfold_jax.layouts.stock_layers import has_own_product
 from rankfold_jax.nnx import rules
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name, kind_of
 from rankfold_jax.nnx.layers import form_of
+from rankfold_jax.nnx.low_rank_sequential import PLAIN
 from rankfold_jax.nnx.module_tree import modules, variables
 from rankfold_jax.versions import replacements
 
@@ -67,10 +68,12 @@ class Watch:
             self.shapes.setdefault(path, []).append(np.shape(inputs[0]))
 
     def read(self, path: str, name: str) -> None:
-        """Note that an array of a layer is looked up."""
-        # The layer itself, as the innermost that runs, may look up its arrays; its parents may not.
-        if not self.running or self.running[-1] != path:
-            self.refusals.setdefault(path, f"its {name} is read from outside the layer")
+        """Note that an array of a layer is read by something else than the layer."""
+        self.refusals.setdefault(path, f"its {name} is read from outside the layer")
+
+    def is_running(self, path: str) -> bool:
+        """Tell whether a layer is the innermost that runs: it may look up its arrays."""
+        return bool(self.running) and self.running[-1] == path
 
 
 _watch: ContextVar[Watch | None] = ContextVar("_watch", default=None)
@@ -238,13 +241,44 @@ def _watched(kind: type[nnx.Module]) -> type[nnx.Module]:
         watch = _watch.get()
         if watch is not None and (name in _WATCHED or isinstance(value, nnx.Variable)):
             path = vars(self).get(_PATH)
-            if path is not None:
-                watch.read(path, name)
+            if path is not None and not watch.is_running(path):
+                # A replacement answers for what can be told without values; one of a rule does not.
+                if (
+                    isinstance(value, nnx.Variable)
+                    and name in _WATCHED
+                    and _PARTS not in vars(self)
+                ):
+                    return _described(value, path, name)
+                if value is not None:
+                    watch.read(path, name)
         return value
 
     # Looking a method up on an instance goes to its class: the subclass has to have them.
     parts = {name: calling(name) for name in ("__call__", "attend") if hasattr(kind, name)}
     return type(kind.__name__, (kind,), {**parts, "__getattribute__": look_up})
+
+
+def _described(variable: nnx.Variable[Any], path: str, name: str) -> nnx.Variable[Any]:
+    """Copy a Variable of a layer as one that tells the watch when more than its shape is read."""
+    kind: Any = _telling(type(variable))
+    described: nnx.Variable[Any] = kind.from_metadata(
+        variable.get_raw_value(), {**variable.get_metadata(), _PATH: (path, name)}
+    )
+    return described
+
+
+@cache
+def _telling(kind: type[nnx.Variable[Any]]) -> type[nnx.Variable[Any]]:
+    def look_up(self: Any, name: str) -> Any:
+        if name in PLAIN:
+            return getattr(object.__getattribute__(self, "_raw_value"), name)
+        watch = _watch.get()
+        names = object.__getattribute__(self, "_var_metadata").get(_PATH)
+        if watch is not None and names is not None:
+            watch.read(*names)
+        return object.__getattribute__(self, name)
+
+    return type(kind.__name__, (kind,), {"__getattribute__": look_up})
 
 
 def array_holders(model: nnx.Module) -> dict[str, nnx.Module]:
