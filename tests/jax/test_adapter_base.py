@@ -77,5 +77,6 @@ def test_chains_alike_are_checked_by_one_compilation(
         assert len(small.plan.replaced) == depth
         return sum("Finished XLA compilation" in record.message for record in caplog.records)
 
-    assert compiled(2) > 0
-    assert compiled(5) == 0
+    assert compiled(2) > 2
+    # Two programs are of this depth: the compressed model and the original it is compared with.
+    assert compiled(5) == 2

@@ -26,8 +26,8 @@ from rankfold_jax.functional.pure_function import PureModel, TracedModel
 from rankfold_jax.layouts.sharding import epsilon, put
 
 DIFFERS = (
-    "the model computes something else once it is replaced: it asks for the class of the layer, "
-    "for the number of its arrays or for a gradient by its weight"
+    "once it is replaced the model computes something else: it asks for the layer's class, for the "
+    "number of its arrays or for a gradient by its weight"
 )
 _ROUNDINGS = 100
 """How far above a change of every weight in its last digit the outputs of a chain may lie: its
@@ -99,7 +99,7 @@ class Reference:
             outputs = self._outputs(TracedModel(small, self._inputs), small.values)
         except Exception as error:  # whatever the model raises without its layers
             let_through(error)
-            return f"the model fails with {told(error)} once it is replaced"
+            return f"once it is replaced the model fails with {told(error)}"
         if [y.shape for y in outputs] != [y.shape for y in expected]:
             return DIFFERS
         distances = _distances(outputs, expected)

@@ -100,11 +100,6 @@ def kept(**metadata: Any) -> Callable[[], nnx.Module]:
 LEFT: dict[str, tuple[Callable[[], nnx.Module], str, str]] = {
     "kernel read": (lambda: Holder(lambda fc, x: x @ fc.kernel[...]), "fc", "read from outside"),
     "bias read": (lambda: Holder(lambda fc, x: fc(x) + fc.bias[...]), "fc", "bias is read"),
-    "dtype of the kernel read": (
-        lambda: Holder(lambda fc, x: fc(x.astype(fc.kernel.dtype))),
-        "fc",
-        "read from outside",
-    ),
     "product with the state": (
         lambda: Holder(lambda fc, x: x @ nnx.state(fc)["kernel"][...]),
         "fc",
@@ -241,6 +236,12 @@ def halves(layer: Any, x: Any) -> Any:
 
 REPLACED: dict[str, Callable[[], nnx.Module]] = {
     "sizes read": lambda: Holder(halves),
+    "dtype of the kernel read": lambda: Holder(lambda fc, x: fc(x.astype(fc.kernel.dtype))),
+    "shape of the kernel read": lambda: Holder(lambda fc, x: fc(x) * fc.kernel.shape[0]),
+    "bias asked for": lambda: Holder(lambda fc, x: fc(x) if fc.bias is not None else x),
+    "no bias asked for": lambda: Holder(
+        lambda fc, x: fc(x) if fc.bias is None else x, linear(use_bias=False)
+    ),
     "options read": lambda: Holder(lambda fc, x: fc(x) if fc.use_bias and fc.dtype is None else x),
     "dtype read": lambda: Holder(lambda fc, x: fc(x.astype(fc.dtype)), linear(dtype=jnp.float32)),
     "param_dtype read": lambda: Holder(lambda fc, x: fc(x.astype(fc.param_dtype))),
