@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import jax
@@ -123,7 +124,8 @@ class Reference:
         """Return the arrays of the original, with the numbers of ops in its layers."""
         values = list(self._flow.values)
         for path, op in ops.items():
-            slot = self._flow.slots[path]
+            # A fresh one, as a slot keeps the index of every number, in 16 bytes each.
+            slot = replace(self._flow.slots[path])
             kernel, bias = slot.filled(op)
             values[slot.kernel] = _like(kernel, values[slot.kernel])
             if slot.bias is not None and bias is not None:

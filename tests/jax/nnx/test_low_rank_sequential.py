@@ -56,9 +56,7 @@ def test_the_bias_is_that_of_the_last_stage() -> None:
 )
 def test_whatever_needs_values_is_an_error_that_names_the_kernel(use: Any) -> None:
     kernel = replaced(nnx.Linear(11, 7, rngs=nnx.Rngs(0))).kernel
-    with pytest.raises(
-        rf.RankfoldError, match=r"the kernel \(11, 7\) of a compressed layer"
-    ):
+    with pytest.raises(rf.RankfoldError, match=r"the kernel \(11, 7\) of a compressed layer"):
         use(kernel)
 
 
