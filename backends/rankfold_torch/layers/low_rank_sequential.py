@@ -2,15 +2,16 @@
 
 Parents ask a layer for `stride`, `in_features` or `weight.dtype`. The replacement answers: its
 sizes and geometry are those of the layer, and its `weight` and `bias` tell dtype, device and shape,
-as they are now, but have no values. What would have no effect (setting a stride) or no meaning (the
-values of a weight that is not there) is an error.
+as they are now, but have no values. They also answer what needs none: views, new tensors like them.
+What would have no effect (setting a stride) or no meaning (the values of a weight that is not
+there) is an error.
 """
 
 from __future__ import annotations
 
 import copy
 import pydoc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +25,37 @@ TENSORS = ("weight", "bias")
 PLAIN = frozenset(
     (
         "dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu",
-        "is_xpu", "is_mps", "is_meta", "is_sparse", "is_quantized", "is_nested", "is_leaf",
-        "itemsize", "size", "dim", "ndimension", "numel", "nelement", "element_size",
-        "is_floating_point", "is_complex", "is_signed", "get_device", "__len__",
+        "is_xpu", "is_mps", "is_meta", "is_sparse", "is_sparse_csr", "is_mkldnn", "is_quantized",
+        "is_nested", "is_leaf", "itemsize", "nbytes", "size", "dim", "ndimension", "numel",
+        "nelement", "element_size", "stride", "storage_offset", "is_contiguous", "is_inference",
+        "is_floating_point", "is_complex", "is_signed", "get_device", "names", "has_names",
+        "_version", "grad_fn", "retains_grad", "__len__",
+    )
+)
+"""Names of what can be asked of a tensor that has no values."""
+NEW = frozenset(
+    (
+        "new_tensor", "new_zeros", "new_ones", "new_empty", "new_full", "empty_like", "zeros_like",
+        "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    )
+)
+"""Functions that make a tensor like another one without a look at its values."""
+VIEWS = frozenset(
+    (
+        "data", "detach", "T", "mT", "t", "transpose", "permute", "swapaxes", "movedim", "view",
+        "reshape", "flatten", "squeeze", "unsqueeze", "expand", "narrow", "select",
     )
 )
 # fmt: on
-"""Names of what can be asked of a tensor that has no values."""
+"""Names of what gives a tensor in the same memory, which is without values, too."""
+_OF_A_STAND_IN = NEW | {"type", "is_shared", "is_pinned", "result_type"}
 CONSTANTS = frozenset(
     (*nn.Linear.__constants__, *nn.Embedding.__constants__, *nn.Conv2d.__constants__, "transposed")
 )
 """Attributes that the computation of a stock layer is made with."""
 _LIKE = ("to", "type_as")
 _SHAPE = "dense_shape"
+_PATH = "dense_path"
 _NUMBERS = (bool, int, float, str, tuple, torch.dtype, type(None))
 
 
@@ -55,10 +74,20 @@ class AbsentTensor(torch.Tensor):
 
     _is_param = True  # what isinstance(..., nn.Parameter) looks at
     label: str
+    path: str
 
     @classmethod
-    def like(cls, label: str, shape: Sequence[int], tensor: torch.Tensor) -> AbsentTensor:
-        """Return one of a shape, with dtype, device and `requires_grad` of another tensor."""
+    def like(
+        cls, label: str, path: str, shape: Sequence[int], tensor: torch.Tensor
+    ) -> AbsentTensor:
+        """Return one of a shape, with dtype, device and `requires_grad` of another tensor.
+
+        Args:
+            label: weight or bias.
+            path: of its layer in the model.
+            shape: of it.
+            tensor: the other one.
+        """
         # A wrapper has no storage: code that goes past `__torch_function__` finds no memory to
         # read.
         absent: AbsentTensor = cls._make_wrapper_subclass(
@@ -69,6 +98,7 @@ class AbsentTensor(torch.Tensor):
             requires_grad=tensor.requires_grad,
         )
         absent.label = label
+        absent.path = path
         return absent
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's takes more
@@ -86,28 +116,78 @@ class AbsentTensor(torch.Tensor):
         """Answer what is known; any other use of the tensor is an error."""
         name = getattr(func, "__name__", str(func))
         # An attribute arrives as `__get__` of its descriptor, which knows the name.
-        if name == "__get__":
+        is_attribute = name == "__get__"
+        if is_attribute:
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        as_pattern = name in _LIKE and not isinstance(args[0], cls)  # x.to(weight): its dtype
-        if name in PLAIN or as_pattern:
-            # Else the call would come back here.
-            with torch._C.DisableTorchFunctionSubclass():
+        first = args[0] if args else None
+        is_own = isinstance(first, cls)
+        as_pattern = name in _LIKE and not is_own  # x.to(weight): its dtype
+        # Else the calls would come back here.
+        with torch._C.DisableTorchFunctionSubclass():
+            if is_attribute and name == "grad":  # the function of that name differentiates
+                return None
+            if name in PLAIN or as_pattern:
                 return func(*args, **(kwargs or {}))
-        raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), name)
+            # `weight.type()` tells a type, `weight.type(dtype)` converts.
+            if name in _OF_A_STAND_IN and not (name == "type" and (args[1:] or kwargs)):
+                return func(*map(_stand_in, args), **(kwargs or {}))
+            if name in VIEWS and isinstance(first, cls):
+                shape = func(_shape_of(first), *args[1:], **(kwargs or {})).shape
+                view = cls.like(first.label, first.path, shape, first)
+                return view.requires_grad_(first.requires_grad and name not in ("data", "detach"))
+        raise NoValuesError.of((args, kwargs), name)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch types the one that is switched off
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Raise an error: no operation has a result."""
-        raise _no_values(next((a.label for a in args if isinstance(a, cls)), "weight"), str(func))
+        raise NoValuesError.of((args, kwargs), str(func))
 
 
-def _no_values(label: str, use: str) -> RankfoldError:
-    return RankfoldError(
-        f"the {label} of a compressed layer has no values, which {use!r} needs: they are in its "
-        "stages, layer[0] and so on; or compress with exclude= for this layer"
-    )
+class NoValuesError(RankfoldError):
+    """Values of a weight or a bias are asked for that is not there.
+
+    Attributes:
+        path: of the layer.
+        reason: for leaving it alone.
+    """
+
+    path: str
+    reason: str
+
+    @classmethod
+    def of(cls, arguments: object, use: str) -> NoValuesError:
+        """Return the error of a function that is given such a tensor, at any depth."""
+        absent = next(_absent(arguments))
+        error = cls(
+            f"the {absent.label} of a compressed layer has no values, which {use!r} needs: they "
+            f"are in its stages, layer[0] and so on; or compress with exclude={absent.path!r}"
+        )
+        error.path = absent.path
+        error.reason = f"its {absent.label} is asked for values by {use!r} while the model runs"
+        return error
+
+
+def _absent(values: object) -> Iterator[AbsentTensor]:
+    if isinstance(values, AbsentTensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _absent(value)
+    elif isinstance(values, Mapping):
+        yield from _absent(list(values.values()))
+
+
+def _stand_in(value: Any) -> Any:
+    """Return a plain tensor with dtype, device and shape of one that is absent."""
+    if not isinstance(value, AbsentTensor):
+        return value
+    return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
+
+
+def _shape_of(absent: AbsentTensor) -> torch.Tensor:
+    return torch.empty(absent.shape, device="meta")
 
 
 def _described(label: str) -> property:
@@ -126,7 +206,7 @@ def _described(label: str) -> property:
             shape = pattern.shape
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():
             return _unknown(shape, pattern)  # tracers take no tensor but a plain one
-        return AbsentTensor.like(label, shape, pattern)
+        return AbsentTensor.like(label, vars(layer).get(_PATH, ""), shape, pattern)
 
     return property(read, doc=f"Dtype, device and shape of the {label} of the layer; no values.")
 
@@ -151,12 +231,12 @@ class LowRankSequential(nn.Sequential):
     bias = _described("bias")
 
     @staticmethod
-    def of(stages: Sequence[nn.Module], layer: nn.Module) -> LowRankSequential:
-        """Return the stages as a module for the place of a layer."""
+    def of(stages: Sequence[nn.Module], layer: nn.Module, path: str = "") -> LowRankSequential:
+        """Return the stages as a module for the place of a layer, which is at a path."""
         built = LowRankSequential(*stages)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        vars(built).update({**carried(layer), _SHAPE: tuple(weight.shape)})
+        vars(built).update({**carried(layer), _SHAPE: tuple(weight.shape), _PATH: path})
         return built
 
     def __setattr__(self, name: str, value: Any) -> None:

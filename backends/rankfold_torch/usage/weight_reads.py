@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import flop_registry
 
 from rankfold.state.restoration import Restored
-from rankfold_torch.layers.low_rank_sequential import CONSTANTS
+from rankfold_torch.layers.low_rank_sequential import CONSTANTS, NEW
 from rankfold_torch.layers.stock import stock
 from rankfold_torch.operation_mode import OperationMode
 from rankfold_torch.temporary_changes import dispatched
@@ -77,7 +77,7 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
     ) -> Any:
         """Note weights among the arguments of an operation, then carry it out."""
         kwargs = kwargs or {}
-        read = self.note((args, kwargs))
+        read = set() if _reads_nothing(func) else self.note((args, kwargs))
         # The mode is off while it handles an operation, so this does not come back here.
         result = func(*args, **kwargs)
         self._count(read, func, args, kwargs, result)
@@ -186,6 +186,17 @@ class WeightUses(OperationMode):  # type: ignore[no-untyped-call]  # of torch's 
             if not away and module._parameters.get(name) is not tensor:
                 reason = f"it runs with another {name} than its own (functional_call or alike)"
                 self.refusals.setdefault(path, reason)
+
+
+def _reads_nothing(func: Any) -> bool:
+    """True of views, whose values count where they are read, and of new tensors like another."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:  # a higher-order operator
+        return False
+    aliases = [result.alias_info for result in schema.returns]
+    if schema.name.rpartition("::")[2] in NEW:
+        return True
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 
 def _macs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
