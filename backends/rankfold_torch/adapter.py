@@ -44,7 +44,7 @@ from rankfold_torch.offloading import check_owners, loaded, unhooked
 from rankfold_torch.optimizers import following as optimizers_following
 from rankfold_torch.paired_run import driver as following
 from rankfold_torch.surgery import replace as swapping
-from rankfold_torch.surgery import stale_layers as stale
+from rankfold_torch.surgery.check_run import Run, outputs_in
 from rankfold_torch.surgery.hooked_modules import aligned
 from rankfold_torch.usage.refusals import (
     ModuleUsage,
@@ -69,7 +69,7 @@ class TorchAdapter:
         # `ModuleUsage` walks over the whole model and reads source: once a model, not once a layer.
         # The caches are the instance's, as its models do not change while it lives.
         self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
-        self._run: stale.Run | None = None
+        self._run: Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(paths_by_module)
 
     def parts(self, model: nn.Module) -> Iterable[object]:
@@ -170,11 +170,15 @@ class TorchAdapter:
         """Trace one forward pass in eval mode without gradients."""
         check_root(model)
         modules = modules_of(model)
-        trace = tracing.trace(model, modules, inputs)
+        outputs: list[torch.Tensor] = []
+        trace = tracing.trace(
+            model, modules, inputs, lambda output: outputs.extend(outputs_in(output))
+        )
         # A parameter that is a layer has no calls that could be seen.
         unseen = frozenset(layers_of(model)) - frozenset(modules)
         trace = replace(trace, uncounted=trace.uncounted | unseen)
-        self._run = stale.Run(inputs, {path: len(seen) for path, seen in trace.extents.items()})
+        counts = {path: len(seen) for path, seen in trace.extents.items()}
+        self._run = Run(inputs, counts, outputs)
         self.recall()
         return trace
 

@@ -24,13 +24,16 @@ from rankfold_torch.usage.weight_reads import WeightUses
 
 
 @settled
-def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Trace:
+def trace(
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, keep: Callable[[Any], object]
+) -> Trace:
     """Run the model once in eval mode, without gradients, and leave it as it was.
 
     Args:
         model: the model.
         layers: the layers to watch, by path.
         inputs: a tensor, a tuple or list (positional) or a mapping (keyword arguments).
+        keep: takes the output, while buffers and parameters are as the run has left them.
 
     Raises:
         RankfoldError: the model fails on the inputs.
@@ -68,6 +71,7 @@ def trace(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any) -> Tra
             raise RankfoldError(
                 f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
             ) from error
+        keep(output)
     return Trace(
         {path: tuple(calls) for path, calls in extents.items()},
         uses.refusals,

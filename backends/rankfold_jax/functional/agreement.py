@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from rankfold.adapters.group_testing import blamed
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
 from rankfold.ops import Op
@@ -34,8 +35,6 @@ _ROUNDINGS = 100
 """How far above a change of every weight in its last digit the outputs of a chain may lie: its
 stages round several times, and terms of CP stages cancel each other."""
 _DRAWS = 3
-_TRIALS = 16
-"""Runs that a search for the layers that matter may take; each compiles a model."""
 
 Trial: TypeAlias = Callable[[Sequence[str]], "tuple[PureModel, Mapping[str, Op]] | None"]
 Numbers: TypeAlias = npt.NDArray[Any]
@@ -64,22 +63,7 @@ class Reference:
             trial: gives the model in which some of them are, and what their chains multiply out to;
                 None where that is not known. It may raise a `RankfoldError`.
         """
-        waiting = [(list(paths), self._difference(trial, paths))]
-        left: dict[str, str] = {}
-        trials = 0
-        while waiting:
-            group, reason = waiting.pop(0)
-            if not reason:
-                continue
-            middle = len(group) // 2
-            halves = [] if trials >= _TRIALS or not middle else [group[:middle], group[middle:]]
-            trials += len(halves)
-            parts = [(half, self._difference(trial, half)) for half in halves]
-            waiting += parts
-            # A layer by itself, or one half and the other that differ together alone.
-            if not any(reason_of_half for _, reason_of_half in parts):
-                left.update(dict.fromkeys(group, reason))
-        return left
+        return blamed(paths, lambda some: self._difference(trial, some))
 
     def _difference(self, trial: Trial, paths: Sequence[str]) -> str:
         """Return what the model does differently without some layers; "" if nothing."""

@@ -120,8 +120,7 @@ class AbsentTensor(torch.Tensor):
         if is_attribute:
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         first = args[0] if args else None
-        is_own = isinstance(first, cls)
-        as_pattern = name in _LIKE and not is_own  # x.to(weight): its dtype
+        as_pattern = name in _LIKE and not isinstance(first, cls)  # x.to(weight): its dtype
         # Else the calls would come back here.
         with torch._C.DisableTorchFunctionSubclass():
             if is_attribute and name == "grad":  # the function of that name differentiates
@@ -132,7 +131,7 @@ class AbsentTensor(torch.Tensor):
             if name in _OF_A_STAND_IN and not (name == "type" and (args[1:] or kwargs)):
                 return func(*map(_stand_in, args), **(kwargs or {}))
             if name in VIEWS and isinstance(first, cls):
-                shape = func(_shape_of(first), *args[1:], **(kwargs or {})).shape
+                shape = func(_stand_in(first), *args[1:], **(kwargs or {})).shape
                 view = cls.like(first.label, first.path, shape, first)
                 return view.requires_grad_(first.requires_grad and name not in ("data", "detach"))
         raise NoValuesError.of((args, kwargs), name)
@@ -160,12 +159,13 @@ class NoValuesError(RankfoldError):
     def of(cls, arguments: object, use: str) -> NoValuesError:
         """Return the error of a function that is given such a tensor, at any depth."""
         absent = next(_absent(arguments))
+        exclude = f"exclude={absent.path!r}" if absent.path else "exclude= for this layer"
         error = cls(
             f"the {absent.label} of a compressed layer has no values, which {use!r} needs: they "
-            f"are in its stages, layer[0] and so on; or compress with exclude={absent.path!r}"
+            f"are in its stages, layer[0] and so on; or compress with {exclude}"
         )
         error.path = absent.path
-        error.reason = f"its {absent.label} is asked for values by {use!r} while the model runs"
+        error.reason = f"the values of its {absent.label} are needed by {use!r} in the run"
         return error
 
 
@@ -184,10 +184,6 @@ def _stand_in(value: Any) -> Any:
     if not isinstance(value, AbsentTensor):
         return value
     return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
-
-
-def _shape_of(absent: AbsentTensor) -> torch.Tensor:
-    return torch.empty(absent.shape, device="meta")
 
 
 def _described(label: str) -> property:

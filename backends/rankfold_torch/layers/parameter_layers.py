@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -183,6 +184,14 @@ def put(module: nn.Module, name: str, new: Factors | nn.Parameter) -> None:
     if parametrize.is_parametrized(module, name):
         parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     setattr(module, name, new)
+
+
+def original(module: nn.Module, name: str, tensor: torch.Tensor) -> tuple[dict[str, Any], str, Any]:
+    """Return the entry of a dictionary by which a module reads a tensor for what `put` gave it."""
+    if parametrize.is_parametrized(module, name):
+        product: nn.Module = module.parametrizations[name][0]  # type: ignore[index, assignment]
+        return vars(product), "forward", lambda *factors: tensor
+    return module._parameters, name, tensor
 
 
 def prepare(module: nn.Module, new: Mapping[str, Factors | nn.Parameter], changes: Changes) -> None:

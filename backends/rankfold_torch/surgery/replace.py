@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -13,10 +15,11 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import let_through
 from rankfold.state.transaction import Changes
 from rankfold_torch.layers.parameter_layers import Factors, empty, held_at, prepare, put
+from rankfold_torch.surgery.check_run import CheckRun, Run
 from rankfold_torch.surgery.copies import copied
 from rankfold_torch.surgery.exchange import exchange
 from rankfold_torch.surgery.hooked_modules import HookedModules
-from rankfold_torch.surgery.stale_layers import Run, calls, holders, identity, miscalled
+from rankfold_torch.surgery.stale_layers import holders, identity
 
 New: TypeAlias = nn.Module | nn.Parameter | Factors
 """Module, or values or factors of a parameter, that takes the place of a layer."""
@@ -56,11 +59,9 @@ def _copied(
     # `deepcopy` takes what the memo has for an object's id in place of a copy. So replacements get
     # into the copy wherever the layer stood, and the large weights are never copied.
     memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
-    for path in parameters:
-        held = held_at(model, path)
-        if held is not None:
-            # A parameter is replaced after the copy; until then a shell of its shape stands there.
-            memo[id(held.tensor)] = empty(held.tensor)
+    held = _held(model, parameters)
+    # A parameter is replaced after the copy; until then a shell of its shape stands there.
+    memo |= {id(tensor): empty(tensor) for tensor in held.values()}
     hooked.seed(memo)
     small = copied(model, memo)
     for path, item in parameters.items():
@@ -81,20 +82,14 @@ def _copied(
     left |= _kept(model, tensors, old)  # whose copies would be values of before
     if run is None or left:
         return small, left
-    try:
-        counts, called = miscalled(small, modules, old, gone, run)
-    except RankfoldError:
-        # A model that fails by itself the second time (inputs used up, a counter) says nothing
-        # about its copy.
-        if _runs(model, run):
-            raise
-        return small, {}
-    if called:
+    check = CheckRun(model, small, modules, old, held, run, nullcontext)
+    left = check.left(gone)
+    if check.called:
         raise RankfoldError(
-            f"a copy of the model goes on calling the model's own {called[0]!r}, which something "
-            "holds that is not copied with it; pass inplace=True"
+            f"a copy of the model goes on calling the model's own {check.called[0]!r}, which "
+            "something holds that is not copied with it; pass inplace=True"
         )
-    return small, _unlike(model, old, counts, run)
+    return small, left
 
 
 def _changed(
@@ -119,7 +114,7 @@ def _changed(
         prepare(model.get_submodule(owner), items, changes)
     exchange(model, {id(old[path]): module for path, module in modules.items()}, changes)
     hooked.prepare(changes)
-    counts: Mapping[str, int] = {}
+    tensors = _held(model, parameters)
     try:
         changes.make()
     except Exception as error:  # whatever a container of the model raises
@@ -131,30 +126,26 @@ def _changed(
         # Looked for in the changed model: what leads to a layer now, the exchange could not reach.
         left = _kept(model, targets, modules)
         if run is not None and not left:
-            counts, called = miscalled(model, modules, old, old, run)
-            left = dict.fromkeys(called, "something holds it besides and goes on calling it")
-    except RankfoldError:
-        changes.take_back()
-        if _runs(model, run):
-            raise
-        # The model does not run a second time by itself, so that its run proves nothing: the change
-        # stays.
-        changes.make()
-        hooked.drop()
-        return model, {}
+            undone = partial(_taken_back, changes)
+            check = CheckRun(model, model, modules, old, tensors, run, undone)
+            left = check.left(old)
+            left |= dict.fromkeys(check.called, "something holds it besides and goes on calling it")
     except BaseException:
         changes.take_back()
         raise
-    # `_unlike` runs the model as it was, so the changes are taken back for it. They are made again
-    # where that shows the calls to differ by themselves.
-    if left or counts:
+    if left:
         changes.take_back()
-        left = left or _unlike(model, old, counts, run)
-        if left:
-            return model, left
-        changes.make()
-    hooked.drop()
+    else:
+        hooked.drop()
     return model, left
+
+
+@contextmanager
+def _taken_back(changes: Changes) -> Iterator[None]:
+    """Have the model as it was inside."""
+    changes.take_back()
+    yield
+    changes.make()  # where nothing was raised, else they stay taken back
 
 
 def _check_apart(
@@ -190,31 +181,10 @@ def _kept(
     }
 
 
-def _unlike(
-    model: nn.Module, old: Mapping[str, nn.Module], counts: Mapping[str, int], run: Run | None
-) -> dict[str, str]:
-    """Return by path why layers must be left alone, as their replacements are called otherwise.
-
-    The model itself may call them now more often, now less: from a cache, or at random.
-    """
-    if run is None or not counts:
-        return {}
-    again = calls(model, run.inputs, old)
-    return {
-        path: f"in its place a module would be called {count} times, not {again[path]}"
-        for path, count in counts.items()
-        # Only where the model itself is consistent from run to run does another count tell.
-        if count != again[path] == run.calls.get(path, 0)
-    }
-
-
-def _runs(model: nn.Module, run: Run | None) -> bool:
-    """True if the model can be run once more."""
-    try:
-        calls(model, None if run is None else run.inputs, {})
-    except RankfoldError:
-        return False
-    return True
+def _held(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Parameter]:
+    """Return the parameters at those of the paths where they are no products of factors."""
+    layers = {path: held_at(model, path) for path in paths}
+    return {path: held.tensor for path, held in layers.items() if held is not None}
 
 
 def _tensors(
@@ -222,10 +192,7 @@ def _tensors(
 ) -> dict[int, str]:
     """Return the paths of layers by the identities of the parameters that are replaced."""
     owners = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
-    for path in parameters:
-        held = held_at(model, path)
-        if held is not None:  # else it is a product of factors
-            owners[identity(held.tensor)] = path
+    owners |= {identity(tensor): path for path, tensor in _held(model, parameters).items()}
     return owners
 
 

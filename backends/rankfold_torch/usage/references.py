@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from rankfold_torch.layers.low_rank_sequential import NEW
 from rankfold_torch.usage.branches import Condition, Conditions, Scope
 from rankfold_torch.usage.names import (
     BULK,
@@ -39,7 +40,9 @@ Manner: TypeAlias = Literal[
 ]
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 # Functions that do not compute with the values: `x.to(weight)` takes a dtype and a device.
-_SEEING = ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
+_SEEING = frozenset(
+    ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
+)
 _KEEPING = ("append", "extend", "update", "add", "insert", "setdefault", "list", "tuple", "set")
 _FUNCTIONAL = ("functional_call", "stack_module_state")
 _KEYWORD = "input"
@@ -135,9 +138,14 @@ class _Reader:
             for handler in node.handlers:
                 self._block(handler.body, self._if(branch, None, holds=True))
         elif isinstance(node, ast.Match):
-            self._expression(node.subject, "seen", branch)
+            patterns = (part for case in node.cases for part in ast.walk(case.pattern))
+            asked = any(isinstance(part, ast.MatchClass) for part in patterns)
+            self._expression(node.subject, "asked" if asked else "seen", branch)
             for case in node.cases:
-                self._block(case.body, self._if(branch, None, holds=True))
+                within = self._if(branch, None, holds=True)
+                if case.guard is not None:
+                    self._expression(case.guard, "seen", within)
+                self._block(case.body, within)
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             self._nested(node, branch)
         elif isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
@@ -277,7 +285,7 @@ def _handed(function: str) -> Manner:
     # PyTorch's names for functions that work in place: `nn.init.normal_`, `clip_grad_norm_`.
     if function.endswith("_") and not function.endswith("__"):
         return "written"
-    if function in _SEEING:
+    if function in _SEEING | NEW:
         return "seen"
     # A class, whose instance may keep what it is given.
     constructs = function[:1].isupper()

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from rankfold_torch.layers.low_rank_sequential import CONSTANTS, PLAIN, TENSORS, carried
+from rankfold_torch.layers.low_rank_sequential import CONSTANTS, NEW, PLAIN, TENSORS, VIEWS, carried
 from rankfold_torch.usage.branches import Condition, Conditions, reachable, settled
 from rankfold_torch.usage.names import ANY, BELOW, BULK, Route
 from rankfold_torch.usage.references import Function, Reference, references
@@ -148,7 +148,10 @@ def _computes(rest: Route, use: _Use) -> bool:
     # after the item is what is done with a tensor.
     while bulk and tail and tail[0] in _ITEMS:
         tail = tail[1:]
-    if tail and (tail[0] in PLAIN or (bulk and tail[0] == "grad")):
+    # `weight.data.dtype` and `weight.T.shape` tell what the weight is like, too.
+    while tail and tail[0] in VIEWS and tail[1:]:
+        tail = tail[1:]
+    if tail and (tail[0] in PLAIN | NEW or (bulk and tail[0] == "grad")):
         return False
     manner = use.reference.manner
     # `weight.copy_`, `weight.normal_`: names that end in one underscore work in place.
