@@ -46,12 +46,12 @@ class Run:
     Attributes:
         inputs: of the model.
         calls: of its layers, by path or another key.
-        outputs: tensors that it gave.
+        outputs: tensors that it gave; None where they are not to be compared.
     """
 
     inputs: Any
     calls: Mapping[Any, int]
-    outputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor] | None
 
 
 def outputs_in(output: Any) -> list[torch.Tensor]:
@@ -183,7 +183,7 @@ class CheckRun:
         self.called = [path for path in gone if seen.calls[path, False]]
         counts = {path: seen.calls[path, True] for path in self._new}
         other = {p: n for p, n in counts.items() if n != self._run.calls.get(p, 0)}
-        apart = _apart(seen.outputs, self._run.outputs)
+        apart = _apart(seen, self._run)
         if self.called or not (other or apart > self._allowed):
             return {}
         again = self._again()
@@ -195,7 +195,7 @@ class CheckRun:
             # Only where the model itself is consistent from run to run does another count tell.
             if count != again.calls[path] == self._run.calls.get(path, 0)
         }
-        self._allowed = max(1.0, _REPEATS * _apart(again.outputs, self._run.outputs))
+        self._allowed = max(1.0, _REPEATS * _apart(again, self._run))
         return left if left or apart <= self._allowed else self._blamed()
 
     def _failing(self, error: RankfoldError) -> dict[str, str]:
@@ -243,7 +243,7 @@ class CheckRun:
             seen = self._seen(paths)
         except RankfoldError as error:
             return f"once it is replaced the model fails with {told(error.__cause__ or error)}"
-        return _DIFFERS if _apart(seen.outputs, self._run.outputs) > self._allowed else ""
+        return _DIFFERS if _apart(seen, self._run) > self._allowed else ""
 
     def _seen(self, paths: Collection[str], gone: Mapping[str, nn.Module] | None = None) -> Run:
         """Run the result with the replacements at some paths, and the layers at the others."""
@@ -286,11 +286,13 @@ def _asked(error: BaseException | None) -> NoValuesError | None:
     return error
 
 
-def _apart(outputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
-    """Return how far outputs are from what is expected; up to 1 it is rounding."""
-    if [y.shape for y in outputs] != [x.shape for x in expected]:
+def _apart(run: Run, before: Run) -> float:
+    """Return how far the outputs of a run are from those of one before; up to 1 it is rounding."""
+    if run.outputs is None or before.outputs is None:
+        return 0.0
+    if [y.shape for y in run.outputs] != [x.shape for x in before.outputs]:
         return math.inf
-    return max(map(_distance, outputs, expected), default=0.0)
+    return max(map(_distance, run.outputs, before.outputs), default=0.0)
 
 
 def _distance(y: torch.Tensor, x: torch.Tensor) -> float:

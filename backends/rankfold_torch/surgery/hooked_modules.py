@@ -63,6 +63,13 @@ class HookedModules:
             stores.fill(memo)
             memo[id(stores.before.mapping)] = stores.after.mapping
 
+    @property
+    def overwrites(self) -> bool:
+        """Whether what is changed in place has new values where layers read theirs."""
+        return self._inplace and any(
+            stores.dropped & {*stores.memory, *stores.files} for stores in self._stores.values()
+        )
+
     def prepare(self, changes: Changes) -> None:
         """Prepare that the stores of the model hold what the new modules need."""
         for stores in self._stores.values():
