@@ -195,7 +195,7 @@ class TorchAdapter:
         module = loaded(model.get_submodule(path))
         rule = rule_of(module)
         if rule is None or rule.build is None:
-            return layers.build(chain, module, path)
+            return layers.build(chain, module).at(path)
         with torch.inference_mode(mode=False):
             built: nn.Module = carried_out(rule.build, chain, module)
             settle(built)

@@ -227,13 +227,18 @@ class LowRankSequential(nn.Sequential):
     bias = _described("bias")
 
     @staticmethod
-    def of(stages: Sequence[nn.Module], layer: nn.Module, path: str = "") -> LowRankSequential:
-        """Return the stages as a module for the place of a layer, which is at a path."""
+    def of(stages: Sequence[nn.Module], layer: nn.Module) -> LowRankSequential:
+        """Return the stages as a module for the place of a layer."""
         built = LowRankSequential(*stages)
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)
-        vars(built).update({**carried(layer), _SHAPE: tuple(weight.shape), _PATH: path})
+        vars(built).update({**carried(layer), _SHAPE: tuple(weight.shape)})
         return built
+
+    def at(self, path: str) -> LowRankSequential:
+        """Note the path of the layer in the model, which errors name, and return the module."""
+        vars(self)[_PATH] = path
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; refuse what would have no effect."""

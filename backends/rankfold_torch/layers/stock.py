@@ -121,13 +121,8 @@ def _as_op(module: nn.Module, weight: Array, bias: Array | None) -> Op:
     return Conv(weight, bias, **geometry_of.convolution(module, axes))
 
 
-def build(chain: Chain, like: nn.Module, path: str = "") -> LowRankSequential:
+def build(chain: Chain, like: nn.Module) -> LowRankSequential:
     """Build the chain as stock layers with dtype, device, mode and so on of the layer replaced.
-
-    Args:
-        chain: the chain.
-        like: the layer.
-        path: of the layer, for errors.
 
     Raises:
         Refused: PyTorch has no layer for a stage.
@@ -149,7 +144,7 @@ def build(chain: Chain, like: nn.Module, path: str = "") -> LowRankSequential:
         else:
             modules.extend(_build_conv(stage, like))
     # Padding layers and the container have modes of their own, which `_fill` has not set.
-    return LowRankSequential.of(modules, like, path).train(like.training)
+    return LowRankSequential.of(modules, like).train(like.training)
 
 
 def chain(built: nn.Module) -> Chain:

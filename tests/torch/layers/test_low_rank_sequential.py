@@ -93,11 +93,14 @@ VALUES: dict[str, Callable[[torch.Tensor], object]] = {
     "arithmetic": lambda weight: weight + 1.0,
     "reversed": lambda weight: 2.0 * weight,
     "function": lambda weight: nn.functional.linear(torch.ones(17), weight),
-    "method": lambda weight: weight.t(),
+    "method": lambda weight: weight.abs(),
+    "view": lambda weight: weight.t() + 1.0,
+    "derivative": lambda weight: torch.autograd.grad(torch.ones(1).sum(), weight),
+    "memory": lambda weight: weight.data_ptr(),
+    "conversion": lambda weight: weight.type(torch.float64),
     "in place": lambda weight: nn.init.zeros_(weight),
-    "data": lambda weight: weight.data,
+    "data": lambda weight: weight.data.sum(),
     "set data": lambda weight: setattr(weight, "data", torch.ones(1)),
-    "gradient": lambda weight: weight.grad,
     "flag": lambda weight: weight.requires_grad_(False),
     "set flag": lambda weight: setattr(weight, "requires_grad", False),
     "item": lambda weight: weight[0, 0].item(),
@@ -111,6 +114,41 @@ VALUES: dict[str, Callable[[torch.Tensor], object]] = {
 def test_values_of_a_weight_that_is_not_there_are_an_error(pair: Any, case: str) -> None:
     with pytest.raises(rf.RankfoldError, match="of a compressed layer has no values"):
         VALUES[case](pair[1][5].weight)
+
+
+TELLING: dict[str, Callable[[torch.Tensor], object]] = {
+    "type": lambda weight: weight.type(),
+    "strides": lambda weight: (weight.stride(), weight.is_contiguous(), weight.storage_offset()),
+    "gradient": lambda weight: (weight.grad, weight.grad_fn, weight.is_leaf),
+    "bytes": lambda weight: (weight.nbytes, weight.element_size() * weight.numel()),
+    "kind": lambda weight: (weight.is_inference(), weight.is_shared(), weight.is_sparse_csr),
+    "new": lambda weight: [weight.new_zeros(3, 5), weight.new_full((2,), 7.0)],
+    "new of numbers": lambda weight: weight.new_tensor([3.0, 5.0]),
+    "like": lambda weight: [torch.zeros_like(weight), torch.full_like(weight, 2.0)],
+    "like of another dtype": lambda weight: torch.ones_like(weight, dtype=torch.int64),
+    "promotion": lambda weight: torch.result_type(torch.ones(2, dtype=torch.float64), weight),
+    "data": lambda weight: (weight.data.dtype, weight.data.shape, weight.data.requires_grad),
+    "detached": lambda weight: (weight.detach().device, weight.detach().requires_grad),
+    "transposed": lambda weight: (weight.T.shape, weight.t().requires_grad, len(weight.mT)),
+    "reshaped": lambda weight: (weight.view(-1).shape, weight.flatten().unsqueeze(0).shape),
+}
+
+
+@pytest.mark.parametrize("case", TELLING)
+def test_it_answers_as_the_weight_did_what_needs_no_values(pair: Any, case: str) -> None:
+    before, after = (TELLING[case](net[5].weight) for net in pair)
+    assert type(after) is type(before)
+    if case.startswith(("new", "like")):
+        torch.testing.assert_close(after, before)
+    else:
+        assert after == before
+
+
+def test_an_error_names_the_layer_to_exclude(pair: Any) -> None:
+    with pytest.raises(rf.RankfoldError, match=r"weight of .* 'sum' needs: .*exclude='3'"):
+        pair[1][3].weight.sum()
+    with pytest.raises(rf.RankfoldError, match=r"bias of .* 'stack' needs: .*exclude='5'"):
+        torch.stack([torch.ones(7), pair[1][5].bias])
 
 
 SETTINGS: list[tuple[int, str, Any]] = [
