@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -177,7 +178,7 @@ class TorchAdapter:
         # A parameter that is a layer has no calls that could be seen.
         unseen = frozenset(layers_of(model)) - frozenset(modules)
         trace = replace(trace, uncounted=trace.uncounted | unseen)
-        counts = {path: len(seen) for path, seen in trace.extents.items()}
+        counts = Counter({path: len(seen) for path, seen in trace.extents.items()})
         self._run = Run(inputs, counts, outputs)
         self.recall()
         return trace

@@ -33,12 +33,13 @@ PLAIN = frozenset(
     )
 )
 """Names of what can be asked of a tensor that has no values."""
-NEW = frozenset(
+LIKE = frozenset(
     (
-        "new_tensor", "new_zeros", "new_ones", "new_empty", "new_full", "empty_like", "zeros_like",
-        "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+        "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like",
+        "randint_like",
     )
 )
+NEW = LIKE | {"new_tensor", "new_zeros", "new_ones", "new_empty", "new_full"}
 """Functions that make a tensor like another one without a look at its values."""
 VIEWS = frozenset(
     (
@@ -48,7 +49,7 @@ VIEWS = frozenset(
 )
 # fmt: on
 """Names of what gives a tensor in the same memory, which is without values, too."""
-_OF_A_STAND_IN = NEW | {"type", "is_shared", "is_pinned", "result_type"}
+_ALIKE = NEW | {"is_shared", "is_pinned"}
 CONSTANTS = frozenset(
     (*nn.Linear.__constants__, *nn.Embedding.__constants__, *nn.Conv2d.__constants__, "transposed")
 )
@@ -121,19 +122,21 @@ class AbsentTensor(torch.Tensor):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         first = args[0] if args else None
         as_pattern = name in _LIKE and not isinstance(first, cls)  # x.to(weight): its dtype
+        alone = isinstance(first, cls) and len(list(_absent((args, kwargs)))) == 1
+        # `weight.type()` tells a type, `weight.type(dtype)` converts.
+        is_type = name == "type" and not (args[1:] or kwargs)
         # Else the calls would come back here.
         with torch._C.DisableTorchFunctionSubclass():
             if is_attribute and name == "grad":  # the function of that name differentiates
                 return None
             if name in PLAIN or as_pattern:
                 return func(*args, **(kwargs or {}))
-            # `weight.type()` tells a type, `weight.type(dtype)` converts.
-            if name in _OF_A_STAND_IN and not (name == "type" and (args[1:] or kwargs)):
+            # Values of further arguments go into what is new.
+            if name == "result_type" or (alone and (is_type or name in _ALIKE)):
                 return func(*map(_stand_in, args), **(kwargs or {}))
-            if name in VIEWS and isinstance(first, cls):
-                shape = func(_stand_in(first), *args[1:], **(kwargs or {})).shape
-                view = cls.like(first.label, first.path, shape, first)
-                return view.requires_grad_(first.requires_grad and name not in ("data", "detach"))
+            if isinstance(first, cls) and alone and name in VIEWS:
+                view = func(_stand_in(first), *args[1:], **(kwargs or {}))
+                return cls.like(first.label, first.path, view.shape, view)
         raise NoValuesError.of((args, kwargs), name)
 
     @classmethod
@@ -180,10 +183,11 @@ def _absent(values: object) -> Iterator[AbsentTensor]:
 
 
 def _stand_in(value: Any) -> Any:
-    """Return a plain tensor with dtype, device and shape of one that is absent."""
+    """Return a plain tensor for one that is absent: like it, with whatever values."""
     if not isinstance(value, AbsentTensor):
         return value
-    return torch.empty((), dtype=value.dtype, device=value.device).expand(value.shape)
+    memory = torch.empty((), dtype=value.dtype, device=value.device)
+    return memory.requires_grad_(value.requires_grad).expand(value.shape)
 
 
 def _described(label: str) -> property:

@@ -50,7 +50,7 @@ class Run:
     """
 
     inputs: Any
-    calls: Mapping[Any, int]
+    calls: Counter[Any]
     outputs: Sequence[torch.Tensor] | None
 
 
@@ -182,7 +182,7 @@ class CheckRun:
             return {} if self._again() is None else self._failing(error)
         self.called = [path for path in gone if seen.calls[path, False]]
         counts = {path: seen.calls[path, True] for path in self._new}
-        other = {p: n for p, n in counts.items() if n != self._run.calls.get(p, 0)}
+        other = {path: n for path, n in counts.items() if n != self._run.calls[path]}
         apart = _apart(seen, self._run)
         if self.called or not (other or apart > self._allowed):
             return {}
@@ -193,7 +193,7 @@ class CheckRun:
             path: f"in its place a module would be called {count} times, not {again.calls[path]}"
             for path, count in other.items()
             # Only where the model itself is consistent from run to run does another count tell.
-            if count != again.calls[path] == self._run.calls.get(path, 0)
+            if count != again.calls[path] == self._run.calls[path]
         }
         self._allowed = max(1.0, _REPEATS * _apart(again, self._run))
         return left if left or apart <= self._allowed else self._blamed()
@@ -250,7 +250,8 @@ class CheckRun:
         # Keys tell the two kinds apart, as a layer and its replacement have the same path.
         modules = {(path, False): module for path, module in (gone or {}).items()}
         modules |= {(path, True): self._new[path] for path in paths}
-        acting = [(self._new[path], self._old[path]) for path in paths]
+        # All of them, as some may be held where layers do not get back.
+        acting = [(module, self._old[path]) for path, module in self._new.items()]
         entries = [
             original(self._result.get_submodule(owner), name, tensor)
             for path, tensor in self._tensors.items()

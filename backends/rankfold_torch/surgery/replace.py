@@ -60,9 +60,9 @@ def _copied(
     # `deepcopy` takes what the memo has for an object's id in place of a copy. So replacements get
     # into the copy wherever the layer stood, and the large weights are never copied.
     memo: dict[int, Any] = {id(old[path]): module for path, module in modules.items()}
-    held = _held(model, parameters)
+    replaced_tensors = _tensors_at(model, parameters)
     # A parameter is replaced after the copy; until then a shell of its shape stands there.
-    memo |= {id(tensor): empty(tensor) for tensor in held.values()}
+    memo |= {id(tensor): empty(tensor) for tensor in replaced_tensors.values()}
     hooked.seed(memo)
     small = copied(model, memo)
     for path, item in parameters.items():
@@ -83,7 +83,7 @@ def _copied(
     left |= _kept(model, tensors, old)  # whose copies would be values of before
     if run is None or left:
         return small, left
-    check = CheckRun(model, small, modules, old, held, run, nullcontext)
+    check = CheckRun(model, small, modules, old, replaced_tensors, run, nullcontext)
     left = check.left(gone)
     if check.called:
         raise RankfoldError(
@@ -115,7 +115,7 @@ def _changed(
         prepare(model.get_submodule(owner), items, changes)
     exchange(model, {id(old[path]): module for path, module in modules.items()}, changes)
     hooked.prepare(changes)
-    tensors = _held(model, parameters)
+    replaced_tensors = _tensors_at(model, parameters)
     try:
         changes.make()
     except Exception as error:  # whatever a container of the model raises
@@ -130,7 +130,7 @@ def _changed(
             undone = partial(_taken_back, changes)
             if hooked.overwrites:  # the layers compute with values of what replaces them
                 run = replace(run, outputs=None)
-            check = CheckRun(model, model, modules, old, tensors, run, undone)
+            check = CheckRun(model, model, modules, old, replaced_tensors, run, undone)
             left = check.left(old)
             left |= dict.fromkeys(check.called, "something holds it besides and goes on calling it")
     except BaseException:
@@ -184,10 +184,10 @@ def _kept(
     }
 
 
-def _held(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Parameter]:
+def _tensors_at(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Parameter]:
     """Return the parameters at those of the paths where they are no products of factors."""
     layers = {path: held_at(model, path) for path in paths}
-    return {path: held.tensor for path, held in layers.items() if held is not None}
+    return {path: layer.tensor for path, layer in layers.items() if layer is not None}
 
 
 def _tensors(
@@ -195,7 +195,7 @@ def _tensors(
 ) -> dict[int, str]:
     """Return the paths of layers by the identities of the parameters that are replaced."""
     owners = {identity(t): path for path, layer in layers.items() for t in layer.parameters()}
-    owners |= {identity(tensor): path for path, tensor in _held(model, parameters).items()}
+    owners |= {identity(tensor): path for path, tensor in _tensors_at(model, parameters).items()}
     return owners
 
 

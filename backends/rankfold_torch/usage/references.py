@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from rankfold_torch.layers.low_rank_sequential import NEW
+from rankfold_torch.layers.low_rank_sequential import LIKE
 from rankfold_torch.usage.branches import Condition, Conditions, Scope
 from rankfold_torch.usage.names import (
     BULK,
@@ -40,9 +40,7 @@ Manner: TypeAlias = Literal[
 ]
 Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 # Functions that do not compute with the values: `x.to(weight)` takes a dtype and a device.
-_SEEING = frozenset(
-    ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
-)
+_SEEING = ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
 _KEEPING = ("append", "extend", "update", "add", "insert", "setdefault", "list", "tuple", "set")
 _FUNCTIONAL = ("functional_call", "stack_module_state")
 _KEYWORD = "input"
@@ -285,7 +283,7 @@ def _handed(function: str) -> Manner:
     # PyTorch's names for functions that work in place: `nn.init.normal_`, `clip_grad_norm_`.
     if function.endswith("_") and not function.endswith("__"):
         return "written"
-    if function in _SEEING | NEW:
+    if function in (*_SEEING, *LIKE):
         return "seen"
     # A class, whose instance may keep what it is given.
     constructs = function[:1].isupper()

@@ -149,7 +149,7 @@ def _computes(rest: Route, use: _Use) -> bool:
     while bulk and tail and tail[0] in _ITEMS:
         tail = tail[1:]
     # `weight.data.dtype` and `weight.T.shape` tell what the weight is like, too.
-    while tail and tail[0] in VIEWS and tail[1:]:
+    while tail[1:] and tail[0] in VIEWS:
         tail = tail[1:]
     if tail and (tail[0] in PLAIN | NEW or (bulk and tail[0] == "grad")):
         return False

@@ -4,7 +4,7 @@ A layer can be replaced if nothing but its own `forward` computes with its weigh
 computes what it was read as. To look at the dtype or the shape of a weight does no harm, and a read
 may go by many ways (`parameters()`, `state_dict()`, a helper, `vmap`). So it is not the reads that
 are watched: every operation of the run is, for arguments in the memory of a weight whose layer is
-not running.
+not running. Views and new tensors like a weight read no values either.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def _reads_nothing(func: Any) -> bool:
     schema = getattr(func, "_schema", None)
     if schema is None:  # a higher-order operator
         return False
-    aliases = [result.alias_info for result in schema.returns]
     if schema.name.rpartition("::")[2] in NEW:
         return True
+    aliases = [result.alias_info for result in schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 
 

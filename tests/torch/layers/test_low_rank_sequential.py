@@ -130,6 +130,13 @@ TELLING: dict[str, Callable[[torch.Tensor], object]] = {
     "data": lambda weight: (weight.data.dtype, weight.data.shape, weight.data.requires_grad),
     "detached": lambda weight: (weight.detach().device, weight.detach().requires_grad),
     "transposed": lambda weight: (weight.T.shape, weight.t().requires_grad, len(weight.mT)),
+    "transposed, without gradients": lambda weight: (
+        torch.no_grad()(lambda: weight.T)().requires_grad
+    ),
+    "other bytes": lambda weight: (
+        weight.data.view(torch.int32).dtype,
+        weight.narrow(0, 1, 3).shape,
+    ),
     "reshaped": lambda weight: (weight.view(-1).shape, weight.flatten().unsqueeze(0).shape),
 }
 

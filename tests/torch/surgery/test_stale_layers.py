@@ -365,8 +365,19 @@ class GetsTheName(AsksForTheClass):
         return x
 
 
+class MatchesTheClass(AsksForTheClass):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            match x, layer:
+                case _, nn.Linear() | nn.Bilinear():
+                    x = torch.relu(layer(x))
+                case _:
+                    x = layer(x)
+        return x
+
+
 @pytest.mark.parametrize("traced", [True, False])
-@pytest.mark.parametrize("cls", [AsksForTheName, GetsTheName])
+@pytest.mark.parametrize("cls", [AsksForTheName, GetsTheName, MatchesTheClass])
 def test_a_layer_whose_class_is_told_apart_by_its_name_is_left_alone(
     cls: type[nn.Module], traced: bool
 ) -> None:

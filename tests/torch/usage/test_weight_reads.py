@@ -222,6 +222,59 @@ class Looks(Net):
         return self.b(self.a(x))
 
 
+def dtype_of(layer: nn.Linear) -> torch.dtype:
+    return layer.weight.data.dtype
+
+
+VIEWING: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
+    "data": lambda net, x: net.a(x.to(net.a.weight.data.dtype)),
+    "data in a helper": lambda net, x: net.a(x.to(dtype_of(net.a))),
+    "detached": lambda net, x: net.a(x.to(net.a.weight.detach().device)),
+    "transposed": lambda net, x: net.a(x) * net.a.weight.T.shape[0],
+    "view": lambda net, x: net.a(x) * net.a.weight.view(-1).shape[0],
+    "new": lambda net, x: net.a(x) + net.a.weight.new_ones(SIZE) + net.a.bias.new_tensor(2.0),
+    "like": lambda net, x: net.a(x) + torch.zeros_like(net.a.bias),
+    "asked for": lambda net, x: net.a(x) if net.a.weight.is_contiguous() else x,
+}
+
+
+@pytest.mark.parametrize("traced", [True, False])
+@pytest.mark.parametrize("case", VIEWING)
+def test_what_reads_no_values_keeps_no_layer_from_being_replaced(case: str, traced: bool) -> None:
+    model = Calls(VIEWING[case]).eval()
+    x = torch.randn(3, SIZE)
+    small = rf.compress(model, rf.Ranks("full"), inputs=x if traced else None)
+    assert small.plan["a"].method == "svd"
+    torch.testing.assert_close(small.model(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+class AsksForViews(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.a.weight.data.dtype) * self.a.weight.T.shape[0]
+        x = x + self.a.weight.new_zeros(SIZE) + torch.zeros_like(self.a.bias)
+        return self.a(x) * self.a.weight.stride(1)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_source_that_asks_for_views_alone_is_no_reason(traced: bool) -> None:
+    inputs = torch.randn(3, SIZE) if traced else None
+    assert rf.plan(AsksForViews().eval(), rf.Ranks(2), inputs=inputs)["a"].method == "svd"
+
+
+class Guards(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        match x.shape[-1]:
+            case 12 if self.a.weight.sum() > 0:
+                x = 2 * x
+        return self.b(self.a(x))
+
+
+def test_the_guard_of_a_case_is_read() -> None:
+    plan = rf.plan(Guards().eval(), rf.Ranks(2))
+    assert plan["a"].reason == "its weight is read by Guards.forward"
+    assert plan["b"].method == "svd"
+
+
 class Static(Net):
     @staticmethod
     def part(values: torch.Tensor, count: int) -> torch.Tensor:
