@@ -1,33 +1,47 @@
 """Layers that give the outputs of a model, seen while it runs.
 
-Every operation beneath autograd is noted. A value that a layer gives is marked with that call, and
-the mark goes on to what is computed from that value alone: reshaped, selected, scaled, squashed,
-with biases, constants or inputs of the model added, or beside others in one tensor. Another
-activation or another weight ends it. Marks lie on storages, so that views and changes in place need
-no rules of their own.
+Every operation beneath autograd is noted. A value that a layer gives is marked with that call. The
+mark goes on to what is computed from that value alone: reshaped, selected, normalized, squashed,
+with weights, constants or inputs of the model added or multiplied element by element, or beside
+others in one tensor. Values of several calls that are joined element by element keep the marks of
+all, unless one of the calls has seen what another gave: such are links of a residual chain. Any
+other activation or weight ends a mark. Marks lie on storages, so that views and changes in place
+need no rules of their own.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from rankfold_torch.operation_mode import OperationMode
 
-Marks: TypeAlias = frozenset[tuple[str, int]]
-"""Calls of layers that an activation is computed from; none where these are mixed."""
+
+@dataclass(frozen=True)
+class Activation:
+    """A value computed from the model's inputs and weights.
+
+    Attributes:
+        calls: of layers that it is computed from alone, a bit for each; 0 where these are mixed.
+        ancestors: all calls of layers that it is computed from, a bit for each.
+    """
+
+    calls: int = 0
+    ancestors: int = 0
+
 
 _LEARNED, _GIVEN = "learned", "given"
 """States of other tensors that are no constants: weights of the model, and its inputs."""
-State: TypeAlias = "Marks | str"
-_MIXED: Marks = frozenset()
+State: TypeAlias = "Activation | str"
 
 _JOINING = frozenset(
     [
@@ -49,7 +63,10 @@ _JOINING = frozenset(
     ]
 )
 """Operations whose operands stand beside each other in the result."""
-_ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
+_UNTAGGED = frozenset(["rsub", "complex"])
+"""Operations on elements that PyTorch does not tag as pointwise."""
+_NORMALIZATIONS = ("batch_norm", "group_norm", "layer_norm", "rms_norm")
+"""Parts of the names of operations that scale each channel by a weight."""
 _SELECTING = frozenset(
     [
         "gather",
@@ -82,7 +99,8 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
     def __init__(self, model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self._states: dict[int, tuple[StorageWeakRef, State]] = {}
-        self._calls = itertools.count()
+        self._calls: list[tuple[str, int]] = []  # the layer, and the ancestors of what it gave
+        self._look_ups = 0  # calls that gave rows of a table
         watched = {id(module) for module in layers.values()}
         # A module that contains watched layers (attention, a block that a rule reads) would mark
         # its output again and hide the layer inside that has given it.
@@ -116,11 +134,12 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             operands = operands[:1]
         states = [self._state(tensor) for tensor in operands]
         if any(state is not None for state in states):
+            results = list(_tensors((result,)))
             # A view has the storage of its operand, and with it the mark that lies there already.
             # An operation in place has it, too, but changes what the storage holds.
             views = set() if func._schema.is_mutable else {_key(tensor) for tensor in operands}
-            state = _joined(name, states)
-            for tensor in _tensors((result,)):
+            state = self._joined(func, name, list(zip(operands, states, strict=True)), results)
+            for tensor in results:
                 # Where all operands are constants, no state is noted: most of the tensors of a run.
                 if state is not None and _key(tensor) not in views:
                     self._set(tensor, state)
@@ -128,24 +147,70 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
 
     def mark(self, path: str, output: Any) -> None:
         """Mark the output of a call of a layer."""
-        if path in self._innermost:
-            # By call, not by layer: two calls of a shared layer that are added up are mixed.
-            marks = frozenset({(path, next(self._calls))})
-            for tensor in returned(output):
-                self._set(tensor, marks)
+        if path not in self._innermost:
+            return
+        tensors = list(returned(output))
+        states = [self._state(tensor) for tensor in tensors]
+        call = 1 << len(self._calls)
+        ancestors = _union(state.ancestors for state in states if isinstance(state, Activation))
+        self._calls.append((path, ancestors))
+        if states and all(state == _LEARNED for state in states):
+            self._look_ups |= call
+        for tensor in tensors:
+            self._set(tensor, Activation(call, ancestors | call))
 
     def of(self, output: Any) -> frozenset[str] | None:
         """Return the layers whose output is one of the values that the model returns.
 
-        None where it returns no tensors (lists of numbers, NumPy arrays), which cannot be traced.
+        Where none of these can be traced (lists of numbers, copies that NumPy made), layers whose
+        output no other layer used; None where no layer was called.
         """
         states = [self._state(tensor) for tensor in returned(output)]
-        if not states:
+        activations = [state for state in states if isinstance(state, Activation)]
+        if activations:
+            # One of mixed activations names no layer.
+            calls = _union(activation.calls for activation in activations)
+        elif self._calls:
+            calls = (1 << len(self._calls)) - 1
+            calls &= ~_union(ancestors for _, ancestors in self._calls)
+        else:
             return None
-        # A tensor returned without any mark (of mixed activations) names no layer.
-        return frozenset(
-            path for state in states if isinstance(state, frozenset) for path, _ in state
-        )
+        return frozenset(self._calls[i][0] for i in _bits(calls))
+
+    def _joined(
+        self,
+        func: Any,
+        name: str,
+        operands: Sequence[tuple[torch.Tensor, State | None]],
+        results: Sequence[torch.Tensor],
+    ) -> State | None:
+        """Return the state of what an operation gives."""
+        # Constants have no state and end no mark.
+        kinds = {state for _, state in operands if isinstance(state, str)}
+        activations = [state for _, state in operands if isinstance(state, Activation)]
+        # No activation among the operands: weights with inputs make neither of the two.
+        if not activations:
+            return Activation() if len(kinds) > 1 else next(iter(kinds), None)
+        several = len({activation.calls for activation in activations}) > 1
+        calls = _union(activation.calls for activation in activations)
+        ancestors = _union(activation.ancestors for activation in activations)
+        if name not in _JOINING and (several or _LEARNED in kinds):
+            by_element = torch.Tag.pointwise in func.tags or name in _UNTAGGED
+            apart = (
+                (by_element or any(part in name for part in _NORMALIZATIONS))
+                # A weight that spreads a value over further elements is the factor of a product.
+                and not (_LEARNED in kinds and _spread(operands, results))
+                # One that is mixed; and rows of tables added up or multiplied are features.
+                and not (several and not all(state.calls for state in activations))
+                and not (several and calls & self._look_ups)
+                and not self._in_chain(calls)
+            )
+            calls = calls if apart else 0
+        return Activation(calls, ancestors)
+
+    def _in_chain(self, calls: int) -> bool:
+        """Return whether one of some calls has seen what another of them gave."""
+        return any(self._calls[i][1] & calls for i in _bits(calls))
 
     def _state(self, tensor: torch.Tensor) -> State | None:
         key = _key(tensor)
@@ -156,12 +221,14 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         # The storage is gone and its address may belong to another tensor now.
         if reference is None or reference.expired():  # type: ignore[no-untyped-call]  # same
             return None
-        return state
+        # A number picked from a weight is as a learned scalar.
+        return None if state == _LEARNED and tensor.numel() == 1 else state
 
     def _set(self, tensor: torch.Tensor, state: State) -> None:
         key = _key(tensor)
         if key:  # the weak reference keeps the address from being used again
-            reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+            storage = _with_storage(tensor).untyped_storage()
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
             self._states[key] = reference, state
 
 
@@ -187,28 +254,34 @@ def _children(value: Any) -> Iterable[tuple[str, Any]]:
         return [(str(name), inside) for name, inside in value._asdict().items()]
     if isinstance(value, (list, tuple, set, frozenset)):
         return [("", inside) for inside in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    if isinstance(value, _NO_RECORDS) or not hasattr(value, "__dict__"):
+    if isinstance(value, np.ndarray):
+        return [("", value.base)]  # the tensor with whose memory `Tensor.numpy` made it
+    if isinstance(value, _NO_RECORDS):
         return []
-    return list(vars(value).items())  # a record of the model's own class, a distribution
+    # Attributes and slots of a record of the model's own class, a data class, a distribution.
+    state: Any = object.__getstate__(value)
+    parts = state if isinstance(state, tuple) else (state,)
+    return [item for part in parts if isinstance(part, dict) for item in part.items()]
 
 
-def _joined(name: str, states: Iterable[State | None]) -> State | None:
-    """Return the state of a result, given those of its operands."""
-    # Constants have no state and end no mark.
-    kinds = {state for state in states if state is not None}
-    values = {state for state in kinds if isinstance(state, frozenset)}
-    # No activation among the operands: weights with inputs make neither of the two.
-    if not values:
-        return _MIXED if len(kinds) > 1 else next(iter(kinds), None)
-    if name in _JOINING:
-        return frozenset[tuple[str, int]]().union(*values)
-    # Two activations computed together, or one that a weight multiplies, make a new one. A bias
-    # that is added does not.
-    if len(values) > 1 or (_LEARNED in kinds and name not in _ADDING):
-        return _MIXED
-    return values.pop()
+def _spread(
+    operands: Sequence[tuple[torch.Tensor, State | None]], results: Sequence[torch.Tensor]
+) -> bool:
+    """Return whether a result has more elements than any activation that it is computed from."""
+    sizes = [tensor.numel() for tensor, state in operands if isinstance(state, Activation)]
+    return any(tensor.numel() > max(sizes) for tensor in results)
+
+
+def _union(calls: Iterable[int]) -> int:
+    return reduce(or_, calls, 0)
+
+
+def _bits(number: int) -> Iterator[int]:
+    """Yield the places of the bits of a number."""
+    while number:
+        lowest = number & -number
+        yield lowest.bit_length() - 1
+        number ^= lowest
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -228,6 +301,14 @@ def _below(module: nn.Module) -> Iterator[nn.Module]:
 def _key(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's storage; 0 where it has none."""
     try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse, nested and wrapped tensors
+        return int(_with_storage(tensor).untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # opaque and wrapped tensors
         return 0
+
+
+def _with_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a sparse or ragged tensor, any other tensor itself."""
+    if tensor.layout is torch.strided:
+        return tensor
+    # `values` of a sparse COO tensor that is not coalesced would be a copy.
+    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()

@@ -25,6 +25,10 @@ BOTH: dict[str, Forward] = {
     "a loop that may not run": lambda m, h: jax.lax.while_loop(
         lambda y: y.sum() > 0, lambda y: m.b(h), m.a(h)
     ),
+    "a sum of two": lambda m, h: m.a(h) + m.b(h),
+    "a value and advantages": lambda m, h: m.a(h)[:, :1] + m.b(h) - m.b(h).mean(1, keepdims=True),
+    "a mask": lambda m, h: jax.nn.sigmoid(m.a(h)) * m.b(h),
+    "the mean of a stack": lambda m, h: jnp.stack([m.a(h), m.b(h)]).mean(0),
     "filled in": lambda m, h: jnp.zeros((3, 14)).at[:, :7].set(m.a(h)).at[:, 7:].set(m.b(h)),
 }
 ONE: dict[str, Forward] = {
@@ -45,13 +49,18 @@ ONE: dict[str, Forward] = {
         in_specs=PartitionSpec("d"),
         out_specs=PartitionSpec("d"),
     )(h),
+    "a normalization with weights": lambda m, h: m.norm(m.a(h)),
+    "a gain for each channel": lambda m, h: m.a(h) * m.of("gain"),
+    "a gain picked from several": lambda m, h: m.a(h) * m.of("gain")[1],
+    "two calls averaged": lambda m, h: (m.a(h) + m.a(-h)) / 2,
     "in a branch": lambda m, h: jax.lax.cond(h.sum() > 0, lambda y: y, lambda y: y * 2.0, m.a(h)),
 }
 NONE: dict[str, Forward] = {
-    "a sum of two": lambda m, h: m.a(h) + m.b(h),
-    "a normalization with weights": lambda m, h: m.norm(m.a(h)),
-    "a gain for each channel": lambda m, h: m.a(h) * m.of("gain"),
     "a matrix of the model": lambda m, h: m.a(h) @ m.of("table"),
+    "rows of a matrix of the model": lambda m, h: (m.a(h)[:, :, None] * m.of("table")).sum(1),
+    "a product of two": lambda m, h: m.a(h) @ m.b(h).T,
+    "a link of a residual chain": lambda m, h: (lambda y: y + m.square(nn.relu(y)))(m.a(h)),
+    "a sum with what is mixed": lambda m, h: m.a(h) + (m.b(h) @ m.b(h).T).mean(1)[:, None],
 }
 CASES = [
     *((forward, {"a", "b"}) for forward in BOTH.values()),
@@ -67,7 +76,7 @@ class NNXHeads(nnx.Module):
         rngs = nnx.Rngs(0)
         self.body = nnx.Linear(11, 13, rngs=rngs)
         self.a, self.b = nnx.Linear(13, 7, rngs=rngs), nnx.Linear(13, 7, rngs=rngs)
-        self.norm = nnx.LayerNorm(7, rngs=rngs)
+        self.norm, self.square = nnx.LayerNorm(7, rngs=rngs), nnx.Linear(7, 7, rngs=rngs)
         for name, shape in SHAPES.items():
             setattr(self, name, nnx.Param(jnp.ones(shape)))
         self.given = forward
@@ -83,12 +92,8 @@ class LinenHeads(nn.Module):
     given: Forward
 
     def setup(self) -> None:
-        self.body, self.a, self.b, self.norm = (
-            nn.Dense(13),
-            nn.Dense(7),
-            nn.Dense(7),
-            nn.LayerNorm(),
-        )
+        self.body, self.a, self.b = nn.Dense(13), nn.Dense(7), nn.Dense(7)
+        self.norm, self.square = nn.LayerNorm(), nn.Dense(7)
         self.parameters = {
             name: self.param(name, nn.initializers.ones, shape) for name, shape in SHAPES.items()
         }
