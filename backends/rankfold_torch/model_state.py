@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from rankfold.state.random_states import process_states, set_process_states
 from rankfold.state.restoration import Restored, Shared
 from rankfold_torch.offloading import cuda_devices, in_memory
 from rankfold_torch.operation_mode import OperationMode
@@ -206,19 +207,20 @@ def _put_value(buffer: torch.Tensor, value: torch.Tensor) -> None:
         buffer.copy_(value)
 
 
-def _random_states(devices: Sequence[str]) -> dict[str, torch.Tensor]:
-    return {
+def _random_states(devices: Sequence[str]) -> dict[str, Any]:
+    return process_states() | {
         device: torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state(device)
         for device in devices
     }
 
 
-def _set_random_states(states: Mapping[str, torch.Tensor]) -> None:
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    set_process_states(states)
     for device, state in states.items():
         if device == "cpu":
             torch.set_rng_state(state)
-        else:
+        elif device.startswith("cuda"):
             torch.cuda.set_rng_state(state, device)
 
 
-_randomness: Shared[str, torch.Tensor] = Shared(_set_random_states)
+_randomness: Shared[str, Any] = Shared(_set_random_states)

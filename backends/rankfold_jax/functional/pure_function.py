@@ -13,6 +13,8 @@ from jax.extend.core import ClosedJaxpr
 from rankfold.calibration.losses import failure
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through
+from rankfold.state.random_states import process_states, set_process_states
+from rankfold.state.restoration import Shared
 from rankfold_jax.functional.inputs import Inputs, is_array
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 
@@ -80,7 +82,9 @@ class TracedModel:
 
     def arrays(self, values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         """Return the arrays among the outputs; note what stands around them."""
-        output = self._flow.function(values, self.inputs, arrays)
+        # What the model draws from them as it is traced is a constant, the same in every trace.
+        with _randomness.kept(process_states):
+            output = self._flow.function(values, self.inputs, arrays)
         leaves, self._tree = jax.tree.flatten(output)
         # A jaxpr has arrays alone. Other outputs (None, strings, numbers) are kept here with the
         # tree, in a tuple each, so that an output of None is told from a place of an array.
@@ -104,3 +108,6 @@ class TracedModel:
         rest = iter(arrays)
         leaves = [next(rest) if known is None else known[0] for known in self._leaves]
         return jax.tree.unflatten(self._tree, leaves)
+
+
+_randomness: Shared[str, Any] = Shared(set_process_states)

@@ -31,9 +31,10 @@ _JOINING = frozenset(
     ]
 )
 """The operands stand beside each other in the result."""
+_ADDING = frozenset(["add", "add_any", "sub"])
 _BY_ELEMENT = frozenset(
     [
-        *("add", "add_any", "sub", "mul", "div", "max", "min", "pow", "rem", "atan2", "complex"),
+        *(*_ADDING, "mul", "div", "max", "min", "pow", "rem", "atan2", "complex"),
         *("and", "or", "xor", "eq", "ne", "ge", "gt", "le", "lt", "clamp", "nextafter"),
     ]
 )
@@ -105,12 +106,14 @@ def output_layers(
     states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
     calls = _Calls()
     outputs = calls.walk(closed, states, ())
-    shown = (
-        state.calls
-        for state, name in zip(outputs, names, strict=True)
+    shown = [
+        (var, state.calls)
+        for var, state, name in zip(closed.jaxpr.outvars, outputs, names, strict=True)
         if isinstance(state, Activation) and not any(word in name.lower() for word in _INTERNAL)
-    )
-    return frozenset(calls.seen[i].layer for i in _bits(_union(shown)))
+    ]
+    # A number beside other outputs is a penalty or a statistic.
+    arrays = [bits for var, bits in shown if shape_of(var)] or [bits for _, bits in shown]
+    return frozenset(calls.seen[i].layer for i in _bits(_union(arrays)))
 
 
 @dataclass
@@ -216,8 +219,12 @@ class _Calls:
             uses = [self.seen[i] for i in _bits(calls)]
             apart = (
                 name in _BY_ELEMENT
-                # A weight that spreads a value over further elements is the factor of a product.
-                and not (weights and size > max((use.size for use in uses), default=0))
+                # A factor that spreads a value over further elements is that of a matrix product.
+                and not (
+                    weights
+                    and name not in _ADDING
+                    and size > max((use.size for use in uses), default=0)
+                )
                 # One that is mixed; and rows of tables added up or multiplied are features.
                 and not (several and not all(state.calls for state in activations))
                 and not (several and any(use.looks_up for use in uses))
@@ -229,9 +236,13 @@ class _Calls:
     def _in_chain(self, calls: int) -> bool:
         """Return whether one of some calls has seen what another of them gave.
 
-        That of an earlier turn of its loop does not count.
+        Calls of one layer, which refines its output step by step, are no chain.
         """
-        return any(self.seen[i].ancestors & calls & ~(1 << i) for i in _bits(calls))
+        return any(
+            self.seen[i].layer != self.seen[j].layer
+            for i in _bits(calls)
+            for j in _bits(self.seen[i].ancestors & calls)
+        )
 
 
 def _either(states: Sequence[State]) -> State:

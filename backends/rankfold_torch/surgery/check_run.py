@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ _DIFFERS = (
     "once it is replaced the model computes something else: it asks for the layer's class, for the "
     "number of its parameters or for what it holds"
 )
+_RUNS = 2
+"""Further runs of the original and of the result in which a difference has to be the same."""
 _REPEATS = 10
 """How many times as far as two runs of the original are apart a result may be."""
 
@@ -181,22 +183,42 @@ class CheckRun:
         except RankfoldError as error:
             return {} if self._again() is None else self._failing(error)
         self.called = [path for path in gone if seen.calls[path, False]]
-        counts = {path: seen.calls[path, True] for path in self._new}
-        other = {path: n for path, n in counts.items() if n != self._run.calls[path]}
+        other = self._otherwise(seen)
         apart = _apart(seen, self._run)
         if self.called or not (other or apart > self._allowed):
             return {}
-        again = self._again()
-        if again is None:
+        # Two runs in succession, as what has a state may alternate.
+        again = [self._again() for _ in range(_RUNS)]
+        if not all(again):
             return {}
+        originals = [run for run in again if run is not None]
         left = {
-            path: f"in its place a module would be called {count} times, not {again.calls[path]}"
+            path: f"in its place a module would be called {count} times, not {n}"
             for path, count in other.items()
             # Only where the model itself is consistent from run to run does another count tell.
-            if count != again.calls[path] == self._run.calls[path]
+            for n in [self._run.calls[path]]
+            if all(run.calls[path] == n for run in originals)
         }
-        self._allowed = max(1.0, _REPEATS * _apart(again, self._run))
-        return left if left or apart <= self._allowed else self._blamed()
+        self._allowed = max(1.0, _REPEATS * max(_apart(run, self._run) for run in originals))
+        if not left and apart <= self._allowed:
+            return {}
+        if not self._persists():
+            return {}
+        return left or self._blamed()
+
+    def _otherwise(self, seen: Run) -> dict[str, int]:
+        """Return how often replacements are called where that is not as often as their layers."""
+        counts = {path: seen.calls[path, True] for path in self._new}
+        return {path: n for path, n in counts.items() if n != self._run.calls[path]}
+
+    def _persists(self) -> bool:
+        """Return whether the result differs from the model in every further run, too."""
+        for _ in range(_RUNS):
+            with suppress(RankfoldError):  # which is a difference, too
+                seen = self._seen(self._new)
+                if not self._otherwise(seen) and _apart(seen, self._run) <= self._allowed:
+                    return False
+        return True
 
     def _failing(self, error: RankfoldError) -> dict[str, str]:
         """Return by path why layers must be left alone where the result fails with an error."""
@@ -227,10 +249,13 @@ class CheckRun:
         """
         if "" in self._new:  # nothing surrounds it that could ask for anything
             return {}
-        fault = self._fault(())
-        if fault and self._tensors:
-            return dict.fromkeys(self._tensors, fault)
-        if fault:
+        faults = [self._fault(()) for _ in range(1 + _RUNS)]
+        if all(faults) and self._tensors:
+            return dict.fromkeys(self._tensors, faults[0])
+        # In place that is the model itself, and any fault is one by chance.
+        if any(faults) and (self._result is self._model or not all(faults)):
+            return {}
+        if any(faults):
             raise RankfoldError(
                 "a copy of the model, without any replacement, does not do what the model does; "
                 "pass inplace=True"

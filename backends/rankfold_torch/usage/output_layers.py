@@ -63,6 +63,7 @@ _JOINING = frozenset(
     ]
 )
 """Operations whose operands stand beside each other in the result."""
+_ADDING = frozenset(["add", "add_", "sub", "sub_", "rsub"])
 _UNTAGGED = frozenset(["rsub", "complex"])
 """Operations on elements that PyTorch does not tag as pointwise."""
 _NORMALIZATIONS = ("batch_norm", "group_norm", "layer_norm", "rms_norm")
@@ -165,11 +166,13 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         Where none of these can be traced (lists of numbers, copies that NumPy made), layers whose
         output no other layer used; None where no layer was called.
         """
-        states = [self._state(tensor) for tensor in returned(output)]
-        activations = [state for state in states if isinstance(state, Activation)]
+        states = [(tensor, self._state(tensor)) for tensor in returned(output)]
+        activations = [(t, state) for t, state in states if isinstance(state, Activation)]
         if activations:
+            # A number beside other outputs is a penalty or a statistic.
+            arrays = [(t, state) for t, state in activations if t.ndim] or activations
             # One of mixed activations names no layer.
-            calls = _union(activation.calls for activation in activations)
+            calls = _union(activation.calls for _, activation in arrays)
         elif self._calls:
             calls = (1 << len(self._calls)) - 1
             calls &= ~_union(ancestors for _, ancestors in self._calls)
@@ -198,8 +201,8 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             by_element = torch.Tag.pointwise in func.tags or name in _UNTAGGED
             apart = (
                 (by_element or any(part in name for part in _NORMALIZATIONS))
-                # A weight that spreads a value over further elements is the factor of a product.
-                and not (_LEARNED in kinds and _spread(operands, results))
+                # A factor that spreads a value over further elements is that of a matrix product.
+                and not (_LEARNED in kinds and name not in _ADDING and _spread(operands, results))
                 # One that is mixed; and rows of tables added up or multiplied are features.
                 and not (several and not all(state.calls for state in activations))
                 and not (several and calls & self._look_ups)
@@ -209,8 +212,15 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         return Activation(calls, ancestors)
 
     def _in_chain(self, calls: int) -> bool:
-        """Return whether one of some calls has seen what another of them gave."""
-        return any(self._calls[i][1] & calls for i in _bits(calls))
+        """Return whether one of some calls has seen what another of them gave.
+
+        Calls of one layer, which refines its output step by step, are no chain.
+        """
+        return any(
+            self._calls[i][0] != self._calls[j][0]
+            for i in _bits(calls)
+            for j in _bits(self._calls[i][1] & calls)
+        )
 
     def _state(self, tensor: torch.Tensor) -> State | None:
         key = _key(tensor)
@@ -250,7 +260,7 @@ def _within(value: Any, depth: int, seen: dict[int, Any]) -> Iterator[torch.Tens
 def _children(value: Any) -> Iterable[tuple[str, Any]]:
     if isinstance(value, Mapping):
         return [(str(name), inside) for name, inside in value.items()]
-    if hasattr(value, "_asdict"):  # a named tuple
+    if hasattr(type(value), "_asdict"):  # a named tuple
         return [(str(name), inside) for name, inside in value._asdict().items()]
     if isinstance(value, (list, tuple, set, frozenset)):
         return [("", inside) for inside in value]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from rankfold.console import change, count, printable
+from rankfold.faults import short
 from rankfold.plan.table import Contents, numbered
 from rankfold.report.facts import LayerFacts, PlanFacts
 from rankfold.report.notebook import folded_table
@@ -17,7 +18,7 @@ _ERRORS = ("error", "predicted", "measured")
 
 def contents(plan: PlanFacts) -> Contents:
     """Tabulate a plan: layer, op, method, ranks, parameters, MACs, errors and reason of each."""
-    title = f"Plan by {plan.policy}" if plan.policy else ""
+    title = f"Plan by {short(plan.policy)}" if plan.policy else ""
     reasons = [_remarks(layer) for layer in plan.layers]
     counted = [name for name in ("params", "macs") if name == "params" or plan.macs is not None]
     errors = [name for name in _ERRORS if name == "error" or _any(plan, name)]
@@ -85,7 +86,7 @@ def _meanings(plan: PlanFacts, errors: Sequence[str]) -> str:
 
 def summary(plan: PlanFacts) -> str:
     """Say in a line what a plan does."""
-    text = f"{plan.policy}: " if plan.policy else ""
+    text = f"{short(plan.policy)}: " if plan.policy else ""
     text += f"{len(plan.replaced)} of {len(plan.layers)} layers replaced"
     text += f", parameters {change(plan.model_params)}"
     return text if plan.macs is None else f"{text}, MACs {change(plan.macs)}"

@@ -55,7 +55,9 @@ def test_without_inputs_there_are_no_macs() -> None:
 
 def test_the_table_shows_markup_and_control_characters_as_they_stand() -> None:
     layer = rf.LayerPlan(path="[bold]a\x1b[31m", reason="[/i]\x9b", op="\x07Linear")
-    text = str(rf.Plan(layers=(layer,), policy="Ranks({'[bold]a[/]': 3})\x1b[0m"))
+    plan = rf.Plan(layers=(layer,), policy="Ranks({'[bold]a[/]': 3})\x1b[0m")
+    assert r"3})\x1b[0m: 0 of 1" in repr(plan)
+    text = str(plan)
     for word in (r"[bold]a\x1b[31m", r"[/i]\x9b", r"\x07Linear", r"'[bold]a[/]': 3})\x1b[0m"):
         assert word in text
 

@@ -52,6 +52,9 @@ ONE: dict[str, Forward] = {
     "a normalization with weights": lambda m, h: m.norm(m.a(h)),
     "a gain for each channel": lambda m, h: m.a(h) * m.of("gain"),
     "a gain picked from several": lambda m, h: m.a(h) * m.of("gain")[1],
+    "refined step by step": lambda m, h: (lambda y: y + m.a(h + y.mean()))(m.a(h)),
+    "scores of pairs": lambda m, h: (m.a(h)[:, :, None] + m.of("pairs")).max(1),
+    "beside a penalty": lambda m, h: {"y": m.a(h), "penalty": (m.b(h) ** 2).mean()},
     "two calls averaged": lambda m, h: (m.a(h) + m.a(-h)) / 2,
     "in a branch": lambda m, h: jax.lax.cond(h.sum() > 0, lambda y: y, lambda y: y * 2.0, m.a(h)),
 }
@@ -68,7 +71,7 @@ CASES = [
     *((forward, set()) for forward in NONE.values()),
 ]
 NAMES = [*BOTH, *ONE, *NONE]
-SHAPES = {"gain": (7,), "temperature": (), "table": (7, 5)}
+SHAPES = {"gain": (7,), "temperature": (), "table": (7, 5), "pairs": (7, 7)}
 
 
 class NNXHeads(nnx.Module):

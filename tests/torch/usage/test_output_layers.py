@@ -29,6 +29,7 @@ class Heads(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.5))
         self.conv = nn.Conv1d(1, 3, 2)
         self.table = nn.Parameter(torch.rand(7, 5))
+        self.pairs = nn.Parameter(torch.rand(7, 7))
         self.gains, self.batch_norm = nn.Parameter(torch.rand(3)), nn.BatchNorm1d(7)
         self.square = nn.Linear(7, 7)
         self.given = forward
@@ -66,6 +67,14 @@ class Slots:
 
     def __init__(self, scores: torch.Tensor) -> None:
         self.scores = scores
+
+
+class LooksUp:
+    def __init__(self, scores: torch.Tensor) -> None:
+        vars(self)["values"] = {"scores": scores}
+
+    def __getattr__(self, name: str) -> Any:
+        return vars(self)["values"][name]  # no AttributeError
 
 
 def in_place(m: Any, h: torch.Tensor) -> torch.Tensor:
@@ -106,6 +115,11 @@ ONE: dict[str, Forward] = {
     "a gain for each channel": lambda m, h: m.a(h) * m.gain,
     "a gain picked from several": lambda m, h: m.a(h) * m.gains[1],
     "two calls averaged": lambda m, h: (m.a(h) + m.a(-h)) / 2,
+    "refined step by step": lambda m, h: (lambda y: y + m.a(h + y.mean()))(m.a(h)),
+    "scores of pairs": lambda m, h: (m.a(h)[:, :, None] + m.pairs).amax(1),
+    "beside a penalty": lambda m, h: {"y": m.a(h), "penalty": m.b(h).square().mean()},
+    "a loss alone": lambda m, h: functional.cross_entropy(m.a(h), torch.zeros(3).long()),
+    "an object that looks up": lambda m, h: LooksUp(m.a(h)),
     "slots": lambda m, h: Slots(m.a(h)),
     "a list of numbers": lambda m, h: m.a(h).tolist(),
     "a NumPy array": lambda m, h: m.a(h).detach().numpy(),
