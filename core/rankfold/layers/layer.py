@@ -261,7 +261,8 @@ class Layer:
         view = object.__new__(Layer)
         vars(view).update(vars(self))  # copy.copy() would make what travels to another process
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
-        view._priced, view._timed, view.refusals = {}, {}, dict(self.refusals)
+        view._priced, view._timed = {}, {}
+        view.refusals = {n: why for n, why in self.refusals.items() if n == method}
         return view
 
     def set_op(self, op: Op) -> None:
