@@ -5,17 +5,21 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from rankfold.console import some
 from rankfold.errors import RankfoldError
+from rankfold.faults import let_through
 from rankfold.linalg import Array
 from rankfold.storage.safetensors_header import Entry, Header
 
@@ -129,29 +133,77 @@ def read_state(file: Path, key: str | None = None) -> State:
         RankfoldError: there is no such key, or it cannot be read without running what it holds,
             or holds no dict of dense tensors.
     """
+    archived = _check_archive(file)
+    try:
+        return _state(file, _loaded(file, archived), key)
+    except UnpicklingError as error:
+        pickled = _GLOBAL.search(str(error))
+        if pickled and archived:
+            # Trainers put hyperparameters beside the state, objects of any class.
+            with suppress(RankfoldError, UnpicklingError):
+                return _state(file, _loaded(file, archived, stand_in=True), key)
+        if pickled:  # a page of advice to run what the file holds, in torch's words
+            why = f"it holds {pickled[1]}, a pickled object whose code is not run"
+            raise RankfoldError(f"{str(file)!r} cannot be read: {why}; {_REMEDY}") from None
+        raise RankfoldError(
+            f"{str(file)!r} cannot be read: {error}; where it holds more than tensors, {_REMEDY}"
+        ) from None
+
+
+class _StandIn:
+    """Takes the place of an object whose class is not looked up, and keeps nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def __setitem__(self, _: object, __: object) -> None:
+        pass
+
+
+def _stand_ins(file: Path) -> list[Any]:
+    """Return pairs of what stands in for a function or class that torch does not know, and it."""
+    names = get_unsafe_globals_in_checkpoint(file)
+    # A class each: torch wants to tell them apart.
+    return [(type("StandIn", (_StandIn,), {}), name) for name in names]
+
+
+def _loaded(file: Path, archived: bool, stand_in: bool = False) -> Any:
+    """Return what a file holds, mapped where its kind allows that.
+
+    Args:
+        file: to read.
+        archived: whether it is a zip archive.
+        stand_in: whether to leave out objects of classes that torch does not know.
+
+    Raises:
+        UnpicklingError: for whatever torch raises.
+    """
     # `weights_only` admits tensors and plain containers and runs no constructor of the file's. It
     # does not bound memory, so the archive is checked before. Mapping is tried first: a mapped file
     # takes memory only for the tensors that are read. Old formats cannot be mapped.
-    archived = _check_archive(file)
-    loaded: Any = None
-    # The second try, without mapping, is for archives that torch cannot map; its error is the one
-    # that is told.
+    error: Exception | None = None
     for mapped in (True, False) if archived else (False,):
         try:
-            with warnings.catch_warnings():
+            stand_ins = _stand_ins(file) if stand_in else []
+            with warnings.catch_warnings(), safe_globals(stand_ins):
                 warnings.simplefilter("ignore")  # what is outdated in a file is no news to a user
-                loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-            break
-        except Exception as error:  # torch.load raises whatever the unpickler raises
-            if not mapped:
-                pickled = _GLOBAL.search(str(error))
-                if pickled:  # a page of advice to run what the file holds, in torch's words
-                    why = f"it holds {pickled[1]}, a pickled object whose code is not run"
-                    raise RankfoldError(f"{str(file)!r} cannot be read: {why}; {_REMEDY}") from None
-                raise RankfoldError(
-                    f"{str(file)!r} cannot be read: {error}; where it holds more than tensors, "
-                    f"{_REMEDY}"
-                ) from None
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        # torch.load raises whatever the unpickler raises. The second try, without mapping, is for
+        # archives that torch cannot map; its error is the one that is told.
+        except Exception as raised:
+            let_through(raised)
+            error = raised
+    raise UnpicklingError(str(error)) from error
+
+
+def _state(file: Path, loaded: Any, key: str | None) -> State:
+    """Return the state of the model among what a file holds; see `read_state`."""
     keys: list[str] = []
     others: list[object] = []
     for part in () if key is None else _parts(file, loaded, key):

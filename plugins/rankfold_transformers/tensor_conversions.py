@@ -57,12 +57,12 @@ def conversions_of(
             for name, _ in sources
         }
         try:
-            made = carry_out(shapes)
+            results = carry_out(shapes)
         # A converter may look at values, or at a model that holds some.
         except Exception:
             continue
-        if _is_final(names, made):
-            targets = {name: (kind, tuple(tensor.shape)) for name, tensor in made.items()}
+        if _is_final(names, results):
+            targets = {name: (kind, tuple(tensor.shape)) for name, tensor in results.items()}
             yield Conversion(
                 tuple(name for name, _ in sources), targets, partial(_converted, carry_out, kind)
             )

@@ -1,9 +1,11 @@
 """State dicts in .pt files: nothing that they hold is run, and what is none is refused."""
 
+import argparse
 import os
 import pickle
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +130,19 @@ def test_a_name_that_promises_safetensors_leads_to_no_pickle(tmp_path: Path) -> 
     refused(tmp_path / "x.ckpt", r"nor a file of torch.save\(\)")
 
 
+HYPERPARAMETERS = {
+    "options": argparse.Namespace(rate=0.1),
+    "optimizer": partial(torch.optim.Adam, lr=0.1),
+    "folder": Path("runs"),
+    "activation": nn.functional.relu,
+    "seed": np.random.default_rng(0),
+}
 CONTAINERS = {
+    "beside objects of other classes": lambda state: {
+        "state_dict": state,
+        "hyper_parameters": HYPERPARAMETERS,
+        "mean": HYPERPARAMETERS["options"],
+    },
     "of a trainer": lambda state: {"state_dict": state, "epoch": torch.tensor(3)},
     "with an optimizer": lambda state: {
         "model": state,

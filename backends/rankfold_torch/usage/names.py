@@ -54,6 +54,10 @@ def routes(node: ast.AST, names: Names) -> frozenset[Route]:
         # `a or b` is one of the two. Routes are an overestimate: a route too many costs a layer a
         # refusal, one too few its correctness.
         return frozenset[Route]().union(*(routes(value, names) for value in node.values))
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.GeneratorExp, ast.DictComp)):
+        # What holds all items of something is followed as that is.
+        item = node.value if isinstance(node, ast.DictComp) else node.elt
+        return frozenset(route[:-1] for route in routes(item, names) if route[-1:] == (ANY,))
     return of_call(node, names) if isinstance(node, ast.Call) else frozenset()
 
 

@@ -42,6 +42,7 @@ Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 # Functions that do not compute with the values: `x.to(weight)` takes a dtype and a device.
 _SEEING = ("len", "id", "print", "repr", "str", "hasattr", "callable", "bool", "to", "type_as")
 _KEEPING = ("append", "extend", "update", "add", "insert", "setdefault", "list", "tuple", "set")
+_FILLING = ("update", "setdefault", "__setitem__", "__ior__")
 _FUNCTIONAL = ("functional_call", "stack_module_state")
 _KEYWORD = "input"
 
@@ -236,7 +237,8 @@ class _Reader:
                 self._emit(joined(routes(model, self._bindings.names), BULK), "used", branch)
             arguments = arguments[1:]
         elif plain and name in ("isinstance", "issubclass", "type") and node.args:
-            self._emit(routes(node.args[0], self._bindings.names), "asked", branch)
+            asked = routes(node.args[0], self._bindings.names)
+            self._emit(joined(asked, "__class__") if name == "type" else asked, "asked", branch)
             self._inside(node.args[0], branch)
             arguments = []
         else:
@@ -245,6 +247,10 @@ class _Reader:
             self._emit(
                 routes(node.func, self._bindings.names), "extended" if several else "called", branch
             )
+            if name in _FILLING and isinstance(node.func, ast.Attribute):
+                owners = routes(node.func.value, self._bindings.names)
+                attributes = [route for route in owners if route[-1:] == ("__dict__",)]
+                self._emit(attributes, "set", branch)
         for argument in arguments:
             self._expression(argument, _handed(name), branch)
         self._inside(node.func, branch)

@@ -125,6 +125,8 @@ def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: b
         if _computes(rest, use):
             name = "weight" if rest[0] == BULK else rest[0]
             what = f"its {name} is {'set' if manner == 'set' else 'read'}"
+        elif use.running and rest[-1] == "__class__":
+            what = f"the class of its {rest[0]} is asked for"
     # Any other attribute counts in what forward does alone: elsewhere one that is missing is an
     # error, not a wrong result.
     elif use.running:
@@ -132,7 +134,9 @@ def _harm(layer: nn.Module, rest: Route, use: _Use, module: nn.Module, traced: b
         if rest[0] in _NAMING:
             what = "its class is asked for"
         elif manner == "set":
-            what = f"its {rest[0]} is set" if rest[0] in CONSTANTS and not rest[1:] else None
+            any_of_them = rest[0] == "__dict__"
+            if (any_of_them or rest[0] in CONSTANTS) and not rest[1:]:
+                what = f"its {'attributes are' if any_of_them else f'{rest[0]} is'} set"
         elif hasattr(layer, rest[0]) and rest[0] not in _SEQUENTIAL | carried(layer).keys():
             what = f"its {rest[0]} is read"
     if what is None or not reachable(branch, module):

@@ -32,16 +32,16 @@ def call_text(selection: Selection, settings: Settings, *, refit: bool = True) -
         settings: how layers are decomposed.
         refit: whether layers are refitted where there is calibration data.
     """
-    given: dict[str, object] = {}
+    options: dict[str, object] = {}
     if (methods := _methods(selection, settings)) is not None:
-        given["methods"] = methods
+        options["methods"] = methods
     for name in ("include", "exclude"):
         patterns = listed(getattr(selection, name) or ())
         if patterns:
-            given[name] = patterns[0] if len(patterns) == 1 else patterns
+            options[name] = patterns[0] if len(patterns) == 1 else patterns
     arguments = [
         _policy(selection.policy),
-        *(f"{n}={shown(v, _LONGEST)}" for n, v in given.items()),
+        *(f"{n}={shown(v, _LONGEST)}" for n, v in options.items()),
     ]
     if selection.overrides:
         arguments.append(f"overrides={_overrides(selection.overrides)}")

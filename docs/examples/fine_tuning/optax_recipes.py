@@ -40,18 +40,18 @@ class Network(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Logits (batch, 10) of images (batch, 8, 8, 1)."""
-        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = nnx.relu(norm(conv(x)))
-            if place == 1:
+            if i == 1:
                 x = nnx.max_pool(x, (2, 2), strides=(2, 2))
         return self.head(x.mean((1, 2)))
 
 
 def digits() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Images and labels to train on, and to test on."""
-    found = load_digits()
-    images = jnp.asarray(found.images[..., None] / 16, jnp.float32)
-    labels = jnp.asarray(found.target)
+    data = load_digits()
+    images = jnp.asarray(data.images[..., None] / 16, jnp.float32)
+    labels = jnp.asarray(data.target)
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[449:], order[:449]
     return images[train], labels[train], images[test], labels[test]
@@ -62,7 +62,8 @@ TRAIN_X, TRAIN_Y, TEST_X, TEST_Y = digits()
 
 def labelled(model: nnx.Module, x: jax.Array, y: jax.Array) -> jax.Array:
     """Cross-entropy with the labels."""
-    return optax.softmax_cross_entropy_with_integer_labels(model(x), y).mean()
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(model(x), y)
+    return losses.mean()
 
 
 def distilled(teacher: nnx.Module) -> Loss:
@@ -73,10 +74,10 @@ def distilled(teacher: nnx.Module) -> Loss:
         original = nnx.merge(graph, state)
         original.eval()
         scores = model(x)
-        soft = optax.kl_divergence(
+        soft: jax.Array = optax.kl_divergence(
             jax.nn.log_softmax(scores / TEMPERATURE), jax.nn.softmax(original(x) / TEMPERATURE)
         ).mean()
-        hard = optax.softmax_cross_entropy_with_integer_labels(scores, y).mean()
+        hard: jax.Array = optax.softmax_cross_entropy_with_integer_labels(scores, y).mean()
         return 0.5 * hard + 0.5 * TEMPERATURE**2 * soft
 
     return loss
@@ -101,8 +102,8 @@ def grouped(small: rf.Compressed, steps: int) -> optax.GradientTransformation:
         return "others" if factor is None else "factors"
 
     rates = {"factors": RATE, "others": 0.3 * RATE}
-    made = {name: optax.adam(schedule(rate, steps)) for name, rate in rates.items()}
-    return optax.multi_transform(made, lambda params: jax.tree.map_with_path(label, params))
+    rules = {name: optax.adam(schedule(rate, steps)) for name, rate in rates.items()}
+    return optax.multi_transform(rules, lambda params: jax.tree.map_with_path(label, params))
 
 
 def train(
@@ -112,7 +113,9 @@ def train(
     optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
 
     @nnx.jit
-    def step(model: nnx.Module, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> None:
+    def step(
+        model: nnx.Module, optimizer: nnx.Optimizer[nnx.Module], x: jax.Array, y: jax.Array
+    ) -> None:
         grads = nnx.grad(loss)(model, x, y)
         optimizer.update(model, grads)
 
@@ -139,9 +142,9 @@ def recipes(seed: int, steps: int) -> dict[str, float]:
     """Test errors of the original, and of the compressed model after each recipe."""
     model = Network(seed)
     train(model, labelled, 5 * steps, alike(5 * steps), seed)
-    found = {"original": error(model)}
+    errors = {"original": error(model)}
     small = compress(model, SHARE)
-    found["compressed"] = error(small.model)
+    errors["compressed"] = error(small.model)
     soft = distilled(model)
     for name, loss, rule in (
         ("labels", labelled, alike(steps)),
@@ -151,18 +154,18 @@ def recipes(seed: int, steps: int) -> dict[str, float]:
     ):
         tuned = nnx.clone(small.model)
         train(tuned, loss, steps, rule, seed)
-        found[name] = error(tuned)
+        errors[name] = error(tuned)
     first = compress(model, 2 * SHARE)
     train(first.model, labelled, steps // 2, alike(steps // 2), seed)
     second = compress(first.expanded(model), SHARE)
     rest = steps - steps // 2
     train(second.model, labelled, rest, alike(rest), seed)
-    found["labels, in two steps"] = error(second.model)
+    errors["labels, in two steps"] = error(second.model)
     informed = compress(model, SHARE, [TRAIN_X[i : i + 64] for i in range(0, 256, 64)])
-    found["compressed with data"] = error(informed.model)
+    errors["compressed with data"] = error(informed.model)
     train(informed.model, labelled, steps, alike(steps), seed)
-    found["compressed with data, labels"] = error(informed.model)
-    return found
+    errors["compressed with data, labels"] = error(informed.model)
+    return errors
 
 
 def main() -> None:
@@ -171,10 +174,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    found = [recipes(seed, options.steps) for seed in range(options.seeds)]
+    errors = [recipes(seed, options.steps) for seed in range(options.seeds)]
     print(f"test error in per cent, mean and standard deviation over {options.seeds} seeds")
-    for name in found[0]:
-        values = [one[name] for one in found]
+    for name in errors[0]:
+        values = [draw[name] for draw in errors]
         print(f"{name:32} {np.mean(values):5.2f} ± {np.std(values):.2f}")
 
 

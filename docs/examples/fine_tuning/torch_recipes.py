@@ -29,9 +29,9 @@ Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 
 def digits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Images and labels to train on, and to test on."""
-    found = load_digits()
-    images = torch.from_numpy((found.images[:, None] / 16).astype(np.float32))
-    labels = torch.from_numpy(found.target)
+    data = load_digits()
+    images = torch.from_numpy((data.images[:, None] / 16).astype(np.float32))
+    labels = torch.from_numpy(data.target)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, test = order[449:], order[:449]
     return images[train], labels[train], images[test], labels[test]
@@ -73,7 +73,8 @@ def distilled(teacher: nn.Module) -> Loss:
 
 def groups(small: rf.Compressed) -> Groups:
     """The factors with the full learning rate and no weight decay; the rest slowly."""
-    factors, others = [], []
+    factors: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in small.model.named_parameters():
         (factors if small.plan.layer_of(name) is not None else others).append(parameter)
     return [
@@ -84,8 +85,8 @@ def groups(small: rf.Compressed) -> Groups:
 
 def train(model: nn.Module, loss: Loss, steps: int, parameters: Groups | None, seed: int) -> None:
     """AdamW with a one-cycle learning rate, in place."""
-    given = [{"params": list(model.parameters())}] if parameters is None else list(parameters)
-    optimizer = torch.optim.AdamW(given, lr=RATE, weight_decay=0.02)
+    trained = [{"params": list(model.parameters())}] if parameters is None else list(parameters)
+    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.02)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
@@ -115,9 +116,9 @@ def recipes(seed: int, steps: int) -> dict[str, float]:
     torch.manual_seed(seed)
     model = network()
     train(model, labelled, 5 * steps, None, seed)
-    found = {"original": error(model)}
+    errors = {"original": error(model)}
     small = compress(model, SHARE)
-    found["compressed"] = error(small.model)
+    errors["compressed"] = error(small.model)
     soft = distilled(model)
     for name, loss, grouped in (
         ("labels", labelled, False),
@@ -127,17 +128,17 @@ def recipes(seed: int, steps: int) -> dict[str, float]:
     ):
         tuned = copy.deepcopy(small)
         train(tuned.model, loss, steps, groups(tuned) if grouped else None, seed)
-        found[name] = error(tuned.model)
+        errors[name] = error(tuned.model)
     first = compress(model, 2 * SHARE)
     train(first.model, labelled, steps // 2, None, seed)
     second = compress(first.expanded(model), SHARE)
     train(second.model, labelled, steps - steps // 2, None, seed)
-    found["labels, in two steps"] = error(second.model)
+    errors["labels, in two steps"] = error(second.model)
     informed = compress(model, SHARE, TRAIN_X[:256].split(64))
-    found["compressed with data"] = error(informed.model)
+    errors["compressed with data"] = error(informed.model)
     train(informed.model, labelled, steps, None, seed)
-    found["compressed with data, labels"] = error(informed.model)
-    return found
+    errors["compressed with data, labels"] = error(informed.model)
+    return errors
 
 
 def main() -> None:
@@ -146,10 +147,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS)
     options = parser.parse_args()
-    found = [recipes(seed, options.steps) for seed in range(options.seeds)]
+    errors = [recipes(seed, options.steps) for seed in range(options.seeds)]
     print(f"test error in per cent, mean and standard deviation over {options.seeds} seeds")
-    for name in found[0]:
-        values = [one[name] for one in found]
+    for name in errors[0]:
+        values = [draw[name] for draw in errors]
         print(f"{name:32} {np.mean(values):5.2f} ± {np.std(values):.2f}")
 
 

@@ -10,5 +10,5 @@ from rankfold.testing.suite import AdapterSuite
 
 class TestNumpyBackend(AdapterSuite):
     @pytest.fixture
-    def harness(self):
+    def harness(self) -> NumpyHarness:
         return NumpyHarness()
