@@ -48,6 +48,8 @@ _DEPTH = 3  # keys deep: {"model": {"state_dict": {...}}} and a level to spare
 _ARCHIVE = b"PK\x03\x04"
 # The pickle has names and shapes alone, some hundred bytes a tensor: room for above 10^5 tensors.
 _MOST_PICKLE = 256 * 2**20
+# What torch.jit.save and torch.export.save write and torch.save does not.
+_SCRIPTED = ("/constants.pkl", "/models/model.json")
 _GLOBAL = re.compile(r"GLOBAL (\S{1,200})")
 _REMEDY = (
     "load it with torch where you trust it and save its state dict alone: "
@@ -235,6 +237,11 @@ def _check_archive(file: Path) -> bool:
         size = file.stat().st_size
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    if any(part.filename.endswith(_SCRIPTED) for part in parts):
+        raise RankfoldError(
+            f"{str(file)!r} is a program of TorchScript or torch.export, which is not run; "
+            f"{_REMEDY}"
+        )
     for part in parts:
         # The directory of the archive says both sizes, and may lie. Equal sizes of uncompressed
         # parts whose sum is within the size of the file leave no room for an archive bomb; parts

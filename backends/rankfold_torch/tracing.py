@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from rankfold.adapters.base import Trace
+from rankfold.calibration.input_mistakes import told_of
 from rankfold.errors import RankfoldError
-from rankfold.faults import let_through, told
+from rankfold.faults import let_through
 from rankfold.ops import Extent
 from rankfold.state.restoration import settled
 from rankfold_torch.layers.stock import CONVS, TRANSPOSED
@@ -21,6 +22,9 @@ from rankfold_torch.model_state import parameters_kept, unchanged
 from rankfold_torch.temporary_changes import Hook, dispatched, hooked
 from rankfold_torch.usage.output_layers import OutputLayers
 from rankfold_torch.usage.weight_reads import WeightUses
+
+TENSORS = "torch.from_numpy(array)"
+"""What errors say to give in place of an array of NumPy."""
 
 
 @settled
@@ -69,7 +73,8 @@ def trace(
         except Exception as error:  # whatever the model raises on these inputs
             let_through(error)
             raise RankfoldError(
-                f"inputs: the model fails on them with {told(error)}{_hint(model, inputs)}"
+                "inputs: the model fails on them with "
+                f"{told_of(error, inputs, TENSORS)}{_hint(model, inputs)}"
             ) from error
         keep(output)
     return Trace(

@@ -149,8 +149,9 @@ def _in_log(what: str, total: int) -> Iterator[Advance]:
             _Pace.last = now
             left = _clock((now - begun) / started * (total - started))
             share = started / max(1, total)
-            _LOG.info("%s %d/%d (%.0f %%), %s left: %s", what, started, total, 100 * share, left,
-                      printable(item))  # fmt: skip
+            name = f": {printable(item)}" if item else ""
+            _LOG.info("%s %d/%d (%.0f %%), %s left%s", what, started, total, 100 * share, left,
+                      name)  # fmt: skip
         started += 1
 
     yield advance

@@ -148,6 +148,16 @@ def test_a_log_has_a_line_every_few_seconds(
     ]
 
 
+def test_a_line_of_steps_without_names_ends_with_the_time_left(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "rankfold"), progress("training", 4) as advance:
+        for _ in range(4):
+            advance("")
+            seconds[0] += 4.0
+    assert caplog.messages == ["training 2/4 (50 %), 0:00:08 left"]
+
+
 def test_a_bar_within_another_does_not_double_the_lines(
     seconds: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:

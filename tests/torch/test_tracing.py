@@ -67,6 +67,20 @@ def test_inputs_that_the_model_fails_on_are_an_error(inputs: Any) -> None:
         rf.plan(Two(), rf.Ranks(2), inputs=inputs)
 
 
+def test_inputs_of_other_kinds_are_named_with_what_to_give() -> None:
+    loader = torch.utils.data.DataLoader([(A, B)])
+    for inputs, hint in (
+        ((3, 11), r"\(3, 11\) looks like a shape"),
+        ((A.numpy(), B), r"give torch\.from_numpy\(array\)"),
+        (loader, "a DataLoader is among them"),
+    ):
+        with pytest.raises(rf.RankfoldError, match=hint):
+            rf.plan(Two(), rf.Ranks(2), inputs=inputs)
+    labelled = [(torch.randn(4, 11), torch.zeros(4))]
+    with pytest.raises(rf.RankfoldError, match="all of its 2 items are taken as arguments"):
+        rf.plan(nn.Linear(11, 7), rf.Ranks(2), calibration=labelled)
+
+
 def test_the_error_names_the_cause() -> None:
     with pytest.raises(rf.RankfoldError, match=r"TypeError.*unexpected keyword argument 'c'"):
         rf.plan(Two(), rf.Ranks(2), inputs={"a": A, "c": B})

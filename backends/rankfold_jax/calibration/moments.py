@@ -241,7 +241,7 @@ class _Pass:
                     "it as lax.scan or with a fixed number of turns, or compress without "
                     "calibration="
                 ) from error
-            raise failure(index, error) from error
+            raise failure(index, error, batch.arguments) from error
         return sums
 
     def _gathered(self, values: Any, arrays: Any, batch: Any, matrices: Any, key: jax.Array) -> Any:

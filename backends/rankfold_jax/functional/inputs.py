@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rankfold.calibration.batches import examples
+from rankfold.calibration.input_mistakes import told_of
 from rankfold.errors import RankfoldError
-from rankfold.faults import told
 
 
 class Inputs:
@@ -63,6 +63,12 @@ class Inputs:
         return args, kwargs
 
     @property
+    def arguments(self) -> Any:
+        """Positional arguments, or those by their names, as they were passed."""
+        args, kwargs = self.whole(self.arrays)
+        return kwargs or args
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         """Value that is equal for inputs that one trace serves."""
         # A Python number counts as static: another value may take another branch.
@@ -72,9 +78,9 @@ class Inputs:
         return self._tree, tuple(self._places), shapes, rest
 
 
-def failed(error: Exception) -> RankfoldError:
+def failed(error: Exception, inputs: Inputs) -> RankfoldError:
     """Return the error for a model that fails on its example inputs."""
-    return RankfoldError(f"inputs: the model fails on them with {told(error)}")
+    return RankfoldError(f"inputs: the model fails on them with {told_of(error, inputs.arguments)}")
 
 
 def is_array(value: Any) -> bool:

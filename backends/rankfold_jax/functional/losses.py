@@ -151,7 +151,7 @@ def outputs_of(flow: PureModel, calibration: Calibration) -> list[Any]:
             outputs = program.rebuilt(program.compiled(flow.values, arrays))
         except Exception as error:  # whatever the model raises on these inputs
             let_through(error)
-            raise losses.failure(index, error) from error
+            raise losses.failure(index, error, calibration.inputs[index]) from error
         every.append(outputs)
     return every
 

@@ -57,7 +57,7 @@ class PureModel:
                     raise
                 except Exception as error:  # whatever the model raises on these inputs
                     let_through(error)
-                    raise failure(index, error) from error
+                    raise failure(index, error, batch) from error
                 known.append(program)
             programs.append((program, whole.arrays))
         return programs

@@ -122,7 +122,7 @@ class Recording:
             closed = copy_context().run(traced)
         except Exception as error:  # whatever the model raises on these inputs
             let_through(error)
-            raise failed(error) from error
+            raise failed(error, self.inputs) from error
         self.dataflow = jaxprs.find(closed, labels)
         # A matrix has its path for an owner, whether a known layer or not, so that what is
         # multiplied by it is counted.

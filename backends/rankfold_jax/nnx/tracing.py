@@ -166,7 +166,7 @@ def _traced(copy: nnx.Module, inputs: Inputs, watch: Watch) -> tuple[ClosedJaxpr
         closed = copy_context().run(run)
     except Exception as error:  # whatever the model raises on these inputs
         let_through(error)
-        raise failed(error) from error
+        raise failed(error, inputs) from error
     # a Variable that holds several arrays stands for each of them
     return closed, [value for _, value in nnx.to_flat_state(state) for _ in jax.tree.leaves(value)]
 

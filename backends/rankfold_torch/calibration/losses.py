@@ -192,7 +192,7 @@ def outputs_of(model: nn.Module, inputs: Any, index: int) -> Any:
         return evaluated(model, inputs)
     except Exception as error:  # whatever the model raises on these inputs
         let_through(error)
-        raise losses.failure(index, error) from error
+        raise losses.failure(index, error, inputs, tracing.TENSORS) from error
 
 
 def evaluated(model: nn.Module, inputs: Any) -> Any:

@@ -312,7 +312,7 @@ def _batch(
         raise
     except Exception as error:  # whatever the model raises on these inputs
         let_through(error)
-        raise failure(index, error) from error
+        raise failure(index, error, inputs, tracing.TENSORS) from error
     finally:
         gathering.forward = False
     count = examples(inputs)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.input_mistakes import taken_as_arguments, told_of
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
 from rankfold.linalg import Array
@@ -85,9 +86,19 @@ def loss_of(calibration: Calibration, index: int, outputs: Any, batch: Any) -> A
         ) from error
 
 
-def failure(index: int, error: BaseException) -> RankfoldError:
-    """Return the error for a model that fails on a batch."""
-    return RankfoldError(f"calibration: the model fails on batch {index} with {told(error)}")
+def failure(index: int, error: BaseException, inputs: Any = (), arrays: str = "") -> RankfoldError:
+    """Return the error for a model that fails on a batch.
+
+    Args:
+        index: of the batch.
+        error: what the model raised.
+        inputs: what it was called with; nothing is said of them where none are passed.
+        arrays: how arrays of NumPy become such as the framework takes; "" where it takes them.
+    """
+    return RankfoldError(
+        f"calibration: the model fails on batch {index} with {told_of(error, inputs, arrays)}"
+        f"{taken_as_arguments(inputs)}"
+    )
 
 
 def fails_in_training(count: int, error: BaseException) -> RankfoldError:

@@ -81,12 +81,14 @@ class Metric:
             grads, worth = _without_unit(grads)
             shrinkage = oas_shrinkage(grads, samples)
             self._grads = _regular(shrunken(_precise(grads, shrinkage), shrinkage))
-            # Any L with L Lᵀ = G serves in place of the symmetric root: what is weighted by it is
-            # rotated alike everywhere. A Cholesky factor costs a thirtieth of an
-            # eigendecomposition.
+            # Any L with L Lᵀ = G serves as the symmetric root does: all that it weights is rotated
+            # alike. A Cholesky factor costs a thirtieth of an eigendecomposition.
             diagonal = self._grads.ndim == 2
             root = linalg.namespace(grads).sqrt if diagonal else linalg.cholesky
-            self._root = root(self._grads)
+            try:
+                self._root = root(self._grads)
+            except np.linalg.LinAlgError:  # sums near the least number of their type are rough
+                raise Refused("the moments of its gradients vanish in their type") from None
             self.unit *= worth
 
     def with_inputs(self, inputs: Array, mean: Array | None) -> Metric:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from rankfold.checkpoints.reader import Checkpoint
 from rankfold.cli.options import DEFAULT_POLICY, Recipe
 from rankfold.cli.recipes import policy_of
 from rankfold.cli.results import print_json, print_table
+from rankfold.console import printable
 from rankfold.decompose.base import Decomposition
 from rankfold.decompose.evbmf import from_squares
-from rankfold.errors import RankfoldError, Refused
+from rankfold.errors import Infeasible, RankfoldError, Refused
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings
@@ -28,6 +29,10 @@ from rankfold.storage.model_files import file_kind, known_kind, read_model
 
 _SHARE = 0.9
 _KERNELS = (3, 4, 5)
+_WORD = 8
+"""The most letters of a reason in a cell; a longer one is a number, and stands below the table."""
+_REASONS = 6
+"""The most of them that stand there."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,18 @@ class _Saving:
     Attributes:
         ranks: that it gets.
         share: of the parameters that is left; None where it is not decomposed.
-        reason: why not, in a word.
+        reason: why not.
     """
 
     ranks: tuple[int, ...] = ()
     share: float | None = None
     reason: str = ""
+
+    @property
+    def word(self) -> str:
+        """The reason in a word, "rank 0" or "grew" for instance; "" where it has none."""
+        word = self.reason.split(":")[0]
+        return word if len(word) <= _WORD and word not in registry().decompositions else ""
 
 
 def run(recipe: Recipe, *, as_json: bool = False) -> None:
@@ -107,10 +118,33 @@ def run(recipe: Recipe, *, as_json: bool = False) -> None:
     title = f"{checkpoint.name}: parameters left by {recipe.policy or DEFAULT_POLICY}"
     totals = (
         f"{len(rows)} tensors; {len(ops) - len(rows)} others are neither matrices nor kernels. "
-        "Ranks of a kernel are (output, input); in brackets the share of the parameters that is "
-        "left; rank 0: no structure above the noise."
+        "Ranks of a kernel are (output, input); percentages are the share of the parameters that "
+        "is left; rank 0: no structure above the noise."
     )
-    print_table(_table(title, rows, names, "\n".join((totals, *notes))))
+    rows, reasons = _numbered(rows)
+    print_table(_table(title, rows, names, "\n".join((*reasons, totals, *notes))))
+
+
+def _numbered(rows: Sequence[_Row]) -> tuple[list[_Row], list[str]]:
+    """Return rows with a number in place of each reason of a method that is no mere word."""
+    reasons = {
+        saving.reason: None
+        for row in rows
+        for saving in row.methods.values()
+        if saving.reason and not saving.word
+    }
+    marks = dict.fromkeys(reasons, "(…)")
+    told = list(reasons)[:_REASONS]
+    marks |= {reason: f"({number})" for number, reason in enumerate(told, 1)}
+    lines = [f"{marks[reason]}: {printable(reason)}" for reason in told]
+    if len(reasons) > len(told):
+        lines.append(f"(…): {len(reasons) - len(told)} other reasons, which --json has")
+
+    def short(saving: _Saving) -> _Saving:
+        return replace(saving, reason=saving.word or marks.get(saving.reason, ""))
+
+    shown = [replace(row, methods={n: short(s) for n, s in row.methods.items()}) for row in rows]
+    return shown, lines
 
 
 def _table(title: str, rows: list[_Row], methods: list[str], totals: str) -> Contents:
@@ -190,14 +224,19 @@ def _row(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy
 
 
 def _saving(layer: Layer, policy: Policy) -> _Saving:
-    """Return the ranks one method gets and the share of parameters left; why not, in a word."""
+    """Return the ranks one method gets and the share of parameters left, or why not."""
     if not layer.methods:
         return _Saving(reason="–")
     try:
         choice = next(policy.allocate(LayerGroup.of([layer])))
-    except RankfoldError as error:
-        return _Saving(reason=str(error).split(":")[0])
+    except Infeasible:
+        return _Saving(reason="too much")
+    except RankfoldError as error:  # of the policy, and so the same for every tensor
+        raise RankfoldError(
+            f"{error}; inspect judges tensors by their parameters alone: use another policy, or "
+            "rankfold compress with --dry-run"
+        ) from error
     if choice.method is None:
-        return _Saving(reason=choice.reason.split(":")[0])
+        return _Saving(reason=choice.reason)
     cost = layer.template_cost(choice.method, choice.ranks)
     return _Saving(choice.ranks, cost.params / layer.op.weight.size)

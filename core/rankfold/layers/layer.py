@@ -255,13 +255,13 @@ class Layer:
     def with_method(self, method: str) -> Layer:
         """Return the layer with one allowed method only.
 
-        It shares the spectrum and the candidates, which do not depend on what else is allowed;
-        offers do, for those of one method beat those of another.
+        It shares spectrum and candidates. It has offers of its own, which no other method's beat.
         """
         view = object.__new__(Layer)
         vars(view).update(vars(self))  # copy.copy() would make what travels to another process
         view.methods = {name: self.methods[name] for name in self.methods if name == method}
-        view._priced, view._timed, view.refusals = {}, {}, dict(self.refusals)
+        view.refusals = {name: why for name, why in self.refusals.items() if name == method}
+        view._priced, view._timed = {}, {}
         return view
 
     def set_op(self, op: Op) -> None:

@@ -16,7 +16,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from rankfold.adapters.output_layers import output_layers
-from rankfold.errors import RankfoldError, Refused
+from rankfold.console import some
+from rankfold.errors import Infeasible, RankfoldError, Refused
 from rankfold.faults import contained, is_ours, shown
 from rankfold.layers.group import LayerGroup
 from rankfold.layers.layer import Layer
@@ -35,6 +36,7 @@ from rankfold.progress import progress
 T = TypeVar("T")
 # Letters of a policy's repr in a plan; `Ranks` may name a pattern for every layer.
 _LONGEST = 10_000
+_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +127,10 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
         decided = dict(costs)
         for policy, members in _groups(task, checked, done):
             group = _group(task, members, costs, decided)
-            answer = _ask(policy, group)
+            try:
+                answer = _ask(policy, group)
+            except Infeasible as error:
+                raise Infeasible(f"{error}{_unavailable(settled)}", error.factor) from error
             pairs = answer.pairs
             # A policy of single layers decomposes as it judges, on the executor already. One of the
             # whole model has its choices all at once, and each is then worth a job. With a paired
@@ -144,6 +149,14 @@ def allocate(task: Task, carry_out: Callable[[Layer, Choice], T]) -> Allocated[T
                 predicted = answer.seconds[1] / answer.seconds[0]
             curve = answer.tradeoff  # that of the selection comes last
     return Allocated(settled, results, tuple(notes), predicted, curve)
+
+
+def _unavailable(settled: Mapping[str, LayerPlan]) -> str:
+    """Name the layers that no policy can be asked about, and why; "" for none."""
+    if not settled:
+        return ""
+    reasons = [f"{path!r} ({plan.reason})" for path, plan in settled.items()]
+    return f"; not among these layers are {some(reasons, _NAMED)}"
 
 
 def named(policy: Policy) -> str:

@@ -157,7 +157,8 @@ def _payoff(rows: Sequence[Row], total: int) -> Chart | None:
     worst = max(points, key=lambda point: point["error"])
     named = [best] if best is worst else [best, worst]
     position = {
-        "x": axis("saved", "saved, share of the model", format=".0%"),
+        # In a network of many layers each saves little: ticks are a fraction of a percent apart.
+        "x": axis("saved", "saved, share of the model", format=".2~%"),
         "y": axis("error", "error of the layer"),
     }
     tooltip = [

@@ -246,6 +246,8 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     for layer in plan.replaced:
         try:
             modules[layer.path] = _module(can, model, layer, of_tensors=bool(saved.job))
+        except _OtherModelError:
+            raise
         except (Refused, RankfoldError) as refused:
             # Collected, not raised at once: the remedy is to compress anew, and once for all
             # layers.
@@ -260,6 +262,10 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
     return modules
 
 
+class _OtherModelError(RankfoldError):
+    """The model is not the one of the plan, and to compress it anew would be no remedy."""
+
+
 def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool) -> Any:
     """Build what takes the place of one layer, without the values.
 
@@ -270,7 +276,12 @@ def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool
     read = can.adapter.read if can.structured is None else can.structured.structure
     with contained("reading the layer", Refused):
         op = protected(read(model, layer.path))
-    check_same(layer, op)
+    try:
+        check_same(layer, op)
+    except RankfoldError as error:
+        raise _OtherModelError(
+            f"{error}; give a model of the architecture and the size that was compressed"
+        ) from error
     folded = "" if can.folding is None else can.folding.folded(model, layer.path)
     if of_tensors and folded:
         raise Refused(f"the tensors of a checkpoint lack its {folded}; compress the model itself")

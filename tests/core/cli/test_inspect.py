@@ -67,6 +67,32 @@ def test_each_tensor_takes_one_line(
     assert all(len(line) <= width for line in out if "│" in line or "━" in line)
 
 
+@pytest.mark.parametrize("ranks", ["3,4", "500"])
+def test_refusals_stand_below_the_table_once(
+    ranks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {
+        f"{number}.weight": ("F32", (8 + number, 7, 3, 3), normal(0, 8 + number, 7, 3, 3))
+        for number in range(9)
+    }
+    file = sound(tmp_path / "x.safetensors", tensors)
+    inspect.run(Recipe(target=str(file), policy=f"ranks:{ranks}"))
+    table, below = capsys.readouterr().out.split("└")
+    assert sum(line.startswith("│") for line in table.splitlines()) == len(tensors)
+    reasons = [line for line in below.splitlines() if line.startswith("(")]
+    assert 0 < len(reasons) == len(set(reasons)) <= 7
+    # A column tells of its method alone.
+    assert "tucker2 applies" not in below
+    assert ("(…): " in below) == (ranks == "500")
+
+
+@pytest.mark.parametrize("field", ["macs", "latency"])
+def test_a_limit_that_needs_inputs_is_refused_in_a_line(field: str, tmp_path: Path) -> None:
+    file = sound(tmp_path / "x.safetensors", {"a.weight": ("F32", (40, 30), normal(0, 40, 30))})
+    with pytest.raises(rf.RankfoldError, match=f"{field}= needs example inputs.*by their param"):
+        inspect.run(Recipe(target=str(file), policy=f"budget:{field}=0.5"))
+
+
 def test_json_has_what_the_table_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = {
         "a.weight": ("F32", (40, 30), normal(0, 40, 30)),
