@@ -317,6 +317,11 @@ def _checked(file: Path, loaded: Any) -> dict[str, torch.Tensor]:
         raise RankfoldError(
             f"{str(file)!r} is no state dict of tensors: it is {_kind(loaded)}; {_REMEDY}"
         )
+    if not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise RankfoldError(
+            f"{str(file)!r} holds no tensors under {some(list(map(repr, loaded)))}; save the "
+            "state dict of a model: torch.save(model.state_dict(), file)"
+        )
     for name, tensor in loaded.items():
         if not isinstance(name, str):
             raise RankfoldError(f"{str(file)!r} is no state dict of tensors: it has a key {name!r}")

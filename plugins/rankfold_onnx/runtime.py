@@ -92,7 +92,7 @@ def feeds_of(model: ModelProto, inputs: Any) -> dict[str, Any]:
         if len(arrays) > len(wanted):
             raise RankfoldError(
                 f"inputs: {len(arrays)} arrays for a graph with {len(wanted)} inputs: "
-                f"{', '.join(wanted)}"
+                f"{', '.join(wanted)}; give an array for each, of its shape, or a mapping by name"
             )
         named = dict(zip(wanted, arrays, strict=False))
     for name in wanted:

@@ -59,6 +59,11 @@ def test_a_pickle_with_code_is_not_run(tmp_path: Path, suffix: str, legacy: bool
     assert not marker.exists()
 
 
+def test_a_file_without_tensors_is_told_as_one(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "best": 0.5}, tmp_path / "x.pt")
+    refused(tmp_path / "x.pt", r"no tensors under 'epoch', 'best'; save the state dict")
+
+
 def test_a_whole_model_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(3, 4), tmp_path / "x.pt")
     # Without torch's page of advice to run what the file holds.

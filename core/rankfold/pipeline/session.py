@@ -11,7 +11,7 @@ from rankfold.adapters.base import ReadsLayers, Trace
 from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.decompose.base import Placement
 from rankfold.errors import RankfoldError, Refused
-from rankfold.faults import contained, of_adapter
+from rankfold.faults import contained, of_adapter, shown
 from rankfold.layers.settings import Settings
 from rankfold.ops import Op, params
 from rankfold.plugins.registry import registry
@@ -52,6 +52,8 @@ def settings_of(
         raise RankfoldError(f"placement {placement!r}; use 'balanced' or 'classical'")
     check_seed(seed)
     default = (*METHODS, *INTERPOLATIVE) if interpolative else METHODS
+    if methods is not None and not isinstance(methods, (str, Sequence)):
+        raise RankfoldError(f"methods: {shown(methods)}; give names, such as ('svd', 'tucker2')")
     names = default if methods is None else listed(methods)
     return Settings(registry().methods(names), placement, seed, executor)
 

@@ -112,6 +112,12 @@ def _totals(plan: PlanFacts) -> str:
     text += f"; parameters of the model {change(plan.model_params)}"
     if plan.macs is not None:
         text += f"; MACs of its layers {change(plan.macs)}, products within attention not counted"
+        before, after = plan.macs
+        if after > before:
+            text += (
+                "; MACs grow: factors of a look-up table are multiplied, and ranks that were asked "
+                "for may cost more than a layer; exclude= such layers, or limit Budget(macs=)"
+            )
     if plan.loss is not None:
         text += "; loss on held-out examples {:.4g} → {:.4g}".format(*plan.loss)
     if plan.predicted_latency is not None:

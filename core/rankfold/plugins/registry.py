@@ -28,7 +28,7 @@ from rankfold.adapters.base import Adapter
 from rankfold.adapters.tensor_rules import TensorRule
 from rankfold.decompose.base import Decomposition
 from rankfold.errors import RankfoldError
-from rankfold.faults import is_users, told
+from rankfold.faults import is_users, shown, told
 from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.plugins import hookspecs
 from rankfold.plugins.hookspecs import (
@@ -201,9 +201,9 @@ class Registry:
         chosen: dict[str, Decomposition] = {}
         for name in names:
             if name not in self.decompositions:
+                known = ", ".join(sorted(self.decompositions)) or "none (no plugin is installed)"
                 raise RankfoldError(
-                    f"methods: {name!r} is unknown; use some of "
-                    f"{', '.join(sorted(self.decompositions)) or 'none (no plugin is installed)'}"
+                    f"methods: {shown(name)} is unknown; use a tuple of some of {known}"
                 )
             chosen[name] = self.decompositions[name]
         if not chosen:

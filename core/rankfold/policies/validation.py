@@ -66,7 +66,9 @@ def checked_policy(policy: Policy) -> CheckedPolicy:
         searches = callable(getattr(policy, "search", None))
     if isinstance(policy, type) or not usable:
         lacks = " has no method allocate" if allocates or searches else ""
-        raise RankfoldError(f"{who}{lacks}; use for example rankfold.VBMF()")
+        raise RankfoldError(
+            f"{who}{lacks}; use for example rankfold.VBMF(), or 'vbmf' or 'budget:macs=0.5' as text"
+        )
     judges = check_scope(policy)
     looks_at: object = "plans"
     interpolative = False

@@ -29,6 +29,14 @@ def test_a_budget_that_cannot_be_kept_names_what_is_never_replaced(limit: str) -
         rf.plan(Tagger(), f"budget:{limit}=0.01", inputs=tokens)
 
 
+def test_a_model_that_gets_dearer_says_so_and_what_to_do() -> None:
+    plan = rf.plan(Tagger(), rf.Energy(0.5), inputs=torch.zeros(1, 7, dtype=torch.long))
+    assert plan.macs is not None
+    before, after = plan.macs
+    assert before < after
+    assert "MACs grow: factors of a look-up table" in str(plan).replace("\n", " ")
+
+
 def test_a_model_of_another_size_is_not_blamed_on_the_compression(tmp_path: Path) -> None:
     def model(width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(20, width), nn.Linear(width, 30))
