@@ -279,6 +279,9 @@ def _module(can: Capabilities, model: Any, layer: LayerPlan, *, of_tensors: bool
     try:
         check_same(layer, op)
     except RankfoldError as error:
+        # What tensors alone do not tell (groups) may differ in the model that they belong to.
+        if of_tensors:
+            raise
         raise _OtherModelError(
             f"{error}; give a model of the architecture and the size that was compressed"
         ) from error
