@@ -187,24 +187,22 @@ class CheckRun:
         apart = _apart(seen, self._run)
         if self.called or not (other or apart > self._allowed):
             return {}
-        # Two runs in succession, as what has a state may alternate.
-        again = [self._again() for _ in range(_RUNS)]
-        if not all(again):
+        # Several in succession, as what has a state may alternate.
+        again = [run for _ in range(_RUNS) if (run := self._again()) is not None]
+        if len(again) < _RUNS:
             return {}
-        originals = [run for run in again if run is not None]
-        left = {
-            path: f"in its place a module would be called {count} times, not {n}"
-            for path, count in other.items()
-            # Only where the model itself is consistent from run to run does another count tell.
-            for n in [self._run.calls[path]]
-            if all(run.calls[path] == n for run in originals)
+        self._allowed = max(1.0, _REPEATS * max(_apart(run, self._run) for run in again))
+        # Only where the model itself is consistent from run to run does another count tell.
+        steady = [p for p in other if all(run.calls[p] == self._run.calls[p] for run in again)]
+        if not (steady or apart > self._allowed) or not self._persists():
+            return {}
+        if not steady:
+            return self._blamed()
+        return {
+            path: f"in its place a module would be called {other[path]} times, not "
+            f"{self._run.calls[path]}"
+            for path in steady
         }
-        self._allowed = max(1.0, _REPEATS * max(_apart(run, self._run) for run in originals))
-        if not left and apart <= self._allowed:
-            return {}
-        if not self._persists():
-            return {}
-        return left or self._blamed()
 
     def _otherwise(self, seen: Run) -> dict[str, int]:
         """Return how often replacements are called where that is not as often as their layers."""
