@@ -11,15 +11,14 @@ weight ends a mark.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import reduce
-from operator import or_
 from typing import TypeAlias
 
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from rankfold.adapters.output_marks import Activation, Calls, beside, is_internal
 from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.parameter_uses import PRODUCTS
 from rankfold_jax.jaxpr.provenance import shape_of
@@ -41,21 +40,6 @@ _BY_ELEMENT = frozenset(
 """Operations of several operands that join these element by element."""
 _LOOK_UPS = frozenset(["gather", "dynamic_slice"])
 """Only the first operand is in the result, the others say where."""
-_INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""Parts of the names of returned values that a model keeps for itself or shows of its inside."""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A value computed from the model's inputs and arrays.
-
-    Attributes:
-        calls: of layers that it is computed from alone, a bit for each; 0 where these are mixed.
-        ancestors: all calls of layers that it is computed from, a bit for each.
-    """
-
-    calls: int = 0
-    ancestors: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,45 +88,27 @@ def output_layers(
         layers = frozenset(() if leaf.layer is None else (leaf.layer,))
         states.append(Own(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
     states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
-    calls = _Calls()
-    outputs = calls.walk(closed, states, ())
+    program = _Program()
+    outputs = program.walk(closed, states, ())
     shown = [
-        (var, state.calls)
+        (var, state)
         for var, state, name in zip(closed.jaxpr.outvars, outputs, names, strict=True)
-        if isinstance(state, Activation) and not any(word in name.lower() for word in _INTERNAL)
+        if isinstance(state, Activation) and not is_internal(name)
     ]
     # A number beside other outputs is a penalty or a statistic.
-    arrays = [bits for var, bits in shown if shape_of(var)] or [bits for _, bits in shown]
-    return frozenset(calls.seen[i].layer for i in _bits(_union(arrays)))
+    arrays = [state for var, state in shown if shape_of(var)] or [state for _, state in shown]
+    return program.calls.layers(arrays)
 
 
-@dataclass
-class _Call:
-    """A use of a layer's kernel.
-
-    Attributes:
-        layer: whose kernel is used.
-        size: how many elements it gives.
-        looks_up: whether these are rows of a table.
-        ancestors: calls of layers that its input is computed from, a bit for each.
-    """
-
-    layer: str
-    size: int
-    looks_up: bool
-    ancestors: int = 0
-
-
-class _Calls:
-    """Goes through a jaxpr and numbers the uses of kernels.
+class _Program:
+    """Goes through a jaxpr.
 
     Attributes:
-        seen: the uses; the bit of each is its place in this list.
+        calls: the uses of kernels.
     """
 
     def __init__(self) -> None:
-        self.seen: list[_Call] = []
-        self._numbers: dict[tuple[str, Hashable], int] = {}
+        self.calls = Calls()
 
     def walk(
         self, closed: ClosedJaxpr, inputs: Sequence[State], where: tuple[int, ...]
@@ -191,15 +157,11 @@ class _Calls:
         kernels = [state for state in operands if isinstance(state, Own) and state.layers]
         if len(kernels) != 1 or all(isinstance(state, Own) for state in operands):
             return self._joined("product", operands, size)
-        data = _union(state.ancestors for state in operands if isinstance(state, Activation))
-        bits = 0
-        for layer in kernels[0].layers:
-            number = self._numbers.setdefault((layer, where), len(self.seen))
-            if number == len(self.seen):
-                self.seen.append(_Call(layer, size, looks_up))
-            self.seen[number].ancestors |= data
-            bits |= 1 << number
-        return Activation(bits, data | bits)
+        data = [state for state in operands if isinstance(state, Activation)]
+        return beside(
+            self.calls.mark(layer, data, size=size, looks_up=looks_up, place=where)
+            for layer in kernels[0].layers
+        )
 
     def _joined(self, name: str, operands: Sequence[State], size: int) -> State:
         """Return the state of a result of some elements, from those of its operands."""
@@ -212,36 +174,14 @@ class _Calls:
                 # A number picked from a weight is as a learned scalar.
                 return Own(layers, weights and size > 1)
             return Activation() if weights else Given.INPUT
-        calls = _union(state.calls for state in activations)
-        ancestors = _union(state.ancestors for state in activations)
-        several = len({state.calls for state in activations}) > 1
-        if name not in _JOINING and (several or weights):
-            uses = [self.seen[i] for i in _bits(calls)]
-            apart = (
-                name in _BY_ELEMENT
-                # A factor that spreads a value over further elements is that of a matrix product.
-                and not (
-                    weights
-                    and name not in _ADDING
-                    and size > max((use.size for use in uses), default=0)
-                )
-                # One that is mixed; and rows of tables added up or multiplied are features.
-                and not (several and not all(state.calls for state in activations))
-                and not (several and any(use.looks_up for use in uses))
-                and not self._in_chain(calls)
-            )
-            calls = calls if apart else 0
-        return Activation(calls, ancestors)
-
-    def _in_chain(self, calls: int) -> bool:
-        """Return whether one of some calls has seen what another of them gave.
-
-        Calls of one layer, which refines its output step by step, are no chain.
-        """
-        return any(
-            self.seen[i].layer != self.seen[j].layer
-            for i in _bits(calls)
-            for j in _bits(self.seen[i].ancestors & calls)
+        if name in _JOINING:
+            return beside(activations)
+        return self.calls.joined(
+            activations,
+            size,
+            by_element=name in _BY_ELEMENT,
+            weights=weights,
+            adds=name in _ADDING,
         )
 
 
@@ -256,19 +196,6 @@ def _either(states: Sequence[State]) -> State:
     activations = [state for state in states if isinstance(state, Activation)]
     if not activations and not weights:
         return Given.INPUT
-    ancestors = _union(state.ancestors for state in activations)
-    if weights or not all(state.calls for state in activations):
-        return Activation(0, ancestors)
-    return Activation(_union(state.calls for state in activations), ancestors)
-
-
-def _union(bits: Iterable[int]) -> int:
-    return reduce(or_, bits, 0)
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Yield the places of the bits of a number."""
-    while number:
-        lowest = number & -number
-        yield lowest.bit_length() - 1
-        number ^= lowest
+    both = beside(activations)
+    known = not weights and all(state.calls for state in activations)
+    return both if known else Activation(0, both.ancestors)

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,21 +20,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from rankfold.adapters.output_marks import Activation, Calls, beside, is_internal
 from rankfold_torch.operation_mode import OperationMode
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A value computed from the model's inputs and weights.
-
-    Attributes:
-        calls: of layers that it is computed from alone, a bit for each; 0 where these are mixed.
-        ancestors: all calls of layers that it is computed from, a bit for each.
-    """
-
-    calls: int = 0
-    ancestors: int = 0
-
 
 _LEARNED, _GIVEN = "learned", "given"
 """States of other tensors that are no constants: weights of the model, and its inputs."""
@@ -81,8 +65,6 @@ _SELECTING = frozenset(
     ]
 )
 """Operations with the first operand alone in the result; the others say where."""
-_INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""Parts of the names of returned values that are caches or show the inside of a model."""
 _NO_RECORDS = (type, nn.Module, types.FunctionType, types.MethodType, types.ModuleType)
 """Objects with attributes that a model does not return for their tensors."""
 _DEPTH = 8
@@ -100,8 +82,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
     def __init__(self, model: nn.Module, inputs: Any, layers: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self._states: dict[int, tuple[StorageWeakRef, State]] = {}
-        self._calls: list[tuple[str, int]] = []  # the layer, and the ancestors of what it gave
-        self._look_ups = 0  # calls that gave rows of a table
+        self._calls = Calls()
         watched = {id(module) for module in layers.values()}
         # A module that contains watched layers (attention, a block that a rule reads) would mark
         # its output again and hide the layer inside that has given it.
@@ -139,7 +120,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             # A view has the storage of its operand, and with it the mark that lies there already.
             # An operation in place has it, too, but changes what the storage holds.
             views = set() if func._schema.is_mutable else {_key(tensor) for tensor in operands}
-            state = self._joined(func, name, list(zip(operands, states, strict=True)), results)
+            state = self._joined(func, states, results)
             for tensor in results:
                 # Where all operands are constants, no state is noted: most of the tensors of a run.
                 if state is not None and _key(tensor) not in views:
@@ -152,13 +133,14 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             return
         tensors = list(returned(output))
         states = [self._state(tensor) for tensor in tensors]
-        call = 1 << len(self._calls)
-        ancestors = _union(state.ancestors for state in states if isinstance(state, Activation))
-        self._calls.append((path, ancestors))
-        if states and all(state == _LEARNED for state in states):
-            self._look_ups |= call
+        activation = self._calls.mark(
+            path,
+            [state for state in states if isinstance(state, Activation)],
+            size=sum(tensor.numel() for tensor in tensors),
+            looks_up=bool(states) and all(state == _LEARNED for state in states),
+        )
         for tensor in tensors:
-            self._set(tensor, Activation(call, ancestors | call))
+            self._set(tensor, activation)
 
     def of(self, output: Any) -> frozenset[str] | None:
         """Return the layers whose output is one of the values that the model returns.
@@ -168,58 +150,32 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
         """
         states = [(tensor, self._state(tensor)) for tensor in returned(output)]
         activations = [(t, state) for t, state in states if isinstance(state, Activation)]
-        if activations:
-            # A number beside other outputs is a penalty or a statistic.
-            arrays = [(t, state) for t, state in activations if t.ndim] or activations
-            # One of mixed activations names no layer.
-            calls = _union(activation.calls for _, activation in arrays)
-        elif self._calls:
-            calls = (1 << len(self._calls)) - 1
-            calls &= ~_union(ancestors for _, ancestors in self._calls)
-        else:
-            return None
-        return frozenset(self._calls[i][0] for i in _bits(calls))
+        if not activations:
+            return self._calls.unused()
+        # A number beside other outputs is a penalty or a statistic.
+        arrays = [(t, state) for t, state in activations if t.ndim] or activations
+        return self._calls.layers(state for _, state in arrays)
 
     def _joined(
-        self,
-        func: Any,
-        name: str,
-        operands: Sequence[tuple[torch.Tensor, State | None]],
-        results: Sequence[torch.Tensor],
+        self, func: Any, states: Sequence[State | None], results: Sequence[torch.Tensor]
     ) -> State | None:
         """Return the state of what an operation gives."""
+        name = func.overloadpacket.__name__
         # Constants have no state and end no mark.
-        kinds = {state for _, state in operands if isinstance(state, str)}
-        activations = [state for _, state in operands if isinstance(state, Activation)]
+        kinds = {state for state in states if isinstance(state, str)}
+        activations = [state for state in states if isinstance(state, Activation)]
         # No activation among the operands: weights with inputs make neither of the two.
         if not activations:
             return Activation() if len(kinds) > 1 else next(iter(kinds), None)
-        several = len({activation.calls for activation in activations}) > 1
-        calls = _union(activation.calls for activation in activations)
-        ancestors = _union(activation.ancestors for activation in activations)
-        if name not in _JOINING and (several or _LEARNED in kinds):
-            by_element = torch.Tag.pointwise in func.tags or name in _UNTAGGED
-            apart = (
-                (by_element or any(part in name for part in _NORMALIZATIONS))
-                # A factor that spreads a value over further elements is that of a matrix product.
-                and not (_LEARNED in kinds and name not in _ADDING and _spread(operands, results))
-                # One that is mixed; and rows of tables added up or multiplied are features.
-                and not (several and not all(state.calls for state in activations))
-                and not (several and calls & self._look_ups)
-                and not self._in_chain(calls)
-            )
-            calls = calls if apart else 0
-        return Activation(calls, ancestors)
-
-    def _in_chain(self, calls: int) -> bool:
-        """Return whether one of some calls has seen what another of them gave.
-
-        Calls of one layer, which refines its output step by step, are no chain.
-        """
-        return any(
-            self._calls[i][0] != self._calls[j][0]
-            for i in _bits(calls)
-            for j in _bits(self._calls[i][1] & calls)
+        if name in _JOINING:
+            return beside(activations)
+        by_element = torch.Tag.pointwise in func.tags or name in _UNTAGGED
+        return self._calls.joined(
+            activations,
+            sum(result.numel() for result in results[:1]),
+            by_element=by_element or any(part in name for part in _NORMALIZATIONS),
+            weights=_LEARNED in kinds,
+            adds=name in _ADDING,
         )
 
     def _state(self, tensor: torch.Tensor) -> State | None:
@@ -253,7 +209,7 @@ def _within(value: Any, depth: int, seen: dict[int, Any]) -> Iterator[torch.Tens
     elif depth < _DEPTH and id(value) not in seen:
         seen[id(value)] = value  # an object may lead back to itself
         for name, inside in _children(value):
-            if not any(word in name.lower() for word in _INTERNAL):
+            if not is_internal(name):
                 yield from _within(inside, depth + 1, seen)
 
 
@@ -272,26 +228,6 @@ def _children(value: Any) -> Iterable[tuple[str, Any]]:
     state: Any = object.__getstate__(value)
     parts = state if isinstance(state, tuple) else (state,)
     return [item for part in parts if isinstance(part, dict) for item in part.items()]
-
-
-def _spread(
-    operands: Sequence[tuple[torch.Tensor, State | None]], results: Sequence[torch.Tensor]
-) -> bool:
-    """Return whether a result has more elements than any activation that it is computed from."""
-    sizes = [tensor.numel() for tensor, state in operands if isinstance(state, Activation)]
-    return any(tensor.numel() > max(sizes) for tensor in results)
-
-
-def _union(calls: Iterable[int]) -> int:
-    return reduce(or_, calls, 0)
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Yield the places of the bits of a number."""
-    while number:
-        lowest = number & -number
-        yield lowest.bit_length() - 1
-        number ^= lowest
 
 
 def _tensors(arguments: Iterable[Any]) -> Iterator[torch.Tensor]:
