@@ -1,11 +1,7 @@
 """Layers that give the outputs of a model, read off its jaxpr.
 
-What a product of data with a layer's kernel gives is marked with that call. The mark goes on to
-what is computed from that value alone: reshaped, selected, normalized, squashed, with weights,
-constants or inputs of the model added or multiplied element by element, or beside others in one
-array. Values of several calls that are joined element by element keep the marks of all, unless one
-of the calls has seen what another gave: such are links of a residual chain. Any other activation or
-weight ends a mark.
+A product of data with a layer's kernel is a call of it, which marks what it gives; see
+`rankfold.adapters.output_marks` for what becomes of marks.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """Layers that give the outputs of a model, seen while it runs.
 
-Every operation beneath autograd is noted. A value that a layer gives is marked with that call. The
-mark goes on to what is computed from that value alone: reshaped, selected, normalized, squashed,
-with weights, constants or inputs of the model added or multiplied element by element, or beside
-others in one tensor. Values of several calls that are joined element by element keep the marks of
-all, unless one of the calls has seen what another gave: such are links of a residual chain. Any
-other activation or weight ends a mark. Marks lie on storages, so that views and changes in place
-need no rules of their own.
+Every operation beneath autograd is noted, and what becomes of the marks that calls of layers put on
+their outputs (`rankfold.adapters.output_marks`). Marks lie on storages, so that views and changes
+in place need no rules of their own.
 """
 
 from __future__ import annotations
