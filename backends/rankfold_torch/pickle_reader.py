@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 import zipfile
 from contextlib import suppress
@@ -153,24 +154,23 @@ def read_state(file: Path, key: str | None = None) -> State:
 class _StandIn:
     """Takes the place of an object whose class is not looked up, and keeps nothing."""
 
-    def __new__(cls, *_: object, **__: object) -> Self:
-        return super().__new__(cls)
-
     def __init__(self, *_: object, **__: object) -> None:
         pass
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None:
         pass
 
-    def __setitem__(self, _: object, __: object) -> None:
-        pass
+
+_loading = threading.Lock()
+"""PyTorch keeps what may stand in a file for the whole process: one file at a time is read."""
 
 
 def _stand_ins(file: Path) -> list[Any]:
     """Return pairs of what stands in for a function or class that torch does not know, and it."""
-    names = get_unsafe_globals_in_checkpoint(file)
-    # A class each: torch wants to tell them apart.
-    return [(type("StandIn", (_StandIn,), {}), name) for name in names]
+    return [(_StandIn, name) for name in get_unsafe_globals_in_checkpoint(file)]
 
 
 def _loaded(file: Path, archived: bool, stand_in: bool = False) -> Any:
@@ -190,10 +190,10 @@ def _loaded(file: Path, archived: bool, stand_in: bool = False) -> Any:
     error: Exception | None = None
     for mapped in (True, False) if archived else (False,):
         try:
-            stand_ins = _stand_ins(file) if stand_in else []
-            with warnings.catch_warnings(), safe_globals(stand_ins):
+            with _loading, warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what is outdated in a file is no news to a user
-                return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+                with safe_globals(_stand_ins(file) if stand_in else []):
+                    return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
         # torch.load raises whatever the unpickler raises. The second try, without mapping, is for
         # archives that torch cannot map; its error is the one that is told.
         except Exception as raised:

@@ -3,7 +3,9 @@
 import argparse
 import os
 import pickle
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,8 +16,10 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import nn
+from torch.serialization import get_safe_globals
 
 import rankfold as rf
+from rankfold_torch.pickle_reader import read_state
 
 POLICY = rf.Ratio(0.4)
 LITERAL = rf.Ranks(4)  # of all layers, those of the outputs among them
@@ -170,6 +174,25 @@ def test_the_state_is_found_in_what_trainers_save(tmp_path: Path, pack) -> None:
     assert packed.notes
     files = [tmp_path / out / "weights.safetensors" for out in "ab"]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_foreign_objects_are_left_out_in_several_threads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = torch.load
+
+    def slow(*args, **options):
+        time.sleep(0.01)  # so that another thread takes its turn
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", slow)
+    file = tmp_path / "x.ckpt"
+    torch.save({"state_dict": state(), "hyper_parameters": HYPERPARAMETERS}, file)
+    before = get_safe_globals()
+    with ThreadPoolExecutor(4) as pool:
+        states = list(pool.map(read_state, [file] * 12))
+    assert all(known.tensors.keys() == state().keys() for known in states)
+    assert set(get_safe_globals()) == set(before)
 
 
 def network() -> nn.Module:
