@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +24,13 @@ os.environ.setdefault(
     " --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
-# XLA is told for its dumps which lines a program comes from, and programs that no cache keeps get a
-# key, a hash of their text: together a tenth of the time of a small one.
+# XLA is told for its dumps which lines a program comes from, which takes time for each program.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+
+# Half of the programs are ones that were compiled before, for another model of the same shapes, by
+# the other worker or by a process that a test began. They are kept for as long as the tests run,
+# and not longer: what is compiled for one processor does not run on every other.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 # The frameworks alone hold a million objects that a collection walks through in vain. Collected by
 # these numbers of new objects in place of Python's (700, 10, 10), the tests take 6 % less CPU time
@@ -35,6 +40,14 @@ gc.set_threshold(50_000, 20, 20)
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # so that BLAS threads of one do not spin against another's
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes the folder of compiled programs; a worker has that of the process which began it."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        config.add_cleanup(functools.partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_collection_finish() -> None:
