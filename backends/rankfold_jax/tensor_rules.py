@@ -15,6 +15,7 @@ from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 from rankfold.ops.interpolation import stored_weight
 
 _CONVOLUTIONS = (3, 4, 5)
+"""Axes of the kernel of a convolution over one to three spatial axes."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rankfold.linalg import Array, like
 from rankfold_torch.layers.stock import stays, to_array
 
 _LARGE = 1024
+"""Order from which a sum is kept in float32, and a square is made in blocks."""
 # Of the columns of a wide square: with k of them, 1/2 + 1/2k of the products are made.
 _BLOCKS = 5
 # Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.

@@ -28,6 +28,7 @@ from rankfold_torch.torch_internals import give_own_class
 
 _FIRST = "original0"
 _MATRIX_AXES = 2
+"""Axes of more than one element that a parameter needs to be worth a decomposition."""
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 

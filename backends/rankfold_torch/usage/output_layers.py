@@ -64,6 +64,7 @@ _SELECTING = frozenset(
 _NO_RECORDS = (type, nn.Module, types.FunctionType, types.MethodType, types.ModuleType)
 """Objects with attributes that a model does not return for their tensors."""
 _DEPTH = 8
+"""Containers in each other that a result is searched through."""
 
 
 class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch's own base

@@ -28,6 +28,7 @@ _LARGEST = 64
 _SHIFT = 0.1
 """Largest shift of an image, as a share of its height and width."""
 _IMAGE_AXES = 4
+"""Batch, channels, height and width, in whatever order: only arrays of these are shifted."""
 
 
 @dataclass(eq=False)

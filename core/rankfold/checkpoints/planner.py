@@ -24,6 +24,7 @@ from rankfold.plugins.registry import registry
 from rankfold.storage.model_folders import refusals_of
 
 _POSITIONS = 2**40
+"""Of an input: no input has as many, and a shape that does is a mistake."""
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
 _Given: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
 # Quantised weights may well have a floating-point type (float8), so their type does not tell. The

@@ -45,6 +45,7 @@ from rankfold.storage.safetensors_header import check_plain, parse_json
 from rankfold.storage.saved_plan import check_replaceable
 
 _MOST_INPUTS = 16 * 2**20
+"""Bytes of a file with shapes, which is read as a whole before anything in it is known."""
 _DECIDED = (
     *("policy", "methods", "include", "exclude", "overrides"),
     *("calibration", "loss", "refit", "moments", "placement", "seed"),

@@ -20,6 +20,7 @@ from rankfold.linalg import Array
 _BATCH = 16
 """Examples that a model is run on at a time: enough for its products, few for its memory."""
 _MOST = 2**30
+"""Numbers of an array that is made of a shape alone: 4 GiB in float32, more than any example."""
 _SHAPE = re.compile(r"(?:(\w+)=)?([0-9]+(?:,[0-9]+)*)(?::([a-z]+[0-9]*))?")
 _POSITION = re.compile(r"(?:arr_)?([0-9]+)")
 """A name that says a place among the arguments: numpy.savez(file, a, b) writes arr_0 and arr_1."""

@@ -40,6 +40,7 @@ from rankfold.ops.ownership import protected
 from rankfold.ops.reference import reconstruct
 
 _TIMED = 10
+"""Offers of a method that are timed: each makes every turn longer."""
 _FASTER = 0.97
 """Share of the layer's time that an offer must undercut: less is within the noise of timing."""
 _UNTRACED = Usage()
@@ -236,7 +237,6 @@ class Layer:
         """
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
-        # Few of them, since every one that is timed makes each turn longer.
         few = tuple(offer for front in fronts for offer in spread(front, _TIMED))
         if few not in self._timed:
             # Times do not depend on values, so templates will do and nothing is decomposed.

@@ -25,6 +25,7 @@ _POINTS = 24
 _STEPS = 200.0
 """Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
 _FIRST = 0.75
+"""Share of the values among which a gap is looked for; the smallest ones fall steeply by chance."""
 _LOWEST = 1200
 """The level of 10⁻⁶, at which singular values from squares are rounding."""
 MOST = 2**24
@@ -65,7 +66,6 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             levels = -0.5 * _STEPS * np.log10(np.maximum(total, 0.0) / total[0])
         levels = np.minimum(levels, _LOWEST)
         # Of a weight of low rank under noise this is its rank, between two points of any grid.
-        # The smallest values fall steeply by chance.
         falls = np.diff(levels[: max(2, round(_FIRST * len(levels)))])
         gap = int(np.argmax(falls)) + 1 if len(falls) else 1
         steps = np.round(levels[_grid(len(total), gap) - 1]).astype(int)

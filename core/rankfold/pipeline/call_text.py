@@ -19,6 +19,7 @@ from rankfold.policies.selection import Selection, listed
 from rankfold.policies.validation import checked_policy
 
 _LONGEST = 2000
+"""Letters of an argument in the text of a call; a longer one is cut."""
 _MODEL = "rf.compress(model, "
 _COMMAND = "rankfold compress MODEL -o OUTPUT"
 _CHECKPOINT = "rf.compress_checkpoint(checkpoint, output, "

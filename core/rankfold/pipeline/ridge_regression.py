@@ -17,6 +17,7 @@ from rankfold.ops import Embedding, Op, with_weight
 _WIDE = 256
 """Outputs up to which traces of products of their moments are exact."""
 _PROBES = 64
+"""Columns of random signs in place of more outputs; see `OnSums.standard_error`."""
 
 
 def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Array | None]:

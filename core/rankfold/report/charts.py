@@ -26,6 +26,7 @@ from rankfold.report.vega import (
 _FEWEST = 3
 """Layers that a chart of layers against each other needs: two show what the table does."""
 _HEIGHT = 220
+"""Of a chart, in pixels."""
 _SMALL = 1e-3
 """Below it numbers are written as powers of ten."""
 

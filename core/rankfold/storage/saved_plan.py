@@ -18,7 +18,9 @@ PLAN = "plan.json"
 WEIGHTS = "weights"
 """With what the names of files with weights begin, where no library gives another word."""
 VERSION = 2
+"""Of what a folder says of itself."""
 _MAX_PLAN_BYTES = 256 * 2**20
+"""Of plan.json, which is read as a whole before anything in it is known."""
 # Names of files that a folder may hold without a plan that names them, which was damaged or lost.
 _OURS = re.compile(
     rf"{re.escape(PLAN)}|{WEIGHTS}(-\d{{5,}}-of-\d{{5,}})?\.safetensors|"

@@ -18,8 +18,10 @@ from rankfold.testing.harness import Harness, Unsupported
 # Each is compiled anew where frameworks compile, so there is a loss for each layer and not two.
 _LOSSES = {"linear": "cross_entropy", "embedding": "outputs", "convolution 2-d": "outputs"}
 _STEPS = 8
+"""Steps of a student, at the rate below, in which the loss of a single layer falls."""
 _RATE = 0.03
 _TOLERANCE = 1e-3
+"""Relative; frameworks compute losses in float32."""
 
 
 @check("read", "reduced_rank", "moments")

@@ -23,6 +23,7 @@ from rankfold.testing.harness import Harness, Unsupported
 from rankfold.testing.visits import Visits
 
 _EXAMPLES = 4
+"""Examples of a batch, of which the calibration set holds out the last."""
 # Frameworks add up moments in float32, over all positions of all examples.
 _TOLERANCE = 1e-3
 _NAMES = (*BRIEF, "convolution, grouped", "convolution, same padding")
