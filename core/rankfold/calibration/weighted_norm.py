@@ -17,6 +17,7 @@ from typing import overload
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.moment_checks import check_moments
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.shrinkage import Shrinkage, oas_shrinkage, shrunken
@@ -245,44 +246,6 @@ class Metric:
         kept, added = self._shrinkage.kept, self._shrinkage.added
         moved: Array = linalg.scaled(products, kept, 0) + linalg.scaled(rows, added, 0)
         return moved
-
-
-class Mismatch(Refused):
-    """Moments have the shape of another layer."""
-
-
-def check_moments(op: Op, moments: LayerMoments) -> None:
-    """Check that moments have the shapes that a layer's have.
-
-    Raises:
-        Mismatch: they have not.
-    """
-    table = isinstance(op, Embedding)
-    rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
-    columns = op.weight.shape[0] if table else math.prod(op.weight.shape[1:])
-    inputs = moments.inputs
-    if isinstance(inputs, SeparableMoment):
-        taps = () if table else op.weight.shape[2:]
-        expected = (op.groups, op.weight.shape[1]), (op.groups, *2 * (math.prod(taps),))
-        if (inputs.variances.shape, inputs.positions.shape) != expected or table:
-            raise _mismatch("inputs", inputs.shape)
-    else:
-        _check_shape("inputs", inputs, op.groups, columns)
-    if moments.grads is not None:
-        _check_shape("gradients", moments.grads, op.groups, rows)
-
-
-def _check_shape(what: str, moment: Array, groups: int, size: int) -> None:
-    shape = tuple(np.shape(moment))
-    if shape not in ((groups, size), (groups, size, size)):
-        raise _mismatch(what, shape)
-
-
-def _mismatch(what: str, shape: tuple[int, ...]) -> Mismatch:
-    return Mismatch(
-        f"the moments of its {what} have shape {shape}, those of another layer or of an earlier "
-        "rankfold; gather them for this model"
-    )
 
 
 def _inputs(op: Op, moments: LayerMoments) -> tuple[Array | SeparableMoment, Array | None]:

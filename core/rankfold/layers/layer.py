@@ -16,12 +16,11 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
-from rankfold.calibration.weighted_norm import Metric, rows_of
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.bias_correction import mean_output, shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import (
     Candidate,
@@ -32,12 +31,12 @@ from rankfold.layers.candidates import (
     undominated,
 )
 from rankfold.layers.cost_model import Costs
+from rankfold.layers.output_error import loss_of, weighted
 from rankfold.layers.settings import Settings, Usage, applicable
 from rankfold.layers.spectrum_record import SpectrumLog
-from rankfold.ops import Chain, Cost, Op, with_weight
+from rankfold.ops import Chain, Cost, Op
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
-from rankfold.ops.reference import reconstruct
 
 _TIMED = 10
 """Offers of a method that are timed: each makes every turn longer."""
@@ -214,7 +213,9 @@ class Layer:
                     if squared is None and grew:
                         continue
                     loss = (
-                        self.candidate(name, ranks).loss if squared is None else self._loss(squared)
+                        self.candidate(name, ranks).loss
+                        if squared is None
+                        else loss_of(squared, self.spectrum)
                     )
                     if math.isfinite(loss):
                         points[ranks] = loss
@@ -250,7 +251,7 @@ class Layer:
     def loss_if_dropped(self) -> float:
         """The loss of dropping the weight altogether."""
         with threads_for(self.smaller_side):
-            return self._loss(self.spectrum.weight_of_all)
+            return loss_of(self.spectrum.weight_of_all, self.spectrum)
 
     def with_method(self, method: str) -> Layer:
         """Return the layer with one allowed method only.
@@ -367,34 +368,4 @@ class Layer:
             sensitivity=factored.sensitivity,
             pivots=pivots_of_chain(factored.chain),
         )
-        metric = spectrum.metric
-        if metric is None:
-            return plain
-        # With second moments M = E[xxᵀ] the loss is tr(ΔM Δᵀ) of Δ = Ŵ − W, where the bias makes
-        # up for the mean of it; the output error is relative to E‖y‖², in units of the spectrum.
-        rows = rows_of(self.op) / spectrum.scale
-        try:
-            # In units of the spectrum, where the weight is over its largest magnitude: squares
-            # neither overflow nor vanish.
-            dense = reconstruct(self.op, factored.chain) / spectrum.scale
-        except RankfoldError as error:
-            raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
-        difference = rows_of(with_weight(self.op, dense)) - rows
-        lost = metric.moved(difference)
-        loss = self._loss(metric.inner(lost.rows, difference))
-        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = spectrum.moved.output + mean_output(self.op, metric, rows, spectrum.scale)
-        output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
-        return replace(plain, chain=chain, loss=loss, output=output)
-
-    def _loss(self, squared: float) -> float:
-        """Return a squared error in units of the spectrum as a loss that compares across layers."""
-        spectrum = self.spectrum
-        if spectrum.metric is None:
-            return squared / spectrum.energy
-        return (
-            squared
-            * spectrum.scale**2
-            * spectrum.metric.positions_per_example
-            * spectrum.metric.unit
-        )
+        return plain if spectrum.metric is None else weighted(plain, op, spectrum)
