@@ -16,6 +16,7 @@ from rankfold.errors import RankfoldError
 from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.state_checks import check_alike, renamed
 from rankfold_jax.layouts.sharding import put
+from rankfold_jax.versions import key_implementation
 
 
 def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
@@ -73,7 +74,7 @@ def data_of(value: Any) -> Any:
 
 def _like(array: jax.Array, like: Any) -> jax.Array:
     if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        array = jax.random.wrap_key_data(array, impl=like.dtype._impl)  # has no public name
+        array = jax.random.wrap_key_data(array, impl=key_implementation(like.dtype))
     if isinstance(like, jax.Array) and like.committed:
         return put(array, like.sharding)
     return array

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from rankfold_torch.layers.low_rank_sequential import CONSTANTS, NEW, PLAIN, TENSORS, VIEWS, carried
+from rankfold_torch.torch_internals import forward_hooks
 from rankfold_torch.usage.branches import Condition, Conditions, reachable, settled
 from rankfold_torch.usage.names import ANY, BELOW, BULK, Route
 from rankfold_torch.usage.references import Function, Reference, references
@@ -272,7 +273,7 @@ def _words(code: CodeType) -> set[str]:
 
 def _uses_of_hooks(module: nn.Module) -> Iterator[_Use]:
     """Yield the uses in forward hooks and pre-hooks, whose first argument is the module."""
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+    for hook in forward_hooks(module):
         # Objects with `__call__` and partials have no source of their own to read.
         if isinstance(hook, FunctionType):
             for reference in _references(hook):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rankfold.adapters.loading import TakesArrays
+from rankfold.adapters.capabilities import capabilities
 from rankfold.checkpoints.arguments import dropped_names
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.checkpoints.planning import request
@@ -203,9 +203,9 @@ def _model(task: _Task) -> Plan:
     if not recipe.weights.is_file():
         raise RankfoldError(f"weights {str(recipe.weights)!r} is not a file")
     model = filled(called(task.target, "factory"), recipe.weights, recipe.key)
-    adapter = registry().adapter(model)
+    takes_arrays = capabilities(registry().adapter(model)).takes_arrays
     tensor: Callable[[Any], Any] = (
-        partial(adapter.input_of, model) if isinstance(adapter, TakesArrays) else _itself
+        _itself if takes_arrays is None else partial(takes_arrays.input_of, model)
     )
     inputs, batches = model_inputs(recipe.inputs, recipe.calibration, tensor)
     return _done(task, model, inputs, batches, lambda small: small.save(str(recipe.output)))

@@ -64,11 +64,12 @@ def applicable(
     known: dict[str, Guarded] = {}
     refusals: dict[str, str] = {}
     for name, method in methods.items():
-        guarded = Guarded(name, method)
         try:
+            guarded = Guarded(name, method)
             reason = guarded.refuse(op)
         except Refused as refused:
-            reason = refused.reason
+            refusals[name] = refused.reason
+            continue
         if reason is None and guarded.interpolates and usage.not_interpolated:
             reason = usage.not_interpolated
         if reason is None:

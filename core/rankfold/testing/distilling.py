@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.adapters.base import Adapter
-from rankfold.adapters.distils import Distils
+from rankfold.adapters.capabilities import capabilities
 from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
 from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
@@ -64,7 +64,7 @@ def _distilled(harness: Harness, name: str, op: Op, model: Any) -> None:
 
 
 def _distilling(adapter: Adapter) -> Adapter:
-    if not isinstance(adapter, Distils):
+    if capabilities(adapter).distils is None:
         raise Unsupported("distillation: its adapter does not distil")
     return adapter
 

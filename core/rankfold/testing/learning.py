@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.base import Calibrates
+from rankfold.adapters.capabilities import capabilities
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.separable_moment import SeparableMoment
@@ -155,7 +155,7 @@ def _sums_are_of(
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
     """Return a fresh adapter, the path of the layer and inputs of a few examples."""
     adapter = fresh_adapter(harness, model, op)
-    if not isinstance(adapter, Calibrates):
+    if capabilities(adapter).calibrates is None:
         raise Unsupported("calibration data: its adapter does not calibrate")
     x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[:_EXAMPLES]
     return adapter, only_path(adapter, model), x
