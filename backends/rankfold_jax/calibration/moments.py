@@ -251,7 +251,7 @@ class _Pass:
 
         def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
             gatherer = Gatherer(
-                self.flow.slots, self.layers, self.examples, positions, taps, matrices
+                self.flow.parameters, self.layers, self.examples, positions, taps, matrices
             )
             outputs, sums = gatherer.run(closed, [*values, *arrays])
             # Set while this is traced: the order of the layers is static.

@@ -48,7 +48,7 @@ class NNXLayer:
         return self.stack.to_front(numbers(self.kernel)), bias
 
 
-def held(module: Any, seen: ObservedAxes) -> NNXLayer:
+def layer_of(module: Any, seen: ObservedAxes) -> NNXLayer:
     """Read a stock layer.
 
     Args:

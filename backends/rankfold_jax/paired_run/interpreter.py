@@ -105,16 +105,22 @@ class _Following:
         *,
         sequential: bool,
     ) -> None:
-        self._slots = {path: slot for path, slot in model.slots.items() if path in layers}
-        self._paths = {slot.kernel: path for path, slot in self._slots.items()}
+        self._parameters = {
+            path: parameter for path, parameter in model.parameters.items() if path in layers
+        }
+        self._paths = {parameter.kernel: path for path, parameter in self._parameters.items()}
         self._values = model.values
         self._layers = layers
         self._sequential = sequential
-        self.meeting = LayerVisits(self._slots, model.values, layers, visit, rng, examples)
+        self.meeting = LayerVisits(self._parameters, model.values, layers, visit, rng, examples)
 
     def run(self, batches: Sequence[Batch]) -> None:
         """Run both models on batches whose jaxprs have the same structure."""
-        lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
+        lazy = {
+            leaf
+            for parameter in self._parameters.values()
+            for leaf in (parameter.kernel, parameter.bias)
+        }
         values: list[Value] = [
             DeferredParameter(IndexedValue.whole(leaf, jnp.shape(value)))
             if leaf in lazy
@@ -227,8 +233,8 @@ class _Following:
         known: dict[int, LayerProduct | None] = {}
         for eqn in eqns:
             if id(eqn) not in known:
-                slot, op = self._slots[path], self._layers[path]
-                known[id(eqn)] = site_of(eqn, inside, path, slot, op)
+                parameter, op = self._parameters[path], self._layers[path]
+                known[id(eqn)] = site_of(eqn, inside, path, parameter, op)
         sites = [known[id(eqn)] for eqn in eqns]
         present = [site for site in sites if site is not None]
         return present if len(present) == len(sites) else None
@@ -249,7 +255,7 @@ class _Following:
         # Targets are of the original model; inputs are those that the chain will have.
         self.meeting.meet(path, sites, [x[1] for x in others], firsts, batches)
         outputs: list[list[Value]] = []
-        same = self._slots[path].kernel not in self.meeting.new
+        same = self._parameters[path].kernel not in self.meeting.new
         for lane, x, first, site in zip(lanes, others, firsts, sites, strict=True):
             # The same kernel on the same object needs no second product.
             second = first if same and x[0] is x[1] else computed(lane, x, 1)
@@ -291,20 +297,20 @@ class _Following:
         bodies, batches = [scan.body for scan in scans], [lane.batch for lane in lanes]
         operands = [scans[0].operands(lane.operands) for lane in lanes]
         states = [start for _, start, _ in operands]
-        turns: list[list[Sequence[Value]]] = []
-        for turn in reversed(range(length)) if reverse else range(length):
+        iterations: list[list[Sequence[Value]]] = []
+        for number in reversed(range(length)) if reverse else range(length):
             inputs = [
-                [*constants, *state, *(slice_of(value, length, turn) for value in stacks)]
+                [*constants, *state, *(slice_of(value, length, number) for value in stacks)]
                 for (constants, _, stacks), state in zip(operands, states, strict=True)
             ]
             split = [scans[0].outputs(o) for o in self._evaluate(bodies, inputs, batches)]
             states = [state for state, _ in split]
-            turns.append([row for _, row in split])
+            iterations.append([row for _, row in split])
         # Rows lie in the order of the slices, whatever that of the turns was.
         if reverse:
-            turns.reverse()
+            iterations.reverse()
         outputs: list[list[Value]] = []
-        for state, rows in zip(states, zip(*turns, strict=True), strict=True):
+        for state, rows in zip(states, zip(*iterations, strict=True), strict=True):
             columns = zip(*rows, strict=True)
             outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
         return outputs

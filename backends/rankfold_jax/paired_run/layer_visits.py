@@ -47,7 +47,7 @@ class LayerVisits:
     """Decides on layers and keeps what came of it.
 
     Attributes:
-        slots: of the layers, by path.
+        parameters: of the layers, by path.
         values: the model's arrays.
         layers: the layers.
         visit: gives the chain of a layer.
@@ -57,7 +57,7 @@ class LayerVisits:
         errors: of the layers in whose place a chain is measured.
     """
 
-    slots: Mapping[str, ParameterIndex]
+    parameters: Mapping[str, ParameterIndex]
     values: Sequence[Any]
     layers: Mapping[str, Op]
     visit: LayerVisitor
@@ -105,39 +105,39 @@ class LayerVisits:
 
     def _whole_layers(self, path: str, groups: Ints) -> bool:
         """Whether groups are all those of some of the layers of a stack."""
-        each = len(self._open[path]) // self.slots[path].stack.count
+        each = len(self._open[path]) // self.parameters[path].stack.count
         starts = groups[::each] // each * each
         return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
 
     def _decide(
-        self, path: str, fit: RegressionSums | None, held: RegressionSums | None, groups: Ints
+        self, path: str, fit: RegressionSums | None, validation: RegressionSums | None, groups: Ints
     ) -> None:
         """Asks for the chain of groups of a layer and puts what it stands for in its place."""
-        op, slot = self.layers[path], self.slots[path]
+        op, parameter = self.layers[path], self.parameters[path]
         self._open[path][groups] = False
         if len(groups) == op.groups:
-            chain = self.visit(path, fit, held)
+            chain = self.visit(path, fit, validation)
         else:
             op = of_groups(op, groups.tolist(), op.groups)
-            chain = self.visit(path, fit, held, groups.tolist())
+            chain = self.visit(path, fit, validation, groups.tolist())
         if chain[0] is not op:
             self._put(path, op, chain, groups)
-        if chain[0] is op or slot.kernel in self.new:
+        if chain[0] is op or parameter.kernel in self.new:
             whole = self.layers[path]
             old = _spread(whole, whole.bias)
             _, new = self._biases.setdefault(path, (old, old.copy()))
             new[groups] = _spread(op, chain[-1].bias)
 
     def _put(self, path: str, op: Op, chain: Chain, groups: Ints) -> None:
-        slot = self.slots[path]
-        leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
+        parameter = self.parameters[path]
+        leaves = [leaf for leaf in (parameter.kernel, parameter.bias) if leaf is not None]
         try:
-            dense = self._standing_for(slot, op, chain, len(groups))
+            dense = self._standing_for(parameter, op, chain, len(groups))
             for leaf in leaves:
                 if leaf not in self._filled:
                     self._filled[leaf] = np.array(self.values[leaf], order="C")
             kernel, *bias = (self._filled[leaf] for leaf in leaves)
-            slot.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
+            parameter.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
         except (Refused, RankfoldError):
             return
         for leaf in leaves:
@@ -151,14 +151,14 @@ class LayerVisits:
             total = self.errors.setdefault(site.path, RelativeDistance())
             add_distance(total, site, y, other, *self._biases[site.path])
 
-    def _standing_for(self, slot: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
+    def _standing_for(self, parameter: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
         """The layer, or some groups of it, with the weight of its chain.
 
         Raises:
             Refused: the framework cannot express the chain.
         """
         if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
-            slot.form.stages(chain, slot.stack.count * groups // slot.groups)
+            parameter.form.stages(chain, parameter.stack.count * groups // parameter.groups)
         dense = with_weight(op, reconstruct(op, chain))
         return dense if isinstance(dense, Embedding) else replace(dense, bias=chain[-1].bias)
 

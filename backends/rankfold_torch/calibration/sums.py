@@ -95,8 +95,8 @@ class OutputSums:
     def __init__(self, *, held_out: bool) -> None:
         names = ("xx", "yx", "x", "y", "square", *(["yy"] if held_out else []))
         self._sums: dict[str, Sum] = {name: Sum() for name in names}
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._held_rows = 0
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._waiting_rows = 0
         self.count = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -104,15 +104,15 @@ class OutputSums:
         if not len(x):
             return
         self.count += len(x)
-        self._held.append((x, y.to(x)))
-        self._held_rows += len(x)
+        self._waiting.append((x, y.to(x)))
+        self._waiting_rows += len(x)
         # As many rows as columns: then the product costs as much as adding it up, or more.
-        if self._held_rows >= x.shape[2]:
+        if self._waiting_rows >= x.shape[2]:
             self._add_held()
 
     def regression_sums(self) -> RegressionSums | None:
         """Return the sums so far; None where there are none, or where they are not finite."""
-        if self._held:
+        if self._waiting:
             self._add_held()
         if not self.count:
             return None
@@ -120,8 +120,8 @@ class OutputSums:
         return regression_sums(sums, self.count)
 
     def _add_held(self) -> None:
-        x, y = (torch.cat(rows) for rows in zip(*self._held, strict=True))
-        self._held, self._held_rows = [], 0
+        x, y = (torch.cat(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_rows = [], 0
         terms = {
             "xx": lambda: product(x, x),
             "yx": lambda: product(y, x),

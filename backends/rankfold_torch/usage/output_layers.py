@@ -20,7 +20,7 @@ from rankfold.adapters.output_marks import Activation, Calls, beside, is_interna
 from rankfold_torch.operation_mode import OperationMode
 from rankfold_torch.torch_internals import schema_of, storage_of, stored_values
 
-_LEARNED, _GIVEN = "learned", "given"
+_LEARNED, _INPUT = "learned", "input"
 """States of other tensors that are no constants: weights of the model, and its inputs."""
 State: TypeAlias = "Activation | str"
 
@@ -94,7 +94,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             if not nn.parameter.is_lazy(parameter) and parameter.numel() > 1:
                 self._set(parameter, _LEARNED)
         for tensor in returned(inputs):
-            self._set(tensor, _GIVEN)
+            self._set(tensor, _INPUT)
 
     def __torch_dispatch__(
         self,

@@ -176,7 +176,9 @@ def _checkpoint(task: _Task) -> Plan:
         drop = listed(recipe.drop or ())
         if task.dry:
             asked = request(task.target, task.decided, **how)
-            dropped_names(asked.source, asked.slots, drop)  # an error where a pattern is wrong
+            dropped_names(
+                asked.source, asked.layer_tensors, drop
+            )  # an error where a pattern is wrong
             return asked.plan()
         assert recipe.output is not None
         return compress_checkpoint(task.target, recipe.output, task.decided, drop=drop, **how)

@@ -70,13 +70,14 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         gap = int(np.argmax(falls)) + 1 if len(falls) else 1
         steps = np.round(levels[_grid(len(total), gap) - 1]).astype(int)
         kept = np.cumsum(total)
-        held = [int(np.argmax(kept >= share * kept[-1] * (1.0 - 1e-12))) + 1 for share in SHARES]
+        limits = [share * kept[-1] * (1.0 - 1e-12) for share in SHARES]
+        ranks = [int(np.argmax(kept >= limit)) + 1 for limit in limits]
         return cls(
             unfolding=unfolding,
             sides=sides,
             levels=" ".join(map(str, steps.tolist())),
             gap=gap,
-            energy=(held[0], held[1]),
+            energy=(ranks[0], ranks[1]),
         )
 
     @property

@@ -132,7 +132,7 @@ class _Visits:
         self,
         path: str,
         fit: RegressionSums | None,
-        held: RegressionSums | None,
+        validation: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
@@ -140,7 +140,7 @@ class _Visits:
         if not self.refit.visits(path):
             self.advance(path)
         with threads_for(self.layers[path][0].smaller_side):
-            chain = self.refit.visit(path, fit, held, groups)
+            chain = self.refit.visit(path, fit, validation, groups)
         # The adapter may keep the arrays in modules; those of a candidate are shared and must not
         # change. The op itself is the sign that the layer stays.
         return chain if chain[0] is self.ops[path] else tuple(map(copied, chain))

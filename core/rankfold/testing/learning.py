@@ -145,11 +145,11 @@ def _sums_are_of(
         )
         _near(name, joint.y, y[part_rows].sum(0), "sum of y")
         _near(name, joint.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
-    held = sums[1]
-    assert held is not None
-    assert held.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
+    validation = sums[1]
+    assert validation is not None
+    assert validation.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
     part = y[held_out]
-    _near(name, held.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
+    _near(name, validation.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
