@@ -1,4 +1,4 @@
-"""What both Flax adapters do alike, most of it on a model as a pure function of its arrays."""
+"""Base of both Flax adapters, most of it on a model as a pure function of its arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FlaxAdapter(ABC, Generic[Model]):
 
     @abstractmethod
     def _dtype(self, model: Model, path: str) -> Any:
-        """Of the layer's kernel."""
+        """Dtype of the layer's kernel."""
 
     @abstractmethod
     def _is_laid_out(self, model: Model, path: str) -> bool:

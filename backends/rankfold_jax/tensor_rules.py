@@ -1,4 +1,4 @@
-"""How Flax's layers lie in a checkpoint; this module imports no framework."""
+"""Tensor rules of Flax: how its layers lie in a checkpoint; this module imports no framework."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class _Batch:
 
     @property
     def number(self) -> int:
-        """How often the layer that is called next was called before."""
+        """Number of calls that the layer that is called next has had."""
         steps = self.batch.segments.steps
         path = steps[self.position].call.path
         return sum(step.call.path == path for step in steps[: self.position])

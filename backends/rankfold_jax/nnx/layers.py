@@ -1,4 +1,4 @@
-"""From a stock NNX layer to its form, and from the stages of a chain to NNX layers."""
+"""Forms of stock NNX layers, and the NNX layers of the stages of a chain."""
 
 from __future__ import annotations
 

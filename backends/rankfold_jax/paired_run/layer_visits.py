@@ -1,4 +1,4 @@
-"""What is decided when a layer is met in two runs, and the sums and errors it takes."""
+"""Collects regression sums for a layer in both runs, and installs its replacement."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from rankfold.storage.moments_file import Moments
 
 @dataclass(frozen=True, eq=False)
 class PlanRequest:
-    """What is to be planned for a checkpoint, checked.
+    """Checked arguments of a plan for a checkpoint.
 
     Attributes:
         source: the checkpoint.

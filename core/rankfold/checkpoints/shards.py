@@ -133,7 +133,7 @@ def write(work: Work, part: Part) -> Done:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything lies in a file, in bytes.
+    """Places of everything in a file, in bytes.
 
     Attributes:
         copied: the tensors that are taken over as they are.

@@ -55,7 +55,7 @@ _DECIDED = (
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be done.
+    """A recipe with what it is carried out on.
 
     Attributes:
         recipe: the options.

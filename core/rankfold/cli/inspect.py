@@ -39,7 +39,7 @@ _REASONS = 6
 
 @dataclass(frozen=True)
 class _Row:
-    """What is known of one tensor.
+    """Facts about one tensor.
 
     Attributes:
         tensor: its name.
@@ -60,7 +60,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Saving:
-    """What a method does to a tensor.
+    """Ranks and cost of a tensor under a method.
 
     Attributes:
         ranks: that it gets.

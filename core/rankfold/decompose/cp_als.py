@@ -176,7 +176,7 @@ def _with_less_ridge(tensor: Array, model: Fit, sweeps: int) -> Fit:
 
 @dataclass(frozen=True)
 class _Effort:
-    """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap.
+    """Numbers of starts and of sweeps: local minima are cheap to avoid where sweeps are cheap.
 
     Attributes:
         starts: how many, the algebraic one and that from slices included; where there are several,

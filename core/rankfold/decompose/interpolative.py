@@ -86,7 +86,7 @@ class Interpolative:
 
     @property
     def ranks_of_unfoldings(self) -> Mapping[str, int]:
-        """Those of the method; see `RanksUnfoldings`."""
+        """Ranks of unfoldings, as the method has them; see `RanksUnfoldings`."""
         return self.method.ranks_of_unfoldings
 
     def refuse(self, op: Op) -> str | None:

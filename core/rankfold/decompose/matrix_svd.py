@@ -1,4 +1,4 @@
-"""What the methods that factor a single matrix share: svd, channel_svd and spatial_svd.
+"""Base of the methods that factor a single matrix: svd, channel_svd and spatial_svd.
 
 Each unfolds the weight W of a layer into a matrix in its own way and writes the factors of rank r,
 W ≈ left · right, as two layers. The truncated singular value decomposition is the best

@@ -117,7 +117,7 @@ class Layer:
 
     @property
     def cache(self) -> LayerCache:
-        """What was computed so far."""
+        """All that was computed so far."""
         # With a reader the layer was read in the other process so that it need not travel; neither
         # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)

@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Usage:
-    """What the model does with a layer, in one forward pass and beside the layer's op.
+    """Use that the model makes of a layer, in one forward pass and beside the layer's op.
 
     Attributes:
         extents: the extent of the layer's input at each call; None where no example inputs were

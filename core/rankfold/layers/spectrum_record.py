@@ -1,4 +1,4 @@
-"""What a plan keeps of the spectra of a layer: a few dozen singular values, and where energy ends.
+"""Records of a layer's spectra in a plan: a few dozen singular values, and where energy ends.
 
 Only spectra that a policy or a method has asked for are recorded: the record costs no eigenvalues.
 """

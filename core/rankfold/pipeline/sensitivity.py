@@ -1,4 +1,4 @@
-"""How a score falls when each layer alone is compressed: a copy of the model for each try."""
+"""Fall of a score when each layer alone is compressed: a copy of the model for each try."""
 
 from __future__ import annotations
 

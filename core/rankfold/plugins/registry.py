@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass
 class Registry:
-    """Everything the plugins declare.
+    """Registry of everything that the plugins declare.
 
     Attributes:
         plugins: name of each plugin in use, to the distribution it comes from.

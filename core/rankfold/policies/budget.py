@@ -105,7 +105,7 @@ class Budget:
 
     @property
     def looks_at(self) -> Literal["plans", "times", "models"]:
-        """What has to be seen of the models that `search` tries out."""
+        """Part of the models that `search` tries out that has to be seen."""
         if self.drop is not None:
             return "models"
         return "plans" if self.latency is None else "times"

@@ -1,4 +1,4 @@
-"""What a folder with a compressed model says of itself: plan.json, and the names of its files."""
+"""Record in a folder with a compressed model: plan.json, and the names of its files."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def stem(self) -> str:
-        """With what the names of the files begin."""
+        """Beginning of the names of the files."""
         name = FILE.fullmatch(next(iter(self.files)))
         assert name is not None  # checked when the plan is read
         return name[1]
