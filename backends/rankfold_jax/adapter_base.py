@@ -25,7 +25,7 @@ from rankfold_jax.functional.distillation import FlaxStudent
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
-from rankfold_jax.paired_run import interpreter as following
+from rankfold_jax.paired_run import interpreter
 from rankfold_jax.versions import thread_state
 
 Model = TypeVar("Model")
@@ -127,7 +127,7 @@ class FlaxAdapter(ABC, Generic[Model]):
         A layer that every turn uses, or that is in another loop, is met before it, without sums
         over its inputs.
         """
-        return following.run_paired(
+        return interpreter.run_paired(
             self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
         )
 

@@ -43,7 +43,7 @@ from rankfold_torch.model_layers import (
 )
 from rankfold_torch.offloading import check_owners, loaded, unhooked
 from rankfold_torch.optimizers import following as optimizers_following
-from rankfold_torch.paired_run import driver as following
+from rankfold_torch.paired_run import driver
 from rankfold_torch.surgery import replace as swapping
 from rankfold_torch.surgery.check_run import Run, outputs_in
 from rankfold_torch.surgery.hooked_modules import aligned
@@ -69,7 +69,7 @@ class TorchAdapter:
     def __init__(self) -> None:
         # `ModuleUsage` walks over the whole model and reads source: once a model, not once a layer.
         # The caches are the instance's, as its models do not change while it lives.
-        self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
+        self._usages: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
         self._run: Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(paths_by_module)
 
@@ -132,7 +132,7 @@ class TorchAdapter:
         # Ties are looked for by identity of modules: the one in the model is asked, not a shell of
         # it.
         surrounded = model.get_submodule(owner)
-        self._surroundings(model).check_parameter(owner, surrounded, layer.name)
+        self._usages(model).check_parameter(owner, surrounded, layer.name)
         return layer.read()
 
     def _read_module(self, model: nn.Module, path: str, module: nn.Module) -> Op:
@@ -146,7 +146,7 @@ class TorchAdapter:
         # In this order the reason given is the one nearest to the layer: its class, how it holds
         # its weight, what else it holds, and only then its surroundings. A rule answers for the
         # class and the parts of its layers; what rules cannot know is checked for them, too.
-        self._surroundings(model).check(path, model.get_submodule(path))
+        self._usages(model).check(path, model.get_submodule(path))
         return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
@@ -186,7 +186,7 @@ class TorchAdapter:
     def recall(self) -> None:
         """Rely on a run for what `forward` reads, and on the source for the rest alone."""
         # A new cache: without a trace, more reads in the source count against a layer.
-        self._surroundings = cache(partial(ModuleUsage, traced=True))
+        self._usages = cache(partial(ModuleUsage, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """Build an `nn.Sequential` of stock layers, or the factors of a parameter."""
@@ -294,7 +294,7 @@ class TorchAdapter:
             assert isinstance(new, nn.Module)  # a parameter has no calls that a run could meet
             return aligned(new, model.get_submodule(path))
 
-        return following.run_paired(
+        return driver.run_paired(
             model, calibration, layers, visit, build, sequential=sequential, rng=rng
         )
 

@@ -111,7 +111,7 @@ def sampled(view: PatchView, op: Op, examples: int, basis: Array | None = None) 
     return None if wanted >= view.positions else wanted
 
 
-def site_of(
+def layer_product(
     eqn: JaxprEqn,
     inside: Sequence[IndexedValue | None],
     path: str,

@@ -23,7 +23,7 @@ from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.calibration.patch_sketch import matrix_shape
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
-from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
+from rankfold_jax.calibration.layer_products import LayerProduct, layer_product, sampled, working
 from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
@@ -104,36 +104,36 @@ class Gatherer:
         if eqn.primitive.name == "optimization_barrier":
             return list(zip(outputs, inside, strict=True)), sums
         moved = moved_by(eqn, inside, arguments)
-        site = self._site(eqn, inside) if moved is None else None
-        if site is not None:
-            outputs, sums = self._summed(site, arguments, outputs, sums)
+        product = self._product(eqn, inside) if moved is None else None
+        if product is not None:
+            outputs, sums = self._summed(product, arguments, outputs, sums)
         return [(value, moved) for value in outputs], sums
 
-    def _site(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
+    def _product(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         paths = [self._paths[leaf] for leaf in leaves if leaf in self._paths]
         if len(paths) != 1:
             return None
-        return site_of(eqn, inside, paths[0], self.parameters[paths[0]], self.ops[paths[0]])
+        return layer_product(eqn, inside, paths[0], self.parameters[paths[0]], self.ops[paths[0]])
 
     def _summed(
-        self, site: LayerProduct, arguments: list[Any], outputs: list[Any], sums: Sums
+        self, product: LayerProduct, arguments: list[Any], outputs: list[Any], sums: Sums
     ) -> tuple[list[Any], Sums]:
-        path, op = site.path, self.ops[site.path]
+        path, op = product.path, self.ops[product.path]
         self.order[path] = None
         # Drawn anew at each product, but alike in all turns of a loop, which is traced once.
         self._drawn += 1
         # The sums are no part of the loss.
-        x = lax.stop_gradient(arguments[1] if site.side == 0 else arguments[0])
+        x = lax.stop_gradient(arguments[1] if product.side == 0 else arguments[0])
         key = jax.random.fold_in(self.key, self._drawn)
-        groups = site.groups()
+        groups = product.groups()
         matrix = self.matrices[path][groups] if path in self.matrices else None
-        terms = _terms(site, op, x, self.examples, key, matrix)
+        terms = _terms(product, op, x, self.examples, key, matrix)
         layer_sums = {
             name: total.at[groups].add(terms[name]) if total.ndim else total + terms[name]
             for name, total in sums[path].items()
         }
-        gram = partial(_gram_of, site, full_gradients(op))
+        gram = partial(_gram_of, product, full_gradients(op))
         tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: layer_sums}
 
@@ -248,7 +248,7 @@ def empty_moment_tap(op: Op) -> jax.Array:
 
 
 def _terms(
-    site: LayerProduct,
+    product: LayerProduct,
     op: Op,
     x: jax.Array,
     examples: int,
@@ -256,7 +256,7 @@ def _terms(
     matrix: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """Return what one product adds to the sums of its layer."""
-    view, here = site.view, len(site.layout.rows)
+    view, here = product.view, len(product.layout.rows)
     positions = jnp.full(here, float(view.images * view.positions))
     if isinstance(op, Embedding):
         rows = len(op.weight)
@@ -273,7 +273,7 @@ def _terms(
     if wanted is not None:
         chance = jax.random.uniform(key, (view.images, view.positions))
         chosen = lax.top_k(chance, wanted)[1]
-    patches = site.rows(x, chosen)
+    patches = product.rows(x, chosen)
     return {
         **_sums_of(op, patches, matrix),
         "mean": patches.sum(0),
@@ -304,6 +304,6 @@ def gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("nga,ngb->gab", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _gram_of(site: LayerProduct, full: bool, gradient: jax.Array) -> jax.Array:
-    rows = working(site.outputs(gradient, None))
+def _gram_of(product: LayerProduct, full: bool, gradient: jax.Array) -> jax.Array:
+    rows = working(product.outputs(gradient, None))
     return gram(rows, rows) if full else jnp.square(rows).sum(0)

@@ -45,7 +45,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def __init__(self) -> None:
         self._modules = _by_identity(modules)
-        self._surroundings = _by_identity(ModuleUsage)
+        self._usages = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, ObservedAxes] = {}
         self._inputs: Inputs | None = None
@@ -92,11 +92,11 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
-            self._surroundings(model).check(path, module)
+            self._usages(model).check(path, module)
             return rules.read(rule, module)
         check_class(module)
         check_state(module)
-        self._surroundings(model).check(path, module)
+        self._usages(model).check(path, module)
         layer = layers.layer_of(module, self._seen.get(path, ObservedAxes()))
         op = layer.form.op(*layer.arrays())
         if isinstance(layer.kernel.get_raw_value(), jax.ShapeDtypeStruct):

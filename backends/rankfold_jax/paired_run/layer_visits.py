@@ -22,7 +22,7 @@ from rankfold.ops.reference import reconstruct
 from rankfold_jax.calibration.layer_products import Ints, LayerProduct, sampled
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import put
-from rankfold_jax.paired_run.output_sums import OutputSums, add_distance, joint_terms
+from rankfold_jax.paired_run.output_sums import OutputSums, add_distance, regression_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ class LayerVisits:
     def meet(
         self,
         path: str,
-        sites: Sequence[LayerProduct],
+        products: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
@@ -89,17 +89,19 @@ class LayerVisits:
 
         Args:
             path: of the layer.
-            sites: the product, for each batch.
+            products: the product, for each batch.
             inputs: of the layer in the compressed model.
             targets: what the product gives in the original one.
             batches: the batches.
         """
-        here = sites[0].layout.groups
+        here = products[0].layout.groups
         if not self._open[path][here].any():
             return
-        alike = all(np.array_equal(site.layout.groups, here) for site in sites)
+        alike = all(np.array_equal(product.layout.groups, here) for product in products)
         if alike and self._open[path][here].all() and self._whole_layers(path, here):
-            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
+            self._decide(
+                path, *self._regression_sums(path, products, inputs, targets, batches), here
+            )
         else:
             self.decide(path)
 
@@ -145,11 +147,11 @@ class LayerVisits:
             if not self._open[path].any():
                 del self._filled[leaf]
 
-    def measure(self, site: LayerProduct, y: Any, other: Any) -> None:
+    def measure(self, product: LayerProduct, y: Any, other: Any) -> None:
         """Adds what a product gives in both runs to the error of its layer."""
-        if site.path in self._biases:
-            total = self.errors.setdefault(site.path, RelativeDistance())
-            add_distance(total, site, y, other, *self._biases[site.path])
+        if product.path in self._biases:
+            total = self.errors.setdefault(product.path, RelativeDistance())
+            add_distance(total, product, y, other, *self._biases[product.path])
 
     def _standing_for(self, parameter: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
         """The layer, or some groups of it, with the weight of its chain.
@@ -162,10 +164,10 @@ class LayerVisits:
         dense = with_weight(op, reconstruct(op, chain))
         return dense if isinstance(dense, Embedding) else replace(dense, bias=chain[-1].bias)
 
-    def _joints(
+    def _regression_sums(
         self,
         path: str,
-        sites: Sequence[LayerProduct],
+        products: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
@@ -174,14 +176,14 @@ class LayerVisits:
         op = self.layers[path]
         if isinstance(op, Embedding):
             return None, None
-        groups = sites[0].layout.groups
+        groups = products[0].layout.groups
         whole = len(groups) == op.groups
         basis = self.visit.basis(path) if whole else self.visit.basis(path, groups.tolist())
         if not has_regression(op, basis):
             return None, None
         fit, validation = OutputSums(), OutputSums()
-        for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
-            view = site.view
+        for product, x, y, batch in zip(products, inputs, targets, batches, strict=True):
+            view = product.view
             wanted = sampled(view, op, self.examples, basis)
             chosen = None
             if wanted is not None:
@@ -190,8 +192,8 @@ class LayerVisits:
             images = np.arange(view.images)
             number = batch.first + images * batch.examples // max(1, view.images)
             kept = is_held_out(number, self.examples)
-            bias = _spread(op, op.bias)[site.layout.groups]
-            terms = joint_terms(site, x, y, bias, chosen, kept, basis)
+            bias = _spread(op, op.bias)[product.layout.groups]
+            terms = regression_terms(product, x, y, bias, chosen, kept, basis)
             each = view.positions if wanted is None else wanted
             fit.add(terms[0], each * int((~kept).sum()))
             validation.add(terms[1], each * int(kept.sum()))

@@ -48,8 +48,8 @@ class OutputSums:
         return regression_sums(dict(zip(_NAMES, self._sums, strict=False)), self.count)
 
 
-def joint_terms(
-    site: LayerProduct,
+def regression_terms(
+    product: LayerProduct,
     x: Any,
     y: Any,
     bias: Array,
@@ -60,7 +60,7 @@ def joint_terms(
     """The sums over fitted and over held-out rows of a batch.
 
     Args:
-        site: the product.
+        product: the product.
         x: its input in the compressed model.
         y: its output in the original one.
         bias: (groups, out/groups), what the original layer adds to that.
@@ -68,9 +68,9 @@ def joint_terms(
         held_out: (images,), whether an image is held out.
         basis: that rows are projected on; see `rankfold.adapters.base.LayerVisitor`.
     """
-    layout = site.layout
+    layout = product.layout
     where = (layout.rows, layout.outs, chosen)
-    fit, validation = _terms(site.view, x, y, where, bias, held_out, basis)
+    fit, validation = _terms(product.view, x, y, where, bias, held_out, basis)
     return fit, validation
 
 
@@ -98,20 +98,22 @@ def _terms(
 
 
 def add_distance(
-    total: RelativeDistance, site: LayerProduct, y: Any, other: Any, bias: Array, new: Array
+    total: RelativeDistance, product: LayerProduct, y: Any, other: Any, bias: Array, new: Array
 ) -> None:
     """Add the distance of the outputs at a product, over all its positions.
 
     Args:
         total: of the layer.
-        site: the product.
+        product: the product.
         y: its output in the original model.
         other: its output in the compressed one.
         bias: (groups, out/groups), what the layer adds to it.
         new: the same in the compressed model.
     """
-    groups = site.layout.groups
-    error, energy = _distance(site.view, y, other, site.layout.outs, bias[groups], new[groups])
+    groups = product.layout.groups
+    error, energy = _distance(
+        product.view, y, other, product.layout.outs, bias[groups], new[groups]
+    )
     total.add(float(error), float(energy))
 
 

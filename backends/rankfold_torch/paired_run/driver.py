@@ -64,15 +64,15 @@ def run_paired(
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
         watching = stack.enter_context(parameters_kept(model))
-        following = _Following(model, layers, visit, build, rng, sequential=sequential)
-        stack.enter_context(following.watching())
-        batches = following.begun(calibration, watching)
+        paired = _PairedRun(model, layers, visit, build, rng, sequential=sequential)
+        stack.enter_context(paired.watching())
+        batches = paired.begun(calibration, watching)
         threads = [thread for batch in batches for thread in batch.threads]
         # Entered last, so undone first: no thread is inside the model when its `forward`s are put
         # back.
         stack.enter_context(Restored(partial(_stop, threads)))
-        following.run(batches)
-    return {path: error.value for path, error in following.errors.items()}
+        paired.run(batches)
+    return {path: error.value for path, error in paired.errors.items()}
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class _Batch:
             self.compressed = None
 
 
-class _Following:
+class _PairedRun:
     def __init__(
         self,
         model: nn.Module,
@@ -242,7 +242,7 @@ class _Following:
             batch.part()
 
     def _meet(self, path: str, group: Sequence[_Batch]) -> None:
-        fit, held_out = self._joints(path, group)
+        fit, held_out = self._regression_sums(path, group)
         with self._lifted():
             chain = self._visit(path, fit, held_out)
             try:
@@ -251,7 +251,7 @@ class _Following:
             except Refused:
                 self._modules[path] = None
 
-    def _joints(
+    def _regression_sums(
         self, path: str, group: Sequence[_Batch]
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         op = self._layers[path]

@@ -304,7 +304,7 @@ class _VisitedLayer:
 
     def unchanged(self, fit: RegressionSums | None, validation: RegressionSums | None) -> None:
         """Count positions at which the output is that of the original."""
-        self._size += sum(_size(joint) for joint in (fit, validation) if joint is not None)
+        self._size += sum(_size(sums) for sums in (fit, validation) if sums is not None)
 
     def take(self, best: RefitCandidate, part: LayerPart) -> None:
         """Put the best chain of some groups in place."""
@@ -381,6 +381,6 @@ def _with_groups(stage: Op, new: Op, total: int, groups: Sequence[int]) -> Op:
     return replace(stage, weight=written(stage.weight, new.weight), bias=bias)
 
 
-def _size(joint: RegressionSums) -> float:
+def _size(sums: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
-    return float(joint.square.sum())
+    return float(sums.square.sum())

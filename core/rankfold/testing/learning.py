@@ -130,21 +130,21 @@ def _sums_are_of(
     y: Array,
     held_out: Array,
 ) -> None:
-    for joint, part_rows in zip(sums, (~held_out, held_out), strict=True):
-        assert joint is not None, f"{name}: no sums over its inputs"
-        assert joint.count == part_rows.sum(), (
-            f"{name}: {joint.count} positions, not {part_rows.sum()}"
+    for part_sums, part_rows in zip(sums, (~held_out, held_out), strict=True):
+        assert part_sums is not None, f"{name}: no sums over its inputs"
+        assert part_sums.count == part_rows.sum(), (
+            f"{name}: {part_sums.count} positions, not {part_rows.sum()}"
         )
         crossed = np.einsum("ngo,ngd->god", y[part_rows], rows[part_rows])
-        _near(name, joint.yx, crossed, "sum of y xᵀ")
+        _near(name, part_sums.yx, crossed, "sum of y xᵀ")
         _near(
             name,
-            joint.xx,
+            part_sums.xx,
             np.einsum("ngi,ngj->gij", rows[part_rows], rows[part_rows]),
             "sum of x xᵀ",
         )
-        _near(name, joint.y, y[part_rows].sum(0), "sum of y")
-        _near(name, joint.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
+        _near(name, part_sums.y, y[part_rows].sum(0), "sum of y")
+        _near(name, part_sums.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
     validation = sums[1]
     assert validation is not None
     assert validation.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
