@@ -319,10 +319,8 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
                 )
                 continue
             layer, arrays, stacks = self._layer_at(model, path)
-            kernel, bias = (
-                places[(*node_path, array_name(layer.kind))],
-                places.get((*node_path, "bias"), 0),
-            )
+            kernel = places[(*node_path, array_name(layer.kind))]
+            bias = places.get((*node_path, "bias"), 0)
             parameters[path] = _parameter(layer, arrays, stacks, kernel, bias)
         return replace(pure, parameters=parameters)
 

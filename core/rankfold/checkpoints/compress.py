@@ -230,10 +230,11 @@ def _parts(
     # it.
     used = {*dropped, *(tensors.weight for tensors in layer_tensors.values())}
     used |= {tensors.bias for tensors in layer_tensors.values() if tensors.bias is not None}
+    stem = WEIGHTS if source.kind is None else source.kind.weights
     count = len(source.files)
     parts = []
     for number, file in enumerate(source.files, 1):
-        name = weights_file(_stem(source), number, count)
+        name = weights_file(stem, number, count)
         layers = [
             layer
             for layer in plan.replaced
@@ -326,11 +327,6 @@ def _published(
         raise _changed(source)
     workdir.publish(target, names)
     return plan
-
-
-def _stem(source: Checkpoint) -> str:
-    """Return with what the names of the files of the result begin."""
-    return WEIGHTS if source.kind is None else source.kind.weights
 
 
 def _beside(source: Checkpoint, plan: Plan) -> dict[str, bytes]:

@@ -207,7 +207,7 @@ def _model(task: _Task) -> Plan:
     model = filled(called(task.target, "factory"), recipe.weights, recipe.key)
     takes_arrays = capabilities(registry().adapter(model)).takes_arrays
     tensor: Callable[[Any], Any] = (
-        _itself if takes_arrays is None else partial(takes_arrays.input_of, model)
+        (lambda array: array) if takes_arrays is None else partial(takes_arrays.input_of, model)
     )
     inputs, batches = model_inputs(recipe.inputs, recipe.calibration, tensor)
     return _done(task, model, inputs, batches, lambda small: small.save(str(recipe.output)))
@@ -260,7 +260,3 @@ def _done(
     if not task.dry:
         save(small)
     return small.plan
-
-
-def _itself(array: Any) -> Any:
-    return array

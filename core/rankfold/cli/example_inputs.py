@@ -48,7 +48,8 @@ def example_inputs(
     count = max((len(array) for array in arrays.values() if array.ndim), default=0)
     if not count:
         raise RankfoldError(f"calibration {str(calibration)!r} has no examples")
-    size = _BATCH if example is None else max(1, _count(example))
+    lengths = [len(array) for array in (example or {}).values() if array.ndim]
+    size = _BATCH if example is None else max([1, *lengths])
 
     def part(first: int, size: int) -> dict[str, Array]:
         return {
@@ -154,10 +155,6 @@ def _of_shapes(shapes: str | list[int] | Mapping[str, Any]) -> dict[str, Array]:
 
 def _shape_text(shape: Any) -> str:
     return ",".join(map(str, shape)) if isinstance(shape, list) else str(shape)
-
-
-def _count(example: dict[str, Array]) -> int:
-    return max((len(array) for array in example.values() if array.ndim), default=1)
 
 
 def _arrays(file: Path) -> dict[str, Array]:

@@ -70,6 +70,17 @@ class Layer:
         weight_size: how many numbers its weight has.
         folded: what the layer computes the op's weight by; "" where that is its own.
         costs: what it and chains in its place cost, from shapes alone.
+
+    Example:
+        A policy that takes the cheapest offer of each layer:
+
+        >>> class Smallest:
+        ...     def allocate(self, layers):
+        ...         for layer in layers:
+        ...             offer = min(layer.offers(), key=lambda offer: offer.cost.params)
+        ...             yield rf.Choice(offer.method, offer.ranks)
+        >>> rf.plan(nn.Sequential(nn.Linear(48, 64)), Smallest())["0"].ranks  # weight (64, 48)
+        (1,)
     """
 
     def __init__(

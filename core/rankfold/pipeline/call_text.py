@@ -61,7 +61,7 @@ def command_text(selection: Selection, settings: Settings, *, refit: bool = True
     Where a policy has no text, as one that holds a function, it is one that carries out the plan.
     """
     overrides = (selection.overrides or {}).items()
-    texts = [_policy_text(policy) for policy in selection.policies]
+    texts = [text_of(policy, registry().policies) or "" for policy in selection.policies]
     if not all(texts):
         return f"{_COMMAND} --plan PLAN"
     words = ["--policy", texts[0]]
@@ -92,10 +92,6 @@ def _methods(selection: Selection, settings: Settings) -> tuple[str, ...] | None
     if checked_policy(selection.policy).allows_interpolation:
         default = (*METHODS, *INTERPOLATIVE)
     return None if tuple(settings.methods) == default else tuple(settings.methods)
-
-
-def _policy_text(policy: Policy) -> str:
-    return text_of(policy, registry().policies) or ""
 
 
 def _overrides(overrides: Mapping[str, Policy]) -> str:
