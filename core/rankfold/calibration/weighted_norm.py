@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import overload
 
 import numpy as np
@@ -100,8 +99,6 @@ class Metric:
             mean: (groups, d) or None.
         """
         other = copy.copy(self)
-        for derived in ("inputs", "channels"):  # of the old inputs
-            vars(other).pop(derived, None)
         inputs, unit = _without_unit(inputs)
         other.unit = self.unit / self._inputs_unit * unit if self._inputs_unit else 0.0
         other._set_inputs(inputs, unit, None)
@@ -112,6 +109,8 @@ class Metric:
         self, moment: Array | SeparableMoment, unit: float, samples: int | None
     ) -> None:
         """Take a moment over its unit; shrink it unless it is the mean of no samples."""
+        self._inputs: Array | None = None  # made when they are asked for
+        self._channels: Array | None = None
         self._inputs_unit = unit
         self._moment = moment
         if isinstance(moment, SeparableMoment):
@@ -133,12 +132,14 @@ class Metric:
         variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
         return variance
 
-    @cached_property
+    @property
     def inputs(self) -> Array | SeparableMoment:
         """C without units, the largest variance of the inputs being 1."""
         if isinstance(self._moment, SeparableMoment):
             return self._shrunken
-        return linalg.read_only(shrunken(self._moment, self._shrinkage))
+        if self._inputs is None:
+            self._inputs = linalg.read_only(shrunken(self._moment, self._shrinkage))
+        return self._inputs
 
     def weight_outputs(self, rows: Array) -> Array:
         """Return Lᵀ A for A (groups, out/groups, n), where L Lᵀ = G."""
@@ -205,10 +206,14 @@ class Metric:
             root = linalg.scaled(eigen.vectors, np.sqrt(eigen.values), 2)
         return linalg.double(linalg.cast(rows, root.dtype) @ root)
 
-    @cached_property
+    @property
     def channels(self) -> Array:
         """Second moment of the channels, (groups, in/groups, in/groups), a mean over positions."""
-        inputs = self.inputs
+        if self._channels is None:
+            self._channels = self._mean_over_positions(self.inputs)
+        return self._channels
+
+    def _mean_over_positions(self, inputs: Array | SeparableMoment) -> Array:
         if isinstance(inputs, SeparableMoment):
             return inputs.channels
         if inputs.ndim == 2:
