@@ -47,7 +47,7 @@ def moments(
     """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`.
 
     Args:
-        flow: the model, with a slot for each of the layers.
+        flow: the model, with where each of the layers lies.
         calibration: batches and loss.
         layers: the layers.
         rng: draws labels, noise and positions.

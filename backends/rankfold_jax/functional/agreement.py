@@ -114,7 +114,7 @@ class Reference:
         """Return the arrays of the original, with the numbers of ops in its layers."""
         values = list(self._flow.values)
         for path, op in ops.items():
-            # A fresh one, as a slot keeps the index of every number, in 16 bytes each.
+            # A fresh one, as it keeps the index of every number, in 16 bytes each.
             parameter = replace(self._flow.parameters[path])
             kernel, bias = parameter.filled(op)
             values[parameter.kernel] = _like(kernel, values[parameter.kernel])

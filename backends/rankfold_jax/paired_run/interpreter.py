@@ -58,7 +58,7 @@ def run_paired(
     """Meet layers as they are called; see `rankfold.adapters.base.Calibrates`.
 
     Args:
-        model: the model, with a slot for each of the layers.
+        model: the model, with where each of the layers lies.
         calibration: the batches.
         layers: the layers to meet.
         visit: gives the chain of a layer.

@@ -60,8 +60,8 @@ class Guarded:
             self._error_at_ranks = getattr(method, "offers", None) if estimate is None else estimate
             self._with_later_stages = getattr(method, "with_later_stages", None)
             self.interpolates = str.__str__(getattr(method, "interpolates", ""))
-            places = dict(getattr(method, "ranks_of_unfoldings", {}))
-            self.ranks_of_unfoldings = {n: operator.index(place) for n, place in places.items()}
+            indices = dict(getattr(method, "ranks_of_unfoldings", {}))
+            self.ranks_of_unfoldings = {n: operator.index(i) for n, i in indices.items()}
 
     def refuse(self, op: Op) -> str | None:
         """Call `Decomposition.refuse`."""

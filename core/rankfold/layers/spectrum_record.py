@@ -137,7 +137,7 @@ def telling(
             `RanksUnfoldings`. Empty for a layer that is left alone.
         chosen: the ranks.
     """
-    ranks = {name: chosen[place] for name, place in places.items() if place < len(chosen)}
+    ranks = {name: chosen[index] for name, index in places.items() if index < len(chosen)}
     marked = [msgspec.structs.replace(r, kept=ranks.get(r.unfolding)) for r in records]
     kept = [record for record in marked if record.kept is not None]
     return tuple(sorted(kept or marked, key=lambda record: UNFOLDINGS.index(record.unfolding)))
