@@ -135,3 +135,21 @@ def test_packages_import_none_that_stands_above_them(package: str) -> None:
                 else []
             )
             assert not {name.split(".")[0] for name in names} & above, module
+
+
+STAGES = ("session", "calibrate", "model_layers", "allocation", "refit", "replacement")
+"""Stages of a call; `execution` runs those from allocation on, and `api` all."""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_takes_the_data_of_earlier_ones_and_calls_none(stage: str) -> None:
+    folder = ROOT / "core" / "rankfold" / "pipeline"
+    earlier = {f"rankfold.pipeline.{name}" for name in STAGES[: STAGES.index(stage)]}
+    called = [
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse((folder / f"{stage}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module in earlier
+        for alias in node.names
+        if not alias.name[0].isupper()
+    ]
+    assert not called

@@ -29,5 +29,5 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
 
 @hookimpl
 def rankfold_layer_rules() -> Iterable[TensorRule]:
-    """How layers lie in a checkpoint."""
+    """Declare how layers lie in a checkpoint."""
     return FLAX_TENSORS

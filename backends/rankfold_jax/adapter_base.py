@@ -1,4 +1,4 @@
-"""What both Flax adapters do alike, most of it on a model as a pure function of its arrays."""
+"""Base of both Flax adapters, most of it on a model as a pure function of its arrays."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rankfold_jax.functional.distillation import FlaxStudent
 from rankfold_jax.functional.inputs import Inputs
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
-from rankfold_jax.paired_run import interpreter as following
+from rankfold_jax.paired_run import interpreter
 from rankfold_jax.versions import thread_state
 
 Model = TypeVar("Model")
@@ -54,7 +54,7 @@ class FlaxAdapter(ABC, Generic[Model]):
 
     @abstractmethod
     def _dtype(self, model: Model, path: str) -> Any:
-        """Of the layer's kernel."""
+        """Dtype of the layer's kernel."""
 
     @abstractmethod
     def _is_laid_out(self, model: Model, path: str) -> bool:
@@ -127,7 +127,7 @@ class FlaxAdapter(ABC, Generic[Model]):
         A layer that every turn uses, or that is in another loop, is met before it, without sums
         over its inputs.
         """
-        return following.run_paired(
+        return interpreter.run_paired(
             self._flow(model, layers), calibration, layers, visit, sequential=sequential, rng=rng
         )
 

@@ -48,7 +48,7 @@ class Network(nnx.Module):
 
 
 class JaxDemo:
-    """What the demo asks of a backend; see `rankfold.cli.demo.DemoNetwork`.
+    """Network of the demo; see `rankfold.cli.demo.DemoNetwork`.
 
     Args:
         seed: of the initial weights, the shuffling and the augmentation.

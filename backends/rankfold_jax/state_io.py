@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from rankfold.errors import RankfoldError
-from rankfold.storage.safetensors_header import read_header
-from rankfold.storage.state_checks import check_alike, renamed
+from rankfold.storage.state_checks import check_alike, read_whole, renamed
 from rankfold_jax.layouts.sharding import put
+from rankfold_jax.versions import key_implementation
 
 
 def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
@@ -48,14 +48,8 @@ def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, j
     Raises:
         RankfoldError: a file is damaged, or they do not hold just these.
     """
-    file, stored = files[0], {}
-    for part in files:
-        read_header(part)
-        try:
-            stored.update(load_file(part))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RankfoldError(f"{str(part)!r} cannot be read: {error}") from None
-    arrays = renamed(file, stored, wanted)
+    file = files[0]
+    arrays = renamed(file, read_whole(files, load_file), wanted)
     loaded = {}
     for name, like in wanted.items():
         data, array = jax.eval_shape(data_of, like), arrays[name]
@@ -73,7 +67,7 @@ def data_of(value: Any) -> Any:
 
 def _like(array: jax.Array, like: Any) -> jax.Array:
     if hasattr(like, "dtype") and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        array = jax.random.wrap_key_data(array, impl=like.dtype._impl)  # has no public name
+        array = jax.random.wrap_key_data(array, impl=key_implementation(like.dtype))
     if isinstance(like, jax.Array) and like.committed:
         return put(array, like.sharding)
     return array

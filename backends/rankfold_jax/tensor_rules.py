@@ -1,4 +1,4 @@
-"""How Flax's layers lie in a checkpoint; this module imports no framework."""
+"""Tensor rules of Flax: how its layers lie in a checkpoint; this module imports no framework."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rankfold.ops import Chain, Conv, Embedding, Linear, Op
 from rankfold.ops.interpolation import stored_weight
 
 _CONVOLUTIONS = (3, 4, 5)
+"""Axes of the kernel of a convolution over one to three spatial axes."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from rankfold_torch import state_io as weights
 from rankfold_torch.calibration import losses, moments
 from rankfold_torch.layers import set_values as refilling
 from rankfold_torch.layers import stock as layers
-from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, held_at
+from rankfold_torch.layers.parameter_layers import Factors, ParameterLayer, parameter_at
 from rankfold_torch.layers.parameter_memory import settle
 from rankfold_torch.layers.stock import to_array
 from rankfold_torch.meta_tensors import shaped
@@ -43,7 +43,7 @@ from rankfold_torch.model_layers import (
 )
 from rankfold_torch.offloading import check_owners, loaded, unhooked
 from rankfold_torch.optimizers import following as optimizers_following
-from rankfold_torch.paired_run import driver as following
+from rankfold_torch.paired_run import driver
 from rankfold_torch.surgery import replace as swapping
 from rankfold_torch.surgery.check_run import Run, outputs_in
 from rankfold_torch.surgery.hooked_modules import aligned
@@ -69,7 +69,7 @@ class TorchAdapter:
     def __init__(self) -> None:
         # `ModuleUsage` walks over the whole model and reads source: once a model, not once a layer.
         # The caches are the instance's, as its models do not change while it lives.
-        self._surroundings: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
+        self._usages: Callable[[nn.Module], ModuleUsage] = cache(ModuleUsage)
         self._run: Run | None = None
         self._paths: Callable[[nn.Module], Mapping[int, list[str]]] = cache(paths_by_module)
 
@@ -104,25 +104,25 @@ class TorchAdapter:
 
     def aliases(self, model: nn.Module, path: str) -> tuple[str, ...]:
         """Return the further paths of a module that stands in several places."""
-        held = held_at(model, path)
-        module = model.get_submodule(path) if held is None else held.module
-        end = "" if held is None else f".{held.name}"
+        parameter = parameter_at(model, path)
+        module = model.get_submodule(path) if parameter is None else parameter.module
+        end = "" if parameter is None else f".{parameter.name}"
         others = (f"{other}{end}".lstrip(".") for other in self._paths(model)[id(module)])
         return tuple(other for other in others if other != path)
 
     def read(self, model: nn.Module, path: str) -> Op:
         """Return the layer at a path as an op; refuse it for what it is or what surrounds it."""
-        held = held_at(model, path)
-        if held is not None:
-            return self._read_parameter(model, path, held)
+        parameter = parameter_at(model, path)
+        if parameter is not None:
+            return self._read_parameter(model, path, parameter)
         check_owners(model, path)
         return self._read_module(model, path, loaded(model.get_submodule(path)))
 
     def structure(self, model: nn.Module, path: str) -> Op:
         """Return the layer at a path as an op; one on the meta device has zeros for values."""
-        held = held_at(model, path)
-        if held is not None:
-            shell = ParameterLayer(shaped(held.module), held.name)
+        parameter = parameter_at(model, path)
+        if parameter is not None:
+            shell = ParameterLayer(shaped(parameter.module), parameter.name)
             return self._read_parameter(model, path, shell)
         return self._read_module(model, path, shaped(unhooked(model.get_submodule(path))))
 
@@ -132,7 +132,7 @@ class TorchAdapter:
         # Ties are looked for by identity of modules: the one in the model is asked, not a shell of
         # it.
         surrounded = model.get_submodule(owner)
-        self._surroundings(model).check_parameter(owner, surrounded, layer.name)
+        self._usages(model).check_parameter(owner, surrounded, layer.name)
         return layer.read()
 
     def _read_module(self, model: nn.Module, path: str, module: nn.Module) -> Op:
@@ -146,17 +146,17 @@ class TorchAdapter:
         # In this order the reason given is the one nearest to the layer: its class, how it holds
         # its weight, what else it holds, and only then its surroundings. A rule answers for the
         # class and the parts of its layers; what rules cannot know is checked for them, too.
-        self._surroundings(model).check(path, model.get_submodule(path))
+        self._usages(model).check(path, model.get_submodule(path))
         return layers.read(module) if rule is None else read_by(rule, module)
 
     def folded(self, model: nn.Module, path: str) -> str:
         """Return the name of what the layer's rule folds into the weight; "" without a rule."""
-        rule = None if held_at(model, path) else rule_of(model.get_submodule(path))
+        rule = None if parameter_at(model, path) else rule_of(model.get_submodule(path))
         return "" if rule is None else rule.folds
 
     def why_not_interpolated(self, model: nn.Module, path: str) -> str:
         """Return why a layer takes no interpolative stages."""
-        if held_at(model, path) is not None:
+        if parameter_at(model, path) is not None:
             return "a parameter is a product of matrices, none of which can be interpolative"
         rule = rule_of(model.get_submodule(path))
         if rule is not None and rule.build is not None:
@@ -165,7 +165,7 @@ class TorchAdapter:
 
     def parameters(self, model: nn.Module, path: str, op: Op) -> int:
         """Return the number of parameters of a layer, those folded into its weight included."""
-        return params(op) if held_at(model, path) else self.size(model.get_submodule(path))
+        return params(op) if parameter_at(model, path) else self.size(model.get_submodule(path))
 
     def trace(self, model: nn.Module, inputs: Any) -> Trace:
         """Trace one forward pass in eval mode without gradients."""
@@ -186,13 +186,13 @@ class TorchAdapter:
     def recall(self) -> None:
         """Rely on a run for what `forward` reads, and on the source for the rest alone."""
         # A new cache: without a trace, more reads in the source count against a layer.
-        self._surroundings = cache(partial(ModuleUsage, traced=True))
+        self._usages = cache(partial(ModuleUsage, traced=True))
 
     def build(self, model: nn.Module, path: str, chain: Chain) -> nn.Module | Factors:
         """Build an `nn.Sequential` of stock layers, or the factors of a parameter."""
-        held = held_at(model, path)
-        if held is not None:
-            return held.build(chain)
+        parameter = parameter_at(model, path)
+        if parameter is not None:
+            return parameter.build(chain)
         module = loaded(model.get_submodule(path))
         rule = rule_of(module)
         if rule is None or rule.build is None:
@@ -210,9 +210,9 @@ class TorchAdapter:
 
     def precision(self, model: nn.Module, path: str) -> float:
         """Return the machine epsilon of the layer's dtype."""
-        held = held_at(model, path)
-        if held is not None:
-            return torch.finfo(held.tensor.dtype).eps
+        parameter = parameter_at(model, path)
+        if parameter is not None:
+            return torch.finfo(parameter.tensor.dtype).eps
         dtype = next(model.get_submodule(path).parameters(recurse=False)).dtype
         return torch.finfo(dtype).eps
 
@@ -269,7 +269,7 @@ class TorchAdapter:
     ) -> Mapping[str, LayerMoments]:
         """Gather moments in one forward and backward pass per batch, by hooks on the modules."""
         # A parameter has no call of its own at which a hook could see inputs.
-        in_modules = {path: op for path, op in layers.items() if held_at(model, path) is None}
+        in_modules = {path: op for path, op in layers.items() if parameter_at(model, path) is None}
         return moments.moments(model, calibration, in_modules, rng, advance)
 
     def run_paired(
@@ -294,15 +294,15 @@ class TorchAdapter:
             assert isinstance(new, nn.Module)  # a parameter has no calls that a run could meet
             return aligned(new, model.get_submodule(path))
 
-        return following.run_paired(
+        return driver.run_paired(
             model, calibration, layers, visit, build, sequential=sequential, rng=rng
         )
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> nn.Module | nn.Parameter:
         """Return a copy of the layer with the values of an op."""
-        held = held_at(model, path)
-        if held is not None:
-            return held.filled(op.weight)
+        parameter = parameter_at(model, path)
+        if parameter is not None:
+            return parameter.filled(op.weight)
         module = loaded(model.get_submodule(path))
         rule = rule_of(module)
         if rule is not None and rule.folds:
@@ -326,15 +326,15 @@ class TorchAdapter:
         modules = {}
         for path in paths:
             op = self.read(model, path)
-            held = held_at(model, path)
-            if held is None:
+            parameter = parameter_at(model, path)
+            if parameter is None:
                 # The factors as they are now, after any fine-tuning.
                 try:
                     chain = layers.chain(loaded(small.get_submodule(path)))
                 except Refused as refused:
                     raise Refused(f"layer {path!r}: {refused.reason}") from None
             else:
-                chain = held.chain(small.get_submodule(path.rpartition(".")[0]))
+                chain = parameter.chain(small.get_submodule(path.rpartition(".")[0]))
             if folds := self.folded(model, path):
                 raise Refused(
                     f"the {folds} of layer {path!r} was folded into its chain and cannot be taken "
@@ -373,7 +373,7 @@ class TorchAdapter:
         Chains that cannot be built take forever, too. Factors of a parameter are multiplied out for
         every use; the parameter itself has no time of its own.
         """
-        if held_at(model, path) is not None:
+        if parameter_at(model, path) is not None:
             # Infinite times keep a latency budget from choosing factors.
             return (0.0, *(math.inf for _ in chains))
         built: list[nn.Module | None] = []

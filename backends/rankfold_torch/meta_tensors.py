@@ -10,6 +10,7 @@ from torch import nn
 
 from rankfold.console import some
 from rankfold.errors import RankfoldError
+from rankfold_torch.torch_internals import unsaved_buffers
 
 
 def shaped(module: nn.Module) -> nn.Module:
@@ -64,9 +65,7 @@ def materialise(model: nn.Module) -> None:
 def _unstored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield name and value of tensors on the meta device that a model's state does not hold."""
     for path, module in model.named_modules():
-        tensors = {
-            name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)
-        }
+        tensors = {name: module._buffers[name] for name in sorted(unsaved_buffers(module))}
         tensors |= {n: v for n, v in vars(module).items() if isinstance(v, torch.Tensor)}
         for name, tensor in tensors.items():
             if tensor is not None and tensor.is_meta:

@@ -19,6 +19,7 @@ from rankfold.state.restoration import Restored, Shared
 from rankfold_torch.offloading import cuda_devices, in_memory
 from rankfold_torch.operation_mode import OperationMode
 from rankfold_torch.temporary_changes import dispatched
+from rankfold_torch.torch_internals import schema_of
 
 FRAMEWORK = frozenset(vars(nn.Module()))
 """Attributes that every module has: its mode and the registries, which are dealt with by name."""
@@ -172,7 +173,7 @@ class _Writes(OperationMode):  # type: ignore[no-untyped-call]  # PyTorch leaves
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        schema, options = operation._schema, kwargs or {}
+        schema, options = schema_of(operation), kwargs or {}
         if schema.is_mutable:
             # By name: what an operation writes to may be given by keyword, as `out=` is.
             values = {a.name: x for a, x in zip(schema.arguments, args, strict=False)} | options

@@ -18,6 +18,7 @@ _TABLES = ("wte", "wpe", "shared", "relative_attention_bias")
 # *kernel): read as a `Conv`, its channels would be swapped, and of a square one nothing tells.
 _TRANSPOSED = ("transpose", "deconv", "upsampl")
 _CONVOLUTIONS = (3, 4, 5)
+"""Axes of the weight of a convolution over one to three spatial axes."""
 
 
 class TorchTensors:

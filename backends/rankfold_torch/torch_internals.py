@@ -2,13 +2,15 @@
 
 `pyproject.toml` allows torch>=2.1 without an upper bound; where versions differ, a function says
 how it tells them apart. `_parameters`, `_buffers` and `_modules` of `nn.Module`, which every
-release so far has had, are read where they are needed.
+release so far has had are read where they are
+needed. Functions from `is_traced` on only read; nothing is to be undone.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -104,3 +106,59 @@ def give_own_class(module: nn.Module) -> None:
     # old one and fail on instances of the new one.
     members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
     module.__class__ = type(kind.__name__, kind.__bases__, members)
+
+
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` or an exporter built on it runs, which no function tells."""
+    return torch._C._get_tracing_state() is not None
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to in place: autograd's counter, which is not public.
+
+    Whether a tensor still has the values that were seen could else only be told from a copy.
+    """
+    return tensor._version
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """Return the identity of a tensor's storage, the same for all views of it.
+
+    `data_ptr` would not do: it is 0 for tensors without memory, and differs between views.
+    """
+    return int(tensor.untyped_storage()._cdata)
+
+
+def stored_values(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values that a sparse COO tensor holds, without a copy.
+
+    `values` asks for a tensor that is coalesced, and `coalesce` copies.
+    """
+    return tensor._values()
+
+
+def schema_of(operation: Any) -> Any:
+    """Return the schema of an operation: arguments, and which of them are written to.
+
+    Dispatch modes get the operation alone; its public parts do not say that.
+    """
+    return operation._schema
+
+
+def padding_at_construction(module: nn.Module) -> tuple[int, ...]:
+    """Return the padding of a convolution with a padding mode, (low, high) from the last axis on.
+
+    It is what `_conv_forward` reads in these modes; `padding` has no effect on it afterwards.
+    """
+    amounts: Any = module._reversed_padding_repeated_twice
+    return tuple(amounts)
+
+
+def unsaved_buffers(module: nn.Module) -> set[str]:
+    """Return the names of buffers that the state of a module leaves out (`persistent=False`)."""
+    return set(module._non_persistent_buffers_set)
+
+
+def forward_hooks(module: nn.Module) -> list[Any]:
+    """Return the hooks that run before and after `forward`; registered ones cannot be listed."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

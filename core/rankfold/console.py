@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _SHOWN = 5
+"""Names that a list in a message has unless told: more are not read."""
 _LONGEST = 4000
+"""Letters of a message: about a page."""
 _END = 500
+"""Letters of its end that are kept, in which the remedy stands."""
 _BEGINNING = _LONGEST - _END - 60  # the words between the two have room in what is left
 _LAYOUT = "\n\t"
 

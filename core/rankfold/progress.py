@@ -129,7 +129,7 @@ def _in_notebook(what: str, total: int, show: Callable[..., Any]) -> Iterator[Ad
 
 
 class _Pace:
-    """When the log has had its last line, of whichever bar."""
+    """Time of the log's last line, of whichever bar."""
 
     last = 0.0
 

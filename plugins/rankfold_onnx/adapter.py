@@ -30,6 +30,7 @@ from rankfold_onnx.flat_graph import flattened
 from rankfold_onnx.graph import Graphs
 from rankfold_onnx.layers import Layer, layers_of
 from rankfold_onnx.output_layers import output_layers
+from rankfold_onnx.runs import batch_runs
 from rankfold_onnx.stages import Stages
 
 
@@ -124,9 +125,7 @@ class OnnxAdapter:
         """Run the model and its compressed self side by side, from layer to layer."""
         known = self._of(model)
         return paired_run.run_paired(
-            known.graphs,
-            known.layers,
-            calibration,
+            batch_runs(known.graphs, known.layers, calibration, layers),
             layers,
             visit,
             lambda path, chain: self.build(model, path, chain),

@@ -1,4 +1,4 @@
-"""What a change of the outputs of a model is worth, and the distance of two models in them."""
+"""Losses of a change of a model's outputs, and the distance of two models in them."""
 
 from __future__ import annotations
 

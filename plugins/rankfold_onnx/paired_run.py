@@ -6,7 +6,7 @@ replacements before it give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,6 @@ from rankfold.errors import Refused
 from rankfold.linalg import Array
 from rankfold.ops import Chain, Embedding, Op
 from rankfold.plugins import (
-    Calibration,
     LayerVisitor,
     RegressionSums,
     RelativeDistance,
@@ -26,9 +25,7 @@ from rankfold.plugins import (
     is_held_out,
 )
 from rankfold_onnx import patches, runtime
-from rankfold_onnx.graph import Graphs
-from rankfold_onnx.layers import Layer
-from rankfold_onnx.runs import BatchRun, batch_error, batch_runs
+from rankfold_onnx.runs import BatchRun, batch_error
 from rankfold_onnx.segments import Segment, Step
 from rankfold_onnx.stages import Stages, X, Y
 from rankfold_onnx.sums import OutputSums, add_distance, projected
@@ -38,9 +35,7 @@ Build = Callable[[str, Chain], Stages]
 
 
 def run_paired(
-    graphs: Graphs,
-    layers: Mapping[str, Layer],
-    calibration: Calibration,
+    runs: Iterable[BatchRun],
     ops: Mapping[str, Op],
     visit: LayerVisitor,
     build: Build,
@@ -51,18 +46,15 @@ def run_paired(
     """Visit and replace layers in the order of the graph; see `rankfold.plugins.Calibrates`.
 
     Args:
-        graphs: of the model.
-        layers: of the model.
-        calibration: the batches.
+        runs: of the model, one of each batch.
         ops: the layers to meet, by path.
         visit: gives the chain of a layer.
         build: builds it.
         sequential: whether the replacements work on what the replacements before them give.
         rng: draws the sample of positions.
     """
-    batches = [_Batch(run) for run in batch_runs(graphs, layers, calibration, ops)]
     paired = _PairedRun(ops, visit, build, rng, sequential=sequential)
-    paired.run(batches)
+    paired.run([_Batch(run) for run in runs])
     return {path: error.value for path, error in paired.errors.items()}
 
 
@@ -93,7 +85,7 @@ class _Batch:
 
     @property
     def number(self) -> int:
-        """How often the layer that is called next was called before."""
+        """Number of calls that the layer that is called next has had."""
         steps = self.batch.segments.steps
         path = steps[self.position].call.path
         return sum(step.call.path == path for step in steps[: self.position])

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from rankfold.calibration.position_sample import flat_index
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.plugins import PositionSample, position_sample
@@ -73,8 +74,8 @@ class Inputs:
         if isinstance(op, ConvTranspose):
             # A transposed convolution meets its kernel in reverse.
             taps = np.array(geo.kernel)[:, None] - 1 - taps
-        self._taps = _flat_index(taps, geo.dilation, sizes)
-        self._origins = _flat_index(np.indices(out).reshape(geo.axes, -1), stride, sizes)
+        self._taps = flat_index(taps, geo.dilation, sizes)
+        self._origins = flat_index(np.indices(out).reshape(geo.axes, -1), stride, sizes)
         self._size = math.prod(sizes)
         channels = padded.shape[1]
         # Channels last, so that one index takes all channels of a position.
@@ -132,11 +133,3 @@ def _stuffed(op: ConvTranspose, x: Array) -> Array:
         cut[axis] = slice(max(-sides[0], 0), wide.shape[axis] - max(-sides[1], 0))
         wide = np.pad(wide[tuple(cut)], pads)
     return wide
-
-
-def _flat_index(places: Array, steps: Sequence[int], sizes: Sequence[int]) -> Array:
-    flat = np.zeros(places.shape[1], dtype=np.int64)
-    for index, step, size in zip(places, steps, sizes, strict=True):
-        # Row-major, one axis at a time.
-        flat = flat * size + index * step
-    return flat

@@ -1,4 +1,4 @@
-"""What an error of a layer's output is worth in the loss: noise is tried in place of gradients.
+"""Loss that an error of a layer's output makes: noise is tried in place of gradients.
 
 With noise δ of variance σ² on every number of a layer's output the loss of the outputs changes by
 E‖Jδ‖² = σ² tr JᵀJ to first order, J being the Jacobian of what the loss is of. The change over σ²

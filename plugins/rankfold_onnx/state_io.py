@@ -12,8 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
-from rankfold.storage.safetensors_header import read_header
-from rankfold.storage.state_checks import check_alike, renamed
+from rankfold.storage.state_checks import check_alike, read_whole, renamed
 from rankfold_onnx.graph import Graphs, attribute, is_float, op_of, size_of
 
 
@@ -56,13 +55,7 @@ def load(graphs: Graphs, files: Sequence[Path]) -> None:
         RankfoldError: a file is damaged, or they do not hold just these; the model is then
             unchanged.
     """
-    stored: dict[str, Array] = {}
-    for file in files:
-        read_header(file)
-        try:
-            stored.update(load_file(file))
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    stored = read_whole(files, load_file)
     wanted = _numbers(graphs)
     arrays = renamed(files[0], stored, wanted)
     for name, tensor in wanted.items():

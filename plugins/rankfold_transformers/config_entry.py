@@ -54,8 +54,8 @@ def written(plan: Plan) -> dict[str, Any]:
 
 def recorded(settings: Mapping[str, Any]) -> tuple[Sequence[Mapping[str, Any]], Names] | None:
     """Return the plans in a config.json and whose names they have; None where it has no plans."""
-    held = settings.get(ATTRIBUTE)
-    if not isinstance(held, Mapping) or held.get("quant_method") != METHOD:
+    entry = settings.get(ATTRIBUTE)
+    if not isinstance(entry, Mapping) or entry.get("quant_method") != METHOD:
         return None
-    names: Names = "model" if held.get("names") == "model" else "file"
-    return list(held.get("plans", ())), names
+    names: Names = "model" if entry.get("names") == "model" else "file"
+    return list(entry.get("plans", ())), names

@@ -30,9 +30,9 @@ def guard() -> None:
     @wraps(original)
     def guarded(self: Any) -> dict[str, Any]:
         entries: dict[str, Any] = original(self)
-        held = getattr(self, ATTRIBUTE, None)
+        entry = getattr(self, ATTRIBUTE, None)
         # One that was read from a file and not used to load a model has it as a dictionary.
-        if isinstance(held, RankfoldConfig) or recorded({ATTRIBUTE: held}) is not None:
+        if isinstance(entry, RankfoldConfig) or recorded({ATTRIBUTE: entry}) is not None:
             entries[FILE] = NEEDED
         return entries
 

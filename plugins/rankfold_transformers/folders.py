@@ -1,4 +1,4 @@
-"""What rankfold asks of transformers about checkpoints; this module imports no framework.
+"""Answers of transformers about checkpoints; this module imports no framework.
 
 Without transformers or PyTorch checkpoints are compressed by names and shapes alone.
 """

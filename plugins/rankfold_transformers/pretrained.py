@@ -273,9 +273,9 @@ def _entry(files: Sequence[str], passed: RankfoldConfig) -> RankfoldConfig:
     They differ where the caller passes the configuration of a model that was opened from the files:
     it has the names of that model, and maybe plans of later compressions.
     """
-    held = read_settings(Path(files[0]).parent).get(ATTRIBUTE) if files else None
-    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
-        return RankfoldConfig(**held)
+    entry = read_settings(Path(files[0]).parent).get(ATTRIBUTE) if files else None
+    if isinstance(entry, Mapping) and entry.get("quant_method") == METHOD:
+        return RankfoldConfig(**entry)
     return passed
 
 

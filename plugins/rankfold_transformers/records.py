@@ -99,11 +99,11 @@ def erase(model: Any, plan: Plan) -> None:
 
 def recorded(config: Any) -> list[Plan]:
     """List the plans that a configuration holds."""
-    held = getattr(config, ATTRIBUTE, None)
+    entry = getattr(config, ATTRIBUTE, None)
     # A configuration that was read from a file and not used to load a model has it as a dictionary.
-    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
-        held = RankfoldConfig(**held)
-    return list(held.read()) if isinstance(held, RankfoldConfig) else []
+    if isinstance(entry, Mapping) and entry.get("quant_method") == METHOD:
+        entry = RankfoldConfig(**entry)
+    return list(entry.read()) if isinstance(entry, RankfoldConfig) else []
 
 
 def _models(model: Any) -> Iterator[tuple[str, Any]]:

@@ -87,8 +87,8 @@ def _carried_out(
     fresh = deepcopy(converter)
     for name, pattern in sources:
         fresh.add_tensor(target, name, pattern, tensors[name])
-    made = fresh.convert(target, model=model, config=model.config)
-    return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+    values = fresh.convert(target, model=model, config=model.config)
+    return {name: value[0] if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _converted(carry_out: Any, kind: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -21,7 +21,9 @@ EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """Parameters of the experts' modules that are stacks."""
 _PARALLEL = ("input_linear", "output_linear")
 _MATRIX = 2
+"""Axes of the weight of a linear layer."""
 _STACK = 3
+"""Axes of a stack of such weights, one for each expert."""
 # Levels of a configuration that are looked at: its own, those of its parts (text, vision), and
 # theirs.
 _DEPTH = 3

@@ -111,8 +111,12 @@ def sampled(view: PatchView, op: Op, examples: int, basis: Array | None = None) 
     return None if wanted >= view.positions else wanted
 
 
-def site_of(
-    eqn: JaxprEqn, inside: Sequence[IndexedValue | None], path: str, slot: ParameterIndex, op: Op
+def layer_product(
+    eqn: JaxprEqn,
+    inside: Sequence[IndexedValue | None],
+    path: str,
+    parameter: ParameterIndex,
+    op: Op,
 ) -> LayerProduct | None:
     """Return the layer at an equation with its kernel; None where it is not the layer there.
 
@@ -120,7 +124,7 @@ def site_of(
         eqn: the equation.
         inside: which of its operands are tracked.
         path: of the layer.
-        slot: of the layer.
+        parameter: of the layer.
         op: the layer.
     """
     labels = [label_of(value) for value in inside]
@@ -131,7 +135,7 @@ def site_of(
         view = look_up_view(eqn)
         # Only a look-up in the table as it is stored: indices into a transposed or sliced one would
         # be counted for the wrong rows.
-        straight = np.array_equal(table.index, slot.places)
+        straight = np.array_equal(table.index, parameter.places)
         if view is None or table.counters or not straight:
             return None
         rows = np.zeros((1, 0), np.int64)
@@ -146,7 +150,7 @@ def site_of(
     if kernel is None or kernel.index is None:
         return None
     dense = eqn.primitive.name == "dot_general"
-    layout = (_dense if dense else _window)(eqn, side, kernel, slot, op)
+    layout = (_dense if dense else _window)(eqn, side, kernel, parameter, op)
     if layout is None:
         return None
     whole = matrix_view(eqn, side) if dense else window_view(eqn)
@@ -154,7 +158,7 @@ def site_of(
 
 
 def _dense(
-    eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
+    eqn: JaxprEqn, side: int, kernel: IndexedValue, parameter: ParameterIndex, op: Op
 ) -> Layout | None:
     """Return the layout at a dot_general, from the kernel as (batch, summed, other) axes."""
     assert kernel.index is not None
@@ -170,11 +174,11 @@ def _dense(
     index = kernel.index.transpose(order).reshape(*kernel.index.shape[:loops], *sizes)
     # Place in a row (batch, summed) and in an output (batch, other) of each number of the kernel.
     b, c, f = np.ogrid[: sizes[0], : sizes[1], : sizes[2]]
-    return _layout(index, b * sizes[1] + c, b * sizes[2] + f, loops, slot, op)
+    return _layout(index, b * sizes[1] + c, b * sizes[2] + f, loops, parameter, op)
 
 
 def _window(
-    eqn: JaxprEqn, side: int, kernel: IndexedValue, slot: ParameterIndex, op: Op
+    eqn: JaxprEqn, side: int, kernel: IndexedValue, parameter: ParameterIndex, op: Op
 ) -> Layout | None:
     """Return the layout at a convolution, from the kernel as (outputs, inputs, positions)."""
     del side  # a kernel is always the right operand
@@ -188,11 +192,16 @@ def _window(
     o, i, t = np.ogrid[:outputs, :inputs, :taps]
     # An output of a grouped convolution meets the channels of its group; rows have all channels.
     group = o // (outputs // param(eqn, "feature_group_count"))
-    return _layout(index, (group * inputs + i) * taps + t, o, loops, slot, op)
+    return _layout(index, (group * inputs + i) * taps + t, o, loops, parameter, op)
 
 
 def _layout(
-    index: npt.NDArray[np.int32], row: Ints, out: Ints, loops: int, slot: ParameterIndex, op: Op
+    index: npt.NDArray[np.int32],
+    row: Ints,
+    out: Ints,
+    loops: int,
+    parameter: ParameterIndex,
+    op: Op,
 ) -> Layout | None:
     """Return the layout, from the place of each number of the kernel in a row and in an output.
 
@@ -201,7 +210,7 @@ def _layout(
         row: broadcasts to the shape, the place in a row of the equation that each is multiplied by.
         out: the same, the place in its output that each adds to.
         loops: how many loops there are.
-        slot: of the layer.
+        parameter: of the layer.
         op: the layer.
     """
     outputs, width = len(op.weight) // op.groups, math.prod(op.weight.shape[1:])
@@ -213,7 +222,7 @@ def _layout(
     for element in index.reshape(-1, *shape):
         # From the place in the stored kernel to the place in the op's weight, which splits into
         # group, output of the group and place in a row of the op.
-        number = slot.numbers[element]
+        number = parameter.numbers[element]
         group, rest = np.divmod(number, outputs * width)
         output, inner = np.divmod(rest, width)
         groups = np.unique(group)

@@ -23,7 +23,7 @@ from rankfold.calibration.moments import full_gradients, input_form
 from rankfold.calibration.patch_sketch import matrix_shape
 from rankfold.ops import Embedding, Op
 from rankfold_jax.calibration.gradient_moment import gradient_moment_tap
-from rankfold_jax.calibration.layer_products import LayerProduct, sampled, site_of, working
+from rankfold_jax.calibration.layer_products import LayerProduct, layer_product, sampled, working
 from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
 from rankfold_jax.jaxpr.element_index import IndexedValue, label_of, moved_by
@@ -40,7 +40,7 @@ class Gatherer:
     """Evaluate a jaxpr and sum up the moments of layers.
 
     Attributes:
-        slots: of the layers, by path.
+        parameters: of the layers, by path.
         ops: the layers.
         examples: seen in all calibration data.
         key: draws positions.
@@ -49,7 +49,7 @@ class Gatherer:
         order: the layers met so far.
     """
 
-    slots: Mapping[str, ParameterIndex]
+    parameters: Mapping[str, ParameterIndex]
     ops: Mapping[str, Op]
     examples: int
     key: jax.Array
@@ -66,10 +66,10 @@ class Gatherer:
             values: all of its inputs.
         """
         operands: list[Operand] = [_untracked(value) for value in values]
-        for slot in self.slots.values():
-            whole = IndexedValue.whole(slot.kernel, slot.shape)
-            operands[slot.kernel] = values[slot.kernel], whole
-        self._paths = {slot.kernel: path for path, slot in self.slots.items()}
+        for parameter in self.parameters.values():
+            whole = IndexedValue.whole(parameter.kernel, parameter.shape)
+            operands[parameter.kernel] = values[parameter.kernel], whole
+        self._paths = {parameter.kernel: path for path, parameter in self.parameters.items()}
         sums = {path: empty_sums(op) for path, op in self.ops.items()}
         outputs, sums = self._evaluate(closed, operands, sums)
         return _values(outputs), sums
@@ -93,9 +93,9 @@ class Gatherer:
             return [_untracked(value) for value in bind(eqn, arguments)], sums
         match flow.split(eqn):
             case flow.Scan() as scan:
-                return self._scan(scan, operands, _held(eqn, scan, operands), sums)
+                return self._scan(scan, operands, _unchanged_carry(eqn, scan, operands), sums)
             case flow.While() as loop:
-                return self._while(loop, operands, _held(eqn, loop, operands), sums)
+                return self._while(loop, operands, _unchanged_carry(eqn, loop, operands), sums)
             case flow.Cond(branches):
                 return self._cond(branches, operands, sums)
             case flow.Call(body):
@@ -104,89 +104,89 @@ class Gatherer:
         if eqn.primitive.name == "optimization_barrier":
             return list(zip(outputs, inside, strict=True)), sums
         moved = moved_by(eqn, inside, arguments)
-        site = self._site(eqn, inside) if moved is None else None
-        if site is not None:
-            outputs, sums = self._met(site, arguments, outputs, sums)
+        product = self._product(eqn, inside) if moved is None else None
+        if product is not None:
+            outputs, sums = self._summed(product, arguments, outputs, sums)
         return [(value, moved) for value in outputs], sums
 
-    def _site(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
+    def _product(self, eqn: JaxprEqn, inside: Inside) -> LayerProduct | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         paths = [self._paths[leaf] for leaf in leaves if leaf in self._paths]
         if len(paths) != 1:
             return None
-        return site_of(eqn, inside, paths[0], self.slots[paths[0]], self.ops[paths[0]])
+        return layer_product(eqn, inside, paths[0], self.parameters[paths[0]], self.ops[paths[0]])
 
-    def _met(
-        self, site: LayerProduct, arguments: list[Any], outputs: list[Any], sums: Sums
+    def _summed(
+        self, product: LayerProduct, arguments: list[Any], outputs: list[Any], sums: Sums
     ) -> tuple[list[Any], Sums]:
-        path, op = site.path, self.ops[site.path]
+        path, op = product.path, self.ops[product.path]
         self.order[path] = None
         # Drawn anew at each product, but alike in all turns of a loop, which is traced once.
         self._drawn += 1
         # The sums are no part of the loss.
-        x = lax.stop_gradient(arguments[1] if site.side == 0 else arguments[0])
+        x = lax.stop_gradient(arguments[1] if product.side == 0 else arguments[0])
         key = jax.random.fold_in(self.key, self._drawn)
-        groups = site.groups()
+        groups = product.groups()
         matrix = self.matrices[path][groups] if path in self.matrices else None
-        terms = _terms(site, op, x, self.examples, key, matrix)
+        terms = _terms(product, op, x, self.examples, key, matrix)
         layer_sums = {
             name: total.at[groups].add(terms[name]) if total.ndim else total + terms[name]
             for name, total in sums[path].items()
         }
-        gram = partial(_gram_of, site, full_gradients(op))
+        gram = partial(_gram_of, product, full_gradients(op))
         tapped = gradient_moment_tap(gram, outputs[0], self.taps[path], groups)
         return [tapped], {**sums, path: layer_sums}
 
     def _carried(self, operands: Sequence[Operand], sums: Sums) -> Sums:
         """Select the sums of the layers whose kernels go into a loop: it carries no others."""
         leaves = {tracked.label.leaf for _, tracked in operands if tracked is not None}
-        return {path: sums[path] for path in sums if self.slots[path].kernel in leaves}
+        return {path: sums[path] for path in sums if self.parameters[path].kernel in leaves}
 
     def _scan(
-        self, scan: flow.Scan, operands: Sequence[Operand], held: Inside, sums: Sums
+        self, scan: flow.Scan, operands: Sequence[Operand], carried: Inside, sums: Sums
     ) -> tuple[list[Operand], Sums]:
         constants, start, stacked = scan.operands(operands)
 
-        def turn(carry: Any, xs: Any) -> Any:
+        def iteration(carry: Any, xs: Any) -> Any:
             state, inner_sums = carry
             counter, slices = xs
             # Which slice is tracked follows from the counter, which moves only here.
             cut = [None if t is None else t.sliced(scan.length, counter) for _, t in stacked]
-            tracked = [*zip(state, held, strict=True), *zip(slices, cut, strict=True)]
+            tracked = [*zip(state, carried, strict=True), *zip(slices, cut, strict=True)]
             outputs, inner_sums = self._evaluate(scan.body, [*constants, *tracked], inner_sums)
             after, rows = scan.outputs(_values(outputs))
             return (after, inner_sums), rows
 
         (state, inner_sums), rows = lax.scan(
-            turn,
+            iteration,
             (_values(start), self._carried(operands, sums)),
             (jnp.arange(scan.length), _values(stacked)),
             length=scan.length,
             reverse=scan.reverse,
         )
-        outputs = [*zip(state, held, strict=True), *map(_untracked, rows)]
+        outputs = [*zip(state, carried, strict=True), *map(_untracked, rows)]
         return outputs, {**sums, **inner_sums}
 
     def _while(
-        self, loop: flow.While, operands: Sequence[Operand], held: Inside, sums: Sums
+        self, loop: flow.While, operands: Sequence[Operand], carried: Inside, sums: Sums
     ) -> tuple[list[Operand], Sums]:
         test_constants, constants, start = loop.operands(operands)
 
         def tested(state: Any, inner_sums: Sums) -> Any:
-            inputs = [*test_constants, *zip(state, held, strict=True)]
+            inputs = [*test_constants, *zip(state, carried, strict=True)]
             ((going, _),), inner_sums = self._evaluate(loop.test, inputs, inner_sums)
             return state, going, inner_sums
 
         def again(carry: Any) -> Any:
             state, _, inner_sums = carry
-            inputs = [*constants, *zip(state, held, strict=True)]
+            inputs = [*constants, *zip(state, carried, strict=True)]
             outputs, inner_sums = self._evaluate(loop.body, inputs, inner_sums)
             return tested(_values(outputs), inner_sums)
 
         # The test runs at the end of a turn, as only there it can add to the sums.
         begun = tested(_values(start), self._carried(operands, sums))
         state, _, inner_sums = lax.while_loop(lambda carry: carry[1], again, begun)
-        return list(zip(state, held, strict=True)), {**sums, **inner_sums}
+        return list(zip(state, carried, strict=True)), {**sums, **inner_sums}
 
     def _cond(
         self, branches: Sequence[ClosedJaxpr], operands: Sequence[Operand], sums: Sums
@@ -213,7 +213,9 @@ def _untracked(value: Any) -> Operand:
     return value, None
 
 
-def _held(eqn: JaxprEqn, loop: flow.Scan | flow.While, operands: Sequence[Operand]) -> Inside:
+def _unchanged_carry(
+    eqn: JaxprEqn, loop: flow.Scan | flow.While, operands: Sequence[Operand]
+) -> Inside:
     """Return what a loop carries unchanged, of what it begins with."""
     labels = step(eqn, [label_of(tracked) for _, tracked in operands], 1, Dataflow())
     return [
@@ -246,7 +248,7 @@ def empty_moment_tap(op: Op) -> jax.Array:
 
 
 def _terms(
-    site: LayerProduct,
+    product: LayerProduct,
     op: Op,
     x: jax.Array,
     examples: int,
@@ -254,7 +256,7 @@ def _terms(
     matrix: jax.Array | None,
 ) -> dict[str, jax.Array]:
     """Return what one product adds to the sums of its layer."""
-    view, here = site.view, len(site.layout.rows)
+    view, here = product.view, len(product.layout.rows)
     positions = jnp.full(here, float(view.images * view.positions))
     if isinstance(op, Embedding):
         rows = len(op.weight)
@@ -271,7 +273,7 @@ def _terms(
     if wanted is not None:
         chance = jax.random.uniform(key, (view.images, view.positions))
         chosen = lax.top_k(chance, wanted)[1]
-    patches = site.rows(x, chosen)
+    patches = product.rows(x, chosen)
     return {
         **_sums_of(op, patches, matrix),
         "mean": patches.sum(0),
@@ -302,6 +304,6 @@ def gram(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum("nga,ngb->gab", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _gram_of(site: LayerProduct, full: bool, gradient: jax.Array) -> jax.Array:
-    rows = working(site.outputs(gradient, None))
+def _gram_of(product: LayerProduct, full: bool, gradient: jax.Array) -> jax.Array:
+    rows = working(product.outputs(gradient, None))
     return gram(rows, rows) if full else jnp.square(rows).sum(0)

@@ -47,7 +47,7 @@ def moments(
     """Return the moments of the layers that run; see `rankfold.adapters.base.Calibrates`.
 
     Args:
-        flow: the model, with a slot for each of the layers.
+        flow: the model, with where each of the layers lies.
         calibration: batches and loss.
         layers: the layers.
         rng: draws labels, noise and positions.
@@ -81,7 +81,8 @@ def moments(
         _check(sums, taps, compiled.order)
         # A gradient of zero everywhere, for a loss of the user's: nothing of the outputs reached
         # it.
-        if not isinstance(calibration.loss, str) and compiled.order and not _any(taps):
+        users = compiled.order and not isinstance(calibration.loss, str)
+        if users and not any(bool(jnp.any(gradients != 0)) for gradients in taps.values()):
             raise RankfoldError(
                 f"loss {calibration.loss_name!r}: it does not depend on the outputs in a way that "
                 "can be differentiated; use jax.numpy and no stop_gradient or argmax"
@@ -251,7 +252,7 @@ class _Pass:
 
         def forward(taps: Mapping[str, jax.Array]) -> tuple[list[Any], Sums]:
             gatherer = Gatherer(
-                self.flow.slots, self.layers, self.examples, positions, taps, matrices
+                self.flow.parameters, self.layers, self.examples, positions, taps, matrices
             )
             outputs, sums = gatherer.run(closed, [*values, *arrays])
             # Set while this is traced: the order of the layers is static.
@@ -286,10 +287,6 @@ class _Pass:
         # The user's loss gets the batch as it came, with traced arrays in place.
         ((traced,), _) = self.batch.whole(batch)
         return losses.loss_of(self.calibration, self.index, whole, traced) * count
-
-
-def _any(taps: Mapping[str, jax.Array]) -> bool:
-    return any(bool(jnp.any(gradients != 0)) for gradients in taps.values())
 
 
 def _check(sums: Sums, taps: Mapping[str, jax.Array], order: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ what is compiled for one layer serves every other of its shape.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
+from rankfold.calibration.position_sample import flat_index
 from rankfold_jax.jaxpr.provenance import param, shape_of
 
 Axes: TypeAlias = tuple[int, ...]
@@ -119,8 +119,8 @@ class WindowView:
         sizes = x.shape[1:-1]
         # Where each output position begins in the padded input, and how far each tap lies from
         # there.
-        origins = _flat(np.indices(self.sizes), self.strides, sizes)
-        taps = _flat(np.indices(self.kernel), [far for _, far in self.dilation], sizes)
+        origins = flat_index(np.indices(self.sizes), self.strides, sizes)
+        taps = flat_index(np.indices(self.kernel), [far for _, far in self.dilation], sizes)
         flat = x.reshape(len(x), -1, x.shape[-1])
         if chosen is None:
             rows = flat[:, origins[:, None] + taps]
@@ -222,13 +222,3 @@ def _taken(rows: jax.Array, chosen: Any) -> jax.Array:
         return rows
     # (images, positions, width) at (images, chosen).
     return jnp.take_along_axis(rows, jnp.asarray(chosen)[:, :, None], axis=1)
-
-
-def _flat(
-    places: np.ndarray[Any, np.dtype[np.int64]], steps: Sequence[int], sizes: Sequence[int]
-) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Flat places in an array of these sizes of places along each axis."""
-    flat = np.zeros(places[0].size, dtype=np.int64)
-    for index, step, size in zip(places, steps, sizes, strict=True):
-        flat = flat * size + index.reshape(-1) * step
-    return flat

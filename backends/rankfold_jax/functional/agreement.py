@@ -44,7 +44,7 @@ class Reference:
     """Original model on its example inputs, to which compressed ones are compared.
 
     Args:
-        flow: the original, with slots of the layers that are replaced.
+        flow: the original, with where the layers lie that are replaced.
         inputs: example inputs; numbers are drawn for those that have only a shape.
     """
 
@@ -114,12 +114,12 @@ class Reference:
         """Return the arrays of the original, with the numbers of ops in its layers."""
         values = list(self._flow.values)
         for path, op in ops.items():
-            # A fresh one, as a slot keeps the index of every number, in 16 bytes each.
-            slot = replace(self._flow.slots[path])
-            kernel, bias = slot.filled(op)
-            values[slot.kernel] = _like(kernel, values[slot.kernel])
-            if slot.bias is not None and bias is not None:
-                values[slot.bias] = _like(bias, values[slot.bias])
+            # A fresh one, as it keeps the index of every number, in 16 bytes each.
+            parameter = replace(self._flow.parameters[path])
+            kernel, bias = parameter.filled(op)
+            values[parameter.kernel] = _like(kernel, values[parameter.kernel])
+            if parameter.bias is not None and bias is not None:
+                values[parameter.bias] = _like(bias, values[parameter.bias])
         return values
 
     def _outputs(self, program: TracedModel, values: Sequence[Any]) -> list[Numbers]:

@@ -40,14 +40,14 @@ class FlaxStudent(Generic[Model]):
     ) -> None:
         self._model, self._small = model, small
         self._held_out, self._rebuilt = held_out, rebuilt
-        self._slots = [
-            slot
-            for slot in small.params
-            if jnp.issubdtype(jnp.result_type(small.values[slot]), jnp.floating)
+        self._trained = [
+            leaf
+            for leaf in small.params
+            if jnp.issubdtype(jnp.result_type(small.values[leaf]), jnp.floating)
         ]
-        if not self._slots:
+        if not self._trained:
             raise RankfoldError("distil: the compressed model has no floating-point parameters")
-        values = [jnp.asarray(small.values[slot]) for slot in self._slots]
+        values = [jnp.asarray(small.values[leaf]) for leaf in self._trained]
         # In float32 at least: the last steps are smaller than bfloat16 can tell from none.
         self._masters = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in values]
         self._sizes = [
@@ -107,8 +107,8 @@ class FlaxStudent(Generic[Model]):
     def _values(self, masters: Sequence[Any], values: Sequence[Any]) -> list[Any]:
         """Return the arrays of the model with others for the trained ones, of the same dtypes."""
         changed = list(values)
-        for slot, master in zip(self._slots, masters, strict=True):
-            changed[slot] = master.astype(jnp.result_type(values[slot]))
+        for leaf, master in zip(self._trained, masters, strict=True):
+            changed[leaf] = master.astype(jnp.result_type(values[leaf]))
         return changed
 
     def _step_for(self, inputs: Inputs) -> Callable[..., Any]:

@@ -27,13 +27,13 @@ class PureModel:
         function: of the model's arrays and the inputs, to the outputs; what the model changes in
             itself on the way is dropped.
         values: the model's arrays.
-        slots: of its layers, by path.
+        parameters: of its layers, by path.
         params: which of the arrays are parameters.
     """
 
     function: Callable[[Sequence[Any], Inputs, Sequence[Any]], Any]
     values: list[Any]
-    slots: Mapping[str, ParameterIndex] = field(default_factory=dict)
+    parameters: Mapping[str, ParameterIndex] = field(default_factory=dict)
     params: Sequence[int] = ()
 
     def programs(self, inputs: Sequence[Any]) -> list[tuple[TracedModel, list[Any]]]:

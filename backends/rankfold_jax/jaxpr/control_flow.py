@@ -50,7 +50,7 @@ class Scan:
         """Return the initial carry among values of the operands."""
         return self.operands(values)[1]
 
-    def turn(
+    def iteration(
         self, values: Sequence[T], carry: Sequence[T]
     ) -> Iterator[tuple[ClosedJaxpr, list[T]]]:
         """Yield each jaxpr of a turn with its inputs, for operands of which slices are taken."""
@@ -84,7 +84,7 @@ class While:
         """Return the initial carry among values of the operands."""
         return self.operands(values)[2]
 
-    def turn(
+    def iteration(
         self, values: Sequence[T], carry: Sequence[T]
     ) -> Iterator[tuple[ClosedJaxpr, list[T]]]:
         """Yield each jaxpr of a turn with its inputs, the body last."""
@@ -229,7 +229,7 @@ def settled(
     while True:
         # A round before the last knows too much: what it is given holds in the first turns alone.
         recorded, outputs = record(), list[T]()
-        for body, inputs in loop.turn(operands, carry):
+        for body, inputs in loop.iteration(operands, carry):
             outputs = run(body, inputs, recorded)
         after = outputs[: len(carry)]
         joined = [either(pair) for pair in zip(carry, after, strict=True)]

@@ -40,7 +40,7 @@ class IndexedValue:
         return IndexedValue(Provenance(leaf, axes=tuple(range(len(shape)))), index)
 
     def sliced(self, length: int, counter: Any) -> IndexedValue:
-        """What one iteration of a scan over the first axis is given.
+        """Return the slice that one iteration of a scan over the first axis is given.
 
         Args:
             length: of the scan.
@@ -78,6 +78,9 @@ def moved_by(
 
 
 def _moved(eqn: JaxprEqn, first: IndexedValue, others: Sequence[Any]) -> Index | None:
+    # The equation is carried out on places in place of numbers, so that what comes out says where
+    # each number went, whatever the primitive is. With operands that are not known before the
+    # program runs it cannot be.
     if first.index is None or eqn.primitive.name in CASTS:
         return first.index
     if any(isinstance(other, jax.core.Tracer) for other in others):
@@ -86,6 +89,7 @@ def _moved(eqn: JaxprEqn, first: IndexedValue, others: Sequence[Any]) -> Index |
     def once(index: Any) -> Any:
         return bind(eqn, [index, *others])[0]
 
+    # Each loop around the equation has put an axis in front of the index.
     function: Callable[[Any], Any] = once
     for _ in first.counters:
         function = jax.vmap(function)

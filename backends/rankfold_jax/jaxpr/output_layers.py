@@ -39,7 +39,7 @@ _LOOK_UPS = frozenset(["gather", "dynamic_slice"])
 
 
 @dataclass(frozen=True)
-class Own:
+class FromArrays:
     """A value computed from the model's arrays alone.
 
     Attributes:
@@ -51,14 +51,14 @@ class Own:
     weights: bool = False
 
 
-class Given(Enum):
+class FromInputs(Enum):
     """A value computed from the model's inputs alone."""
 
     INPUT = 0
 
 
-State: TypeAlias = Activation | Own | Given
-_CONSTANT = Own()
+State: TypeAlias = Activation | FromArrays | FromInputs
+_CONSTANT = FromArrays()
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def output_layers(
     states: list[State] = []
     for leaf, var in zip(leaves, closed.jaxpr.invars, strict=False):
         layers = frozenset(() if leaf.layer is None else (leaf.layer,))
-        states.append(Own(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
-    states += [Given.INPUT] * (len(closed.jaxpr.invars) - len(states))
+        states.append(FromArrays(layers, leaf.learned and any(size > 1 for size in shape_of(var))))
+    states += [FromInputs.INPUT] * (len(closed.jaxpr.invars) - len(states))
     program = _Program()
     outputs = program.walk(closed, states, ())
     shown = [
@@ -136,9 +136,9 @@ class _Program:
             return [self._product(operands, where, size)] * len(eqn.outvars)
         if name in _LOOK_UPS:
             table, *index = operands
-            data = any(not isinstance(state, Own) for state in index)
-            if isinstance(table, Own) and table.weights and data:
-                rows = self._product([table, Given.INPUT], where, size, looks_up=True)
+            data = any(not isinstance(state, FromArrays) for state in index)
+            if isinstance(table, FromArrays) and table.weights and data:
+                rows = self._product([table, FromInputs.INPUT], where, size, looks_up=True)
                 return [rows] * len(eqn.outvars)
             operands = [table]
         elif name == "select_n":
@@ -150,26 +150,26 @@ class _Program:
         self, operands: Sequence[State], where: Hashable, size: int, looks_up: bool = False
     ) -> State:
         """Return the state of a product: the output of a layer where one operand is its kernel."""
-        kernels = [state for state in operands if isinstance(state, Own) and state.layers]
-        if len(kernels) != 1 or all(isinstance(state, Own) for state in operands):
+        kernels = [state for state in operands if isinstance(state, FromArrays) and state.layers]
+        if len(kernels) != 1 or all(isinstance(state, FromArrays) for state in operands):
             return self._joined("product", operands, size)
         data = [state for state in operands if isinstance(state, Activation)]
         return beside(
-            self.calls.mark(layer, data, size=size, looks_up=looks_up, place=where)
+            self.calls.mark(layer, data, size=size, looks_up=looks_up, location=where)
             for layer in kernels[0].layers
         )
 
     def _joined(self, name: str, operands: Sequence[State], size: int) -> State:
         """Return the state of a result of some elements, from those of its operands."""
         activations = [state for state in operands if isinstance(state, Activation)]
-        constants = [state for state in operands if isinstance(state, Own)]
+        constants = [state for state in operands if isinstance(state, FromArrays)]
         weights = any(state.weights for state in constants)
         if not activations:
             if len(constants) == len(operands):
                 layers = frozenset[str]().union(*(state.layers for state in constants))
                 # A number picked from a weight is as a learned scalar.
-                return Own(layers, weights and size > 1)
-            return Activation() if weights else Given.INPUT
+                return FromArrays(layers, weights and size > 1)
+            return Activation() if weights else FromInputs.INPUT
         if name in _JOINING:
             return beside(activations)
         return self.calls.joined(
@@ -185,13 +185,13 @@ def _either(states: Sequence[State]) -> State:
     """Return the state of a value that is one of several."""
     if len(set(states)) == 1:
         return states[0]
-    constants = [state for state in states if isinstance(state, Own)]
+    constants = [state for state in states if isinstance(state, FromArrays)]
     weights = any(state.weights for state in constants)
     if len(constants) == len(states):
-        return Own(frozenset[str]().union(*(state.layers for state in constants)), weights)
+        return FromArrays(frozenset[str]().union(*(state.layers for state in constants)), weights)
     activations = [state for state in states if isinstance(state, Activation)]
     if not activations and not weights:
-        return Given.INPUT
+        return FromInputs.INPUT
     both = beside(activations)
     known = not weights and all(state.calls for state in activations)
     return both if known else Activation(0, both.ancestors)

@@ -89,12 +89,16 @@ def moved(eqn: JaxprEqn, labels: Sequence[Label]) -> Label:
 def _axes(
     eqn: JaxprEqn, label: Provenance, before: Shape, after: Shape
 ) -> tuple[int | None, ...] | None:
-    """Which axis of the leaf each axis of a moved value is."""
+    """Return which axis of the leaf each axis of a moved value is."""
     axes, name = label.axes, eqn.primitive.name
-    if axes is None or before == after:
-        return axes if name not in ("transpose", "rev") or axes is None else _permuted(eqn, axes)
-    if name == "transpose":
+    if axes is None:
+        return None
+    # First, as the shape of a square matrix does not tell that it was transposed.
+    if name in ("transpose", "rev"):
         return _permuted(eqn, axes)
+    if before == after:
+        return axes
+    # Axes of one element come and go; the others keep their order.
     long = [axis for axis, size in zip(axes, before, strict=True) if size != 1]
     if [size for size in before if size != 1] != [size for size in after if size != 1]:
         return None

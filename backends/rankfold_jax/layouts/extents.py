@@ -1,4 +1,4 @@
-"""From what a jaxpr does with a layer's kernel to the extents of the layer's inputs."""
+"""Input extents of each layer, from the products that its kernel takes part in."""
 
 from __future__ import annotations
 

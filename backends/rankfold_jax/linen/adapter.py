@@ -100,7 +100,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         if ruled is not None:
             return RULED if ruled.has_builder else ""
         try:
-            layer, _, stacks = self._held(model, path)
+            layer, _, stacks = self._layer_at(model, path)
         except Refused as refused:
             return refused.reason
         assert not isinstance(layer.form, Refused)
@@ -124,7 +124,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         ruled = self._ruled(model, path)
         if ruled is not None:
             return ruled.op()
-        layer, arrays, stack = self._held(model, path)
+        layer, arrays, stack = self._layer_at(model, path)
         assert not isinstance(layer.form, Refused)
         kernel, *bias = (
             stack_of.to_front(numbers_of(array))
@@ -141,7 +141,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         if ruled is not None:
             replaced = self._recorded(model).layers[self._paths[path]]
             return Built(*ruled.build(chain), replaced, [], ruled)
-        layer, arrays, stacks = self._held(model, path)
+        layer, arrays, stacks = self._layer_at(model, path)
         assert not isinstance(layer.form, Refused)
         # Stages are described and not made: Linen makes layers within the call of their parent,
         # where interception does so by the specs.
@@ -178,7 +178,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         """
         op = self.read(model, path)
         ruled = self._ruled(model, path)
-        stacks = [StackedAxes()] if ruled is not None else self._held(model, path)[2]
+        stacks = [StackedAxes()] if ruled is not None else self._layer_at(model, path)[2]
         check_bound(small)
         node_path = self._paths[path]
         specs = specs_of(small, node_path)
@@ -279,9 +279,9 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         ruled = self._ruled(model, path)
         if ruled is not None:
             return Refilled(ruled.refilled(op))
-        layer, arrays, stacks = self._held(model, path)
+        layer, arrays, stacks = self._layer_at(model, path)
         assert not isinstance(layer.form, Refused)
-        kernel, bias = _slot(layer, arrays, stacks, 0, 1).filled(op)
+        kernel, bias = _parameter(layer, arrays, stacks, 0, 1).filled(op)
         params = {
             array_name(layer.kind): refilled_param(arrays[0], kernel, stacks[0], layer.form.roles)
         }
@@ -310,21 +310,19 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         pure = flow(model)
         # The parameters come first among the values of `flow`, in the order of their leaves.
         places = {node_path: index for index, (node_path, _) in enumerate(leaves(params_of(model)))}
-        slots = {}
+        parameters = {}
         for path in paths:
             node_path, ruled = self._paths[path], self._ruled(model, path)
             if ruled is not None:
-                slots[path] = ruled.slot(
+                parameters[path] = ruled.parameter(
                     {at[-1]: index for at, index in places.items() if at[:-1] == node_path}
                 )
                 continue
-            layer, arrays, stacks = self._held(model, path)
-            kernel, bias = (
-                places[(*node_path, array_name(layer.kind))],
-                places.get((*node_path, "bias"), 0),
-            )
-            slots[path] = _slot(layer, arrays, stacks, kernel, bias)
-        return replace(pure, slots=slots)
+            layer, arrays, stacks = self._layer_at(model, path)
+            kernel = places[(*node_path, array_name(layer.kind))]
+            bias = places.get((*node_path, "bias"), 0)
+            parameters[path] = _parameter(layer, arrays, stacks, kernel, bias)
+        return replace(pure, parameters=parameters)
 
     def _ruled(self, model: nn.Module, path: str) -> RuledLayer | None:
         """Return the layer at a path if a layer rule reads it, else None."""
@@ -338,7 +336,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         if ruled is None:
             return True
         try:
-            ruled.slot(dict.fromkeys(nodes(model)[self._paths[path]], 0))
+            ruled.parameter(dict.fromkeys(nodes(model)[self._paths[path]], 0))
         except Refused:
             return False
         return True
@@ -350,7 +348,7 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         ruled = self._ruled(model, path)
         if ruled is not None:
             return ruled.dtype
-        return unboxed(self._held(model, path)[1][0]).dtype
+        return unboxed(self._layer_at(model, path)[1][0]).dtype
 
     def _recorded(self, model: nn.Module) -> Recording:
         check_bound(model)
@@ -361,7 +359,9 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
             )
         return self._recording
 
-    def _held(self, model: nn.Module, path: str) -> tuple[Recorded, list[Any], list[StackedAxes]]:
+    def _layer_at(
+        self, model: nn.Module, path: str
+    ) -> tuple[Recorded, list[Any], list[StackedAxes]]:
         """Return a layer, its kernel and bias as they are stored, and their stacks."""
         recording = self._recorded(model)
         layer = recording.layers.get(self._paths[path])
@@ -386,13 +386,13 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         return layer, arrays, list(stacks[: len(arrays)])
 
 
-def _slot(
+def _parameter(
     layer: Recorded, arrays: Sequence[Any], stacks: Sequence[StackedAxes], kernel: int, bias: int
 ) -> ParameterIndex:
     """Return the index of a layer's numbers: which arrays of the model its kernel and bias are."""
     assert not isinstance(layer.form, Refused)
-    slot = ParameterIndex(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
+    parameter = ParameterIndex(layer.form, kernel, tuple(unboxed(arrays[0]).shape), stacks[0])
     if not layer.bias:
-        return slot
+        return parameter
     shape = tuple(unboxed(arrays[1]).shape)
-    return replace(slot, bias=bias, bias_shape=shape, bias_stack=stacks[1])
+    return replace(parameter, bias=bias, bias_shape=shape, bias_stack=stacks[1])

@@ -20,11 +20,10 @@ from typing import Any, TypeAlias, TypeVar
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rankfold.errors import RankfoldError
 from rankfold_jax.layouts.chain_reader import fixed
 from rankfold_jax.linen.interpolative import Interpolative
 from rankfold_jax.linen.layers import ATTEND, CALLS, SETUP, StageSpec, make, raw
-from rankfold_jax.versions import replacements
+from rankfold_jax.versions import CALL, check_call, replacements
 
 T = TypeVar("T")
 Path: TypeAlias = tuple[str, ...]
@@ -32,16 +31,7 @@ Geometry: TypeAlias = tuple[tuple[str, str], ...]
 Table: TypeAlias = tuple[tuple[Path, tuple[StageSpec, ...], Geometry], ...]
 
 _TABLE = "_rankfold_table"
-
-# Every method of a Linen module is called through it. It is not public, so its absence is told at
-# import and not in the middle of a compression.
-if not hasattr(nn.Module, "_call_wrapped_method"):
-    import flax
-
-    raise RankfoldError(
-        f"flax {flax.__version__} calls the methods of Linen modules in a way that this version of "
-        "rankfold does not know; install flax 0.12 or a newer rankfold"
-    )
+check_call(nn.Module)
 
 
 @dataclass(frozen=True)
@@ -84,10 +74,10 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
     """Return the class of compressed modules for one plan."""
 
     def call(self: Any, function: Any, args: Any, kwargs: Any) -> Any:
+        usual = getattr(super(wrapped, self), CALL)
         if self.scope is None:
             # Unbound there are no variables, and no layers to replace.
-            return super(wrapped, self)._call_wrapped_method(function, args, kwargs)
-        usual = super(wrapped, self)._call_wrapped_method
+            return usual(function, args, kwargs)
         return _replacing((table, tuple(self.scope.path)), partial(usual, function, args, kwargs))
 
     def reduce(self: Any) -> Any:
@@ -109,7 +99,7 @@ def subclass(cls: Any, table: Table) -> type[nn.Module]:
         "__doc__": cls.__doc__,
     }
     wrapped: Any = type(cls.__name__, (cls,), names)
-    wrapped._call_wrapped_method = call  # set here, as Flax wraps what a class is defined with
+    setattr(wrapped, CALL, call)  # set here, as Flax wraps what a class is defined with
     wrapped.__reduce__ = reduce
     setattr(wrapped, _TABLE, table)
     return wrapped  # type: ignore[no-any-return]  # `type` makes classes unknown to mypy

@@ -1,4 +1,4 @@
-"""From a stock Linen layer to its form, and from a form to the Linen layer that computes it."""
+"""Forms of stock Linen layers, and the Linen layers that compute a form."""
 
 from __future__ import annotations
 

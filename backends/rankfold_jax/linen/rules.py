@@ -144,7 +144,7 @@ class RuledLayer:
 
         return ruled.run(self.op(), call, x)
 
-    def slot(self, places: Mapping[str, int]) -> ParameterIndex:
+    def parameter(self, places: Mapping[str, int]) -> ParameterIndex:
         """Return the index of the layer's numbers among the arrays of a model.
 
         Args:
@@ -161,10 +161,10 @@ class RuledLayer:
             () if bias is None else numbers[bias].shape,
         )
         stack = StackedAxes()  # none: a rule reads one layer
-        slot = ParameterIndex(form, places[kernel], form.kernel_shape, stack)
+        parameter = ParameterIndex(form, places[kernel], form.kernel_shape, stack)
         if bias is None:
-            return slot
-        return replace(slot, bias=places[bias], bias_shape=form.bias_shape, bias_stack=stack)
+            return parameter
+        return replace(parameter, bias=places[bias], bias_shape=form.bias_shape, bias_stack=stack)
 
     def refilled(self, op: Op) -> dict[str, Any]:
         """Return the layer's parameters with the numbers of an op in them, boxed as they were.
@@ -174,7 +174,7 @@ class RuledLayer:
         """
         names = self._names()
         # The places among a model's arrays do not matter here, only the layouts.
-        filled = self.slot(dict.fromkeys(self._node, 0)).filled(op)
+        filled = self.parameter(dict.fromkeys(self._node, 0)).filled(op)
         params = dict(self._node)
         for name, values in zip(names, filled, strict=True):
             if name is not None:

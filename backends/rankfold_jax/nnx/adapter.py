@@ -29,7 +29,7 @@ from rankfold_jax.nnx.interpolative import Interpolative
 from rankfold_jax.nnx.layer_classes import KINDS, kernel_name
 from rankfold_jax.nnx.layers import NNXLayer
 from rankfold_jax.nnx.module_tree import exchanged, modules, nodes, paths
-from rankfold_jax.nnx.pure_function import flow, held_in, slot_of, with_values
+from rankfold_jax.nnx.pure_function import flow, layer_in, parameter_of, with_values
 from rankfold_jax.nnx.refusals import ModuleUsage, check_class, check_state
 from rankfold_jax.state_io import load_arrays, save_arrays
 
@@ -45,7 +45,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
 
     def __init__(self) -> None:
         self._modules = _by_identity(modules)
-        self._surroundings = _by_identity(ModuleUsage)
+        self._usages = _by_identity(ModuleUsage)
         self._paths = _by_identity(_paths_by_module)
         self._seen: dict[str, ObservedAxes] = {}
         self._inputs: Inputs | None = None
@@ -72,7 +72,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         if rule is not None:
             return "" if rule.build is None else RULED
         try:
-            layer = layers.held(module, self._seen.get(path, ObservedAxes()))
+            layer = layers.layer_of(module, self._seen.get(path, ObservedAxes()))
         except Refused as refused:
             return refused.reason
         return not_interpolated(module, layer.form, layer.stack)
@@ -92,14 +92,14 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         module = self._modules(model)[path]
         rule = rules.rule_of(module)
         if rule is not None:
-            self._surroundings(model).check(path, module)
+            self._usages(model).check(path, module)
             return rules.read(rule, module)
         check_class(module)
         check_state(module)
-        self._surroundings(model).check(path, module)
-        held = layers.held(module, self._seen.get(path, ObservedAxes()))
-        op = held.form.op(*held.arrays())
-        if isinstance(held.kernel.get_raw_value(), jax.ShapeDtypeStruct):
+        self._usages(model).check(path, module)
+        layer = layers.layer_of(module, self._seen.get(path, ObservedAxes()))
+        op = layer.form.op(*layer.arrays())
+        if isinstance(layer.kernel.get_raw_value(), jax.ShapeDtypeStruct):
             # Zeros have stood in for numbers that are not there.
             return with_weight(op, blank(*op.weight.shape))
         return op
@@ -118,9 +118,9 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             built = rules.build(rule, module, chain)
             self._built[id(built)] = (built, partial(_run_ruled, built, self.read(model, path)))
             return built
-        held = layers.held(module, self._seen.get(path, ObservedAxes()))
-        built = layers.build(held.form.stages(chain, held.stack.count), module, held)
-        self._built[id(built)] = (built, partial(_run, built, held))
+        layer = layers.layer_of(module, self._seen.get(path, ObservedAxes()))
+        built = layers.build(layer.form.stages(chain, layer.stack.count), module, layer)
+        self._built[id(built)] = (built, partial(_run, built, layer))
         return built
 
     def chain(self, model: nnx.Module, small: nnx.Module, path: str) -> Chain:
@@ -135,7 +135,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             Refused: what stands there is not a chain that this adapter built.
         """
         op = self.read(model, path)
-        held = self._held(model, path)
+        layer = self._layer_at(model, path)
         # Every path of the compressed model, as a shared chain may be listed under another one.
         holder = dict(paths(small)).get(path)
         if not isinstance(holder, compressed.LowRankSequential):
@@ -148,7 +148,7 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             if not isinstance(stage, Interpolative):
                 check_class(stage)
             check_state(stage)
-        return checked(op, tuple(layers.stage_op(op, stage, held) for stage in stages))
+        return checked(op, tuple(layers.stage_op(op, stage, layer) for stage in stages))
 
     def run(self, module: nnx.Module, x: Array) -> Array:
         """Return the output of a built module, computed in float64."""
@@ -244,11 +244,11 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
     def refilled(self, model: nnx.Module, path: str, op: Op) -> nnx.Module:
         """Return a copy of the layer with the values of an op."""
         module, rule = self._modules(model)[path], rules.rule_of(self._modules(model)[path])
-        held = self._held(model, path)
-        kernel, bias = slot_of(held, 0, 1).filled(op)
+        layer = self._layer_at(model, path)
+        kernel, bias = parameter_of(layer, 0, 1).filled(op)
         if rule is not None:
             return rules.refilled(rule, module, kernel, bias)
-        return layers.refilled(module, held, kernel, bias)
+        return layers.refilled(module, layer, kernel, bias)
 
     def expanded(self, model: nnx.Module, small: nnx.Module, paths: Sequence[str]) -> nnx.Module:
         """Return a copy of the compressed model with a copy of the layer in place of each chain."""
@@ -280,12 +280,12 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
             if isinstance(chain, compressed.LowRankSequential)
         }
 
-    def _held(self, model: nnx.Module, path: str) -> NNXLayer:
-        return held_in(self._modules(model)[path], self._seen.get(path, ObservedAxes()))
+    def _layer_at(self, model: nnx.Module, path: str) -> NNXLayer:
+        return layer_in(self._modules(model)[path], self._seen.get(path, ObservedAxes()))
 
     def _is_laid_out(self, model: nnx.Module, path: str) -> bool:
         try:
-            self._held(model, path)
+            self._layer_at(model, path)
         except Refused:
             return False
         return True
@@ -303,8 +303,8 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         return getattr(module, kernel_name(module)).get_raw_value().dtype
 
 
-def _run(built: compressed.LowRankSequential, held: NNXLayer, x: Array) -> Array:
-    return held.form.run(layers.runner(built, held), x, held.stack.count)
+def _run(built: compressed.LowRankSequential, layer: NNXLayer, x: Array) -> Array:
+    return layer.form.run(layers.runner(built, layer), x, layer.stack.count)
 
 
 def _run_ruled(built: nnx.Module, op: Op, x: Array) -> Array:

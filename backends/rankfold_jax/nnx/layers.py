@@ -1,4 +1,4 @@
-"""From a stock NNX layer to its form, and from the stages of a chain to NNX layers."""
+"""Forms of stock NNX layers, and the NNX layers of the stages of a chain."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NNXLayer:
         return self.stack.to_front(numbers(self.kernel)), bias
 
 
-def held(module: Any, seen: ObservedAxes) -> NNXLayer:
+def layer_of(module: Any, seen: ObservedAxes) -> NNXLayer:
     """Read a stock layer.
 
     Args:

@@ -135,9 +135,9 @@ def _made_anew(node: Any, new: Mapping[int, nnx.Module], seen: dict[int, Any]) -
     # Leaves, among them what JAX does not know as a pytree at all.
     if not any(True for _ in children(node)):
         return node
-    held, tree = _one_level(node)
-    items = [exchanged(value, new, seen) for _, value in held]
-    if all(a is b for a, (_, b) in zip(items, held, strict=True)):
+    values, tree = _one_level(node)
+    items = [exchanged(value, new, seen) for _, value in values]
+    if all(a is b for a, (_, b) in zip(items, values, strict=True)):
         return node
     return jax.tree_util.tree_unflatten(tree, items)
 

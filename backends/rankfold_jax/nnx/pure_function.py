@@ -15,7 +15,7 @@ from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.stacks import ObservedAxes
 from rankfold_jax.nnx import rules
-from rankfold_jax.nnx.layers import NNXLayer, held
+from rankfold_jax.nnx.layers import NNXLayer, layer_of
 from rankfold_jax.nnx.module_tree import modules
 
 
@@ -33,7 +33,9 @@ def flow(
     copy = nnx.clone(model)
     copy.eval()  # type: ignore[no-untyped-call]  # Flax leaves it untyped
     inside = modules(copy)
-    layers = {path: held_in(inside[path], (seen or {}).get(path, ObservedAxes())) for path in paths}
+    layers = {
+        path: layer_in(inside[path], (seen or {}).get(path, ObservedAxes())) for path in paths
+    }
     graphdef, state = nnx.split(copy)
     leaves: dict[int, int] = {}
     values: list[Any] = []
@@ -46,8 +48,8 @@ def flow(
         if isinstance(variable, nnx.Param):
             params += range(leaves[id(variable)], len(values))
     tree = jax.tree.structure(state)
-    slots = {
-        path: slot_of(layer, leaves[id(layer.kernel)], leaves.get(id(layer.bias), 0))
+    parameters = {
+        path: parameter_of(layer, leaves[id(layer.kernel)], leaves.get(id(layer.bias), 0))
         for path, layer in layers.items()
     }
 
@@ -56,7 +58,7 @@ def flow(
         # ends with the merged copy.
         return inputs.output(nnx.merge(graphdef, jax.tree.unflatten(tree, values)), arrays)
 
-    return PureModel(function, values, slots, params)
+    return PureModel(function, values, parameters, params)
 
 
 def with_values(model: nnx.Module, values: Sequence[Any]) -> nnx.Module:
@@ -66,17 +68,17 @@ def with_values(model: nnx.Module, values: Sequence[Any]) -> nnx.Module:
     return copy
 
 
-def held_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:
+def layer_in(module: nnx.Module, seen: ObservedAxes) -> NNXLayer:
     """Return a layer, a stock one or one that a rule reads, as its parameters lie in it.
 
     Raises:
         Refused: what the layer computes is not known from its parameters alone.
     """
     rule = rules.rule_of(module)
-    return held(module, seen) if rule is None else rules.held(rule, module)
+    return layer_of(module, seen) if rule is None else rules.layer_of(rule, module)
 
 
-def slot_of(layer: NNXLayer, kernel: int, bias: int) -> ParameterIndex:
+def parameter_of(layer: NNXLayer, kernel: int, bias: int) -> ParameterIndex:
     """Return the index of a layer's numbers among the arrays of a model.
 
     Args:
@@ -84,8 +86,10 @@ def slot_of(layer: NNXLayer, kernel: int, bias: int) -> ParameterIndex:
         kernel: which of the model's arrays is its kernel.
         bias: which of them is its bias, if it has one.
     """
-    slot = ParameterIndex(layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack)
+    parameter = ParameterIndex(
+        layer.form, kernel, jnp.shape(layer.kernel.get_raw_value()), layer.stack
+    )
     if layer.bias is None:
-        return slot
+        return parameter
     shape = jnp.shape(layer.bias.get_raw_value())
-    return replace(slot, bias=bias, bias_shape=shape, bias_stack=layer.bias_stack)
+    return replace(parameter, bias=bias, bias_shape=shape, bias_stack=layer.bias_stack)

@@ -46,7 +46,7 @@ def read(rule: LayerRule, module: nnx.Module) -> Op:
     return with_weight(op, blank(*op.weight.shape))
 
 
-def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
+def layer_of(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
     """Return the layer as its parameters lie in it.
 
     Raises:
@@ -77,7 +77,7 @@ def held(rule: LayerRule, module: nnx.Module) -> layers.NNXLayer:
 
 def refilled(rule: LayerRule, module: nnx.Module, kernel: Array, bias: Array | None) -> nnx.Module:
     """Return a copy of the layer with other numbers in the parameters that its rule lays out."""
-    layer = held(rule, module)
+    layer = layer_of(rule, module)
     names = {id(variable): name for name, variable in _params(module).items()}
     changed = {names[id(layer.kernel)]: kernel}
     if layer.bias is not None and bias is not None:

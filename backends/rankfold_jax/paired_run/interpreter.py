@@ -21,7 +21,7 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Var
 from rankfold.adapters.base import LayerVisitor
 from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
-from rankfold_jax.calibration.layer_products import LayerProduct, site_of
+from rankfold_jax.calibration.layer_products import LayerProduct, layer_product
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.jaxpr import control_flow as flow
 from rankfold_jax.jaxpr.dataflow import Dataflow, bind, step
@@ -58,7 +58,7 @@ def run_paired(
     """Meet layers as they are called; see `rankfold.adapters.base.Calibrates`.
 
     Args:
-        model: the model, with a slot for each of the layers.
+        model: the model, with where each of the layers lies.
         calibration: the batches.
         layers: the layers to meet.
         visit: gives the chain of a layer.
@@ -70,13 +70,13 @@ def run_paired(
     for program, arrays in model.programs(calibration.inputs):
         batches.append(Batch(first, program.inputs.examples, program.closed, arrays))
         first += program.inputs.examples
-    following = _Following(model, layers, visit, rng, first, sequential=sequential)
+    paired = _PairedRun(model, layers, visit, rng, first, sequential=sequential)
     groups: dict[Any, list[Batch]] = {}
     for batch in batches:
         groups.setdefault(structure(batch.closed.jaxpr), []).append(batch)
     for group in groups.values():
-        following.run(group)
-    return {path: error.value for path, error in following.meeting.errors.items()}
+        paired.run(group)
+    return {path: error.value for path, error in paired.visits.errors.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ class _Lane:
     batch: Batch
 
 
-class _Following:
+class _PairedRun:
     def __init__(
         self,
         model: PureModel,
@@ -105,16 +105,22 @@ class _Following:
         *,
         sequential: bool,
     ) -> None:
-        self._slots = {path: slot for path, slot in model.slots.items() if path in layers}
-        self._paths = {slot.kernel: path for path, slot in self._slots.items()}
+        self._parameters = {
+            path: parameter for path, parameter in model.parameters.items() if path in layers
+        }
+        self._paths = {parameter.kernel: path for path, parameter in self._parameters.items()}
         self._values = model.values
         self._layers = layers
         self._sequential = sequential
-        self.meeting = LayerVisits(self._slots, model.values, layers, visit, rng, examples)
+        self.visits = LayerVisits(self._parameters, model.values, layers, visit, rng, examples)
 
     def run(self, batches: Sequence[Batch]) -> None:
         """Run both models on batches whose jaxprs have the same structure."""
-        lazy = {leaf for slot in self._slots.values() for leaf in (slot.kernel, slot.bias)}
+        lazy = {
+            leaf
+            for parameter in self._parameters.values()
+            for leaf in (parameter.kernel, parameter.bias)
+        }
         values: list[Value] = [
             DeferredParameter(IndexedValue.whole(leaf, jnp.shape(value)))
             if leaf in lazy
@@ -166,9 +172,9 @@ class _Following:
             moved = [moved_lazily(lane.eqn, lane.operands) for lane in lanes]
             if all(values is not None for values in moved):
                 return [[value] for value in moved if value is not None]
-            sites = self._sites([lane.eqn for lane in lanes], inside)
-            if sites is not None:
-                return self._meet(lanes, sites)
+            products = self._sites([lane.eqn for lane in lanes], inside)
+            if products is not None:
+                return self._meet(lanes, products)
             self._pass_by(eqn, inside)
         return self._both(lanes)
 
@@ -208,7 +214,7 @@ class _Following:
         """Return what both runs go on with."""
         first = self._parameter(value, 0)
         leaf = value.tracked.label.leaf
-        if not self._sequential or leaf not in self.meeting.new:
+        if not self._sequential or leaf not in self.visits.new:
             return first, first
         return first, self._parameter(value, 1)
 
@@ -216,26 +222,26 @@ class _Following:
         """Return a parameter of the model (0) or of the compressed one (1)."""
         leaf: Any = value.tracked.label.leaf
         first = self._values[leaf]
-        return value.of(self.meeting.new.get(leaf, first) if which else first)
+        return value.of(self.visits.new.get(leaf, first) if which else first)
 
     def _sites(self, eqns: Sequence[JaxprEqn], inside: Inside) -> list[LayerProduct] | None:
         leaves: set[Any] = {value.label.leaf for value in inside if value is not None}
         if len(leaves) != 1 or not leaves <= self._paths.keys():
             return None
         path = self._paths[leaves.pop()]
-        # Batches of a kind share their equations, and a site takes a while to find.
+        # Batches of a kind share their equations, and a product's layout takes a while to find.
         known: dict[int, LayerProduct | None] = {}
         for eqn in eqns:
             if id(eqn) not in known:
-                slot, op = self._slots[path], self._layers[path]
-                known[id(eqn)] = site_of(eqn, inside, path, slot, op)
-        sites = [known[id(eqn)] for eqn in eqns]
-        present = [site for site in sites if site is not None]
-        return present if len(present) == len(sites) else None
+                parameter, op = self._parameters[path], self._layers[path]
+                known[id(eqn)] = layer_product(eqn, inside, path, parameter, op)
+        products = [known[id(eqn)] for eqn in eqns]
+        present = [p for p in products if p is not None]
+        return present if len(present) == len(products) else None
 
-    def _meet(self, lanes: Sequence[_Lane], sites: Sequence[LayerProduct]) -> list[list[Value]]:
+    def _meet(self, lanes: Sequence[_Lane], products: Sequence[LayerProduct]) -> list[list[Value]]:
         """Meet a layer at a product and return what that gives in both runs."""
-        path, side = sites[0].path, sites[0].side
+        path, side = products[0].path, products[0].side
         others = [self._resolved([lane.operands[1 - side]])[0] for lane in lanes]
 
         def computed(lane: _Lane, x: Pair, which: int) -> Any:
@@ -247,13 +253,13 @@ class _Following:
         firsts = [computed(lane, x, 0) for lane, x in zip(lanes, others, strict=True)]
         batches = [lane.batch for lane in lanes]
         # Targets are of the original model; inputs are those that the chain will have.
-        self.meeting.meet(path, sites, [x[1] for x in others], firsts, batches)
+        self.visits.meet(path, products, [x[1] for x in others], firsts, batches)
         outputs: list[list[Value]] = []
-        same = self._slots[path].kernel not in self.meeting.new
-        for lane, x, first, site in zip(lanes, others, firsts, sites, strict=True):
+        same = self._parameters[path].kernel not in self.visits.new
+        for lane, x, first, where in zip(lanes, others, firsts, products, strict=True):
             # The same kernel on the same object needs no second product.
             second = first if same and x[0] is x[1] else computed(lane, x, 1)
-            self.meeting.measure(site, first, second)
+            self.visits.measure(where, first, second)
             outputs.append([(first, second if self._sequential else first)])
         return outputs
 
@@ -283,7 +289,7 @@ class _Following:
     def _decide(self, use: ParameterUse) -> None:
         path = self._paths.get(use.leaf)  # type: ignore[call-overload]  # a leaf is any label
         if path is not None:
-            self.meeting.decide(path)
+            self.visits.decide(path)
 
     def _scan(self, lanes: Sequence[_Lane], scans: Sequence[flow.Scan]) -> list[list[Value]]:
         """Run one turn after the other, each for all batches."""
@@ -291,20 +297,20 @@ class _Following:
         bodies, batches = [scan.body for scan in scans], [lane.batch for lane in lanes]
         operands = [scans[0].operands(lane.operands) for lane in lanes]
         states = [start for _, start, _ in operands]
-        turns: list[list[Sequence[Value]]] = []
-        for turn in reversed(range(length)) if reverse else range(length):
+        iterations: list[list[Sequence[Value]]] = []
+        for number in reversed(range(length)) if reverse else range(length):
             inputs = [
-                [*constants, *state, *(slice_of(value, length, turn) for value in stacks)]
+                [*constants, *state, *(slice_of(value, length, number) for value in stacks)]
                 for (constants, _, stacks), state in zip(operands, states, strict=True)
             ]
             split = [scans[0].outputs(o) for o in self._evaluate(bodies, inputs, batches)]
             states = [state for state, _ in split]
-            turns.append([row for _, row in split])
+            iterations.append([row for _, row in split])
         # Rows lie in the order of the slices, whatever that of the turns was.
         if reverse:
-            turns.reverse()
+            iterations.reverse()
         outputs: list[list[Value]] = []
-        for state, rows in zip(states, zip(*turns, strict=True), strict=True):
+        for state, rows in zip(states, zip(*iterations, strict=True), strict=True):
             columns = zip(*rows, strict=True)
             outputs.append([*state, *(stacked(self._resolved(column)) for column in columns)])
         return outputs

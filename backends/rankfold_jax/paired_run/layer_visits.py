@@ -1,4 +1,4 @@
-"""What is decided when a layer is met in two runs, and the sums and errors it takes."""
+"""Collects regression sums for a layer in both runs, and installs its replacement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rankfold.ops.reference import reconstruct
 from rankfold_jax.calibration.layer_products import Ints, LayerProduct, sampled
 from rankfold_jax.layouts.parameter_index import ParameterIndex
 from rankfold_jax.layouts.sharding import put
-from rankfold_jax.paired_run.output_sums import OutputSums, add_distance, joint_terms
+from rankfold_jax.paired_run.output_sums import OutputSums, add_distance, regression_terms
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class LayerVisits:
     """Decides on layers and keeps what came of it.
 
     Attributes:
-        slots: of the layers, by path.
+        parameters: of the layers, by path.
         values: the model's arrays.
         layers: the layers.
         visit: gives the chain of a layer.
@@ -57,7 +57,7 @@ class LayerVisits:
         errors: of the layers in whose place a chain is measured.
     """
 
-    slots: Mapping[str, ParameterIndex]
+    parameters: Mapping[str, ParameterIndex]
     values: Sequence[Any]
     layers: Mapping[str, Op]
     visit: LayerVisitor
@@ -80,7 +80,7 @@ class LayerVisits:
     def meet(
         self,
         path: str,
-        sites: Sequence[LayerProduct],
+        products: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
@@ -89,55 +89,57 @@ class LayerVisits:
 
         Args:
             path: of the layer.
-            sites: the product, for each batch.
+            products: the product, for each batch.
             inputs: of the layer in the compressed model.
             targets: what the product gives in the original one.
             batches: the batches.
         """
-        here = sites[0].layout.groups
+        here = products[0].layout.groups
         if not self._open[path][here].any():
             return
-        alike = all(np.array_equal(site.layout.groups, here) for site in sites)
+        alike = all(np.array_equal(product.layout.groups, here) for product in products)
         if alike and self._open[path][here].all() and self._whole_layers(path, here):
-            self._decide(path, *self._joints(path, sites, inputs, targets, batches), here)
+            self._decide(
+                path, *self._regression_sums(path, products, inputs, targets, batches), here
+            )
         else:
             self.decide(path)
 
     def _whole_layers(self, path: str, groups: Ints) -> bool:
         """Whether groups are all those of some of the layers of a stack."""
-        each = len(self._open[path]) // self.slots[path].stack.count
+        each = len(self._open[path]) // self.parameters[path].stack.count
         starts = groups[::each] // each * each
         return np.array_equal(groups, (starts[:, None] + np.arange(each)).reshape(-1))
 
     def _decide(
-        self, path: str, fit: RegressionSums | None, held: RegressionSums | None, groups: Ints
+        self, path: str, fit: RegressionSums | None, validation: RegressionSums | None, groups: Ints
     ) -> None:
         """Asks for the chain of groups of a layer and puts what it stands for in its place."""
-        op, slot = self.layers[path], self.slots[path]
+        op, parameter = self.layers[path], self.parameters[path]
         self._open[path][groups] = False
         if len(groups) == op.groups:
-            chain = self.visit(path, fit, held)
+            chain = self.visit(path, fit, validation)
         else:
             op = of_groups(op, groups.tolist(), op.groups)
-            chain = self.visit(path, fit, held, groups.tolist())
+            chain = self.visit(path, fit, validation, groups.tolist())
         if chain[0] is not op:
             self._put(path, op, chain, groups)
-        if chain[0] is op or slot.kernel in self.new:
+        if chain[0] is op or parameter.kernel in self.new:
             whole = self.layers[path]
             old = _spread(whole, whole.bias)
             _, new = self._biases.setdefault(path, (old, old.copy()))
             new[groups] = _spread(op, chain[-1].bias)
 
     def _put(self, path: str, op: Op, chain: Chain, groups: Ints) -> None:
-        slot = self.slots[path]
-        leaves = [leaf for leaf in (slot.kernel, slot.bias) if leaf is not None]
+        parameter = self.parameters[path]
+        leaves = [leaf for leaf in (parameter.kernel, parameter.bias) if leaf is not None]
         try:
-            dense = self._standing_for(slot, op, chain, len(groups))
+            dense = self._standing_for(parameter, op, chain, len(groups))
             for leaf in leaves:
                 if leaf not in self._filled:
                     self._filled[leaf] = np.array(self.values[leaf], order="C")
             kernel, *bias = (self._filled[leaf] for leaf in leaves)
-            slot.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
+            parameter.fill(kernel, bias[0] if bias else None, dense, groups.tolist())
         except (Refused, RankfoldError):
             return
         for leaf in leaves:
@@ -145,27 +147,27 @@ class LayerVisits:
             if not self._open[path].any():
                 del self._filled[leaf]
 
-    def measure(self, site: LayerProduct, y: Any, other: Any) -> None:
+    def measure(self, product: LayerProduct, y: Any, other: Any) -> None:
         """Adds what a product gives in both runs to the error of its layer."""
-        if site.path in self._biases:
-            total = self.errors.setdefault(site.path, RelativeDistance())
-            add_distance(total, site, y, other, *self._biases[site.path])
+        if product.path in self._biases:
+            total = self.errors.setdefault(product.path, RelativeDistance())
+            add_distance(total, product, y, other, *self._biases[product.path])
 
-    def _standing_for(self, slot: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
+    def _standing_for(self, parameter: ParameterIndex, op: Op, chain: Chain, groups: int) -> Op:
         """The layer, or some groups of it, with the weight of its chain.
 
         Raises:
             Refused: the framework cannot express the chain.
         """
         if len(chain) > 1 or chain[0].weight.shape != op.weight.shape:
-            slot.form.stages(chain, slot.stack.count * groups // slot.groups)
+            parameter.form.stages(chain, parameter.stack.count * groups // parameter.groups)
         dense = with_weight(op, reconstruct(op, chain))
         return dense if isinstance(dense, Embedding) else replace(dense, bias=chain[-1].bias)
 
-    def _joints(
+    def _regression_sums(
         self,
         path: str,
-        sites: Sequence[LayerProduct],
+        products: Sequence[LayerProduct],
         inputs: Sequence[Any],
         targets: Sequence[Any],
         batches: Sequence[Batch],
@@ -174,14 +176,14 @@ class LayerVisits:
         op = self.layers[path]
         if isinstance(op, Embedding):
             return None, None
-        groups = sites[0].layout.groups
+        groups = products[0].layout.groups
         whole = len(groups) == op.groups
         basis = self.visit.basis(path) if whole else self.visit.basis(path, groups.tolist())
         if not has_regression(op, basis):
             return None, None
         fit, validation = OutputSums(), OutputSums()
-        for site, x, y, batch in zip(sites, inputs, targets, batches, strict=True):
-            view = site.view
+        for product, x, y, batch in zip(products, inputs, targets, batches, strict=True):
+            view = product.view
             wanted = sampled(view, op, self.examples, basis)
             chosen = None
             if wanted is not None:
@@ -190,8 +192,8 @@ class LayerVisits:
             images = np.arange(view.images)
             number = batch.first + images * batch.examples // max(1, view.images)
             kept = is_held_out(number, self.examples)
-            bias = _spread(op, op.bias)[site.layout.groups]
-            terms = joint_terms(site, x, y, bias, chosen, kept, basis)
+            bias = _spread(op, op.bias)[product.layout.groups]
+            terms = regression_terms(product, x, y, bias, chosen, kept, basis)
             each = view.positions if wanted is None else wanted
             fit.add(terms[0], each * int((~kept).sum()))
             validation.add(terms[1], each * int(kept.sum()))

@@ -48,43 +48,37 @@ class OutputSums:
         return regression_sums(dict(zip(_NAMES, self._sums, strict=False)), self.count)
 
 
-def joint_terms(
-    site: LayerProduct,
+def regression_terms(
+    product: LayerProduct,
     x: Any,
     y: Any,
     bias: Array,
     chosen: Any,
-    held: Array,
+    held_out: Array,
     basis: Array | None,
 ) -> tuple[list[jax.Array], list[jax.Array]]:
     """The sums over fitted and over held-out rows of a batch.
 
     Args:
-        site: the product.
+        product: the product.
         x: its input in the compressed model.
         y: its output in the original one.
         bias: (groups, out/groups), what the original layer adds to that.
         chosen: (images, rows of one), the positions; None for all.
-        held: (images,), whether an image is held out.
+        held_out: (images,), whether an image is held out.
         basis: that rows are projected on; see `rankfold.adapters.base.LayerVisitor`.
     """
-    layout = site.layout
-    fit, kept = _terms(site.view, x, y, layout.rows, layout.outs, bias, chosen, held, basis)
-    return fit, kept
+    layout = product.layout
+    where = (layout.rows, layout.outs, chosen)
+    fit, validation = _terms(product.view, x, y, where, bias, held_out, basis)
+    return fit, validation
 
 
 @partial(jax.jit, static_argnums=0)
 def _terms(
-    view: PatchView,
-    x: Any,
-    y: Any,
-    rows: Any,
-    outs: Any,
-    bias: Any,
-    chosen: Any,
-    held: Any,
-    basis: Any,
+    view: PatchView, x: Any, y: Any, where: Any, bias: Any, held_out: Any, basis: Any
 ) -> Any:
+    rows, outs, chosen = where
     inputs = op_rows(view, x, rows, chosen)
     if basis is not None:
         count, groups, _ = inputs.shape
@@ -92,32 +86,34 @@ def _terms(
         narrow = jnp.einsum("rgnp,gnk->rgkp", split, basis.astype(split.dtype))
         inputs = narrow.reshape(count, groups, -1)
     targets = op_outputs(view, y, outs, chosen) + bias.astype(inputs.dtype)
-    out = jnp.repeat(held, len(inputs) // len(held))[:, None, None]
+    out = jnp.repeat(held_out, len(inputs) // len(held_out))[:, None, None]
 
     def sums(mask: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         a, b = (jnp.where(mask, part, 0) for part in (inputs, targets))
         return [gram(a, a), gram(b, a), a.sum(0), b.sum(0), jnp.square(b).sum((0, 2))], b
 
     fitted, _ = sums(~out)
-    held_out, b = sums(out)
-    return fitted, [*held_out, gram(b, b)]
+    validation, b = sums(out)
+    return fitted, [*validation, gram(b, b)]
 
 
 def add_distance(
-    total: RelativeDistance, site: LayerProduct, y: Any, other: Any, bias: Array, new: Array
+    total: RelativeDistance, product: LayerProduct, y: Any, other: Any, bias: Array, new: Array
 ) -> None:
     """Add the distance of the outputs at a product, over all its positions.
 
     Args:
         total: of the layer.
-        site: the product.
+        product: the product.
         y: its output in the original model.
         other: its output in the compressed one.
         bias: (groups, out/groups), what the layer adds to it.
         new: the same in the compressed model.
     """
-    groups = site.layout.groups
-    error, energy = _distance(site.view, y, other, site.layout.outs, bias[groups], new[groups])
+    groups = product.layout.groups
+    error, energy = _distance(
+        product.view, y, other, product.layout.outs, bias[groups], new[groups]
+    )
     total.add(float(error), float(energy))
 
 

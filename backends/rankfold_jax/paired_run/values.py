@@ -102,14 +102,14 @@ def last_reads(jaxpr: Jaxpr) -> dict[int, list[Var]]:
     return ends
 
 
-def slice_of(value: Value, length: int, turn: int) -> Value:
+def slice_of(value: Value, length: int, number: int) -> Value:
     """Return what one turn of a scan over a value is given."""
 
     def cut(x: Any) -> Any:
-        return lax.dynamic_index_in_dim(x, np.int32(turn), 0, keepdims=False)
+        return lax.dynamic_index_in_dim(x, np.int32(number), 0, keepdims=False)
 
     if isinstance(value, DeferredParameter):
-        return DeferredParameter(value.tracked.sliced(length, turn), (*value.steps, cut))
+        return DeferredParameter(value.tracked.sliced(length, number), (*value.steps, cut))
     first = cut(value[0])
     return first, first if value[0] is value[1] else cut(value[1])
 

@@ -31,13 +31,13 @@ class Generators:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._seed = int(rng.integers(2**62))
-        self._made: dict[torch.device, torch.Generator] = {}
+        self._by_device: dict[torch.device, torch.Generator] = {}
 
     def on(self, device: torch.device) -> torch.Generator:
         """Return the generator of a device."""
-        if device not in self._made:
-            self._made[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._made[device]
+        if device not in self._by_device:
+            self._by_device[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._by_device[device]
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from rankfold.calibration.position_sample import PositionSample, position_sample
+from rankfold.calibration.position_sample import PositionSample, flat_index, position_sample
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Extent, Linear, geometry, output_extent
 from rankfold.ops.geometry import Geometry
@@ -91,9 +91,9 @@ class Inputs:
         if isinstance(op, ConvTranspose):
             # A transposed convolution meets its kernel in reverse.
             taps = np.array(geo.kernel)[:, None] - 1 - taps
-        self._taps = _flat_index(taps, geo.dilation, sizes).to(x.device)
+        self._taps = torch.from_numpy(flat_index(taps, geo.dilation, sizes)).to(x.device)
         origins = np.indices(out).reshape(geo.axes, -1)
-        self._origins = _flat_index(origins, stride, sizes).to(x.device)
+        self._origins = torch.from_numpy(flat_index(origins, stride, sizes)).to(x.device)
         self._size = math.prod(sizes)
         channels = padded.shape[1]
         # Channels last, so that one index takes all channels of a position.
@@ -165,15 +165,3 @@ def _stuffed(op: ConvTranspose, geo: Geometry, x: torch.Tensor) -> torch.Tensor:
         # the end.
         sides.append((reach - 1 - low, reach - 1 - high + extra))
     return functional.pad(wide, [side for pair in reversed(sides) for side in pair])
-
-
-def _flat_index(
-    places: np.ndarray[tuple[int, int], np.dtype[np.int64]],
-    steps: Sequence[int],
-    sizes: Sequence[int],
-) -> torch.Tensor:
-    flat = np.zeros(places.shape[1], dtype=np.int64)
-    for index, step, size in zip(places, steps, sizes, strict=True):
-        # Row-major, one axis at a time.
-        flat = flat * size + index * step
-    return torch.from_numpy(flat)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from rankfold.ops import Linear, Op
+from rankfold_torch.torch_internals import version_of
 
 S = TypeVar("S")
 
@@ -89,7 +90,7 @@ class SharedInputs:
             # The first of its readers stays the one that a tensor is known by, so that the third
             # finds the sums of the first, too.
             if known and not alike:
-                self._seen[id(x)] = weakref.ref(x), x._version, reader
+                self._seen[id(x)] = weakref.ref(x), version_of(x), reader
         reader.calls += 1
         return reader.first is not None
 
@@ -100,5 +101,5 @@ class SharedInputs:
     def _source(self, x: torch.Tensor) -> InputReader[Any] | None:
         """Return the layer whose sums hold a tensor as it is now."""
         reference, version, reader = self._seen.get(id(x), (None, 0, None))
-        same = reference is not None and reference() is x and version == x._version
+        same = reference is not None and reference() is x and version == version_of(x)
         return reader if same else None

@@ -17,6 +17,7 @@ from rankfold.linalg import Array, like
 from rankfold_torch.layers.stock import stays, to_array
 
 _LARGE = 1024
+"""Order from which a sum is kept in float32, and a square is made in blocks."""
 # Of the columns of a wide square: with k of them, 1/2 + 1/2k of the products are made.
 _BLOCKS = 5
 # Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.
@@ -94,8 +95,8 @@ class OutputSums:
     def __init__(self, *, held_out: bool) -> None:
         names = ("xx", "yx", "x", "y", "square", *(["yy"] if held_out else []))
         self._sums: dict[str, Sum] = {name: Sum() for name in names}
-        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._held_rows = 0
+        self._waiting: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._waiting_rows = 0
         self.count = 0
 
     def add(self, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -103,15 +104,15 @@ class OutputSums:
         if not len(x):
             return
         self.count += len(x)
-        self._held.append((x, y.to(x)))
-        self._held_rows += len(x)
+        self._waiting.append((x, y.to(x)))
+        self._waiting_rows += len(x)
         # As many rows as columns: then the product costs as much as adding it up, or more.
-        if self._held_rows >= x.shape[2]:
+        if self._waiting_rows >= x.shape[2]:
             self._add_held()
 
     def regression_sums(self) -> RegressionSums | None:
         """Return the sums so far; None where there are none, or where they are not finite."""
-        if self._held:
+        if self._waiting:
             self._add_held()
         if not self.count:
             return None
@@ -119,8 +120,8 @@ class OutputSums:
         return regression_sums(sums, self.count)
 
     def _add_held(self) -> None:
-        x, y = (torch.cat(rows) for rows in zip(*self._held, strict=True))
-        self._held, self._held_rows = [], 0
+        x, y = (torch.cat(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting, self._waiting_rows = [], 0
         terms = {
             "xx": lambda: product(x, x),
             "yx": lambda: product(y, x),

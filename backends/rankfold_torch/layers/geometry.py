@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.errors import Refused
+from rankfold_torch.torch_internals import padding_at_construction
 
 
 def convolution(module: nn.Module, axes: int) -> dict[str, Any]:
@@ -78,9 +79,8 @@ def _integer(module: nn.Module, name: str, value: Any, *, least: int) -> int:
 
 def _padding_of_mode(module: nn.Module, padding: Any, axes: int) -> Any:
     """Return the padding of a mode other than zeros: the amounts noted at construction."""
-    # In these modes `_conv_forward` pads by this attribute alone, (low, high) from the last axis to
-    # the first, and `padding` has no effect: it may have been set to something else since.
-    amounts: Any = module._reversed_padding_repeated_twice
+    # `padding` may have been set to something else since.
+    amounts = padding_at_construction(module)
     pairs = tuple((amounts[i], amounts[i + 1]) for i in range(2 * axes - 2, -1, -2))
     if isinstance(padding, str):
         kernel: Any = module.weight.shape[2:]  # type: ignore[index]  # a tensor

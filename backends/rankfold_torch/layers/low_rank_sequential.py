@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from rankfold.errors import RankfoldError
+from rankfold_torch.torch_internals import is_traced
 
 TENSORS = ("weight", "bias")
 # fmt: off
@@ -204,7 +205,7 @@ def _described(label: str) -> property:
             if pattern is None:
                 return None
             shape = pattern.shape
-        if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+        if torch.compiler.is_compiling() or is_traced():
             return _unknown(shape, pattern)  # tracers take no tensor but a plain one
         return AbsentTensor.like(label, vars(layer).get(_PATH, ""), shape, pattern)
 

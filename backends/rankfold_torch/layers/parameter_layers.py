@@ -28,6 +28,7 @@ from rankfold_torch.torch_internals import give_own_class
 
 _FIRST = "original0"
 _MATRIX_AXES = 2
+"""Axes of more than one element that a parameter needs to be worth a decomposition."""
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
@@ -163,7 +164,7 @@ def names_in(module: nn.Module, adapter: str) -> frozenset[str] | None:
     return frozenset(name for names in matching for name in names) if matching else None
 
 
-def held_at(model: nn.Module, path: str) -> ParameterLayer | None:
+def parameter_at(model: nn.Module, path: str) -> ParameterLayer | None:
     """Return the parameter at the path of a layer; None where that is a module."""
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)

@@ -57,7 +57,7 @@ class CoroutineThread(threading.Thread):
         self._go: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._back: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopping = False
-        self._surroundings = _surroundings()
+        self._thread_settings = _thread_settings()
         # Thread-local state of PyTorch has to be entered anew in the thread. What libraries keep in
         # context variables comes along with a copy of the context.
         self._context = contextvars.copy_context()
@@ -110,7 +110,7 @@ class CoroutineThread(threading.Thread):
         """Run in the thread; called by `start`."""
         try:
             self._wait()  # so that nothing runs where an interrupt has cut `start` short
-            with self._surroundings():
+            with self._thread_settings():
                 self._context.run(self._function)
         except _Stopped:
             pass
@@ -130,7 +130,7 @@ class CoroutineThread(threading.Thread):
             raise _Stopped
 
 
-def _surroundings() -> Callable[[], Any]:
+def _thread_settings() -> Callable[[], Any]:
     """Return a context manager in which another thread computes as the current one does."""
     autocasts = [(kind, *_autocast(kind)) for kind in ("cuda", "cpu")]
     default = torch.get_default_device() if hasattr(torch, "get_default_device") else _CPU

@@ -64,15 +64,15 @@ def run_paired(
     with ExitStack() as stack:
         stack.enter_context(unchanged(model))
         watching = stack.enter_context(parameters_kept(model))
-        following = _Following(model, layers, visit, build, rng, sequential=sequential)
-        stack.enter_context(following.watching())
-        batches = following.begun(calibration, watching)
-        turns = [turn for batch in batches for turn in batch.turns]
+        paired = _PairedRun(model, layers, visit, build, rng, sequential=sequential)
+        stack.enter_context(paired.watching())
+        batches = paired.begun(calibration, watching)
+        threads = [thread for batch in batches for thread in batch.threads]
         # Entered last, so undone first: no thread is inside the model when its `forward`s are put
         # back.
-        stack.enter_context(Restored(partial(_stop, turns)))
-        following.run(batches)
-    return {path: error.value for path, error in following.errors.items()}
+        stack.enter_context(Restored(partial(_stop, threads)))
+        paired.run(batches)
+    return {path: error.value for path, error in paired.errors.items()}
 
 
 @dataclass(eq=False)
@@ -105,9 +105,9 @@ class _Batch:
     compressed: CoroutineThread | None
 
     @property
-    def turns(self) -> list[CoroutineThread]:
+    def threads(self) -> list[CoroutineThread]:
         """Runs of the batch, the compressed one first."""
-        return [turn for turn in (self.compressed, self.original) if turn is not None]
+        return [thread for thread in (self.compressed, self.original) if thread is not None]
 
     def part(self) -> None:
         """End the compressed run."""
@@ -116,7 +116,7 @@ class _Batch:
             self.compressed = None
 
 
-class _Following:
+class _PairedRun:
     def __init__(
         self,
         model: nn.Module,
@@ -228,10 +228,10 @@ class _Following:
 
     def _resume(self, batch: _Batch) -> None:
         """Run both runs of a batch to their next pause, one after the other: they share a model."""
-        for turn in batch.turns:
+        for thread in batch.threads:
             try:
-                with self._remembered.of(turn):
-                    turn.resume()
+                with self._remembered.of(thread):
+                    thread.resume()
             except RankfoldError:
                 raise
             except Exception as error:  # whatever the model raises on these inputs
@@ -242,7 +242,7 @@ class _Following:
             batch.part()
 
     def _meet(self, path: str, group: Sequence[_Batch]) -> None:
-        fit, held_out = self._joints(path, group)
+        fit, held_out = self._regression_sums(path, group)
         with self._lifted():
             chain = self._visit(path, fit, held_out)
             try:
@@ -251,7 +251,7 @@ class _Following:
             except Refused:
                 self._modules[path] = None
 
-    def _joints(
+    def _regression_sums(
         self, path: str, group: Sequence[_Batch]
     ) -> tuple[RegressionSums | None, RegressionSums | None]:
         op = self._layers[path]
@@ -295,20 +295,20 @@ class _Following:
         # The same instance serves both runs and callers outside them: which of these calls is told
         # by the thread. The original run computes before it pauses, since its output is the target
         # of the fit; the compressed one after it, since its replacement is built in the pause.
-        turn = threading.current_thread()
+        thread = threading.current_thread()
         x = args[0] if args else kwargs.get("input")
-        if not isinstance(turn, CoroutineThread) or not isinstance(x, torch.Tensor):
+        if not isinstance(thread, CoroutineThread) or not isinstance(x, torch.Tensor):
             return usual(*args, **kwargs)
-        turn.calls[path] += 1
-        call = _Call(path, turn.calls[path], brought(self._watched[path][0], x))
-        if turn.role == _ORIGINAL:
+        thread.calls[path] += 1
+        call = _Call(path, thread.calls[path], brought(self._watched[path][0], x))
+        if thread.role == _ORIGINAL:
             call.y = usual(*args, **kwargs)
-            turn.pause(call)
+            thread.pause(call)
             module = self._modules[path]
             if call.alone and module is not None:
                 add_distance(self.errors[path], call.y, module(x))
             return call.y
-        turn.pause(call)
+        thread.pause(call)
         module = self._modules[path]
         if module is None:
             return usual(*args, **kwargs)
@@ -318,9 +318,9 @@ class _Following:
         return y
 
 
-def _stop(turns: Sequence[CoroutineThread]) -> None:
-    for turn in turns:
-        turn.stop()
+def _stop(threads: Sequence[CoroutineThread]) -> None:
+    for thread in threads:
+        thread.stop()
 
 
 def _forward_pass(model: nn.Module, inputs: Any, watching: Watching) -> None:

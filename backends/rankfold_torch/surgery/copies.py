@@ -17,7 +17,7 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
 from rankfold_torch.surgery.hooked_modules import rebind
 
-_OWN = tuple(vars(nn.Module()))
+_ATTRIBUTES = tuple(vars(nn.Module()))
 """Attributes of every module: its mode, registries and hooks."""
 
 
@@ -69,7 +69,7 @@ def _complete(module: nn.Module, copied: Any, memo: dict[int, Any], seen: set[in
     if id(module) in seen or isinstance(module, torch.jit.ScriptModule):
         return
     seen.add(id(module))
-    for name in _OWN:
+    for name in _ATTRIBUTES:
         if name in vars(module):
             vars(copied)[name] = copy.deepcopy(vars(module)[name], memo)  # known where not lost
     # Where the class has copied its `__dict__`, the memo has the copy of it, with entries that the

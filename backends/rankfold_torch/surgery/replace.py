@@ -15,7 +15,7 @@ from torch import nn
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through
 from rankfold.state.transaction import Changes
-from rankfold_torch.layers.parameter_layers import Factors, empty, held_at, prepare, put
+from rankfold_torch.layers.parameter_layers import Factors, empty, parameter_at, prepare, put
 from rankfold_torch.surgery.check_run import CheckRun, Run
 from rankfold_torch.surgery.copies import copied
 from rankfold_torch.surgery.exchange import exchange
@@ -186,7 +186,7 @@ def _kept(
 
 def _tensors_at(model: nn.Module, paths: Iterable[str]) -> dict[str, nn.Parameter]:
     """Return the parameters at those of the paths where they are no products of factors."""
-    layers = {path: held_at(model, path) for path in paths}
+    layers = {path: parameter_at(model, path) for path in paths}
     return {path: layer.tensor for path, layer in layers.items() if layer is not None}
 
 

@@ -41,6 +41,7 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotIn: lambda a, b: a not in b,
 }
 _DEPTH = 8
+"""Expressions within each other that are evaluated."""
 
 
 @dataclass(frozen=True, eq=False)

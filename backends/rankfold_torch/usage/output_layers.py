@@ -18,8 +18,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from rankfold.adapters.output_marks import Activation, Calls, beside, is_internal
 from rankfold_torch.operation_mode import OperationMode
+from rankfold_torch.torch_internals import schema_of, storage_of, stored_values
 
-_LEARNED, _GIVEN = "learned", "given"
+_LEARNED, _INPUT = "learned", "input"
 """States of other tensors that are no constants: weights of the model, and its inputs."""
 State: TypeAlias = "Activation | str"
 
@@ -64,6 +65,7 @@ _SELECTING = frozenset(
 _NO_RECORDS = (type, nn.Module, types.FunctionType, types.MethodType, types.ModuleType)
 """Objects with attributes that a model does not return for their tensors."""
 _DEPTH = 8
+"""Containers in each other that a result is searched through."""
 
 
 class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch's own base
@@ -92,7 +94,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             if not nn.parameter.is_lazy(parameter) and parameter.numel() > 1:
                 self._set(parameter, _LEARNED)
         for tensor in returned(inputs):
-            self._set(tensor, _GIVEN)
+            self._set(tensor, _INPUT)
 
     def __torch_dispatch__(
         self,
@@ -115,7 +117,7 @@ class OutputLayers(OperationMode):  # type: ignore[no-untyped-call]  # of torch'
             results = list(_tensors((result,)))
             # A view has the storage of its operand, and with it the mark that lies there already.
             # An operation in place has it, too, but changes what the storage holds.
-            views = set() if func._schema.is_mutable else {_key(tensor) for tensor in operands}
+            views = set() if schema_of(func).is_mutable else {_key(tensor) for tensor in operands}
             state = self._joined(func, states, results)
             for tensor in results:
                 # Where all operands are constants, no state is noted: most of the tensors of a run.
@@ -243,7 +245,7 @@ def _below(module: nn.Module) -> Iterator[nn.Module]:
 def _key(tensor: torch.Tensor) -> int:
     """Return the address of a tensor's storage; 0 where it has none."""
     try:
-        return int(_with_storage(tensor).untyped_storage()._cdata)
+        return storage_of(_with_storage(tensor))
     except (NotImplementedError, RuntimeError):  # opaque and wrapped tensors
         return 0
 
@@ -252,5 +254,4 @@ def _with_storage(tensor: torch.Tensor) -> torch.Tensor:
     """Return the values of a sparse or ragged tensor, any other tensor itself."""
     if tensor.layout is torch.strided:
         return tensor
-    # `values` of a sparse COO tensor that is not coalesced would be a copy.
-    return tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+    return stored_values(tensor) if tensor.layout is torch.sparse_coo else tensor.values()

@@ -128,8 +128,8 @@ def check_state(module: nn.Module) -> None:
         raise Refused(f"its weight and bias have different dtypes {sorted(map(str, dtypes))}")
     tensors = [tensor for tensor in module._parameters.values() if tensor is not None]
     # Hooks of this package are on the layer while a model is traced or calibrated.
-    held = [hook for hooks in _HOOKS for hook in (getattr(module, hooks, None) or {}).values()]
-    if not all(isinstance(hook, Hook) for hook in held) or any(map(_has_hooks, tensors)):
+    attached = [hook for hooks in _HOOKS for hook in (getattr(module, hooks, None) or {}).values()]
+    if not all(isinstance(hook, Hook) for hook in attached) or any(map(_has_hooks, tensors)):
         raise Refused("it has hooks, which would be lost; remove them to have it compressed")
 
 
@@ -265,8 +265,8 @@ class ModuleUsage:
     def _check_ties(
         self, tensor: torch.Tensor, part: str, is_part_of: Callable[[nn.Module, str], bool]
     ) -> None:
-        for other, where, held in self._holders[storage(tensor)]:
-            if not is_part_of(other, where.rpartition(".")[2]) and overlap(held, tensor):
+        for other, where, shared in self._holders[storage(tensor)]:
+            if not is_part_of(other, where.rpartition(".")[2]) and overlap(shared, tensor):
                 raise Refused(f"tied: its {part} is also {where!r}")
 
 

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from rankfold_torch.layers.low_rank_sequential import CONSTANTS, NEW, PLAIN, TENSORS, VIEWS, carried
+from rankfold_torch.torch_internals import forward_hooks
 from rankfold_torch.usage.branches import Condition, Conditions, reachable, settled
 from rankfold_torch.usage.names import ANY, BELOW, BULK, Route
 from rankfold_torch.usage.references import Function, Reference, references
@@ -211,7 +212,7 @@ def _of_running(cls: type, entries: Sequence[str]) -> Iterator[_Use]:
         entry, name, before = pending.pop()
         # Come to before under no more conditions: what it does is known already. Methods that call
         # each other end here, too, as a class has finitely many conditions.
-        if any(met <= set(before) for met in reached.setdefault(name, [])):
+        if any(conditions <= set(before) for conditions in reached.setdefault(name, [])):
             continue
         reached[name].append(set(before))
         if name not in known:
@@ -253,13 +254,13 @@ def _is_own(cls: type, name: str) -> bool:
 
 def _called(codes: Mapping[str, Sequence[CodeType]], names: Iterable[str]) -> set[str]:
     """Return the names of some methods and of those that they mention, at any depth."""
-    pending, met = list(names), set[str]()
+    pending, reached_names = list(names), set[str]()
     while pending:
         name = pending.pop()
-        if name in codes and name not in met:
-            met.add(name)
+        if name in codes and name not in reached_names:
+            reached_names.add(name)
             pending.extend(word for code in codes[name] for word in _words(code))
-    return met
+    return reached_names
 
 
 def _words(code: CodeType) -> set[str]:
@@ -272,7 +273,7 @@ def _words(code: CodeType) -> set[str]:
 
 def _uses_of_hooks(module: nn.Module) -> Iterator[_Use]:
     """Yield the uses in forward hooks and pre-hooks, whose first argument is the module."""
-    for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+    for hook in forward_hooks(module):
         # Objects with `__call__` and partials have no source of their own to read.
         if isinstance(hook, FunctionType):
             for reference in _references(hook):

@@ -69,7 +69,7 @@ class LayerVisitor(Protocol):
         self,
         path: str,
         fit: RegressionSums | None,
-        held: RegressionSums | None,
+        validation: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
@@ -78,7 +78,7 @@ class LayerVisitor(Protocol):
         Args:
             path: of the layer.
             fit: sums over fitted positions.
-            held: sums over held-out ones.
+            validation: sums over held-out ones.
             groups: which groups the sums are of, and the chain is to be of; None for the layer.
         """
 
@@ -305,15 +305,16 @@ class Calibrates(Protocol):
     ) -> Mapping[str, float]:
         """Run the model and its compressed self side by side, visiting layers as they are called.
 
-        At the first call of each layer `visit(path, fit, held)` gives the chain (or the op itself,
-        with other weights, as a chain of one) that takes the layer's place in the compressed model
-        from there on. A quarter of the examples is held out of `fit` and makes `held`, both of the
-        inputs projected on `visit.basis(path)`. Both are
-        None for an `Embedding`, for a layer that `has_regression` is false of with that basis, and
-        for one whose inputs in the two models do not correspond.
+        At the first call of each layer `visit(path, fit, validation)` gives the chain (or the op
+        itself, with other weights, as a chain of one) that takes the layer's place in the
+        compressed model from there on. A quarter of the examples is held out of `fit` and makes
+        `validation`, both of the inputs projected on `visit.basis(path)`. Both are None for an
+        `Embedding`, for a layer that `has_regression` is false of with that basis, and for one
+        whose inputs in the two models do not correspond.
 
         A stack of layers of which one is called after the other, as in a loop, may be met part by
-        part: `visit(path, fit, held, groups)` for each, with the groups of the op that are called.
+        part: `visit(path, fit, validation, groups)` for each, with the groups of the op that are
+        called.
 
         Args:
             model: the model.

@@ -15,6 +15,7 @@ from rankfold.adapters.base import (
     Expands,
     Folding,
     NamesOutputs,
+    NamesParts,
     ReadsLayers,
     Recalling,
     Structured,
@@ -26,7 +27,7 @@ from rankfold.adapters.compressed_models import (
     NamesStages,
 )
 from rankfold.adapters.distils import Distils
-from rankfold.adapters.loading import LoadsRenamed
+from rankfold.adapters.loading import LoadsRenamed, TakesArrays
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,8 @@ class Capabilities:
         structured: reads layers without values.
         recalling: takes it that a trace has run.
         loads_renamed: loads files that have other names for tensors.
+        names_parts: tells what a call changes for a while.
+        takes_arrays: makes inputs of arrays.
         names_outputs: knows outputs of a model by their names.
         names_stages: tells the stages of chains.
         expands_in_place: undoes a compression in the compressed model.
@@ -68,6 +71,8 @@ class Capabilities:
     structured: Structured | None
     recalling: Recalling | None
     loads_renamed: LoadsRenamed | None
+    names_parts: NamesParts | None
+    takes_arrays: TakesArrays | None
     names_outputs: NamesOutputs | None
     names_stages: NamesStages | None
     expands_in_place: ExpandsInPlace | None
@@ -96,6 +101,8 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, Structured) else None,
         adapter if isinstance(adapter, Recalling) else None,
         adapter if isinstance(adapter, LoadsRenamed) else None,
+        adapter if isinstance(adapter, NamesParts) else None,
+        adapter if isinstance(adapter, TakesArrays) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,
         adapter if isinstance(adapter, NamesStages) else None,
         adapter if isinstance(adapter, ExpandsInPlace) else None,

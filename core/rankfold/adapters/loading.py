@@ -1,4 +1,4 @@
-"""What a library does to tensors when it loads a model, and what its models take for arrays."""
+"""Protocols for what a library does to tensors as it loads a model, and takes for arrays."""
 
 from __future__ import annotations
 

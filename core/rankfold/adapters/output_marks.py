@@ -59,7 +59,7 @@ class Calls:
         *,
         size: int,
         looks_up: bool = False,
-        place: Hashable = None,
+        location: Hashable = None,
     ) -> Activation:
         """Return the output of a call.
 
@@ -68,12 +68,12 @@ class Calls:
             data: activations that its input is computed from.
             size: of the output, in elements.
             looks_up: whether these are rows of a table.
-            place: where in a program the call stands, if it may be met again; None for a new call.
+            location: where in a program the call stands, if it may come again; None for a new one.
         """
         number = (
             len(self._calls)
-            if place is None
-            else self._numbers.setdefault((layer, place), len(self._calls))
+            if location is None
+            else self._numbers.setdefault((layer, location), len(self._calls))
         )
         if number == len(self._calls):
             self._calls.append(_Call(layer, size, looks_up))

@@ -17,7 +17,7 @@ ORDER = "order"
 
 
 def numbered(path: str, chain: Chain) -> dict[str, Array]:
-    """Weights (out, in, *kernel) and biases of stages 0, 1 ... below a path: PyTorch's sequences.
+    """Weights (out, in, *kernel) and biases of stages that are numbered below a path: 0, 1 ...
 
     Of interpolative stages the weight is what is stored of it, with the order of the channels.
 

@@ -18,6 +18,7 @@ _WARM_UPS = 2
 _SHORTEST = 1e-3
 """Seconds that a reading covers at least: a clock of microseconds is then exact to 0.1 %."""
 _MOST_REPEATS = 50
+"""Passes of a reading at most: those of less than 20 µs are read over a shorter time."""
 
 
 def medians(

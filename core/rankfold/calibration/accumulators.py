@@ -24,6 +24,7 @@ half of them a ResNet-50 takes a hundredth less time, and its outputs are off by
 _ROWS_PER_COLUMN = 4
 """Rows for each number of a patch, or the moment of a wide kernel would be singular."""
 _WIDE = 1024
+"""Columns from which a moment counts as wide."""
 _POSITIONS_OF_WIDE = 64
 """Positions of an example that are enough for a wider moment, as long as its rows outnumber its
 columns: neighbours are alike, and a moment costs its rows times the square of its columns."""

@@ -1,4 +1,4 @@
-"""What inputs on which a model fails may have been mistaken for, in words."""
+"""Words for what inputs on which a model fails may have been mistaken for."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def estranged(calibration: Calibration, divergence: float) -> str | None:
 
 @dataclass(frozen=True)
 class OutputReader:
-    """How a framework's outputs are read, as arrays on the host.
+    """Functions that read a framework's outputs, as arrays on the host.
 
     Attributes:
         logits: of an output and the number of examples, (predictions, classes).

@@ -32,6 +32,7 @@ _CUT = 1e-5
 _LEFT = 1e-6
 """Least share of its variance that is left of a channel: what remains has an inverse."""
 _TINY = 1e-300
+"""Stands for a length, a mean or an eigenvalue of 0 where it is divided by."""
 
 
 def matrix_shape(op: Op) -> tuple[int, int, int]:

@@ -28,6 +28,7 @@ _LARGEST = 64
 _SHIFT = 0.1
 """Largest shift of an image, as a share of its height and width."""
 _IMAGE_AXES = 4
+"""Batch, channels, height and width, in whatever order: only arrays of these are shifted."""
 
 
 @dataclass(eq=False)
@@ -37,7 +38,7 @@ class _Pool:
     Attributes:
         like: inputs of one of these batches: its structure, and all that is no array of examples.
         size: of a batch.
-        parts: by slot among the leaves of `like`, the arrays of the batches, on the host.
+        parts: by number of a leaf of `like`, the arrays of the batches, on the host.
     """
 
     like: Any
@@ -71,12 +72,12 @@ class PerturbedBatches:
             kinds = tuple(_kind(leaf, count, index) for leaf in leaves)
             pool = pools.setdefault((_structure(inputs), kinds), _Pool(inputs, 0))
             pool.size = min(max(pool.size, count), _LARGEST)
-            for slot, leaf in enumerate(leaves):
+            for leaf_number, leaf in enumerate(leaves):
                 if _is_of_examples(leaf, count):
-                    pool.parts.setdefault(slot, []).append(linalg.host(linalg.taken(leaf)))
+                    pool.parts.setdefault(leaf_number, []).append(linalg.host(linalg.taken(leaf)))
         self._pools = list(pools.values())
         self._arrays = [
-            {slot: np.concatenate(parts) for slot, parts in pool.parts.items()}
+            {leaf_number: np.concatenate(parts) for leaf_number, parts in pool.parts.items()}
             for pool in self._pools
         ]
         self._orders = [np.empty(0, np.int64) for _ in self._pools]
@@ -89,14 +90,15 @@ class PerturbedBatches:
         if not arrays:  # nothing counts the examples: the batch is one of its own
             return pool.like
         chosen = self._next(which)
-        drawn = {slot: array[chosen] for slot, array in arrays.items()}
+        drawn = {leaf_number: array[chosen] for leaf_number, array in arrays.items()}
         # Mixtures of tokens, of masks or of lengths mean nothing, and what stands beside them
         # belongs to them.
         if all(array.dtype.kind not in "biu" for array in drawn.values()):
             drawn = self._mixed(self._shifted(drawn))
         leaves = list(_leaves(pool.like))
-        for slot, array in drawn.items():
-            leaves[slot] = linalg.cast(linalg.like(array, leaves[slot]), leaves[slot].dtype)
+        for leaf_number, array in drawn.items():
+            leaf = leaves[leaf_number]
+            leaves[leaf_number] = linalg.cast(linalg.like(array, leaf), leaf.dtype)
         return _rebuilt(pool.like, iter(leaves))
 
     def _next(self, which: int) -> Array:
@@ -114,8 +116,8 @@ class PerturbedBatches:
         count = len(next(iter(arrays.values())))
         moves = self._rng.uniform(-_SHIFT, _SHIFT, (2, count))
         return {
-            slot: _moved(array, self._image_axes, moves) if array.ndim == _IMAGE_AXES else array
-            for slot, array in arrays.items()
+            leaf: _moved(array, self._image_axes, moves) if array.ndim == _IMAGE_AXES else array
+            for leaf, array in arrays.items()
         }
 
     def _mixed(self, arrays: Mapping[int, Array]) -> dict[int, Array]:
@@ -123,8 +125,8 @@ class PerturbedBatches:
         count = len(next(iter(arrays.values())))
         others, share = self._rng.permutation(count), self._rng.random(count, dtype=np.float32)
         return {
-            slot: _between(array, array[others], share.reshape(-1, *(1,) * (array.ndim - 1)))
-            for slot, array in arrays.items()
+            leaf_number: _between(array, array[others], share.reshape(-1, *(1,) * (array.ndim - 1)))
+            for leaf_number, array in arrays.items()
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,20 @@ def position_sample(
     keys = rng.random((images, positions), dtype=np.float32)
     chosen = np.sort(np.argpartition(keys, wanted, axis=1)[:, :wanted], axis=1)
     return PositionSample(images, positions, chosen)
+
+
+def flat_index(indices: Array, steps: Sequence[int], sizes: Sequence[int]) -> Array:
+    """Return row-major places in an array, in whose spatial axes patches are looked up.
+
+    Args:
+        indices: (axes, ...), of each place along each axis, in units of its step.
+        steps: of each axis, such as a stride or a dilation.
+        sizes: of the array.
+    """
+    flat = np.zeros(indices[0].size, dtype=np.int64)
+    for index, step, size in zip(indices, steps, sizes, strict=True):
+        flat = flat * size + index.reshape(-1) * step
+    return flat
 
 
 def width(op: Linear | Conv | ConvTranspose) -> int:

@@ -17,6 +17,7 @@ from rankfold.calibration.shrinkage import oas_shrinkage, shrunken
 from rankfold.linalg import Array
 
 _TINY = 1e-300
+"""Stands for a variance of 0 where it is divided by."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ _LEAST = 1e-12
 """Added in units of the mean variance, of a group and of the layer: keeps the moment of inputs that
 never occur invertible, thousands of times above the rounding of float64."""
 _TINY = 1e-300
+"""Stands for a variance of 0 where it is divided by."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import overload
 
 import numpy as np
 
 from rankfold import linalg
+from rankfold.calibration.moment_checks import check_moments
 from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.shrinkage import Shrinkage, oas_shrinkage, shrunken
@@ -99,8 +99,6 @@ class Metric:
             mean: (groups, d) or None.
         """
         other = copy.copy(self)
-        for derived in ("inputs", "channels"):  # of the old inputs
-            vars(other).pop(derived, None)
         inputs, unit = _without_unit(inputs)
         other.unit = self.unit / self._inputs_unit * unit if self._inputs_unit else 0.0
         other._set_inputs(inputs, unit, None)
@@ -111,6 +109,8 @@ class Metric:
         self, moment: Array | SeparableMoment, unit: float, samples: int | None
     ) -> None:
         """Take a moment over its unit; shrink it unless it is the mean of no samples."""
+        self._inputs: Array | None = None  # made when they are asked for
+        self._channels: Array | None = None
         self._inputs_unit = unit
         self._moment = moment
         if isinstance(moment, SeparableMoment):
@@ -132,12 +132,14 @@ class Metric:
         variance: Array = self._inputs_unit * diagonal.mean(axis=1, dtype=np.float64)
         return variance
 
-    @cached_property
+    @property
     def inputs(self) -> Array | SeparableMoment:
         """C without units, the largest variance of the inputs being 1."""
         if isinstance(self._moment, SeparableMoment):
             return self._shrunken
-        return linalg.read_only(shrunken(self._moment, self._shrinkage))
+        if self._inputs is None:
+            self._inputs = linalg.read_only(shrunken(self._moment, self._shrinkage))
+        return self._inputs
 
     def weight_outputs(self, rows: Array) -> Array:
         """Return Lᵀ A for A (groups, out/groups, n), where L Lᵀ = G."""
@@ -204,10 +206,14 @@ class Metric:
             root = linalg.scaled(eigen.vectors, np.sqrt(eigen.values), 2)
         return linalg.double(linalg.cast(rows, root.dtype) @ root)
 
-    @cached_property
+    @property
     def channels(self) -> Array:
         """Second moment of the channels, (groups, in/groups, in/groups), a mean over positions."""
-        inputs = self.inputs
+        if self._channels is None:
+            self._channels = self._mean_over_positions(self.inputs)
+        return self._channels
+
+    def _mean_over_positions(self, inputs: Array | SeparableMoment) -> Array:
         if isinstance(inputs, SeparableMoment):
             return inputs.channels
         if inputs.ndim == 2:
@@ -245,44 +251,6 @@ class Metric:
         kept, added = self._shrinkage.kept, self._shrinkage.added
         moved: Array = linalg.scaled(products, kept, 0) + linalg.scaled(rows, added, 0)
         return moved
-
-
-class Mismatch(Refused):
-    """Moments have the shape of another layer."""
-
-
-def check_moments(op: Op, moments: LayerMoments) -> None:
-    """Check that moments have the shapes that a layer's have.
-
-    Raises:
-        Mismatch: they have not.
-    """
-    table = isinstance(op, Embedding)
-    rows = op.weight.shape[1] if table else op.weight.shape[0] // op.groups
-    columns = op.weight.shape[0] if table else math.prod(op.weight.shape[1:])
-    inputs = moments.inputs
-    if isinstance(inputs, SeparableMoment):
-        taps = () if table else op.weight.shape[2:]
-        expected = (op.groups, op.weight.shape[1]), (op.groups, *2 * (math.prod(taps),))
-        if (inputs.variances.shape, inputs.positions.shape) != expected or table:
-            raise _mismatch("inputs", inputs.shape)
-    else:
-        _check_shape("inputs", inputs, op.groups, columns)
-    if moments.grads is not None:
-        _check_shape("gradients", moments.grads, op.groups, rows)
-
-
-def _check_shape(what: str, moment: Array, groups: int, size: int) -> None:
-    shape = tuple(np.shape(moment))
-    if shape not in ((groups, size), (groups, size, size)):
-        raise _mismatch(what, shape)
-
-
-def _mismatch(what: str, shape: tuple[int, ...]) -> Mismatch:
-    return Mismatch(
-        f"the moments of its {what} have shape {shape}, those of another layer or of an earlier "
-        "rankfold; gather them for this model"
-    )
 
 
 def _inputs(op: Op, moments: LayerMoments) -> tuple[Array | SeparableMoment, Array | None]:

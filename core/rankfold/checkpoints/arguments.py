@@ -91,18 +91,18 @@ def layers_of(source: Checkpoint, adapter: CheckpointAdapter) -> Mapping[str, La
     Raises:
         RankfoldError: it has none.
     """
-    slots = adapter.slots(source)
-    if not slots:
+    layer_tensors = adapter.layer_tensors(source)
+    if not layer_tensors:
         raise RankfoldError(
             f"{str(source.path)!r} has no tensor that is known to be the weight of a layer, by "
             f"none of the tensor rules {', '.join(registry().tensor_rules)}: do its names end in "
             ".weight, .kernel or .embedding?"
         )
-    return slots
+    return layer_tensors
 
 
 def dropped_names(
-    source: Checkpoint, slots: Mapping[str, LayerTensors], drop: str | Sequence[str]
+    source: Checkpoint, layer_tensors: Mapping[str, LayerTensors], drop: str | Sequence[str]
 ) -> frozenset[str]:
     """Return the names of the tensors that are not copied.
 
@@ -114,9 +114,9 @@ def dropped_names(
         if not any(fnmatchcase(name, pattern) for name in source.owner):
             raise RankfoldError(f"drop: {pattern!r} matches no tensor of the checkpoint")
     names = frozenset(n for n in source.owner if any(fnmatchcase(n, p) for p in patterns))
-    # The slots include layers that stay whole: dropping one of their tensors would leave a layer
+    # Among the layers are those that stay whole: dropping one of their tensors would leave a layer
     # that no model can load.
-    for slot in slots.values():
-        if slot.weight in names or slot.bias in names:
-            raise RankfoldError(f"drop: {slot.weight!r} or its bias is of a layer; it cannot go")
+    for tensors in layer_tensors.values():
+        if tensors.weight in names or tensors.bias in names:
+            raise RankfoldError(f"drop: {tensors.weight!r} or its bias is of a layer; it cannot go")
     return names

@@ -115,7 +115,7 @@ def compress_checkpoint(
     )
     source = asked.source
     target = target_of(output, source)
-    dropped = dropped_names(source, asked.slots, drop)
+    dropped = dropped_names(source, asked.layer_tensors, drop)
     job = _job(asked, sorted(dropped), key)
     before = _finished(target, job.key)
     # A work folder beside a finished result is that of a run killed after it had published; opening
@@ -127,8 +127,8 @@ def compress_checkpoint(
         if before is not None:
             return before
         plan = _resumed(workdir, asked)
-        # Only the slots of layers that are replaced travel to the workers.
-        used = {layer.path: asked.slots[layer.path] for layer in plan.replaced}
+        # Only the layers that are replaced travel to the workers.
+        used = {layer.path: asked.layer_tensors[layer.path] for layer in plan.replaced}
         work = Work(source, used, workdir.files, asked.placement, asked.seed, asked.moments)
         done = _written(work, _parts(source, plan, used, dropped), workdir, executor)
         return _published(source, target, plan, done, workdir, job)
@@ -139,7 +139,7 @@ def _resumed(workdir: Workdir, asked: PlanRequest) -> Plan:
     plan = workdir.read(PLANNED, Plan)
     # The plan is about half of the work, so one that an earlier run left is taken. The tensor rules
     # of plugins are no part of the job's key; with others it may be of other layers by now.
-    if plan is None or not _fits(plan, asked.slots):
+    if plan is None or not _fits(plan, asked.layer_tensors):
         plan = asked.plan()
         workdir.note(PLANNED, plan)
     return plan
@@ -170,14 +170,14 @@ def _changed(source: Checkpoint) -> RankfoldError:
     )
 
 
-def _fits(plan: Plan, slots: Mapping[str, LayerTensors]) -> bool:
+def _fits(plan: Plan, layer_tensors: Mapping[str, LayerTensors]) -> bool:
     """Return whether a plan left by an earlier run can be one of these layers."""
     # The note has the seal of its job, but the type alone allows counts that no plan has.
     try:
         validate(plan)
     except RankfoldError:
         return False
-    return [layer.path for layer in plan.layers] == list(slots)
+    return [layer.path for layer in plan.layers] == list(layer_tensors)
 
 
 def _job(asked: PlanRequest, dropped: list[str], key: str | None) -> Job:
@@ -220,19 +220,25 @@ def _plain(file: Path) -> bool:
 
 
 def _parts(
-    source: Checkpoint, plan: Plan, slots: Mapping[str, LayerTensors], dropped: frozenset[str]
+    source: Checkpoint,
+    plan: Plan,
+    layer_tensors: Mapping[str, LayerTensors],
+    dropped: frozenset[str],
 ) -> list[Part]:
     """List the files to write, one per file read; a layer goes where its weight was."""
     # A bias may lie in another file than its weight. It goes with the layer, so no file may copy
     # it.
-    used = {*dropped, *(slot.weight for slot in slots.values())}
-    used |= {slot.bias for slot in slots.values() if slot.bias is not None}
+    used = {*dropped, *(tensors.weight for tensors in layer_tensors.values())}
+    used |= {tensors.bias for tensors in layer_tensors.values() if tensors.bias is not None}
+    stem = WEIGHTS if source.kind is None else source.kind.weights
     count = len(source.files)
     parts = []
     for number, file in enumerate(source.files, 1):
-        name = weights_file(_stem(source), number, count)
+        name = weights_file(stem, number, count)
         layers = [
-            layer for layer in plan.replaced if source.owner[slots[layer.path].weight] == file
+            layer
+            for layer in plan.replaced
+            if source.owner[layer_tensors[layer.path].weight] == file
         ]
         parts.append(Part(name, file, tuple(layers), frozenset(used)))
     return parts
@@ -321,11 +327,6 @@ def _published(
         raise _changed(source)
     workdir.publish(target, names)
     return plan
-
-
-def _stem(source: Checkpoint) -> str:
-    """Return with what the names of the files of the result begin."""
-    return WEIGHTS if source.kind is None else source.kind.weights
 
 
 def _beside(source: Checkpoint, plan: Plan) -> dict[str, bytes]:

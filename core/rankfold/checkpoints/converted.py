@@ -78,7 +78,7 @@ class ConvertedTensors:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of them in a plan."""
+        """Notes on them for a plan."""
         if not self._by_target:
             return ()
         names = some(list(self._by_target))

@@ -24,8 +24,9 @@ from rankfold.plugins.registry import registry
 from rankfold.storage.model_folders import refusals_of
 
 _POSITIONS = 2**40
+"""Of an input: no input has as many, and a shape that does is a mistake."""
 _GEOMETRY = ("stride", "padding", "dilation", "groups")
-_Given: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
+_KnownInput: TypeAlias = tuple[Extent | None, Mapping[str, Any]]
 # Quantised weights may well have a floating-point type (float8), so their type does not tell. The
 # scale beside them, under the name of the weight with one of these ends, does.
 _SCALES = ("_scale", "_scale_inv", "_scales", "_zero_point")
@@ -109,11 +110,11 @@ class Reader:
     """Reads one layer of a checkpoint; a class, because executors cannot pickle a closure."""
 
     checkpoint: Checkpoint
-    slot: LayerTensors
+    tensors: LayerTensors
 
     def __call__(self) -> Op:
         """Read the layer as an op."""
-        return self.slot.read(self.checkpoint)
+        return self.tensors.read(self.checkpoint)
 
 
 class CheckpointAdapter:
@@ -131,32 +132,32 @@ class CheckpointAdapter:
         self, excluded: Callable[[str], bool] = lambda path: False, inputs: Any = None
     ) -> None:
         self._excluded = excluded
-        self._given = _given(inputs)
+        self._known_inputs = _known_inputs(inputs)
         self._known: tuple[Checkpoint, dict[str, LayerTensors]] | None = None
 
-    def slots(self, model: Checkpoint) -> dict[str, LayerTensors]:
+    def layer_tensors(self, model: Checkpoint) -> dict[str, LayerTensors]:
         """Return the layers that a checkpoint holds, by path, in the order of its files."""
         if self._known is None or self._known[0] is not model:
             layers = {
-                path: replace(slot, geometry=self._of(path)[1])
-                for path, slot in slots(model).items()
+                path: replace(tensors, geometry=self._of(path)[1])
+                for path, tensors in layer_tensors(model).items()
             }
             # A pattern that matches nothing is most often a typing error, and would silently leave
             # the MACs of those layers uncounted.
-            for pattern in self._given:
+            for pattern in self._known_inputs:
                 if not any(fnmatchcase(path, pattern) for path in layers):
                     raise RankfoldError(f"inputs: {pattern!r} matches no layer of the checkpoint")
             self._known = model, layers
         return self._known[1]
 
-    def _of(self, path: str) -> _Given:
-        return next((g for p, g in self._given.items() if fnmatchcase(path, p)), (None, {}))
+    def _of(self, path: str) -> _KnownInput:
+        return next((g for p, g in self._known_inputs.items() if fnmatchcase(path, p)), (None, {}))
 
     def layers(self, model: Checkpoint) -> Mapping[str, str]:
         """Return the shapes of the layers' weights, by path."""
         return {
-            path: " × ".join(map(str, model.entry(slot.weight).shape))
-            for path, slot in self.slots(model).items()
+            path: " × ".join(map(str, model.entry(tensors.weight).shape))
+            for path, tensors in self.layer_tensors(model).items()
         }
 
     def size(self, model: Checkpoint) -> int:
@@ -171,7 +172,7 @@ class CheckpointAdapter:
 
     def reader(self, model: Checkpoint, path: str) -> Reader:
         """Return a picklable reader of one layer, for `rankfold.adapters.base.Distributed`."""
-        return Reader(model, self.slots(model)[path])
+        return Reader(model, self.layer_tensors(model)[path])
 
     def read(self, model: Checkpoint, path: str) -> Op:
         """Read a layer as an op.
@@ -180,11 +181,11 @@ class CheckpointAdapter:
             Refused: it is left alone.
             RankfoldError: it has values that are not finite.
         """
-        slot = self.slots(model)[path]
-        op = slot.read(model)
+        tensors = self.layer_tensors(model)[path]
+        op = tensors.read(model)
         # Of excluded layers, which are copied, the values do not matter. In any other, NaN is more
         # likely a broken file than a wish, and would come back as NaN in every factor.
-        for name, values in ((slot.weight, op.weight), (slot.bias, op.bias)):
+        for name, values in ((tensors.weight, op.weight), (tensors.bias, op.bias)):
             if values is not None and not self._excluded(path) and not is_finite(values):
                 raise RankfoldError(
                     f"tensor {name!r} has NaN or infinite values; to copy it as it is, pass "
@@ -194,7 +195,7 @@ class CheckpointAdapter:
 
     def why_not_interpolated(self, model: Checkpoint, path: str) -> str:
         """Return why the stages of a layer cannot be interpolative."""
-        name = self.slots(model)[path].rule
+        name = self.layer_tensors(model)[path].rule
         rule = rule_of(name)
         if isinstance(rule, StoresInterpolations) and rule.stores_interpolations:
             return ""
@@ -203,7 +204,7 @@ class CheckpointAdapter:
     def trace(self, model: Checkpoint, inputs: Any) -> Trace:
         """Return the extents that are given for layers, by glob patterns of their paths."""
         extents: dict[str, tuple[Extent, ...]] = {}
-        for path in self.slots(model):
+        for path in self.layer_tensors(model):
             extent, _ = self._of(path)
             extents[path] = () if extent is None else (extent,)
         # No outputs: files have no dataflow that would show them.
@@ -211,7 +212,7 @@ class CheckpointAdapter:
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
         """Name the layers that give outputs, by names alone: a place in the files tells nothing."""
-        return by_names(list(self.slots(model)))
+        return by_names(list(self.layer_tensors(model)))
 
 
 def rule_of(name: str) -> TensorRule:
@@ -219,17 +220,17 @@ def rule_of(name: str) -> TensorRule:
     return registry().tensor_rules[name]
 
 
-def slots(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
+def layer_tensors(checkpoint: Checkpoint) -> dict[str, LayerTensors]:
     """Return the layers of a checkpoint by path, in the order of its files."""
     # The last declared is asked first. rankfold's own plugins load first and have the general
     # rules, by names and axes, so a plugin for certain models comes before them.
     rules = dict(reversed(registry().tensor_rules.items()))
     layers: dict[str, LayerTensors] = {}
     for name in checkpoint.owner:
-        slot = _slot(checkpoint, name, rules)
-        if slot is None:
+        recognised = _recognised(checkpoint, name, rules)
+        if recognised is None:
             continue
-        path, tensors = slot
+        path, tensors = recognised
         # Two names may lead to one path, "a.weight" and "a.kernel"; one plan cannot serve both.
         if path in layers:
             raise RankfoldError(
@@ -244,25 +245,26 @@ def _refused(checkpoint: Checkpoint, layers: dict[str, LayerTensors]) -> dict[st
     if checkpoint.kind is None:
         return layers
     ops: dict[str, tuple[str, Op]] = {}
-    for path, slot in layers.items():
+    for path, tensors in layers.items():
         # What does not fit is refused when it is read, with its own reason.
-        if not slot.refusal:
+        if not tensors.refusal:
             with suppress(Refused, RankfoldError):
-                ops[path] = slot.weight, slot.blank(checkpoint)
+                ops[path] = tensors.weight, tensors.blank(checkpoint)
     reasons = refusals_of(checkpoint.kind, checkpoint.settings, ops)
     return {
-        path: replace(slot, refusal=slot.refusal or reasons.get(path, ""))
-        for path, slot in layers.items()
+        path: replace(tensors, refusal=tensors.refusal or reasons.get(path, ""))
+        for path, tensors in layers.items()
     }
 
 
-def _slot(
+def _recognised(
     checkpoint: Checkpoint, name: str, rules: Mapping[str, TensorRule]
 ) -> tuple[str, LayerTensors] | None:
+    """Return the path and the tensors of the layer whose weight a tensor is; None of no layer."""
     shape, failed = checkpoint.entry(name).shape, ""
     for word, rule in rules.items():
         try:
-            known = _recognised(word, rule, name, shape, checkpoint.settings)
+            known = _asked(word, rule, name, shape, checkpoint.settings)
         except Refused as refused:  # so it is not known whether the next rule may have it
             failed = failed or refused.reason
             continue
@@ -276,7 +278,7 @@ def _slot(
     return None
 
 
-def _recognised(
+def _asked(
     word: str, rule: TensorRule, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
 ) -> LayerTensor | None:
     with contained(f"tensor rule {word!r}", Refused):
@@ -315,7 +317,7 @@ def _is_interpolative(checkpoint: Checkpoint, name: str) -> bool:
     return entry.dtype.startswith("I") and len(entry.shape) == 1
 
 
-def _given(inputs: Any) -> dict[str, _Given]:
+def _known_inputs(inputs: Any) -> dict[str, _KnownInput]:
     """Return extents and geometries by pattern."""
     if inputs is None:
         return {}
@@ -324,7 +326,7 @@ def _given(inputs: Any) -> dict[str, _Given]:
             f"inputs: {type(inputs).__name__}; for a checkpoint give, for patterns of layers, "
             "the shape of their input without its channels, as {'conv*': (1, 32, 32)}"
         )
-    parsed: dict[str, _Given] = {}
+    parsed: dict[str, _KnownInput] = {}
     for pattern, value in inputs.items():
         geometry = dict(value) if isinstance(value, Mapping) else {}
         shape = geometry.pop("shape", None) if isinstance(value, Mapping) else value

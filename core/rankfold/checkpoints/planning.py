@@ -28,12 +28,12 @@ from rankfold.storage.moments_file import Moments
 
 @dataclass(frozen=True, eq=False)
 class PlanRequest:
-    """What is to be planned for a checkpoint, checked.
+    """Checked arguments of a plan for a checkpoint.
 
     Attributes:
         source: the checkpoint.
         adapter: reads its layers.
-        slots: the layers by path.
+        layer_tensors: the layers by path.
         selection: the policies, and the layers that they decide on.
         methods: names of the allowed decompositions; None for the default ones.
         placement: of the scale over a chain.
@@ -46,7 +46,7 @@ class PlanRequest:
 
     source: Checkpoint
     adapter: CheckpointAdapter
-    slots: Mapping[str, LayerTensors]
+    layer_tensors: Mapping[str, LayerTensors]
     selection: Selection
     methods: Sequence[str] | None
     placement: Placement
@@ -119,14 +119,14 @@ def request(
     check_call(selection.policy, executor)
     source = opened(checkpoint, key)
     adapter = CheckpointAdapter(lambda path: bool(selection.left_out((path,))), inputs)
-    slots = layers_of(source, adapter)
+    layer_tensors = layers_of(source, adapter)
     if earlier is not None:
-        check_planned(earlier.layers, dict.fromkeys(slots, ""))
+        check_planned(earlier.layers, dict.fromkeys(layer_tensors, ""))
     known = moments_file(moments)
     return PlanRequest(
         source,
         adapter,
-        slots,
+        layer_tensors,
         selection,
         methods,
         placement,

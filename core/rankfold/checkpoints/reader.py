@@ -43,6 +43,7 @@ _INDEX = ".index.json"
 _MOST_INDEX = 100_000_000
 """Bytes of an index, which is read as a whole before anything in it is known."""
 _PIECE = 8 * 2**20
+"""Bytes that are read at a time of a tensor that is copied as it is."""
 
 
 class Checkpoint:

@@ -60,7 +60,7 @@ class Work:
 
     Attributes:
         checkpoint: opened anew by each process.
-        slots: of the layers that are replaced, by path.
+        layer_tensors: of the layers that are replaced, by path.
         folder: where the files go.
         placement: of the plan.
         seed: of the plan.
@@ -68,7 +68,7 @@ class Work:
     """
 
     checkpoint: Checkpoint
-    slots: Mapping[str, LayerTensors]
+    layer_tensors: Mapping[str, LayerTensors]
     folder: Path
     placement: Placement
     seed: int
@@ -133,7 +133,7 @@ def write(work: Work, part: Part) -> Done:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where everything lies in a file, in bytes.
+    """Places of everything in a file, in bytes.
 
     Attributes:
         copied: the tensors that are taken over as they are.
@@ -163,13 +163,13 @@ def _layout(work: Work, part: Part) -> _Layout:
     kinds = {name: _kind(checkpoint, name) for name in copied}
     templates = {layer.path: _template(work, layer) for layer in part.layers}
     for path, stages in templates.items():
-        slot = work.slots[path]
+        tensors = work.layer_tensors[path]
         for name, stage in stages.items():
             # The first is a tensor that goes into this file, the second one anywhere in the
             # checkpoint, which `load` would find twice.
             if name in kinds or name in checkpoint:
                 raise RankfoldError(f"layer {path!r}: the checkpoint has a tensor {name!r} already")
-            kinds[name] = (_stored_as(checkpoint, slot, stage), tuple(stage.shape))
+            kinds[name] = (_stored_as(checkpoint, tensors, stage), tuple(stage.shape))
     # Widest types first, as safetensors itself orders them. The header ends on a multiple of 8
     # bytes, so each tensor begins at a multiple of its own element's size and can be mapped without
     # a copy.
@@ -232,9 +232,9 @@ def _kind(checkpoint: Checkpoint, name: str) -> tuple[str, tuple[int, ...]]:
 
 
 def _template(work: Work, layer: LayerPlan) -> Mapping[str, Array]:
-    slot = work.slots[layer.path]
+    tensors = work.layer_tensors[layer.path]
     try:
-        return slot.stages(planned_template(layer, slot.blank(work.checkpoint)))
+        return tensors.stages(planned_template(layer, tensors.blank(work.checkpoint)))
     except Refused as refused:
         raise _not_as_planned(layer, refused) from None
 
@@ -245,7 +245,7 @@ def _not_as_planned(layer: LayerPlan, refused: Refused) -> RankfoldError:
     )
 
 
-def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
+def _stored_as(checkpoint: Checkpoint, tensors: LayerTensors, stage: Array) -> str:
     """Return the type that a stage is stored as: a bias keeps that of the bias.
 
     Everything else has that of the weight, but for integers, which order channels. In a chain only
@@ -253,22 +253,22 @@ def _stored_as(checkpoint: Checkpoint, slot: LayerTensors, stage: Array) -> str:
     """
     if stage.dtype.kind == "i":
         return _ORDER
-    if slot.bias is not None and stage.ndim == 1:
-        return checkpoint.entry(slot.bias).dtype
-    return checkpoint.entry(slot.weight).dtype
+    if tensors.bias is not None and stage.ndim == 1:
+        return checkpoint.entry(tensors.bias).dtype
+    return checkpoint.entry(tensors.weight).dtype
 
 
 def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], float, float | None]:
     """Return the stages of a layer as they are stored, their error and their sensitivity."""
     assert planned.method is not None
-    slot = work.slots[planned.path]
+    tensors = work.layer_tensors[planned.path]
     methods, moments = registry().methods([planned.method]), _moments(work, planned.path)
     try:
         # Decomposed from the tensor once more rather than sent by whoever planned it: nothing but
         # ranks travels. With the seed of the plan the candidate is the same to the last bit.
         layer = Layer(
             (planned.path,),
-            lambda: slot.read(work.checkpoint),
+            lambda: tensors.read(work.checkpoint),
             Settings(methods, work.placement, work.seed),
             moments=moments,
         )
@@ -277,7 +277,7 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
         chain = with_pivots(candidate.chain, planned.pivots)
     except Refused as refused:
         raise _not_as_planned(planned, refused) from None
-    dtype = numpy_dtype(work.checkpoint.entry(slot.weight).dtype)
+    dtype = numpy_dtype(work.checkpoint.entry(tensors.weight).dtype)
     # Rounding to a narrow type may outweigh the decomposition, so the error is that of the rounded
     # factors. Out of the type's range a factor becomes infinite, and so does the error.
     rounded = tuple(_rounded(stage, dtype) for stage in chain)
@@ -286,10 +286,10 @@ def _decomposed(work: Work, planned: LayerPlan) -> tuple[Mapping[str, Array], fl
     if not math.isfinite(error):
         raise RankfoldError(
             f"layer {planned.path!r}: its factors are out of the range of "
-            f"{work.checkpoint.entry(slot.weight).dtype}; exclude it"
+            f"{work.checkpoint.entry(tensors.weight).dtype}; exclude it"
         )
     try:
-        stages = slot.stages(chain)
+        stages = tensors.stages(chain)
     except Refused as refused:
         raise _not_as_planned(planned, refused) from None
     return stages, error, candidate.sensitivity

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from rankfold.adapters.loading import TakesArrays
+from rankfold.adapters.capabilities import capabilities
 from rankfold.checkpoints.arguments import dropped_names
 from rankfold.checkpoints.compress import compress_checkpoint
 from rankfold.checkpoints.planning import request
@@ -45,6 +45,7 @@ from rankfold.storage.safetensors_header import check_plain, parse_json
 from rankfold.storage.saved_plan import check_replaceable
 
 _MOST_INPUTS = 16 * 2**20
+"""Bytes of a file with shapes, which is read as a whole before anything in it is known."""
 _DECIDED = (
     *("policy", "methods", "include", "exclude", "overrides"),
     *("calibration", "loss", "refit", "moments", "placement", "seed"),
@@ -54,7 +55,7 @@ _DECIDED = (
 
 @dataclass(frozen=True)
 class _Task:
-    """What is to be done.
+    """A recipe with what it is carried out on.
 
     Attributes:
         recipe: the options.
@@ -175,7 +176,9 @@ def _checkpoint(task: _Task) -> Plan:
         drop = listed(recipe.drop or ())
         if task.dry:
             asked = request(task.target, task.decided, **how)
-            dropped_names(asked.source, asked.slots, drop)  # an error where a pattern is wrong
+            dropped_names(
+                asked.source, asked.layer_tensors, drop
+            )  # an error where a pattern is wrong
             return asked.plan()
         assert recipe.output is not None
         return compress_checkpoint(task.target, recipe.output, task.decided, drop=drop, **how)
@@ -202,9 +205,9 @@ def _model(task: _Task) -> Plan:
     if not recipe.weights.is_file():
         raise RankfoldError(f"weights {str(recipe.weights)!r} is not a file")
     model = filled(called(task.target, "factory"), recipe.weights, recipe.key)
-    adapter = registry().adapter(model)
+    takes_arrays = capabilities(registry().adapter(model)).takes_arrays
     tensor: Callable[[Any], Any] = (
-        partial(adapter.input_of, model) if isinstance(adapter, TakesArrays) else _itself
+        (lambda array: array) if takes_arrays is None else partial(takes_arrays.input_of, model)
     )
     inputs, batches = model_inputs(recipe.inputs, recipe.calibration, tensor)
     return _done(task, model, inputs, batches, lambda small: small.save(str(recipe.output)))
@@ -257,7 +260,3 @@ def _done(
     if not task.dry:
         save(small)
     return small.plan
-
-
-def _itself(array: Any) -> Any:
-    return array

@@ -241,8 +241,8 @@ def _draw(rows: list[Row], file: Path) -> None:
     for stage, label in enumerate(STAGES):
         shown = [
             # The bars of a network stand about its name, however many it has.
-            (place + 0.27 * (stage - (len(row.accuracies) - 1) / 2), 100 * row.accuracies[stage])
-            for place, row in enumerate(rows)
+            (position + 0.27 * (stage - (len(row.accuracies) - 1) / 2), 100 * row.accuracies[stage])
+            for position, row in enumerate(rows)
             if stage < len(row.accuracies)
         ]
         bars = left.bar(*zip(*shown, strict=True), 0.27, label=label)

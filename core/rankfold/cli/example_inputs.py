@@ -20,6 +20,7 @@ from rankfold.linalg import Array
 _BATCH = 16
 """Examples that a model is run on at a time: enough for its products, few for its memory."""
 _MOST = 2**30
+"""Numbers of an array that is made of a shape alone: 4 GiB in float32, more than any example."""
 _SHAPE = re.compile(r"(?:(\w+)=)?([0-9]+(?:,[0-9]+)*)(?::([a-z]+[0-9]*))?")
 _POSITION = re.compile(r"(?:arr_)?([0-9]+)")
 """A name that says a place among the arguments: numpy.savez(file, a, b) writes arr_0 and arr_1."""
@@ -47,7 +48,8 @@ def example_inputs(
     count = max((len(array) for array in arrays.values() if array.ndim), default=0)
     if not count:
         raise RankfoldError(f"calibration {str(calibration)!r} has no examples")
-    size = _BATCH if example is None else max(1, _count(example))
+    lengths = [len(array) for array in (example or {}).values() if array.ndim]
+    size = _BATCH if example is None else max([1, *lengths])
 
     def part(first: int, size: int) -> dict[str, Array]:
         return {
@@ -153,10 +155,6 @@ def _of_shapes(shapes: str | list[int] | Mapping[str, Any]) -> dict[str, Array]:
 
 def _shape_text(shape: Any) -> str:
     return ",".join(map(str, shape)) if isinstance(shape, list) else str(shape)
-
-
-def _count(example: dict[str, Array]) -> int:
-    return max((len(array) for array in example.values() if array.ndim), default=1)
 
 
 def _arrays(file: Path) -> dict[str, Array]:

@@ -28,7 +28,9 @@ from rankfold.progress import progress
 from rankfold.storage.model_files import file_kind, known_kind, read_model
 
 _SHARE = 0.9
+"""Of the energy, whose rank has a column of its own."""
 _KERNELS = (3, 4, 5)
+"""Axes of the weight of a convolution over one to three spatial axes."""
 _WORD = 8
 """The most letters of a reason in a cell; a longer one is a number, and stands below the table."""
 _REASONS = 6
@@ -37,7 +39,7 @@ _REASONS = 6
 
 @dataclass(frozen=True)
 class _Row:
-    """What is known of one tensor.
+    """Facts about one tensor.
 
     Attributes:
         tensor: its name.
@@ -58,7 +60,7 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Saving:
-    """What a method does to a tensor.
+    """Ranks and cost of a tensor under a method.
 
     Attributes:
         ranks: that it gets.

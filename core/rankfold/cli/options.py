@@ -17,7 +17,7 @@ DEFAULT_POLICY = "vbmf"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to compress and how, as a file in TOML and as options of a command.
+    """Recipe of a compression, as a file in TOML and as options of a command.
 
     Of a field with several types the first is that of the command line. None is what was not given.
     """

@@ -19,6 +19,7 @@ from rankfold.policies.from_text import policy_from_table, policy_from_text
 from rankfold.storage.safetensors_header import check_plain
 
 _MOST = 2**20
+"""Bytes of a recipe, which is read as a whole before anything in it is known."""
 
 
 def read_recipe(file: Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""What a command leaves on standard output: a table, or JSON and nothing else."""
+"""Results of a command on standard output: a table, or JSON and nothing else."""
 
 from __future__ import annotations
 

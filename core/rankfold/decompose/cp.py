@@ -124,7 +124,7 @@ class CP:
         else:
             error = spectrum.distance(_dense(factors).reshape(spectrum.rows.shape))
         balanced = _balanced(factors)
-        placed = _place(balanced, spectrum.scale, placement)
+        placed = _scaled_as(balanced, spectrum.scale, placement)
         chain = cast(self._chain(op, placed), op)
         return Factorization(chain, error, sensitivity=_sensitivity(balanced, spectrum.energy))
 
@@ -349,7 +349,7 @@ def _balanced(factors: list[Array]) -> list[Array]:
     return [linalg.stacked(stack) for stack in zip(*groups, strict=True)]
 
 
-def _place(factors: list[Array], scale: float, placement: Placement) -> list[Array]:
+def _scaled_as(factors: list[Array], scale: float, placement: Placement) -> list[Array]:
     """Spread the scale over balanced factors (groups, size, rank).
 
     "classical" leaves all to that of the input channels, factor 1, which the input meets first.

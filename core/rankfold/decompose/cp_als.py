@@ -56,6 +56,7 @@ MOST_SENSITIVE = 100.0
 """What `relative_sensitivity` may be; a stronger ridge is taken where it is more. It is about one
 per mode without cancellation, and hundreds to thousands for plain least squares."""
 _STRONGER_RIDGES = (1e-2, 1e-1)
+"""Tried in turn while a model is too sensitive: ten and a hundred times the usual one."""
 _TOLERANCE = 1e-6
 """Relative change of the error between sweeps at which it counts as settled."""
 _CHEAP = 20_000_000
@@ -175,7 +176,7 @@ def _with_less_ridge(tensor: Array, model: Fit, sweeps: int) -> Fit:
 
 @dataclass(frozen=True)
 class _Effort:
-    """How often to start and to sweep: local minima are cheap to avoid where sweeps are cheap.
+    """Numbers of starts and of sweeps: local minima are cheap to avoid where sweeps are cheap.
 
     Attributes:
         starts: how many, the algebraic one and that from slices included; where there are several,

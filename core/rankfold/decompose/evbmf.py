@@ -28,12 +28,17 @@ from rankfold.linalg import Array
 _CLAMP = 1e-13
 """Least square relative to the largest: eigenvalues of a Gram matrix are rounding below it."""
 _GRID = 128
+"""Even points of log σ²; of the places where a component enters, at most twice as many."""
 _CELLS = 6
+"""Cells of the grid that are narrowed: the lowest point need not lie beside the lowest minimum."""
 _POINTS = 17
+"""Points of a cell in each round."""
 _ROUNDS = 9
 """Each round leaves 2/16 of a cell's width: nine make it 8⁻⁹ ≈ 7e-9 of what it was."""
 _LEAST_NOISE = 1e-100
+"""Least σ² in units of the mean square: x = γ²/(Mσ²) and its square stay finite."""
 _LEAST = 1e-200
+"""Of the trace of a Gram matrix, and one over the most: elsewhere squares leave float64."""
 
 
 @dataclass(frozen=True, eq=False)

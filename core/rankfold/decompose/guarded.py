@@ -50,11 +50,18 @@ class Guarded:
         self.name = name
         self._method = method
         self._is_ours = is_ours(method)
-        self.multilinear_costs = getattr(method, "multilinear_costs", False) is True
+        # Which of the optional protocols it has is asked here, once; by name and not by
+        # `isinstance`, which since Python 3.12 does not see what `__getattr__` of a wrapper gives.
         with contained(name, Refused):
+            self.multilinear_costs = getattr(method, "multilinear_costs", False) is True
+            self._surpassed = getattr(method, "surpassed", None)
+            # `offers` is its name in plugins of API 1.1.
+            estimate = getattr(method, "error_at_ranks", None)
+            self._error_at_ranks = getattr(method, "offers", None) if estimate is None else estimate
+            self._with_later_stages = getattr(method, "with_later_stages", None)
             self.interpolates = str.__str__(getattr(method, "interpolates", ""))
-            places = dict(getattr(method, "ranks_of_unfoldings", {}))
-            self.ranks_of_unfoldings = {n: operator.index(place) for n, place in places.items()}
+            indices = dict(getattr(method, "ranks_of_unfoldings", {}))
+            self.ranks_of_unfoldings = {n: operator.index(i) for n, i in indices.items()}
 
     def refuse(self, op: Op) -> str | None:
         """Call `Decomposition.refuse`."""
@@ -65,10 +72,9 @@ class Guarded:
     def surpassed(self, op: Op) -> str | None:
         """Call `NamesBetterMethod.surpassed`; None where the method has it not."""
         with contained(self.name, Refused):
-            surpassed = getattr(self._method, "surpassed", None)
-            if surpassed is None:
+            if self._surpassed is None:
                 return None
-            better = surpassed(self._for_method(op))
+            better = self._surpassed(self._for_method(op))
             return None if better is None else str.__str__(better)
 
     def max_ranks(self, op: Op) -> RankTuple:
@@ -101,13 +107,12 @@ class Guarded:
     ) -> Sequence[tuple[RankTuple, float | None]]:
         """Call `EstimatesErrors.error_at_ranks`; without it, return ranks without errors."""
         with contained(self.name, Refused):
-            estimate = getattr(self._method, "error_at_ranks", None)
-            if estimate is None:  # as plugins of API 1.1 call it
-                estimate = getattr(self._method, "offers", None)
-            if estimate is not None:
+            if self._error_at_ranks is not None:
                 return [
                     (_ranks(ranks), None if error is None else float(error))
-                    for ranks, error in estimate(self._for_method(op), spectrum, multiple_of)
+                    for ranks, error in self._error_at_ranks(
+                        self._for_method(op), spectrum, multiple_of
+                    )
                 ]
         most = self.max_ranks(op)
         steps = [step / _STEPS for step in range(1, _STEPS + 1)]
@@ -147,7 +152,7 @@ class Guarded:
     @property
     def regresses_later_stages(self) -> bool:
         """Whether the method is a `RegressesLaterStages`."""
-        return hasattr(self._method, "with_later_stages")
+        return self._with_later_stages is not None
 
     def with_later_stages(
         self, op: Op, chain: Chain, regression: Regression, metric: Metric
@@ -155,9 +160,9 @@ class Guarded:
         """Call `RegressesLaterStages.with_later_stages`, and check what it returns."""
         planned = list(map(layout, chain))
         with contained(self.name, Refused):
-            method: Any = self._method
+            assert self._with_later_stages is not None
             stages = _chain(
-                method.with_later_stages(self._for_method(op), chain, regression, metric)
+                self._with_later_stages(self._for_method(op), chain, regression, metric)
             )
             if list(map(layout, stages)) != planned:
                 raise ValueError("with_later_stages gave other layers")

@@ -27,6 +27,7 @@ slowest."""
 _CHEAP = 100_000_000
 """Multiplications of all cheap solves together: 10 ms at 10 GFLOP/s."""
 _MOST_CHEAP = 80
+"""Solves at most, however cheap they are."""
 _MOST_SOLVES = 12
 """At most, where they are not cheap: kernels of one to three positions settle slowly."""
 _OUTPUT, _INPUT = 0, 1

@@ -49,8 +49,15 @@ from rankfold.ops.interpolation import (
 End = Literal["first", "last"]
 
 
-class _Method(Decomposition, EstimatesErrors, RanksUnfoldings, RegressesLaterStages, Protocol):
-    """What the method underneath has to be."""
+class _Method(
+    Decomposition,
+    EstimatesErrors,
+    NamesBetterMethod,
+    RanksUnfoldings,
+    RegressesLaterStages,
+    Protocol,
+):
+    """The protocols of the method underneath."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Interpolative:
 
     @property
     def ranks_of_unfoldings(self) -> Mapping[str, int]:
-        """Those of the method; see `RanksUnfoldings`."""
+        """Ranks of unfoldings, as the method has them; see `RanksUnfoldings`."""
         return self.method.ranks_of_unfoldings
 
     def refuse(self, op: Op) -> str | None:
@@ -92,8 +99,6 @@ class Interpolative:
 
     def surpassed(self, op: Op) -> str | None:
         """Return what surpasses the method, interpolative in its turn."""
-        if not isinstance(self.method, NamesBetterMethod):
-            return None
         better = self.method.surpassed(op)
         return None if better is None else f"{better}_id"
 

@@ -1,4 +1,4 @@
-"""What the methods that factor a single matrix share: svd, channel_svd and spatial_svd.
+"""Base of the methods that factor a single matrix: svd, channel_svd and spatial_svd.
 
 Each unfolds the weight W of a layer into a matrix in its own way and writes the factors of rank r,
 W ≈ left · right, as two layers. The truncated singular value decomposition is the best
@@ -68,6 +68,10 @@ class MatrixSVD(ABC):
     def _channels(self, op: Op) -> int:
         """Return the channel count that a rank given as a share refers to."""
         return min(self._sides(op))
+
+    def surpassed(self, op: Op) -> str | None:
+        """Return None: at its rank no method loses less; see `NamesBetterMethod`."""
+        return None
 
     def max_ranks(self, op: Op) -> RankTuple:
         """Return the smaller side of the matrix of one group."""

@@ -1,4 +1,4 @@
-"""How many threads BLAS takes for a layer: a function of its size alone.
+"""Number of threads that BLAS takes for a layer: a function of its size alone.
 
 The number of threads changes the order of sums in BLAS, and with it the last bits of a result. So
 it depends neither on the other layers of a model, nor on the executor, nor on the call.

@@ -67,7 +67,7 @@ class Priced:
 
 @dataclass(frozen=True, eq=False)
 class LayerCache:
-    """What is known of a layer, to be taken to another process or back from there.
+    """Results about a layer, to be taken to another process or back from there.
 
     Attributes:
         priced: by multiple of the ranks.

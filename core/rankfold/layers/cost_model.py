@@ -31,6 +31,8 @@ from rankfold.ops import (
 from rankfold.ops.geometry import is_int
 
 _NOMINAL_OUTPUT = 32
+"""Positions along each axis of the output of a convolution whose input is not known: so many that
+edges count for little. The costs of its chains are compared at it, and shown nowhere."""
 
 
 class Costs:

@@ -16,12 +16,11 @@ import numpy as np
 
 from rankfold import linalg
 from rankfold.calibration.moments import LayerMoments
-from rankfold.calibration.weighted_norm import Metric, rows_of
+from rankfold.calibration.weighted_norm import Metric
 from rankfold.decompose.base import Placement, RankTuple
 from rankfold.decompose.guarded import Guarded
 from rankfold.decompose.spectrum import Spectrum
 from rankfold.errors import RankfoldError, Refused
-from rankfold.layers.bias_correction import mean_output, shifted
 from rankfold.layers.blas_threads import threads_for
 from rankfold.layers.candidates import (
     Candidate,
@@ -32,14 +31,15 @@ from rankfold.layers.candidates import (
     undominated,
 )
 from rankfold.layers.cost_model import Costs
+from rankfold.layers.output_error import loss_of, weighted
 from rankfold.layers.settings import Settings, Usage, applicable
 from rankfold.layers.spectrum_record import SpectrumLog
-from rankfold.ops import Chain, Cost, Op, with_weight
+from rankfold.ops import Chain, Cost, Op
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
-from rankfold.ops.reference import reconstruct
 
 _TIMED = 10
+"""Offers of a method that are timed: each makes every turn longer."""
 _FASTER = 0.97
 """Share of the layer's time that an offer must undercut: less is within the noise of timing."""
 _UNTRACED = Usage()
@@ -70,6 +70,17 @@ class Layer:
         weight_size: how many numbers its weight has.
         folded: what the layer computes the op's weight by; "" where that is its own.
         costs: what it and chains in its place cost, from shapes alone.
+
+    Example:
+        A policy that takes the cheapest offer of each layer:
+
+        >>> class Smallest:
+        ...     def allocate(self, layers):
+        ...         for layer in layers:
+        ...             offer = min(layer.offers(), key=lambda offer: offer.cost.params)
+        ...             yield rf.Choice(offer.method, offer.ranks)
+        >>> rf.plan(nn.Sequential(nn.Linear(48, 64)), Smallest())["0"].ranks  # weight (64, 48)
+        (1,)
     """
 
     def __init__(
@@ -117,7 +128,7 @@ class Layer:
 
     @property
     def cache(self) -> LayerCache:
-        """What was computed so far."""
+        """All that was computed so far."""
         # With a reader the layer was read in the other process so that it need not travel; neither
         # does a chain. Costs and losses are enough to choose by.
         candidates = dict(self._candidates)
@@ -213,7 +224,9 @@ class Layer:
                     if squared is None and grew:
                         continue
                     loss = (
-                        self.candidate(name, ranks).loss if squared is None else self._loss(squared)
+                        self.candidate(name, ranks).loss
+                        if squared is None
+                        else loss_of(squared, self.spectrum)
                     )
                     if math.isfinite(loss):
                         points[ranks] = loss
@@ -236,7 +249,6 @@ class Layer:
         """
         if self._timer is None:
             raise RankfoldError(f"layer {self.path!r}: its adapter measures no times")
-        # Few of them, since every one that is timed makes each turn longer.
         few = tuple(offer for front in fronts for offer in spread(front, _TIMED))
         if few not in self._timed:
             # Times do not depend on values, so templates will do and nothing is decomposed.
@@ -250,7 +262,7 @@ class Layer:
     def loss_if_dropped(self) -> float:
         """The loss of dropping the weight altogether."""
         with threads_for(self.smaller_side):
-            return self._loss(self.spectrum.weight_of_all)
+            return loss_of(self.spectrum.weight_of_all, self.spectrum)
 
     def with_method(self, method: str) -> Layer:
         """Return the layer with one allowed method only.
@@ -367,34 +379,4 @@ class Layer:
             sensitivity=factored.sensitivity,
             pivots=pivots_of_chain(factored.chain),
         )
-        metric = spectrum.metric
-        if metric is None:
-            return plain
-        # With second moments M = E[xxᵀ] the loss is tr(ΔM Δᵀ) of Δ = Ŵ − W, where the bias makes
-        # up for the mean of it; the output error is relative to E‖y‖², in units of the spectrum.
-        rows = rows_of(self.op) / spectrum.scale
-        try:
-            # In units of the spectrum, where the weight is over its largest magnitude: squares
-            # neither overflow nor vanish.
-            dense = reconstruct(self.op, factored.chain) / spectrum.scale
-        except RankfoldError as error:
-            raise Refused(f"{name} gave a chain that does not fit the layer: {error}") from None
-        difference = rows_of(with_weight(self.op, dense)) - rows
-        lost = metric.moved(difference)
-        loss = self._loss(metric.inner(lost.rows, difference))
-        chain = tuple(map(protected, shifted(factored.chain, metric, -spectrum.scale * difference)))
-        power = spectrum.moved.output + mean_output(self.op, metric, rows, spectrum.scale)
-        output = math.sqrt(max(0.0, lost.output) / max(power, 1e-300))
-        return replace(plain, chain=chain, loss=loss, output=output)
-
-    def _loss(self, squared: float) -> float:
-        """Return a squared error in units of the spectrum as a loss that compares across layers."""
-        spectrum = self.spectrum
-        if spectrum.metric is None:
-            return squared / spectrum.energy
-        return (
-            squared
-            * spectrum.scale**2
-            * spectrum.metric.positions_per_example
-            * spectrum.metric.unit
-        )
+        return plain if spectrum.metric is None else weighted(plain, op, spectrum)

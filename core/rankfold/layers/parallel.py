@@ -98,6 +98,7 @@ def _worked(work: Callable[..., T], batch: Sequence[tuple[Any, ...]]) -> list[tu
     done = []
     for layer, *others in batch:
         result = work(layer, *others)
+        # In a worker, the layer goes back as its cache, without the arrays that `release` drops.
         done.append((result, layer.cache))
         layer.release()
     return done

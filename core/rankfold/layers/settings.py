@@ -34,7 +34,7 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Usage:
-    """What the model does with a layer, in one forward pass and beside the layer's op.
+    """Use that the model makes of a layer, in one forward pass and beside the layer's op.
 
     Attributes:
         extents: the extent of the layer's input at each call; None where no example inputs were
@@ -64,11 +64,12 @@ def applicable(
     known: dict[str, Guarded] = {}
     refusals: dict[str, str] = {}
     for name, method in methods.items():
-        guarded = Guarded(name, method)
         try:
+            guarded = Guarded(name, method)
             reason = guarded.refuse(op)
         except Refused as refused:
-            reason = refused.reason
+            refusals[name] = refused.reason
+            continue
         if reason is None and guarded.interpolates and usage.not_interpolated:
             reason = usage.not_interpolated
         if reason is None:

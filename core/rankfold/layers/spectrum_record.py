@@ -1,4 +1,4 @@
-"""What a plan keeps of the spectra of a layer: a few dozen singular values, and where energy ends.
+"""Records of a layer's spectra in a plan: a few dozen singular values, and where energy ends.
 
 Only spectra that a policy or a method has asked for are recorded: the record costs no eigenvalues.
 """
@@ -25,6 +25,7 @@ _POINTS = 24
 _STEPS = 200.0
 """Steps of a level to a factor of ten: each is 1.2 %, less than a line in a picture is wide."""
 _FIRST = 0.75
+"""Share of the values among which a gap is looked for; the smallest ones fall steeply by chance."""
 _LOWEST = 1200
 """The level of 10⁻⁶, at which singular values from squares are rounding."""
 MOST = 2**24
@@ -65,18 +66,18 @@ class SpectrumRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             levels = -0.5 * _STEPS * np.log10(np.maximum(total, 0.0) / total[0])
         levels = np.minimum(levels, _LOWEST)
         # Of a weight of low rank under noise this is its rank, between two points of any grid.
-        # The smallest values fall steeply by chance.
         falls = np.diff(levels[: max(2, round(_FIRST * len(levels)))])
         gap = int(np.argmax(falls)) + 1 if len(falls) else 1
         steps = np.round(levels[_grid(len(total), gap) - 1]).astype(int)
         kept = np.cumsum(total)
-        held = [int(np.argmax(kept >= share * kept[-1] * (1.0 - 1e-12))) + 1 for share in SHARES]
+        limits = [share * kept[-1] * (1.0 - 1e-12) for share in SHARES]
+        ranks = [int(np.argmax(kept >= limit)) + 1 for limit in limits]
         return cls(
             unfolding=unfolding,
             sides=sides,
             levels=" ".join(map(str, steps.tolist())),
             gap=gap,
-            energy=(held[0], held[1]),
+            energy=(ranks[0], ranks[1]),
         )
 
     @property
@@ -136,7 +137,7 @@ def telling(
             `RanksUnfoldings`. Empty for a layer that is left alone.
         chosen: the ranks.
     """
-    ranks = {name: chosen[place] for name, place in places.items() if place < len(chosen)}
+    ranks = {name: chosen[index] for name, index in places.items() if index < len(chosen)}
     marked = [msgspec.structs.replace(r, kept=ranks.get(r.unfolding)) for r in records]
     kept = [record for record in marked if record.kept is not None]
     return tuple(sorted(kept or marked, key=lambda record: UNFOLDINGS.index(record.unfolding)))

@@ -31,6 +31,7 @@ Pivots: TypeAlias = tuple[int, ...]
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 _MAX_SPATIAL_AXES = 3
+"""The most that layers of the frameworks have: no `Conv4d` exists."""
 
 
 @dataclass(frozen=True, eq=False)

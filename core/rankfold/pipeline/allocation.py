@@ -37,6 +37,7 @@ T = TypeVar("T")
 # Letters of a policy's repr in a plan; `Ranks` may name a pattern for every layer.
 _LONGEST = 10_000
 _NAMED = 3
+"""Layers that an error of a budget names among those that no policy can be asked about."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rankfold.calibration.batches import Calibration, Loss
+from rankfold.calibration.moment_checks import Mismatch, check_moments
 from rankfold.calibration.moments import FEWEST, predictions
-from rankfold.calibration.weighted_norm import Mismatch, check_moments
 from rankfold.errors import RankfoldError, Refused
 from rankfold.faults import of_adapter
 from rankfold.ops import Op

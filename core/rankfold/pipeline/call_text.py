@@ -19,6 +19,7 @@ from rankfold.policies.selection import Selection, listed
 from rankfold.policies.validation import checked_policy
 
 _LONGEST = 2000
+"""Letters of an argument in the text of a call; a longer one is cut."""
 _MODEL = "rf.compress(model, "
 _COMMAND = "rankfold compress MODEL -o OUTPUT"
 _CHECKPOINT = "rf.compress_checkpoint(checkpoint, output, "
@@ -60,7 +61,7 @@ def command_text(selection: Selection, settings: Settings, *, refit: bool = True
     Where a policy has no text, as one that holds a function, it is one that carries out the plan.
     """
     overrides = (selection.overrides or {}).items()
-    texts = [_policy_text(policy) for policy in selection.policies]
+    texts = [text_of(policy, registry().policies) or "" for policy in selection.policies]
     if not all(texts):
         return f"{_COMMAND} --plan PLAN"
     words = ["--policy", texts[0]]
@@ -91,10 +92,6 @@ def _methods(selection: Selection, settings: Settings) -> tuple[str, ...] | None
     if checked_policy(selection.policy).allows_interpolation:
         default = (*METHODS, *INTERPOLATIVE)
     return None if tuple(settings.methods) == default else tuple(settings.methods)
-
-
-def _policy_text(policy: Policy) -> str:
-    return text_of(policy, registry().policies) or ""
 
 
 def _overrides(overrides: Mapping[str, Policy]) -> str:

@@ -64,7 +64,7 @@ class Distilled:
 
     @property
     def note(self) -> str:
-        """What is to be said of it in a plan."""
+        """Note on the training for a plan."""
         if self.loss[1] < self.before:
             text = f"from {self.before:.3g} to {self.loss[1]:.3g}"
         else:

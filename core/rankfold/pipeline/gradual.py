@@ -90,7 +90,7 @@ class Gradual:
     def step(self, model: Any, number: float, optimizers: Any = ()) -> bool:
         """Compress the model if a step of the schedule is due.
 
-        Of several that are due the last one is carried out. In PyTorch the optimizers go on: each
+        Of several that are due the last one is carried out. Optimizers that are given go on: each
         has the new parameters in the groups of those that they replace, with no state yet, and the
         state of all others.
 

@@ -132,7 +132,7 @@ class _Visits:
         self,
         path: str,
         fit: RegressionSums | None,
-        held: RegressionSums | None,
+        validation: RegressionSums | None,
         groups: Sequence[int] | None = None,
         /,
     ) -> Chain:
@@ -140,7 +140,7 @@ class _Visits:
         if not self.refit.visits(path):
             self.advance(path)
         with threads_for(self.layers[path][0].smaller_side):
-            chain = self.refit.visit(path, fit, held, groups)
+            chain = self.refit.visit(path, fit, validation, groups)
         # The adapter may keep the arrays in modules; those of a candidate are shared and must not
         # change. The op itself is the sign that the layer stays.
         return chain if chain[0] is self.ops[path] else tuple(map(copied, chain))
@@ -304,7 +304,7 @@ class _VisitedLayer:
 
     def unchanged(self, fit: RegressionSums | None, validation: RegressionSums | None) -> None:
         """Count positions at which the output is that of the original."""
-        self._size += sum(_size(joint) for joint in (fit, validation) if joint is not None)
+        self._size += sum(_size(sums) for sums in (fit, validation) if sums is not None)
 
     def take(self, best: RefitCandidate, part: LayerPart) -> None:
         """Put the best chain of some groups in place."""
@@ -381,6 +381,6 @@ def _with_groups(stage: Op, new: Op, total: int, groups: Sequence[int]) -> Op:
     return replace(stage, weight=written(stage.weight, new.weight), bias=bias)
 
 
-def _size(joint: RegressionSums) -> float:
+def _size(sums: RegressionSums) -> float:
     """Σ ‖y‖² over the positions of a sum."""
-    return float(joint.square.sum())
+    return float(sums.square.sum())

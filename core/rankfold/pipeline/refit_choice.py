@@ -1,4 +1,4 @@
-"""Which of a layer's refits is kept: the best on held-out positions, by more than noise."""
+"""Choice among a layer's refits: the best on held-out positions, by more than noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a refit solves for: all weights of a layer's chain, or those after its first stage."""
+"""Problems that a refit solves: for all weights of a chain, or those after its first stage."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from rankfold.ops import Embedding, Op, with_weight
 _WIDE = 256
 """Outputs up to which traces of products of their moments are exact."""
 _PROBES = 64
+"""Columns of random signs in place of more outputs; see `OnSums.standard_error`."""
 
 
 def regression(op: Op, fit: RegressionSums, ridge: float) -> tuple[Op, Array, Array | None]:
@@ -71,25 +72,25 @@ class OnSums:
     Args:
         rows: R, (groups, out, d).
         bias: b, (groups, out).
-        joint: sums over positions of the inputs x and the layer's outputs y.
+        sums: sums over positions of the inputs x and the layer's outputs y.
     """
 
-    def __init__(self, rows: Array, bias: Array, joint: RegressionSums) -> None:
+    def __init__(self, rows: Array, bias: Array, sums: RegressionSums) -> None:
         # With a 1 beside the inputs, z = (x, 1), the map is one matrix A = (R, b).
         self._map = linalg.concatenated([rows, bias[:, :, None]], axis=2)
-        self._joint = joint
-        self._yz = linalg.concatenated([joint.yx, joint.y[:, :, None]], axis=2)
+        self._sums = sums
+        self._yz = linalg.concatenated([sums.yx, sums.y[:, :, None]], axis=2)
         self._moved = self._times(self._map)
 
     def _times(self, matrix: Array) -> Array:
         """Return M Σzzᵀ, (groups, out, d + 1)."""
-        joint = self._joint
+        sums = self._sums
         rows, bias = matrix[:, :, :-1], matrix[:, :, -1:]
         # In float64 whatever the precision of the sums: rows that cancel a common offset of the
         # inputs leave errors far below the rounding of such a product in float32.
-        products = linalg.product(linalg.double(rows), joint.xx)
-        moved = products + bias * joint.x[:, None, :]
-        last = linalg.product(rows, joint.x[:, :, None]) + joint.count * bias
+        products = linalg.product(linalg.double(rows), sums.xx)
+        moved = products + bias * sums.x[:, None, :]
+        last = linalg.product(rows, sums.x[:, :, None]) + sums.count * bias
         return linalg.concatenated([moved, last], axis=2)
 
     def squared_error(self, metric: Metric | None) -> float:
@@ -98,8 +99,8 @@ class OnSums:
         # Only these sums are kept, so that a chain is judged without the activations.
         part = self._moved - 2.0 * self._yz
         if metric is None:
-            return _finite(float(self._joint.square.sum()) + linalg.inner(part, self._map))
-        return _finite(metric.trace(_held_out(self._joint)) + metric.inner(part, self._map))
+            return _finite(float(self._sums.square.sum()) + linalg.inner(part, self._map))
+        return _finite(metric.trace(_held_out(self._sums)) + metric.inner(part, self._map))
 
     def standard_error(self, other: OnSums, metric: Metric) -> float:
         """Standard error of the difference of two errors, as the positions are a sample.
@@ -125,7 +126,7 @@ class OnSums:
         w = metric.spread_outputs(columns[None])
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
-        yz, yy, both = self._yz, _held_out(self._joint), self._moved + other._moved
+        yz, yy, both = self._yz, _held_out(self._sums), self._moved + other._moved
         at = linalg.product  # sums of many columns are of float32, w is not
         uu = at(difference, at(moved.mT, w))
         uv = at(moved, at(total.mT, w)) - 2.0 * at(difference, at(yz.mT, w))
@@ -138,22 +139,22 @@ class OnSums:
             for left, right in pairs
         )
         alike = max(1.0, metric.positions_per_example / POSITIONS)
-        return float(np.sqrt(max(0.0, variance) * alike / self._joint.count))
+        return float(np.sqrt(max(0.0, variance) * alike / self._sums.count))
 
 
-def error_of_nothing(op: Op, joint: RegressionSums, metric: Metric | None) -> float:
+def error_of_nothing(op: Op, sums: RegressionSums, metric: Metric | None) -> float:
     """Σ (y − b)ᵀ G (y − b) over the positions: the error of a layer with its bias alone."""
-    bias = joint.y * 0.0 if op.bias is None else op.bias.reshape(joint.y.shape)
-    part, bias = (joint.count * bias - 2.0 * joint.y)[:, :, None], bias[:, :, None]
+    bias = sums.y * 0.0 if op.bias is None else op.bias.reshape(sums.y.shape)
+    part, bias = (sums.count * bias - 2.0 * sums.y)[:, :, None], bias[:, :, None]
     if metric is None:
-        return _finite(float(joint.square.sum()) + linalg.inner(part, bias))
-    return _finite(metric.trace(_held_out(joint)) + metric.inner(part, bias))
+        return _finite(float(sums.square.sum()) + linalg.inner(part, bias))
+    return _finite(metric.trace(_held_out(sums)) + metric.inner(part, bias))
 
 
-def _held_out(joint: RegressionSums) -> Array:
+def _held_out(sums: RegressionSums) -> Array:
     """Return Σ y yᵀ, which sums over held-out positions have."""
-    assert joint.yy is not None
-    return joint.yy
+    assert sums.yy is not None
+    return sums.yy
 
 
 def _finite(value: float) -> float:

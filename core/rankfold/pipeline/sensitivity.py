@@ -1,4 +1,4 @@
-"""How a score falls when each layer alone is compressed: a copy of the model for each try."""
+"""Fall of a score when each layer alone is compressed: a copy of the model for each try."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def sensitivity(
         >>> def score(model):
         ...     return -float((model(x) - goal).square().mean().detach())
         >>> result = rf.sensitivity(model, evaluate=score, shares=(0.5, 0.1))
-        >>> [(one.path, one.share <= 0.5, one.drop > 0) for one in result.of("0")]
+        >>> [(trial.path, trial.share <= 0.5, trial.drop > 0) for trial in result.of("0")]
         [('0', True, True), ('0', True, True)]
     """
     if not isinstance(shares, Iterable):

@@ -21,6 +21,7 @@ from rankfold.plan.tradeoff import Tradeoff
 from rankfold.report.page import write
 
 VERSION = 1
+"""Of the JSON of a plan."""
 _MOST = 10**30
 """No layer has more parameters or multiply-accumulates, and sums of such counts are floats yet."""
 # Far below the largest float, 1.8e308, so that sums of such numbers are finite, too.

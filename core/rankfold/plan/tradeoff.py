@@ -1,4 +1,4 @@
-"""What a plan keeps of the choice between cost and loss: the curve that a budget saw."""
+"""Trade-off between cost and loss in a plan: the curve that a budget saw."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
 from rankfold.adapters.base import NamesParts
+from rankfold.adapters.capabilities import capabilities
 from rankfold.errors import RankfoldError
 from rankfold.plugins.registry import registry
 from rankfold.state.restoration import Restored, settled
@@ -60,16 +61,16 @@ def exclusive(*models: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
                 return function(*args, **kwargs)  # which says what is wrong with its arguments
             adapter = arguments.get("adapter")
             roots = [_at(arguments, name) for name in models]
-            pairs = [(root, _adapter_of(root, adapter)) for root in roots]
+            pairs = [(root, _names_parts(root, adapter)) for root in roots]
             # The order matters: what is entered first is left last. So the thread's state is put
             # back while the model is still this call's own, and the model is let go of at the very
             # end.
             this_call = _Call()
             with ExitStack() as stack:
                 stack.enter_context(Restored(this_call.release))
-                for _, used in pairs:
-                    if isinstance(used, NamesParts):
-                        stack.enter_context(Restored(used.thread_state()))
+                for _, names_parts in pairs:
+                    if names_parts is not None:
+                        stack.enter_context(Restored(names_parts.thread_state()))
                 this_call.take(lambda: [part for pair in pairs for part in _parts(*pair)])
                 return function(*args, **kwargs)
 
@@ -83,20 +84,19 @@ def _at(arguments: dict[str, Any], name: str) -> Any:
     return attrgetter(rest)(arguments[first]) if rest else arguments[first]
 
 
-def _adapter_of(model: Any, adapter: Any) -> Any:
-    """Return the adapter of a model; None if no framework is known, of which the function tells."""
-    if adapter is not None:
-        return adapter
-    try:
-        # An error here would hide the better one of the function itself, which knows its argument's
-        # name.
-        return registry().adapter(model)
-    except RankfoldError:
-        return None
+def _names_parts(model: Any, adapter: Any) -> NamesParts | None:
+    """Return the adapter of a model if it names parts; None of an unknown model, too."""
+    if adapter is None:
+        try:
+            adapter = registry().adapter(model)
+        except RankfoldError:
+            # The function itself has a better error, which knows the name of its argument.
+            return None
+    return capabilities(adapter).names_parts
 
 
-def _parts(model: Any, adapter: Any) -> Iterable[object]:
-    return adapter.parts(model) if isinstance(adapter, NamesParts) else (model,)
+def _parts(model: Any, names_parts: NamesParts | None) -> Iterable[object]:
+    return (model,) if names_parts is None else names_parts.parts(model)
 
 
 class _Call:

@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass
 class Registry:
-    """Everything the plugins declare.
+    """Registry of everything that the plugins declare.
 
     Attributes:
         plugins: name of each plugin in use, to the distribution it comes from.
@@ -137,13 +137,13 @@ class Registry:
                 self.problems.append(Problem(plugin, "layer rules", text))
         self._declared_rules.clear()
 
-    def policy(self, given: Policy | str) -> Policy:
+    def policy(self, policy: Policy | str) -> Policy:
         """Return a policy that may be given as text.
 
         Raises:
             RankfoldError: see `policy_from_text`.
         """
-        return policy_from_text(given, self.policies) if isinstance(given, str) else given
+        return policy_from_text(policy, self.policies) if isinstance(policy, str) else policy
 
     def selection(
         self,

@@ -1,4 +1,4 @@
-"""What a policy is: it chooses a method and ranks for each layer."""
+"""Protocols of a policy, which chooses a method and ranks for each layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Judges: TypeAlias = Literal["layer", "model", "nothing"]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a policy wants done to one layer: a method with ranks, or None and a reason.
+    """Choice of a policy for one layer: a method with ranks, or None and a reason.
 
     Example:
         What a policy gives for each `rankfold.Layer`:
@@ -98,7 +98,7 @@ class AllowsInterpolation(Protocol):
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a policy decides on a whole model.
+    """Choices of a policy for a whole model.
 
     Attributes:
         choices: one per layer, in their order.
@@ -153,7 +153,7 @@ class SearchesModels(Protocol):
 
     @property
     def looks_at(self) -> Literal["plans", "times", "models"]:
-        """What has to be seen of a model that is tried out."""
+        """Part of a model that is tried out that has to be seen."""
 
     def search(
         self, model: Any, attempt: Callable[[Policy], Outcome], resource: Literal["params", "macs"]

@@ -16,6 +16,7 @@ from rankfold.ops import Conv, Cost
 from rankfold.policies.base import Choice
 
 _TIE = 1e-6
+"""Relative difference of two errors that counts as rounding: the earlier method is kept."""
 _BISECTIONS = 24
 """Halvings of the factor on the ranks: 2⁻²⁴ of the range moves no rank by one."""
 

@@ -19,6 +19,7 @@ from rankfold.ops import Cost
 from rankfold.plan.tradeoff import Tradeoff
 
 _POINTS = 48
+"""Points of a curve, about: a plan keeps no more of them."""
 Resource: TypeAlias = Literal["params", "macs"]
 Point: TypeAlias = tuple[float, float]
 

@@ -1,4 +1,4 @@
-"""What is left of a budget: ranks are raised between those on offer while every limit has room.
+"""Remainder of a budget: ranks are raised between those on offer while every limit has room.
 
 Offers are well spaced, so that one more step of a layer may exceed a limit where a few more ranks
 would not; with few layers that is several per cent of the budget. Steps of one rank are taken, the

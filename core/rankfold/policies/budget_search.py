@@ -23,7 +23,9 @@ from rankfold.progress import progress
 TRIALS = 8
 """Halvings of log(1 / 0.01): the share is then known to 2 %, which is _CLOSE."""
 _LEAST = 0.01
+"""The smallest share that is tried, of the largest one."""
 _CLOSE = 1.02
+"""Ratio of the bounds of the share at which the search ends."""
 _TIGHTENED = 3
 """Times are noisy: what three corrections do not reach, a fourth reaches by luck."""
 _MARGIN = 0.97

@@ -25,6 +25,7 @@ slowest; thousands of layers end at the first node, since rounding costs them ne
 _SHRINK = 1e-9
 """Relative tightening of the first round: above the rounding of float64 sums, below one item."""
 _INFEASIBLE = 2
+"""The status of `scipy.optimize.milp` where no choice keeps all limits."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rankfold.ops.geometry import is_int
 from rankfold.policies.base import Choice, Judges
 from rankfold.policies.selection import check_patterns, matches
 
-Given: TypeAlias = int | tuple[int, ...] | Literal["full"]
+RankSetting: TypeAlias = int | tuple[int, ...] | Literal["full"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Ranks:
         'no pattern of Ranks matches it'
     """
 
-    ranks: Given | Mapping[str, Given]
+    ranks: RankSetting | Mapping[str, RankSetting]
     name: ClassVar[str] = "ranks"
     judges: ClassVar[Judges] = "nothing"
 
@@ -62,7 +62,7 @@ class Ranks:
             yield self._choose(layer)
 
     def _choose(self, layer: Layer) -> Choice:
-        wanted: Given | None
+        wanted: RankSetting | None
         if isinstance(self.ranks, Mapping):
             fitting = (v for p, v in self.ranks.items() if matches(p, layer.paths))
             wanted = next(fitting, None)
@@ -102,7 +102,7 @@ class Ranks:
         return cls(ranks[0] if len(ranks) == 1 else ranks)
 
 
-def _checked(value: object) -> Given:
+def _checked(value: object) -> RankSetting:
     """The given ranks, with integers of NumPy as ints.
 
     Raises:
@@ -122,7 +122,7 @@ def _checked(value: object) -> Given:
     return ints if isinstance(value, tuple) else ints[0]
 
 
-def _ranks_of(method: Decomposition, layer: Layer, wanted: Given) -> RankTuple | None:
+def _ranks_of(method: Decomposition, layer: Layer, wanted: RankSetting) -> RankTuple | None:
     most = method.max_ranks(layer.costs.outline)
     if wanted == "full":
         return most

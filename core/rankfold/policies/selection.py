@@ -1,4 +1,4 @@
-"""Which layers of a model are considered, and by which policy: include, exclude, overrides."""
+"""Selection of the layers that are considered, and by which policy: include, exclude, overrides."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Selection:
         return (self.policy, *(self.overrides or {}).values())
 
     def check(self, layers: Sequence[Sequence[str]]) -> None:
-        """Sees to it that every pattern matches a layer, given the paths of each.
+        """Check that every pattern matches a layer, given the paths of each.
 
         Raises:
             RankfoldError: naming the pattern and some of the layers there are.
@@ -63,7 +63,7 @@ class Selection:
         check_patterns("overrides", self.overrides or (), layers)
 
     def left_out(self, paths: Sequence[str]) -> str:
-        """Why a layer is not considered; "" where it is."""
+        """Return why a layer is not considered; "" where it is."""
         for pattern in listed(self.exclude):
             if matches(pattern, paths):
                 return f"excluded by {pattern!r}"
@@ -72,7 +72,7 @@ class Selection:
         return ""
 
     def names(self, paths: Sequence[str]) -> bool:
-        """Whether a pattern of `include` or `overrides` matches a layer."""
+        """Return whether a pattern of `include` or `overrides` matches a layer."""
         patterns = (*listed(self.include or ()), *(self.overrides or ()))
         return any(matches(pattern, paths) for pattern in patterns)
 
@@ -102,12 +102,12 @@ _SHOWN = 8
 
 
 def matches(pattern: str, paths: Iterable[str]) -> bool:
-    """Whether any of a layer's paths (a shared layer has several) fits the pattern."""
+    """Return whether any of a layer's paths (a shared layer has several) fits the pattern."""
     return any(path == pattern or fnmatchcase(path, pattern) for path in paths)
 
 
 def check_patterns(what: str, patterns: Iterable[str], layers: Sequence[Sequence[str]]) -> None:
-    """Sees to it that every pattern matches a layer.
+    """Check that every pattern matches a layer.
 
     Args:
         what: where the patterns come from, for the message.

@@ -1,4 +1,4 @@
-"""What an object that is given as a policy can do, found out once."""
+"""Abilities of an object that is given as a policy, asked for once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CheckedPolicy:
 
 
 def check_scope(policy: object) -> Judges:
-    """What a policy, or a class of policies, judges.
+    """Return what a policy, or a class of policies, judges.
 
     Raises:
         RankfoldError: what it says of that is none of the words for it.

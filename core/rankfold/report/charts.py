@@ -26,6 +26,7 @@ from rankfold.report.vega import (
 _FEWEST = 3
 """Layers that a chart of layers against each other needs: two show what the table does."""
 _HEIGHT = 220
+"""Of a chart, in pixels."""
 _SMALL = 1e-3
 """Below it numbers are written as powers of ten."""
 
@@ -72,9 +73,9 @@ def _costs(plan: PlanFacts, rows: Sequence[Row]) -> Chart:
         changes.append(("multiply-accumulates", plan.macs, [row.macs for row in rows]))
     pieces: list[Spec] = []
     for name, model, layers in changes:
-        for place, when in enumerate(("before", "after")):
-            share = percent(model[place] / max(1, model[0]))
-            pieces += _pieces(f"{name}, {when} {share}", model, layers, rows, place)
+        for column, when in enumerate(("before", "after")):
+            share = percent(model[column] / max(1, model[0]))
+            pieces += _pieces(f"{name}, {when} {share}", model, layers, rows, column)
     names = list(dict.fromkeys(piece["bar"] for piece in pieces))
     options = {"domain": False, "ticks": False, "labelExpr": "split(datum.label, ', ')"}
     y = {"field": "bar", "type": "nominal", "sort": names, "title": None, "axis": options}
@@ -118,15 +119,15 @@ def _pieces(
     model: tuple[int, int],
     layers: Sequence[Change | None],
     rows: Sequence[Row],
-    place: int,
+    column: int,
 ) -> list[Spec]:
     """Return the pieces of one bar: a layer each, and what is in no layer."""
     sizes = [
-        (row.index, row.name, change.after if place else change.before, row.replaced)
+        (row.index, row.name, change.after if column else change.before, row.replaced)
         for row, change in zip(rows, layers, strict=True)
         if change is not None
     ]
-    rest = model[place] - sum(size for _, _, size, _ in sizes)
+    rest = model[column] - sum(size for _, _, size, _ in sizes)
     sizes.append((len(rows), "everything else", rest, False))
     return [
         {

@@ -1,4 +1,4 @@
-"""What a page is made from: a plan and its layers, as far as the report reads them.
+"""Facts that a page is made from: a plan and its layers, as far as the report reads them.
 
 Structural types, so that the report stands below the plan, which calls it.
 """
@@ -20,7 +20,7 @@ class LayerFacts(Protocol):
 
     @property
     def op(self) -> str:
-        """What the layer is."""
+        """Description of the layer's op."""
 
     @property
     def method(self) -> str | None:
@@ -32,7 +32,7 @@ class LayerFacts(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why it is left alone, or a remark."""
+        """Reason why it is left alone, or a remark."""
 
     @property
     def params(self) -> tuple[int, int] | None:
@@ -60,7 +60,7 @@ class LayerFacts(Protocol):
 
     @property
     def moments(self) -> str:
-        """How much of the moments of its inputs was gathered."""
+        """Form of the moments of its inputs."""
 
     @property
     def sensitivity(self) -> float | None:
@@ -80,7 +80,7 @@ class TrialFacts(Protocol):
 
     @property
     def score(self) -> float:
-        """What `evaluate` gave."""
+        """Score that `evaluate` gave."""
 
     @property
     def kept(self) -> bool:
@@ -92,11 +92,11 @@ class TradeoffFacts(Protocol):
 
     @property
     def resource(self) -> str:
-        """What the shares are of."""
+        """Resource that the shares are of."""
 
     @property
     def measure(self) -> str:
-        """What the losses are: "error" or "loss"."""
+        """Measure of the losses: "error" or "loss"."""
 
     @property
     def points(self) -> tuple[tuple[float, float], ...]:
@@ -116,11 +116,11 @@ class ScoreFacts(Protocol):
 
     @property
     def share(self) -> float:
-        """What is left of its cost."""
+        """Share of its cost that is left."""
 
     @property
     def score(self) -> float:
-        """What `evaluate` gave."""
+        """Score that `evaluate` gave."""
 
 
 class SensitivityFacts(Protocol):
@@ -144,7 +144,7 @@ class PlanFacts(Protocol):
 
     @property
     def replaced(self) -> Sequence[LayerFacts]:
-        """Those that are decomposed."""
+        """Layers that are decomposed."""
 
     @property
     def policy(self) -> str:
@@ -184,7 +184,7 @@ class PlanFacts(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the policies have to say of the whole."""
+        """Notes of the policies on the whole."""
 
     @property
     def trials(self) -> Sequence[TrialFacts]:

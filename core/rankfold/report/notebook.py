@@ -1,4 +1,4 @@
-"""What notebooks show in place of a repr: a line that says what it is, and a table to be opened."""
+"""HTML that notebooks show in place of a repr: a line of summary, and a table to be opened."""
 
 from __future__ import annotations
 

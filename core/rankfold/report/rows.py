@@ -26,7 +26,7 @@ class Change:
 
     @property
     def share(self) -> float:
-        """What is left; 1 where there was nothing."""
+        """Share that is left; 1 where there was nothing."""
         return self.after / self.before if self.before else 1.0
 
     @property

@@ -1,4 +1,4 @@
-"""What all charts share: the parts of a Vega-Lite specification, and the colours.
+"""Parts of a Vega-Lite specification that all charts share, and the colours.
 
 Colours are variables of the page's style sheet, so that they follow it in the dark, in print and in
 forced colours. Shapes, dashes and labels tell apart what colours do.

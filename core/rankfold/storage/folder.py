@@ -60,6 +60,7 @@ _NAMES = (
     "compress one that is stored with the names of the state"
 )
 _EXCLUDED = 50
+"""Layers that a remedy lists: an argument that can be pasted names all that it has to."""
 
 
 @exclusive("model")

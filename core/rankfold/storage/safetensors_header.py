@@ -24,6 +24,7 @@ LENGTH = 8
 # As in safetensors itself, which refuses longer headers.
 _MOST = 100_000_000
 _AXES = 64
+"""Of an array of NumPy, at most."""
 _NUMBERS = 2**59
 """Of an array, along its axes that are not empty: NumPy counts its bytes in 63 bits."""
 # Parsing makes Python objects of many times the text's size. A header of mere brackets would take

@@ -1,4 +1,4 @@
-"""What a folder with a compressed model says of itself: plan.json, and the names of its files."""
+"""Record in a folder with a compressed model: plan.json, and the names of its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ PLAN = "plan.json"
 WEIGHTS = "weights"
 """With what the names of files with weights begin, where no library gives another word."""
 VERSION = 2
+"""Of what a folder says of itself."""
 _MAX_PLAN_BYTES = 256 * 2**20
+"""Of plan.json, which is read as a whole before anything in it is known."""
 # Names of files that a folder may hold without a plan that names them, which was damaged or lost.
 _OURS = re.compile(
     rf"{re.escape(PLAN)}|{WEIGHTS}(-\d{{5,}}-of-\d{{5,}})?\.safetensors|"
@@ -75,7 +77,7 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def stem(self) -> str:
-        """With what the names of the files begin."""
+        """Beginning of the names of the files."""
         name = FILE.fullmatch(next(iter(self.files)))
         assert name is not None  # checked when the plan is read
         return name[1]

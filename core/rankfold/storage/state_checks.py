@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from safetensors import SafetensorError
+
 from rankfold.console import some
 from rankfold.errors import RankfoldError
+from rankfold.storage.safetensors_header import read_header
 from rankfold.storage.wrapper_prefixes import matched
 
 T = TypeVar("T")
+
+
+def read_whole(files: Iterable[Path], load: Callable[[Path], Mapping[str, T]]) -> dict[str, T]:
+    """Read all tensors of safetensors files by name, each file checked before it is loaded.
+
+    Args:
+        files: of a state, or of the parts of one.
+        load: reads a file, as `load_file` of safetensors does for each framework.
+
+    Raises:
+        RankfoldError: a file is missing or damaged, or has a type that the framework lacks.
+    """
+    stored: dict[str, T] = {}
+    for file in files:
+        read_header(file)
+        try:
+            stored.update(load(file))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise RankfoldError(f"{str(file)!r} cannot be read: {error}") from None
+    return stored
 
 
 def renamed(

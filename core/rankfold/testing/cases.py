@@ -21,6 +21,7 @@ from rankfold.testing.harness import Harness, Unsupported
 # Distinct, and larger than every dilated kernel among the cases.
 _SPATIAL = (13, 17, 11)
 _BATCH = 2
+"""Examples of a probe: with one alone a lost batch axis would not be seen."""
 
 
 def _drawn(make: Callable[..., Any], *shape: int, bias: bool = True, **geometry: Any) -> Op:

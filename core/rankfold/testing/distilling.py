@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rankfold.adapters.base import Adapter
-from rankfold.adapters.distils import Distils
+from rankfold.adapters.capabilities import capabilities
 from rankfold.calibration.batches import Calibration
 from rankfold.ops import Op
 from rankfold.testing.assertions import fresh_adapter, only_path, unchanged
@@ -18,8 +18,10 @@ from rankfold.testing.harness import Harness, Unsupported
 # Each is compiled anew where frameworks compile, so there is a loss for each layer and not two.
 _LOSSES = {"linear": "cross_entropy", "embedding": "outputs", "convolution 2-d": "outputs"}
 _STEPS = 8
+"""Steps of a student, at the rate below, in which the loss of a single layer falls."""
 _RATE = 0.03
 _TOLERANCE = 1e-3
+"""Relative; frameworks compute losses in float32."""
 
 
 @check("read", "reduced_rank", "moments")
@@ -62,7 +64,7 @@ def _distilled(harness: Harness, name: str, op: Op, model: Any) -> None:
 
 
 def _distilling(adapter: Adapter) -> Adapter:
-    if not isinstance(adapter, Distils):
+    if capabilities(adapter).distils is None:
         raise Unsupported("distillation: its adapter does not distil")
     return adapter
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.base import BuildsInterpolations
+from rankfold.adapters.capabilities import capabilities
 from rankfold.ops import Op, with_weight
 from rankfold.ops.reference import forward, reconstruct
 from rankfold.pipeline.result import Compressed
@@ -47,7 +47,7 @@ def _compressed(harness: Harness) -> Iterator[tuple[str, str, Op, Compressed]]:
     Raises:
         Unsupported: the adapter builds no such stages.
     """
-    if not isinstance(harness.adapter(), BuildsInterpolations):
+    if capabilities(harness.adapter()).builds_interpolations is None:
         raise Unsupported("an adapter that implements BuildsInterpolations")
     for name, op, model in supported(harness):
         adapter: Any = fresh_adapter(harness, model, op)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.adapters.base import Calibrates
+from rankfold.adapters.capabilities import capabilities
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments, RegressionSums
 from rankfold.calibration.separable_moment import SeparableMoment
@@ -23,6 +23,7 @@ from rankfold.testing.harness import Harness, Unsupported
 from rankfold.testing.visits import Visits
 
 _EXAMPLES = 4
+"""Examples of a batch, of which the calibration set holds out the last."""
 # Frameworks add up moments in float32, over all positions of all examples.
 _TOLERANCE = 1e-3
 _NAMES = (*BRIEF, "convolution, grouped", "convolution, same padding")
@@ -129,32 +130,32 @@ def _sums_are_of(
     y: Array,
     held_out: Array,
 ) -> None:
-    for joint, part_rows in zip(sums, (~held_out, held_out), strict=True):
-        assert joint is not None, f"{name}: no sums over its inputs"
-        assert joint.count == part_rows.sum(), (
-            f"{name}: {joint.count} positions, not {part_rows.sum()}"
+    for part_sums, part_rows in zip(sums, (~held_out, held_out), strict=True):
+        assert part_sums is not None, f"{name}: no sums over its inputs"
+        assert part_sums.count == part_rows.sum(), (
+            f"{name}: {part_sums.count} positions, not {part_rows.sum()}"
         )
         crossed = np.einsum("ngo,ngd->god", y[part_rows], rows[part_rows])
-        _near(name, joint.yx, crossed, "sum of y xᵀ")
+        _near(name, part_sums.yx, crossed, "sum of y xᵀ")
         _near(
             name,
-            joint.xx,
+            part_sums.xx,
             np.einsum("ngi,ngj->gij", rows[part_rows], rows[part_rows]),
             "sum of x xᵀ",
         )
-        _near(name, joint.y, y[part_rows].sum(0), "sum of y")
-        _near(name, joint.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
-    held = sums[1]
-    assert held is not None
-    assert held.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
+        _near(name, part_sums.y, y[part_rows].sum(0), "sum of y")
+        _near(name, part_sums.square, np.square(y[part_rows]).sum((0, 2)), "sum of squares of y")
+    validation = sums[1]
+    assert validation is not None
+    assert validation.yy is not None, f"{name}: no sum of y yᵀ over held-out positions"
     part = y[held_out]
-    _near(name, held.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
+    _near(name, validation.yy, np.einsum("ngi,ngj->gij", part, part), "sum of y yᵀ")
 
 
 def _data_aware(harness: Harness, model: Any, op: Op) -> tuple[Any, str, Array]:
     """Return a fresh adapter, the path of the layer and inputs of a few examples."""
     adapter = fresh_adapter(harness, model, op)
-    if not isinstance(adapter, Calibrates):
+    if capabilities(adapter).calibrates is None:
         raise Unsupported("calibration data: its adapter does not calibrate")
     x = np.concatenate([probe(op, seed) for seed in range(_EXAMPLES)])[:_EXAMPLES]
     return adapter, only_path(adapter, model), x

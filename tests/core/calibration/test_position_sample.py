@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rankfold.calibration.position_sample import PositionSample, chunks, position_sample
+from rankfold.calibration.position_sample import PositionSample, chunks, flat_index, position_sample
 from rankfold.ops import Conv, Linear
 
 OP = Conv(np.ones((4, 3, 3, 3), np.float32))
@@ -49,3 +49,10 @@ def test_chunks_cover_the_rows_once(chosen: np.ndarray | None) -> None:
     assert [row for part in parts for row in range(part.start, part.stop)] == list(
         range(drawn.rows)
     )
+
+
+def test_flat_indices_are_those_of_a_row_major_array() -> None:
+    array = np.arange(7 * 11 * 5).reshape(7, 11, 5)
+    indices = np.indices((2, 3, 4)).reshape(3, -1)
+    flat = flat_index(indices, (3, 2, 1), array.shape)
+    np.testing.assert_array_equal(array.reshape(-1)[flat], array[:4:3, :5:2, :4].reshape(-1))

@@ -11,6 +11,7 @@ from rankfold.calibration.moments import LayerMoments
 from rankfold.calibration.separable_moment import SeparableMoment
 from rankfold.calibration.weighted_norm import Metric, rows_of
 from rankfold.layers.layer import Layer
+from rankfold.layers.output_error import loss_of
 from rankfold.layers.settings import Settings
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Embedding, Linear, Op, with_weight
@@ -136,10 +137,10 @@ def test_offers_announce_what_the_decomposition_loses(name: str, method: str, da
     layer = layer_of(op, moments_of(op, wide=name.startswith("wide")) if data else None)
     priced = layer.methods[method].error_at_ranks(op, layer.spectrum, 1)
     assert len(priced) >= min(5, *layer.methods[method].max_ranks(op))
-    total = layer._loss(layer.spectrum.weight_of_all)
+    total = layer.loss_if_dropped
     for ranks, squared in priced[:: max(1, len(priced) // 6)]:
         assert squared is not None
-        got, announced = layer.candidate(method, ranks).loss, layer._loss(squared)
+        got, announced = layer.candidate(method, ranks).loss, loss_of(squared, layer.spectrum)
         if method.startswith("cp"):
             assert got == pytest.approx(announced, rel=0.3, abs=0.05 * total)  # another start
         elif method == "tucker2" and not data:

@@ -22,8 +22,8 @@ def test_layers_are_those_of_the_checkpoint_that_is_asked_about(tmp_path: Path) 
     first = checkpoint(tmp_path / "first.safetensors", "a")
     second = checkpoint(tmp_path / "second.safetensors", "b")
     adapter = CheckpointAdapter()
-    assert list(adapter.slots(first)) == ["a"]
-    assert list(adapter.slots(second)) == ["b"]
+    assert list(adapter.layer_tensors(first)) == ["a"]
+    assert list(adapter.layer_tensors(second)) == ["b"]
     assert list(adapter.layers(first)) == ["a"]
 
 
@@ -31,9 +31,9 @@ def test_a_pattern_is_checked_in_every_checkpoint(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "first.safetensors", "a")
     second = checkpoint(tmp_path / "second.safetensors", "b")
     adapter = CheckpointAdapter(inputs={"a": (1,)})
-    assert list(adapter.slots(first)) == ["a"]
+    assert list(adapter.layer_tensors(first)) == ["a"]
     with pytest.raises(RankfoldError, match="'a' matches no layer"):
-        adapter.slots(second)
+        adapter.layer_tensors(second)
 
 
 def test_nothing_is_offered_that_a_file_cannot_do() -> None:
@@ -54,10 +54,12 @@ def test_an_interpolative_stage_is_left_alone(tmp_path: Path) -> None:
         "sorted.weight": ("F32", (11, 7), normal(2, 11, 7)),
         "sorted.order": ("F32", (11,), normal(3, 11)),  # no order of channels
     }
-    slots = CheckpointAdapter().slots(Checkpoint(sound(tmp_path / "a.safetensors", tensors)))
-    assert "interpolative already" in slots["fc.1"].refusal
-    assert not slots["fc.0"].refusal
-    assert not slots["sorted"].refusal
+    layer_tensors = CheckpointAdapter().layer_tensors(
+        Checkpoint(sound(tmp_path / "a.safetensors", tensors))
+    )
+    assert "interpolative already" in layer_tensors["fc.1"].refusal
+    assert not layer_tensors["fc.0"].refusal
+    assert not layer_tensors["sorted"].refusal
 
 
 def test_a_folder_with_interpolative_stages_is_compressed_anew(tmp_path: Path) -> None:

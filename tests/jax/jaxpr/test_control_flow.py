@@ -43,7 +43,7 @@ def test_a_scan_has_constants_a_carry_and_slices() -> None:
     assert shapes[1:] == [[()], [(7, 5)]]
     carry, stacked = scan.outputs(eqn.outvars)
     assert [v.aval.shape for v in (*carry, *stacked)] == [(), (7, 2)]
-    ((body, inputs),) = scan.turn("abcd", "C")
+    ((body, inputs),) = scan.iteration("abcd", "C")
     assert body is scan.body
     assert inputs == ["a", "b", "C", "d"]
 
@@ -61,9 +61,9 @@ def test_a_while_loop_has_constants_of_its_test_and_of_its_body() -> None:
         [v.aval.shape for v in carry] == [v.aval.shape for v in loop.start(eqn.invars)] == [(2, 5)]
     )
     labels = [str(index) for index in range(len(eqn.invars))]
-    turn = dict(zip(("test", "body"), loop.turn(labels, ["C"]), strict=True))
-    assert turn["test"] == (loop.test, [*labels[: len(test)], "C"])
-    assert turn["body"] == (loop.body, [*labels[len(test) : -1], "C"])
+    inputs = dict(zip(("test", "body"), loop.iteration(labels, ["C"]), strict=True))
+    assert inputs["test"] == (loop.test, [*labels[: len(test)], "C"])
+    assert inputs["body"] == (loop.body, [*labels[len(test) : -1], "C"])
 
 
 def test_a_cond_has_branches() -> None:
@@ -158,4 +158,4 @@ def test_a_loop_gives_its_initial_carry_only_if_it_may_not_run(
     carry, outputs, record = settled(loop, [frozenset(["start"])], run, either, list[Any])
     assert carry == [{"start", "turn"}]
     assert outputs == [wanted]
-    assert record == [body for body, _ in loop.turn([None], [None])]
+    assert record == [body for body, _ in loop.iteration([None], [None])]
