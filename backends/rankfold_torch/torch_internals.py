@@ -2,8 +2,8 @@
 
 `pyproject.toml` allows torch>=2.1 without an upper bound; where versions differ, a function says
 how it tells them apart. `_parameters`, `_buffers` and `_modules` of `nn.Module`, which every
-release so far has had are read where they are
-needed. Functions from `is_traced` on only read; nothing is to be undone.
+release so far has had, are read where they are needed. Functions from `is_traced` on only read:
+nothing is to be undone.
 """
 
 from __future__ import annotations
