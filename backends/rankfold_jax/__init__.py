@@ -6,7 +6,8 @@ from rankfold.adapters.tensor_rules import TensorRule
 from rankfold.plugins import AdapterSpec, Demo, hookimpl
 from rankfold_jax.tensor_rules import FLAX_TENSORS
 
-RANKFOLD_API = (1, 0)
+RANKFOLD_API = (1, 6)
+_INSTALL = "pip install 'rankfold[jax]'"
 
 
 @hookimpl
@@ -18,11 +19,13 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             model_types=("flax.nnx.module:Module",),
             target="rankfold_jax.nnx.adapter:NNXAdapter",
             demo=Demo("jax", "rankfold_jax.demo:JaxDemo", "pip install 'rankfold[demo-jax]'"),
+            install=_INSTALL,
         ),
         AdapterSpec(
             name="linen",
             model_types=("flax.linen.module:Module",),
             target="rankfold_jax.linen.adapter:LinenAdapter",
+            install=_INSTALL,
         ),
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rankfold.plugins import AdapterSpec, Demo, FileFormat, LayerRule, Rule, hookimpl
 from rankfold_torch.tensor_rules import TORCH_TENSORS
 
-RANKFOLD_API = (1, 4)
+RANKFOLD_API = (1, 6)
 
 
 @hookimpl
@@ -30,6 +30,15 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
                 ),
             ),
             demo=Demo("torch", "rankfold_torch.demo:TorchDemo", "pip install 'rankfold[demo]'"),
+            install="pip install 'rankfold[torch]'",
+            # of torch.compile, of two generations of FSDP, and of activation checkpointing
+            wrapper_parts=(
+                "_orig_mod",
+                "_fsdp_wrapped_module",
+                "_fpw_module",
+                "_checkpoint_wrapped_module",
+            ),
+            wrapper_fronts=("module",),  # of DataParallel
         ),
     )
 

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from rankfold.plugins import AdapterSpec, ModelFile, hookimpl
 
-RANKFOLD_API = (1, 3)
+RANKFOLD_API = (1, 6)
+_INSTALL = "pip install 'rankfold[onnx]'"
 
 
 @hookimpl
@@ -21,9 +22,10 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
                     suffixes=(".onnx",),
                     read="rankfold_onnx.model_files:read",
                     write="rankfold_onnx.model_files:write",
-                    install="pip install 'rankfold[onnx]'",
+                    install=_INSTALL,
                     plan="rankfold_onnx.model_files:read_plan",
                 ),
             ),
+            install=_INSTALL,
         ),
     )

@@ -7,7 +7,7 @@ rank, so policies that judge one layer at a time leave it alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -49,8 +49,9 @@ _ENDINGS = ("_head", "_heads", "_classifier", "_logits")
 _SEVERAL = ("heads", "classifiers")
 _TOP_NAMES = frozenset(["fc", "output", "out", "out_proj", "proj_out"])
 """Names that tell at the top level only: further down most blocks have one of these."""
-# Parts of a path that wrap a whole model, so that what follows is at the top all the same.
-_WRAPPERS = frozenset(["module", "_orig_mod", "model"])
+_MODEL = "model"
+"""The usual name of a whole model within another module: what follows is at the top all the same.
+"""
 _LAST_INSIDE = frozenset(
     [
         "decoder",
@@ -71,7 +72,11 @@ _FLAT = re.compile(r"(fc|linear|lin|dense)_?\d+", re.IGNORECASE)
 
 
 def output_layers(
-    can: Capabilities, model: Any, trace: Trace | None, paths: Sequence[str]
+    can: Capabilities,
+    model: Any,
+    trace: Trace | None,
+    paths: Sequence[str],
+    wrappers: Collection[str] = (),
 ) -> Mapping[str, str]:
     """Return the layers that give the outputs of a model, each with the reason that says so.
 
@@ -80,15 +85,16 @@ def output_layers(
         model: the model.
         trace: of the model; None without example inputs.
         paths: of all its layers, in its order.
+        wrappers: parts that wrappers of a model add to paths.
     """
     if trace is not None and trace.outputs is not None:
         return dict.fromkeys(trace.outputs, TRACED)
     if can.names_outputs is not None:
         return dict.fromkeys(can.names_outputs.named_outputs(model), NAMED)
-    return guessed(paths)
+    return guessed(paths, wrappers)
 
 
-def by_names(paths: Sequence[str]) -> frozenset[str]:
+def by_names(paths: Sequence[str], wrappers: Collection[str] = ()) -> frozenset[str]:
     """Return the layers that give the outputs of a model, as far as their names tell.
 
     Of a head of several layers ("classifier.0", "classifier.3") it is the last one, and so it is of
@@ -96,12 +102,14 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
 
     Args:
         paths: of all layers of a model.
+        wrappers: parts that wrappers of a model add to paths.
     """
     # Where any name tells, order does not count: the last layer by number may be one inside a
     # block.
+    outside = frozenset((*wrappers, _MODEL))
     heads: dict[str, list[str]] = {}
     for path in paths:
-        head = _head_around(path)
+        head = _head_around(path, outside)
         if head is not None:
             heads.setdefault(head, []).append(path)
     if heads:
@@ -116,20 +124,26 @@ def by_names(paths: Sequence[str]) -> frozenset[str]:
     return frozenset() if latest is None else frozenset((latest,))
 
 
-def guessed(paths: Sequence[str]) -> Mapping[str, str]:
+def guessed(paths: Sequence[str], wrappers: Collection[str] = ()) -> Mapping[str, str]:
     """Return the layers that probably give the outputs of a model, each with its reason.
 
     Args:
         paths: of all layers of a model, in its order.
+        wrappers: parts that wrappers of a model add to paths.
     """
-    named = by_names(paths)
+    named = by_names(paths, wrappers)
     if named or not paths:
         return dict.fromkeys(named, NAMED)
     return {paths[-1]: LAST}
 
 
-def _head_around(path: str) -> str | None:
-    """Return the innermost part of a path, from its start, that is named as an output layer."""
+def _head_around(path: str, outside: Collection[str]) -> str | None:
+    """Return the innermost part of a path, from its start, that is named as an output layer.
+
+    Args:
+        path: of a layer.
+        outside: parts in front of what is at the top of a model.
+    """
     parts = path.split(".")
     # From the innermost part outwards: "lm_head" of "decoder.lm_head.dense", and not what is around
     # it.
@@ -141,7 +155,7 @@ def _head_around(path: str) -> str | None:
             each = name.endswith(_SEVERAL)  # several heads, one for each thing in it
             return ".".join(parts[: end + each])
         # Such a name counts for the layer itself only: "output" may be a module with a stack in it.
-        if end == len(parts) and name in _TOP_NAMES and _WRAPPERS.issuperset(before):
+        if end == len(parts) and name in _TOP_NAMES and set(before).issubset(outside):
             return path
     return None
 

@@ -22,6 +22,7 @@ from rankfold.ops import Chain, Conv, ConvTranspose, Extent, Op, blank, is_op
 from rankfold.ops.geometry import is_int
 from rankfold.plugins.registry import registry
 from rankfold.storage.model_folders import refusals_of
+from rankfold.storage.wrapper_prefixes import wrapper_names
 
 _POSITIONS = 2**40
 """Of an input: no input has as many, and a shape that does is a mistake."""
@@ -212,7 +213,7 @@ class CheckpointAdapter:
 
     def named_outputs(self, model: Checkpoint) -> Iterable[str]:
         """Name the layers that give outputs, by names alone: a place in the files tells nothing."""
-        return by_names(list(self.layer_tensors(model)))
+        return by_names(list(self.layer_tensors(model)), wrapper_names())
 
 
 def rule_of(name: str) -> TensorRule:

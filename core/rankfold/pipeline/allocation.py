@@ -32,6 +32,7 @@ from rankfold.policies.base import Choice, Policy
 from rankfold.policies.selection import Selection
 from rankfold.policies.validation import CheckedPolicy, checked_policy
 from rankfold.progress import progress
+from rankfold.storage.wrapper_prefixes import wrapper_names
 
 T = TypeVar("T")
 # Letters of a policy's repr in a plan; `Ranks` may name a pattern for every layer.
@@ -193,7 +194,8 @@ def _groups(
     """
     session, selection = task.session, task.selection
     main = checked[id(selection.policy)]
-    outputs = output_layers(session.can, session.model, session.trace, list(session.layer_classes))
+    paths = list(session.layer_classes)
+    outputs = output_layers(session.can, session.model, session.trace, paths, wrapper_names())
     asked: list[tuple[Layer, CheckedPolicy, str]] = []
     has_inner = False  # whether there is a layer to compress besides those that give the outputs
     # In two passes: whether layers that give the outputs are spared depends on whether there is any

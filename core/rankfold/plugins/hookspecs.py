@@ -19,7 +19,7 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
-API = (1, 5)
+API = (1, 6)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
@@ -142,6 +142,10 @@ class AdapterSpec:
         formats: checkpoint files besides safetensors that the plugin reads.
         demo: what the demo shows of the framework.
         model_files: files with whole models that the plugin reads and writes.
+        install: the command that installs the framework.
+        wrapper_parts: what wrappers of a model add to the names of its tensors and layers, wherever
+            they wrap a module: parts of a name between dots.
+        wrapper_fronts: what they put in front of all names, as such parts.
     """
 
     name: str
@@ -150,6 +154,9 @@ class AdapterSpec:
     formats: tuple[FileFormat, ...] = ()
     demo: Demo | None = None
     model_files: tuple[ModelFile, ...] = ()
+    install: str = ""
+    wrapper_parts: tuple[str, ...] = ()
+    wrapper_fronts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

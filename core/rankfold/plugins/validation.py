@@ -154,6 +154,16 @@ def _check_adapters(adapters: Iterable[object]) -> None:
         readers = (file_format.read for file_format in spec.formats)
         whole = (target for file in spec.model_files for target in (file.read, file.write))
         _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))
+        if not isinstance(spec.install, str):
+            raise TypeError(f"{shown(spec)}: install is no text; give a command")
+        for parts in (spec.wrapper_parts, spec.wrapper_fronts):
+            # A text in place of a tuple would be taken for parts of one letter.
+            if not (isinstance(parts, tuple) and all(map(_is_part, parts))):
+                raise TypeError(f"{shown(spec)}: {shown(parts)} is no tuple of parts of names")
+
+
+def _is_part(part: object) -> bool:
+    return isinstance(part, str) and bool(part) and "." not in part
 
 
 def _check_folders(folders: Iterable[object]) -> None:

@@ -222,8 +222,7 @@ def modules_of(adapter: Adapter, model: Any, saved: Saved) -> dict[str, Any]:
         RankfoldError: the plan does not fit the model.
     """
     known = adapter.layers(model)
-    # The saved model, this one or both may be wrapped, by torch.compile or DataParallel for
-    # instance.
+    # The saved model, this one or both may be wrapped by something that adds to names.
     paths = matched([layer.path for layer in saved.plan.layers], known.keys())
     plan = msgspec.structs.replace(
         saved.plan,

@@ -1,7 +1,7 @@
-"""The parts that wrappers of a model add to the names of its tensors, and names without them.
+"""Names of tensors and layers without what wrappers of a model add to them.
 
-`torch.compile`, FSDP and activation checkpointing put a part of their own into a name wherever they
-wrap a module; DataParallel puts "module" in front of all names.
+Frameworks declare these parts (`AdapterSpec`): some stand wherever a module is wrapped, some in
+front of all names.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from rankfold.errors import RankfoldError
+from rankfold.plugins.registry import registry
 
-_PARTS = frozenset(
-    {"_orig_mod", "_fsdp_wrapped_module", "_fpw_module", "_checkpoint_wrapped_module"}
-)
-_FRONT = "module."
+
+def wrapper_names() -> frozenset[str]:
+    """Return all parts that wrappers add, wherever they stand."""
+    specs = registry().adapters.values()
+    return frozenset(part for s in specs for part in (*s.wrapper_parts, *s.wrapper_fronts))
 
 
 def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -28,28 +30,39 @@ def unwrapped(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     Raises:
         RankfoldError: two of the names are one without them.
     """
+    specs = registry().adapters.values()
+    anywhere = frozenset(part for spec in specs for part in spec.wrapper_parts)
+    fronts = tuple(dict.fromkeys(f"{part}." for spec in specs for part in spec.wrapper_fronts))
     short: dict[str, str] = {}
     parts: set[str] = set()
     for name in names:
-        kept = [part for part in name.split(".") if part not in _PARTS]
-        parts |= _PARTS.intersection(name.split("."))
+        kept = [part for part in name.split(".") if part not in anywhere]
+        parts |= anywhere.intersection(name.split("."))
         short[name] = ".".join(kept)
-    # Only where every name has it: "module" in front of some is a part of the model's own. A loop,
-    # as wrappers may be put around each other.
-    while short and all(name.startswith(_FRONT) for name in short.values()):
-        parts.add(_FRONT.rstrip("."))
-        short = {name: value.removeprefix(_FRONT) for name, value in short.items()}
+    # Only where every name has it: in front of some it is a part of the model's own. A loop, as
+    # wrappers may be put around each other.
+    while (front := _common_front(short.values(), fronts)) is not None:
+        parts.add(front.rstrip("."))
+        short = {name: value.removeprefix(front) for name, value in short.items()}
     # Two tensors that fall together would silently be one, so that is an error. It happens where a
     # state holds both the wrapped model and the plain one.
     owners: dict[str, str] = {}
     for name, value in short.items():
         if owners.setdefault(value, name) != name:
             raise _twice(owners[value], name, value)
-    fronted = {value: value.removeprefix(_FRONT) for value in owners if value.startswith(_FRONT)}
-    if fronted and owners.keys() >= set(fronted.values()):  # else it is a part of the model's own
-        value, bare = next(iter(fronted.items()))
-        raise _twice(owners[bare], owners[value], bare)
+    for front in fronts:
+        fronted = {value: value.removeprefix(front) for value in owners if value.startswith(front)}
+        # Else it is a part of the model's own.
+        if fronted and owners.keys() >= set(fronted.values()):
+            value, bare = next(iter(fronted.items()))
+            raise _twice(owners[bare], owners[value], bare)
     return short, tuple(sorted(parts))
+
+
+def _common_front(names: Collection[str], fronts: Iterable[str]) -> str | None:
+    """Return what all of some names begin with; None where that is nothing, or there is none."""
+    common = (front for front in fronts if all(name.startswith(front) for name in names))
+    return next(common, None) if names else None
 
 
 def _twice(first: str, second: str, value: str) -> RankfoldError:
@@ -77,7 +90,7 @@ def matched(names: Collection[str], wanted: Collection[str]) -> Mapping[str, str
     stored = unwrapped(names)[0]
     heads = {short.partition(".")[0] for short in stored.values()}
     if len(heads) == 1 and not model.keys() >= set(stored.values()):
-        (head,) = heads  # the name that another module, LightningModule for one, has for the model
+        (head,) = heads  # the name of the model within a module that trains it
         inner = {name: short.removeprefix(f"{head}.") for name, short in stored.items()}
         if model.keys() >= set(inner.values()):
             stored = inner

@@ -40,6 +40,7 @@ NAMES = {
         ["cls.predictions.decoder"],
     ),
     "a wrapper": (["module.conv", "module.fc"], ["module.fc"]),
+    "what is no wrapper": (["body.conv", "body.fc"], []),
     "out_proj of attention": (["layers.0.attn.out_proj", "layers.0.attn.q"], []),
     "a head in every block": (["blocks.0.head", "blocks.1.head"], []),
     "fc within a block": (["stem.conv", "encoder.fc"], []),
@@ -48,7 +49,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("paths", "outputs"), NAMES.values(), ids=NAMES)
 def test_names_tell(paths: list[str], outputs: list[str]) -> None:
-    assert by_names(paths) == frozenset(outputs)
+    assert by_names(paths, ("module",)) == frozenset(outputs)
 
 
 def test_where_names_do_not_tell_it_is_the_last_layer() -> None:

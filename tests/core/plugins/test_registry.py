@@ -91,6 +91,12 @@ BROKEN = {
     "garbage": (declaring(rankfold_decompositions=lambda: [1, 2]), "declare"),
     "no_iterable": (declaring(rankfold_policies=lambda: 5), "declare"),
     "no_adapter_spec": (declaring(rankfold_adapters=lambda: ["torch"]), "declare"),
+    "letters_for_wrapper_parts": (
+        declaring(
+            rankfold_adapters=lambda: [AdapterSpec("a", ("a:B",), "a:C", wrapper_parts="_in")]
+        ),
+        "declare",
+    ),
     "no_rule": (declaring(rankfold_layer_rules=lambda: [None]), "declare"),
     "taken_name": (declaring(rankfold_decompositions=lambda: [Named("svd")]), "declare"),
     "base_exception": (
