@@ -22,7 +22,7 @@ from rankfold_jax.calibration import moments
 from rankfold_jax.functional import losses, timing
 from rankfold_jax.functional.agreement import Reference
 from rankfold_jax.functional.distillation import FlaxStudent
-from rankfold_jax.functional.inputs import Inputs
+from rankfold_jax.functional.inputs import Inputs, has_examples
 from rankfold_jax.functional.pure_function import PureModel
 from rankfold_jax.layouts.sharding import epsilon
 from rankfold_jax.paired_run import interpreter
@@ -35,6 +35,10 @@ class FlaxAdapter(ABC, Generic[Model]):
     """Methods of an adapter that need no more than a `PureModel` and the dtype of a layer."""
 
     image_axes = (1, 2)
+
+    def has_examples(self, array: Any) -> bool:
+        """See `rankfold.adapters.base.TellsExamples`."""
+        return has_examples(array)
 
     @abstractmethod
     def read(self, model: Model, path: str) -> Op:

@@ -34,7 +34,7 @@ class Inputs:
             whole = (tuple(inputs), {})
         else:
             whole = ((inputs,), {})
-        self.examples = examples(inputs)
+        self.examples = examples(inputs, has_examples)
         self.names: list[str] = []
         # Flags and strings are leaves, too: a traced flag could not be branched on.
         self._leaves, self._tree = jax.tree.flatten(whole)
@@ -81,6 +81,15 @@ class Inputs:
 def failed(error: Exception, inputs: Inputs) -> RankfoldError:
     """Return the error for a model that fails on its example inputs."""
     return RankfoldError(f"inputs: the model fails on them with {told_of(error, inputs.arguments)}")
+
+
+def has_examples(array: Any) -> bool:
+    """Return whether an array has an axis of examples in front: a key of a generator has none.
+
+    Keys are arrays of a dtype of their own, or two words of 32 bits.
+    """
+    kind = str(getattr(array, "dtype", ""))
+    return not (kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,)))
 
 
 def is_array(value: Any) -> bool:

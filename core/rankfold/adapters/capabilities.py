@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from rankfold.adapters.base import (
     Adapter,
@@ -19,6 +19,7 @@ from rankfold.adapters.base import (
     ReadsLayers,
     Recalling,
     Structured,
+    TellsExamples,
     Times,
 )
 from rankfold.adapters.compressed_models import (
@@ -28,6 +29,7 @@ from rankfold.adapters.compressed_models import (
 )
 from rankfold.adapters.distils import Distils
 from rankfold.adapters.loading import LoadsRenamed, TakesArrays
+from rankfold.calibration.batches import Calibration, Loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,7 @@ class Capabilities:
         names_parts: tells what a call changes for a while.
         takes_arrays: makes inputs of arrays.
         names_outputs: knows outputs of a model by their names.
+        tells_examples: knows which arrays of inputs have an axis of examples.
         names_stages: tells the stages of chains.
         expands_in_place: undoes a compression in the compressed model.
         follows_parameters: gives optimizers the parameters of a changed model.
@@ -74,9 +77,24 @@ class Capabilities:
     names_parts: NamesParts | None
     takes_arrays: TakesArrays | None
     names_outputs: NamesOutputs | None
+    tells_examples: TellsExamples | None
     names_stages: NamesStages | None
     expands_in_place: ExpandsInPlace | None
     follows_parameters: FollowsParameters | None
+
+    def calibration(self, batches: Any, inputs: Any, loss: Loss | None) -> Calibration:
+        """Return calibration data by the adapter's rule of what examples are.
+
+        Args:
+            batches: as the user passes them.
+            inputs: example inputs, or None.
+            loss: as the user passes it.
+
+        Raises:
+            RankfoldError: see `Calibration.of`.
+        """
+        rule = None if self.tells_examples is None else self.tells_examples.has_examples
+        return Calibration.of(batches, inputs, loss, rule)
 
     @property
     def builder(self) -> Adapter:
@@ -104,6 +122,7 @@ def capabilities(adapter: ReadsLayers) -> Capabilities:
         adapter if isinstance(adapter, NamesParts) else None,
         adapter if isinstance(adapter, TakesArrays) else None,
         adapter if isinstance(adapter, NamesOutputs) else None,
+        adapter if isinstance(adapter, TellsExamples) else None,
         adapter if isinstance(adapter, NamesStages) else None,
         adapter if isinstance(adapter, ExpandsInPlace) else None,
         adapter if isinstance(adapter, FollowsParameters) else None,

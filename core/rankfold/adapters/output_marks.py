@@ -14,7 +14,9 @@ from functools import reduce
 from operator import or_
 
 _INTERNAL = ("past", "cache", "mems", "attentions", "hidden_states")
-"""Parts of the names of returned values that are caches or show the inside of a model."""
+"""Parts of the names of returned values that are caches or show the inside of a model. These words
+are shared by models of several libraries, and by models of users that follow them; no class or
+package tells which follow, so that the words are a default of all adapters that trace."""
 
 
 def is_internal(name: str) -> bool:

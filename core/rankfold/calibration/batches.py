@@ -12,6 +12,7 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 
 Loss: TypeAlias = str | Callable[[Any, Any], Any]
+HasExamples: TypeAlias = Callable[[Any], bool]
 LOSSES = ("outputs", "cross_entropy")
 _HELD_EVERY = 4
 """One example in so many is held out: three quarters still determine the fits."""
@@ -28,11 +29,14 @@ class Calibration:
         loss: "cross_entropy" (the outputs are logits; labels are drawn from the model's own
             prediction), "outputs" (any change of the outputs counts, by its square), or a function
             of (outputs, batch) that gives a scalar of the framework.
+        has_examples: the framework's rule for which arrays have an axis of examples in front; None
+            for all but scalars.
     """
 
     batches: tuple[Any, ...]
     inputs: tuple[Any, ...]
     loss: Loss
+    has_examples: HasExamples | None = None
 
     @property
     def loss_name(self) -> str:
@@ -44,7 +48,11 @@ class Calibration:
     @property
     def examples(self) -> int:
         """Number of examples of all batches."""
-        return sum(examples(inputs) for inputs in self.inputs)
+        return sum(map(self.examples_of, self.inputs))
+
+    def examples_of(self, inputs: Any) -> int:
+        """Return the number of examples of a batch by its inputs."""
+        return examples(inputs, self.has_examples)
 
     def held_out(self) -> Calibration:
         """Return the examples that no weight is fitted to, by the rule of `is_held_out`.
@@ -59,7 +67,7 @@ class Calibration:
         return self._part(held_out=False)
 
     def _part(self, *, held_out: bool) -> Calibration:
-        counts = [examples(inputs) for inputs in self.inputs]
+        counts = [self.examples_of(inputs) for inputs in self.inputs]
         numbers = np.split(np.arange(sum(counts)), np.cumsum(counts)[:-1])
         chosen = [np.flatnonzero(is_held_out(part, sum(counts)) == held_out) for part in numbers]
         if not any(map(len, chosen)):
@@ -75,7 +83,9 @@ class Calibration:
         return replace(self, batches=batches, inputs=inputs)
 
     @staticmethod
-    def of(batches: Any, example: Any, loss: Loss | None) -> Calibration:
+    def of(
+        batches: Any, example: Any, loss: Loss | None, has_examples: HasExamples | None = None
+    ) -> Calibration:
         """Build it from what a user passes.
 
         Args:
@@ -84,6 +94,8 @@ class Calibration:
                 are the inputs as there are in these, and of a mapping those of the same names.
                 None takes all of a batch.
             loss: one of `LOSSES`, a function, or None for "outputs".
+            has_examples: the framework's rule for which arrays have an axis of examples; None for
+                all but scalars.
 
         Raises:
             RankfoldError: there is no batch, a batch is empty or has not what the example inputs
@@ -105,7 +117,7 @@ class Calibration:
         inputs = tuple(_inputs(b, example, i) for i, b in enumerate(every))
         for index, arrays in enumerate(inputs):
             _check_axes(arrays, example, index)
-        return Calibration(every, inputs, loss)
+        return Calibration(every, inputs, loss, has_examples)
 
 
 def is_held_out(numbers: Any, total: int) -> Any:
@@ -123,21 +135,18 @@ def is_held_out(numbers: Any, total: int) -> Any:
     return (numbers == total - 1) & (total > 1)
 
 
-def examples(inputs: Any) -> int:
+def examples(inputs: Any, has_examples: HasExamples | None = None) -> int:
     """Return the number of examples of a batch: the length of its first array's first axis.
 
-    Scalars and keys of random generators have no axis of examples, and are passed over.
+    Args:
+        inputs: of a batch.
+        has_examples: tells which arrays have an axis of examples in front, others are passed over;
+            None for all but scalars, which have no axis.
     """
     for array in _arrays(inputs):
-        if len(array.shape) and not _is_key(array):
+        if len(array.shape) and (has_examples is None or has_examples(array)):
             return max(1, int(array.shape[0]))
     return 1
-
-
-def _is_key(array: Any) -> bool:
-    """Return whether an array is a key of a random generator: an extended dtype, or two words."""
-    kind = str(getattr(array, "dtype", ""))
-    return kind.startswith("key<") or (kind == "uint32" and tuple(array.shape) == (2,))
 
 
 def _arrays(value: Any) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.batches import Calibration
 from rankfold.calibration.input_mistakes import taken_as_arguments, told_of
 from rankfold.errors import RankfoldError
 from rankfold.faults import let_through, told
@@ -169,7 +169,7 @@ class Divergence:
             read: reads them.
         """
         if calibration.loss == "cross_entropy":
-            count = examples(calibration.inputs[index])
+            count = calibration.examples_of(calibration.inputs[index])
             self.add_logits(read.logits(first, count), read.logits(second, count))
         elif calibration.loss == "outputs":
             for a, b in zip(read.floats(first), read.floats(second), strict=True):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from rankfold import linalg
-from rankfold.calibration.batches import Calibration, examples
+from rankfold.calibration.batches import Calibration
 from rankfold.linalg import Array
 
 _LARGEST = 64
@@ -67,7 +67,7 @@ class PerturbedBatches:
         self._rng = rng
         pools: dict[Hashable, _Pool] = {}
         for index, inputs in enumerate(calibration.inputs):
-            count = examples(inputs)
+            count = calibration.examples_of(inputs)
             leaves = list(_leaves(inputs))
             kinds = tuple(_kind(leaf, count, index) for leaf in leaves)
             pool = pools.setdefault((_structure(inputs), kinds), _Pool(inputs, 0))

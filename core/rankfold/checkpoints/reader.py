@@ -138,7 +138,7 @@ class Checkpoint:
         short, parts = unwrapped(stored)
         self._stored_as = {name: tensor for tensor, name in short.items()}
         # From here on tensors go by their names without wrappers, as the layers of the plain model
-        # have them. Taking a part away can leave a name that is none, such as "" of a wrapper's part alone.
+        # have them. Taking a part away can leave a name that is none, such as "".
         self.owner = {name: stored[tensor] for name, tensor in self._stored_as.items()}
         for name in self.owner:
             check_name(name)

@@ -13,13 +13,15 @@ from rankfold.faults import told
 
 def main() -> None:
     """Run the command line; an error is one line on standard error and exit code 2."""
-    from rankfold.cli.app import app
     from rankfold.cli.logs import progress_logged
     from rankfold.cli.signals import Terminated, end_in_order
 
     _replace_what_cannot_be_encoded()
     end_in_order()
     try:
+        # Imported here, as it loads the plugins: what one raises is told in one line, too.
+        from rankfold.cli.app import app
+
         # Not in click's standalone mode, which would print errors in its own way and end the
         # process.
         with progress_logged():

@@ -95,7 +95,7 @@ app.command(name="compress")(with_options(_compress))
 def report(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of a compressed model, its .onnx file, or a plan as JSON."),
+        typer.Argument(help="Folder or file of a compressed model, or a plan as JSON."),
     ],
     output: Annotated[
         Path,

@@ -12,8 +12,17 @@ import msgspec
 import typer
 
 from rankfold.decompose.base import Placement
+from rankfold.plugins.registry import registry
+from rankfold.storage.file_formats import SAFETENSORS
 
 DEFAULT_POLICY = "vbmf"
+_SPECS = tuple(registry().adapters.values())
+_TENSORS = " or ".join(
+    (SAFETENSORS, *(kind.suffixes[0] for spec in _SPECS for kind in spec.formats))
+)
+"""Files of tensors by their usual suffix: ".safetensors or .pt"."""
+_MODELS = ", ".join(kind.suffixes[0] for spec in _SPECS for kind in spec.model_files)
+"""Files of whole models by their usual suffix; "" where no plugin reads any."""
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,18 +34,18 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A checkpoint: a .safetensors or .pt file, a folder with an index, or the index; "
-            "a file with a whole model (.onnx); "
+            help=f"A checkpoint: a {_TENSORS} file, a folder with an index, or the index; "
+            f"a file with a whole model ({_MODELS or 'with a plugin that reads it'}); "
             "or, with --weights, package.module:factory, called without arguments."
         ),
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write; of an .onnx model, a file."),
+        typer.Option("-o", "--output", help="Folder to write; of a file with a whole model, a file."),
     ] = None
     weights: Annotated[
         Path | None,
-        typer.Option(help="The weights (.safetensors, or a .pt state dict) of a factory's model."),
+        typer.Option(help=f"The weights of a factory's model, a {_TENSORS} file."),
     ] = None
     policy: Annotated[
         str | dict[str, Any] | None,
@@ -70,7 +79,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     key: Annotated[
         str | None,
-        typer.Option(help="Of a .pt with several states: the key of the one that is meant."),
+        typer.Option(help="Of a file with several states: the key of the one that is meant."),
     ] = None
     inputs: Annotated[
         str | list[int] | dict[str, Any] | None,

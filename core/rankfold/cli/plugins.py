@@ -30,11 +30,12 @@ def run() -> None:
         if spec.model_types
     }
     if not any(map(find_spec, sorted(frameworks))):
-        told = " or ".join(f"'rankfold[{name}]'" for name in ("torch", "jax"))
+        commands = dict.fromkeys(spec.install for spec in installed.adapters.values())
+        remedy = " or ".join(filter(None, commands)) or "install a framework and its plugin"
         console.print(
             literal(
-                f"No framework is installed, so that models cannot be compressed, safetensors "
-                f"files can: pip install {told}"
+                "No framework is installed, so that models cannot be compressed, safetensors "
+                f"files can: {remedy}"
             ),
             style="bold red",
             soft_wrap=True,

@@ -16,7 +16,7 @@ def filled(model: Any, weights: Path, key: str | None) -> Any:
 
     Args:
         model: of any framework with an adapter.
-        weights: a .safetensors file, or a .pt with a state dict.
+        weights: a file of tensors, of a kind that a plugin reads.
         key: of the state that is meant, where the file has several.
 
     Raises:

@@ -60,7 +60,7 @@ def calibrate(
         return Calibrated(moments=moments)
     if session.can.calibrates is None:
         raise RankfoldError(f"{session.can.name} gathers no moments: leave calibration= out")
-    batches = Calibration.of(calibration, session.inputs, loss)
+    batches = session.can.calibration(calibration, session.inputs, loss)
     if moments is not None:
         return Calibrated(batches, moments)
     # Moments that were handed over spare this pass; the batches then serve refits and measurements.

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from rankfold.adapters.base import Adapter
-from rankfold.adapters.capabilities import capabilities
+from rankfold.adapters.capabilities import Capabilities, capabilities
 from rankfold.calibration.batches import Calibration, Loss
 from rankfold.errors import RankfoldError
 from rankfold.pipeline.distillation import (
@@ -81,9 +81,12 @@ def distil(
     check_seed(seed)
     if seconds is not None and not (isinstance(seconds, Real) and 0 < seconds < math.inf):
         raise RankfoldError(f"distil: seconds {seconds!r}; use a number above 0, None for no limit")
-    examples = Calibration.of(batches, inputs, loss)
     model = small.model if isinstance(small, Compressed) else small
-    outcome = _distilled(model, original, examples, steps, seconds or math.inf, seed, adapter)
+    can = capabilities(adapter or registry().adapter(original))
+    examples = can.calibration(batches, inputs, loss)
+    if adapter is None:
+        _check_same_framework(can, model)
+    outcome = _distilled(model, original, can, examples, steps, seconds or math.inf, seed)
     if not isinstance(small, Compressed):
         return outcome.model
     return Compressed(outcome.model, distilled_plan(small.plan, examples, outcome))
@@ -93,18 +96,19 @@ def distil(
 def _distilled(
     small: Any,
     original: Any,
+    can: Capabilities,
     batches: Calibration,
     steps: int,
     seconds: float,
     seed: int,
-    adapter: Adapter | None,
 ) -> Distilled:
-    can = capabilities(adapter or registry().adapter(original))
-    if adapter is None:
-        other = type(registry().adapter(small)).__name__
-        if other != can.name:
-            raise RankfoldError(
-                f"distil: {other} is for the compressed model and {can.name} for the original; "
-                "give two models of one framework"
-            )
     return distilled(can, small, original, batches, steps=steps, seconds=seconds, seed=seed)
+
+
+def _check_same_framework(can: Capabilities, small: Any) -> None:
+    other = type(registry().adapter(small)).__name__
+    if other != can.name:
+        raise RankfoldError(
+            f"distil: {other} is for the compressed model and {can.name} for the original; "
+            "give two models of one framework"
+        )

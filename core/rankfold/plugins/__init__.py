@@ -18,6 +18,7 @@ from rankfold.adapters.base import (
     ReadsLayers,
     Recalling,
     Structured,
+    TellsExamples,
     Times,
     Trace,
 )
@@ -164,6 +165,7 @@ __all__ = [
     "Structured",
     "Student",
     "TakesArrays",
+    "TellsExamples",
     "TensorRule",
     "Times",
     "Trace",

@@ -37,6 +37,17 @@ def test_fitted_examples_are_those_that_are_not_held_out() -> None:
     assert held.tolist() == [3, 7]
 
 
+def test_examples_are_counted_by_the_rule_of_the_framework() -> None:
+    x = np.arange(18).reshape(9, 2)
+    batch = {"key": np.array([3, 4], dtype=np.uint32), "x": x}
+    calibration = Calibration.of(batch, None, None, lambda array: array.dtype != np.uint32)
+    assert calibration.examples == 9
+    held = calibration.held_out()
+    assert held.examples == 2
+    assert held.inputs[0]["x"].tolist() == [[6, 7], [14, 15]]
+    assert held.inputs[0]["key"].tolist() == [3, 4]
+
+
 def test_a_batch_without_held_out_examples_is_left_out() -> None:
     x = np.zeros((3, 2))
     held = Calibration.of([(x, x[:, 0]), (x, x[:, 0])], x, None).held_out()
@@ -70,8 +81,10 @@ def test_what_does_not_fit_is_named(batches: Any, example: Any, loss: Any, messa
         Calibration.of(batches, example, loss)
 
 
-def test_scalars_and_keys_are_no_examples() -> None:
+def test_scalars_and_what_the_framework_says_are_no_examples() -> None:
     key = np.array([3, 4], dtype=np.uint32)
+    inputs = {"t": np.zeros(()), "key": key, "x": np.zeros((7, 2))}
     assert examples((np.float32(0.5), np.zeros((7, 2)))) == 7
-    assert examples({"t": np.zeros(()), "key": key, "x": np.zeros((7, 2))}) == 7
+    assert examples(inputs) == 2
+    assert examples(inputs, lambda array: array.dtype != np.uint32) == 7
     assert examples((np.zeros(()),)) == 1

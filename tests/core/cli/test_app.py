@@ -259,5 +259,6 @@ def test_plugins_without_a_framework_are_told(
     listing = importlib.import_module("rankfold.cli.plugins")
     monkeypatch.setattr(listing, "find_spec", lambda name: None)
     told = run("plugins", cwd=tmp_path).stdout
-    assert "pip install 'rankfold[torch]' or 'rankfold[jax]'" in told
+    commands = (f"pip install 'rankfold[{name}]'" for name in ("jax", "onnx", "torch"))
+    assert " or ".join(commands) in told
     assert "No problems" not in told

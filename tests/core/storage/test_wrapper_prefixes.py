@@ -42,7 +42,9 @@ def test_what_plugins_declare_is_taken_away(
     assert unwrapped(names) == (dict(zip(names, short, strict=True)), parts)
 
 
-@pytest.mark.parametrize("names", [("_in.a", "a"), ("top.a", "a"), ("front.a", "a", "b", "front.b")])
+@pytest.mark.parametrize(
+    "names", [("_in.a", "a"), ("top.a", "a"), ("front.a", "a", "b", "front.b")]
+)
 def test_two_names_that_become_one_are_told(names: Sequence[str]) -> None:
     with pytest.raises(RankfoldError, match=rf"'{names[0]}' and|and '{names[0]}'"):
         unwrapped(names)
