@@ -58,11 +58,11 @@ def compress_checkpoint(
 
     Args:
         checkpoint: a .safetensors file, a folder with one or with several and their index, that
-            index, or a file of torch.save() with a state dict in it (with PyTorch), whatever its
-            name.
+            index, or a file of another kind that a framework's plugin reads (.pt, .pth, .bin),
+            whatever its name.
         output: the folder to write, for `rankfold.load`: plan.json and the weights, in as many
-            files as the checkpoint has. Of a checkpoint of transformers it is one for
-            `from_pretrained`, too, with config.json, the tokenizer's files and so on beside them.
+            files as the checkpoint has. Where a library opens the checkpoint as a model,
+            it opens the result, too, with config.json, the tokenizer's files and so on beside it.
         policy: as for `rankfold.plan`; budgets over parameters, or MACs where `inputs` are given.
             Or a plan to be carried out, whose methods, ranks, placement and seed count.
         inputs: for glob patterns of layer paths, the shape of the layer's input without its

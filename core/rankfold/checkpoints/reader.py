@@ -53,7 +53,7 @@ class Checkpoint:
 
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
-            or a file of another kind that a framework's plugin reads (of torch.save).
+            or a file of another kind that a framework's plugin reads.
         key: of the state that is meant, where a file holds several; "a/b" for one within another.
         as_loaded: with the tensors that the model's library makes of others when it loads them, in
             place of these.

@@ -175,7 +175,7 @@ def _layout(work: Work, part: Part) -> _Layout:
     # a copy.
     order = sorted(kinds, key=lambda name: (-alignment(kinds[name][0]), name))
     kinds = {name: kinds[name] for name in order}
-    # The metadata go along: transformers looks in them for the framework ("format": "pt").
+    # The metadata go along: libraries look in them for the framework.
     header = header_bytes(kinds, checkpoint.files[part.source].header.metadata)
     offsets, end = {}, len(header)
     for name, kind in kinds.items():

@@ -41,7 +41,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder to write; of a file with a whole model, a file."),
+        typer.Option(
+            "-o", "--output", help="Folder to write; of a file with a whole model, a file."
+        ),
     ] = None
     weights: Annotated[
         Path | None,

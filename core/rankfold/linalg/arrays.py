@@ -1,4 +1,8 @@
-"""Operations on arrays of NumPy and of the array API alike."""
+"""Operations on arrays of NumPy and of the array API alike.
+
+Two libraries are named, where the standard says nothing: bfloat16 and graphs of PyTorch's tensors,
+and JAX's float64, which is switched on by its user. What is told apart is arrays, whoever has them.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Links of a Hugging Face cache: the files of a model lie in `blobs`, and `snapshots` link to them.
 
 Links are refused elsewhere, because they lead anywhere. One from a snapshot to a blob of the same
-model leads to where the cache keeps its files, and nowhere else.
+model leads to where the cache keeps its files, and nowhere else. The layout is that of a place for
+files, as safetensors is that of a file: models of any framework lie there.
 """
 
 from __future__ import annotations
