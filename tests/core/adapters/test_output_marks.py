@@ -56,8 +56,8 @@ def test_what_is_mixed_and_rows_of_tables_mix_what_they_meet() -> None:
 
 def test_a_place_that_is_met_again_is_one_call() -> None:
     calls = Calls()
-    first = calls.mark("a", [], size=8, place="loop")
-    again = calls.mark("a", [first], size=8, place="loop")
+    first = calls.mark("a", [], size=8, location="loop")
+    again = calls.mark("a", [first], size=8, location="loop")
     assert first.calls == again.calls
     assert calls.mark("a", [], size=8).calls != first.calls
 
