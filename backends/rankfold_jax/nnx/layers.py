@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, TypeVar
 
 import jax
@@ -108,7 +108,7 @@ def build(stages: tuple[Stage, ...], module: Any, layer: NNXLayer) -> LowRankSeq
     """
     built = []
     for index, stage in enumerate(stages):
-        layer_of_stage: Any = nnx.eval_shape(partial(stock_layer, stage, module))
+        layer_of_stage: Any = stock_layer(stage, module)
         ends = {"first": index == 0, "last": index == len(stages) - 1}
         full = layer.stack.roles(layer.form.roles)
         roles = layer.stack.roles(stage.form.roles)
@@ -192,11 +192,20 @@ def _variable(
 
 
 def stock_layer(stage: Stage, module: Any) -> nnx.Module:
-    """Make a stock layer of the stage's form; its arrays are exchanged afterwards.
+    """Make a stock layer of the stage's form, with shapes in place of the arrays it is to get."""
 
-    They are zeros until then: where only shapes are asked for, too, JAX would trace the drawing of
-    random numbers, which takes longer than all else that is done to build a chain.
-    """
+    # Not a `partial`: JAX keeps the text of what it traces, and that of a partial has all its
+    # arguments in it, the arrays of the stage and the layer replaced.
+    def make() -> nnx.Module:
+        return _initialised(stage, module)
+
+    layer: nnx.Module = nnx.eval_shape(make)
+    return layer
+
+
+def _initialised(stage: Stage, module: Any) -> nnx.Module:
+    # By zeros: drawing random numbers, if only as a trace, takes longer than all else that is done
+    # to build a chain.
     form, bias = stage.form, stage.bias is not None
     kind: Any
     sizes: dict[str, Any] = {}

@@ -99,8 +99,7 @@ def build(rule: LayerRule, module: nnx.Module, chain: Chain) -> nnx.Module:
         return built
     stages = []
     for stage in ruled.stages(chain):
-        # Made as shapes only: nothing is initialised that is replaced in the next lines.
-        layer: Any = nnx.eval_shape(partial(layers.stock_layer, stage, module))
+        layer: Any = layers.stock_layer(stage, module)
         numbers = {kernel_name(layer): stage.kernel[0]}
         if stage.bias is not None:
             numbers["bias"] = stage.bias[0]
