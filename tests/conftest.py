@@ -27,7 +27,7 @@ os.environ.setdefault(
 # XLA is told for its dumps which lines a program comes from, which takes time for each program.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
-# Half of the programs are ones that were compiled before, for another model of the same shapes, by
+# Many programs are ones that were compiled before, for another model of the same shapes, by
 # the other worker or by a process that a test began. They are kept for as long as the tests run,
 # and not longer: what is compiled for one processor does not run on every other.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -37,7 +37,7 @@ class FlaxAdapter(ABC, Generic[Model]):
     image_axes = (1, 2)
 
     def has_examples(self, array: Any) -> bool:
-        """See `rankfold.adapters.base.TellsExamples`."""
+        """See `rankfold.adapters.inputs.TellsExamples`."""
         return has_examples(array)
 
     @abstractmethod

@@ -261,14 +261,6 @@ class NamesOutputs(Protocol):
 
 
 @runtime_checkable
-class TellsExamples(Protocol):
-    """Optional: not every array of inputs has an axis of examples in front."""
-
-    def has_examples(self, array: Any) -> bool:
-        """Return whether the first axis of an array, which is no scalar, counts examples."""
-
-
-@runtime_checkable
 class Calibrates(Protocol):
     """Optional: models can be compressed with calibration data.
 

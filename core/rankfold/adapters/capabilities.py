@@ -19,7 +19,6 @@ from rankfold.adapters.base import (
     ReadsLayers,
     Recalling,
     Structured,
-    TellsExamples,
     Times,
 )
 from rankfold.adapters.compressed_models import (
@@ -28,7 +27,8 @@ from rankfold.adapters.compressed_models import (
     NamesStages,
 )
 from rankfold.adapters.distils import Distils
-from rankfold.adapters.loading import LoadsRenamed, TakesArrays
+from rankfold.adapters.inputs import TakesArrays, TellsExamples
+from rankfold.adapters.loading import LoadsRenamed
 from rankfold.calibration.batches import Calibration, Loss
 
 

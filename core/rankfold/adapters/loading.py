@@ -1,4 +1,4 @@
-"""Protocols for what a library does to tensors as it loads a model, and takes for arrays."""
+"""What a library does to tensors as it loads a model."""
 
 from __future__ import annotations
 
@@ -39,11 +39,3 @@ class LoadsRenamed(Protocol):
             file: of tensors.
             more: further files.
         """
-
-
-@runtime_checkable
-class TakesArrays(Protocol):
-    """Optional: makes inputs of a model from arrays, where it does not take these themselves."""
-
-    def input_of(self, model: Any, array: Array) -> Any:
-        """Return an array as the model takes it: where it lives, real numbers in its own type."""

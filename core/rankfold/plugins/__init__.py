@@ -18,13 +18,13 @@ from rankfold.adapters.base import (
     ReadsLayers,
     Recalling,
     Structured,
-    TellsExamples,
     Times,
     Trace,
 )
 from rankfold.adapters.compressed_models import ExpandsInPlace, FollowsParameters, NamesStages
 from rankfold.adapters.distils import Distils, Student
-from rankfold.adapters.loading import Conversion, LoadsRenamed, TakesArrays
+from rankfold.adapters.inputs import TakesArrays, TellsExamples
+from rankfold.adapters.loading import Conversion, LoadsRenamed
 from rankfold.adapters.tensor_rules import LayerTensor, StoresInterpolations, TensorRule
 from rankfold.adapters.timing import medians
 from rankfold.calibration.accumulators import (
