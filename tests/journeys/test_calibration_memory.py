@@ -101,4 +101,4 @@ def test_the_peak_of_moments_does_not_grow_with_the_depth() -> None:
 def test_a_large_vocabulary_takes_no_square_of_it() -> None:
     weight = 20_000 * 32 * 8  # of the head in float64, and the logits of a batch are as many
     (peak,) = peaks(VOCABULARY)
-    assert peak < 30 * weight < 4 * 20_000**2
+    assert peak < 50 * weight < 4 * 20_000**2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 import sys
 import time
@@ -146,30 +145,35 @@ def test_an_interrupt_as_a_stack_of_contexts_is_left_leaves_pytorch_working(verb
     model = torch_model()
     work = FRAMEWORKS["torch"].call(verb, model)
     before = torch_state(model)
-    for count in itertools.count(1):
-        remaining = count
-
-        def profile(frame: Any, event: str, _: Any) -> None:
-            nonlocal remaining
-            code = frame.f_code
-            if event == "call" and code.co_name == "__exit__" and "contextlib" in code.co_filename:
-                remaining -= "rankfold" in frame.f_back.f_code.co_filename
-                if remaining == 0:
-                    remaining = -1
-                    raise KeyboardInterrupt
-
-        sys.setprofile(profile)
-        try:
-            work()
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
+    total = interrupted_as_it_leaves(work, -1)
+    assert total > 5
+    for count in some_lines(total, 20):
+        assert interrupted_as_it_leaves(work, count) == count
         assert torch.equal(torch.ones(2) + 1, torch.full((2,), 2.0)), count
         assert torch_state(model) == before, count
-        if remaining > 0:
-            break
-    assert count > 5
+
+
+def interrupted_as_it_leaves(work: Callable[[], Any], which: int) -> int:
+    """Interrupts a call as it leaves its nth context; returns how many it had left by then."""
+    left = 0
+
+    def profile(frame: Any, event: str, _: Any) -> None:
+        nonlocal left
+        code = frame.f_code
+        leaves = event == "call" and code.co_name == "__exit__" and "contextlib" in code.co_filename
+        if leaves and left != which and "rankfold" in frame.f_back.f_code.co_filename:
+            left += 1
+            if left == which:
+                raise KeyboardInterrupt
+
+    sys.setprofile(profile)
+    try:
+        work()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return left
 
 
 @pytest.mark.parametrize("name", ["nnx", "linen"])

@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     yield call
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for name in {"mymodels", "script"} & (set(sys.modules) - modules):
+    for name in {"mymodels", "loud", "script"} & (set(sys.modules) - modules):
         del sys.modules[name]
 
 

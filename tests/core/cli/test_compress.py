@@ -80,7 +80,7 @@ def test_the_folder_of_a_result_is_a_plan_too(folder: Path, run: Run) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_json_is_all_there_is_on_standard_output(folder: Path) -> None:
+def test_json_is_all_there_is_on_standard_output(folder: Path, run: Run) -> None:
     score = "def score(model): return 1.0"
     (folder / "loud.py").write_text(f"print('loading')\nfrom mymodels import make\n{score}\n")
     what = ("compress", "loud:make", "--weights", "w.safetensors")
@@ -89,9 +89,8 @@ def test_json_is_all_there_is_on_standard_output(folder: Path) -> None:
     plan = rf.Plan.from_json(done.stdout)
     assert plan.policy == "Energy(share=0.6)"
     assert done.stderr == "loading\n"
-    searched = process(
-        *MODEL, "--policy", "budget:drop=0.1,evaluate=loud:score", "-o", "b", "--json", cwd=folder
-    )
+    drop = ("--policy", "budget:drop=0.1,evaluate=loud:score")
+    searched = run(*MODEL, *drop, "-o", "b", "--json", cwd=folder)
     assert rf.Plan.from_json(searched.stdout).trials
     assert searched.stderr == "loading\n"
     saved = json.loads((folder / "out" / "plan.json").read_text())["plan"]

@@ -139,10 +139,10 @@ def in_nnx() -> tuple[Any, Any]:
     return deep, LoopNNX(deep)
 
 
-# A stack in Linen that is read forwards is the one with a scan over scans.
 MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
-    "linen, reverse and remat": lambda: linen(block=nn.remat(Block), reverse=True),
-    "linen, scan over scan": lambda: linen(lengths=(2, 3)),
+    "linen, reverse and remat, scan over scan": lambda: linen(
+        lengths=(2, 2), block=nn.remat(Block), reverse=True
+    ),
     "nnx": in_nnx,
 }
 
