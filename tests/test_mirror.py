@@ -18,7 +18,10 @@ PACKAGES = {
 }
 DECLARES_ONLY: dict[str, dict[str, str]] = {
     "core": {},
-    "torch": {},
+    "torch": {
+        "rules.py": "a module that has moved",
+        "turns.py": "a module that has moved",
+    },
     "jax": {},
     "transformers": {},
     "timm": {},

@@ -16,7 +16,6 @@ from rankfold.errors import RankfoldError
 from rankfold.layers.blas_threads import limited
 from rankfold.plugins.model_lock import exclusive
 from rankfold.state.restoration import Lock, settled
-from rankfold_torch.paired_run.attribute_writes import Watched
 
 
 class Meeting(nn.Module):
@@ -89,27 +88,6 @@ def test_calls_on_different_models_run_side_by_side() -> None:
         )
     assert [len(plan.replaced) for plan in plans] == [2, 2]
     assert (nn.Module.__getattr__, nn.Module.__setattr__) == before
-
-
-def test_watchers_of_a_method_come_and_go_in_any_order() -> None:
-    class Owner:
-        def method(self, x: int) -> int:
-            return x
-
-    original = Owner.method
-    watched = Watched(Owner, "method")
-    seen: list[tuple[str, int]] = []
-    first = watched.by(lambda _, x: seen.append(("first", x)))
-    second = watched.by(lambda _, x: seen.append(("second", x)))
-    with ThreadPoolExecutor(1) as pool:
-        first.__enter__()
-        pool.submit(second.__enter__).result()
-        assert Owner().method(3) == 3
-        first.__exit__(None, None, None)
-        assert Owner().method(5) == 5
-        pool.submit(second.__exit__, None, None, None).result()
-    assert seen == [("first", 3), ("second", 3), ("second", 5)]
-    assert Owner.method is original
 
 
 def test_two_calls_that_wait_for_each_other_end_with_an_error() -> None:
