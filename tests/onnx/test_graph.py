@@ -82,12 +82,12 @@ def test_branches_see_the_names_around_them_and_keep_their_own_apart() -> None:
     names = {"choice.then_branch.": "u", "choice.else_branch.": "vv"}
     assert {scope.prefix for scope in branches} == names.keys()
     for scope in branches:
-        own = names[scope.prefix]
+        inner = names[scope.prefix]
         assert scope.parent is main
         assert scope.looped == ""
         assert scope.owner("shared") is main
-        assert scope.owner(own) is scope
-        assert main.owner(own) is None
+        assert scope.owner(inner) is scope
+        assert main.owner(inner) is None
     assert len(within.uses((0, "shared"))) == 2
     (body,) = Graphs(graphs.looped()).scopes[1:]
     assert body.looped == "Loop 'loop'"

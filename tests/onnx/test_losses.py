@@ -64,8 +64,8 @@ def test_a_change_is_worth_what_a_direct_computation_gives() -> None:
     assert worth("cross_entropy", [a], [b]) == pytest.approx(apart, rel=1e-5)
     shares = worth("cross_entropy", [np.exp(p)], [np.exp(q)], "Softmax")
     assert shares == pytest.approx(apart, rel=1e-4)
-    own = worth(lambda outputs, batch: outputs.mean(), [a], [b])
-    assert own == pytest.approx((5 * (b.mean() - a.mean())) ** 2)
+    judged = worth(lambda outputs, batch: outputs.mean(), [a], [b])
+    assert judged == pytest.approx((5 * (b.mean() - a.mean())) ** 2)
 
 
 def test_a_sigmoid_is_a_yes_or_no_for_each_number() -> None:

@@ -67,27 +67,28 @@ def halved(op: Op) -> Chain:
 
 @pytest.mark.parametrize("sequential", [False, True])
 def test_sums_and_errors_are_those_of_a_direct_computation(sequential: bool) -> None:
-    met: dict[str, tuple[RegressionSums | None, RegressionSums | None]] = {}
+    visited: dict[str, tuple[RegressionSums | None, RegressionSums | None]] = {}
 
     def visit(path: str, fit: Any, validation: Any) -> Chain:
-        met[path] = fit, validation
+        visited[path] = fit, validation
         return halved(OPS[path])
 
     errors = run(visit, sequential=sequential)
-    assert list(met) == ["first", "second"]
+    assert list(visited) == ["first", "second"]
     y = X @ W1.T + B1
     small = X @ W1.T / 2 + B1
     assert errors["first"] == pytest.approx(np.linalg.norm(y - small) / np.linalg.norm(y), rel=1e-4)
     inputs = np.maximum(small if sequential else y, 0)
     targets = np.maximum(y, 0) @ W2 + B2
-    fit, validation = met["second"]
+    fit, validation = visited["second"]
     assert fit is not None
     assert validation is not None
-    held = np.arange(14) % 4 == 3
-    assert (fit.count, validation.count) == (int((~held).sum()), int(held.sum()))
-    np.testing.assert_allclose(fit.xx[0], inputs[~held].T @ inputs[~held], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(fit.yx[0], targets[~held].T @ inputs[~held], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(validation.y[0], targets[held].sum(0), rtol=1e-4, atol=1e-4)
+    held_out = np.arange(14) % 4 == 3
+    assert (fit.count, validation.count) == (int((~held_out).sum()), int(held_out.sum()))
+    x, y = inputs[~held_out], targets[~held_out]
+    np.testing.assert_allclose(fit.xx[0], x.T @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fit.yx[0], y.T @ x, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(validation.y[0], targets[held_out].sum(0), rtol=1e-4, atol=1e-4)
     other = inputs @ W2 / 2 + B2
     apart = np.linalg.norm(targets - other) / np.linalg.norm(targets)
     assert errors["second"] == pytest.approx(apart, rel=1e-4)

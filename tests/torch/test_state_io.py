@@ -85,8 +85,8 @@ def test_buffers_that_are_views_are_saved_and_loaded(
 ) -> None:
     small = rf.compress(make(), rf.Ranks(2))
     small.save(tmp_path / "saved")
-    one, other = small.model.state_dict(), rf.load(make(), tmp_path / "saved").state_dict()
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    saved, loaded = small.model.state_dict(), rf.load(make(), tmp_path / "saved").state_dict()
+    assert all(torch.equal(saved[key], loaded[key]) for key in saved)
 
 
 class _Pair(nn.Module):

@@ -26,16 +26,16 @@ def gathered(
     """Under jit: what a function of ({"w": kernel}, x) gives, and Σ x xᵀ of its products."""
     form = form or DenseForm((5,), (5,))
     axes = kernel.ndim - len(form.kernel_shape)
-    slot = ParameterIndex(
+    parameter = ParameterIndex(
         form, 0, kernel.shape, StackedAxes(tuple(range(axes)), kernel.shape[:axes])
     )
-    op = form.op(slot.stack.to_front(kernel), None)
+    op = form.op(parameter.stack.to_front(kernel), None)
     closed, tree = jaxprs.traced(function, {"w": kernel}, x)
 
     @jax.jit
     def run(*values: Any) -> Any:
         gatherer = Gatherer(
-            {"w": slot}, {"w": op}, 1, jax.random.key(0), {"w": empty_moment_tap(op)}, {}
+            {"w": parameter}, {"w": op}, 1, jax.random.key(0), {"w": empty_moment_tap(op)}, {}
         )
         return gatherer.run(closed, values)
 

@@ -44,8 +44,8 @@ def test_arrays_are_exchanged_and_the_rest_passed_on(
 
 def test_the_arrays_of_outputs_are_named() -> None:
     whole = Inputs(X)
-    given = whole.call(lambda x: {"y": [x, "text"], "z": x + 1}, [X])
-    assert [array.tolist() for array in given] == [X.tolist(), (X + 1).tolist()]
+    arrays = whole.call(lambda x: {"y": [x, "text"], "z": x + 1}, [X])
+    assert [array.tolist() for array in arrays] == [X.tolist(), (X + 1).tolist()]
     assert whole.names == ["['y'][0]", "['z']"]
 
 

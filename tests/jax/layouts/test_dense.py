@@ -24,7 +24,7 @@ def generals(draw: st.DrawFn) -> tuple[nnx.LinearGeneral, np.ndarray]:
     rest = iter(free)
     shape = [sizes[places.index(p)] if p in places else next(rest) for p in range(len(batch), ndim)]
     if draw(st.booleans()):
-        places = [place - ndim for place in places]
+        places = [position - ndim for position in places]
     layer = nnx.LinearGeneral(
         sizes,
         draw(st.sampled_from((13, (13,), (8, 3)))),

@@ -18,8 +18,8 @@ USE = ParameterUse("a", "dot_general", (5, 7), (3, 5), (3, 7), (3,), 105)
 FORM = DenseForm((5,), (7,))
 
 
-def extents(flow: Dataflow, form: Any = FORM, calls: int = 1, own: bool = False) -> Any:
-    return extents_of("a", form, flow, calls=calls, has_own_product=own)
+def extents(flow: Dataflow, form: Any = FORM, calls: int = 1, multiplies: bool = False) -> Any:
+    return extents_of("a", form, flow, calls=calls, has_own_product=multiplies)
 
 
 def test_each_use_has_an_extent_and_those_of_other_layers_have_none() -> None:
@@ -40,8 +40,8 @@ def test_a_use_of_another_kind_or_a_read_is_refused_unless_the_layer_multiplies_
         extents(foreign)
     with pytest.raises(Refused, match="goes into a mul before"):
         extents(read)
-    assert extents(foreign, own=True) == ()
-    assert extents(read, own=True) == ((3,),)
+    assert extents(foreign, multiplies=True) == ()
+    assert extents(read, multiplies=True) == ((3,),)
 
 
 def test_a_product_with_a_table_is_no_look_up_and_no_reason() -> None:
@@ -50,7 +50,8 @@ def test_a_product_with_a_table_is_no_look_up_and_no_reason() -> None:
 
 
 def test_axes_that_two_uses_disagree_on_are_left_open() -> None:
-    one = replace(USE, stacked=frozenset({0, 1}), summed=frozenset({2}))
-    two = replace(USE, stacked=frozenset({0}), summed=frozenset({1, 3}))
-    assert seen_axes("a", Dataflow([one, two])) == ObservedAxes(frozenset({0}), frozenset({2, 3}))
-    assert seen_axes("b", Dataflow([one])) == ObservedAxes()
+    first = replace(USE, stacked=frozenset({0, 1}), summed=frozenset({2}))
+    second = replace(USE, stacked=frozenset({0}), summed=frozenset({1, 3}))
+    observed = seen_axes("a", Dataflow([first, second]))
+    assert observed == ObservedAxes(frozenset({0}), frozenset({2, 3}))
+    assert seen_axes("b", Dataflow([first])) == ObservedAxes()

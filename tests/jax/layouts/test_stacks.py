@@ -50,8 +50,8 @@ def test_one_layer_is_no_stack_and_a_stack_is_told_by_its_shape() -> None:
 def test_of_several_ways_a_trace_or_the_bias_leaves_one() -> None:
     with pytest.raises(Refused, match=r"more than one possible axis; give inputs="):
         stacks((5, 5, 7))
-    one = frozenset({1})
-    for seen, axis in ((ObservedAxes(one), 1), (ObservedAxes(frozenset(), one), 0)):
+    second_axis = frozenset({1})
+    for seen, axis in ((ObservedAxes(second_axis), 1), (ObservedAxes(frozenset(), second_axis), 0)):
         assert stacks((5, 5, 7), seen=seen)[0] == StackedAxes((axis,), (5,))
     square = find_stacks((2, 3, 3), (2, 3), (3, 4), (4,), ObservedAxes(frozenset({2})))
     assert square == (StackedAxes((-1,), (3,)), StackedAxes((0,), (3,)))

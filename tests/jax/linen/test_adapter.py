@@ -21,8 +21,8 @@ X = np.ones((2, 5), np.float32)
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        own = self.param("own", nn.initializers.ones, (7, 3))
-        return nn.Dense(7, name="dense")(x) @ own
+        last = self.param("own", nn.initializers.ones, (7, 3))
+        return nn.Dense(7, name="dense")(x) @ last
 
 
 def bound(shapes: bool = False) -> Any:

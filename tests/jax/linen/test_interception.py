@@ -45,9 +45,9 @@ def test_a_trace_compiled_before_does_not_hide_the_compression() -> None:
     small, again = (rf.compress(model, rf.Ranks(2), inputs=x) for _ in range(2))
     assert len(small.plan.replaced) == len(again.plan.replaced) == 2
     assert not np.allclose(small.model(x), output)
-    reduced, held = small.model.unbind()
-    made = reduced.init(jax.random.key(0), x)
-    assert jax.tree.structure(made) == jax.tree.structure(dict(held))
+    reduced, stored = small.model.unbind()
+    drawn = reduced.init(jax.random.key(0), x)
+    assert jax.tree.structure(drawn) == jax.tree.structure(dict(stored))
     assert set(module.init(jax.random.key(0), x)["params"]["JitPlainBlock_0"]["Dense_0"]) == {
         "kernel",
         "bias",
@@ -95,13 +95,13 @@ def replaced() -> nn.Module:
 
 def test_stages_are_made_within_the_layer_and_their_paths_noted() -> None:
     small, x = replaced(), x_of(2, 5)
-    made: dict[str, Any] = {}
+    drawn: dict[str, Any] = {}
 
     def init() -> None:
-        made.update(jax.eval_shape(small.init, jax.random.key(0), x))
+        drawn.update(jax.eval_shape(small.init, jax.random.key(0), x))
 
     assert noting(init) == {("dense",)}
-    shapes = jax.tree.map(lambda leaf: leaf.shape, made["params"]["dense"])
+    shapes = jax.tree.map(lambda leaf: leaf.shape, drawn["params"]["dense"])
     assert shapes == {
         "lr0": {"kernel": (5, 2)},
         "lr1": {"kernel": (2, 7), "bias": (7,)},

@@ -57,8 +57,8 @@ def test_boxes_are_kept_with_the_names_that_remain() -> None:
     stacked = variables["params"]["ScanLayer_0"]["Dense_0"]
     assert stacked["lr0"]["kernel"].names == ("layers", "in", None)
     assert stacked["lr1"]["kernel"].names == ("layers", None, "out")
-    made = jax.eval_shape(small.init, jax.random.key(0), x)
-    assert jax.tree.structure(made) == jax.tree.structure(dict(variables))
+    drawn = jax.eval_shape(small.init, jax.random.key(0), x)
+    assert jax.tree.structure(drawn) == jax.tree.structure(dict(variables))
 
 
 def test_arrays_of_other_boxes_and_dtypes_are_refused() -> None:

@@ -47,7 +47,7 @@ def meet(state: LayerVisits, *groups: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_one_layer_of_a_stack_is_met_with_its_sums_and_the_rest_decided_without() -> None:
-    met: list[tuple[Any, ...]] = []
+    visited: list[tuple[Any, ...]] = []
 
     def chain(
         path: str,
@@ -55,31 +55,31 @@ def test_one_layer_of_a_stack_is_met_with_its_sums_and_the_rest_decided_without(
         validation: RegressionSums | None,
         groups: list[int] | None = None,
     ) -> Chain:
-        met.append((fit, validation, groups))
+        visited.append((fit, validation, groups))
         assert groups is not None
         op = Linear(np.full((2 * len(groups), 5), 7.0), np.full(2 * len(groups), 3.0), len(groups))
         return (op,)
 
     state = visits(chain)
     x, y = meet(state, 1)
-    fit, validation, groups = met.pop()
+    fit, validation, groups = visited.pop()
     assert groups == [1]
-    held = np.arange(8) % 4 == 3
-    np.testing.assert_allclose(fit.yx[0], y[~held].T @ x[~held], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(validation.y[0], y[held].sum(0), rtol=1e-4, atol=1e-4)
+    held_out = np.arange(8) % 4 == 3
+    np.testing.assert_allclose(fit.yx[0], y[~held_out].T @ x[~held_out], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(validation.y[0], y[held_out].sum(0), rtol=1e-4, atol=1e-4)
     assert (fit.count, validation.count) == (6, 2)
     kernel, bias = (np.asarray(state.new[leaf]) for leaf in (0, 1))
     assert set(kernel[1].ravel()) == {7.0}
     assert set(bias[1]) == {3.0}
     np.testing.assert_array_equal(kernel[[0, 2]], KERNEL[[0, 2]])
     meet(state, 1)  # a layer is met once
-    assert met == []
+    assert visited == []
     state.decide("a")
-    assert [visit[2] for visit in met] == [[0, 2]]
-    assert met[0][:2] == (None, None)
+    assert [visit[2] for visit in visited] == [[0, 2]]
+    assert visited[0][:2] == (None, None)
     assert set(np.asarray(state.new[0]).ravel()) == {7.0}
     state.decide("a")
-    assert len(met) == 1
+    assert len(visited) == 1
 
 
 def test_a_layer_that_stays_is_not_put_anywhere_and_measured_without_error() -> None:

@@ -63,10 +63,10 @@ def test_slices_and_stacks_keep_what_agrees() -> None:
     assert first.tolist() == [4, 5]
     first, second = slice_of((x, -x), 3, 2)  # type: ignore[misc]
     assert (first.tolist(), second.tolist()) == ([4, 5], [-4, -5])
-    one, other = stacked([(A, A), (B, B)])
-    assert one is other
-    one, other = stacked([(A, A), (B, A)])
-    assert (one[1].tolist(), other[1].tolist()) == ([1, 1, 1], [0, 1, 2])
+    first, second = stacked([(A, A), (B, B)])
+    assert first is second
+    first, second = stacked([(A, A), (B, A)])
+    assert (first[1].tolist(), second[1].tolist()) == ([1, 1, 1], [0, 1, 2])
 
 
 def test_values_are_given_up_after_their_last_reader() -> None:
@@ -99,11 +99,11 @@ def test_runs_of_one_structure_go_in_step() -> None:
         assert isinstance(scan, flow.Scan)
         return turns_of(scan)
 
-    four, again, five, other = (
+    four, again, five, cosine = (
         scanned(n, body) for n, body in ((4, jnp.sin), (4, jnp.sin), (5, jnp.sin), (4, jnp.cos))
     )
     assert turns(four) == turns(again)
     assert turns(four) != turns(five)
-    assert turns(four) != turns(other)
+    assert turns(four) != turns(cosine)
     inner = jax.make_jaxpr(jax.jit(lambda x: jnp.sin(x) + 1))(A).jaxpr
     assert structure(inner)[0][1] == (("sin", None), ("add", None))

@@ -48,8 +48,8 @@ def geometries() -> Iterator[Any]:
             "cropped": {"padding": kernel, "stride": 2},
         }.items():
             groups = options.get("groups", 1)
-            made = ConvTranspose(weight(10, 6 // groups, *kernel), weight(10), **options)  # type: ignore[arg-type]
-            yield pytest.param(made, (5, 6, *sizes), id=f"transposed{axes}d {name}")
+            op = ConvTranspose(weight(10, 6 // groups, *kernel), weight(10), **options)  # type: ignore[arg-type]
+            yield pytest.param(op, (5, 6, *sizes), id=f"transposed{axes}d {name}")
     yield pytest.param(Linear(weight(7, 5), weight(7)), (3, 5), id="linear")
     yield pytest.param(Linear(weight(7, 5), weight(7)), (2, 3, 4, 5), id="linear 4-d")
     yield pytest.param(Linear(weight(7, 5)), (5,), id="linear 1-d")
@@ -76,10 +76,10 @@ def test_rows_are_what_the_weight_meets(
     rows = all_rows(op, x, drawn)
     split = torch.from_numpy(op.weight.reshape(op.groups, len(op.weight) // op.groups, -1))
     bias = 0 if op.bias is None else torch.from_numpy(op.bias).reshape(1, op.groups, -1)
-    made = torch.einsum("god,rgd->rgo", split, rows) + bias
-    torch.testing.assert_close(made, patches.outputs(op, y, drawn, slice(0, drawn.rows)))
+    outputs = torch.einsum("god,rgd->rgo", split, rows) + bias
+    torch.testing.assert_close(outputs, patches.outputs(op, y, drawn, slice(0, drawn.rows)))
     if not few:
-        torch.testing.assert_close(made, patches.every_output(op, y))
+        torch.testing.assert_close(outputs, patches.every_output(op, y))
 
 
 def test_rows_of_an_input_without_a_batch() -> None:

@@ -35,20 +35,20 @@ def test_refilled_layers(layer: nn.Module, untouched: Untouched) -> None:
         new = replace(new, bias=new.bias + 1)
     layer.weight.grad = torch.ones_like(layer.weight)  # type: ignore[arg-type]
     with untouched(model):
-        found = adapter.refilled(model, "0", new)
-    again = adapter.read(nn.Sequential(found), "0")
+        refilled = adapter.refilled(model, "0", new)
+    again = adapter.read(nn.Sequential(refilled), "0")
     np.testing.assert_array_equal(again.weight, new.weight)
     if new.bias is not None:
         assert again.bias is not None
         np.testing.assert_array_equal(again.bias, new.bias)
-    old, weight = layer.weight, found.weight
+    old, weight = layer.weight, refilled.weight
     assert isinstance(old, nn.Parameter)
     assert isinstance(weight, nn.Parameter)
     assert (weight.dtype, weight.stride()) == (old.dtype, old.stride())
     assert weight.requires_grad == old.requires_grad
     assert weight.grad is None
-    assert type(found) is type(layer)
-    assert found.training
+    assert type(refilled) is type(layer)
+    assert refilled.training
 
 
 def test_refilled_refuses_what_does_not_fit() -> None:
@@ -68,7 +68,7 @@ def test_a_layer_of_a_rule_is_refilled_in_its_own_layout() -> None:
         model = nn.Sequential(transformers.Conv1D(*size))
         op = adapter.read(model, "0")
         assert isinstance(op, Linear)
-        found = adapter.refilled(model, "0", replace(op, weight=op.weight * 3))
+        refilled = adapter.refilled(model, "0", replace(op, weight=op.weight * 3))
         x = torch.randn(2, size[1])
         bias = model[0].bias
-        torch.testing.assert_close(found(x) - bias, 3 * (model(x) - bias))
+        torch.testing.assert_close(refilled(x) - bias, 3 * (model(x) - bias))

@@ -24,13 +24,13 @@ class Record:
     other: Any = None
 
 
-def exchanged(held: Any, old: nn.Module, new: nn.Module) -> Any:
+def exchanged(holder: Any, old: nn.Module, new: nn.Module) -> Any:
     """What a model holds in place of something, once the changes are made."""
     model = nn.Module()
-    vars(model)["held"] = held
+    vars(model)["held"] = holder
     changes = Changes()
     exchange(model, {id(old): new}, changes)
-    assert model.held is held  # prepared, and not made
+    assert model.held is holder  # prepared, and not made
     changes.make()
     return model.held
 
@@ -49,29 +49,29 @@ HOLDERS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", HOLDERS)
 def test_every_holder_holds_the_new_module(kind: str) -> None:
     old, new, hold = nn.Linear(5, 3), nn.Linear(2, 2), HOLDERS[kind]
-    held = hold(old)
-    after = exchanged(held, old, new)
+    holder = hold(old)
+    after = exchanged(holder, old, new)
     assert after == hold(new)
-    assert type(after) is type(held)
+    assert type(after) is type(holder)
 
 
 def test_a_partial_is_made_anew_with_what_others_put_on_it() -> None:
     old, new = nn.Linear(5, 3), nn.Linear(2, 2)
-    held: Any = functools.partial(print, old, file=old, end="")
-    held.note = "kept"
-    after = exchanged(held, old, new)
+    holder: Any = functools.partial(print, old, file=old, end="")
+    holder.note = "kept"
+    after = exchanged(holder, old, new)
     assert (after.func, after.args) == (print, (new,))
     assert after.keywords == {"file": new, "end": ""}
     assert after.note == "kept"
-    assert held.args == (old,)
+    assert holder.args == (old,)
 
 
 def test_what_holds_no_such_module_stays_the_same_object() -> None:
     old, new, other = nn.Linear(5, 3), nn.Linear(2, 2), nn.Linear(3, 3)
     tuples = ((1, other), functools.partial(print, other), frozenset({other}))
-    held = [*tuples, old]
-    after = exchanged(held, old, new)
-    assert after is held
+    holder = [*tuples, old]
+    after = exchanged(holder, old, new)
+    assert after is holder
     assert [a is b for a, b in zip(after, tuples, strict=False)] == [True] * 3
     assert after[3] is new
 
