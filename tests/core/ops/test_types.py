@@ -9,11 +9,6 @@ from rankfold.ops import channels, describe, macs, output_extent, params
 from rankfold.ops.reference import forward
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def ones(*shape: int) -> np.ndarray:
     return np.ones(shape)
 

@@ -28,11 +28,6 @@ def choose(policy: Policy, op: Op, methods: tuple[str, ...] = DEFAULT) -> Choice
     return choice
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
 def test_energy_takes_the_least_rank_that_keeps_the_share(
     share: float, rng: np.random.Generator
