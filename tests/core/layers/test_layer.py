@@ -1,4 +1,4 @@
-"""Small decisions on which results hang: ties, medians, what is faster, what counts."""
+"""Small decisions on which results hang: what is faster, what counts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,13 @@ import pytest
 from rankfold.adapters import timing
 from rankfold.calibration.moments import LayerMoments, predictions
 from rankfold.decompose.guarded import Guarded
-from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings, Usage
-from rankfold.ops import Chain, Conv, Cost, Embedding, Linear, params
+from rankfold.ops import Chain, Conv, Embedding, Linear, params
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.plugins.registry import registry
-from rankfold.policies.best_method import _least
 
 RNG = np.random.default_rng(8)
-
-
-def test_of_methods_that_differ_by_rounding_the_first_is_taken() -> None:
-    class Known:
-        def candidate(self, method: str, ranks: tuple[int, ...]) -> Candidate:
-            loss = {"first": 0.25, "rounding": 0.25 * (1 - 1e-7), "better": 0.25 * (1 - 1e-3)}
-            return Candidate(method, ranks, (), Cost(1, 1), 0.5, loss[method])
-
-    layer = cast(Any, Known())
-    assert _least(layer, {"first": (2,), "rounding": (3,)}, {}).method == "first"
-    assert _least(layer, {"first": (2,), "better": (3,)}, {}).method == "better"
 
 
 def test_no_layer_is_offered_what_measures_slower() -> None:

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from rankfold import linalg
-
-RNG = np.random.default_rng(0)
-STACK = RNG.standard_normal((2, 6, 6)).astype(np.float32)
-ROWS = RNG.standard_normal((2, 5, 6)).astype(np.float32)
-MOMENT = ROWS.mT @ ROWS
 
 
 @pytest.mark.parametrize("size", [1, 7, 128, 300])
@@ -43,16 +37,3 @@ def test_a_matrix_that_is_not_definite_has_no_cholesky_factor(at: int) -> None:
     matrix[0, at, at] = -1.0
     with pytest.raises(np.linalg.LinAlgError):
         linalg.cholesky(matrix)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_factors_and_systems_of_tensors_are_those_of_numpy(dtype: torch.dtype) -> None:
-    matrix = torch.tensor(MOMENT + 0.1 * np.eye(6)).to(dtype)
-    lower = linalg.cholesky(matrix)
-    assert lower.dtype == dtype
-    for transposed in (False, True):
-        solved = linalg.solve_triangular(lower, torch.tensor(STACK), transposed=transposed)
-        expected = linalg.solve_triangular(lower.numpy(), STACK, transposed=transposed)
-        np.testing.assert_allclose(solved.numpy(), expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(np.linalg.LinAlgError):
-        linalg.cholesky(-matrix)

@@ -54,7 +54,7 @@ def test_one_int_stands_for_each_axis(value: object) -> None:
 
 @pytest.mark.parametrize("value", [0, True, 1.0, "2", (1,), (1, 0), None])
 def test_what_is_no_int_from_the_least_on_is_named(value: object) -> None:
-    with pytest.raises(RankfoldError, match="op: stride .*; use an int or 2 ints from 1 on"):
+    with pytest.raises(RankfoldError, match=r"op: stride .*; use an int or 2 ints from 1 on"):
         per_axis("op", "stride", value, 2, 1)
 
 
@@ -63,7 +63,7 @@ def test_a_padding_is_written_in_pairs() -> None:
     assert padding("op", [1, (0, 3)], 2) == ((1, 1), (0, 3))
     assert padding("op", "valid", 2) == ((0, 0), (0, 0))
     for value in (-1, (1, -1), ((1, 2, 3), 0), "full", (1, 2, 3), True):
-        with pytest.raises(RankfoldError, match="op: padding .*; use an int, 2 ints or"):
+        with pytest.raises(RankfoldError, match=r"op: padding .*; use an int, 2 ints or"):
             padding("op", value, 2)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from rankfold.ops import (
     Linear,
@@ -23,6 +22,7 @@ def test_a_protected_layer_cannot_be_written_to_and_shares_its_memory() -> None:
 
 
 def test_a_tensor_is_protected_by_a_copy() -> None:
+    torch = pytest.importorskip("torch")
     weight = torch.ones(3, 4)
     safe = protected(Linear(weight))
     safe.weight.zero_()
