@@ -16,7 +16,7 @@ def test_stages_are_numbered_below_the_layer_with_their_biases() -> None:
         "blocks.0.fc.1.bias",
     ]
     assert tensors["blocks.0.fc.1.weight"].shape == (5, 2)
-    assert list(numbered("", chain))[0] == "0.weight"
+    assert next(iter(numbered("", chain))) == "0.weight"
 
 
 def test_of_an_interpolative_stage_the_stored_part_and_the_order_are_kept(
