@@ -76,3 +76,12 @@ def test_arguments_of_a_wrong_kind_are_named(arguments: dict[str, Any], message:
 def test_one_name_is_a_list_of_one() -> None:
     assert listed("ab") == ("ab",)
     assert listed(iter("ab")) == ("a", "b")  # type: ignore[arg-type]  # any iterable will do
+
+
+@pytest.mark.parametrize(
+    "patterns", [iter(["2"]), (path for path in ["2"])], ids=["iter", "generator"]
+)
+def test_patterns_may_be_any_iterable(patterns: Any) -> None:
+    selection = Selection(rf.VBMF(), exclude=patterns)
+    assert selection.left_out(("2",)) == selection.left_out(("2",)) == "excluded by '2'"
+    assert selection.left_out(("0",)) == ""
