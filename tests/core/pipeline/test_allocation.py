@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,17 +15,13 @@ from tests.core.numpy_models import Gathers, kernel, model, session_of, task_of
 import rankfold as rf
 from rankfold.errors import Infeasible, RankfoldError
 from rankfold.layers.layer import Layer
+from rankfold.pipeline.allocation import allocate, named
 from rankfold.pipeline.calibrate import Calibrated, calibrate
 from rankfold.pipeline.session import open_session, settings_of
 from rankfold.plan.tradeoff import Tradeoff
 from rankfold.plugins import Allocation, Choice
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from dataclasses import dataclass
-
-from rankfold.pipeline.allocation import allocate, named
 
 
 def carried_out(layer: Layer, choice: Choice) -> Choice:

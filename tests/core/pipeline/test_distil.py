@@ -14,11 +14,9 @@ from tests.core.numpy_models import Gathers, model
 
 import rankfold as rf
 from rankfold.errors import RankfoldError
+from rankfold.pipeline.distil import distil
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.distil import distil
 
 
 class Student:

@@ -9,11 +9,9 @@ from rankfold_numpy.framework import Dense, Model
 from tests.core.numpy_models import model
 
 from rankfold.adapters.capabilities import capabilities
+from rankfold.pipeline.exchange import replaced, replaced_where_possible
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.exchange import replaced, replaced_where_possible
 
 
 class Holding(NumpyAdapter):

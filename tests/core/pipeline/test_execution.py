@@ -14,11 +14,9 @@ import rankfold as rf
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.pipeline.calibrate import calibrate
+from rankfold.pipeline.execution import plan_only, run_policy
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.execution import plan_only, run_policy
 
 
 class Refusing(NumpyAdapter):

@@ -11,11 +11,9 @@ from tests.core.numpy_models import kernel, model, session_of
 from rankfold.errors import RankfoldError
 from rankfold.ops import Linear, blank
 from rankfold.pipeline.calibrate import Calibrated
+from rankfold.pipeline.model_layers import layer_paths, read_layers
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.model_layers import layer_paths, read_layers
 
 
 def test_a_shared_layer_has_all_of_its_paths() -> None:

@@ -13,11 +13,9 @@ from tests.core.numpy_models import model
 
 import rankfold as rf
 from rankfold.errors import RankfoldError, Refused
+from rankfold.pipeline.result import Compressed
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.result import Compressed
 
 
 @pytest.fixture(scope="module")

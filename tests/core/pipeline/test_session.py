@@ -10,12 +10,9 @@ from tests.core.numpy_models import model, session_of
 from rankfold.adapters.base import Trace
 from rankfold.errors import RankfoldError, Refused
 from rankfold.ops import params
-from rankfold.pipeline.session import settings_of
+from rankfold.pipeline.session import INTERPOLATIVE, METHODS, check_seed, settings_of
 
 X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
-
-
-from rankfold.pipeline.session import INTERPOLATIVE, METHODS, check_seed
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "0", None])
