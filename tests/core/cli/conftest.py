@@ -41,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
     (tmp_path / "mymodels.py").write_text(FACTORY)

@@ -168,16 +168,16 @@ def test_choices_for_a_whole_model_are_decomposed_on_the_executor() -> None:
     session = open_session(
         model(40, 30, 20), None, settings_of("svd", "balanced", 0, threads), NumpyAdapter()
     )
-    held: list[bool] = []
+    decomposed: list[bool] = []
 
     def carry_out(layer: Layer, choice: Choice) -> None:
-        held.append(
+        decomposed.append(
             choice.method is None or (choice.method, choice.ranks) in layer.cache.candidates
         )
 
     with threads:
         allocate(task_of(session, rf.Budget(params=0.5)), carry_out)
-    assert held == [True, True]
+    assert decomposed == [True, True]
 
 
 def test_a_policy_is_named_by_its_repr() -> None:

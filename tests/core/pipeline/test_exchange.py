@@ -17,8 +17,8 @@ X = np.random.default_rng(3).standard_normal((32, 40)).astype(np.float32)
 class Holding(NumpyAdapter):
     """An adapter that finds out one layer a round that it cannot do without."""
 
-    def __init__(self, *held: str) -> None:
-        self.at_work = list(held)
+    def __init__(self, *at_work: str) -> None:
+        self.at_work = list(at_work)
         self.rounds: list[list[str]] = []
 
     def replaced(

@@ -117,7 +117,7 @@ def test_a_search_keeps_an_outcome_of_its_own_call() -> None:
         if inputs is None:
             _, plan = run_policy(task, refit=True, inplace=False)
             assert [layer.ranks for layer in plan.layers] == [(3,), (3,)]
-            assert plan.policy.startswith("Searching")
+            assert "Searching" in plan.policy
         else:
             with pytest.raises(RankfoldError, match="give back one of the outcomes of attempt"):
                 run_policy(task, refit=True, inplace=False)

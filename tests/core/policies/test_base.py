@@ -1,4 +1,4 @@
-"""What each policy chooses, on layers without a model."""
+"""Arguments of policies, and their texts."""
 
 import pytest
 

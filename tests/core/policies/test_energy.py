@@ -15,9 +15,9 @@ def test_energy_takes_the_least_rank_that_keeps_the_share(
 ) -> None:
     weight = rng.standard_normal((31, 400)) * (1.0 + np.arange(31))[:, None] ** -1.5
     (rank,) = choose(rf.Energy(share), rf.Linear(weight)).ranks
-    held = np.cumsum(np.linalg.svd(weight, compute_uv=False) ** 2)
-    assert held[rank - 1] >= share * held[-1] * (1 - 1e-9)
-    assert rank == 1 or held[rank - 2] < share * held[-1]
+    kept = np.cumsum(np.linalg.svd(weight, compute_uv=False) ** 2)
+    assert kept[rank - 1] >= share * kept[-1] * (1 - 1e-9)
+    assert rank == 1 or kept[rank - 2] < share * kept[-1]
 
 
 def test_the_rank_of_a_share_is_the_first_that_holds_it() -> None:

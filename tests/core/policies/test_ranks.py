@@ -20,8 +20,8 @@ def test_ranks_are_obeyed_even_where_the_layer_grows(rng: np.random.Generator) -
 
 def test_ranks_may_be_integers_of_numpy(rng: np.random.Generator) -> None:
     op = rf.Conv(rng.standard_normal((13, 11, 3, 3)))
-    given = [np.int64(6), (np.int32(5), np.uint8(7)), {"x": np.int64(6), "*": (np.int64(3),)}]
-    for ranks, plain in zip(given, [6, (5, 7), {"x": 6, "*": (3,)}], strict=True):
+    settings = [np.int64(6), (np.int32(5), np.uint8(7)), {"x": np.int64(6), "*": (np.int64(3),)}]
+    for ranks, plain in zip(settings, [6, (5, 7), {"x": 6, "*": (3,)}], strict=True):
         assert repr(rf.Ranks(ranks)) == repr(rf.Ranks(plain))
         assert choose(rf.Ranks(ranks), op) == choose(rf.Ranks(plain), op)
         assert all(type(rank) is int for rank in choose(rf.Ranks(ranks), op).ranks)

@@ -1,4 +1,4 @@
-"""Saves that are killed, that meet each other, or that are loaded after somebody changed them."""
+"""Saves that are killed, or that meet each other."""
 
 import threading
 from pathlib import Path

@@ -16,16 +16,16 @@ from rankfold_torch.adapter import TorchAdapter
 
 class GathersTransposed(TorchAdapter):
     def moments(self, *args: Any) -> Any:
-        found = super().moments(*args)
-        return {p: replace(layer, mean=layer.mean[:, ::-1]) for p, layer in found.items()}
+        gathered = super().moments(*args)
+        return {p: replace(layer, mean=layer.mean[:, ::-1]) for p, layer in gathered.items()}
 
 
 class FollowsWithoutBias(TorchAdapter):
     def run_paired(
         self, model: Any, calibration: Any, layers: Any, visit: Any, **options: Any
     ) -> Any:
-        def blind(path: str, fit: Any, held: Any) -> Any:
-            return visit(path, None if fit is None else replace(fit, y=fit.y * 0), held)
+        def blind(path: str, fit: Any, validation: Any) -> Any:
+            return visit(path, None if fit is None else replace(fit, y=fit.y * 0), validation)
 
         return super().run_paired(model, calibration, layers, Visits(blind, visit.bases), **options)
 

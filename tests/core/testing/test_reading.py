@@ -47,7 +47,7 @@ class AlwaysSingle(NumpyAdapter):
 class ForgetsBatch(NumpyAdapter):
     def trace(self, model, inputs):
         seen = super().trace(model, inputs)
-        extents = {p: tuple((1, *e[1:]) for e in found) for p, found in seen.extents.items()}
+        extents = {p: tuple((1, *e[1:]) for e in calls) for p, calls in seen.extents.items()}
         return Trace(extents, {})
 
 

@@ -46,10 +46,10 @@ class WrongAtLowRank(NumpyAdapter):
 
 class TouchesOriginal(NumpyAdapter):
     def replace(self, model, modules, *, inplace):
-        made = super().replace(model, modules, inplace=inplace)
+        small = super().replace(model, modules, inplace=inplace)
         for _, layer in walk(model):
             layer.kernel = layer.kernel * (1 + 1e-6)
-        return made
+        return small
 
 
 class HidesParameters(NumpyAdapter):
@@ -78,12 +78,12 @@ class Unshares(NumpyAdapter):
         for path, module in list(modules.items()):
             for other in self.aliases(model, path):
                 layers[other] = copy.deepcopy(module)
-        made = super().replace(model, modules, inplace=inplace)
-        made.layers = [
-            copy.deepcopy(layer) if layer in made.layers[:i] else layer
-            for i, layer in enumerate(made.layers)
+        small = super().replace(model, modules, inplace=inplace)
+        small.layers = [
+            copy.deepcopy(layer) if layer in small.layers[:i] else layer
+            for i, layer in enumerate(small.layers)
         ]
-        return made
+        return small
 
 
 class IgnoresTies(NumpyAdapter):
