@@ -1,5 +1,7 @@
 """Convolutions with "SAME" padding and with standardised weights, as ops."""
 
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -52,3 +54,10 @@ def test_other_layers_are_refused() -> None:
         read_same(layer)
     with pytest.raises(Refused, match="for convolutions, and it is a Linear"):
         read_standardised(layer, same=True)
+
+
+def test_the_module_that_they_were_in_says_where_they_are() -> None:
+    sys.modules.pop("rankfold_torch.rules", None)
+    with pytest.warns(DeprecationWarning, match=r"has moved to rankfold_torch\.layers$"):
+        before = importlib.import_module("rankfold_torch.rules")
+    assert (before.read_same, before.read_standardised) == (read_same, read_standardised)

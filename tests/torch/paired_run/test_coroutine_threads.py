@@ -1,5 +1,7 @@
 """Threads that take turns: what they see, draw and raise."""
 
+import importlib
+import sys
 import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -105,3 +107,10 @@ def test_it_computes_in_the_surroundings_in_which_it_was_made() -> None:
     assert isinstance(product, torch.Tensor)
     assert (product.dtype, value) == (torch.bfloat16, 5)
     assert setting.get() == 0
+
+
+def test_the_module_that_it_was_in_says_where_it_is() -> None:
+    sys.modules.pop("rankfold_torch.turns", None)
+    with pytest.warns(DeprecationWarning, match=r"has moved to rankfold_torch\.paired_run$"):
+        before = importlib.import_module("rankfold_torch.turns")
+    assert before.Turn is CoroutineThread
