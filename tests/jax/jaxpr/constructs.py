@@ -12,11 +12,7 @@ from jax import lax
 from jax.custom_derivatives import linear_call
 
 X = np.random.default_rng(1).standard_normal((2, 5)).astype(np.float32)
-
-
 W = np.random.default_rng(2).standard_normal((5, 5)).astype(np.float32) / 3
-
-
 STACK = np.random.default_rng(3).standard_normal((4, 5, 5)).astype(np.float32) / 3
 
 

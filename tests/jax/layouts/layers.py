@@ -10,8 +10,6 @@ from hypothesis import HealthCheck, settings
 import rankfold as rf
 
 METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")
-
-
 ROUNDING = 5e-6
 
 
