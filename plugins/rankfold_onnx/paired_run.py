@@ -6,7 +6,8 @@ replacements before it give.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,14 +91,20 @@ class _Batch:
         path = steps[self.position].call.path
         return sum(step.call.path == path for step in steps[: self.position])
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Say of what fails inside that it was this batch."""
+        try:
+            yield
+        except runtime.FailedError as error:
+            raise batch_error(self.batch.index, error) from error
+
     def on_both(self, segment: Segment) -> None:
         """Run nodes on what is known of both runs."""
-        try:
+        with self.named():
             segment.run(self.original)
             if self.compressed is not None:
                 segment.run(self.compressed)
-        except runtime.FailedError as error:
-            raise batch_error(self.batch.index, error) from error
 
     def release(self, segment: Segment) -> None:
         """Forget what nothing reads any more."""
@@ -140,13 +147,15 @@ class _PairedRun:
             for batch in group:
                 step = batch.step
                 assert step is not None
-                step.layer.run(batch.original)
+                with batch.named():
+                    step.layer.run(batch.original)
             assert group[0].step is not None
             path = group[0].step.call.path
             if path not in self._sessions:
                 self._meet(path, group)
             for batch in group:
-                self._give(path, batch)
+                with batch.named():
+                    self._give(path, batch)
                 batch.position += 1
                 self._to_next_layer(batch)
 

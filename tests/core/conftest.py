@@ -1,7 +1,8 @@
-"""What the tests of checkpoints do without: waiting for a disk."""
+"""Random numbers for tests, and what those of checkpoints do without: waiting for a disk."""
 
 import os
 
+import numpy as np
 import pytest
 
 
@@ -11,3 +12,8 @@ def _no_waiting():
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", os.fstat)  # which refuses what is no handle, as fsync does
         yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

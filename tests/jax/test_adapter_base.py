@@ -12,7 +12,6 @@ from flax import linen as nn
 from flax import nnx
 
 import rankfold as rf
-from rankfold.plugins.registry import registry
 
 X = jax.random.normal(jax.random.key(0), (3, 8, 7, 5))
 
@@ -81,11 +80,3 @@ def test_chains_alike_are_checked_by_one_compilation(
     assert compiled(2) > 2
     # Two programs are of this depth: the compressed model and the original it is compared with.
     assert compiled(5) == 2
-
-
-def test_keys_of_random_generators_have_no_axis_of_examples() -> None:
-    adapter = registry().adapter(Net())
-    keys = (jax.random.key(0), jax.random.split(jax.random.key(0), 3), jax.random.PRNGKey(0))
-    assert not any(map(adapter.has_examples, keys))
-    assert adapter.has_examples(X)
-    assert adapter.has_examples(jnp.zeros((2,), jnp.int32))

@@ -82,6 +82,19 @@ def near(actual: np.ndarray, expected: np.ndarray, tolerance: float = 1e-5) -> N
     assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
 
 
+def off(small: Any, model: Any, x: np.ndarray) -> float:
+    y = run(model, x=x)
+    return float(np.linalg.norm(run(small, x=x) - y) / np.linalg.norm(y))
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    """Images of a few patterns, so that inputs of layers do not fill their space."""
+    rng = np.random.default_rng(seed)
+    patterns = np.random.default_rng(9).standard_normal((4, 3, 12, 10))
+    mixed = np.einsum("np,pchw->nchw", rng.standard_normal((count, 4)), patterns)
+    return (mixed + 0.05 * rng.standard_normal(mixed.shape)).astype(np.float32)
+
+
 def perceptron(bias: bool = True) -> onnx.ModelProto:
     """Gemm, Relu, MatMul and Add: 12 to 20 to 7."""
     nodes = [

@@ -217,16 +217,6 @@ def test_the_body_of_a_function_is_left_alone() -> None:
     assert {layer.path for layer in small.plan.replaced} == {"first", "second"}
 
 
-def test_paths_are_names_of_nodes_or_of_what_they_give() -> None:
-    nodes = [
-        node("MatMul", "x w", "p", "same"),
-        node("MatMul", "p v", "q", "same"),
-        node("MatMul", "q u", "y"),
-    ]
-    tensors = {"w": W, "v": drawn(7, 6), "u": drawn(6, 5)}
-    assert list(OnnxAdapter().layers(linear(nodes, tensors))) == ["p", "q", "y"]
-
-
 def test_a_table_is_a_layer_and_may_be_looked_up_from_its_end() -> None:
     nodes = [node("Gather", "table i", "e", "table"), node("MatMul", "e w", "y", "head")]
     tensors = {"table": drawn(30, 8), "w": drawn(8, 5)}

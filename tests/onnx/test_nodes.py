@@ -10,7 +10,6 @@ import pytest
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from onnx import helper
 from tests.onnx import graphs
 from tests.onnx.graphs import drawn, node
 
@@ -79,37 +78,6 @@ def test_a_padding_that_follows_from_the_shape_of_the_output_is_refused() -> Non
         {"y": [None] * 3},
     )
     assert "output_shape" in rf.plan(model, rf.Ranks(2)).layers[0].reason
-
-
-@pytest.mark.parametrize("opset", [7, 9, 11, 13, 21])
-def test_stages_are_of_the_operators_of_the_model(opset: int) -> None:
-    model = _of_version(opset)
-    x = drawn(5, 12)
-    small = rf.compress(model, rf.Ranks("full"), inputs=x).model
-    assert [item.version for item in small.opset_import] == [opset]
-    assert small.ir_version == model.ir_version
-    assert sum(n.op_type == "MatMul" for n in small.graph.node) == 2
-    graphs.near(graphs.run(small, x=x), graphs.run(model, x=x))
-
-
-def _of_version(opset: int) -> Any:
-    """Two Gemm; before opset 9 in a file in which every initializer is an input, too."""
-    tensors = {"w": drawn(12, 20), "b": drawn(20), "v": drawn(20, 7), "c": drawn(7)}
-    model = graphs.model(
-        [node("Gemm", "x w b", "h", "a"), node("Relu", "h", "r"), node("Gemm", "r v c", "y", "b")],
-        tensors,
-        {"x": [5, 12]},
-        {"y": [5, 7]},
-        opset=opset,
-        ir_version=10 if opset == 21 else 8,
-    )
-    if opset < 9:
-        model.ir_version = 3
-        model.graph.input.extend(
-            helper.make_tensor_value_info(name, graphs.FLOAT, array.shape)
-            for name, array in tensors.items()
-        )
-    return model
 
 
 def test_numbers_of_the_layout_are_those_of_the_stages() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -78,24 +76,3 @@ def test_a_layer_without_a_count_is_named() -> None:
     plan = rf.plan(model, rf.Energy(0.5), inputs=drawn(5, 12), include="before")
     assert plan["memory"].macs is None
     assert any("'memory'" in note for note in plan.notes)
-
-
-BAD: dict[str, Any] = {
-    "'x' is missing; the graph has x": {},
-    "the graph has no 'z'; it has x": {"x": np.zeros((5, 12), np.float32), "z": np.zeros(3)},
-    "'x' is int64, the graph wants float32": np.zeros((5, 12), np.int64),
-    "2 arrays for a graph with 1 inputs": (np.zeros((5, 12)), np.zeros(3)),
-    "the model fails": np.zeros((5, 13), np.float32),
-}
-
-
-@pytest.mark.parametrize("message", BAD)
-def test_inputs_that_do_not_fit_are_an_error(message: str) -> None:
-    with pytest.raises(rf.RankfoldError, match=f"inputs: .*{message}"):
-        rf.plan(graphs.perceptron(), rf.Ranks(2), inputs=BAD[message])
-
-
-def test_inputs_come_as_array_sequence_or_mapping_of_any_precision() -> None:
-    model, x = graphs.perceptron(), drawn(5, 12)
-    for inputs in (x, x.astype(np.float64), (x,), [x], {"x": x}):
-        assert OnnxAdapter().trace(model, inputs).extents["first"] == ((5,),)

@@ -1,6 +1,5 @@
 """A model that changes itself when it runs is as it was after every call of rankfold."""
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -141,23 +140,3 @@ def test_layers_made_at_the_first_call_are_gone_afterwards(calibrated: bool) -> 
     assert (sorted(vars(model)), list(model._modules)) == (attributes, parts)
     assert model.late is None
     assert model(x).shape == small.model(x).shape
-
-
-class CopiesAPart(Net):
-    """Copies a layer when it runs, as models with a slowly following target do."""
-
-    def change(self, x: torch.Tensor) -> None:
-        if not self.sizes:
-            self.cache["target"] = copy.deepcopy(self.a)
-        self.sizes.append(len(x))
-        self.cache["target"](x)
-
-
-def test_a_part_that_is_copied_while_the_model_runs_has_no_hooks_at_work() -> None:
-    model, x = CopiesAPart().eval(), torch.randn(16, SIZE)
-    wanted = copy.deepcopy(model)(x)
-    for _ in range(3):
-        small = rf.compress(model, rf.Ranks("full"), inputs=x, calibration=[x])
-    assert small.plan["b"].method == "svd"
-    assert not model.cache
-    torch.testing.assert_close(small.model(x), wanted, rtol=1e-4, atol=1e-5)

@@ -3,8 +3,6 @@
 import pytest
 import torch
 from transformers import (
-    BitConfig,
-    BitForImageClassification,
     GPT2Config,
     GPT2LMHeadModel,
 )
@@ -39,18 +37,3 @@ def test_a_projection_becomes_two_linears_with_the_bias_on_the_last(gpt2: GPT2LM
     assert (first.in_features, first.out_features, last.out_features) == (24, 5, 96)
     assert first.bias is None
     assert torch.equal(last.bias, gpt2.transformer.h[0].mlp.c_fc.bias)
-
-
-def test_full_rank_reproduces_bit_at_every_size() -> None:
-    torch.manual_seed(0)
-    sizes = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [1, 1], "num_groups": 4}
-    config = BitConfig(**sizes, global_padding="SAME", num_labels=5)
-    bit = BitForImageClassification(config).eval()
-    small = rf.compress(bit, rf.Ranks("full"), include="*conv*")
-    assert small.plan.replaced
-    assert all("weight standardisation folded in" in each.reason for each in small.plan.replaced)
-    for height, width in ((31, 28), (40, 33)):
-        x = torch.randn(1, 3, height, width)
-        with torch.no_grad():
-            before, after = bit(x).logits, small.model(x).logits
-        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)

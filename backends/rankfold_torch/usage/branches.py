@@ -120,10 +120,20 @@ def _value(node: ast.expr, module: nn.Module, scope: Scope, depth: int = 0) -> A
         return _compared(node, module, scope, depth)
     if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
         items = [_value(item, module, scope, depth + 1) for item in node.elts]
-        return next((x for x in items if x is OPEN or x is LEFT_OUT), tuple(items))
+        return next((x for x in items if x is OPEN or x is LEFT_OUT), _displayed(node, items))
     if isinstance(node, ast.Call):
         return _called(node, module, scope, depth)
     return OPEN
+
+
+def _displayed(node: ast.Tuple | ast.List | ast.Set, items: list[Any]) -> Any:
+    # Of the kind that is written: a list is equal to no tuple.
+    if isinstance(node, ast.List):
+        return items
+    try:
+        return tuple(items) if isinstance(node, ast.Tuple) else set(items)
+    except TypeError:  # what no set can hold
+        return OPEN
 
 
 def _name(name: str, module: nn.Module, scope: Scope, depth: int) -> Any:

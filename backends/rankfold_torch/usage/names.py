@@ -30,6 +30,7 @@ _NAMED = ("named_parameters", "named_children", "named_modules", "items")
 _BY_NAME = ("get_parameter", "get_submodule", "get_buffer")
 # Functions whose result holds the items of their argument.
 _SAME = ("list", "tuple", "set", "dict", "reversed", "sorted", "iter")
+_WRITTEN_OUT = (ast.Tuple, ast.List, ast.Set)
 _PLACES = ("__dict__", "_parameters", "_modules", "_buffers")
 
 
@@ -70,9 +71,10 @@ def of_call(call: ast.Call, names: Names) -> frozenset[Route]:
             return joined(owners, *_GIVING[name])
         if name in _BY_NAME and call.args:
             argument = call.args[0]
-            # A computed name may be of any parameter at any depth.
-            known = isinstance(argument, ast.Constant) and isinstance(argument.value, str)
-            return joined(owners, *(argument.value.split(".") if known else (BELOW, ANY)))  # type: ignore[attr-defined]  # known
+            if isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                return joined(owners, *argument.value.split("."))
+            # A computed name may be that of any of them, at any depth.
+            return joined(owners, *((BELOW,) if name == "get_submodule" else (BULK, ANY)))
     elif name == "getattr" and len(call.args) > 1:
         return joined(routes(call.args[0], names), index_of(call.args[1]))
     elif name == "vars" and call.args:
@@ -108,6 +110,18 @@ def joined(owners: Iterable[Route], *parts: str) -> frozenset[Route]:
 def items(collections: Iterable[Route]) -> frozenset[Route]:
     """Return the routes to what collections hold."""
     return joined(collections, ANY)
+
+
+def items_of(node: ast.expr, names: Names) -> frozenset[Route]:
+    """Return the routes to the items of an expression, which may be written out."""
+    if not isinstance(node, _WRITTEN_OUT):
+        return items(routes(node, names))
+    return frozenset[Route]().union(
+        *(
+            items_of(part.value, names) if isinstance(part, ast.Starred) else routes(part, names)
+            for part in node.elts
+        )
+    )
 
 
 def index_of(node: ast.AST) -> str:
@@ -180,7 +194,7 @@ class Bindings:
                     self._bind_to(part, self.names.get(_position(value.id, index), frozenset()))
             else:
                 # Unpacked from something that is no written tuple: any item of it.
-                self._bind_to(target, items(routes(value, self.names)))
+                self._bind_to(target, routes(value, self.names))
 
     def _bind_to(self, target: ast.expr, meanings: frozenset[Route]) -> None:
         """Bind to what is not written out; the items of it, for several names."""
@@ -191,10 +205,19 @@ class Bindings:
             self._bind_to(target.value, meanings)
         elif isinstance(target, (ast.Tuple, ast.List)):
             for part in target.elts:
-                self._bind_to(part, items(meanings))
+                # What is starred is a list of the items, and is followed as the whole is.
+                starred = isinstance(part, ast.Starred)
+                self._bind_to(part, meanings if starred else items(meanings))
 
     def _bind_items(self, target: ast.expr, iterable: ast.expr) -> None:
         """Bind the target of a loop; what runs side by side is told apart by its position."""
+        if isinstance(iterable, _WRITTEN_OUT):
+            for part in iterable.elts:
+                if isinstance(part, ast.Starred):
+                    self._bind_items(target, part.value)
+                else:
+                    self._bind(target, part)
+            return
         several = isinstance(target, (ast.Tuple, ast.List)) and isinstance(iterable, ast.Call)
         name = last_name(iterable.func) if isinstance(iterable, ast.Call) else ""
         if several and name in ("zip", "enumerate", *_NAMED):
@@ -221,9 +244,8 @@ class Bindings:
                 self._bind_to(target, frozenset())
                 for index, argument in enumerate(iterable.args, start=first):
                     key = _position(target.id, index)
-                    self.names[key] = self.names.get(key, frozenset()) | items(
-                        routes(argument, self.names)
-                    )
+                    further = items_of(argument, self.names)
+                    self.names[key] = self.names.get(key, frozenset()) | further
             return
         if name in ("state_dict", "keys"):  # gives names
             self._bind_to(target, frozenset())

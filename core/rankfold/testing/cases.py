@@ -43,7 +43,7 @@ CASES: dict[str, Op] = {
     "convolution 2-d": _drawn(Conv, 11, 7, 5, 3, stride=(2, 3), padding=(2, 1), dilation=(1, 2)),
     "convolution without bias": _drawn(Conv, 9, 5, 3, 4, padding=(1, 2), bias=False),
     "convolution 1×1": _drawn(Conv, 10, 7, 1, 1, stride=(1, 2)),
-    "convolution, same padding": _drawn(Conv, 9, 5, 3, 5, padding="same"),
+    "convolution, same padding": _drawn(Conv, 9, 5, 3, 7, padding="same"),
     "convolution, grouped": _drawn(Conv, 15, 4, 3, 5, groups=3, padding=(1, 2), stride=(2, 1)),
     "convolution 3-d": _drawn(Conv, 7, 5, 3, 2, 4, stride=(1, 2, 1), padding=(1, 0, 2)),
     "transposed convolution": _drawn(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 from rankfold_numpy.adapter import NumpyAdapter
-from rankfold_numpy.framework import Dense, Model
+from tests.core.numpy_models import model
 
 import rankfold as rf
 from rankfold.adapters.base import Trace
@@ -72,17 +71,6 @@ class Silent(NumpyAdapter):  # type: ignore[misc]  # the example has no types
     def trace(self, model: Any, inputs: Any) -> Trace:
         seen = super().trace(model, inputs)
         return Trace(seen.extents, seen.refusals)
-
-
-def kernel(into: int, out: int) -> Any:
-    """A matrix of rank 5 and a little noise."""
-    rng = np.random.default_rng(out)
-    low = rng.standard_normal((into, 5)) @ rng.standard_normal((5, out))
-    return (low + 0.1 * rng.standard_normal((into, out))).astype(np.float32)
-
-
-def model(*sizes: int) -> Any:
-    return Model([Dense(kernel(into, out)) for into, out in pairwise(sizes)])
 
 
 def replaced(policy: Any, adapter: type = NumpyAdapter, **options: Any) -> list[str]:

@@ -1,12 +1,15 @@
 """Commands as a user gives them, and what they are about."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 FACTORY = """
 import torch
@@ -37,6 +40,8 @@ def process(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def network() -> nn.Module:
+    import torch
+
     namespace: dict[str, object] = {}
     exec(FACTORY, namespace)
     torch.manual_seed(0)

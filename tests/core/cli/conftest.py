@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 from tests.core.cli.commands import FACTORY, Run, network
 
 from rankfold.cli import main
@@ -43,6 +41,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
     (tmp_path / "mymodels.py").write_text(FACTORY)
     (tmp_path / "script.py").write_text("import sys; sys.exit()")
     save_file(network().state_dict(), tmp_path / "w.safetensors")

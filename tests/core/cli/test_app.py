@@ -1,6 +1,5 @@
 """The command line, in this process where a process of its own would show nothing else."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 from tests.core.cli.commands import Run, network, process
 
 import rankfold as rf
@@ -103,24 +100,6 @@ def test_characters_that_standard_output_cannot_encode_are_replaced(folder: Path
     assert b"Conv 3?17" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("redirection", "cause"),
-    [("> /dev/full", "No space left"), (">&-", "closed"), ("| true", "Broken pipe")],
-)
-def test_the_error_of_an_unwritable_output_says_where_the_result_is(
-    folder: Path, redirection: str, cause: str
-) -> None:
-    script = f'set -o pipefail; "$@" {redirection}'
-    command = [sys.executable, "-m", "rankfold.cli", *CHECKPOINT]
-    shell = ["bash", "-c", script, "bash", *command]
-    done = subprocess.run(shell, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("rankfold: the result was written to 'out', but ")
-    assert done.stderr.count("\n") == 1
-    assert cause in done.stderr
-    assert rf.load(network(), folder / "out")
-
-
 def test_compress_does_not_replace_the_working_directory(folder: Path, run: Run) -> None:
     (folder / "empty").mkdir()
     arguments = ("compress", "mymodels:make", "--weights", "../w.safetensors", "-o", ".")
@@ -128,13 +107,6 @@ def test_compress_does_not_replace_the_working_directory(folder: Path, run: Run)
     assert done.returncode == 2
     assert "'.' is or holds the working directory" in done.stderr
     assert (folder / "empty").is_dir()
-
-
-def test_plugins_lists_what_is_installed(folder: Path) -> None:
-    done = process("plugins", cwd=folder)
-    assert done.returncode == 0
-    for word in ("adapter torch", "decomposition tucker2", "policy vbmf", "No problems."):
-        assert word in done.stdout
 
 
 CHECKPOINT = ("compress", "w.safetensors", "-o", "out")
@@ -213,20 +185,6 @@ def test_an_error_of_the_process_is_one_line_and_exit_code_2(folder: Path, name:
     one_line(folder, name, process)
 
 
-def test_the_demo_shows_a_table_and_writes_a_picture(
-    folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    digits = load_digits()
-    few = Bunch(images=digits.images[:240], target=digits.target[:240])
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: few)
-    monkeypatch.setattr("rankfold.adapters.timing.MODEL", 0.1)
-    done = run("demo", "--epochs", "1", "-o", "[bold]shown", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    for word in ("SVD + Tucker-2", "SVD + CP", "fine-tuned", "speed-up", "picture: [bold]shown/"):
-        assert word in done.stdout
-    assert (folder / "[bold]shown" / "demo.png").read_bytes().startswith(b"\x89PNG")
-
-
 @pytest.mark.parametrize("option", ["--version", "-h"])
 def test_version_and_help_are_told_at_once(run: Run, tmp_path: Path, option: str) -> None:
     told = run(option, cwd=tmp_path)
@@ -251,14 +209,3 @@ def test_help_loads_no_framework(tmp_path: Path) -> None:
 def test_names_of_the_package_are_those_for_users() -> None:
     assert dir(rf) == sorted([*rf.__all__, "__version__"])
     assert all(hasattr(rf, name) for name in dir(rf))
-
-
-def test_plugins_without_a_framework_are_told(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    listing = importlib.import_module("rankfold.cli.plugins")
-    monkeypatch.setattr(listing, "find_spec", lambda name: None)
-    told = run("plugins", cwd=tmp_path).stdout
-    commands = (f"pip install 'rankfold[{name}]'" for name in ("jax", "onnx", "torch"))
-    assert " or ".join(commands) in told
-    assert "No problems" not in told

@@ -163,21 +163,6 @@ def test_without_a_refit_weights_are_those_of_the_factors(folder: Path, run: Run
     assert "--no-refit" in plan.command
 
 
-def test_a_key_chooses_the_weights_of_a_factory(folder: Path, run: Run) -> None:
-    state = network().state_dict()
-    halves = {name: value / 2 for name, value in state.items()}
-    torch.save({"raw": halves, "ema": state}, folder / "two.pt")
-    what = (*MODEL[:3], "two.pt", *POLICY)
-    told = run(*what, "--dry-run", cwd=folder)
-    assert told.returncode == 2
-    assert "'raw', 'ema'" in told.stderr
-    assert "--key" in told.stderr
-    assert run(*what, "--key", "ema", "-o", "a", cwd=folder).returncode == 0
-    assert run(*MODEL, *POLICY, "-o", "b", cwd=folder).returncode == 0
-    first, second = (load_file(folder / out / "weights.safetensors") for out in "ab")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
 WRONG = {
     "no output": (CHECKPOINT, "--output is missing; name the folder to write with -o"),
     "no target": (("compress", "-o", "out"), "Missing argument TARGET"),

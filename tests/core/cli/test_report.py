@@ -72,7 +72,3 @@ def test_what_has_no_plan_is_an_error(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(rf.RankfoldError, match="missing or not a plain file"):
         run(tmp_path / name, tmp_path / "a.html")
-
-
-def test_without_a_file_the_report_is_the_table(small: rf.Compressed) -> None:
-    assert small.report() == str(small.plan)

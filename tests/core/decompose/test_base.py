@@ -10,38 +10,14 @@ from functools import cache
 
 import numpy as np
 import pytest
-import tensorly as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tensorly.decomposition import parafac, partial_tucker
+from tests.core.decompose.factorizations import METHODS, distance, factored, method, spectral
 
 import rankfold as rf
-from rankfold.decompose import cp_als as als
-from rankfold.decompose.base import Decomposition, Factorization
-from rankfold.decompose.cp import parafac as own_parafac
-from rankfold.decompose.cp_correction import correct
-from rankfold.decompose.spectrum import Spectrum
-from rankfold.decompose.tensor_algebra import sensitivity, sum_of_squares
-from rankfold.decompose.tucker2 import partial_tucker2
+from rankfold.decompose.base import Factorization
 from rankfold.ops import Op, channels, output_extent, params
 from rankfold.ops.reference import forward, reconstruct
-from rankfold.plugins.registry import registry
-
-METHODS = ("svd", "channel_svd", "spatial_svd", "tucker2", "cp", "cp3")
-
-
-def method(name: str) -> Decomposition:
-    return registry().methods([name])[name]
-
-
-def spectral(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """A weight with decaying spectra along its first two modes."""
-    weight = rng.standard_normal(shape)
-    for mode in (0, 1):
-        decay = (1.0 + np.arange(shape[mode])) ** -0.8
-        mixing = np.linalg.qr(rng.standard_normal((shape[mode], shape[mode])))[0] * decay
-        weight = np.moveaxis(np.tensordot(mixing, weight, axes=(1, mode)), 0, mode)
-    return weight
 
 
 def ops() -> dict[str, Callable[[np.random.Generator], Op]]:
@@ -100,11 +76,6 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def rng() -> np.random.Generator:
-    return np.random.default_rng(0)
-
-
 def probe(op: Op, rng: np.random.Generator) -> np.ndarray:
     if isinstance(op, rf.Embedding):
         return rng.integers(0, len(op.weight), (3, 4))
@@ -112,14 +83,6 @@ def probe(op: Op, rng: np.random.Generator) -> np.ndarray:
         return rng.standard_normal((3, 2, channels(op)[1]))
     spatial = (13, 17, 11)[: op.weight.ndim - 2]
     return rng.standard_normal((2, channels(op)[1], *spatial))
-
-
-def factored(
-    op: Op, name: str, ranks: tuple[int, ...], placement: str = "balanced"
-) -> Factorization:
-    return method(name).decompose(
-        op, ranks, spectrum=Spectrum(op), placement=placement, rng=np.random.default_rng(0)
-    )
 
 
 def reduced(op: Op, name: str) -> tuple[int, ...]:
@@ -131,10 +94,6 @@ def halved(case: str, name: str) -> tuple[Op, Factorization]:
     """An op and its decomposition at about half of its ranks: the same in every test of a case."""
     op = OPS[case](np.random.default_rng(0))
     return op, factored(op, name, reduced(op, name))
-
-
-def distance(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.usefixtures("few_sweeps")
@@ -310,87 +269,6 @@ def test_random_geometry_is_exact_at_full_rank_and_consistent_below(data: st.Dat
     np.testing.assert_allclose(forward(chain, x), forward(dense, x), atol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(23, 41), (41, 23), (29, 30)])
-def test_truncated_svd_is_the_best_approximation(
-    shape: tuple[int, int], rng: np.random.Generator
-) -> None:
-    op = rf.Linear(spectral(rng, *shape))
-    singular = np.linalg.svd(op.weight, compute_uv=False)
-    for rank in (1, 5, 17):
-        best = np.linalg.norm(singular[rank:]) / np.linalg.norm(singular)
-        assert factored(op, "svd", (rank,)).error == pytest.approx(best, rel=1e-9)
-
-
-@pytest.mark.parametrize("ranks", [(2, 3), (7, 5), (12, 9)])
-def test_tucker2_is_no_worse_than_tensorly(
-    ranks: tuple[int, int], rng: np.random.Generator
-) -> None:
-    weight = spectral(rng, 19, 13, 3, 3)
-    (core, factors), _ = partial_tucker(weight, rank=list(ranks), modes=[0, 1], init="svd")
-    theirs = distance(tl.tenalg.multi_mode_dot(core, factors, modes=[0, 1]), weight)
-    assert factored(rf.Conv(weight), "tucker2", ranks).error <= theirs * 1.002
-    assert distance(partial_tucker2(weight, ranks).to_tensor(), weight) <= theirs * 1.002
-
-
-@pytest.mark.parametrize("rank", [3, 11, 29, 60])
-@pytest.mark.parametrize("flat", [False, True], ids=["4-way", "3-way"])
-def test_cp_is_no_worse_than_tensorly(flat: bool, rank: int, rng: np.random.Generator) -> None:
-    weight = spectral(rng, 19, 13, 3, 3)
-    tensor = weight.reshape(19, 13, 9) if flat else weight
-    theirs = distance(
-        tl.cp_to_tensor(
-            parafac(tensor.copy(), rank, n_iter_max=40, init="random", random_state=0, tol=0)
-        ),
-        tensor,
-    )
-    assert factored(rf.Conv(weight), "cp3" if flat else "cp", (rank,)).error <= theirs * 1.01
-    assert distance(tl.cp_to_tensor(own_parafac(tensor, rank)), tensor) <= theirs * 1.01
-
-
-def test_cp_of_a_border_rank_tensor_stays_bounded() -> None:
-    a, b = np.eye(3)[0], np.eye(3)[1]
-    tensor = sum(
-        np.einsum("i,j,k->ijk", *(b if mode == one else a for mode in range(3))) for one in range(3)
-    )
-    found = als.fit(tensor, 2, np.random.default_rng(0))
-    assert all(np.isfinite(f).all() for f in found.factors)
-    assert sum_of_squares(found.factors) < 1e3 * np.vdot(tensor, tensor)
-
-
-def test_error_preserving_correction_lowers_the_norms_within_the_bound(
-    rng: np.random.Generator,
-) -> None:
-    tensor = spectral(rng, 19, 13, 3, 3)
-    start = als.fit(tensor, 17, rng)
-    bound = start.error * 1.05
-    corrected = correct(tensor, start, bound)
-    assert sum_of_squares(corrected.factors) < 0.95 * sum_of_squares(start.factors)
-    measured = distance(tl.cp_to_tensor((None, list(corrected.factors))), tensor)
-    assert measured == pytest.approx(corrected.error, rel=1e-6)
-    assert measured <= bound * (1 + 1e-6)
-
-
-def test_an_error_bound_that_a_rank_does_not_reach_is_an_error(rng: np.random.Generator) -> None:
-    op = rf.Conv(spectral(rng, 19, 13, 3, 3))
-    with pytest.raises(rf.RankfoldError, match=r"above the error_bound 0.01; use a higher rank"):
-        rf.cp(op, 5, error_bound=0.01)
-
-
-def test_sensitivity_is_the_mean_squared_change_under_noise(rng: np.random.Generator) -> None:
-    factors = als.fit(spectral(rng, 11, 7, 3, 2), 5, rng).factors
-    clean = tl.cp_to_tensor((None, list(factors)))
-    sigma = 1e-5
-    changes = [
-        np.linalg.norm(
-            tl.cp_to_tensor((None, [f + sigma * rng.standard_normal(f.shape) for f in factors]))
-            - clean
-        )
-        ** 2
-        for _ in range(400)
-    ]
-    assert np.mean(changes) / sigma**2 == pytest.approx(sensitivity(factors), rel=0.1)
-
-
 BAD = {
     "nan": (lambda: rf.truncated_svd(rf.Linear(np.full((5, 7), np.nan)), 2), "35 NaN or infinite"),
     "infinite": (lambda: rf.tucker2(rf.Conv(np.full((5, 7, 3), np.inf)), (2, 2)), "infinite"),
@@ -418,24 +296,6 @@ def test_bad_input_gets_one_clear_error(name: str) -> None:
     call, message = BAD[name]
     with pytest.raises(rf.RankfoldError, match=message):
         call()
-
-
-@pytest.mark.parametrize("shape", [(3000, 5, 1), (5, 3000, 1)])
-def test_the_cost_of_a_thin_layer_is_that_of_its_thin_side(
-    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
-) -> None:
-    orders = []
-    original = np.linalg.eigh
-
-    def eigh(grams: np.ndarray) -> object:
-        orders.append(grams.shape[-1])
-        return original(grams)
-
-    monkeypatch.setattr(np.linalg, "eigh", eigh)
-    op = rf.Conv(rng.standard_normal(shape))
-    chain = rf.tucker2(op, (5, 5))
-    assert max(orders) == 5
-    np.testing.assert_allclose(reconstruct(op, chain), op.weight, atol=1e-12)
 
 
 @pytest.mark.parametrize(

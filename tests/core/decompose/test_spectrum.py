@@ -148,21 +148,6 @@ def test_values_and_vectors_share_a_gram_matrix(monkeypatch: pytest.MonkeyPatch)
     assert np.allclose(values, eigen.values, atol=1e-12 * values.max())
 
 
-def test_errors_of_pairs_of_ranks_are_those_of_the_unfolding_of_what_the_input_basis_keeps() -> (
-    None
-):
-    op = OPS["tucker"][0]
-    spectrum = Spectrum(op)
-    method = registry().methods(("tucker2",))["tucker2"]
-    basis = spectrum.leading("input", op.weight.shape[1])
-    errors = dict(method.error_at_ranks(op, spectrum, 4))
-    for (r_out, r_in), error in errors.items():
-        kept = np.einsum("oip,ir->orp", spectrum.tensor[0], basis[0, :, :r_in])
-        singular = np.linalg.svd(kept.reshape(len(kept), -1), compute_uv=False)
-        least = spectrum.energy - (singular[:r_out] ** 2).sum()
-        assert abs(error - least) < 1e-9 * spectrum.energy
-
-
 def test_a_mode_may_come_with_its_values_or_with_a_way_to_them() -> None:
     values = np.ones((1, 3))
     assert Unfolding(values, (3, 4), 3, 1.0).values is values

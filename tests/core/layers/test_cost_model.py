@@ -16,7 +16,6 @@ from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings, Usage
 from rankfold.ops import Conv, ConvTranspose, Embedding, Extent, Linear, Op
 from rankfold.plugins.registry import registry
-from rankfold.plugins.validation import Declarations
 
 RNG = np.random.default_rng(4)
 ALL = ("svd", "tucker2", "spatial_svd", "channel_svd", "cp", "cp3")
@@ -114,19 +113,3 @@ def test_a_chain_that_does_not_cost_what_the_formula_says_is_refused() -> None:
     layer = Layer(("x",), lambda: OPS[3][0], Settings({"m": Twisted()}, "balanced", 0))
     with pytest.raises(Refused, match="multilinear_costs"):
         layer.candidate("m", (4,))
-
-
-def test_a_plugin_that_says_neither_yes_nor_no_is_refused() -> None:
-    class Vague(ChannelSVD):
-        multilinear_costs = "sometimes"  # type: ignore[assignment]  # what is tested
-
-    with pytest.raises(TypeError, match="multilinear_costs is 'sometimes'; give a bool"):
-        Declarations.of(lambda hook: [Vague()] if hook == "rankfold_decompositions" else [])
-
-
-def test_a_plugin_that_interpolates_no_method_by_its_name_is_refused() -> None:
-    class Vague(ChannelSVD):
-        interpolates = True
-
-    with pytest.raises(TypeError, match="interpolates is no text; give the name of a method"):
-        Declarations.of(lambda hook: [Vague()] if hook == "rankfold_decompositions" else [])

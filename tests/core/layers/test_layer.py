@@ -1,37 +1,21 @@
-"""Small decisions on which results hang: ties, medians, what is faster, what counts."""
+"""Small decisions on which results hang: what is faster, what counts."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from rankfold.adapters import timing
-from rankfold.calibration.moments import LayerMoments, predictions
 from rankfold.decompose.guarded import Guarded
-from rankfold.layers.candidates import Candidate
 from rankfold.layers.layer import Layer
 from rankfold.layers.settings import Settings, Usage
-from rankfold.ops import Chain, Conv, Cost, Embedding, Linear, params
+from rankfold.ops import Chain, Conv, Embedding, Linear, params
 from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.plugins.registry import registry
-from rankfold.policies.best_method import _least
 
 RNG = np.random.default_rng(8)
-
-
-def test_of_methods_that_differ_by_rounding_the_first_is_taken() -> None:
-    class Known:
-        def candidate(self, method: str, ranks: tuple[int, ...]) -> Candidate:
-            loss = {"first": 0.25, "rounding": 0.25 * (1 - 1e-7), "better": 0.25 * (1 - 1e-3)}
-            return Candidate(method, ranks, (), Cost(1, 1), 0.5, loss[method])
-
-    layer = cast(Any, Known())
-    assert _least(layer, {"first": (2,), "rounding": (3,)}, {}).method == "first"
-    assert _least(layer, {"first": (2,), "better": (3,)}, {}).method == "better"
 
 
 def test_no_layer_is_offered_what_measures_slower() -> None:
@@ -94,27 +78,6 @@ def test_of_plain_and_interpolative_chains_those_are_offered_that_measure_faster
     )
     _, faster = layer.timed_offers(*layer.priced().fronts)
     assert {offer.method for offer in faster} == {"svd"}
-
-
-def test_tables_do_not_say_how_many_predictions_there_are() -> None:
-    def of(samples: int, uses: float) -> LayerMoments:
-        return LayerMoments(np.eye(3)[None], np.ones((1, 3)), None, samples, uses)
-
-    layers = {"table": Embedding(np.ones((5, 3))), "linear": Linear(np.ones((4, 3)))}
-    moments = {"table": of(2, 1.0), "linear": of(30, 7.0)}
-    assert predictions(moments, layers) == 210
-    assert predictions({"table": of(2, 1.0)}, layers) == 2
-
-
-def test_a_time_is_the_median_of_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    turns = iter([3.0] * 3 + [1.0, 2.0, 7.0, 9.0, 8.0] + [7.0] * 100)  # after two warm-ups and one
-
-    def work() -> None:
-        clock[0] += next(turns)
-
-    assert timing.medians([work], budget=0.0) == (7.0,)
 
 
 def test_products_with_a_table_are_counted_for_it_and_for_its_factors() -> None:

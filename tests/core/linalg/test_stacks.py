@@ -84,19 +84,6 @@ def test_axes_of_equal_indices_are_summed_in_float64(array: Any) -> None:
     np.testing.assert_allclose(np.asarray(contracted), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_factors_and_systems_of_tensors_are_those_of_numpy(dtype: torch.dtype) -> None:
-    matrix = torch.tensor(MOMENT + 0.1 * np.eye(6)).to(dtype)
-    lower = linalg.cholesky(matrix)
-    assert lower.dtype == dtype
-    for transposed in (False, True):
-        solved = linalg.solve_triangular(lower, torch.tensor(STACK), transposed=transposed)
-        expected = linalg.solve_triangular(lower.numpy(), STACK, transposed=transposed)
-        np.testing.assert_allclose(solved.numpy(), expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(np.linalg.LinAlgError):
-        linalg.cholesky(-matrix)
-
-
 def test_a_copy_of_a_turned_tensor_is_in_c_order() -> None:
     turned = torch.tensor(STACK).mT
     for copy in (linalg.contiguous(turned), linalg.copied(turned)):
@@ -112,3 +99,16 @@ def test_what_cannot_be_written_to_is_copied_to_a_tensor_without_a_warning() -> 
     moved = linalg.like(frozen, torch.zeros(1))
     moved[0] = 9.0
     assert array[-1] == 5.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_factors_and_systems_of_tensors_are_those_of_numpy(dtype: torch.dtype) -> None:
+    matrix = torch.tensor(MOMENT + 0.1 * np.eye(6)).to(dtype)
+    lower = linalg.cholesky(matrix)
+    assert lower.dtype == dtype
+    for transposed in (False, True):
+        solved = linalg.solve_triangular(lower, torch.tensor(STACK), transposed=transposed)
+        expected = linalg.solve_triangular(lower.numpy(), STACK, transposed=transposed)
+        np.testing.assert_allclose(solved.numpy(), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(np.linalg.LinAlgError):
+        linalg.cholesky(-matrix)

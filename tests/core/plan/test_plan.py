@@ -49,10 +49,6 @@ def test_the_table_shows_every_layer_and_the_totals(plan: rf.Plan) -> None:
     assert "MACs of its layers 90k → 36k (40.0%)" in text
 
 
-def test_without_inputs_there_are_no_macs() -> None:
-    assert "MACs" not in str(rf.Plan(layers=(rf.LayerPlan(path="a", reason="excluded"),)))
-
-
 def test_the_table_shows_markup_and_control_characters_as_they_stand() -> None:
     layer = rf.LayerPlan(path="[bold]a\x1b[31m", reason="[/i]\x9b", op="\x07Linear")
     plan = rf.Plan(layers=(layer,), policy="Ranks({'[bold]a[/]': 3})\x1b[0m")

@@ -88,10 +88,3 @@ def test_equal_texts_have_one_number() -> None:
     marks, lines = numbered(["b", "", "a", "b"])
     assert marks == ["1", "", "2", "1"]
     assert lines == ["1: b", "2: a"]
-
-
-def test_errors_and_macs_are_explained() -> None:
-    text = contents(residual(informed=True)).totals
-    assert "error: ‖W − Ŵ‖ / ‖W‖ of the weight; predicted, measured: ‖y − ŷ‖ / ‖y‖" in text
-    assert "products within attention not counted" in text
-    assert "error:" not in str(rf.Plan(layers=(rf.LayerPlan(path="a", reason="excluded"),)))

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,6 @@ from tests.core.report.plans import EVIL, network
 
 import rankfold as rf
 from rankfold.report.page import rendered
-from rankfold.report.templating import environment
 
 
 class Parts(HTMLParser):
@@ -133,19 +131,6 @@ def test_every_layer_its_numbers_and_its_reason_are_there(page: str) -> None:
         assert words in text
 
 
-def test_the_call_of_a_checkpoint_has_data_of_its_own() -> None:
-    call = "rf.compress_checkpoint(checkpoint, output, rf.Ratio(share=0.5))"
-    text = " ".join(Parts(rendered(msgspec.structs.replace(network(), call=call))).text.split())
-    assert "rf.Ratio(share=0.5), inputs=shapes, moments=file)" in text
-
-
-def test_a_function_in_the_call_has_a_name_that_can_be_typed() -> None:
-    call = "rf.compress(model, rf.Budget(drop=0.5, evaluate=Run.<locals>.<lambda>), seed=3)"
-    text = Parts(rendered(msgspec.structs.replace(network(), call=call))).text
-    assert "rf.Budget(drop=0.5, evaluate=evaluate), seed=3" in text
-    assert "evaluate gives the score of a model" in text
-
-
 def test_a_layer_without_a_spectrum_says_so() -> None:
     plan = rf.Plan(layers=(rf.LayerPlan(path="a", reason="tied", op="Linear"),))
     text = Parts(rendered(plan)).text
@@ -190,13 +175,6 @@ def test_what_is_no_path_is_an_error(arguments: tuple[Any]) -> None:
 def test_scores_of_something_else_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(rf.RankfoldError, match="sensitivity: str"):
         network().report(tmp_path / "x.html", sensitivity="a")  # type: ignore[arg-type]
-
-
-def test_without_the_template_engine_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    environment.cache_clear()
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(rf.RankfoldError, match=r"pip install 'rankfold\[report\]'"):
-        rendered(network(1))
 
 
 def test_three_hundred_layers_are_less_than_two_megabytes() -> None:

@@ -25,7 +25,6 @@ from rankfold.errors import RankfoldError
 from rankfold.linalg import Array
 from rankfold.ops import Conv, ConvTranspose, Linear, Op
 from rankfold.ops.reference import forward
-from rankfold_jax.functional import losses
 from rankfold_jax.linen.adapter import LinenAdapter
 from rankfold_jax.nnx.adapter import NNXAdapter
 
@@ -547,16 +546,3 @@ def test_batches_that_do_not_fit_are_named(framework: str) -> None:
         rf.gather(model, [], inputs=x)
     with pytest.raises(RankfoldError, match="batch 1"):
         rf.gather(model, [x, normal(4, 5)], inputs=x)
-
-
-@pytest.mark.parametrize(
-    ("shape", "rows"), [((6, 5), (6, 5)), ((6, 7, 5), (42, 5)), ((6,), (6, 1)), ((5,), (1, 5))]
-)
-def test_where_the_classes_are(shape: tuple[int, ...], rows: tuple[int, int]) -> None:
-    x = jnp.asarray(normal(*shape))
-    for outputs in (x, (x, 3), {"logits": x}, [{"logits": x}]):
-        assert losses.logits(outputs, 6).shape == rows
-    with pytest.raises(RankfoldError, match="no logits"):
-        losses.logits({"other": x}, 6)
-    with pytest.raises(RankfoldError, match="floating-point"):
-        losses.floats([jnp.arange(3)])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import pickle
 from typing import Any
@@ -13,7 +12,6 @@ import optax
 import pytest
 from flax import linen as nn
 from flax.training.train_state import TrainState
-from jax import lax
 
 import rankfold as rf
 
@@ -250,40 +248,6 @@ def test_the_class_of_the_user_is_unmodified() -> None:
     assert set(fresh["params"]["down"]) == {"kernel", "bias"}
 
 
-class Jitted(nn.Module):
-    """Blocks that were jitted once, when the module was defined."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return JittedBlock()(x)
-
-
-class PlainBlock(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Dense(7)(nn.relu(nn.Dense(7)(x)))
-
-
-JittedBlock = nn.jit(PlainBlock)
-
-
-def test_a_trace_compiled_before_does_not_hide_the_compression() -> None:
-    module, x = Jitted(), x_of(2, 7)
-    variables = module.init(jax.random.key(0), x)
-    model = module.bind(variables)
-    output = model(x)
-    small, again = (rf.compress(model, rf.Ranks(2), inputs=x) for _ in range(2))
-    assert len(small.plan.replaced) == len(again.plan.replaced) == 2
-    assert not np.allclose(small.model(x), output)
-    reduced, held = small.model.unbind()
-    made = reduced.init(jax.random.key(0), x)
-    assert jax.tree.structure(made) == jax.tree.structure(dict(held))
-    assert set(module.init(jax.random.key(0), x)["params"]["JitPlainBlock_0"]["Dense_0"]) == {
-        "kernel",
-        "bias",
-    }
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def run(module: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
     return module.apply(variables, x)
@@ -341,146 +305,3 @@ def test_a_model_that_is_one_layer_is_compressed(distance: Any) -> None:
     model = module.bind(module.init(jax.random.key(0), x))
     small = rf.compress(model, rf.Ranks("full"), inputs=x)
     assert distance(small.model(x), model(x)) < 1e-5
-
-
-def test_boxes_are_kept_with_the_names_that_remain() -> None:
-    class Boxed(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array) -> jax.Array:
-            init = nn.with_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
-            scanned = nn.scan(
-                Layer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=3,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            return nn.Dense(8, kernel_init=init)(scanned()(x, None)[0])
-
-    class Layer(nn.Module):
-        @nn.compact
-        def __call__(self, x: jax.Array, _: Any) -> tuple[jax.Array, None]:
-            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("in", "out"))
-            return nn.Dense(6, kernel_init=init)(x), None
-
-    module, x = Boxed(), x_of(2, 6)
-    model = module.bind(module.init(jax.random.key(0), x))
-    small, variables = rf.compress(model, rf.Ranks(2), inputs=x).model.unbind()
-    kernels = variables["params"]["Dense_0"]
-    assert kernels["lr0"]["kernel"].names == ("embed", None)
-    assert kernels["lr1"]["kernel"].names == (None, "mlp")
-    stacked = variables["params"]["ScanLayer_0"]["Dense_0"]
-    assert stacked["lr0"]["kernel"].names == ("layers", "in", None)
-    assert stacked["lr1"]["kernel"].names == ("layers", None, "out")
-    made = jax.eval_shape(small.init, jax.random.key(0), x)
-    assert jax.tree.structure(made) == jax.tree.structure(dict(variables))
-
-
-def test_what_a_layer_computes_with_is_forwarded() -> None:
-    def dot(*args: Any, **kwargs: Any) -> Any:
-        return lax.dot_general(*args, **kwargs)
-
-    module, x = nn.Dense(5, dtype=jnp.bfloat16, dot_general=dot), x_of(2, 7)
-    model = module.bind(module.init(jax.random.key(0), x))
-    small = rf.compress(model, rf.Ranks(2), inputs=x).model
-    assert small(x).dtype == jnp.bfloat16
-    seen = []
-
-    def note(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        seen.append(context.module)
-        return function(*args, **kwargs)
-
-    with nn.intercept_methods(note):
-        small(x)
-    stages = [m for m in seen if m.name in ("lr0", "lr1")]
-    assert [m.dot_general for m in stages] == [dot, dot]
-
-
-@dataclasses.dataclass  # with fields that can change, so that it has no hash
-class Product:
-    calls: int = 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
-        return lax.dot_general(*args, **kwargs)
-
-
-def test_a_way_to_multiply_need_not_be_hashable(distance: Any) -> None:
-    module, x = nn.Dense(5, dot_general=Product()), x_of(2, 7)
-    model = module.bind(module.init(jax.random.key(0), x))
-    small = rf.compress(model, rf.Ranks("full"), inputs=x)
-    assert small.plan.replaced
-    assert distance(small.model(x), model(x)) < 1e-5
-
-
-class Strided(nn.Module):
-    stride: int = 1
-    features: int = 16
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Conv(self.features, (3, 2), strides=self.stride, name="conv")(x)
-
-
-def test_a_compressed_layer_is_made_as_it_was_when_compressed() -> None:
-    x = x_of(2, 7, 5, 12)
-    model = Strided().bind(Strided().init(jax.random.key(0), x))
-    small, variables = rf.compress(
-        model, rf.Ranks(4), inputs=x, methods="channel_svd"
-    ).model.unbind()
-    assert small.clone(stride=1).apply(variables, x).shape == (2, 7, 5, 16)
-    for changed, word in (({"stride": 2}, "strides"), ({"features": 13}, "features")):
-        with pytest.raises(rf.RankfoldError, match=f"{word} of compressed layer 'conv'"):
-            small.clone(**changed).apply(variables, x)
-
-
-class Odd(nn.Module):
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.WeightNorm(nn.Dense(6))(x)
-        x = nn.Conv(6, (1,), mask=jnp.ones((1, 6, 6)))(x)
-        x = nn.ConvLocal(6, (2,), padding="SAME")(x)
-        own = self.param("own", nn.initializers.ones, (6, 6))
-        dense = nn.Dense(6)
-        y = dense(x)
-        x = y + x @ dense.variables["params"]["kernel"]
-        if self.is_initializing():
-            nn.Dense(6, name="never")(x)
-        return x @ own
-
-
-REASONS = {
-    "Dense_0": "its kernel goes into a",
-    "Conv_0": "masked",
-    "ConvLocal_0": "its kernel is not shared between positions",
-    "Dense_1": "its kernel is also used",
-    "never": "it is not called on the example inputs",
-    "": "no rule reads a Odd",
-}
-
-
-def test_what_is_left_alone_has_a_reason(distance: Any) -> None:
-    module, x = Odd(), x_of(2, 5, 6)
-    model = module.bind(module.init(jax.random.key(0), x))
-    small = rf.compress(model, rf.Ranks("full"), inputs=x)
-    left = {layer.path: layer.reason for layer in small.plan.layers if layer.method is None}
-    for path, reason in REASONS.items():
-        assert left[path].startswith(reason), left[path]
-    assert distance(small.model(x), model(x)) < 1e-5
-
-
-def test_inputs_are_asked_for() -> None:
-    model, _ = bound("UNet")
-    with pytest.raises(rf.RankfoldError, match="shows its layers only when it is called"):
-        rf.compress(model, rf.Ranks(2))
-
-
-def test_an_unbound_module_is_a_clear_error() -> None:
-    with pytest.raises(rf.RankfoldError, match=r"pass module.bind\(variables\)"):
-        rf.compress(UNet(), rf.Ranks(2), inputs=x_of(2, 8, 8, 3))
-
-
-def test_in_place_is_a_clear_error() -> None:
-    model, x = bound("UNet")
-    with pytest.raises(rf.RankfoldError, match="immutable"):
-        rf.compress(model, rf.Ranks(2), inputs=x, inplace=True)

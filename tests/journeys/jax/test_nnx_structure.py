@@ -633,33 +633,6 @@ def test_attention_with_a_cache_is_replaced_and_reproduced() -> None:
         near(small.model(x), model(x))
 
 
-class Sowing(nnx.Module):
-    """A model that keeps its activations."""
-
-    def __init__(self) -> None:
-        self.fc = linear(11, 7)
-
-    def __call__(self, x: Any) -> Any:
-        y = self.fc(x)
-        self.sow(nnx.Intermediate, "seen", y)
-        return y
-
-
-@pytest.mark.filterwarnings("ignore:Using 'Module.sow:DeprecationWarning")
-def test_a_model_that_sows_is_traced_and_left_without_what_it_sowed() -> None:
-    model = Sowing()
-    small = rf.compress(model, rf.Ranks(2), inputs=X)
-    assert small.plan["fc"].method == "svd"
-    assert not hasattr(model, "seen")
-    assert not hasattr(small.model, "seen")
-
-
-def test_a_dotted_key_that_hides_a_layer_is_an_error() -> None:
-    model = nnx.Dict({"a.b": linear(11, 7), "a": nnx.Dict(b=linear(11, 5))})
-    with pytest.raises(rf.RankfoldError, match=r"two modules have the path 'a.b'"):
-        rf.plan(model, rf.Ranks(2))
-
-
 def test_a_layer_called_in_a_loop_with_the_same_kernel_counts_every_time() -> None:
     def use(layer: Any, x: Any) -> Any:
         return nnx.scan(lambda c, m: (c, m(x)), in_axes=(nnx.Carry, None), length=5)(0.0, layer)[1]

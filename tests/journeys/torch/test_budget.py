@@ -147,26 +147,6 @@ def test_a_layer_whose_replacement_fails_does_not_break_the_budget(
     assert small.plan["9"].reason == "cannot be built"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "no limit"),
-        ({"params": 0}, "params 0"),
-        ({"macs": 1.5}, r"macs 1\.5"),
-        ({"params": True}, "params True"),
-        ({"params": "0.5"}, r"params '0\.5'"),
-        ({"params": float("nan")}, "params nan"),
-        ({"params": 0.5, "multiple_of": 0}, "multiple_of 0"),
-        ({"drop": 0.1}, "go together"),
-        ({"drop": 0.1, "evaluate": 3}, "evaluate 3"),
-        ({"drop": 0.1, "error": 0.1, "evaluate": print}, "exclude each other"),
-    ],
-)
-def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(rf.RankfoldError, match=message):
-        rf.Budget(**arguments)
-
-
 def test_macs_need_inputs() -> None:
     with pytest.raises(rf.RankfoldError, match="pass inputs="):
         rf.plan(network(), rf.Budget(macs=0.5))

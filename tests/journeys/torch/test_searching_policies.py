@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import rankfold as rf
-from rankfold.plugins import Allocation, Choice, Outcome
+from rankfold.plugins import Outcome
 from rankfold_torch.adapter import TorchAdapter
 
 
@@ -82,39 +82,6 @@ def test_a_copy_of_an_outcome_with_another_plan_is_one() -> None:
         return replace(outcome, plan=outcome.plan)
 
     assert rf.compress(network(), Searching(renamed), inputs=X).plan.replaced
-
-
-@dataclass
-class Timed:
-    """Predicts times."""
-
-    seconds: Any
-    notes: Any = ()
-    name: ClassVar[str] = "timed"
-    judges: ClassVar[str] = "model"
-
-    def allocate_model(self, layers: Any) -> Allocation:
-        return Allocation([Choice(None, reason="left") for _ in layers], self.notes, self.seconds)
-
-    def allocate(self, layers: Any) -> Any:
-        raise AssertionError("allocate_model is asked")
-
-    @classmethod
-    def from_text(cls, argument: str) -> Any:
-        raise AssertionError
-
-
-@pytest.mark.parametrize(
-    "seconds", [(0.0, 0.0), (float("nan"), 1.0), (1.0, float("inf")), (1.0, -1.0), (1e-320, 1e300)]
-)
-def test_times_that_are_none_are_refused(seconds: Any) -> None:
-    with pytest.raises(rf.RankfoldError, match=r"policy Timed.*seconds"):
-        rf.plan(network(), Timed(seconds), inputs=X)
-
-
-def test_a_text_is_no_tuple_of_notes() -> None:
-    with pytest.raises(rf.RankfoldError, match=r"policy Timed.*notes"):
-        rf.plan(network(), Timed(None, "one text"), inputs=X)
 
 
 class Anew(collections.abc.Mapping):

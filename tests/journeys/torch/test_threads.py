@@ -1,6 +1,7 @@
 """Calls from several threads: one after the other on a model, side by side on different ones."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,6 @@ from rankfold.errors import RankfoldError
 from rankfold.layers.blas_threads import limited
 from rankfold.plugins.model_lock import exclusive
 from rankfold.state.restoration import Lock, settled
-from rankfold_torch.paired_run.attribute_writes import Watched
 
 
 class Meeting(nn.Module):
@@ -91,27 +91,6 @@ def test_calls_on_different_models_run_side_by_side() -> None:
     assert (nn.Module.__getattr__, nn.Module.__setattr__) == before
 
 
-def test_watchers_of_a_method_come_and_go_in_any_order() -> None:
-    class Owner:
-        def method(self, x: int) -> int:
-            return x
-
-    original = Owner.method
-    watched = Watched(Owner, "method")
-    seen: list[tuple[str, int]] = []
-    first = watched.by(lambda _, x: seen.append(("first", x)))
-    second = watched.by(lambda _, x: seen.append(("second", x)))
-    with ThreadPoolExecutor(1) as pool:
-        first.__enter__()
-        pool.submit(second.__enter__).result()
-        assert Owner().method(3) == 3
-        first.__exit__(None, None, None)
-        assert Owner().method(5) == 5
-        pool.submit(second.__exit__, None, None, None).result()
-    assert seen == [("first", 3), ("second", 3), ("second", 5)]
-    assert Owner.method is original
-
-
 def test_two_calls_that_wait_for_each_other_end_with_an_error() -> None:
     models = nn.Linear(3, 2), nn.Linear(5, 2)
     both = threading.Barrier(2, timeout=60)
@@ -166,3 +145,32 @@ def test_a_lock_that_an_interrupt_left_locked_is_free_for_other_threads() -> Non
         interrupted()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(held).result(timeout=60)
+
+
+class Slow(nn.Module):
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        layers = nn.Conv2d(5, 13, 3), nn.Conv2d(13, 17, 3), nn.Flatten(), nn.Linear(17 * 4, 19)
+        self.net, self.seconds = nn.Sequential(*layers), seconds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return self.net(x)
+
+
+def test_two_traces_at_once_leave_no_trace() -> None:
+    before = nn.Module.__getattr__
+    shared = Slow(0.2).train()
+    plans: list[rf.Plan] = []
+
+    def work(target: nn.Module) -> None:
+        plans.append(rf.plan(target, rf.Ratio(0.3), inputs=torch.zeros(1, 5, 6, 6), include="*"))
+
+    threads = [threading.Thread(target=work, args=(m,)) for m in (shared, shared, Slow(0.1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert nn.Module.__getattr__ is before
+    assert shared.training
+    assert [len(plan.replaced) for plan in plans] == [3, 3, 3]

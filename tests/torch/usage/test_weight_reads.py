@@ -149,7 +149,38 @@ class Clips(Net):
         return self.a(x)
 
 
+class Unpacks(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, last = self.layers
+        return x @ first.weight @ last.weight
+
+
+class InATuple(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.a, self.b):
+            x = x @ layer.weight
+        return x
+
+
+class ByAComputedName(Net):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.get_parameter("a." + "weight")
+
+
+class IfAListIsEqual(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [1, 2]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.a.weight if self.sizes == [1, 2] else self.a(x)
+
+
 USING = {
+    Unpacks: "layers.1",
+    InATuple: "a",
+    ByAComputedName: "a",
+    IfAListIsEqual: "a",
     Bulk: "a",
     Named: "a",
     State: "a",
