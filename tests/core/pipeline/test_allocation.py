@@ -94,6 +94,23 @@ def test_a_layer_is_carried_out_before_the_next_one_is_decided_on() -> None:
     assert order == ["decide 0", "do 0", "decide 1", "do 1"]
 
 
+def test_a_layer_is_let_go_of_when_it_is_carried_out() -> None:
+    reads: list[str] = []
+
+    class Counting(NumpyAdapter):
+        def read(self, network: Any, path: str) -> Any:
+            reads.append(path)
+            return super().read(network, path)
+
+    task = task_of(session_of(model(40, 30, 20), adapter=Counting()), rf.Ranks(3))
+    allocate(task, lambda layer, choice: layer.candidate("svd", choice.ranks))
+    for path, layer in task.layers.layers.items():
+        reads.clear()
+        assert layer.op is not None
+        assert reads == [path]
+        assert not layer.cache.candidates
+
+
 def test_layers_that_are_barred_or_have_no_moments_are_not_asked_about() -> None:
     session = session_of(model(40, 30, 20, 10), adapter=Gathers())
     calibrated = calibrate(session, [X], None, None)

@@ -15,15 +15,9 @@ def outcome(model: Any, latency: float | None = None) -> Outcome:
     return Outcome(model, rf.Plan(layers=(), latency=latency), {})
 
 
-def search(score: Any, drop: float, most: float = 1.0, least: float = 0.0) -> Outcome:
+def search(score: Any, drop: float, most: float = 1.0) -> Outcome:
     """Search among models that are the shares themselves; the original is 1."""
-
-    def attempt(share: float) -> Outcome:
-        if share < least:
-            raise Infeasible("too little", least / share)
-        return outcome(share)
-
-    return cheapest_good_enough(1.0, attempt, score, drop, most, "params")
+    return cheapest_good_enough(1.0, outcome, score, drop, most, "params")
 
 
 @pytest.mark.parametrize("least", [0.031, 0.27, 0.88])
@@ -37,8 +31,17 @@ def test_the_smallest_good_share_is_known_to_two_percent(least: float) -> None:
 
 
 def test_a_share_that_cannot_be_is_followed_by_one_that_can() -> None:
-    kept = search(lambda share: 1.0, 0.5, least=0.4)
+    asked: list[float] = []
+
+    def attempt(share: float) -> Outcome:
+        asked.append(share)
+        if share < 0.4:
+            raise Infeasible("too little", 0.4 / share)
+        return outcome(share)
+
+    kept = cheapest_good_enough(1.0, attempt, lambda share: 1.0, 0.5, 1.0, "params")
     assert 0.4 <= kept.model <= 1.025 * 0.4
+    assert [share < 0.4 for share in asked].count(True) == 1
 
 
 def test_where_only_the_largest_share_is_good_it_is_tried() -> None:
