@@ -27,7 +27,8 @@ slowest."""
 _CHEAP = 100_000_000
 """Multiplications of all cheap solves together: 10 ms at 10 GFLOP/s."""
 _MOST_CHEAP = 80
-"""Solves at most, however cheap they are."""
+"""Solves at most, however cheap they are: twice those after which none of 60 small kernels, half of
+them noise, lost more than if it had had 1000. With 20 they lost up to 0.2 %."""
 _MOST_SOLVES = 12
 """At most, where they are not cheap: kernels of one to three positions settle slowly."""
 _OUTPUT, _INPUT = 0, 1

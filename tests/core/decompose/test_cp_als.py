@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tests.benchmarks.exact_rank import FACTORS, exact
 
-from rankfold.decompose.cp_als import fit
-from rankfold.decompose.tensor_algebra import sum_of_squares
+from rankfold.decompose.cp_als import MOST_SENSITIVE, fit
+from rankfold.decompose.tensor_algebra import relative_sensitivity, sum_of_squares
 
 
 @pytest.mark.parametrize("kind", FACTORS)
@@ -32,3 +32,16 @@ def test_cp_of_a_border_rank_tensor_stays_bounded() -> None:
     found = fit(tensor, 2, np.random.default_rng(0))
     assert all(np.isfinite(f).all() for f in found.factors)
     assert sum_of_squares(found.factors) < 1e3 * np.vdot(tensor, tensor)
+
+
+def test_terms_that_cancel_exactly_are_bounded_at_the_cost_of_some_error() -> None:
+    rng = np.random.default_rng(0)
+    tensor = np.zeros((12, 10, 3))
+    for _ in range(2):
+        near, step = ([rng.standard_normal(size) for size in tensor.shape] for _ in range(2))
+        moved = [a + b / 1e3 for a, b in zip(near, step, strict=True)]
+        tensor += 1e3 * (np.einsum("i,j,k", *moved) - np.einsum("i,j,k", *near))
+    # Of the exact terms, a thousand times as large, the sensitivity is above a million.
+    model = fit(tensor, 4, np.random.default_rng(0))
+    assert relative_sensitivity(model.factors, float(np.vdot(tensor, tensor))) <= MOST_SENSITIVE
+    assert model.error < 0.1
