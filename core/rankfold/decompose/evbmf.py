@@ -30,8 +30,8 @@ _CLAMP = 1e-13
 _GRID = 128
 """Even points of log σ²; of the places where a component enters, at most twice as many."""
 _CELLS = 6
-"""Cells of the grid that are narrowed: the lowest point need not lie beside the lowest minimum. Of 400
-matrices, with and without structure, one had another rank with one cell, and none with two."""
+"""Cells of the grid that are narrowed: the lowest point need not lie beside the lowest minimum. Of
+400 matrices, with and without structure, one had another rank with one cell, and none with two."""
 _POINTS = 17
 """Points of a cell in each round."""
 _ROUNDS = 9

@@ -32,8 +32,8 @@ from rankfold.ops.geometry import is_int
 
 _NOMINAL_OUTPUT = 32
 """Positions along each axis of the output of a convolution whose input is not known: so many that
-edges count for little. The costs of its chains are compared at it, and shown nowhere; `Energy` plans
-the same for ResNet-18 and MobileNetV3 with any number from 1 to 256."""
+edges count for little. The costs of its chains are compared at it, and shown nowhere; `Energy`
+plans the same for ResNet-18 and MobileNetV3 with any number from 1 to 256."""
 
 
 class Costs:

@@ -39,8 +39,8 @@ from rankfold.ops.interpolation import pivots_of_chain
 from rankfold.ops.ownership import protected
 
 _TIMED = 10
-"""Offers of a method that are timed, each of which makes every turn longer: so many that a step from
-one to the next is a ninth of what lies between the most accurate and the cheapest one."""
+"""Offers of a method that are timed, each of which makes every turn longer: so many that a step
+from one to the next is a ninth of what lies between the most accurate and the cheapest one."""
 _FASTER = 0.97
 """Share of the layer's time that an offer must undercut: less is within the noise of timing."""
 _UNTRACED = Usage()
