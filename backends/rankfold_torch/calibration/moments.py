@@ -38,6 +38,7 @@ from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
 from rankfold_torch.calibration.sums import (
+    SquareSum,
     TensorSum,
     all_finite,
     mixtures,
@@ -142,7 +143,7 @@ class _InputSums:
 
     def __init__(self, store: ArrayStore) -> None:
         self._store = store
-        self._sums: dict[str, TensorSum] = {}
+        self._sums: dict[str, TensorSum | SquareSum] = {}
         self.rows = self.positions = 0
 
     def add(self, rows: int, terms: Mapping[str, torch.Tensor]) -> None:
@@ -152,6 +153,11 @@ class _InputSums:
             if name not in self._sums:
                 self._sums[name] = TensorSum(self._store)
             self._sums[name].add(term)
+
+    def add_square(self, name: str, rows: torch.Tensor) -> None:
+        """Add the second moment of rows (rows, groups, d)."""
+        total = self._sums.setdefault(name, SquareSum(self._store))
+        total.add(rows)
 
     def mean(self, name: str) -> Array:
         """Return a mean over all rows."""
@@ -173,7 +179,7 @@ class _Layer:
         self.full = full_gradients(op)
         self._matrix: torch.Tensor | None = None
         self.reader = InputReader(_InputSums(store), kind_of(op))
-        self.grads = TensorSum(store)
+        self.grads = SquareSum(store) if self.full else TensorSum(store)
 
     @property
     def sums(self) -> _InputSums:
@@ -203,15 +209,20 @@ class _Layer:
         taken = patches.Inputs(op, x, drawn)
         for chunk in chunks(op, drawn):
             rows = taken.take(chunk)
+            if self.form == "patches":
+                sums.add_square("inputs", rows)
             sums.add(len(rows), self._terms(rows))
         # Gradients are of all positions, and are divided by these.
         sums.positions += drawn.images * drawn.positions
 
     def _terms(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return the sums over rows (rows, groups, d) that the layer's form asks for."""
+        """Return the sums over rows (rows, groups, d) that the layer's form asks for.
+
+        Not the second moment of whole rows, for which they may have to wait.
+        """
         mean = rows.sum(0)
         if self.form == "patches":
-            return {"inputs": product(rows, rows), "mean": mean}
+            return {"mean": mean}
         if self.form == "diagonal":
             return {"inputs": squares(rows), "mean": mean}
         if self._matrix is None:
@@ -236,7 +247,7 @@ class _Layer:
         else:
             rows = patches.every_output(op, gradient)
         rows = working(rows)
-        self.grads.add(product(rows, rows) if self.full else squares(rows))
+        self.grads.add(rows if self.full else squares(rows))
 
     def check(self) -> None:
         """Check that the sums are finite.

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 
 from rankfold.calibration.accumulators import RelativeDistance, regression_sums
-from rankfold.calibration.array_store import ArrayStore, StoredSum
+from rankfold.calibration.array_store import ArrayStore, StoredRows, StoredSum
 from rankfold.calibration.moments import RegressionSums
 from rankfold.linalg import Array, like
 from rankfold_torch.layers.stock import stays, to_array
 
 _LARGE = 1024
-"""Order from which a sum is kept in float32, and a square is made in blocks."""
+"""Order from which a sum is kept in float32."""
+_BLOCKED = 256
+"""Order from which a square is made in blocks, in two thirds of the time, and of many rows."""
 # Of the columns of a wide square: with k of them, 1/2 + 1/2k of the products are made.
 _BLOCKS = 5
 # Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.
@@ -85,6 +87,60 @@ class TensorSum:
             return self._sum.over(count)
         mean: Any = self._staying / count
         return mean  # type: ignore[no-any-return]  # a tensor stands for an array
+
+
+class SquareSum:
+    """Sum of x xᵀ over rows x, as `TensorSum`, for rows that come a few at a time.
+
+    Where they are wide, they wait until there are as many as columns: a product of fewer costs more
+    for each, and no more than adding it to a sum that lies in a file.
+
+    Args:
+        store: keeps the sum and the rows.
+    """
+
+    def __init__(self, store: ArrayStore) -> None:
+        self._store = store
+        self._sum = TensorSum(store)
+        self._rows: StoredRows | None = None
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows (rows, groups, d)."""
+        count, groups, width = rows.shape
+        if count >= width or width < _BLOCKED or groups > 1 or not _waits(rows):
+            self._sum.add(product(rows, rows))
+            return
+        if self._rows is None:
+            self._rows = self._store.reserve(width, width, np.float32)
+        if self._rows.waiting + count > width:
+            self._settle()
+        self._rows.add(rows[:, 0].detach().numpy())
+
+    @property
+    def empty(self) -> bool:
+        """True if nothing was added."""
+        return self._settle().empty
+
+    @property
+    def is_finite(self) -> bool:
+        """True if all values are finite."""
+        return self._settle().is_finite
+
+    def over(self, count: float) -> Array:
+        """Return the sum over a number, read anew each time."""
+        return self._settle().over(count)
+
+    def _settle(self) -> TensorSum:
+        """Add the rows that wait, and return the sum."""
+        if self._rows is not None and self._rows.waiting:
+            rows = torch.from_numpy(self._rows.take())[:, None]
+            self._sum.add(product(rows, rows))
+        return self._sum
+
+
+def _waits(rows: torch.Tensor) -> bool:
+    # The store is the host's, and keeps rows in the precision that nearly all come in.
+    return rows.dtype == torch.float32 and rows.device.type == "cpu" and not stays(rows.device)
 
 
 class OutputSums:
@@ -178,7 +234,7 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         # One plain product is faster than a batch of one.
         if a.shape[1] > 1:
             return torch.bmm(a.permute(1, 2, 0), b.permute(1, 0, 2))
-        if a is b and a.shape[2] > _LARGE:
+        if a is b and a.shape[2] >= _BLOCKED:
             return _square(a[:, 0])[None]
         return (a[:, 0].T @ b[:, 0])[None]
 

@@ -59,9 +59,28 @@ class ArrayStore:
             self._end += array.nbytes
         return StoredArray(self, array.shape, array.dtype, None, offset)
 
+    def reserve(self, rows: int, columns: int, dtype: npt.DTypeLike) -> StoredRows:
+        """Reserve room for rows that come one after the other and are taken together.
+
+        Args:
+            rows: at most, between two times that they are taken.
+            columns: of each row.
+            dtype: of the rows.
+        """
+        size = rows * columns * np.dtype(dtype).itemsize
+        with self._lock:
+            if size <= self._left:
+                self._left -= size
+                return StoredRows(self, np.empty((rows, columns), dtype), columns, dtype, 0)
+            offset = self._end
+            self._end += size
+        return StoredRows(self, None, columns, dtype, offset)
+
     def _add(self, stored: StoredArray, term: Array) -> None:
         with self._lock:
-            total = self._read(stored) if stored.resident is None else stored.resident
+            total = stored.resident
+            if total is None:
+                total = self._read(stored.shape, stored.dtype, stored.offset)
             total += term
             if stored.resident is None:
                 self._write(total, stored.offset)
@@ -69,8 +88,15 @@ class ArrayStore:
     def _load(self, stored: StoredArray) -> Array:
         if stored.resident is not None:
             return read_only(stored.resident)
+        return self._get(stored.shape, stored.dtype, stored.offset)
+
+    def _get(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> Array:
         with self._lock:
-            return self._read(stored)
+            return self._read(shape, dtype, offset)
+
+    def _put(self, array: Array, offset: int) -> None:
+        with self._lock:
+            self._write(array, offset)
 
     def _write(self, array: Array, offset: int) -> None:
         try:
@@ -86,12 +112,12 @@ class ArrayStore:
         except OSError as error:
             raise _failed(error) from None
 
-    def _read(self, stored: StoredArray) -> Array:
+    def _read(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> Array:
         assert self._file is not None
-        array = np.empty(stored.shape, stored.dtype)
+        array = np.empty(shape, dtype)
         rest = array.reshape(-1).view(np.uint8).data
         try:
-            self._file.seek(stored.offset)
+            self._file.seek(offset)
             while rest:
                 count = self._file.readinto(rest)  # type: ignore[attr-defined]  # it is a raw file
                 if not count:
@@ -134,6 +160,54 @@ class StoredArray:
     def load(self) -> Array:
         """Return the array: read anew where it is in the file, else a view that is read-only."""
         return self._store._load(self)
+
+
+class StoredRows:
+    """Rows that wait in a store; see `ArrayStore.reserve`.
+
+    Args:
+        store: that they are in.
+        resident: where they are put in memory; None if that is in the file.
+        columns: of each row.
+        dtype: of the rows.
+        offset: of the first row in the file.
+
+    Attributes:
+        waiting: number of rows that have not been taken.
+    """
+
+    def __init__(
+        self,
+        store: ArrayStore,
+        resident: Array | None,
+        columns: int,
+        dtype: npt.DTypeLike,
+        offset: int,
+    ) -> None:
+        self._store = store
+        self._resident = resident
+        self._columns = columns
+        self._dtype = np.dtype(dtype)
+        self._offset = offset
+        self.waiting = 0
+
+    def add(self, rows: Array) -> None:
+        """Add rows (n, columns), for which there has to be room."""
+        end = self.waiting + len(rows)
+        if self._resident is not None:
+            self._resident[self.waiting : end] = rows
+        else:
+            before = self.waiting * self._columns * self._dtype.itemsize
+            self._store._put(np.ascontiguousarray(rows, self._dtype), self._offset + before)
+        self.waiting = end
+
+    def take(self) -> Array:
+        """Return the rows that wait, which then do so no more; overwritten by further ones."""
+        shape = (self.waiting, self._columns)
+        self.waiting = 0
+        if self._resident is not None:
+            return self._resident[: shape[0]]
+        return self._store._get(shape, self._dtype, self._offset)
 
 
 class StoredSum:

@@ -68,3 +68,20 @@ def test_a_full_disk_is_an_error_that_names_the_remedy(monkeypatch: pytest.Monke
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     with pytest.raises(RankfoldError, match=r"No space left.*TMPDIR"):
         ArrayStore(limit=0).keep(normal(4))
+
+
+@pytest.mark.parametrize("limit", [0, 2**20])
+def test_rows_wait_until_they_are_taken(folder: Path, limit: int) -> None:
+    store = ArrayStore(limit)
+    before = store.keep(normal(4))
+    rows = store.reserve(7, 3, np.float32)
+    after = store.keep(normal(5))
+    for parts in ((2, 5), (1, 3)):
+        arrays = [normal(size, 3, dtype="float32") for size in parts]
+        for array in arrays:
+            rows.add(array)
+        assert rows.waiting == sum(parts)
+        np.testing.assert_array_equal(rows.take(), np.concatenate(arrays))
+        assert rows.waiting == 0
+    np.testing.assert_array_equal(before.load(), normal(4))
+    np.testing.assert_array_equal(after.load(), normal(5))

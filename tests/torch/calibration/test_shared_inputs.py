@@ -11,7 +11,7 @@ from torch import nn
 from rankfold.calibration.batches import Calibration
 from rankfold.calibration.moments import LayerMoments
 from rankfold_torch.adapter import TorchAdapter
-from rankfold_torch.calibration import moments
+from rankfold_torch.calibration import moments, sums
 
 
 class Three(nn.Module):
@@ -78,13 +78,13 @@ def test_moments_are_those_of_separate_sums(way: str, monkeypatch: pytest.Monkey
 
 def test_an_input_of_three_layers_is_summed_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sides: list[int] = []
-    product: Callable[..., Any] = moments.product
+    product: Callable[..., Any] = sums.product
 
     def counted(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         sides.append(a.shape[-1])
         return product(a, b)
 
-    monkeypatch.setattr(moments, "product", counted)
+    monkeypatch.setattr(sums, "product", counted)
     gather(Three("same"))
     batches = sides.count(4)  # inputs of the first layer, which reads another tensor
     assert batches == 3
