@@ -12,21 +12,21 @@ from rankfold.storage.safetensors_header import header_bytes
 
 
 def filled(model: Any, weights: Path, key: str | None) -> Any:
-    """Return the model with the weights of a file.
+    """Return the model with the weights of a checkpoint.
 
     Args:
         model: of any framework with an adapter.
-        weights: a file of tensors, of a kind that a plugin reads.
-        key: of the state that is meant, where the file has several.
+        weights: a file or a folder of tensors, of a kind that a plugin reads.
+        key: of the state that is meant, where there are several.
 
     Raises:
-        RankfoldError: the file cannot be read, or is of another model; the whole of it must fit.
+        RankfoldError: it cannot be read, or is of another model; the whole of it must fit.
     """
     adapter = registry().adapter(model)
-    if key is None:
+    if key is None and weights.is_file():
         return adapter.load_weights(model, weights)
     state = Checkpoint(weights, key=key)
-    # Adapters read files of one state, so that this one becomes such a file.
+    # Adapters read files of one state, so that a folder or a part of a file becomes such a file.
     with TemporaryDirectory(prefix="rankfold-") as folder:
         file = Path(folder) / "weights.safetensors"
         entries = {name: state.entry(name) for name in state.owner}

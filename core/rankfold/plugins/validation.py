@@ -151,6 +151,12 @@ def _check_adapters(adapters: Iterable[object]) -> None:
             raise TypeError(f"{shown(spec)} is not an AdapterSpec")
         # Only the form of a target is checked. To resolve one would import the framework.
         demos = () if spec.demo is None else (spec.demo.target,)
+        for kind in spec.formats:
+            if bool(kind.marker) == bool(kind.suffixes):
+                raise TypeError(
+                    f"{shown(kind)}: give suffixes, by which a file is told, or a marker, by which "
+                    "a folder is"
+                )
         readers = (file_format.read for file_format in spec.formats)
         whole = (target for file in spec.model_files for target in (file.read, file.write))
         _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))
