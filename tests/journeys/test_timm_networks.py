@@ -8,7 +8,6 @@ from torch import nn
 
 import rankfold as rf
 
-
 NAMES = [
     *("test_nfnet", "test_efficientnet", "tf_mobilenetv3_small_minimal_100"),
     "tf_efficientnet_cc_b0_4e",
