@@ -37,7 +37,14 @@ from rankfold.state.restoration import Restored, settled
 from rankfold_torch import tracing
 from rankfold_torch.calibration import losses, patches
 from rankfold_torch.calibration.shared_inputs import InputReader, SharedInputs, kind_of
-from rankfold_torch.calibration.sums import TensorSum, mixtures, product, squares, working
+from rankfold_torch.calibration.sums import (
+    TensorSum,
+    all_finite,
+    mixtures,
+    product,
+    squares,
+    working,
+)
 from rankfold_torch.model_state import parameters_kept, unchanged
 from rankfold_torch.offloading import brought
 from rankfold_torch.temporary_changes import Hook, hooked, recurrent_differentiable
@@ -191,7 +198,7 @@ class _Layer:
         shared, whole = gathering.shared, drawn.chosen is None
         if shared is not None and shared.covers(self.reader, x, whole=whole):
             return
-        if not torch.isfinite(x).all():
+        if not all_finite(x):
             raise input_not_finite(self.path)
         taken = patches.Inputs(op, x, drawn)
         for chunk in chunks(op, drawn):
@@ -287,7 +294,7 @@ def _backward(gathering: _Gathering, layer: _Layer, gradient: torch.Tensor) -> N
     # after the pass. The first layer met on the way back is the nearest to the loss.
     if gathering.error is not None:
         return
-    if not torch.isfinite(gradient).all():
+    if not all_finite(gradient):
         gathering.error = gradient_not_finite(layer.path)
         return
     try:

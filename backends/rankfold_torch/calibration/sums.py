@@ -22,6 +22,8 @@ _LARGE = 1024
 _BLOCKS = 5
 # Numbers that are squared at a time: 16 MiB in float32, beside the gradients at 50,000 logits.
 _SQUARES = 2**22
+_STRETCH = 4096
+"""Numbers whose squares are summed in float32: that is exact to some 1e-6."""
 
 
 class Sum:
@@ -148,10 +150,25 @@ def projected(rows: torch.Tensor, basis: Array | None) -> torch.Tensor:
 def add_distance(total: RelativeDistance, y: torch.Tensor, other: torch.Tensor) -> None:
     """Add the distance of an output and of what stands in its place."""
     y, other = working(y), working(other)
-    # The difference in the working precision, its norm in float64: the sum of squares of a large
-    # output would lose digits in float32.
-    error, energy = (torch.linalg.vector_norm(x, dtype=torch.float64) for x in (y - other, y))
-    total.add(float(error) ** 2, float(energy) ** 2)
+    total.add(squared_norm(y - other), squared_norm(y))
+
+
+def squared_norm(x: torch.Tensor) -> float:
+    """Return Σ x², added up in float64."""
+    # Short stretches in the tensor's own precision, and these in float64: one sum of a large
+    # output in float32 would be off by a hundredth, and a norm in float64 takes 20 times as long.
+    flat = x.reshape(-1)
+    whole = flat.numel() // _STRETCH * _STRETCH
+    stretches = torch.linalg.vector_norm(flat[:whole].view(-1, _STRETCH), dim=1).double()
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64)
+    return float(stretches.square().sum() + rest.square())
+
+
+def all_finite(x: torch.Tensor) -> bool:
+    """Return whether all values are finite."""
+    # A sum with an infinite or undefined term is so, too, and takes a tenth of the time. One that
+    # is not finite may have overflown.
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

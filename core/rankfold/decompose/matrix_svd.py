@@ -23,7 +23,7 @@ from rankfold.decompose.reduced_rank_regression import Regression, projection
 from rankfold.decompose.spectrum import Side, Spectrum
 from rankfold.decompose.stages import cast, check_ranks, place_scale, refilled
 from rankfold.linalg import Array
-from rankfold.ops import Chain, Embedding, Op, blank
+from rankfold.ops import Chain, Conv, Embedding, Op, blank
 
 COUNT = 40
 """Ranks of a single matrix, about, that a budget chooses from; each costs only a cumulative sum."""
@@ -70,8 +70,8 @@ class MatrixSVD(ABC):
         return min(self._sides(op))
 
     def surpassed(self, op: Op) -> str | None:
-        """Return None: at its rank no method loses less; see `NamesBetterMethod`."""
-        return None
+        """Return "svd" for kernels of one position, where the stages are those of that method."""
+        return "svd" if isinstance(op, Conv) and math.prod(op.weight.shape[2:]) == 1 else None
 
     def max_ranks(self, op: Op) -> RankTuple:
         """Return the smaller side of the matrix of one group."""
