@@ -21,6 +21,7 @@ from flax.training.train_state import TrainState
 import rankfold as rf
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.cli import app
+from rankfold.cli.weights import filled
 from rankfold_jax.orbax_reader import OrbaxFolder
 
 X = np.random.default_rng(1).standard_normal((2, 7, 7, 3)).astype(np.float32)
@@ -114,6 +115,12 @@ def test_a_factory_s_model_gets_the_weights_of_a_checkpoint(
     app.app(arguments, standalone_mode=False)
     small = rf.load(make(6), tmp_path / "out", inputs=X)
     assert np.array_equal(small(X), rf.compress(make(), POLICY, inputs=X).model(X))
+
+
+def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
+    source = saved(linen_variables(), tmp_path / "orbax")
+    with pytest.raises(rf.RankfoldError, match="orbax' does not fit the model: it lacks blocks"):
+        filled(nnx_model(), source, None)
 
 
 def test_every_kind_of_leaf_is_read_bit_for_bit(tmp_path: Path) -> None:

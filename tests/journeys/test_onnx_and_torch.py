@@ -73,8 +73,8 @@ def test_with_data_both_lose_the_same(network: nn.Sequential, data: Data) -> Non
         assert small.plan.macs[1] <= 0.7 * small.plan.macs[0]
         assert small.plan.loss is not None
         losses.append(small.plan.loss[1])
-    # Shares of the outputs' square. The graph has noise in place of gradients, so that it gets other
-    # chains, which lose as much. Those by weights alone lose more than a tenth.
+    # Shares of the outputs' square. The graph has noise in place of gradients, so that it gets
+    # other chains, which lose as much. Those by weights alone lose more than a tenth.
     assert min(losses) > 0
     assert max(losses) - min(losses) < 1e-3
 

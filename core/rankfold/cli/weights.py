@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rankfold.checkpoints.reader import Checkpoint
+from rankfold.errors import RankfoldError
 from rankfold.plugins.registry import registry
 from rankfold.storage.safetensors_header import header_bytes
 
@@ -35,4 +36,7 @@ def filled(model: Any, weights: Path, key: str | None) -> Any:
             for name in entries:
                 for piece in state.pieces(name):
                     stream.write(piece.data)
-        return adapter.load_weights(model, file)
+        try:
+            return adapter.load_weights(model, file)
+        except RankfoldError as error:  # that file is none that the user knows
+            raise RankfoldError(str(error).replace(repr(str(file)), repr(str(weights)))) from error

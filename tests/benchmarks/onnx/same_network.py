@@ -72,13 +72,17 @@ def as_graph(model: nn.Sequential, channels: int) -> onnx.ModelProto:
 
 def _node(module: nn.Module) -> tuple[str, dict[str, torch.Tensor], dict[str, Any]]:
     """Return the type of the node for a module, its tensors in order, and its attributes."""
-    own = {key: value for key, value in module.named_parameters() if value is not None}
+    tensors = dict(module.named_parameters())
     if isinstance(module, nn.Conv2d):
         (vertical, horizontal), strides = module.padding, list(module.stride)
         pads = [vertical, horizontal, vertical, horizontal]
-        return "Conv", own, {"kernel_shape": module.kernel_size, "pads": pads, "strides": strides}
+        return (
+            "Conv",
+            tensors,
+            {"kernel_shape": module.kernel_size, "pads": pads, "strides": strides},
+        )
     if isinstance(module, nn.Linear):
-        return "Gemm", own, {"transB": 1}
+        return "Gemm", tensors, {"transB": 1}
     if isinstance(module, nn.MaxPool2d):
         return "MaxPool", {}, {"kernel_shape": [module.kernel_size] * 2, "strides": [2, 2]}
     simple = {nn.ReLU: "Relu", nn.Flatten: "Flatten"}

@@ -97,8 +97,8 @@ def test_everything_is_collected_by_its_name_and_told_in_words() -> None:
         ("adapters", AdapterSpec("a", (), "a:C", wrapper_parts=("a.b",)), "no tuple of parts"),
         (
             "adapters",
-            AdapterSpec("a", (), "a:C", (FileFormat("a", (), (), "a:b", ""),)),
-            "or a marker, by which",
+            AdapterSpec("a", (), "a:C", (FileFormat("a", (".a",), (), "a:b", "", marker="M"),)),
+            "a marker is for folders",
         ),
         ("model_folders", 3, "3 is not a ModelFolder"),
         ("model_folders", replace(FOLDER, settings=()), "name entries of config.json in a tuple"),
