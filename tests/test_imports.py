@@ -51,7 +51,7 @@ ROOMS = {
         ("demo",),
     ),
     "rankfold_jax": (
-        ("versions", "tensor_rules"),
+        ("versions", "tensor_rules", "orbax_reader"),
         ("jaxpr",),
         ("layouts",),
         ("functional", "state_io"),

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from rankfold.adapters.tensor_rules import TensorRule
-from rankfold.plugins import AdapterSpec, Demo, hookimpl
+from rankfold.plugins import AdapterSpec, Demo, FileFormat, hookimpl
 from rankfold_jax.tensor_rules import FLAX_TENSORS
 
-RANKFOLD_API = (1, 6)
+RANKFOLD_API = (1, 7)
 _INSTALL = "pip install 'rankfold[jax]'"
 
 
@@ -18,6 +18,17 @@ def rankfold_adapters() -> Iterable[AdapterSpec]:
             name="nnx",
             model_types=("flax.nnx.module:Module",),
             target="rankfold_jax.nnx.adapter:NNXAdapter",
+            formats=(
+                FileFormat(
+                    kind="an orbax checkpoint",
+                    suffixes=(),
+                    signatures=(),
+                    read="rankfold_jax.orbax_reader:OrbaxFolder",
+                    install=_INSTALL,
+                    keyed=True,
+                    marker="_METADATA",
+                ),
+            ),
             demo=Demo("jax", "rankfold_jax.demo:JaxDemo", "pip install 'rankfold[demo-jax]'"),
             install=_INSTALL,
         ),

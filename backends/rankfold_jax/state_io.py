@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.flax import load_file, save_file
 
 from rankfold.errors import RankfoldError
 from rankfold.storage.state_checks import check_alike, read_whole, renamed
+from rankfold.storage.wrapper_prefixes import matched
 from rankfold_jax.layouts.sharding import put
 from rankfold_jax.versions import key_implementation
 
@@ -38,20 +39,29 @@ def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
         raise RankfoldError(f"the model's arrays cannot be saved: {error}") from error
 
 
-def load_arrays(files: Sequence[Path], wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+def load_arrays(
+    files: Sequence[Path], wanted: Mapping[str, Any], optional: Collection[str] = ()
+) -> dict[str, jax.Array]:
     """Reads arrays, after checking every name, shape and dtype.
 
     Args:
         files: what `save_arrays` wrote, or a checkpoint in several files.
         wanted: for each name an array (or a shape) like the one to be read.
+        optional: names of arrays that stay as they are where the files hold none of these.
 
     Raises:
         RankfoldError: a file is damaged, or they do not hold just these.
     """
     file = files[0]
-    arrays = renamed(file, read_whole(files, load_file), wanted)
-    loaded = {}
+    stored = read_whole(files, load_file)
+    known = matched(stored.keys(), wanted.keys()).values()
+    kept = {} if set(known) & set(optional) else {name: wanted[name] for name in optional}
+    arrays = renamed(file, stored, wanted.keys() - kept.keys())
+    loaded: dict[str, jax.Array] = {}
     for name, like in wanted.items():
+        if name in kept:
+            loaded[name] = like
+            continue
         data, array = jax.eval_shape(data_of, like), arrays[name]
         check_alike(file, name, (array.dtype, array.shape), (data.dtype, data.shape))
         loaded[name] = _like(array, like)

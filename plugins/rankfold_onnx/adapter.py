@@ -17,6 +17,7 @@ from rankfold.ops import Chain, Extent, Op
 from rankfold.plugins import Calibration, LayerMoments, LayerVisitor, Trace
 from rankfold.progress import Advance
 from rankfold_onnx import (
+    expansion,
     losses,
     moments,
     paired_run,
@@ -167,6 +168,10 @@ class OnnxAdapter:
         if inplace:
             self._known.pop(id(model), None)
         return surgery.replaced(model, modules, inplace=inplace)
+
+    def expanded(self, model: ModelProto, small: ModelProto, paths: Sequence[str]) -> ModelProto:
+        """Return the original with the numbers of its compressed form."""
+        return expansion.expanded(model, small, paths)
 
     def save_weights(self, model: ModelProto, file: Path) -> None:
         """Write every tensor of the graph under its name."""

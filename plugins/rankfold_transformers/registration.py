@@ -1,7 +1,8 @@
 """Make "rankfold" a method that `from_pretrained` knows, without importing transformers.
 
 Whoever has rankfold may import transformers before it, after it, or never. Where it is imported
-already the method is registered at once; else once its registry of methods has been imported.
+already the method is registered at once; else once its registry of methods has been imported. So it
+is with what watches over `from_pretrained`, and the module of that.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from types import ModuleType
 
 _REGISTRY = "transformers.quantizers.auto"
 _QUANTIZER = "rankfold_transformers.pretrained"
+_MODELS = "transformers.modeling_utils"
+_WATCH = "rankfold_transformers.unplanned_chains"
 
 
 def register() -> None:
     """Register the method now, or as soon as transformers' registry is imported; once."""
-    if _REGISTRY in sys.modules:
-        _register()
-    elif not any(isinstance(finder, _Awaited) for finder in sys.meta_path):
-        # First in line, since the finders behind it would find the module themselves.
-        sys.meta_path.insert(0, _Awaited())
+    for awaited in (_REGISTRY, _MODELS):
+        if awaited in sys.modules:
+            _register(awaited)
+        elif not any(isinstance(f, _Awaited) and f.name == awaited for f in sys.meta_path):
+            # First in line, since the finders behind it would find the module themselves.
+            sys.meta_path.insert(0, _Awaited(awaited))
 
 
 def is_registered() -> bool:
@@ -31,18 +35,23 @@ def is_registered() -> bool:
     return _QUANTIZER in sys.modules
 
 
-def _register() -> None:
-    if hasattr(sys.modules[_REGISTRY], "register_quantizer"):  # transformers has it from 4.49 on
+def _register(awaited: str) -> None:
+    if awaited == _MODELS:
+        importlib.import_module(_WATCH)
+    elif hasattr(sys.modules[_REGISTRY], "register_quantizer"):  # transformers has it from 4.49 on
         importlib.import_module(_QUANTIZER)
 
 
 class _Awaited(MetaPathFinder):
     """Finds one module, as Python itself does, to be there when it has been imported."""
 
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != _REGISTRY:
+        if fullname != self.name:
             return None
         # Asked directly: going through `importlib` would come back here.
         spec = PathFinder.find_spec(fullname, path, target)
@@ -69,4 +78,4 @@ class _Registering(Loader):
         # ever.
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        _register()
+        _register(module.__name__)

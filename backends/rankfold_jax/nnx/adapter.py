@@ -234,10 +234,17 @@ class NNXAdapter(FlaxAdapter[nnx.Module]):
         save_arrays(_arrays(model), file)
 
     def load_weights(self, model: nnx.Module, file: Path, *more: Path) -> nnx.Module:
-        """Fill the model's state after checking names, shapes and dtypes."""
+        """Fill the model's state after checking names, shapes and dtypes.
+
+        Its random generators stay as they are where the files hold none: the state of a training
+        is often that of its parameters and statistics alone.
+        """
         state = nnx.state(model)
+        generators = _arrays(model, nnx.RngState)
+        if any(isinstance(value, jax.ShapeDtypeStruct) for value in generators.values()):
+            generators = {}  # nothing that could stay
         # The leaves of the state come in the order of `_arrays`, by which the tree is filled again.
-        loaded = load_arrays((file, *more), _arrays(model))
+        loaded = load_arrays((file, *more), _arrays(model), generators)
         nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), list(loaded.values())))
         return model
 
@@ -311,10 +318,15 @@ def _run_ruled(built: nnx.Module, op: Op, x: Array) -> Array:
     return rules.runner(built, op)(x)
 
 
-def _arrays(model: nnx.Module) -> dict[str, Any]:
-    """Return the arrays of the model's state by name, in the order of its leaves."""
+def _arrays(model: nnx.Module, kind: Any = ...) -> dict[str, Any]:
+    """Return the arrays of the model's state by name, in the order of its leaves.
+
+    Args:
+        model: of which.
+        kind: the class of the Variables; ... for all.
+    """
     named: dict[str, Any] = {}
-    for path, value in nnx.to_flat_state(nnx.state(model)):
+    for path, value in nnx.to_flat_state(nnx.state(model, kind)):
         for rest, leaf in jaxprs.leaves_of(value):
             # The path of a leaf within its Variable begins with "value"; names in files do not have
             # it.

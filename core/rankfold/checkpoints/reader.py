@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from os import PathLike
@@ -19,7 +19,12 @@ from rankfold.errors import RankfoldError
 from rankfold.faults import contained
 from rankfold.linalg import Array
 from rankfold.progress import progress
-from rankfold.storage.file_formats import SAFETENSORS, reader_of
+from rankfold.storage.file_formats import (
+    SAFETENSORS,
+    folder_reader_of,
+    readable_within,
+    reader_of,
+)
 from rankfold.storage.files import sha256_of
 from rankfold.storage.hub_cache import followed
 from rankfold.storage.model_folders import (
@@ -53,7 +58,7 @@ class Checkpoint:
 
     Args:
         path: a .safetensors file, a folder with one or with several and their index, that index,
-            or a file of another kind that a framework's plugin reads.
+            or a file or a folder of another kind that a framework's plugin reads.
         key: of the state that is meant, where a file holds several; "a/b" for one within another.
         as_loaded: with the tensors that the model's library makes of others when it loads them, in
             place of these.
@@ -95,14 +100,19 @@ class Checkpoint:
         )
 
     def _open(self) -> None:
-        index = _index_of(self.path)
-        if index is None:
+        reader = folder_reader_of(self.path, self._key)
+        index = None if reader is not None else _index_of(self.path)
+        mapping = None
+        if reader is not None:
+            self.folder = self.path
+            files = sorted(f for f in self.path.rglob("*") if f.is_symlink() or not f.is_dir())
+        elif index is None:
             files = [_single(self.path)]
-            mapping = None
+            self.folder = files[0].parent
         else:
             mapping = _weight_map(index)
             files = [index.parent / name for name in sorted(set(mapping.values()))]
-        self.folder = files[0].parent
+            self.folder = index.parent
         self._paths = [followed(path) for path in files]
         # Checked before the first of them is opened: opening a pipe would wait for its writer.
         for path in self._paths:
@@ -110,10 +120,17 @@ class Checkpoint:
         # Stamps before headers: a file that is exchanged between the two gets a stamp that no
         # longer fits and counts as changed, whereas the other order would miss it.
         self._stamps = _stamps((*self._paths, self._settings_file))
-        self.files: dict[str, File] = {
-            file.name: _opened(path, file.suffix, key=self._key)
-            for file, path in zip(files, self._paths, strict=True)
-        }
+        if reader is not None:
+            self.files: dict[str, File] = {self.path.name: _read_by(reader, self.path)}
+        else:
+            self.files = {
+                file.name: _opened(path, file.suffix, key=self._key)
+                for file, path in zip(files, self._paths, strict=True)
+            }
+        self._name(mapping, index)
+
+    def _name(self, mapping: Mapping[str, str] | None, index: Path | None) -> None:
+        """Find the tensors of the files, and their names without wrappers."""
         stored: dict[str, str] = {}
         for name, file in self.files.items():
             names = list(file.header.entries)
@@ -224,11 +241,12 @@ class Checkpoint:
         # system.
         digest = hashlib.sha256(repr((self.settings, self._converted)).encode(errors="replace"))
         # The stamps end with that of config.json, whose content is hashed already.
-        for file, stamp in zip(self.files.values(), self._stamps, strict=False):
+        digest.update(repr([stamp and stamp[:2] for stamp in self._stamps[:-1]]).encode())
+        for file in self.files.values():
             tensors = [
                 (e.name, e.dtype, e.shape, e.begin, e.size) for e in file.header.entries.values()
             ]
-            digest.update(repr((stamp[:2] if stamp else None, tensors)).encode())
+            digest.update(repr(tensors).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -332,8 +350,10 @@ def _single(path: Path) -> Path:
         return path
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1:
+        within = readable_within(path)
+        remedy = f"name a folder in it, as {some(within)}" if within else "name a file"
         raise RankfoldError(
-            f"{str(path)!r} has {len(files)} .safetensors files and no index; name a file"
+            f"{str(path)!r} has {len(files)} .safetensors files and no index; {remedy}"
         )
     return files[0]
 
@@ -342,14 +362,18 @@ def _opened(file: Path, suffix: str, key: str | None) -> File:
     """Open a file; a blob of a cache has no suffix, and the link to it has one."""
     reader = reader_of(file, key) if suffix != SAFETENSORS or file.suffix == suffix else None
     if reader is not None:
-        with contained(f"the reader of {str(file)!r}", RankfoldError):
-            return reader(file)
+        return _read_by(reader, file)
     if key is not None:
         raise RankfoldError(f"key: {str(file)!r} is a safetensors file, which holds one state")
     safetensors = Safetensors(file)
     # The header is lazy. Read here, a damaged file is told before any work has begun.
     _ = safetensors.header
     return safetensors
+
+
+def _read_by(reader: Callable[[Path], File], path: Path) -> File:
+    with contained(f"the reader of {str(path)!r}", RankfoldError):
+        return reader(path)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -202,8 +202,8 @@ def _model(task: _Task) -> Plan:
     recipe = task.recipe
     assert recipe.weights is not None
     _refuse(recipe, ("moments", "executor", "drop"), "is for checkpoints; leave --weights out")
-    if not recipe.weights.is_file():
-        raise RankfoldError(f"weights {str(recipe.weights)!r} is not a file")
+    if not recipe.weights.exists():
+        raise RankfoldError(f"weights {str(recipe.weights)!r} is not a file or a folder")
     model = filled(called(task.target, "factory"), recipe.weights, recipe.key)
     takes_arrays = capabilities(registry().adapter(model)).takes_arrays
     tensor: Callable[[Any], Any] = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from rankfold.checkpoints.planner import LayerTensors, layer_tensors
 from rankfold.checkpoints.reader import Checkpoint
 from rankfold.cli.options import DEFAULT_POLICY, Recipe
 from rankfold.cli.recipes import policy_of
@@ -196,16 +197,20 @@ def _layers(file: Path) -> dict[str, Callable[[], Op | None]]:
 
 def _tensors(stored: Checkpoint) -> dict[str, Callable[[], Op | None]]:
     """Return the tensors of a checkpoint, each to be read."""
-    return {name: partial(_op, stored, name) for name in stored.owner}
+    kernels = {layer.weight: layer for layer in layer_tensors(stored).values() if not layer.refusal}
+    return {name: partial(_op, stored, name, kernels.get(name)) for name in stored.owner}
 
 
-def _op(stored: Checkpoint, name: str) -> Op | None:
+def _op(stored: Checkpoint, name: str, layer: LayerTensors | None) -> Op | None:
     """Return a matrix as a `Linear`, a kernel as a `Conv`; None for any other tensor."""
     axes = len(stored.entry(name).shape)
     if not stored.is_float(name) or axes not in (2, *_KERNELS):
         return None
-    # By axes alone, without tensor rules: it is a table of what could be, layers or not.
-    return Linear(stored.array(name)) if axes == 2 else Conv(stored.array(name))
+    # By axes alone: it is a table of what could be, layers or not. Of a kernel a rule tells which
+    # axes are the channels.
+    if axes == 2:
+        return Linear(stored.array(name))
+    return Conv(stored.array(name)) if layer is None else replace(layer, bias=None).read(stored)
 
 
 def _row(name: str, op: Op, methods: Mapping[str, Decomposition], policy: Policy) -> _Row:

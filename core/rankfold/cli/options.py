@@ -18,9 +18,11 @@ from rankfold.storage.file_formats import SAFETENSORS
 DEFAULT_POLICY = "vbmf"
 _SPECS = tuple(registry().adapters.values())
 _TENSORS = " or ".join(
-    (SAFETENSORS, *(kind.suffixes[0] for spec in _SPECS for kind in spec.formats))
+    (SAFETENSORS, *(suffix for s in _SPECS for kind in s.formats for suffix in kind.suffixes[:1]))
 )
 """Files of tensors by their usual suffix: ".safetensors or .pt"."""
+_FOLDERS = "".join(f", {kind.kind}" for spec in _SPECS for kind in spec.formats if kind.marker)
+"""Folders of tensors that plugins read: ", an orbax checkpoint"."""
 _MODELS = ", ".join(kind.suffixes[0] for spec in _SPECS for kind in spec.model_files)
 """Files of whole models by their usual suffix; "" where no plugin reads any."""
 
@@ -34,8 +36,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     target: Annotated[
         str | None,
         typer.Argument(
-            help=f"A checkpoint: a {_TENSORS} file, a folder with an index, or the index; "
-            f"a file with a whole model ({_MODELS or 'with a plugin that reads it'}); "
+            help=f"A checkpoint: a {_TENSORS} file, a folder with an index, or the index"
+            f"{_FOLDERS}; a file with a whole model ({_MODELS or 'with a plugin that reads it'}); "
             "or, with --weights, package.module:factory, called without arguments."
         ),
     ] = None
@@ -47,7 +49,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
     weights: Annotated[
         Path | None,
-        typer.Option(help=f"The weights of a factory's model, a {_TENSORS} file."),
+        typer.Option(help=f"The weights of a factory's model: a {_TENSORS} file{_FOLDERS}."),
     ] = None
     policy: Annotated[
         str | dict[str, Any] | None,

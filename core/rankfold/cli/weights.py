@@ -7,26 +7,27 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rankfold.checkpoints.reader import Checkpoint
+from rankfold.errors import RankfoldError
 from rankfold.plugins.registry import registry
 from rankfold.storage.safetensors_header import header_bytes
 
 
 def filled(model: Any, weights: Path, key: str | None) -> Any:
-    """Return the model with the weights of a file.
+    """Return the model with the weights of a checkpoint.
 
     Args:
         model: of any framework with an adapter.
-        weights: a file of tensors, of a kind that a plugin reads.
-        key: of the state that is meant, where the file has several.
+        weights: a file or a folder of tensors, of a kind that a plugin reads.
+        key: of the state that is meant, where there are several.
 
     Raises:
-        RankfoldError: the file cannot be read, or is of another model; the whole of it must fit.
+        RankfoldError: it cannot be read, or is of another model; the whole of it must fit.
     """
     adapter = registry().adapter(model)
-    if key is None:
+    if key is None and weights.is_file():
         return adapter.load_weights(model, weights)
     state = Checkpoint(weights, key=key)
-    # Adapters read files of one state, so that this one becomes such a file.
+    # Adapters read files of one state, so that a folder or a part of a file becomes such a file.
     with TemporaryDirectory(prefix="rankfold-") as folder:
         file = Path(folder) / "weights.safetensors"
         entries = {name: state.entry(name) for name in state.owner}
@@ -35,4 +36,7 @@ def filled(model: Any, weights: Path, key: str | None) -> Any:
             for name in entries:
                 for piece in state.pieces(name):
                     stream.write(piece.data)
-        return adapter.load_weights(model, file)
+        try:
+            return adapter.load_weights(model, file)
+        except RankfoldError as error:  # that file is none that the user knows
+            raise RankfoldError(str(error).replace(repr(str(file)), repr(str(weights)))) from error

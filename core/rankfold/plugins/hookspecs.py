@@ -19,7 +19,7 @@ from rankfold.plan.plan import LayerPlan, Plan
 from rankfold.policies.base import Policy
 
 PROJECT = "rankfold"
-API = (1, 6)
+API = (1, 7)
 """Version of this contract. A plugin states the one it was written for as `RANKFOLD_API`: the same
 major and a minor not above ours is accepted."""
 
@@ -31,16 +31,18 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of checkpoint file that a framework's plugin reads.
+    """A kind of checkpoint that a framework's plugin reads: a file, or a folder.
 
     Attributes:
         kind: in words, for messages: "a file of torch.save()".
-        suffixes: of such files, the usual one first.
-        signatures: with what such files begin, whatever their names.
+        suffixes: of such files, the usual one first; () for a folder.
+        signatures: with what such files begin, whatever their names; () for a folder.
         read: "module:function" from a path to a `rankfold.storage.safetensors_file.File`. Nothing
             that such a file holds may be run.
         install: the command that installs what `read` needs.
         keyed: whether such a file may hold several states, and `read` takes the key of one, too.
+        marker: the name of the file by which a folder is known to be such a checkpoint; "" for a
+            file.
     """
 
     kind: str
@@ -49,6 +51,7 @@ class FileFormat:
     read: str
     install: str
     keyed: bool = False
+    marker: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class AdapterSpec:
             modules that are already imported: a model of a framework cannot exist otherwise.
         target: "module:Class" of the adapter, imported when a model is recognised and called
             without arguments.
-        formats: checkpoint files besides safetensors that the plugin reads.
+        formats: checkpoints besides safetensors files that the plugin reads.
         demo: what the demo shows of the framework.
         model_files: files with whole models that the plugin reads and writes.
         install: the command that installs the framework.

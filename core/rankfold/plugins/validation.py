@@ -151,6 +151,11 @@ def _check_adapters(adapters: Iterable[object]) -> None:
             raise TypeError(f"{shown(spec)} is not an AdapterSpec")
         # Only the form of a target is checked. To resolve one would import the framework.
         demos = () if spec.demo is None else (spec.demo.target,)
+        for kind in spec.formats:
+            if kind.marker and (kind.suffixes or kind.signatures):
+                raise TypeError(
+                    f"{shown(kind)}: a marker is for folders, suffixes and signatures are for files"
+                )
         readers = (file_format.read for file_format in spec.formats)
         whole = (target for file in spec.model_files for target in (file.read, file.write))
         _check_targets(spec, (*spec.model_types, spec.target, *readers, *whole, *demos))

@@ -1,4 +1,7 @@
-"""The kind of a file, told by its first bytes: names of checkpoints say little."""
+"""The kind of a checkpoint: of a file by its first bytes, of a folder by a file that lies in it.
+
+Names of checkpoints say little.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from rankfold.console import natural_order
 from rankfold.errors import RankfoldError
 from rankfold.plugins.hookspecs import FileFormat
 from rankfold.plugins.registry import registry, resolve
@@ -39,7 +43,7 @@ def reader_of(file: Path, key: str | None = None) -> Callable[[Path], File] | No
     # "{" behind it is not how a zip archive or a pickle goes on.
     if holds_header(start, size):
         return None
-    formats = list(_formats())
+    formats = [known for known in _formats() if not known.marker]
     signed = next((known for known in formats if start.startswith(known.signatures)), None)
     # The name promises that nothing in the file is run. Handing a pickle under that name to its
     # reader would break the promise, however careful the reader is.
@@ -59,16 +63,49 @@ def reader_of(file: Path, key: str | None = None) -> Callable[[Path], File] | No
             f"{str(file)!r} is damaged or not a safetensors file{kinds}; store the state of the "
             "model as one of these"
         )
+    return _reader(named, file, key)
+
+
+def folder_reader_of(folder: Path, key: str | None = None) -> Callable[[Path], File] | None:
+    """Find what a framework's plugin reads a folder with; None for a folder of no kind it knows.
+
+    Args:
+        folder: to read.
+        key: of the state that is meant, of several in the checkpoint.
+
+    Raises:
+        RankfoldError: what reads it is not installed, or it takes no key.
+    """
+    for known in _formats():
+        if known.marker and (folder / known.marker).is_file():
+            return _reader(known, folder, key)
+    return None
+
+
+def readable_within(folder: Path) -> list[str]:
+    """Return the folders that a plugin reads, as paths below a folder that is none itself."""
+    markers = [known.marker for known in _formats() if known.marker]
+    # One level for the step of a training, and one for an item of it.
+    files = (f for marker in markers for at in ("*", "*/*") for f in folder.glob(f"{at}/{marker}"))
+    return sorted({str(file.parent.relative_to(folder)) for file in files}, key=natural_order)
+
+
+def _reader(known: FileFormat, path: Path, key: str | None) -> Callable[[Path], File]:
+    """Import what reads a checkpoint of a kind.
+
+    Raises:
+        RankfoldError: it is not installed, or takes no key.
+    """
     try:
-        reader: Callable[..., File] = resolve(named.read)
+        reader: Callable[..., File] = resolve(known.read)
     except ImportError as error:
         raise RankfoldError(
-            f"{str(file)!r} is {named.kind}, and {error.name or error} is missing: {named.install}"
+            f"{str(path)!r} is {known.kind}, and {error.name or error} is missing: {known.install}"
         ) from error
     if key is None:
         return reader
-    if not named.keyed:
-        raise RankfoldError(f"key: {str(file)!r} is {named.kind}, which holds one state")
+    if not known.keyed:
+        raise RankfoldError(f"key: {str(path)!r} is {known.kind}, which holds one state")
     return partial(reader, key=key)
 
 

@@ -8,13 +8,21 @@ from typing import Literal, TypeAlias
 
 from rankfold.errors import RankfoldError
 from rankfold.faults import is_users, shown
-from rankfold.testing import distilling, interpolating, keeping, learning, reading, replacing
+from rankfold.testing import (
+    distilling,
+    expanding,
+    interpolating,
+    keeping,
+    learning,
+    reading,
+    replacing,
+)
 from rankfold.testing.check import Check
 from rankfold.testing.harness import Harness, Unsupported
 
 CHECKS: dict[str, Check] = {
     check.name: check
-    for module in (reading, replacing, keeping, interpolating, learning, distilling)
+    for module in (reading, replacing, keeping, expanding, interpolating, learning, distilling)
     for check in vars(module).values()
     if isinstance(check, Check)
 }

@@ -22,6 +22,7 @@ from typing import Any
 import onnxruntime
 from tests.benchmarks.decomposition.machine import statement
 from tests.benchmarks.decomposition.threads import limited
+from tests.benchmarks.onnx.same_network import section_of
 from tests.benchmarks.onnx.subjects import SUBJECTS, Data, outputs
 from tests.benchmarks.real.packages import default_folder, install
 
@@ -203,7 +204,9 @@ def main() -> None:
                     with options.rows.open("a") as stream:
                         stream.write(json.dumps(row) + "\n")
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnx", "onnxruntime"))
-    options.output.write_text(page(rows, f"{statement(1)}; {packages}"))
+    # The section of another command stays.
+    kept = section_of(options.output.read_text()) if options.output.exists() else ""
+    options.output.write_text(page(rows, f"{statement(1)}; {packages}") + kept)
     print(f"written to {options.output}")
 
 

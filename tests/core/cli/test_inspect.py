@@ -110,3 +110,20 @@ def test_json_has_what_the_table_has(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert len(kernel["evbmf"]) == len(kernel["energy"]) == 2
     assert kernel["methods"]["tucker2"]["ranks"] == [3, 3]
     assert kernel["methods"]["svd"]["share"] is None
+
+
+def test_the_channels_of_a_flax_kernel_are_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = np.random.default_rng(1).standard_normal((3, 5, 10, 14)).astype(np.float32)
+    rows = []
+    for name, axes in {"conv.kernel": (0, 1, 2, 3), "conv.weight": (3, 2, 0, 1)}.items():
+        array = kernel.transpose(axes)
+        file = sound(
+            tmp_path / f"{name}.safetensors", {name: ("F32", array.shape, array.tobytes())}
+        )
+        inspect.run(Recipe(target=str(file), policy="ratio:0.5"), as_json=True)
+        rows += json.loads(capsys.readouterr().out)
+    flax, torch = ({**row, "tensor": ""} for row in rows)
+    assert flax == torch
+    assert flax["shape"] == [14, 10, 3, 5]

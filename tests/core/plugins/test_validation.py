@@ -13,6 +13,7 @@ from rankfold.decompose.svd import SVD
 from rankfold.plugins.hookspecs import (
     API,
     AdapterSpec,
+    FileFormat,
     LayerRule,
     ModelFolder,
     ParameterRule,
@@ -94,6 +95,11 @@ def test_everything_is_collected_by_its_name_and_told_in_words() -> None:
         ("adapters", AdapterSpec("a", ("B",), "a:C"), "'B' is not of the form"),
         ("adapters", AdapterSpec("a", (), "a:C", install=3), "install is no text"),  # type: ignore[arg-type]
         ("adapters", AdapterSpec("a", (), "a:C", wrapper_parts=("a.b",)), "no tuple of parts"),
+        (
+            "adapters",
+            AdapterSpec("a", (), "a:C", (FileFormat("a", (".a",), (), "a:b", "", marker="M"),)),
+            "a marker is for folders",
+        ),
         ("model_folders", 3, "3 is not a ModelFolder"),
         ("model_folders", replace(FOLDER, settings=()), "name entries of config.json in a tuple"),
         ("model_folders", replace(FOLDER, weights="a.b"), "'a.b' is no start of file names"),

@@ -12,11 +12,13 @@ from tests.core.checkpoints.files import normal, sound
 from rankfold.errors import RankfoldError
 from rankfold.plugins.hookspecs import AdapterSpec, FileFormat
 from rankfold.storage import file_formats
-from rankfold.storage.file_formats import reader_of
+from rankfold.storage.file_formats import folder_reader_of, readable_within, reader_of
 
 PLAIN = FileFormat("a plain file", (".plain",), (b"PLAIN",), "plain_reader:read", "pip install p")
 KEYED = FileFormat("a keyed file", (".keyed",), (b"KEY",), "plain_reader:read", "", keyed=True)
 AWAY = FileFormat("an away file", (".away",), (b"AWAY",), "no_such_package:read", "pip install w")
+
+FOLDER = FileFormat("a tree", (), (), "plain_reader:read", "", marker="_TREE")
 
 
 def read(file: Path, key: str = "") -> str:
@@ -28,7 +30,7 @@ def formats(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("plain_reader")
     vars(module)["read"] = read
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    spec = AdapterSpec("plain", (), "a:B", (PLAIN, KEYED, AWAY))
+    spec = AdapterSpec("plain", (), "a:B", (PLAIN, KEYED, AWAY, FOLDER))
     known = types.SimpleNamespace(adapters={"plain": spec})
     monkeypatch.setattr(file_formats, "registry", lambda: known)
 
@@ -76,3 +78,20 @@ def test_a_key_is_for_files_with_several_states(tmp_path: Path) -> None:
     assert str(reader(tmp_path / "a.keyed")) == "a.keyed ema"
     with pytest.raises(RankfoldError, match="is a plain file, which holds one state"):
         reader_of(file(tmp_path, "a.plain", b"PLAIN"), "ema")
+
+
+def test_a_folder_is_known_by_its_marker(tmp_path: Path) -> None:
+    assert folder_reader_of(tmp_path) is None
+    file(tmp_path, "_TREE", b"PLAIN")
+    reader = folder_reader_of(tmp_path)
+    assert reader is not None
+    assert reader(tmp_path) == f"{tmp_path.name} "
+    with pytest.raises(RankfoldError, match="is a tree, which holds one state"):
+        folder_reader_of(tmp_path, "ema")
+
+
+def test_the_folders_that_can_be_read_are_listed_by_their_numbers(tmp_path: Path) -> None:
+    for name in ("10/item", "9/item", "other", "far/too/deep"):
+        (tmp_path / name).mkdir(parents=True)
+        file(tmp_path / name, "_TREE", b"")
+    assert readable_within(tmp_path) == ["9/item", "10/item", "other"]

@@ -25,7 +25,16 @@ class AlwaysEval(NumpyAdapter):
         return built
 
 
-OPTIONAL = {"gradients", "compiled", "moments", "follow", "refilled", "distil", "interpolated"}
+OPTIONAL = {
+    "expanded",
+    "gradients",
+    "compiled",
+    "moments",
+    "follow",
+    "refilled",
+    "distil",
+    "interpolated",
+}
 
 
 def test_a_right_adapter_passes() -> None:
