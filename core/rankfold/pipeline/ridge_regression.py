@@ -117,20 +117,20 @@ class OnSums:
         # over columns of random signs (Hutchinson, Commun. Stat. Simul. 18, 1989). With 64 of them
         # a standard error is good to a tenth, and it is a threshold.
         out = self._map.shape[1]
-        columns = linalg.identity(out, self._map)
         if out > _PROBES:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
             columns = linalg.like(signs / np.sqrt(_PROBES), self._map)
+        else:
+            columns = linalg.identity(out, self._map)
         w = metric.spread_outputs(columns[None])
         difference, total = self._map - other._map, self._map + other._map
         moved = self._moved - other._moved
         yz, yy, both = self._yz, _held_out(self._sums), self._moved + other._moved
-        at = linalg.product  # sums of many columns are of float32, w is not
-        uu = at(difference, at(moved.mT, w))
-        uv = at(moved, at(total.mT, w)) - 2.0 * at(difference, at(yz.mT, w))
-        vu = at(total, at(moved.mT, w)) - 2.0 * at(yz, at(difference.mT, w))
-        vv = 4.0 * at(yy, w) - 2.0 * (at(yz, at(total.mT, w)) + at(total, at(yz.mT, w)))
-        vv = vv + at(both, at(total.mT, w))
+        uu = _at(difference, _at(moved.mT, w))
+        uv = _at(moved, _at(total.mT, w)) - 2.0 * _at(difference, _at(yz.mT, w))
+        vu = _at(total, _at(moved.mT, w)) - 2.0 * _at(yz, _at(difference.mT, w))
+        vv = 4.0 * _at(yy, w) - 2.0 * (_at(yz, _at(total.mT, w)) + _at(total, _at(yz.mT, w)))
+        vv = vv + _at(both, _at(total.mT, w))
         pairs = ((uu, vv), (vu, uv))
         variance = sum(
             linalg.inner(metric.weight_outputs(left), metric.weight_outputs(right))
@@ -138,6 +138,15 @@ class OnSums:
         )
         alike = max(1.0, metric.positions_per_example / POSITIONS)
         return float(np.sqrt(max(0.0, variance) * alike / self._sums.count))
+
+
+def _at(matrix: Array, columns: Array) -> Array:
+    """Return M A for a few columns A, made in the precision of M without a copy of it."""
+    if not linalg.is_single(matrix):
+        return linalg.product(matrix, columns)
+    # Columns of A may be out of the range of float32, which those of M are within.
+    size = linalg.largest(abs(columns)) or 1.0
+    return linalg.double(matrix @ linalg.cast(columns / size, matrix.dtype)) * size
 
 
 def error_of_nothing(op: Op, sums: RegressionSums, metric: Metric | None) -> float:
