@@ -40,7 +40,10 @@ def expanded(model: ModelProto, small: ModelProto, paths: Sequence[str]) -> Mode
     _check_rest(graphs, [layers[path] for path in paths], chains)
     new = ModelProto()
     new.CopyFrom(model)
-    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs))
+    # A chain's bias has the name of the layer's, and the shape of a whole bias, where the layer's
+    # may be spread over the outputs.
+    biases = {f"{b.scope.prefix}{b.name}" for path in paths if (b := layers[path].bias) is not None}
+    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs), biases)
     refills = {path: stages.staged(model, layers[path], (op,)) for path, op in dense.items()}
     surgery.replaced(new, refills, inplace=True)
     return new
@@ -149,8 +152,15 @@ def _signature(node: NodeProto) -> tuple[object, ...]:
     return op_of(node), tuple(node.input), tuple(node.output), tuple(attributes)
 
 
-def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto]) -> None:
+def _refill(
+    tensors: dict[str, TensorProto], others: dict[str, TensorProto], biases: set[str]
+) -> None:
     """Give tensors the numbers of those of the same names.
+
+    Args:
+        tensors: of the original.
+        others: of the compressed graph.
+        biases: of the layers that are chains there, which may have another shape.
 
     Raises:
         Refused: one has another type or shape.
@@ -158,5 +168,7 @@ def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto]) -> 
     for name in tensors.keys() & others.keys():
         tensor, other = tensors[name], others[name]
         if tensor.data_type != other.data_type or list(tensor.dims) != list(other.dims):
+            if name in biases:
+                continue
             raise Refused(f"the graphs differ in more than chains: {name!r} has another shape")
         tensor.CopyFrom(other)

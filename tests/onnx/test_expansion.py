@@ -74,6 +74,17 @@ def test_an_add_that_was_no_bias_of_the_layer_stays() -> None:
     assert np.array_equal(numpy_helper.to_array(tensor(dense, "c")), tensors["c"])
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 21), (21,)])
+def test_a_bias_that_is_spread_over_the_outputs_is_put_back(shape: tuple[int, ...]) -> None:
+    tensors = {"w": drawn(24, 22), "v": drawn(21, 22), "b": drawn(*shape)}
+    nodes = [node("MatMul", "x w", "h", "first"), node("Gemm", "h v b", "y", "second", transB=1)]
+    x = drawn(5, 24)
+    model = graphs.model(nodes, tensors, {"x": ["n", 24]}, {"y": ["n", 21]})
+    small = compressed(model, x)
+    dense = small.expanded(model)
+    graphs.near(graphs.run(dense, x=x), graphs.run(small.model, x=x), 1e-4)
+
+
 def test_a_transposed_weight_and_a_shared_layer_are_put_back() -> None:
     nodes = [
         node("Transpose", "w", "wt", "turn", perm=[1, 0]),
