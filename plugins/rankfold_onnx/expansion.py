@@ -177,9 +177,7 @@ def _geometry(op: Op) -> dict[str, object]:
     return {name: value for name, value in vars(op).items() if name not in ("weight", "bias")}
 
 
-def _refill(
-    tensors: dict[str, TensorProto], others: dict[str, TensorProto], own: set[str]
-) -> None:
+def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto], own: set[str]) -> None:
     """Give tensors the numbers of those of the same names.
 
     Args:
