@@ -45,8 +45,8 @@ def expanded(model: ModelProto, small: ModelProto, paths: Sequence[str]) -> Mode
     # Their tensors have other shapes under the same names where a bias is spread over the outputs
     # or a weight transposed; they get their numbers below.
     tensors = [t for layer in changed for t in (layer.weight, layer.bias) if t is not None]
-    own = {f"{tensor.scope.prefix}{tensor.name}" for tensor in tensors}
-    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs), own)
+    reshaped = {f"{tensor.scope.prefix}{tensor.name}" for tensor in tensors}
+    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs), reshaped)
     refills = {path: stages.staged(model, layers[path], (op,)) for path, op in dense.items()}
     surgery.replaced(new, refills, inplace=True)
     return new
@@ -177,13 +177,15 @@ def _geometry(op: Op) -> dict[str, object]:
     return {name: value for name, value in vars(op).items() if name not in ("weight", "bias")}
 
 
-def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto], own: set[str]) -> None:
+def _refill(
+    tensors: dict[str, TensorProto], others: dict[str, TensorProto], reshaped: set[str]
+) -> None:
     """Give tensors the numbers of those of the same names.
 
     Args:
         tensors: of the original.
         others: of the compressed graph.
-        own: names of those of layers that changed, which may have another shape.
+        reshaped: names of tensors that may have another shape, and stay as they are then.
 
     Raises:
         Refused: one has another type or shape.
@@ -191,7 +193,7 @@ def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto], own
     for name in tensors.keys() & others.keys():
         tensor, other = tensors[name], others[name]
         if tensor.data_type != other.data_type or list(tensor.dims) != list(other.dims):
-            if name in own:
+            if name in reshaped:
                 continue
             raise Refused(f"the graphs differ in more than chains: {name!r} has another shape")
         tensor.CopyFrom(other)
