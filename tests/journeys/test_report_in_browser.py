@@ -221,9 +221,29 @@ def test_forced_colours_keep_shapes(browser: Any, file: Path) -> None:
     shown.page.context.close()
 
 
+def pages(page: Any) -> int:
+    """The number of sheets that a page takes in print."""
+    pdf = page.pdf(format="A4", prefer_css_page_size=True)
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf))
+
+
 def test_it_prints_on_two_pages(shown: Opened) -> None:
-    pdf = shown.page.pdf(format="A4", prefer_css_page_size=True)
-    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", pdf)) == 2
+    assert shown.page.locator("#print-all").count() == 0
+    assert pages(shown.page) == 2
+
+
+def test_of_many_layers_it_prints_the_dearest_unless_all_are_asked_for(
+    browser: Any, tmp_path: Path
+) -> None:
+    shown = opened(browser, network(300).report(tmp_path / "report.html"))
+    page = shown.page
+    assert page.locator("tbody").nth(299).is_visible()
+    assert page.locator(".on-paper").is_hidden()
+    assert pages(page) == 2
+    page.locator("#print-all").check()
+    assert pages(page) > 4
+    assert shown.said == []
+    page.context.close()
 
 
 def test_no_name_runs_or_shows_as_markup(browser: Any, tmp_path: Path) -> None:

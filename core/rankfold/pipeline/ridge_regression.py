@@ -14,8 +14,6 @@ from rankfold.errors import RankfoldError, Refused
 from rankfold.linalg import Array
 from rankfold.ops import Embedding, Op, with_weight
 
-_WIDE = 256
-"""Outputs up to which traces of products of their moments are exact."""
 _PROBES = 64
 """Columns of random signs in place of more outputs; see `OnSums.standard_error`."""
 
@@ -120,7 +118,7 @@ class OnSums:
         # a standard error is good to a tenth, and it is a threshold.
         out = self._map.shape[1]
         columns = linalg.identity(out, self._map)
-        if out > _WIDE:
+        if out > _PROBES:
             signs = np.random.default_rng(0).choice([-1.0, 1.0], (out, _PROBES))
             columns = linalg.like(signs / np.sqrt(_PROBES), self._map)
         w = metric.spread_outputs(columns[None])

@@ -103,6 +103,7 @@ def rendered(plan: PlanFacts, sensitivity: SensitivityFacts | None = None) -> st
         charts=drawn,
         has_curve=any(chart.name == "curve" for chart in drawn),
         rows=rows,
+        printed=sum(row.printed for row in rows),
         columns=_columns(plan, informed=informed),
         has_macs=plan.macs is not None,
         informed=informed,

@@ -11,6 +11,9 @@ from rankfold.report.facts import LayerFacts, SensitivityFacts
 from rankfold.report.spectra import Spectrum, spectra_of
 from rankfold.report.words import method_name
 
+_PRINTED = 24
+"""Layers on paper, unless all are asked for: with them and all charts a report has two pages."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -61,6 +64,7 @@ class Row:
         facts: further ones, each with its name.
         scores: of the model with this layer alone compressed: (share of its cost, score), from the
             original on.
+        printed: whether it is among the dearest layers, which alone are printed if there are many.
     """
 
     index: int
@@ -77,6 +81,7 @@ class Row:
     spectra: tuple[Spectrum, ...]
     facts: tuple[tuple[str, str], ...]
     scores: tuple[tuple[float, float], ...] = ()
+    printed: bool = True
 
     @property
     def output_error(self) -> float | None:
@@ -99,10 +104,18 @@ def rows_of(layers: Sequence[LayerFacts], sensitivity: SensitivityFacts | None =
         assert sensitivity is not None
         scores.setdefault(score.path, [(1.0, sensitivity.original)])
         scores[score.path].append((score.share, score.score))
-    return [
+    rows = [
         replace(_row(index, layer), scores=tuple(scores.get(layer.path, ())))
         for index, layer in enumerate(layers)
     ]
+    dearest = {row.index for row in sorted(rows, key=_cost, reverse=True)[:_PRINTED]}
+    return [replace(row, printed=row.index in dearest) for row in rows]
+
+
+def _cost(row: Row) -> tuple[int, int]:
+    """Return what a layer cost in the original, multiply-accumulates first."""
+    macs, params = (0 if change is None else change.before for change in (row.macs, row.params))
+    return macs, params
 
 
 def _row(index: int, layer: LayerFacts) -> Row:

@@ -263,7 +263,7 @@ def test_the_noise_at_many_outputs_is_an_estimate_of_the_same(
     maps = [rows_of(op) + 0.1 * rng.standard_normal((1, 60, 5)) for _ in "ab"]
     first, second = (OnSums(rows, op.bias[None], joint(x, y)) for rows in maps)
     exact = first.standard_error(second, metric)
-    monkeypatch.setattr("rankfold.pipeline.ridge_regression._WIDE", 10)
+    monkeypatch.setattr("rankfold.pipeline.ridge_regression._PROBES", 59)
     assert first.standard_error(second, metric) == pytest.approx(exact, rel=0.3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import numpy as np
 import pytest
 from tests.core.report.plans import layer, record
 
@@ -65,3 +66,19 @@ def test_other_facts_are_named_where_there_are_such() -> None:
 
 def test_a_model_that_is_one_layer_has_a_name() -> None:
     assert row(layer(0, "")).name == "(the model)"
+
+
+def test_of_many_layers_those_are_printed_that_cost_most() -> None:
+    costs = np.random.default_rng(0).permutation(40)
+    plans = [
+        msgspec.structs.replace(layer(index), macs=(int(cost), 0), params=(7, 7))
+        for index, cost in enumerate(costs)
+    ]
+    plans[3] = msgspec.structs.replace(plans[3], macs=None)
+    rows = rows_of(plans)
+    assert [row.index for row in rows] == list(range(40))
+    printed = sorted((row.macs.before for row in rows if row.printed and row.macs), reverse=True)
+    known = sorted((int(cost) for index, cost in enumerate(costs) if index != 3), reverse=True)
+    assert 0 < len(printed) < 40
+    assert printed == known[: len(printed)]
+    assert all(row.printed for row in rows_of(plans[:5]))
