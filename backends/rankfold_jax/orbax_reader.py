@@ -100,7 +100,7 @@ class OrbaxFolder:
             if not state:
                 has = some([repr(head) for head in _heads(self._paths)])
                 raise RankfoldError(f"key: {str(self._folder)!r} has no {self._key!r}, but {has}")
-        # A state of training may lie within another, beside a configuration or the data's place.
+        # A state of training may lie within another, beside a configuration for instance.
         while (container := _container(state)) is not None:
             others = some([repr(head) for head in _heads(state) if head != container])
             notes.append(
