@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -37,6 +38,9 @@ _TRAINING = frozenset({"opt_state", "optimizer", "step"})
 _VARIABLE = "value"
 """The key of the array in a Variable of NNX."""
 
+_Paths: TypeAlias = dict[tuple[str, ...], int]
+"""The keys that lead to each leaf, and its index among the leaves."""
+
 
 class OrbaxFolder:
     """An orbax checkpoint behind the interface of `rankfold.storage.safetensors_file.File`.
@@ -47,8 +51,8 @@ class OrbaxFolder:
     Args:
         folder: that has the file `_METADATA`.
         key: of the tree that is meant, of several in the checkpoint; "a/b" for one within another.
-            Without it nothing that is under "opt_state", "optimizer" or "step"; and where there is
-            any of these, what is under "model", "state" or "model_state" alone.
+            Of that, nothing that is under "opt_state", "optimizer" or "step"; and where any of
+            these is beside or within "model", "state" or "model_state", what is under it alone.
     """
 
     def __init__(self, folder: Path, key: str | None = None) -> None:
@@ -66,7 +70,7 @@ class OrbaxFolder:
             raise self._unread(error) from error
 
     @cached_property
-    def _paths(self) -> dict[tuple[str, ...], int]:
+    def _paths(self) -> _Paths:
         """The keys that lead to each leaf, and its index among the leaves."""
         leaves = jax.tree_util.tree_leaves_with_path(self._tree)
         return {
@@ -88,31 +92,27 @@ class OrbaxFolder:
             )
         return names, notes
 
-    def _state(self) -> tuple[dict[tuple[str, ...], int], tuple[str, ...]]:
+    def _state(self) -> tuple[_Paths, tuple[str, ...]]:
         """Return the part of `_paths` that is the model's, and notes that say so."""
-        heads = list(dict.fromkeys(path[0] for path in self._paths if path))
+        state, notes = self._paths, list[str]()
         if self._key is not None:
-            state = self._below(tuple(self._key.split("/")))
+            state = _below(state, self._key.split("/"))
             if not state:
-                has = some(list(map(repr, heads)))
+                has = some([repr(head) for head in _heads(self._paths)])
                 raise RankfoldError(f"key: {str(self._folder)!r} has no {self._key!r}, but {has}")
-            return state, ()
-        left = [head for head in heads if head in _TRAINING]
-        container = next((head for head in _CONTAINERS if head in heads), None)
-        # Beside something else it may be a part of the model's own.
-        if container is not None and left:
-            others = some([repr(head) for head in heads if head != container])
-            note = (
+        # A state of training may lie within another, beside a configuration for instance.
+        while (container := _container(state)) is not None:
+            others = some([repr(head) for head in _heads(state) if head != container])
+            notes.append(
                 f"tensors from {container!r} of the checkpoint, which has others in {others}: key= "
                 "(--key on the command line) chooses"
             )
-            return self._below((container,)), (note,)
-        state = {path: i for path, i in self._paths.items() if not path or path[0] not in left}
-        return state, (f"without {some(left)}, which belong to the training",) if left else ()
-
-    def _below(self, key: tuple[str, ...]) -> dict[tuple[str, ...], int]:
-        size = len(key)
-        return {path[size:]: i for path, i in self._paths.items() if path[:size] == key}
+            state = _below(state, (container,))
+        left = [head for head in _heads(state) if head in _TRAINING]
+        if left:
+            notes.append(f"without {some(left)}, which belong to the training")
+            state = {path: i for path, i in state.items() if not path or path[0] not in left}
+        return state, tuple(notes)
 
     @cached_property
     def header(self) -> Header:
@@ -166,3 +166,24 @@ class OrbaxFolder:
             f"{str(self._folder)!r} cannot be read as an orbax checkpoint: {told(error)}; restore "
             "it where it was saved, and save the arrays of the model alone"
         )
+
+
+def _heads(paths: _Paths) -> list[str]:
+    """Return the first keys of paths, each once."""
+    return list(dict.fromkeys(path[0] for path in paths if path))
+
+
+def _below(paths: _Paths, key: Sequence[str]) -> _Paths:
+    """Return the paths that begin with a key, without it."""
+    size = len(key)
+    return {path[size:]: i for path, i in paths.items() if path[:size] == tuple(key)}
+
+
+def _container(paths: _Paths) -> str | None:
+    """Return the key under which the model's arrays lie, as others belong to the training."""
+    container = next((key for key in _CONTAINERS if key in _heads(paths)), None)
+    if container is None:
+        return None
+    # Beside and above anything else it may be a part of the model's own.
+    keys = {*_heads(paths), *_heads(_below(paths, (container,)))}
+    return container if keys & _TRAINING else None

@@ -40,7 +40,10 @@ def save_arrays(arrays: Mapping[str, Any], file: Path) -> None:
 
 
 def load_arrays(
-    files: Sequence[Path], wanted: Mapping[str, Any], optional: Collection[str] = ()
+    files: Sequence[Path],
+    wanted: Mapping[str, Any],
+    optional: Collection[str] = (),
+    aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, jax.Array]:
     """Reads arrays, after checking every name, shape and dtype.
 
@@ -48,6 +51,7 @@ def load_arrays(
         files: what `save_arrays` wrote, or a checkpoint in several files.
         wanted: for each name an array (or a shape) like the one to be read.
         optional: names of arrays that stay as they are where the files hold none of these.
+        aliases: further names of arrays, any of which will do.
 
     Raises:
         RankfoldError: a file is damaged, or they do not hold just these.
@@ -56,13 +60,15 @@ def load_arrays(
     stored = read_whole(files, load_file)
     known = matched(stored.keys(), wanted.keys()).values()
     kept = {} if set(known) & set(optional) else {name: wanted[name] for name in optional}
-    arrays = renamed(file, stored, wanted.keys() - kept.keys())
+    further = aliases or {}
+    arrays = renamed(file, stored, wanted.keys() - kept.keys(), further)
     loaded: dict[str, jax.Array] = {}
     for name, like in wanted.items():
         if name in kept:
             loaded[name] = like
             continue
-        data, array = jax.eval_shape(data_of, like), arrays[name]
+        data = jax.eval_shape(data_of, like)
+        array = next(arrays[known] for known in (name, *further.get(name, ())) if known in arrays)
         check_alike(file, name, (array.dtype, array.shape), (data.dtype, data.shape))
         loaded[name] = _like(array, like)
     return loaded

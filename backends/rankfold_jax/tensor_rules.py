@@ -37,10 +37,9 @@ class FlaxTensors:
         self, name: str, shape: tuple[int, ...], settings: Mapping[str, Any]
     ) -> LayerTensor | None:
         """Leaves stacks of layers alone, which look like convolutions."""
-        path, _, last = name.rpartition(".")
+        path, _, last = name.removeprefix(self.root).rpartition(".")
         if not name.startswith(self.root) or last not in ("kernel", "embedding"):
             return None
-        path = path.removeprefix(self.root)
         if last == "embedding":
             return LayerTensor(path) if len(shape) == 2 else None
         if len(shape) not in (2, *_CONVOLUTIONS):

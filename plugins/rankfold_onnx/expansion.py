@@ -1,4 +1,4 @@
-"""Dense layers in the place of the chains of a compressed graph.
+"""Dense layers in the place of the chains of a compressed graph, and of layers refitted in it.
 
 A chain begins and ends at the values that its layer has in the original, and everything around it
 is as there. So the result is the original with other numbers, under the names that it had.
@@ -36,11 +36,17 @@ def expanded(model: ModelProto, small: ModelProto, paths: Sequence[str]) -> Mode
     """
     graphs, layers = layers_of(model)
     chains = _Chains(small)
-    dense = {path: chains.layer(layers[path]) for path in paths}
-    _check_rest(graphs, [layers[path] for path in paths], chains)
+    refitted = [p for p, layer in layers.items() if p not in paths and chains.rewrite(layer)]
+    dense = {path: chains.layer(layers[path]) for path in (*paths, *refitted)}
+    changed = [layers[path] for path in dense]
+    _check_rest(graphs, changed, chains)
     new = ModelProto()
     new.CopyFrom(model)
-    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs))
+    # Their tensors have other shapes under the same names where a bias is spread over the outputs
+    # or a weight transposed; they get their numbers below.
+    tensors = [t for layer in changed for t in (layer.weight, layer.bias) if t is not None]
+    reshaped = {f"{tensor.scope.prefix}{tensor.name}" for tensor in tensors}
+    _refill(state_io.tensors(Graphs(new)), state_io.tensors(chains.graphs), reshaped)
     refills = {path: stages.staged(model, layers[path], (op,)) for path, op in dense.items()}
     surgery.replaced(new, refills, inplace=True)
     return new
@@ -66,6 +72,19 @@ class _Chains:
                 # An Add behind a chain may be none of its own, where the layer had no bias.
                 self._stages[call.scope.number, call.node.output[0]] = layer, call, True
                 self._stages[call.scope.number, call.y] = layer, call, False
+
+    def rewrite(self, layer: Layer) -> bool:
+        """Return whether a layer that stays has been refitted: other nodes compute the same op.
+
+        Attributes that were left to their defaults, or factors of a Gemm, are no longer so then.
+        """
+        return not layer.refusal and any(self._rewrites(layer, call) for call in layer.calls)
+
+    def _rewrites(self, layer: Layer, call: Call) -> bool:
+        other, new, _ = self._stages.get((call.scope.number, call.y), (layer, call, False))
+        if other.refusal or new.x != call.x or _nodes_of(new) == _nodes_of(call):
+            return False
+        return type(other.op) is type(layer.op) and _geometry(other.op) == _geometry(layer.op)
 
     def layer(self, layer: Layer) -> Op:
         """Return a layer of the original with the weight and bias of its chain.
@@ -149,8 +168,24 @@ def _signature(node: NodeProto) -> tuple[object, ...]:
     return op_of(node), tuple(node.input), tuple(node.output), tuple(attributes)
 
 
-def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto]) -> None:
+def _nodes_of(call: Call) -> list[tuple[object, ...]]:
+    return [_signature(node) for node in (call.node, call.add_node) if node is not None]
+
+
+def _geometry(op: Op) -> dict[str, object]:
+    """Return the fields of an op that are no arrays."""
+    return {name: value for name, value in vars(op).items() if name not in ("weight", "bias")}
+
+
+def _refill(
+    tensors: dict[str, TensorProto], others: dict[str, TensorProto], reshaped: set[str]
+) -> None:
     """Give tensors the numbers of those of the same names.
+
+    Args:
+        tensors: of the original.
+        others: of the compressed graph.
+        reshaped: names of tensors that may have another shape, and stay as they are then.
 
     Raises:
         Refused: one has another type or shape.
@@ -158,5 +193,7 @@ def _refill(tensors: dict[str, TensorProto], others: dict[str, TensorProto]) -> 
     for name in tensors.keys() & others.keys():
         tensor, other = tensors[name], others[name]
         if tensor.data_type != other.data_type or list(tensor.dims) != list(other.dims):
+            if name in reshaped:
+                continue
             raise Refused(f"the graphs differ in more than chains: {name!r} has another shape")
         tensor.CopyFrom(other)

@@ -105,7 +105,9 @@ class Segments:
             done.update(name for index in nodes for name in flat.nodes[index].output)
 
         for call in calls:
-            add(tuple(index for index in flat.needed([call.x], done) if index not in run))
+            # The weight of a layer may be a constant behind a Transpose or an Identity.
+            wanted = [call.x, *(n for index in call.nodes for n in names_read(flat.nodes[index]))]
+            add(tuple(index for index in flat.needed(wanted, done) if index not in run))
             add(call.nodes)
         add(tuple(index for index in flat.needed(flat.outputs, done) if index not in run))
         segments = _linked(flat, parts, {call.y for call in calls})

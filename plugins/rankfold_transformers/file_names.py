@@ -132,8 +132,12 @@ def chains_of(tensors: Iterable[str]) -> list[tuple[str, str]]:
         if match := _FACTOR.fullmatch(name):
             path = match["owner"] + match["name"]
             stages.setdefault((path, path), set()).add(match["number"])
+    # The last stage of a chain has the bias of the layer; layers in a sequence of the model's own
+    # usually have one each.
     return sorted(
-        chain for chain, seen in stages.items() if {"0", "1"} <= seen and chain[1] not in names
+        (path, weight)
+        for (path, weight), seen in stages.items()
+        if {"0", "1"} <= seen and not {weight, f"{path}.0.bias"} & names
     )
 
 

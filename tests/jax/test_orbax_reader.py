@@ -183,6 +183,37 @@ def test_a_state_of_linen_s_training_is_read(tmp_path: Path) -> None:
     assert all(name.startswith("params.") for name in stored.owner)
 
 
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(5)(nn.relu(nn.Dense(23)(nn.relu(nn.Conv(13, (3, 3))(x)).mean((1, 2)))))
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        (lambda state: {"model": state, "config": {"width": 5}, "data": [X]}, None),
+        (lambda state: {"model": state, "config": {"width": 5}, "data": [X]}, "model"),
+        (lambda state: {"state": state, "step": 3}, None),
+        (lambda state: {"state": state, "step": 3}, "state/params"),
+        (lambda state: state.params, None),
+    ],
+)
+def test_a_state_within_others_and_parameters_alone_fit_the_model(
+    tree: Any, key: str | None, tmp_path: Path
+) -> None:
+    params = Dense().init(jax.random.key(0), X)["params"]
+    state = TrainState.create(apply_fn=Dense().apply, params=params, tx=optax.adam(1e-3))
+    source = saved(tree(state), tmp_path / "orbax", ocp.PyTreeCheckpointer)
+    model, fresh = (Dense().bind(Dense().init(jax.random.key(seed), X)) for seed in (0, 5))
+    plan = rf.compress_checkpoint(source, tmp_path / "out", POLICY, key=key)
+    assert {layer.path for layer in plan.layers} == {"Conv_0", "Dense_0", "Dense_1"}
+    assert len(plan.replaced) >= 2
+    small = rf.load(fresh, tmp_path / "out", inputs=X)
+    assert np.array_equal(small(X), rf.apply(model, plan, inputs=X).model(X))
+    assert np.array_equal(filled(fresh, source, key)(X), model(X))
+
+
 def test_the_folder_of_a_manager_names_its_checkpoints(tmp_path: Path) -> None:
     with ocp.CheckpointManager(tmp_path / "steps") as manager:
         for step in (9, 10):

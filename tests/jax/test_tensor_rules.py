@@ -35,6 +35,7 @@ def test_names_of_linen_begin_with_those_of_parameters() -> None:
     assert LINEN.recognise("fc.kernel", (5, 7), {}) is None
     layer = LINEN.recognise("params.fc.kernel", (5, 7), {})
     assert layer == LayerTensor("fc", "params.fc.bias")
+    assert LINEN.recognise("params.kernel", (5, 7), {}) == LayerTensor("", "params.bias")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,47 @@ def test_an_add_that_was_no_bias_of_the_layer_stays() -> None:
     assert np.array_equal(numpy_helper.to_array(tensor(dense, "c")), tensors["c"])
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 21), (21,)])
+def test_a_bias_that_is_spread_over_the_outputs_is_put_back(shape: tuple[int, ...]) -> None:
+    tensors = {"w": drawn(24, 22), "v": drawn(21, 22), "b": drawn(*shape)}
+    nodes = [node("MatMul", "x w", "h", "first"), node("Gemm", "h v b", "y", "second", transB=1)]
+    x = drawn(5, 24)
+    model = graphs.model(nodes, tensors, {"x": ["n", 24]}, {"y": ["n", 21]})
+    small = compressed(model, x)
+    dense = small.expanded(model)
+    graphs.near(graphs.run(dense, x=x), graphs.run(small.model, x=x), 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Conv", "Gemm", "Transpose"])
+def test_a_layer_that_was_refitted_and_stays_is_written_back(kind: str) -> None:
+    stays = {
+        "Conv": [node("Conv", "r v", "y", "second")],
+        "Gemm": [node("Gemm", "r v", "y", "second", alpha=0.5, transB=1)],
+        "Transpose": [
+            node("Transpose", "v", "t", perm=[1, 0]),
+            node("MatMul", "r t", "y", "second"),
+        ],
+    }
+    axes = (1, 1) if kind == "Conv" else ()
+    tensors = {"w": drawn(24, 17, *axes), "v": drawn(19, 24, *axes)}
+    first = "Conv" if kind == "Conv" else "Gemm"
+    if kind != "Conv":
+        tensors["w"] = tensors["w"].T
+    nodes = [node(first, "x w", "h", "first"), node("Relu", "h", "r"), *stays[kind]]
+    sizes = [5, 7] if kind == "Conv" else []
+    model = graphs.model(nodes, tensors, {"x": ["n", 17, *sizes]}, {"y": ["n", 19, *sizes]})
+    batches = [drawn(64, 17, *sizes, seed=seed) for seed in range(6)]
+    small = rf.compress(
+        model, rf.Ranks({"first": 3}), inputs=batches[0], calibration=batches, include="*"
+    )
+    assert [layer.path for layer in small.plan.replaced] == ["first"]
+    assert small.plan["second"].refit
+    dense = small.expanded(model)
+    x = batches[1]
+    graphs.near(graphs.run(dense, x=x), graphs.run(small.model, x=x), 1e-4)
+    assert [n.name for n in dense.graph.node if n.name] == ["first", "second"]
+
+
 def test_a_transposed_weight_and_a_shared_layer_are_put_back() -> None:
     nodes = [
         node("Transpose", "w", "wt", "turn", perm=[1, 0]),

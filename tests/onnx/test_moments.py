@@ -43,6 +43,24 @@ def test_moments_of_a_chain_of_layers_are_means_over_the_rows() -> None:
         assert (layer.samples, layer.positions_per_example) == (11, 1)
 
 
+def test_weights_behind_other_nodes_are_computed_before_their_layer() -> None:
+    nodes = [
+        node("Transpose", "w", "wt", perm=[1, 0]),
+        node("MatMul", "x wt", "h", "first"),
+        node("Identity", "v", "vi"),
+        node("MatMul", "h vi", "y", "second"),
+    ]
+    tensors = {"w": drawn(7, 12), "v": drawn(7, 5)}
+    model = graphs.model(nodes, tensors, {"x": ["n", 12]}, {"y": ["n", 5]})
+    batches = [drawn(8, 12), drawn(3, 12, seed=1)]
+    first, second = gathered(model, batches).values()
+    x = np.concatenate(batches).astype(np.float64)
+    for layer, rows in ((first, x), (second, x @ tensors["w"].T)):
+        near(layer.inputs[0], rows.T @ rows / 11)
+    small = rf.compress(model, rf.Ranks(3), inputs=batches[0], calibration=[drawn(32, 12)])
+    assert small.plan["first"].predicted is not None
+
+
 def test_a_convolution_has_the_moments_of_its_patches() -> None:
     model, x = graphs.convolutional(), np.random.default_rng(0).random((2, 3, 12, 10), np.float32)
     stem = gathered(model, [x], ["stem"])["stem"]

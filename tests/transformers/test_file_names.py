@@ -55,6 +55,7 @@ def test_chains_are_told_by_the_numbers_of_their_stages() -> None:
         *("up.0.weight", "up.1.0.weight", "up.1.1.weight"),
         *("h.0.mlp.weight", "h.1.mlp.weight"),
         *("head.0.weight", "head.2.weight"),
+        *("own.0.weight", "own.0.bias", "own.1.weight", "own.1.bias"),
         *("whole.weight", "whole.0.weight", "whole.1.weight"),
         *("m.parametrizations.stack.original0", "m.parametrizations.stack.original1"),
     ]

@@ -89,6 +89,17 @@ def test_another_head_is_transformers_own_affair(tmp_path: Path) -> None:
     assert isinstance(again.lm_head, nn.Linear)
 
 
+def test_a_sequence_of_the_model_s_own_is_transformers_own_affair() -> None:
+    model = whole("llama")
+    features = model.config.hidden_size
+    model.model.norm = nn.Sequential(nn.Linear(features, features), nn.LayerNorm(features))
+    again, report = type(model).from_pretrained(
+        None, config=model.config, state_dict=model.state_dict(), output_loading_info=True
+    )
+    assert set(report["missing_keys"]) == {"model.norm.weight"}
+    assert not isinstance(again.model.norm, nn.Sequential)
+
+
 def test_a_model_comes_with_a_report_only_when_it_is_asked_for(tmp_path: Path) -> None:
     model = whole("llama")
     model.save_pretrained(tmp_path)

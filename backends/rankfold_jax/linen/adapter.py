@@ -39,6 +39,7 @@ from rankfold_jax.linen.params import (
     Refilled,
     boxed,
     check_array,
+    names_alone,
     nodes,
     numbers_of,
     params_of,
@@ -271,7 +272,8 @@ class LinenAdapter(FlaxAdapter[nn.Module]):
         module, variables = model.unbind()
         flat, tree = jax.tree.flatten(variables)
         names = [".".join(path) for path, _ in leaves(variables)]
-        loaded = load_arrays((file, *more), dict(zip(names, flat, strict=True)))
+        wanted = dict(zip(names, flat, strict=True))
+        loaded = load_arrays((file, *more), wanted, aliases=names_alone(names))
         return module.bind(jax.tree.unflatten(tree, [loaded[name] for name in names]))
 
     def refilled(self, model: nn.Module, path: str, op: Op) -> Refilled:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,19 @@ def refilled_param(like: Any, numbers: Array, stack: StackedAxes, roles: Roles) 
 def params_of(model: nn.Module) -> Any:
     """Return the tree of a bound module's parameters."""
     return model.variables.get("params", {})
+
+
+def names_alone(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return the names that arrays have in a checkpoint of the parameters alone.
+
+    Nothing in it says that it is Linen's, so the stages of a chain are called as those of NNX are.
+    """
+    alone: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        collection, _, path = name.partition(".")
+        if collection == "params":
+            alone[name] = path, re.sub(r"\blr(?=\d+\.)", "layers.", path)
+    return alone
 
 
 def nodes(model: nn.Module) -> Mapping[Path, dict[str, Any]]:
