@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -178,6 +179,8 @@ class _Layer:
         self.form = input_form(op)
         self.full = full_gradients(op)
         self._matrix: torch.Tensor | None = None
+        # A model may call one layer in several threads.
+        self._lock = threading.Lock()
         self.reader = InputReader(_InputSums(store), kind_of(op))
         self.grads = SquareSum(store) if self.full else TensorSum(store)
 
@@ -195,8 +198,9 @@ class _Layer:
             # looked up. The mean is the same.
             counts = torch.bincount(x.detach().reshape(-1).long(), minlength=len(op.weight))
             share = counts[None].double()
-            sums.add(x.numel(), {"inputs": share, "mean": share})
-            sums.positions += x.numel()
+            with self._lock:
+                sums.add(x.numel(), {"inputs": share, "mean": share})
+                sums.positions += x.numel()
             return
         # Inputs are sampled, gradients below are not: a row of a convolution is as large as its
         # kernel, a gradient only as large as the channels.
@@ -207,13 +211,14 @@ class _Layer:
         if not all_finite(x):
             raise input_not_finite(self.path)
         taken = patches.Inputs(op, x, drawn)
-        for chunk in chunks(op, drawn):
-            rows = taken.take(chunk)
-            if self.form == "patches":
-                sums.add_square("inputs", rows)
-            sums.add(len(rows), self._terms(rows))
-        # Gradients are of all positions, and are divided by these.
-        sums.positions += drawn.images * drawn.positions
+        with self._lock:
+            for chunk in chunks(op, drawn):
+                rows = taken.take(chunk)
+                if self.form == "patches":
+                    sums.add_square("inputs", rows)
+                sums.add(len(rows), self._terms(rows))
+            # Gradients are of all positions, and are divided by these.
+            sums.positions += drawn.images * drawn.positions
 
     def _terms(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the sums over rows (rows, groups, d) that the layer's form asks for.
@@ -247,7 +252,8 @@ class _Layer:
         else:
             rows = patches.every_output(op, gradient)
         rows = working(rows)
-        self.grads.add(rows if self.full else squares(rows))
+        with self._lock:
+            self.grads.add(rows if self.full else squares(rows))
 
     def check(self) -> None:
         """Check that the sums are finite.

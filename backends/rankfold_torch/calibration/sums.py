@@ -5,7 +5,6 @@ They are added up there, too, if decompositions compute there (`stays`), and els
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -104,8 +103,6 @@ class SquareSum:
         self._store = store
         self._sum = TensorSum(store)
         self._rows: StoredRows | None = None
-        # A model may call one layer in several threads.
-        self._lock = threading.Lock()
 
     def add(self, rows: torch.Tensor) -> None:
         """Add rows (rows, groups, d)."""
@@ -113,12 +110,11 @@ class SquareSum:
         if count >= width or width < _BLOCKED or groups > 1 or not _waits(rows):
             self._sum.add(product(rows, rows))
             return
-        with self._lock:
-            if self._rows is None:
-                self._rows = self._store.reserve(width, width, np.float32)
-            if self._rows.waiting + count > width:
-                self._settle()
-            self._rows.add(rows[:, 0].detach().numpy())
+        if self._rows is None:
+            self._rows = self._store.reserve(width, width, np.float32)
+        if self._rows.waiting + count > width:
+            self._settle()
+        self._rows.add(rows[:, 0].detach().numpy())
 
     @property
     def empty(self) -> bool:

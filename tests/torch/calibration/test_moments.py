@@ -1,8 +1,11 @@
 """Moments of layers on calibration data, against direct computations."""
 
 import math
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
@@ -346,3 +349,31 @@ def test_squares_of_many_rows_are_summed_up_in_parts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sums, "_SQUARES", 30)
     torch.testing.assert_close(sums.squares(rows), rows.square().sum(0))
     assert sums.squares(rows[:0]).tolist() == [[0.0] * 5] * 2
+
+
+@pytest.mark.parametrize("width", [5, 300])
+def test_calls_of_one_layer_in_several_threads_are_all_counted(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Threaded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(width, 7)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with ThreadPoolExecutor(4) as threads:
+                return torch.cat(list(threads.map(self.layer, x.split(6))))
+
+    def slow(self: Any, *arguments: Any, call: Callable[..., Any]) -> Any:
+        time.sleep(1e-3)  # so that another thread comes between
+        return call(self, *arguments)
+
+    store, rows = array_store.ArrayStore, array_store.StoredRows
+    for kind, name in ((store, "keep"), (store, "reserve"), (rows, "add")):
+        monkeypatch.setattr(kind, name, partialmethod(slow, call=getattr(kind, name)))
+    x = torch.randn(96, width)
+    layer = gather(Threaded(), x)["layer"]
+    assert layer.positions_per_example == 1.0
+    expected = (x.double().T @ x.double() / len(x)).numpy()
+    np.testing.assert_allclose(np.asarray(layer.inputs)[0], expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer.mean[0], x.double().mean(0), rtol=1e-4, atol=1e-5)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import pytest
 import torch
 
-from rankfold.calibration.array_store import ArrayStore, StoredRows
+from rankfold.calibration.array_store import ArrayStore
 from rankfold_torch.calibration.sums import SquareSum, all_finite, product, squared_norm
 
 
@@ -42,23 +38,6 @@ def test_rows_that_wait_count_as_those_that_do_not(
     torch.testing.assert_close(
         torch.as_tensor(total.over(5.0)).double(), expected / 5.0, rtol=1e-4, atol=1e-3
     )
-
-
-def test_rows_of_several_threads_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = torch.randn(90, 1, 300, generator=torch.Generator().manual_seed(0))
-    put = StoredRows.add
-
-    def slow(self: StoredRows, rows: Any) -> None:
-        time.sleep(1e-3)  # so that another thread comes between
-        put(self, rows)
-
-    monkeypatch.setattr(StoredRows, "add", slow)
-    total = SquareSum(ArrayStore(0))
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(total.add, [rows] * 16))
-    expected = 16 * torch.einsum("nga,ngb->gab", rows, rows)
-    sums = torch.as_tensor(total.over(1.0)).float()
-    torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-2)
 
 
 def test_squares_of_long_outputs_keep_their_digits() -> None:
