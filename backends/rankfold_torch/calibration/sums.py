@@ -5,6 +5,7 @@ They are added up there, too, if decompositions compute there (`stays`), and els
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ _BLOCKS = 5
 _SQUARES = 2**22
 _STRETCH = 4096
 """Numbers whose squares are summed in float32: that is exact to some 1e-6."""
+_LEAST = 1e-25
+"""A sum of squares below which those of a billion numbers may have vanished in float32."""
 
 
 class Sum:
@@ -217,7 +220,11 @@ def squared_norm(x: torch.Tensor) -> float:
     whole = flat.numel() // _STRETCH * _STRETCH
     stretches = torch.linalg.vector_norm(flat[:whole].view(-1, _STRETCH), dim=1).double()
     rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64)
-    return float(stretches.square().sum() + rest.square())
+    total = float(stretches.square().sum() + rest.square())
+    if _LEAST < total < math.inf:
+        return total
+    # Squares were out of the range of float32.
+    return float(torch.linalg.vector_norm(flat, dtype=torch.float64).square())
 
 
 def all_finite(x: torch.Tensor) -> bool:

@@ -46,6 +46,12 @@ def test_squares_of_long_outputs_keep_their_digits() -> None:
     assert squared_norm(x[:0]) == 0.0
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-18, 1e18, 1e30])
+def test_squares_out_of_the_range_of_float32_count(size: float) -> None:
+    x = torch.full((9000,), size)
+    assert squared_norm(x) == pytest.approx(9000 * size**2, rel=1e-5)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_value_that_is_not_finite_is_seen(bad: float, dtype: torch.dtype) -> None:
